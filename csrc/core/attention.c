@@ -1,0 +1,532 @@
+/* attention.c: softmax attention in every scope, forward and backward.
+
+   The work is cut into owners: up to OWNERS blocks of queries that attend to the same spans. A task
+   is a few consecutive owners on one thread, so that a block which the next owner needs again (the
+   previous chunk) is still at hand. A row's softmax runs over all its keys of all rounds: rounds
+   follow one another, and within a round each token has one owner, so no two tasks write one row.
+
+   In the backward an owner computes everything that its own tokens receive, as queries from the
+   keys that they see, and as keys from the queries that see them. That repeats two of the five
+   products for pairs of different blocks, and in exchange nothing is merged between tasks. */
+#include "attention_exact.h"
+
+#define OWNERS 4      // blocks of queries that one gathering of keys serves
+#define CACHE_MOST 96 // blocks at hand
+
+typedef struct {
+    block *blk;
+    real *most, *sum, *num; // forward: running maximum, denominator, numerator
+    real *dq, *dk, *dv;     // backward
+    int started;
+} owner;
+
+/* What one thread works with. */
+typedef struct {
+    block_cache cache;
+    owner owners[OWNERS];
+    real *s, *g; // scores and their gradients of one pair
+} workbench;
+
+/* ------------------------------------------------------------------------------- scratch ---- */
+
+static size_t blocks_per_chunk(const rf_attention *a) {
+    return blocks_of(min_size(a->m, max_size(a->t, 1)), BLOCK);
+}
+
+/* The owners' blocks, a span of others in a window that slides, and one to spare. */
+static size_t cache_blocks(const rf_attention *a, int backward) {
+    if (!is_window_scope(a)) return OWNERS + 2;
+    const size_t chunks = 2 + (a->before + a->after) * (backward ? 2 : 1);
+    return OWNERS + min_size(CACHE_MOST, bytes_mul(chunks, blocks_per_chunk(a)));
+}
+
+static size_t workbench_bytes(const rf_attention *a, int backward) {
+    const size_t dp = round_up(a->d, VEC_LANES), tile = BLOCK * BLOCK;
+    const size_t blocks = cache_blocks(a, backward);
+    size_t reals = bytes_mul(blocks, block_reals(dp, backward));
+    reals = bytes_add(reals, OWNERS * (2 * BLOCK + 3 * BLOCK * dp) + 2 * tile);
+    const size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
+    return bytes_add(bytes, exact_bytes(a));
+}
+
+static void workbench_place(workbench *w, const rf_attention *a, void *at, int backward) {
+    const size_t dp = round_up(a->d, VEC_LANES), each = block_reals(dp, backward);
+    w->cache.count = cache_blocks(a, backward);
+    w->cache.clock = 0;
+    real *reals = take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) +
+                                2 * BLOCK * BLOCK, sizeof(real));
+    w->cache.blocks = take(&at, w->cache.count, sizeof(block));
+    for (size_t i = 0; i < w->cache.count; i++, reals += each)
+        block_place(w->cache.blocks + i, reals, dp, backward);
+    w->s = reals, reals += BLOCK * BLOCK;
+    w->g = reals, reals += BLOCK * BLOCK;
+    for (size_t i = 0; i < OWNERS; i++) {
+        owner *o = w->owners + i;
+        o->num = o->dq = reals, reals += BLOCK * dp;
+        o->dk = reals, reals += BLOCK * dp;
+        o->dv = reals, reals += BLOCK * dp;
+        o->most = reals, reals += BLOCK;
+        o->sum = reals, reals += BLOCK;
+    }
+}
+
+static size_t attention_rows(const rf_attention *a) {
+    return bytes_mul(a->b, bytes_mul(a->h, a->t));
+}
+
+static size_t attention_workspace(const rf_attention *a, int workers) {
+    const size_t sums = rounds_of(a) > 1 ? bytes_of(attention_rows(a), sizeof(real)) : 0;
+    const size_t benches = bytes_mul((size_t)workers, workbench_bytes(a, 0));
+    return bytes_add(order_workspace(a, workers), bytes_add(sums, benches));
+}
+
+static size_t attention_backward_workspace(const rf_attention *a, int workers) {
+    const size_t delta = bytes_of(attention_rows(a), sizeof(real));
+    const size_t benches = bytes_mul((size_t)workers, workbench_bytes(a, 1));
+    return bytes_add(order_workspace(a, workers), bytes_add(delta, benches));
+}
+
+/* Operations of the two products, if nothing is masked. */
+static double attention_work(const rf_attention *a) {
+    const double rows = (double)(a->b * a->h) * (double)a->t * (double)rounds_of(a);
+    const size_t window = is_window_scope(a) ? (a->before + a->after + 1) * a->m : a->tk;
+    return 4 * rows * (double)a->d * (double)(a->scope == RF_BUCKET ? 64 : window);
+}
+
+/* -------------------------------------------------------------------------------- tasks ----- */
+
+/* Owners of one round of one head. Scope BUCKET counts pieces of the order; a block belongs to the
+   piece that it begins in. */
+static size_t owners_of(const rf_attention *a) {
+    if (is_window_scope(a)) return chunks_of(a) * blocks_of(blocks_per_chunk(a), OWNERS);
+    return blocks_of(max_size(a->t, a->scope == RF_FULL ? a->tk : 0), OWNERS * BLOCK);
+}
+
+/* Consecutive owners of a task: enough tasks for many threads, few enough that what neighbours
+   share is mostly gathered once. Sizes alone decide. */
+static size_t owners_per_task(const rf_attention *a) {
+    return max_size(1, min_size(16, a->b * a->h * owners_of(a) / 64));
+}
+
+/* One owner's queries: blocks [first, first + count) of the span. */
+typedef struct {
+    span base;
+    size_t chunk; // window scopes
+    size_t first, count;
+} piece;
+
+typedef void (*piece_function)(const attention_arrays *x, workbench *w, size_t bh, piece p,
+                               void *more);
+
+/* Calls `each` for the pieces of owner `index`: one, or in scope BUCKET one a bucket. */
+static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_t round,
+                       size_t index, piece_function each, void *more) {
+    const rf_attention *a = x->a;
+    if (is_window_scope(a)) {
+        const size_t per_chunk = blocks_of(blocks_per_chunk(a), OWNERS);
+        piece p = {.chunk = round * chunks_of(a) + index / per_chunk,
+                   .first = index % per_chunk * OWNERS};
+        p.base = chunk_span(a, p.chunk);
+        const size_t blocks = blocks_of(p.base.end - p.base.start, BLOCK);
+        if (p.first >= blocks) return;
+        p.count = min_size(OWNERS, blocks - p.first);
+        each(x, w, bh, p, more);
+        return;
+    }
+    const size_t from = index * OWNERS * BLOCK;
+    if (a->scope == RF_FULL) {
+        const size_t most = max_size(a->t, a->tk), blocks = blocks_of(most, BLOCK);
+        const size_t count = min_size(OWNERS, blocks - index * OWNERS);
+        each(x, w, bh, (piece){{0, 0, most}, 0, index * OWNERS, count}, more);
+        return;
+    }
+    const size_t to = min_size(a->t, from + OWNERS * BLOCK);
+    const int32_t *buckets = x->buckets + (bh * a->r + round) * a->t;
+    for (size_t at = from; at < to;) {
+        const span s = bucket_span(&x->order, bh, round, buckets[token_at(x, bh, round, at)]);
+        const size_t first = blocks_of(at - s.start, BLOCK);
+        const size_t end = blocks_of(min_size(to, s.end) - s.start, BLOCK);
+        if (first < end) each(x, w, bh, (piece){s, 0, first, end - first}, more);
+        at = s.end;
+    }
+}
+
+/* Runs `each` over all pieces of all heads of one round, on the team. */
+static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *benches,
+                      int backward, piece_function each, void *more) {
+    const rf_attention *a = x->a;
+    const size_t owners = owners_of(a), step = owners_per_task(a), tasks = blocks_of(owners, step);
+    const size_t bench = workbench_bytes(a, backward);
+#pragma omp parallel num_threads(team(run, attention_work(a)))
+    {
+        workbench w;
+        workbench_place(&w, a, (char *)benches + thread_index() * bench, backward);
+#pragma omp for schedule(dynamic)
+        for (size_t task = 0; task < a->b * a->h * tasks; task++) {
+            const size_t bh = task / tasks, first = task % tasks * step;
+            for (size_t i = first; i < min_size(owners, first + step) && !stopped(run); i++)
+                for_pieces(x, &w, bh, round, i, each, more);
+        }
+    }
+}
+
+/* Ask for the rows of the next chunk while this one is computed: they lie anywhere. */
+static void prefetch_chunk(const attention_arrays *x, size_t bh, size_t chunk) {
+    const rf_attention *a = x->a;
+    if (a->scope != RF_CHUNK || chunk + 1 >= chunks_of(a) * a->r) return;
+    const span s = chunk_span(a, chunk + 1);
+    const size_t line = RF_ALIGN / sizeof(real);
+    for (size_t at = s.start; at < min_size(s.end, s.start + BLOCK); at++) {
+        const size_t token = token_at(x, bh, s.round, at);
+        const real *q = row_of(x->q, x->sq, a, bh, token), *v = row_of(x->v, x->sv, a, bh, token);
+        for (size_t j = 0; j < a->d; j += line) {
+            __builtin_prefetch(q + j);
+            __builtin_prefetch(v + j);
+        }
+    }
+}
+
+/* Block `index` of a span, with its queries if asked for. */
+static block *span_block(const attention_arrays *x, workbench *w, size_t bh, span s, size_t index,
+                         int queries) {
+    const size_t start = s.start + index * BLOCK;
+    const size_t places = x->a->scope == RF_FULL ? BLOCK : min_size(BLOCK, s.end - start);
+    return block_get(x, &w->cache, bh, s.round, start, places, queries);
+}
+
+/* ------------------------------------------------------------------------------- forward ---- */
+
+typedef struct {
+    real *out, *lse, *sum;
+    rf_strides sout;
+} forward_results;
+
+/* One owner's block of queries meets one block of keys. */
+static void forward_pair(const attention_arrays *x, workbench *w, owner *o, const block *k,
+                         size_t slot) {
+    const rf_attention *a = x->a;
+    const block *q = o->blk;
+    const size_t dp = x->dp;
+    reach r;
+    find_reach(&r, a, q, k);
+    if (!r.most) return;
+    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp);
+
+    real decay[BLOCK];
+    for (size_t g = 0; g < r.groups; g++) {
+        real *s = w->s + g * VEC_LANES;
+        const vec before = vload(o->most + g * VEC_LANES);
+        const vec most = group_scores(s, x, q, k, &r, g, before);
+        const vec fade = vec_exp(before - most);
+        vec sum = vload(o->sum + g * VEC_LANES) * fade;
+        for (size_t i = 0; i < r.high[g]; i++) {
+            vec p = vec_exp(vload(s + i * BLOCK) - most);
+            sum += p;
+            if (a->dropout > 0) p *= drop_factors(a, q, k->kpos[i], slot, g);
+            vstore(s + i * BLOCK, p);
+        }
+        vstore(o->most + g * VEC_LANES, most);
+        vstore(o->sum + g * VEC_LANES, sum);
+        vstore(decay + g * VEC_LANES, fade);
+        clear_beyond(s, &r, g);
+    }
+    for (size_t i = 0; i < q->nq && o->started; i++) {
+        real *num = o->num + i * dp;
+        if (decay[i] == 0) // not a product: what is forgotten may be NaN
+            memset(num, 0, dp * sizeof(real));
+        else if (decay[i] != 1)
+            for (size_t j = 0; j < dp; j += VEC_LANES) vstore(num + j, vload(num + j) * decay[i]);
+    }
+    if (k->finite) {
+        queries_product(o->num, &r, w->s, k->v_rows, q->nq, dp, o->started);
+    } else { // 0 times NaN is NaN: a value that is not finite must not touch rows that do not see it
+        if (!o->started) memset(o->num, 0, q->nq * dp * sizeof(real));
+        for (size_t i = 0; i < q->nq; i++)
+            for (size_t j = 0; j < r.high[i / VEC_LANES]; j++)
+                if (w->s[j * BLOCK + i] != 0)
+                    for (size_t e = 0; e < a->d; e++)
+                        o->num[i * dp + e] += w->s[j * BLOCK + i] * k->v_rows[j * dp + e];
+    }
+    o->started = 1;
+}
+
+static void owner_begin(const attention_arrays *x, owner *o, const forward_results *f) {
+    const rf_attention *a = x->a;
+    const block *q = o->blk;
+    o->started = q->round > 0;
+    for (size_t i = 0; i < BLOCK; i++) {
+        o->most[i] = (real)(sizeof(real) == 4 ? -FLT_MAX : -DBL_MAX);
+        o->sum[i] = 0;
+    }
+    if (!o->started) return;
+    for (size_t i = 0; i < q->nq; i++) {
+        const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
+        o->most[i] = f->lse[row];
+        o->sum[i] = f->sum[row];
+        memcpy(o->num + i * x->dp, row_of(f->out, f->sout, a, q->bh, token), a->d * sizeof(real));
+    }
+}
+
+/* After the last round a row is num / sum; before that its three parts wait in out, lse and sum. */
+static void owner_end(const attention_arrays *x, owner *o, const forward_results *f) {
+    const rf_attention *a = x->a;
+    const block *q = o->blk;
+    const int last = q->round + 1 == rounds_of(a);
+    if (!o->started) memset(o->num, 0, q->nq * x->dp * sizeof(real));
+    for (size_t i = 0; i < q->nq; i++) {
+        const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
+        real *out = (real *)row_of(f->out, f->sout, a, q->bh, token);
+        const real *num = o->num + i * x->dp;
+        if (!last) {
+            memcpy(out, num, a->d * sizeof(real));
+            f->lse[row] = o->most[i];
+            f->sum[row] = o->sum[i];
+            continue;
+        }
+        const real share = 1 / o->sum[i];
+        for (size_t j = 0; j < a->d; j++) out[j] = num[j] * share;
+        f->lse[row] = o->most[i] < SCORE_NOTHING ? -(real)INFINITY
+                                                 : o->most[i] + (real)log((double)o->sum[i]);
+    }
+}
+
+/* All queries of a piece meet all keys of a span. */
+static void forward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span keys,
+                         size_t slot) {
+    for (size_t j = 0; j < blocks_of(keys.end - keys.start, BLOCK); j++) {
+        const block *k = span_block(x, w, bh, keys, j, 0);
+        for (size_t i = 0; i < p.count; i++) forward_pair(x, w, w->owners + i, k, slot);
+    }
+}
+
+static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
+                          void *results) {
+    const rf_attention *a = x->a;
+    const forward_results *f = results;
+    for (size_t i = 0; i < p.count; i++) {
+        w->owners[i].blk = span_block(x, w, bh, p.base, p.first + i, 1);
+        w->owners[i].blk->pinned = 1;
+        owner_begin(x, w->owners + i, f);
+    }
+    if (is_window_scope(a)) {
+        prefetch_chunk(x, bh, p.chunk);
+        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
+            size_t to;
+            if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
+                forward_span(x, w, bh, p, chunk_span(a, to), slot);
+        }
+    } else {
+        span keys = p.base;
+        if (a->scope == RF_FULL) keys.end = a->tk;
+        // tokens of a span stand in order of position, so later blocks are later tokens
+        if (a->causal) keys.end = min_size(keys.end, keys.start + (p.first + p.count) * BLOCK);
+        forward_span(x, w, bh, p, keys, 0);
+    }
+    for (size_t i = 0; i < p.count; i++) {
+        owner_end(x, w->owners + i, f);
+        w->owners[i].blk->pinned = 0;
+    }
+}
+
+/* Rows that were marked as having seen nothing. */
+static void forward_exact(rf_run *run, const attention_arrays *x, const forward_results *f,
+                          void *benches) {
+    const rf_attention *a = x->a;
+    const size_t rows = a->b * a->h * a->t, step = 1024;
+    const size_t bench = workbench_bytes(a, 0);
+#pragma omp parallel num_threads(team(run, (double)rows))
+    {
+        exact_bench e = exact_place(a, (char *)benches + thread_index() * bench);
+#pragma omp for schedule(dynamic)
+        for (size_t task = 0; task < blocks_of(rows, step); task++)
+            for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++)
+                if (f->lse[i] == -(real)INFINITY && !stopped(run))
+                    exact_forward(x, (real *)row_of(f->out, f->sout, a, i / a->t, i % a->t),
+                                  i / a->t, i % a->t, &e);
+    }
+}
+
+static void attention_forward(rf_run *run, real *out, real *lse, const real *q, const real *k,
+                              const real *v, const uint8_t *mask, const int32_t *buckets,
+                              const rf_attention *a, rf_strides sout, rf_strides sq, rf_strides sk,
+                              rf_strides sv, void *scratch) {
+    attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
+    x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
+    x.order = make_order(run, a, buckets, &scratch);
+    forward_results f = {out, lse, NULL, sout};
+    if (rounds_of(a) > 1) f.sum = take(&scratch, a->b * a->h * a->t, sizeof(real));
+    for (size_t round = 0; round < rounds_of(a); round++)
+        for_round(run, &x, round, scratch, 0, forward_piece, &f);
+    forward_exact(run, &x, &f, scratch);
+}
+
+/* ------------------------------------------------------------------------------ backward ---- */
+
+/* Probabilities and score gradients of one group of lanes: forward was p = exp(s - lse), then
+   out = sum of p keep v; so ds = p (keep dp - dout out), and s was the raw product times kscale.
+   dp is in g on entry; p keep is left in s, ds kscale in g. */
+static void backward_group(const attention_arrays *x, real *s, real *g, const block *q,
+                           const block *k, const reach *r, size_t group, size_t slot) {
+    const rf_attention *a = x->a;
+    const vec lse = vload(q->lse + group * VEC_LANES), delta = vload(q->delta + group * VEC_LANES);
+    const ivec positions = iload(q->qpos + group * VEC_LANES);
+    for (size_t i = 0; i < r->high[group]; i++) {
+        const vec p = vec_exp(vload(s + i * BLOCK) - lse);
+        const vec dp = vload(g + i * BLOCK);
+        vec ds = (p * k->kscale[i]) * (dp - delta);
+        if (a->dropout > 0) {
+            const vec keep = drop_factors(a, q, k->kpos[i], slot, group);
+            ds = (p * k->kscale[i]) * (dp * keep - delta);
+            vstore(s + i * BLOCK, p * keep);
+        } else {
+            vstore(s + i * BLOCK, p);
+        }
+        // the self score is a constant: nothing flows through it
+        if (a->shared_qk && i >= r->low[group] && i < r->mid[group])
+            ds = vselect(k->kpos[i] - (ivec){0} == positions, (vec){0}, ds);
+        vstore(g + i * BLOCK, ds);
+    }
+}
+
+/* Queries q meet keys k: dq receives if as_queries belongs to the owner, dk and dv if as_keys does. */
+static void backward_pair(const attention_arrays *x, workbench *w, const block *q, const block *k,
+                          size_t slot, real *dq, real *dk, real *dv) {
+    const rf_attention *a = x->a;
+    const size_t dp = x->dp;
+    reach r;
+    find_reach(&r, a, q, k);
+    if (!r.most) return;
+    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp);
+    staircase_product(w->g, &r, k->v_rows, q->do_columns, a->d, dp);
+    for (size_t g = 0; g < r.groups; g++) {
+        real *s = w->s + g * VEC_LANES, *ds = w->g + g * VEC_LANES;
+        group_scores(s, x, q, k, &r, g, (vec){0});
+        backward_group(x, s, ds, q, k, &r, g, slot);
+        clear_beyond(s, &r, g);
+        clear_beyond(ds, &r, g);
+    }
+    if (dq) queries_product(dq, &r, w->g, k->k_rows, q->nq, dp, 1);
+    if (dk) {
+        keys_product(dv, &r, w->s, q->do_rows, q->nq, dp);
+        keys_product(dk, &r, w->g, q->q_rows, q->nq, dp);
+    }
+}
+
+/* The owners as queries of the keys of a span (as_queries), and as keys of its queries (as_keys). */
+static void backward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span others,
+                          size_t slot, int as_queries, int as_keys) {
+    for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
+        const block *other = span_block(x, w, bh, others, j, 1);
+        for (size_t i = 0; i < p.count; i++) {
+            owner *o = w->owners + i;
+            const int same = other == o->blk;
+            if (as_queries)
+                backward_pair(x, w, o->blk, other, slot, o->dq, same && as_keys ? o->dk : NULL,
+                              o->dv);
+            if (as_keys && !(as_queries && same))
+                backward_pair(x, w, other, o->blk, slot, NULL, o->dk, o->dv);
+        }
+    }
+}
+
+/* In the first round rows are written, later they are added to: every token has one owner a round. */
+static void owner_flush(const attention_arrays *x, const owner *o, const backward_results *g) {
+    const rf_attention *a = x->a;
+    const block *blk = o->blk;
+    const int first = blk->round == 0;
+    const size_t d = a->d, dp = x->dp;
+    for (size_t i = 0; i < blk->nk; i++) {
+        const size_t token = (size_t)blk->kpos[i];
+        real *dv = (real *)row_of(g->dv, g->sdv, a, blk->bh, token);
+        for (size_t j = 0; j < d; j++) dv[j] = (first ? 0 : dv[j]) + o->dv[i * dp + j];
+        if (a->shared_qk) continue;
+        memcpy((real *)row_of(g->dk, g->sdk, a, blk->bh, token), o->dk + i * dp, d * sizeof(real));
+    }
+    for (size_t i = 0; i < blk->nq; i++) {
+        real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, (size_t)blk->qpos[i]);
+        for (size_t j = 0; j < d; j++) dq[j] = (first ? 0 : dq[j]) + o->dq[i * dp + j];
+        if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + i * dp, o->dk + i * dp);
+    }
+}
+
+static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
+                           void *results) {
+    const rf_attention *a = x->a;
+    for (size_t i = 0; i < p.count; i++) {
+        owner *o = w->owners + i;
+        o->blk = span_block(x, w, bh, p.base, p.first + i, 1);
+        o->blk->pinned = 1;
+        memset(o->dq, 0, 3 * BLOCK * x->dp * sizeof(real)); // dq, dk and dv lie side by side
+    }
+    if (is_window_scope(a)) {
+        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
+            const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
+            size_t other;
+            if (chunk_at(a, p.chunk, offset, &other))
+                backward_span(x, w, bh, p, chunk_span(a, other), slot, 1, other == p.chunk);
+            if (chunk_seen_from(a, p.chunk, offset, &other))
+                backward_span(x, w, bh, p, chunk_span(a, other), slot, 0, 1);
+        }
+    } else {
+        // earlier tokens are the owners' keys, later ones their queries, and nearby ones both
+        const size_t from = p.base.start + p.first * BLOCK;
+        const size_t to = min_size(p.base.end, from + p.count * BLOCK);
+        const span all = p.base;
+        if (!a->causal) {
+            backward_span(x, w, bh, p, all, 0, 1, 1);
+        } else {
+            backward_span(x, w, bh, p, (span){all.round, all.start, from}, 0, 1, 0);
+            backward_span(x, w, bh, p, (span){all.round, from, to}, 0, 1, 1);
+            backward_span(x, w, bh, p, (span){all.round, to, all.end}, 0, 0, 1);
+        }
+    }
+    for (size_t i = 0; i < p.count; i++) {
+        owner_flush(x, w->owners + i, results);
+        w->owners[i].blk->pinned = 0;
+    }
+}
+
+/* delta = dout . out, for each row. */
+static void row_products(rf_run *run, real *delta, const real *dout, const real *out,
+                         const rf_attention *a, rf_strides sdout, rf_strides sout) {
+    const size_t rows = a->b * a->h * a->t, step = 1024;
+#pragma omp parallel for num_threads(team(run, 2.0 * (double)(rows * a->d))) schedule(static)
+    for (size_t task = 0; task < blocks_of(rows, step); task++)
+        for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++)
+            delta[i] = dot(row_of(dout, sdout, a, i / a->t, i % a->t),
+                           row_of(out, sout, a, i / a->t, i % a->t), a->d);
+}
+
+/* The rows that saw nothing add to gradients anywhere in their windows: one head at a time. */
+static void backward_exact(rf_run *run, const attention_arrays *x, const backward_results *g,
+                           void *benches) {
+    const rf_attention *a = x->a;
+    const size_t bench = workbench_bytes(a, 1);
+#pragma omp parallel num_threads(team(run, (double)(a->b * a->h * a->t)))
+    {
+        exact_bench e = exact_place(a, (char *)benches + thread_index() * bench);
+#pragma omp for schedule(dynamic)
+        for (size_t bh = 0; bh < a->b * a->h; bh++)
+            for (size_t i = 0; i < a->t; i++)
+                if (x->lse[bh * a->t + i] == -(real)INFINITY && !stopped(run))
+                    exact_backward(x, g, bh, i, &e);
+    }
+}
+
+static void attention_backward(rf_run *run, real *dq, real *dk, real *dv, const real *dout,
+                               const real *out, const real *lse, const real *q, const real *k,
+                               const real *v, const uint8_t *mask, const int32_t *buckets,
+                               const rf_attention *a, rf_strides sdq, rf_strides sdk,
+                               rf_strides sdv, rf_strides sdout, rf_strides sout, rf_strides sq,
+                               rf_strides sk, rf_strides sv, void *scratch) {
+    attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
+    x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
+    x.order = make_order(run, a, buckets, &scratch);
+    real *delta = take(&scratch, a->b * a->h * a->t, sizeof(real));
+    row_products(run, delta, dout, out, a, sdout, sout);
+    x.dout = dout, x.sdout = sdout, x.lse = lse, x.delta = delta;
+    backward_results g = {dq, dk, dv, sdq, sdk, sdv};
+    for (size_t round = 0; round < rounds_of(a); round++)
+        for_round(run, &x, round, scratch, 1, backward_piece, &g);
+    backward_exact(run, &x, &g, scratch);
+}

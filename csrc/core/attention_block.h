@@ -1,0 +1,364 @@
+/* attention_block.h: up to BLOCK queries against up to BLOCK keys.
+
+   A block gathers the rows of a few tokens into dense, padded scratch, so that the products below
+   are bare tiles whatever the order and the strides of the arrays. Scores are kept transposed, a
+   row a key and a lane a query: then maxima, sums and masks run down the lanes with no horizontal
+   step, and the same scores are the left operand of the next product as they stand.
+
+   Tokens of a block stand in order of position. The keys that the causal mask leaves to a group of
+   lanes are therefore a prefix (a staircase), and whole tiles beyond it are never computed. */
+#ifndef RF_ATTENTION_BLOCK_H
+#define RF_ATTENTION_BLOCK_H
+
+#include "gemm.h"
+#include "order.h"
+#include "philox.h"
+
+#define BLOCK 64
+#define LANE_GROUPS (BLOCK / VEC_LANES)
+
+#define SCORE_HIDDEN ((real)-1e9) // Hugging Face's constants: a masked key,
+#define SCORE_SELF ((real)-1e5)   // and, with shared_qk, the query itself
+#define SCORE_NOTHING ((real)-5e4) // a maximum below this: the row saw no other key
+
+/* The arrays of one call. `dout` is NULL in a forward. */
+typedef struct {
+    const rf_attention *a;
+    layout order;
+    const real *q, *k, *v, *dout, *lse, *delta;
+    const uint8_t *mask;
+    const int32_t *buckets;
+    rf_strides sq, sk, sv, sdout;
+    size_t dp; // d, padded to whole vectors
+} attention_arrays;
+
+typedef struct {
+    size_t bh, round, start; // which tokens: places start.. of the round's order
+    int has_queries, has_keys;
+    int pinned;      // an owner's: not to be replaced now
+    int finite;      // no NaN and no infinity among the values
+    uint64_t used;   // when it was last asked for
+    size_t nq, nk;   // queries and keys
+    size_t visible;  // keys [0, visible) are not hidden by the attention mask
+    lane earliest, latest; // positions of the queries
+    lane qpos[BLOCK], kpos[BLOCK];
+    lane qbucket[BLOCK], kbucket[BLOCK]; // over all rounds; only if buckets are compared
+    uint64_t drop[BLOCK];                // keys of the queries' dropout bits
+    real kscale[BLOCK];                  // what makes a raw key row the key, times the scale
+    real lse[BLOCK], delta[BLOCK];       // backward
+    real *q_columns, *q_rows, *k_rows, *v_rows;
+    real *do_columns, *do_rows; // backward
+} block;
+
+static inline int is_self_attention(const rf_attention *a) {
+    return a->scope != RF_FULL || a->shared_qk;
+}
+
+/* Reals of a block's arrays. */
+static size_t block_reals(size_t dp, int backward) {
+    return bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp));
+}
+
+static void block_place(block *x, real *at, size_t dp, int backward) {
+    real **parts[] = {&x->q_columns, &x->q_rows, &x->k_rows, &x->v_rows, &x->do_columns,
+                      &x->do_rows};
+    memset(at, 0, block_reals(dp, backward) * sizeof(real));
+    memset(x, 0, sizeof *x);
+    x->bh = SIZE_MAX;
+    for (size_t i = 0; i < (backward ? 6 : 4); i++) *parts[i] = at + i * BLOCK * dp;
+}
+
+static inline const real *row_of(const real *base, rf_strides s, const rf_attention *a, size_t bh,
+                                 size_t token) {
+    return base + (ptrdiff_t)(bh / a->h) * s.b + (ptrdiff_t)(bh % a->h) * s.h +
+           (ptrdiff_t)token * s.t;
+}
+
+static inline int is_hidden(const attention_arrays *x, size_t bh, size_t token) {
+    return x->mask && !x->mask[bh / x->a->h * x->a->tk + token];
+}
+
+static inline size_t token_at(const attention_arrays *x, size_t bh, size_t round, size_t place) {
+    return x->order.order ? x->order.order[(bh * x->a->r + round) * x->a->t + place] : place;
+}
+
+static inline lane bucket_of(const attention_arrays *x, size_t bh, size_t round, size_t token) {
+    const rf_attention *a = x->a;
+    return (lane)(round * (a->k + 1)) + x->buckets[(bh * a->r + round) * a->t + token];
+}
+
+/* rho = 1 / rms(x): a shared key is x rho. */
+static inline real key_norm(const real *x, size_t d) {
+    return (real)1 / (real)sqrt((double)(dot(x, x, d) / (real)d + (real)1e-6));
+}
+
+static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
+    const rf_attention *a = x->a;
+    const size_t bh = blk->bh;
+    blk->nq = blk->start < a->t ? min_size(places, a->t - blk->start) : 0;
+    blk->nk = blk->start < a->tk ? min_size(places, a->tk - blk->start) : 0;
+    for (size_t i = 0; i < BLOCK; i++) blk->qpos[i] = blk->kpos[i] = -1;
+
+    // keys hidden by the mask go last, so that the others are a prefix in order of position
+    lane hidden[BLOCK];
+    size_t hiding = 0;
+    blk->visible = 0;
+    for (size_t i = 0; i < blk->nk; i++) {
+        const size_t token = token_at(x, bh, blk->round, blk->start + i);
+        if (is_hidden(x, bh, token))
+            hidden[hiding++] = (lane)token;
+        else
+            blk->kpos[blk->visible++] = (lane)token;
+    }
+    for (size_t i = 0; i < hiding; i++) blk->kpos[blk->visible + i] = hidden[i];
+
+    // queries and keys of self-attention are the same tokens, one list for both
+    for (size_t i = 0; i < blk->nq; i++)
+        blk->qpos[i] = is_self_attention(a) ? blk->kpos[i] : (lane)(blk->start + i);
+    blk->earliest = blk->latest = blk->qpos[0];
+    for (size_t i = 1; i < blk->nq; i++) {
+        blk->earliest = blk->qpos[i] < blk->earliest ? blk->qpos[i] : blk->earliest;
+        blk->latest = blk->qpos[i] > blk->latest ? blk->qpos[i] : blk->latest;
+    }
+    if (!a->across_buckets)
+        for (size_t i = 0; i < blk->nk; i++)
+            blk->kbucket[i] = blk->qbucket[i] = bucket_of(x, bh, blk->round, (size_t)blk->kpos[i]);
+}
+
+static void block_keys(const attention_arrays *x, block *blk) {
+    const rf_attention *a = x->a;
+    const size_t d = a->d, dp = x->dp;
+    vec zero = {0};
+    for (size_t i = 0; i < blk->nk; i++) {
+        const size_t token = (size_t)blk->kpos[i];
+        real *row = blk->k_rows + i * dp, *value = blk->v_rows + i * dp;
+        memcpy(row, a->shared_qk ? row_of(x->q, x->sq, a, blk->bh, token)
+                                 : row_of(x->k, x->sk, a, blk->bh, token), d * sizeof(real));
+        memcpy(value, row_of(x->v, x->sv, a, blk->bh, token), d * sizeof(real));
+        for (size_t j = 0; j < dp; j += VEC_LANES) zero += vload(value + j) * (real)0;
+        blk->kscale[i] = (real)a->scale * (a->shared_qk ? key_norm(row, d) : (real)1);
+    }
+    blk->finite = vsum(zero) == 0;
+    blk->has_keys = 1;
+}
+
+static void block_queries(const attention_arrays *x, block *blk) {
+    const rf_attention *a = x->a;
+    const size_t dp = x->dp, rows = round_up(max_size(blk->nq, 1), VEC_LANES);
+    if (a->shared_qk)
+        blk->q_rows = blk->k_rows;
+    else
+        for (size_t i = 0; i < blk->nq; i++)
+            memcpy(blk->q_rows + i * dp, row_of(x->q, x->sq, a, blk->bh, (size_t)blk->qpos[i]),
+                   a->d * sizeof(real));
+    transpose(blk->q_columns, BLOCK, blk->q_rows, dp, rows, dp);
+    if (a->dropout > 0)
+        for (size_t i = 0; i < blk->nq; i++)
+            blk->drop[i] = row_key(a->key, (uint32_t)blk->bh, (uint32_t)blk->round,
+                                   (uint32_t)blk->qpos[i]);
+
+    if (x->dout) {
+        for (size_t i = 0; i < BLOCK; i++) blk->lse[i] = (real)(sizeof(real) == 4 ? 3e38 : 1e308);
+        for (size_t i = 0; i < blk->nq; i++) {
+            const size_t token = (size_t)blk->qpos[i];
+            const real lse = x->lse[blk->bh * a->t + token];
+            memcpy(blk->do_rows + i * dp, row_of(x->dout, x->sdout, a, blk->bh, token),
+                   a->d * sizeof(real));
+            // rows that saw nothing are done elsewhere: a huge lse makes every probability 0 here
+            if (lse != -(real)INFINITY) blk->lse[i] = lse;
+            blk->delta[i] = x->delta[blk->bh * a->t + token];
+        }
+        transpose(blk->do_columns, BLOCK, blk->do_rows, dp, rows, dp);
+    }
+    blk->has_queries = 1;
+}
+
+/* ---------------------------------------------------- the blocks that a thread has at hand ---- */
+
+typedef struct {
+    block *blocks;
+    size_t count;
+    uint64_t clock;
+} block_cache;
+
+/* The block at `start`, with its keys and, if asked for, its queries: found, or gathered in place
+   of the one not asked for longest. */
+static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh, size_t round,
+                        size_t start, size_t places, int queries) {
+    block *found = NULL, *oldest = NULL;
+    for (size_t i = 0; i < cache->count && !found; i++) {
+        block *blk = cache->blocks + i;
+        if (blk->bh == bh && blk->round == round && blk->start == start) found = blk;
+        if (!blk->pinned && (!oldest || blk->used < oldest->used)) oldest = blk;
+    }
+    if (!found) {
+        found = oldest;
+        found->bh = bh, found->round = round, found->start = start;
+        found->has_keys = found->has_queries = 0;
+        block_tokens(x, found, places);
+    }
+    found->used = ++cache->clock;
+    if (!found->has_keys) block_keys(x, found);
+    if (queries && !found->has_queries) block_queries(x, found);
+    return found;
+}
+
+/* --------------------------------------------------------------- scores of a pair of blocks ---- */
+
+/* For each group of VEC_LANES queries: keys [0, low) are plain, [low, mid) are compared by
+   position, [mid, high) are plain, and from `high` on every key is masked. */
+typedef struct {
+    size_t groups, most; // most: the largest `high`
+    size_t low[LANE_GROUPS], mid[LANE_GROUPS], high[LANE_GROUPS];
+    lane seen[BLOCK]; // keys at or before each query
+} reach;
+
+static void find_reach(reach *r, const rf_attention *a, const block *q, const block *k) {
+    const size_t visible = k->visible;
+    const int compares = !a->across_buckets || !a->duplicates;
+    r->groups = blocks_of(q->nq, VEC_LANES);
+    r->most = 0;
+    if (!visible || !q->nq || (a->causal && k->kpos[0] > q->latest)) return;
+    for (size_t g = 0; g < r->groups; g++) r->low[g] = r->mid[g] = r->high[g] = visible;
+    const int all_plain = (!a->causal && !a->shared_qk) || k->kpos[visible - 1] < q->earliest;
+    if (all_plain && !compares) {
+        r->most = visible;
+        return;
+    }
+
+    for (size_t g = 0; g < r->groups; g++) {
+        ivec seen = {0};
+        const ivec positions = iload(q->qpos + g * VEC_LANES);
+        for (size_t i = 0; i < visible; i++) seen -= (k->kpos[i] - (ivec){0}) <= positions;
+        memcpy(r->seen + g * VEC_LANES, &seen, sizeof seen);
+    }
+    for (size_t g = 0; g < r->groups; g++) {
+        const size_t end = min_size(q->nq, (g + 1) * VEC_LANES);
+        lane least = (lane)visible, most = 0;
+        for (size_t i = g * VEC_LANES; i < end; i++) {
+            least = r->seen[i] < least ? r->seen[i] : least;
+            most = r->seen[i] > most ? r->seen[i] : most;
+        }
+        // a query itself, if it is here, is the last key that it sees
+        const size_t before = a->shared_qk && least > 0 ? (size_t)least - 1 : (size_t)least;
+        r->high[g] = a->causal ? (size_t)most : visible;
+        r->low[g] = compares ? 0 : before;
+        r->mid[g] = compares ? r->high[g] : (size_t)most;
+        r->most = max_size(r->most, r->high[g]);
+    }
+}
+
+/* The first group of lanes that sees key i or a later one of its tile. */
+static inline size_t first_group(const reach *r, size_t i) {
+    size_t g = 0;
+    while (g + 1 < r->groups && r->high[g] <= i) g++;
+    return g;
+}
+
+/* c[key][query] = row of `rows` (keys, as they lie) times `columns` (queries), for the tiles that
+   the staircase needs. */
+static void staircase_product(real *c, const reach *r, const real *rows, const real *columns,
+                              size_t d, size_t dp) {
+    for (size_t i = 0, mr; i < r->most; i += mr) {
+        mr = tile_height(r->most - i);
+        for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
+            const int wide = r->groups - g > 1;
+            tiles[mr - 1][1][wide](d, rows + i * dp, dp, columns + g * VEC_LANES, BLOCK,
+                                   c + i * BLOCK + g * VEC_LANES, BLOCK, 0);
+        }
+    }
+}
+
+/* Keys [i0, i1) of one group of lanes: products to scores; the running maximum is returned. */
+static inline vec plain_scores(real *s, const real *kscale, size_t i0, size_t i1, vec most) {
+    for (size_t i = i0; i < i1; i++) {
+        const vec x = vload(s + i * BLOCK) * kscale[i];
+        vstore(s + i * BLOCK, x);
+        most = vmax(most, x);
+    }
+    return most;
+}
+
+static inline vec compared_scores(real *s, const attention_arrays *x, const block *q,
+                                  const block *k, size_t group, size_t i0, size_t i1, vec most) {
+    const rf_attention *a = x->a;
+    const ivec positions = iload(q->qpos + group * VEC_LANES);
+    const ivec buckets = iload(q->qbucket + group * VEC_LANES);
+    for (size_t i = i0; i < i1; i++) {
+        const ivec at = k->kpos[i] - (ivec){0};
+        vec score = vload(s + i * BLOCK) * k->kscale[i];
+        if (a->causal) score = vselect(at <= positions, score, vset1(SCORE_HIDDEN));
+        if (!a->across_buckets)
+            score = vselect(k->kbucket[i] - (ivec){0} == buckets, score, vset1(SCORE_HIDDEN));
+        if (a->shared_qk) score = vselect(at == positions, vset1(SCORE_SELF), score);
+        if (!a->duplicates)
+            for (size_t j = 0; j < VEC_LANES; j++)
+                if (score[j] > SCORE_HIDDEN / 2 && group * VEC_LANES + j < q->nq)
+                    score[j] -= (real)log((double)meetings(&x->order, x->buckets, q->bh,
+                                                           (size_t)positions[j], (size_t)at[0]));
+        vstore(s + i * BLOCK, score);
+        most = vmax(most, score);
+    }
+    return most;
+}
+
+/* Scores of one group of lanes, in place of the products at s; returns each lane's maximum. */
+static vec group_scores(real *s, const attention_arrays *x, const block *q, const block *k,
+                        const reach *r, size_t g, vec most) {
+    most = plain_scores(s, k->kscale, 0, r->low[g], most);
+    most = compared_scores(s, x, q, k, g, r->low[g], r->mid[g], most);
+    return plain_scores(s, k->kscale, max_size(r->mid[g], r->low[g]), r->high[g], most);
+}
+
+/* Rows [high, most) of a group: masked, and read by tiles that other groups share. */
+static inline void clear_beyond(real *s, const reach *r, size_t g) {
+    for (size_t i = r->high[g]; i < r->most; i++) vstore(s + i * BLOCK, (vec){0});
+}
+
+/* What dropout multiplies the probabilities of one key by: 0, or 1 / (1 - p). */
+static inline vec drop_factors(const rf_attention *a, const block *q, lane key_position,
+                               size_t slot, size_t g) {
+    const uint32_t threshold = drop_threshold(a->dropout);
+    const real keep = drop_scale(a->dropout);
+    vec f = {0};
+    for (size_t j = 0; j < VEC_LANES; j++)
+        if (pair_bits(q->drop[g * VEC_LANES + j], (uint32_t)key_position, (uint32_t)slot) >=
+            threshold)
+            f[j] = keep;
+    return f;
+}
+
+/* How many keys any of the queries [i, i + mr) sees: the depth of their products. */
+static inline size_t tile_depth(const reach *r, size_t i, size_t mr) {
+    size_t depth = 0;
+    for (size_t g = i / VEC_LANES; g <= (i + mr - 1) / VEC_LANES; g++)
+        depth = max_size(depth, r->high[g]);
+    return depth;
+}
+
+/* out (queries x dp) (+)= s' rows: s as the left operand by columns, each tile as deep as its
+   queries see. */
+static void queries_product(real *out, const reach *r, const real *s, const real *rows, size_t nq,
+                            size_t dp, int add) {
+    for (size_t i = 0, mr; i < nq; i += mr) {
+        mr = tile_height(nq - i);
+        const size_t depth = tile_depth(r, i, mr);
+        for (size_t j = 0; j < dp; j += GEMM_NR)
+            tiles[mr - 1][0][dp - j > VEC_LANES](depth, s + i, BLOCK, rows + j, dp,
+                                                 out + i * dp + j, dp, add);
+    }
+}
+
+/* out (keys x dp) += s rows, where rows are queries: from the first query that sees the tile. */
+static void keys_product(real *out, const reach *r, const real *s, const real *rows, size_t nq,
+                         size_t dp) {
+    for (size_t i = 0, mr; i < r->most; i += mr) {
+        mr = tile_height(r->most - i);
+        const size_t from = first_group(r, i) * VEC_LANES;
+        for (size_t j = 0; j < dp; j += GEMM_NR)
+            tiles[mr - 1][1][dp - j > VEC_LANES](nq - from, s + i * BLOCK + from, BLOCK,
+                                                 rows + from * dp + j, dp, out + i * dp + j, dp, 1);
+    }
+}
+
+#endif

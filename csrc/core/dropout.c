@@ -1,0 +1,21 @@
+/* dropout.c: drop elements by random bits that belong to their place (Srivastava et al. 2014). The
+   same key gives the same mask, so the gradient goes through the same function. */
+#include "philox.h"
+
+#define DROPOUT_BLOCK 16384 // a multiple of PHILOX_BLOCK, so that no block of words is made twice
+
+static void dropout(rf_run *run, real *y, const real *x, size_t n, double p, uint64_t key) {
+    const uint32_t threshold = drop_threshold(p);
+    const real scale = drop_scale(p);
+#pragma omp parallel for num_threads(team(run, 4.0 * (double)n)) schedule(static)
+    for (size_t block = 0; block < blocks_of(n, DROPOUT_BLOCK); block++) {
+        if (stopped(run)) continue;
+        const size_t i = block * DROPOUT_BLOCK, m = min_size(DROPOUT_BLOCK, n - i);
+        if (p >= 1) // not by the scale: 0 * inf is NaN
+            memset(y + i, 0, m * sizeof(real));
+        else if (p > 0)
+            drop_row(y + i, x + i, m, i, threshold, scale, key);
+        else if (y != x)
+            memcpy(y + i, x + i, m * sizeof(real));
+    }
+}

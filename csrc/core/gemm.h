@@ -1,0 +1,260 @@
+/* gemm.h: matrix products on one tuned tile.
+
+   The tile computes GEMM_MR x (GEMM_NV vectors) of C in registers: broadcast elements of A times
+   vectors of B. Everything else here only brings operands into the shape that it likes:
+   B as rows of contiguous lanes (packed panels of GEMM_NR columns), A either by rows (x in x w')
+   or by columns (a transposed operand). Nothing here depends on the number of threads. */
+#ifndef RF_GEMM_H
+#define RF_GEMM_H
+
+#include "vec.h"
+
+/* Accumulators fill the register file: 12 x 2 of 32 registers (AVX-512, NEON), 6 x 2 of 16. */
+#if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
+#define GEMM_MR 12
+#else
+#define GEMM_MR 6
+#endif
+#define GEMM_NV 2
+#define GEMM_NR (GEMM_NV * VEC_LANES)
+
+/* Steps of the inner dimension whose panel of B stays in the first-level cache. */
+#define GEMM_KC (16384 / (GEMM_NR * sizeof(real)))
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* c (mr x nv vectors) = (or, with add, +=) a b over k steps. Element (i, p) of A is
+   a[i * lda + p] if by_rows, else a[i + p * lda]. With mr, nv and by_rows constant this unrolls
+   into straight fused multiply-adds. Rows are addressed from three base pointers, since a pointer
+   each would not fit the integer registers. */
+static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_rows, size_t k,
+                                    const real *restrict a, size_t lda, const real *restrict b,
+                                    size_t ldb, real *restrict c, size_t ldc, int add) {
+    vec acc[GEMM_MR][GEMM_NV];
+    for (int i = 0; i < mr; i++)
+        for (int j = 0; j < nv; j++) acc[i][j] = (vec){0};
+
+    const real *a0 = a, *a4 = a + 4 * lda, *a8 = a + 8 * lda;
+    for (size_t p = 0; p < k; p++) {
+        const vec b0 = vload(b), b1 = nv > 1 ? vload(b + VEC_LANES) : (vec){0};
+        for (int i = 0; i < mr; i++) {
+            const real *row = i < 4 ? a0 : i < 8 ? a4 : a8;
+            const vec x = vset1(by_rows ? row[(size_t)(i % 4) * lda] : a[i]);
+            acc[i][0] += x * b0;
+            if (nv > 1) acc[i][1] += x * b1;
+        }
+        b += ldb;
+        a += lda; // used by columns
+        a0++, a4++, a8++;
+    }
+
+    for (int i = 0; i < mr; i++)
+        for (int j = 0; j < nv; j++) {
+            real *cij = c + (size_t)i * ldc + (size_t)j * VEC_LANES;
+            vstore(cij, add ? vload(cij) + acc[i][j] : acc[i][j]);
+        }
+}
+
+typedef void (*tile_function)(size_t k, const real *a, size_t lda, const real *b, size_t ldb,
+                              real *c, size_t ldc, int add);
+
+#define TILE(mr, nv)                                                                               \
+    static void tile_rows_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,          \
+                                      size_t ldb, real *c, size_t ldc, int add) {                  \
+        tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add);                                      \
+    }                                                                                              \
+    static void tile_columns_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,       \
+                                         size_t ldb, real *c, size_t ldc, int add) {               \
+        tile_body(mr, nv, 0, k, a, lda, b, ldb, c, ldc, add);                                      \
+    }
+#define TILES(mr) TILE(mr, 1) TILE(mr, 2)
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
+#if GEMM_MR == 12
+TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
+#endif
+
+/* The tile for every height up to GEMM_MR, 1 or 2 vectors wide; [0] columns, [1] rows. */
+#define TILE_ENTRY(mr)                                                                             \
+    {                                                                                              \
+        {tile_columns_##mr##_1, tile_columns_##mr##_2}, { tile_rows_##mr##_1, tile_rows_##mr##_2 } \
+    }
+static const tile_function tiles[GEMM_MR][2][2] = {
+    TILE_ENTRY(1), TILE_ENTRY(2),  TILE_ENTRY(3),  TILE_ENTRY(4),
+    TILE_ENTRY(5), TILE_ENTRY(6),
+#if GEMM_MR == 12
+    TILE_ENTRY(7), TILE_ENTRY(8),  TILE_ENTRY(9),  TILE_ENTRY(10),
+    TILE_ENTRY(11), TILE_ENTRY(12),
+#endif
+};
+
+/* Height of the next tile when `m` rows are left: even pieces rather than a thin last one. */
+static inline size_t tile_height(size_t m) {
+    const size_t pieces = blocks_of(m, GEMM_MR);
+    return blocks_of(m, pieces);
+}
+
+/* c (m x n) = (or +=) a b, operands in cache as they stand: the columns of B and C must be
+   readable and writable up to the next multiple of VEC_LANES. */
+static inline void gemm_small(real *c, size_t ldc, const real *a, size_t lda, int by_rows,
+                              const real *b, size_t ldb, size_t m, size_t n, size_t k, int add) {
+    for (size_t i = 0, mr; i < m; i += mr) {
+        mr = tile_height(m - i);
+        const real *ai = by_rows ? a + i * lda : a + i;
+        for (size_t j = 0; j < n; j += GEMM_NR) {
+            const int wide = n - j > VEC_LANES;
+            tiles[mr - 1][by_rows][wide](k, ai, lda, b + j, ldb, c + i * ldc + j, ldc, add);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- a packed right operand ---- */
+
+static inline size_t gemm_panels(size_t n) {
+    return blocks_of(n, GEMM_NR);
+}
+
+/* Reals of a packed k x n operand. */
+static inline size_t gemm_packed_size(size_t k, size_t n) {
+    return bytes_mul(k, bytes_mul(gemm_panels(n), GEMM_NR));
+}
+
+/* Pack panels [panel0, panel1) of B, element (p, j) at b[p * brs + j * bcs]: each panel is k rows
+   of GEMM_NR columns, the missing columns of the last one 0. */
+static void gemm_pack(real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs, size_t k, size_t n,
+                      size_t panel0, size_t panel1) {
+    for (size_t panel = panel0; panel < panel1; panel++) {
+        real *to = packed + panel * GEMM_NR * k;
+        const real *from = b + (ptrdiff_t)(panel * GEMM_NR) * bcs;
+        const size_t columns = min_size(GEMM_NR, n - panel * GEMM_NR);
+        if (columns < GEMM_NR) memset(to, 0, k * GEMM_NR * sizeof(real));
+        if (bcs == 1)
+            for (size_t p = 0; p < k; p++)
+                for (size_t j = 0; j < columns; j++)
+                    to[p * GEMM_NR + j] = from[(ptrdiff_t)p * brs + (ptrdiff_t)j];
+        else // sixteen steps at a time: each line that is read is read to its end
+            for (size_t p0 = 0; p0 < k; p0 += 16)
+                for (size_t j = 0; j < columns; j++)
+                    for (size_t p = p0; p < min_size(p0 + 16, k); p++)
+                        to[p * GEMM_NR + j] = from[(ptrdiff_t)p * brs + (ptrdiff_t)j * bcs];
+    }
+}
+
+/* The whole packing, on the team. */
+static void pack_parallel(rf_run *run, real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
+                          size_t k, size_t n) {
+    const size_t panels = gemm_panels(n);
+#pragma omp parallel for num_threads(team(run, (double)k * (double)n)) schedule(static)
+    for (size_t panel = 0; panel < panels; panel++)
+        gemm_pack(packed, b, brs, bcs, k, n, panel, panel + 1);
+}
+
+/* One tile at the right edge: only `columns` of its columns exist in C. */
+static void tile_edge(tile_function tile, size_t mr, size_t k, const real *a, size_t lda,
+                      const real *b, real *c, size_t ldc, size_t columns, int add) {
+    real whole[GEMM_MR * GEMM_NR];
+    tile(k, a, lda, b, GEMM_NR, whole, GEMM_NR, 0);
+    for (size_t i = 0; i < mr; i++)
+        for (size_t j = 0; j < columns; j++)
+            c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * GEMM_NR + j] : whole[i * GEMM_NR + j];
+}
+
+/* c[i * ldc + j] = (or, with add, +=) sum over p of a(i, p) packed(p, j), where a(i, p) is
+   a[i * ars + p * acs] and one of the strides of A is 1. On the calling thread: tasks call this
+   with some 50 to 200 rows. */
+static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
+                        const real *packed, size_t m, size_t n, size_t k, int add) {
+    const int by_rows = acs == 1;
+    const size_t lda = (size_t)(by_rows ? ars : acs);
+    if (k == 0 && !add)
+        for (size_t i = 0; i < m; i++) memset(c + i * ldc, 0, n * sizeof(real));
+    for (size_t p = 0; p < k; p += GEMM_KC) {
+        const size_t kc = min_size(GEMM_KC, k - p);
+        const real *ap = by_rows ? a + p : a + p * lda;
+        for (size_t j = 0; j < n; j += GEMM_NR) {
+            const real *b = packed + j * k + p * GEMM_NR;
+            for (size_t i = 0, mr; i < m; i += mr) {
+                mr = tile_height(m - i);
+                const real *aip = by_rows ? ap + i * lda : ap + i;
+                const tile_function tile = tiles[mr - 1][by_rows][1];
+                if (n - j >= GEMM_NR)
+                    tile(kc, aip, lda, b, GEMM_NR, c + i * ldc + j, ldc, add || p);
+                else
+                    tile_edge(tile, mr, kc, aip, lda, b, c + i * ldc + j, ldc, n - j, add || p);
+            }
+        }
+    }
+}
+
+/* ----------------------------------------------------------------------- dw += dy' x -------- */
+
+/* The gradient of a weight sums over rows, which are many: C is cut into blocks and the rows into
+   slabs, so that there are some 32 tasks, however small the weight; slabs are folded in order.
+   All of it depends on sizes alone. */
+#define WG_MC 96
+#define WG_NC 256
+#define WG_KC 256
+
+static size_t weight_gradient_slabs(size_t n, size_t co, size_t ci) {
+    const size_t blocks = max_size(1, blocks_of(co, WG_MC) * blocks_of(ci, WG_NC));
+    return max_size(1, min_size(blocks_of(32, blocks), n / 1024));
+}
+
+/* Reals of one thread's packed blocks of dy and x. */
+static size_t weight_gradient_packs(void) {
+    return WG_KC * WG_MC + gemm_packed_size(WG_KC, WG_NC);
+}
+
+static size_t weight_gradient_workspace(size_t n, size_t co, size_t ci, int workers) {
+    const size_t slabs = weight_gradient_slabs(n, co, ci);
+    const size_t partial = slabs > 1 ? bytes_mul(slabs, bytes_mul(co, ci)) : 0;
+    return bytes_add(bytes_of(partial, sizeof(real)),
+                     bytes_mul((size_t)workers, bytes_of(weight_gradient_packs(), sizeof(real))));
+}
+
+/* One block of one slab: c (mc x nc) += dy[rows, columns of the block]' x[rows, ...]. */
+static void weight_gradient_block(real *c, size_t ldc, const real *dy, size_t ldy, const real *x,
+                                  size_t ldx, size_t rows, size_t mc, size_t nc, real *packs) {
+    real *a = packs, *b = packs + WG_KC * WG_MC;
+    for (size_t p = 0; p < rows; p += WG_KC) {
+        const size_t kc = min_size(WG_KC, rows - p);
+        for (size_t i = 0; i < kc; i++)
+            memcpy(a + i * WG_MC, dy + (p + i) * ldy, mc * sizeof(real));
+        gemm_pack(b, x + p * ldx, (ptrdiff_t)ldx, 1, kc, nc, 0, gemm_panels(nc));
+        gemm_packed(c, ldc, a, 1, WG_MC, b, mc, nc, kc, 1);
+    }
+}
+
+/* dw (co x ci) += dy' x over n rows. */
+static void weight_gradient(rf_run *run, real *dw, const real *dy, size_t ldy, const real *x,
+                            size_t ldx, size_t n, size_t co, size_t ci, void *scratch) {
+    const size_t slabs = weight_gradient_slabs(n, co, ci), size = co * ci;
+    const size_t across = blocks_of(ci, WG_NC), blocks = blocks_of(co, WG_MC) * across;
+    real *partial = take(&scratch, slabs > 1 ? slabs * size : 0, sizeof(real));
+    const size_t packs = bytes_of(weight_gradient_packs(), sizeof(real)) / sizeof(real);
+    const int workers = team(run, 2.0 * (double)n * (double)size);
+
+#pragma omp parallel for num_threads(workers) schedule(dynamic)
+    for (size_t task = 0; task < slabs * blocks; task++) {
+        if (stopped(run)) continue;
+        const size_t slab = task / blocks, i = task % blocks / across * WG_MC;
+        const size_t j = task % across * WG_NC, row = n * slab / slabs;
+        const size_t rows = n * (slab + 1) / slabs - row;
+        const size_t mc = min_size(WG_MC, co - i), nc = min_size(WG_NC, ci - j);
+        real *c = (slabs > 1 ? partial + slab * size : dw) + i * ci + j;
+        if (slabs > 1)
+            for (size_t r = 0; r < mc; r++) memset(c + r * ci, 0, nc * sizeof(real));
+        weight_gradient_block(c, ci, dy + row * ldy + i, ldy, x + row * ldx + j, ldx, rows, mc, nc,
+                              (real *)scratch + thread_index() * packs);
+    }
+
+    if (slabs > 1) {
+#pragma omp parallel for num_threads(team(run, (double)(slabs * size))) schedule(static)
+        for (size_t i = 0; i < co; i++)
+            for (size_t s = 0; s < slabs; s++) {
+                const real *from = partial + s * size + i * ci;
+                for (size_t j = 0; j < ci; j++) dw[i * ci + j] += from[j];
+            }
+    }
+}
+
+#endif

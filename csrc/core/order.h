@@ -1,0 +1,158 @@
+/* order.h: the order of the tokens in each hash round, and which pieces of it attend to which.
+
+   In every round the tokens are laid out in an order: as they stand (FULL, LOCAL), or stably sorted
+   by bucket (CHUNK, BUCKET). A span is a piece of a round's order. */
+#ifndef RF_ORDER_H
+#define RF_ORDER_H
+
+#include "core.h"
+
+typedef struct {
+    const rf_attention *a;
+    uint32_t *order;  // b h r t: the token at each place; NULL: as they stand
+    uint32_t *place;  // b h r t: the place of each token
+    uint32_t *starts; // b h r k+2: where each bucket begins (scope BUCKET)
+} layout;
+
+typedef struct {
+    size_t round, start, end;
+} span;
+
+static inline int is_sorted_scope(const rf_attention *a) {
+    return a->scope == RF_CHUNK || a->scope == RF_BUCKET;
+}
+
+static inline int is_window_scope(const rf_attention *a) {
+    return a->scope == RF_LOCAL || a->scope == RF_CHUNK;
+}
+
+static inline size_t rounds_of(const rf_attention *a) {
+    return is_sorted_scope(a) ? a->r : 1;
+}
+
+/* ------------------------------------------------------------------------------- sorting ---- */
+
+static size_t order_workspace(const rf_attention *a, int workers) {
+    if (!is_sorted_scope(a)) return 0;
+    const size_t lists = bytes_mul(a->b, bytes_mul(a->h, a->r));
+    const size_t tokens = bytes_of(bytes_mul(lists, a->t), sizeof(uint32_t));
+    const size_t bytes = bytes_add(tokens, tokens);
+    if (a->scope == RF_BUCKET)
+        return bytes_add(bytes, bytes_of(bytes_mul(lists, a->k + 2), sizeof(uint32_t)));
+    const size_t each = bytes_of(bytes_add(a->k + 2, blocks_of(a->t, a->m)), sizeof(uint32_t));
+    return bytes_add(bytes, bytes_mul((size_t)workers, each));
+}
+
+/* Stable counting sort of one round. starts[j] becomes the place where bucket j begins. In scope
+   CHUNK the tokens of a chunk are then listed by position: within a chunk the order does not
+   change the result, and it turns the causal mask into a staircase. `fill` counts them. */
+static void sort_round(const rf_attention *a, uint32_t *order, uint32_t *place, uint32_t *starts,
+                       uint32_t *fill, const int32_t *buckets) {
+    memset(starts, 0, (a->k + 2) * sizeof *starts);
+    for (size_t i = 0; i < a->t; i++) starts[buckets[i] + 1]++;
+    for (size_t j = 1; j < a->k + 2; j++) starts[j] += starts[j - 1];
+    for (size_t i = 0; i < a->t; i++) place[i] = starts[buckets[i]]++;
+    for (size_t j = a->k + 1; j > 0; j--) starts[j] = starts[j - 1];
+    starts[0] = 0;
+
+    if (a->scope == RF_BUCKET) {
+        for (size_t i = 0; i < a->t; i++) order[place[i]] = (uint32_t)i;
+        return;
+    }
+    memset(fill, 0, blocks_of(a->t, a->m) * sizeof *fill);
+    const uint32_t m = (uint32_t)min_size(a->m, UINT32_MAX);
+    for (size_t i = 0; i < a->t; i++) {
+        const uint32_t chunk = place[i] / m;
+        place[i] = chunk * m + fill[chunk]++;
+        order[place[i]] = (uint32_t)i;
+    }
+}
+
+static layout make_order(rf_run *run, const rf_attention *a, const int32_t *buckets,
+                         void **scratch) {
+    layout l = {a, NULL, NULL, NULL};
+    if (!is_sorted_scope(a)) return l;
+    const size_t lists = a->b * a->h * a->r, buckets_end = a->k + 2;
+    const int bucket_scope = a->scope == RF_BUCKET;
+    const size_t chunks = bucket_scope ? 0 : blocks_of(a->t, a->m);
+    const size_t each = bytes_of(buckets_end + chunks, sizeof(uint32_t)) / sizeof(uint32_t);
+    l.order = take(scratch, lists * a->t, sizeof(uint32_t));
+    l.place = take(scratch, lists * a->t, sizeof(uint32_t));
+    if (bucket_scope) l.starts = take(scratch, lists * buckets_end, sizeof(uint32_t));
+    uint32_t *counts = bucket_scope
+                           ? NULL
+                           : take(scratch, (size_t)run->workers * each, sizeof(uint32_t));
+
+#pragma omp parallel for num_threads(team(run, 20.0 * (double)(lists * a->t))) schedule(dynamic)
+    for (size_t list = 0; list < lists; list++) {
+        if (stopped(run)) continue;
+        uint32_t *starts =
+            bucket_scope ? l.starts + list * buckets_end : counts + thread_index() * each;
+        sort_round(a, l.order + list * a->t, l.place + list * a->t, starts, starts + buckets_end,
+                   buckets + list * a->t);
+    }
+    return l;
+}
+
+/* ------------------------------------------------------------------------------- windows ---- */
+
+static inline size_t chunks_of(const rf_attention *a) {
+    return blocks_of(a->t, a->m);
+}
+
+/* Chunks are numbered over all rounds. */
+static inline span chunk_span(const rf_attention *a, size_t chunk) {
+    const size_t chunks = chunks_of(a), start = chunk % chunks * a->m;
+    return (span){chunk / chunks, start, start + min_size(a->m, a->t - start)};
+}
+
+/* The chunk that lies `offset` after this one, into *to; 0 if there is none. With wrap the chunks
+   of all rounds form one circle, as in Hugging Face's model; there an offset beyond the whole
+   circle means the chunk itself. */
+static int chunk_at(const rf_attention *a, size_t chunk, ptrdiff_t offset, size_t *to) {
+    const ptrdiff_t chunks = (ptrdiff_t)chunks_of(a), all = chunks * (ptrdiff_t)rounds_of(a);
+    if (a->wrap) {
+        if (offset > all || offset < -all) offset = 0;
+        *to = (size_t)(((ptrdiff_t)chunk + offset + all) % all);
+        return 1;
+    }
+    const ptrdiff_t within = (ptrdiff_t)chunk % chunks + offset;
+    *to = chunk + (size_t)offset;
+    return within >= 0 && within < chunks;
+}
+
+/* The chunk, other than this one, whose window holds this one at `offset`; 0 if there is none. */
+static int chunk_seen_from(const rf_attention *a, size_t chunk, ptrdiff_t offset, size_t *from) {
+    const ptrdiff_t all = (ptrdiff_t)(chunks_of(a) * rounds_of(a));
+    if (a->wrap && (offset > all || offset < -all)) return 0;
+    return chunk_at(a, chunk, -offset, from) && *from != chunk;
+}
+
+static inline span bucket_span(const layout *l, size_t bh, size_t round, int32_t bucket) {
+    const uint32_t *starts = l->starts + (bh * l->a->r + round) * (l->a->k + 2);
+    return (span){round, starts[bucket], starts[bucket + 1]};
+}
+
+/* How often query i meets key j, over all rounds and windows. */
+static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_t i, size_t j) {
+    const rf_attention *a = l->a;
+    const size_t chunks = is_window_scope(a) ? chunks_of(a) : 0;
+    size_t count = 0;
+    for (size_t r = 0; r < a->r; r++) {
+        const size_t list = (bh * a->r + r) * a->t;
+        if (a->scope == RF_BUCKET) {
+            count += buckets[list + i] == buckets[list + j];
+            continue;
+        }
+        for (ptrdiff_t o = -(ptrdiff_t)a->before; o <= (ptrdiff_t)a->after; o++) {
+            size_t at;
+            if (!chunk_at(a, r * chunks + l->place[list + i] / a->m, o, &at)) continue;
+            const size_t other = (bh * a->r + at / chunks) * a->t;
+            if (l->place[other + j] / a->m != at % chunks) continue;
+            count += a->across_buckets || (other == list && buckets[list + i] == buckets[list + j]);
+        }
+    }
+    return count;
+}
+
+#endif

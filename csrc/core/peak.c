@@ -1,0 +1,41 @@
+/* peak.c: the speed that the others are measured against. */
+#include <time.h>
+
+#include "vec.h"
+
+#define PEAK_CHAINS 14 // covers latency x ports of every machine, and fits 16 registers
+#define PEAK_STEPS 4096
+
+/* PEAK_STEPS steps of every chain. They all tend to 1, whatever they start from. */
+static real peak_burst(real start) {
+    const vec half = vset1((real)0.5);
+    vec a[PEAK_CHAINS];
+    for (int i = 0; i < PEAK_CHAINS; i++) a[i] = vset1(start * (real)(i + 1));
+    for (int step = 0; step < PEAK_STEPS; step++)
+        for (int i = 0; i < PEAK_CHAINS; i++) a[i] = a[i] * half + half;
+    for (int i = 1; i < PEAK_CHAINS; i++) a[0] += a[i];
+    return vsum(a[0]);
+}
+
+static double seconds_now(void) {
+    struct timespec now;
+    timespec_get(&now, TIME_UTC);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static double fma_peak(rf_run *run, double seconds) {
+    const double start = seconds_now();
+    size_t bursts = 0;
+#pragma omp parallel num_threads(run->workers) reduction(+ : bursts)
+    {
+        // each burst starts from the one before and the count from the last: none can be left out
+        real value = 1;
+        while (seconds_now() - start < seconds && !stopped(run)) {
+            value = peak_burst(value);
+            bursts++;
+        }
+        if (isnan(value)) bursts = 0;
+    }
+    const double flops = 2.0 * (double)bursts * PEAK_STEPS * PEAK_CHAINS * VEC_LANES;
+    return 1e-9 * flops / (seconds_now() - start);
+}

@@ -1,0 +1,44 @@
+/* table.c: one core. A variant includes this file after it has set its element type; the flags
+   that it is compiled with set its instruction set. No code of its own. */
+#include "attention.c"
+#include "couple.c"
+#include "cross_entropy.c"
+#include "dropout.c"
+#include "embedding.c"
+#include "feed_forward.c"
+#include "layer_norm.c"
+#include "linear.c"
+#include "lsh_hash.c"
+#include "optimizer.c"
+#include "peak.c"
+
+const RF_OPS RF_TABLE = {
+    .linear_workspace = linear_workspace,
+    .linear_forward = linear_forward,
+    .linear_backward = linear_backward,
+    .embedding_forward = embedding_forward,
+    .embedding_backward = embedding_backward,
+    .axial_forward = axial_forward,
+    .axial_backward = axial_backward,
+    .layer_norm_forward = layer_norm_forward,
+    .layer_norm_backward_workspace = layer_norm_backward_workspace,
+    .layer_norm_backward = layer_norm_backward,
+    .dropout = dropout,
+    .feed_forward_workspace = feed_forward_workspace,
+    .feed_forward_forward = feed_forward_forward,
+    .feed_forward_backward_workspace = feed_forward_backward_workspace,
+    .feed_forward_backward = feed_forward_backward,
+    .cross_entropy_workspace = cross_entropy_workspace,
+    .cross_entropy_forward = cross_entropy_forward,
+    .cross_entropy_backward = cross_entropy_backward,
+    .lsh_hash_workspace = lsh_hash_workspace,
+    .lsh_hash = lsh_hash,
+    .attention_workspace = attention_workspace,
+    .attention_forward = attention_forward,
+    .attention_backward_workspace = attention_backward_workspace,
+    .attention_backward = attention_backward,
+    .add_scaled = add_scaled,
+    .sum_of_squares = sum_of_squares,
+    .adamw = adamw,
+    .fma_peak = fma_peak,
+};

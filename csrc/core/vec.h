@@ -1,0 +1,202 @@
+/* vec.h: one native-width vector of reals, and the inner loops that are written on it.
+
+   GNU vector types give every machine's registers the same face; only the maximum has no operator
+   in C, so it alone names instructions. Row loops elsewhere stay plain and are left to the
+   compiler. */
+#ifndef RF_VEC_H
+#define RF_VEC_H
+
+#include "core.h"
+
+#if defined(__AVX512F__)
+#define VEC_BYTES 64
+#elif defined(__AVX__)
+#define VEC_BYTES 32
+#else
+#define VEC_BYTES 16
+#endif
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+typedef real vec __attribute__((vector_size(VEC_BYTES)));
+typedef real vec_unaligned __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+#if RF_REAL_BYTES == 4
+typedef int32_t lane; // an integer as wide as a real
+#else
+typedef int64_t lane;
+#endif
+typedef lane ivec __attribute__((vector_size(VEC_BYTES))); // comparisons: all ones where true
+typedef lane ivec_unaligned __attribute__((vector_size(VEC_BYTES), aligned(sizeof(lane)), may_alias));
+
+#define VEC_LANES (VEC_BYTES / RF_REAL_BYTES)
+
+static inline vec vload(const real *p) {
+    return *(const vec_unaligned *)p;
+}
+
+static inline void vstore(real *p, vec x) {
+    *(vec_unaligned *)p = x;
+}
+
+static inline ivec iload(const lane *p) {
+    return *(const ivec_unaligned *)p;
+}
+
+/* x - 0 is x for every x, -0 too, so this is one broadcast; 0 + x would be an addition as well. */
+static inline vec vset1(real x) {
+    return x - (vec){0};
+}
+
+static inline vec vmax(vec a, vec b) {
+#if defined(__AVX512F__)
+    return _Generic((real)0, float: _mm512_max_ps, double: _mm512_max_pd)(a, b);
+#elif defined(__AVX__)
+    return _Generic((real)0, float: _mm256_max_ps, double: _mm256_max_pd)(a, b);
+#elif defined(__SSE2__)
+    return _Generic((real)0, float: _mm_max_ps, double: _mm_max_pd)(a, b);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    return _Generic((real)0, float: vmaxq_f32, double: vmaxq_f64)(a, b);
+#else
+    const ivec greater = a > b;
+    return (vec)(((ivec)a & greater) | ((ivec)b & ~greater));
+#endif
+}
+
+/* a where the mask is set, else b. */
+static inline vec vselect(ivec mask, vec a, vec b) {
+    return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
+}
+
+/* Sum of the lanes, as a tree of halves. */
+static inline real vsum(vec x) {
+    real lane[VEC_LANES];
+    memcpy(lane, &x, sizeof x);
+    for (size_t half = VEC_LANES / 2; half > 0; half /= 2)
+        for (size_t i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+/* exp(x) for x up to 88 (float) or 709 (double); what would be subnormal is 0, NaN stays NaN.
+
+   x = n ln2 + r with |r| <= ln2/2: adding `magic` rounds x/ln2 to the integer n and leaves n plus
+   the exponent bias in the lowest bits, which a shift turns into 2^n. exp(r) is 1 + r + r^2 p(r),
+   p interpolated at Chebyshev nodes: relative error 1e-8 (float), 2e-17 (double) before rounding.
+   The clamp lets n reach the value whose scale is exactly 0, and no lower. */
+static inline vec vec_exp(vec x) {
+    const int is_float = sizeof(real) == sizeof(float);
+    const real low = is_float ? (real)-88.0 : (real)-709.0;
+    const real magic = is_float ? (real)(12582912.0 + 127) : (real)(6755399441055744.0 + 1023);
+    const real ln2_high = is_float ? (real)0.693359375 : (real)6.93147180369123816490e-01;
+    const real ln2_low = is_float ? (real)-2.12194440e-4 : (real)1.90821492927058770002e-10;
+
+    x = vmax(vset1(low), x);
+    const vec t = x * (real)1.44269504088896340736 + magic;
+    const vec n = t - magic;
+    const vec r = (x - n * ln2_high) - n * ln2_low;
+    const vec scale = (vec)((ivec)t << (is_float ? 23 : 52));
+    vec p;
+    if (is_float) {
+        p = r * (real)0.0013926181810489342665 + (real)0.0083631776299944456231;
+        p = r * p + (real)0.041666554627878083213;
+        p = r * p + (real)0.16666576998242925218;
+        p = r * p + (real)0.5;
+    } else {
+        p = r * (real)2.510038319586702134e-8 + (real)2.7620085455018415696e-7;
+        p = r * p + (real)2.7557268464831626452e-6;
+        p = r * p + (real)2.4801521302241083138e-5;
+        p = r * p + (real)1.9841269863050505549e-4;
+        p = r * p + (real)1.3888888917209671046e-3;
+        p = r * p + (real)8.3333333333300624555e-3;
+        p = r * p + (real)0.041666666666624135973;
+        p = r * p + (real)0.16666666666666667453;
+        p = r * p + (real)0.5;
+    }
+    return (r * r * p + r + (real)1) * scale;
+}
+
+/* The same for one real, lane 0 of it: the bits agree with the vector loops. */
+static inline real exp1(real x) {
+    return vec_exp(vset1(x))[0];
+}
+
+/* y = exp(x), element by element; y may be x. */
+static inline void exp_row(real *y, const real *x, size_t n) {
+    size_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) vstore(y + i, vec_exp(vload(x + i)));
+    for (; i < n; i++) y[i] = exp1(x[i]);
+}
+
+/* Transpose a square of VEC_LANES x VEC_LANES in registers: at each step s, lanes whose bit s
+   differs from their row's change places with the row s away. */
+#if VEC_LANES == 16
+#define LANES_LOW1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define LANES_HIGH1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+#define LANES_LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define LANES_HIGH2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define LANES_LOW4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define LANES_HIGH4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define LANES_LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define LANES_HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#elif VEC_LANES == 8
+#define LANES_LOW1 0, 8, 2, 10, 4, 12, 6, 14
+#define LANES_HIGH1 1, 9, 3, 11, 5, 13, 7, 15
+#define LANES_LOW2 0, 1, 8, 9, 4, 5, 12, 13
+#define LANES_HIGH2 2, 3, 10, 11, 6, 7, 14, 15
+#define LANES_LOW4 0, 1, 2, 3, 8, 9, 10, 11
+#define LANES_HIGH4 4, 5, 6, 7, 12, 13, 14, 15
+#elif VEC_LANES == 4
+#define LANES_LOW1 0, 4, 2, 6
+#define LANES_HIGH1 1, 5, 3, 7
+#define LANES_LOW2 0, 1, 4, 5
+#define LANES_HIGH2 2, 3, 6, 7
+#else
+#define LANES_LOW1 0, 2
+#define LANES_HIGH1 1, 3
+#endif
+
+#define TRANSPOSE_STEP(s)                                                                          \
+    for (size_t i = 0; i < VEC_LANES; i++)                                                         \
+        if (!(i & s)) {                                                                            \
+            const vec low = __builtin_shuffle(x[i], x[i + s], (ivec){LANES_LOW##s});               \
+            x[i + s] = __builtin_shuffle(x[i], x[i + s], (ivec){LANES_HIGH##s});                   \
+            x[i] = low;                                                                            \
+        }
+
+/* to (columns x rows) = from (rows x columns)', both sizes multiples of VEC_LANES. */
+static void transpose(real *restrict to, size_t ldt, const real *restrict from, size_t ldf,
+                      size_t rows, size_t columns) {
+    for (size_t row = 0; row < rows; row += VEC_LANES)
+        for (size_t column = 0; column < columns; column += VEC_LANES) {
+            vec x[VEC_LANES];
+            for (size_t i = 0; i < VEC_LANES; i++) x[i] = vload(from + (row + i) * ldf + column);
+            TRANSPOSE_STEP(1)
+#if VEC_LANES > 2
+            TRANSPOSE_STEP(2)
+#endif
+#if VEC_LANES > 4
+            TRANSPOSE_STEP(4)
+#endif
+#if VEC_LANES > 8
+            TRANSPOSE_STEP(8)
+#endif
+            for (size_t i = 0; i < VEC_LANES; i++) vstore(to + (column + i) * ldt + row, x[i]);
+        }
+}
+
+/* Sum of x y in four vectors, folded in a fixed order. */
+static inline real dot(const real *x, const real *y, size_t n) {
+    vec s[4] = {{0}, {0}, {0}, {0}};
+    size_t i = 0;
+    for (; i + 4 * VEC_LANES <= n; i += 4 * VEC_LANES)
+        for (size_t j = 0; j < 4; j++)
+            s[j] += vload(x + i + j * VEC_LANES) * vload(y + i + j * VEC_LANES);
+    real tail = 0;
+    for (; i < n; i++) tail += x[i] * y[i];
+    return vsum((s[0] + s[1]) + (s[2] + s[3])) + tail;
+}
+
+#endif

@@ -1,0 +1,33 @@
+/* bind.h: all bindings. Their arguments, in order, are in reformer_c/_core.pyi. */
+#ifndef RF_BIND_H
+#define RF_BIND_H
+
+#include "call.h"
+
+#define RF_BINDINGS(BINDING)                                                                       \
+    BINDING(linear_forward)                                                                        \
+    BINDING(linear_backward)                                                                       \
+    BINDING(embedding_forward)                                                                     \
+    BINDING(embedding_backward)                                                                    \
+    BINDING(axial_forward)                                                                         \
+    BINDING(axial_backward)                                                                        \
+    BINDING(layer_norm_forward)                                                                    \
+    BINDING(layer_norm_backward)                                                                   \
+    BINDING(dropout)                                                                               \
+    BINDING(feed_forward_forward)                                                                  \
+    BINDING(feed_forward_backward)                                                                 \
+    BINDING(cross_entropy_forward)                                                                 \
+    BINDING(cross_entropy_backward)                                                                \
+    BINDING(lsh_hash)                                                                              \
+    BINDING(attention_forward)                                                                     \
+    BINDING(attention_backward)                                                                    \
+    BINDING(add_scaled)                                                                            \
+    BINDING(sum_of_squares)                                                                        \
+    BINDING(adamw)                                                                                 \
+    BINDING(fma_peak)
+
+#define DECLARE(op) PyObject *bind_##op(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+RF_BINDINGS(DECLARE)
+#undef DECLARE
+
+#endif

@@ -1,0 +1,71 @@
+/* bind_attention.c: hashing, and attention in every scope. */
+#include "bind.h"
+
+PyObject *bind_lsh_hash(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "lsh_hash");
+    rf_attention a = {.scope = RF_CHUNK, .shared_qk = 1};
+    rf_strides sx;
+    int32_t factors[RF_MAX_FACTORS];
+    size_t half;
+    const char *name = rf_name(&c, "name of x");
+    const void *x = rf_in_strided(&c, name, "b? h? t d", &sx);
+    const size_t nf = rf_factors(&c, "num_buckets", factors, &a.k, &half);
+    rf_let(&c, "k/2", half, "num_buckets");
+    const void *rotations = rf_in(&c, "rotations", "h d r k/2");
+    const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", "b? t");
+    int32_t *buckets = rf_out_buckets(&c, "out", "b? h? r t");
+    rf_workers(&c);
+
+    rf_attention_sizes(&c, &a);
+    void *scratch = rf_scratch(&c, RF_CALL(&c, lsh_hash_workspace, &a, factors, nf, c.run.workers));
+    RF_RUN(&c, lsh_hash, buckets, x, rotations, mask, &a, sx, factors, nf, scratch);
+    return rf_return(&c);
+}
+
+PyObject *bind_attention_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "attention");
+    rf_strides sout, sq, sk, sv;
+    const char *query, *keys, *mask_shape;
+    rf_attention a = rf_attention_of(&c, &query, &keys, &mask_shape);
+    const void *q = rf_in_strided(&c, query, "b? h? t d", &sq);
+    const void *k = rf_in_keys(&c, &a, "k", keys, &sk);
+    const void *v = rf_in_strided(&c, "v", keys, &sv);
+    const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
+    const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
+    void *out = rf_out_like(&c, "out", "b? h? t d", query, &sout);
+    void *lse = rf_new(&c, "b h t");
+    rf_workers(&c);
+
+    rf_attention_sizes(&c, &a);
+    void *scratch = rf_scratch(&c, RF_CALL(&c, attention_workspace, &a, c.run.workers));
+    RF_RUN(&c, attention_forward, out, lse, q, k, v, mask, buckets, &a, sout, sq, sk, sv, scratch);
+    return rf_return(&c);
+}
+
+PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "attention_backward");
+    rf_strides sdq, sdk, sdv, sdout, sout, sq, sk, sv;
+    const char *query, *keys, *mask_shape;
+    rf_attention a = rf_attention_of(&c, &query, &keys, &mask_shape);
+    const void *q = rf_in_strided(&c, query, "b? h? t d", &sq);
+    const void *k = rf_in_keys(&c, &a, "k", keys, &sk);
+    const void *v = rf_in_strided(&c, "v", keys, &sv);
+    const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
+    const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
+    const void *out = rf_in_strided(&c, "out", "b? h? t d", &sout);
+    const void *lse = rf_in(&c, "lse", "b h t");
+    const void *dout = rf_in_strided(&c, "dout", "b? h? t d", &sdout);
+    void *dq = rf_new_like(&c, "b? h? t d", query, &sdq);
+    void *dk = k ? rf_new_like(&c, keys, "k", &sdk) : rf_nothing(&sdk);
+    void *dv = rf_new_like(&c, keys, "v", &sdv);
+    rf_workers(&c);
+
+    rf_attention_sizes(&c, &a);
+    void *scratch = rf_scratch(&c, RF_CALL(&c, attention_backward_workspace, &a, c.run.workers));
+    RF_RUN(&c, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, mask, buckets, &a, sdq,
+           sdk, sdv, sdout, sout, sq, sk, sv, scratch);
+    return rf_return(&c);
+}

@@ -1,0 +1,101 @@
+/* bind_train.c: the loss, the optimizer's loops, and the machine's peak. */
+#include "bind.h"
+
+PyObject *bind_cross_entropy_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "cross_entropy_head");
+    const void *x = rf_in(&c, "h", "n... c");
+    const void *w = rf_in(&c, "weight", "v c");
+    const void *bias = rf_in_or_none(&c, "bias", "v");
+    const int64_t ignore = rf_int64(&c, "ignore_index");
+    const int64_t *labels = rf_in_labels(&c, "labels", "n...", rf_size(&c, "v"), ignore);
+    const size_t chunk = rf_count(&c, "chunk_length");
+    rf_workers(&c);
+
+    double loss[2] = {0, 0};
+    const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
+    void *scratch = rf_scratch(
+        &c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
+    RF_RUN(&c, cross_entropy_forward, loss, x, w, bias, labels, n, width, v, ignore, chunk,
+           scratch);
+    return rf_return_doubles(&c, loss, 2);
+}
+
+PyObject *bind_cross_entropy_backward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "cross_entropy_head_backward");
+    const void *x = rf_in(&c, "h", "n... c");
+    const void *w = rf_in(&c, "weight", "v c");
+    const void *bias = rf_in_or_none(&c, "bias", "v");
+    const int64_t ignore = rf_int64(&c, "ignore_index");
+    const int64_t *labels = rf_in_labels(&c, "labels", "n...", rf_size(&c, "v"), ignore);
+    const size_t chunk = rf_count(&c, "chunk_length");
+    const double scale = rf_double(&c, "dloss");
+    void *dw = rf_inout(&c, "dweight", "v c");
+    void *dbias = rf_inout_or_none(&c, "dbias", "v");
+    void *dx = rf_new(&c, "n... c");
+    rf_workers(&c);
+
+    const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
+    void *scratch = rf_scratch(
+        &c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
+    RF_RUN(&c, cross_entropy_backward, dx, dw, dbias, x, w, bias, labels, n, width, v, ignore,
+           scale, chunk, scratch);
+    return rf_return(&c);
+}
+
+PyObject *bind_add_scaled(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "add_scaled");
+    const void *x = rf_in(&c, "x", "n...");
+    void *y = rf_inout(&c, "y", "n...");
+    const double alpha = rf_double(&c, "alpha");
+    rf_workers(&c);
+
+    RF_RUN(&c, add_scaled, y, x, rf_size(&c, "n"), alpha);
+    return rf_return(&c);
+}
+
+PyObject *bind_sum_of_squares(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "sum_of_squares");
+    const void *x = rf_in(&c, "x", "n...");
+    rf_workers(&c);
+
+    double sum = 0;
+    RF_RUN_DOUBLE(&c, sum, sum_of_squares, x, rf_size(&c, "n"));
+    return rf_return_doubles(&c, &sum, 1);
+}
+
+PyObject *bind_adamw(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "adamw_step");
+    const void *g = rf_in(&c, "g", "n...");
+    void *w = rf_inout(&c, "w", "n...");
+    void *m = rf_inout(&c, "m", "n...");
+    void *s = rf_inout(&c, "s", "n...");
+    const double lr = rf_double(&c, "lr");
+    const double beta1 = rf_double(&c, "beta1");
+    const double beta2 = rf_double(&c, "beta2");
+    const double eps = rf_double(&c, "eps");
+    const double weight_decay = rf_double(&c, "weight_decay");
+    const uint64_t step = rf_uint64(&c, "step");
+    const double grad_scale = rf_double(&c, "grad_scale");
+    rf_workers(&c);
+
+    RF_RUN(&c, adamw, w, m, s, g, rf_size(&c, "n"), lr, beta1, beta2, eps, weight_decay,
+           grad_scale, step);
+    return rf_return(&c);
+}
+
+PyObject *bind_fma_peak(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "fma_peak");
+    rf_in(&c, "like", "n..."); // says only the type
+    const double seconds = rf_double(&c, "seconds");
+    rf_workers(&c);
+
+    double gflops = 0;
+    RF_RUN_DOUBLE(&c, gflops, fma_peak, seconds);
+    return rf_return_doubles(&c, &gflops, 1);
+}

@@ -1,0 +1,62 @@
+/* run.c: how a kernel runs: without the GIL, stoppable by Ctrl-C, and serial after a fork. */
+#include "call.h"
+
+#include <pthread.h>
+#include <time.h>
+
+enum { POLL_MILLISECONDS = 50 };
+
+/* libgomp's threads do not survive a fork, and it waits for them for ever. */
+static atomic_int forked;
+
+static void in_child(void) {
+    atomic_store(&forked, 1);
+}
+
+int rf_forked(void) {
+    return atomic_load(&forked);
+}
+
+/* Modules are made once a process as a rule, but a second import after a failed one is legal. */
+int rf_run_init(void) {
+    static atomic_flag watching = ATOMIC_FLAG_INIT;
+    if (atomic_flag_test_and_set(&watching)) return 0;
+    if (pthread_atfork(NULL, NULL, in_child) == 0) return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+static int64_t now(void) {
+    struct timespec t;
+#ifdef CLOCK_MONOTONIC_COARSE
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+#else
+    clock_gettime(CLOCK_MONOTONIC, &t);
+#endif
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* The clock is cheap and the GIL is not. A signal handler that raises stops the kernel; its
+   exception stays with the thread until rf_finish. */
+static void poll(rf_run *run) {
+    rf_call *c = (rf_call *)run;
+    const int64_t time = now();
+    if (time < c->next_poll) return;
+    PyEval_RestoreThread(c->thread);
+    if (PyErr_CheckSignals() < 0) atomic_store(&run->stop, 1);
+    c->thread = PyEval_SaveThread();
+    c->next_poll = now() + POLL_MILLISECONDS;
+}
+
+int rf_start(rf_call *c) {
+    if (c->failed) return 0;
+    c->run.poll = poll;
+    c->next_poll = now() + POLL_MILLISECONDS;
+    c->thread = PyEval_SaveThread();
+    return 1;
+}
+
+void rf_finish(rf_call *c) {
+    PyEval_RestoreThread(c->thread);
+    if (atomic_load(&c->run.stop)) c->failed = 1;
+}

@@ -1,0 +1,196 @@
+/* ops.h: the table of operations, and the reference page of the core.
+
+   Included twice by rf.h, with `real` as float and as double. The letters beside each pointer are
+   its shape: b batch, h heads, t length, d head depth, c channels, f feed-forward width,
+   v vocabulary, n rows, r hash rounds, k buckets, m chunk length.
+
+   Order of arguments: the run, written, read, sizes, scalars, scratch. dX is the gradient of X and
+   has its shape. Activation gradients are overwritten; gradients of weights are added to. Arrays
+   are contiguous unless strides are passed. `scratch` is 64-byte aligned and has the bytes that
+   <op>_workspace returned for the same sizes; SIZE_MAX says that the sizes overflow. Pointers
+   marked "or NULL" are optional. Every size may be 0. Results do not depend on run->workers. */
+typedef struct {
+    /* y = x w' + bias. */
+    size_t (*linear_workspace)(size_t n, size_t ci, size_t co, int workers);
+    void (*linear_forward)(rf_run *run,
+                           real *y,          // n co
+                           const real *x,    // n ci
+                           const real *w,    // co ci
+                           const real *bias, // co, or NULL
+                           size_t n, size_t ci, size_t co, void *scratch);
+    void (*linear_backward)(rf_run *run,
+                            real *dx,       // n ci, or NULL
+                            real *dw,       // co ci, added to
+                            real *dbias,    // co, added to, or NULL
+                            const real *dy, // n co
+                            const real *x,  // n ci
+                            const real *w,  // co ci
+                            size_t n, size_t ci, size_t co, void *scratch);
+
+    /* Rows of a table: y[i] = w[ids[i]]. Ids were checked. */
+    void (*embedding_forward)(rf_run *run,
+                              real *y,            // n c
+                              const int64_t *ids, // n
+                              const real *w,      // v c
+                              size_t n, size_t c);
+    void (*embedding_backward)(rf_run *run,
+                               real *dw,           // v c, added to
+                               const real *dy,     // n c
+                               const int64_t *ids, // n
+                               size_t n, size_t c);
+
+    /* Axial positions: y[i] = w0[j / n2] followed by w1[j % n2], with j = positions[i]. */
+    void (*axial_forward)(rf_run *run,
+                          real *y,                  // n d1+d2
+                          const int64_t *positions, // n
+                          const real *w0,           // n1 d1
+                          const real *w1,           // n2 d2
+                          size_t n, size_t n2, size_t d1, size_t d2);
+    void (*axial_backward)(rf_run *run,
+                           real *dw0,                // n1 d1, added to
+                           real *dw1,                // n2 d2, added to
+                           const real *dy,           // n d1+d2
+                           const int64_t *positions, // n
+                           size_t n, size_t n2, size_t d1, size_t d2);
+
+    /* Normalise each row: y = (x - mean) * rstd * weight + bias. */
+    void (*layer_norm_forward)(rf_run *run,
+                               real *y,            // n c
+                               real *mean,         // n, saved for backward
+                               real *rstd,         // n, saved for backward
+                               const real *x,      // n c
+                               const real *weight, // c
+                               const real *bias,   // c
+                               size_t n, size_t c, double eps);
+    size_t (*layer_norm_backward_workspace)(size_t n, size_t c);
+    void (*layer_norm_backward)(rf_run *run,
+                                real *dx,           // n c
+                                real *dweight,      // c, added to
+                                real *dbias,        // c, added to
+                                const real *dy,     // n c
+                                const real *x,      // n c
+                                const real *mean,   // n
+                                const real *rstd,   // n
+                                const real *weight, // c
+                                size_t n, size_t c, void *scratch);
+
+    /* y = x / (1 - p) where the bits of (key, element) say keep, else 0; also its own backward.
+       y may be x. */
+    void (*dropout)(rf_run *run,
+                    real *y,       // n
+                    const real *x, // n
+                    size_t n, double p, uint64_t key);
+
+    /* y = act(drop(x w1' + b1)) w2' + b2, in chunks of rows. The mask's element is row * f + column. */
+    size_t (*feed_forward_workspace)(size_t n, size_t c, size_t f, size_t chunk, int workers);
+    void (*feed_forward_forward)(rf_run *run,
+                                 real *y,        // n c
+                                 const real *x,  // n c
+                                 const real *w1, // f c
+                                 const real *b1, // f
+                                 const real *w2, // c f
+                                 const real *b2, // c
+                                 size_t n, size_t c, size_t f, rf_activation activation,
+                                 size_t chunk, double dropout, uint64_t key, void *scratch);
+    size_t (*feed_forward_backward_workspace)(size_t n, size_t c, size_t f, size_t chunk,
+                                              int workers);
+    void (*feed_forward_backward)(rf_run *run,
+                                  real *dx,       // n c
+                                  real *dw1,      // f c, added to
+                                  real *db1,      // f, added to
+                                  real *dw2,      // c f, added to
+                                  real *db2,      // c, added to
+                                  const real *dy, // n c
+                                  const real *x,  // n c
+                                  const real *w1, // f c
+                                  const real *b1, // f
+                                  const real *w2, // c f
+                                  size_t n, size_t c, size_t f, rf_activation activation,
+                                  size_t chunk, double dropout, uint64_t key, void *scratch);
+
+    /* Cross-entropy of softmax(x w' + bias): loss[0] = sum over the rows whose label is not
+       ignored, loss[1] = how many those are. Never n v logits in memory: `chunk` rows at a time. */
+    size_t (*cross_entropy_workspace)(size_t n, size_t c, size_t v, size_t chunk, int workers);
+    void (*cross_entropy_forward)(rf_run *run,
+                                  double *loss,          // 2
+                                  const real *x,         // n c
+                                  const real *w,         // v c
+                                  const real *bias,      // v, or NULL
+                                  const int64_t *labels, // n
+                                  size_t n, size_t c, size_t v, int64_t ignore, size_t chunk,
+                                  void *scratch);
+    /* `scale` is the gradient of the sum: dloss / count for a mean. */
+    void (*cross_entropy_backward)(rf_run *run,
+                                   real *dx,              // n c
+                                   real *dw,              // v c, added to
+                                   real *dbias,           // v, added to, or NULL
+                                   const real *x,         // n c
+                                   const real *w,         // v c
+                                   const real *bias,      // v, or NULL
+                                   const int64_t *labels, // n
+                                   size_t n, size_t c, size_t v, int64_t ignore, double scale,
+                                   size_t chunk, void *scratch);
+
+    /* Bucket ids of Angular LSH: argmax of [u, -u], u = x rotations, in factors[0..nf) pieces,
+       combined with the first factor fastest. Masked positions get the extra id k = prod factors. */
+    size_t (*lsh_hash_workspace)(const rf_attention *a, const int32_t *factors, size_t nf,
+                                 int workers);
+    void (*lsh_hash)(rf_run *run,
+                     int32_t *buckets,      // b h r t
+                     const real *x,         // b h t d, strided
+                     const real *rotations, // h d r sum(factors)/2
+                     const uint8_t *mask,   // b t, or NULL
+                     const rf_attention *a, rf_strides sx, const int32_t *factors, size_t nf,
+                     void *scratch);
+
+    /* Softmax attention in every scope: see rf_attention. */
+    size_t (*attention_workspace)(const rf_attention *a, int workers);
+    void (*attention_forward)(rf_run *run,
+                              real *out,              // b h t d, strided
+                              real *lse,              // b h t, saved for backward
+                              const real *q,          // b h t d, strided
+                              const real *k,          // b h tk d, strided; NULL with shared_qk
+                              const real *v,          // b h tk d, strided
+                              const uint8_t *mask,    // b tk, or NULL; 0 hides a key
+                              const int32_t *buckets, // b h r t (scopes CHUNK and BUCKET)
+                              const rf_attention *a, rf_strides sout, rf_strides sq, rf_strides sk,
+                              rf_strides sv, void *scratch);
+    size_t (*attention_backward_workspace)(const rf_attention *a, int workers);
+    void (*attention_backward)(rf_run *run,
+                               real *dq,               // b h t d, strided
+                               real *dk,               // b h tk d, strided; NULL with shared_qk
+                               real *dv,               // b h tk d, strided
+                               const real *dout,       // b h t d, strided
+                               const real *out,        // b h t d, strided
+                               const real *lse,        // b h t
+                               const real *q,          // b h t d, strided
+                               const real *k,          // b h tk d, strided; NULL with shared_qk
+                               const real *v,          // b h tk d, strided
+                               const uint8_t *mask,    // b tk, or NULL
+                               const int32_t *buckets, // b h r t
+                               const rf_attention *a, rf_strides sdq, rf_strides sdk,
+                               rf_strides sdv, rf_strides sdout, rf_strides sout, rf_strides sq,
+                               rf_strides sk, rf_strides sv, void *scratch);
+
+    /* y += alpha * x: how a sublayer joins the residual stream, and how it is taken out again. */
+    void (*add_scaled)(rf_run *run,
+                       real *y,       // n
+                       const real *x, // n
+                       size_t n, double alpha);
+
+    /* Sum of squares of a gradient, in blocks whose number depends on n alone. */
+    double (*sum_of_squares)(rf_run *run, const real *x, size_t n);
+
+    /* One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place; `step` counts from 1. */
+    void (*adamw)(rf_run *run,
+                  real *w,       // n
+                  real *m,       // n, first moment
+                  real *s,       // n, second moment
+                  const real *g, // n
+                  size_t n, double lr, double beta1, double beta2, double eps, double weight_decay,
+                  double grad_scale, uint64_t step);
+
+    /* GFLOP/s of independent fused multiply-adds in registers, on `workers` threads: the peak
+       that benchmarks measure against. Spins for about `seconds`. */
+    double (*fma_peak)(rf_run *run, double seconds);
+} rf_ops;

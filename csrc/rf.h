@@ -1,0 +1,79 @@
+/* rf.h: the face of the core.
+
+   The core is compiled once per (instruction set, element type). Each compilation leaves one
+   const table of function pointers; this header says what is in a table and how to find the one
+   for this machine. No Python here, and no global state. */
+#ifndef RF_H
+#define RF_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* How an op runs: on how many threads, and whether somebody has asked it to stop.
+
+   Ops call `poll` from the calling thread, between blocks of work; it may set `stop`. Once `stop`
+   is set the remaining blocks are skipped and the outputs are unspecified. */
+typedef struct rf_run rf_run;
+struct rf_run {
+    int workers;
+    atomic_int stop;
+    void (*poll)(rf_run *); // NULL: nobody will ask
+};
+
+/* Strides of a (b, h, t, d) array, in elements; the last axis is contiguous. */
+typedef struct {
+    ptrdiff_t b, h, t;
+} rf_strides;
+
+typedef enum { RF_RELU, RF_GELU, RF_GELU_NEW, RF_SILU, RF_TANH } rf_activation;
+
+/* What a query may attend to.
+   FULL: every key.                     LOCAL: chunks of the sequence as it stands.
+   CHUNK: chunks of the hash order.     BUCKET: the whole bucket, of any size. */
+typedef enum { RF_FULL, RF_LOCAL, RF_CHUNK, RF_BUCKET } rf_scope;
+
+typedef struct {
+    rf_scope scope;
+    size_t b, h, t, d;  // batch, heads, queries, depth of a head
+    size_t tk;          // keys; equals t unless scope is FULL
+    size_t r, k;        // hash rounds; bucket ids are below k (scopes CHUNK and BUCKET)
+    size_t m;           // chunk length (scopes LOCAL and CHUNK)
+    size_t before;      // chunks of look-back
+    size_t after;       // chunks of look-ahead
+    int causal;         // a query sees keys at its own and earlier positions
+    int shared_qk;      // keys are normalised queries, and a query avoids itself
+    int wrap;           // the first chunk looks back at the last one
+    int across_buckets; // scope CHUNK: attend to other buckets that share the chunk
+    int duplicates;     // a key met in several rounds counts once a round
+    double scale;       // of the logits
+    double dropout;     // of the attention probabilities
+    uint64_t key;       // of the dropout's random bits
+} rf_attention;
+
+#define real float
+#define rf_ops rf_ops_f32
+#include "ops.h"
+#undef rf_ops
+#undef real
+
+#define real double
+#define rf_ops rf_ops_f64
+#include "ops.h"
+#undef rf_ops
+#undef real
+
+/* One instruction set. */
+typedef struct {
+    const char *name; // "base", "avx2", "avx512", "neon"
+    const rf_ops_f32 *f32;
+    const rf_ops_f64 *f64;
+} rf_core;
+
+/* The cores that were built and that this machine can run, best first; NULL past the last. */
+const rf_core *rf_core_at(size_t i);
+
+/* The names of all cores that were built, runnable here or not; NULL past the last. */
+const char *rf_core_built(size_t i);
+
+#endif

@@ -1,0 +1,164 @@
+"""The compiled core: positional arguments, checked; reformer_c.ops is its documented face.
+
+Real arrays are float32 or float64, all of a call alike. `out` is None or the array to write to,
+gradients named d... are added to in place, `workers` is at least 1.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Real = NDArray[np.floating[Any]]
+Integers = NDArray[np.integer[Any]]
+Mask = NDArray[Any] | None
+# (query name, scope, m, before, after, k, causal, shared_qk, wrap, across_buckets, duplicates,
+#  scale, dropout, key)
+Attention = tuple[
+    str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int
+]
+
+__file__: str
+compiler: str
+openmp: int
+
+def linear_forward(
+    x: Real, weight: Real, bias: Real | None, out: Real | None, workers: int, /
+) -> Real: ...
+def linear_backward(
+    x: Real, weight: Real, dout: Real, dweight: Real, dbias: Real | None, workers: int, /
+) -> Real: ...
+def embedding_forward(weight: Real, ids: Integers, out: Real | None, workers: int, /) -> Real: ...
+def embedding_backward(dout: Real, dweight: Real, ids: Integers, workers: int, /) -> None: ...
+def axial_forward(
+    w0: Real, w1: Real, position_ids: Integers, out: Real | None, workers: int, /
+) -> Real: ...
+def axial_backward(
+    dw0: Real, dw1: Real, dout: Real, position_ids: Integers, workers: int, /
+) -> None: ...
+def layer_norm_forward(
+    x: Real, weight: Real, bias: Real, eps: float, out: Real | None, workers: int, /
+) -> tuple[Real, Real, Real]: ...
+def layer_norm_backward(
+    x: Real,
+    weight: Real,
+    mean: Real,
+    rstd: Real,
+    dout: Real,
+    dweight: Real,
+    dbias: Real,
+    workers: int,
+    /,
+) -> Real: ...
+def dropout(x: Real, p: float, key: int, out: Real | None, workers: int, /) -> Real: ...
+def feed_forward_forward(
+    x: Real,
+    w1: Real,
+    b1: Real,
+    w2: Real,
+    b2: Real,
+    activation: str,
+    chunk_length: int,
+    dropout: float,
+    dropout_key: int,
+    out: Real | None,
+    workers: int,
+    /,
+) -> Real: ...
+def feed_forward_backward(
+    x: Real,
+    w1: Real,
+    b1: Real,
+    w2: Real,
+    dout: Real,
+    activation: str,
+    chunk_length: int,
+    dropout: float,
+    dropout_key: int,
+    dw1: Real,
+    db1: Real,
+    dw2: Real,
+    db2: Real,
+    workers: int,
+    /,
+) -> Real: ...
+def cross_entropy_forward(
+    h: Real,
+    weight: Real,
+    bias: Real | None,
+    ignore_index: int,
+    labels: Integers,
+    chunk_length: int,
+    workers: int,
+    /,
+) -> tuple[float, float]: ...
+def cross_entropy_backward(
+    h: Real,
+    weight: Real,
+    bias: Real | None,
+    ignore_index: int,
+    labels: Integers,
+    chunk_length: int,
+    dloss: float,
+    dweight: Real,
+    dbias: Real | None,
+    workers: int,
+    /,
+) -> Real: ...
+def lsh_hash(
+    name: str,
+    x: Real,
+    num_buckets: tuple[int, ...],
+    rotations: Real,
+    attention_mask: Mask,
+    out: NDArray[np.int32] | None,
+    workers: int,
+    /,
+) -> NDArray[np.int32]: ...
+def attention_forward(
+    attention: Attention,
+    q: Real,
+    k: Real | None,
+    v: Real,
+    attention_mask: Mask,
+    buckets: Integers | None,
+    out: Real | None,
+    workers: int,
+    /,
+) -> tuple[Real, Real]: ...
+def attention_backward(
+    attention: Attention,
+    q: Real,
+    k: Real | None,
+    v: Real,
+    attention_mask: Mask,
+    buckets: Integers | None,
+    out: Real,
+    lse: Real,
+    dout: Real,
+    workers: int,
+    /,
+) -> tuple[Real, ...]: ...
+def add_scaled(x: Real, y: Real, alpha: float, workers: int, /) -> None: ...
+def sum_of_squares(x: Real, workers: int, /) -> float: ...
+def adamw(
+    g: Real,
+    w: Real,
+    m: Real,
+    s: Real,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+    workers: int,
+    /,
+) -> None: ...
+def fma_peak(like: Real, seconds: float, workers: int, /) -> float: ...
+def select_isa(name: str, /) -> None: ...
+def isa() -> str: ...
+def isas() -> tuple[str, ...]: ...
+def isas_built() -> tuple[str, ...]: ...
+def forked() -> bool: ...

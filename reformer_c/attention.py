@@ -1,0 +1,144 @@
+"""The attention sublayers of a Reformer: layer norm, projections, attention, output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .nn import Key, Sublayer, Weights
+
+__all__ = ["LocalAttention", "LSHAttention"]
+
+
+class Attention(Sublayer):
+    """drop(attend(n w_q', n w_v', ...) w_o'), for heads side by side in a row.
+
+    A subclass names its `projections`, and gives `_attend(*heads)` and `_attend_backward`.
+
+    Parameters
+    ----------
+    weights : Weights
+        Those below ``attention.`` of a layer.
+    num_heads : int
+    attention_mask : ndarray or None
+        (b, t), nonzero for a real token.
+    attention_dropout : float
+        Of the attention's probabilities.
+    rules : keyword arguments
+        Passed on to the op: chunk_length, num_chunks_before, is_causal ...
+    """
+
+    projections: tuple[str, ...]
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        num_heads: int,
+        attention_mask: np.ndarray | None,
+        attention_dropout: float,
+        eps: float,
+        dropout: float,
+        key: Key,
+        **rules: Any,
+    ) -> None:
+        super().__init__(weights, eps=eps, dropout=dropout, key=key)
+        self.num_heads = num_heads
+        self.rules = rules | dict(
+            attention_mask=attention_mask,
+            dropout=attention_dropout,
+            dropout_key=key("probabilities"),
+        )
+
+    def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
+        saved, heads = [], []
+        for name in self.projections:
+            y, projected = ops.linear_forward(n, self.weights[f"self_attention.{name}.weight"])
+            saved.append(projected)
+            heads.append(self._split(y))
+        out, attended = self._attend(*heads)
+        y, projected = ops.linear_forward(self._merge(out), self.weights["output.dense.weight"])
+        return y, [*saved, attended, projected]
+
+    def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
+        dout, dweight, _ = ops.linear_backward(dy, saved.pop())
+        self.weights.add_gradient("output.dense.weight", dweight)
+        dheads = list(self._attend_backward(self._split(dout), saved.pop()))
+        dn = None
+        for name in reversed(self.projections):
+            part, dweight, _ = ops.linear_backward(self._merge(dheads.pop()), saved.pop())
+            self.weights.add_gradient(f"self_attention.{name}.weight", dweight)
+            if dn is None:
+                dn = part
+            else:
+                ops.add_scaled(dn, part, 1.0)
+        return dn
+
+    def _kept_row(self, c: int) -> int:
+        # the heads' projections, their output, and its log-sum-exp
+        width = len(self.weights[f"self_attention.{self.projections[0]}.weight"])
+        return (len(self.projections) + 1) * width + self.num_heads
+
+    def _split(self, x: np.ndarray) -> np.ndarray:
+        """(b, t, h d) -> (b, h, t, d), the same memory."""
+        b, t, width = x.shape
+        return x.reshape(b, t, self.num_heads, width // self.num_heads).transpose(0, 2, 1, 3)
+
+    def _merge(self, x: np.ndarray) -> np.ndarray:
+        """(b, h, t, d) -> (b, t, h d), the same memory where it was split."""
+        b, h, t, d = x.shape
+        return x.transpose(0, 2, 1, 3).reshape(b, t, h * d)
+
+    def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
+        raise NotImplementedError
+
+    def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
+        raise NotImplementedError
+
+
+class LocalAttention(Attention):
+    """Attention to the own chunk of the sequence and its neighbours, on Hugging Face's circle."""
+
+    projections = ("query", "key", "value")
+
+    def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
+        return ops.local_attention_forward(*heads, wrap=True, **self.rules)
+
+    def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
+        return ops.local_attention_backward(dout, saved)
+
+
+class LSHAttention(Attention):
+    """Attention among the tokens whose shared query and key falls into the same bucket.
+
+    The buckets of the first pass are kept, and used again in the backward pass: there the input
+    is rebuilt with other rounding, and a second hash could give other buckets.
+
+    `rotations` (h, d, r, s) may be None: then they are drawn from the key `rotations_key`.
+    """
+
+    projections = ("query_key", "value")
+
+    def __init__(
+        self, weights: Weights, *, rotations: np.ndarray | None, rotations_key: int, **rest: Any
+    ) -> None:
+        super().__init__(weights, **rest)
+        self.rotations, self.rotations_key = rotations, rotations_key
+        # (b, h, r, t) after a pass; None where the sequence is one chunk
+        self.buckets: np.ndarray | None = None
+
+    def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
+        if self.buckets is not None:
+            source = {"buckets": self.buckets}
+        elif self.rotations is not None:
+            source = {"rotations": self.rotations}
+        else:
+            source = {"rng": self.rotations_key}
+        out, saved = ops.lsh_attention_forward(*heads, **source, **self.rules)
+        self.buckets = saved.buckets
+        return out, saved
+
+    def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
+        return ops.lsh_attention_backward(dout, saved)

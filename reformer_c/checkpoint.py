@@ -1,0 +1,269 @@
+"""Files that a model is kept in: config.json beside model.safetensors, written atomically.
+
+Nothing here knows what a model is: names and arrays go in and come out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "load_into",
+    "read_folder",
+    "read_safetensors",
+    "save_folder",
+    "write_atomically",
+    "write_safetensors",
+]
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+# ---- files that are whole or not there ----
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a name beside `path`, and let what it wrote take the place of `path`.
+
+    Whoever looks at `path` meanwhile, or after a crash, finds the old file or the new one.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "note.txt")
+    ...     write_atomically(file, lambda part: part.write_text("whole"))
+    ...     file.read_text(), os.listdir(folder)
+    ('whole', ['note.txt'])
+    """
+    path = Path(path)
+    part = _unused_name_beside(path)
+    try:
+        write(part)
+        _sync(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], Any]]) -> None:
+    """Write `files`, {name: function that writes a path}, into a folder that may be new.
+
+    All are written before the first takes its place: a full disk leaves the folder as it was. A
+    new folder appears with all of them at once.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"folder: {os.fspath(folder)!r} is a file")
+    is_new = not folder.exists()
+    if is_new:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = _unused_name_beside(folder if is_new else folder / "stage")
+    stage.mkdir()
+    try:
+        for name, write in files.items():
+            write(stage / name)
+            _sync(stage / name)
+        _sync(stage)
+        if is_new:
+            os.rename(stage, folder)
+            _sync(folder.parent)
+        else:
+            for name in files:
+                os.replace(stage / name, folder / name)
+            _sync(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _unused_name_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+
+
+def _sync(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # this system cannot open folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- safetensors ----
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name, atomically, in the format that transformers reads.
+
+    Raises
+    ------
+    ImportError
+        The safetensors library is not installed.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "a.safetensors")
+    ...     write_safetensors(file, {"a": np.arange(6.0).reshape(2, 3).T})
+    ...     read_safetensors(file)["a"].shape
+    (3, 2)
+    """
+    _safetensors()
+    from safetensors.numpy import save_file
+
+    # the library writes an array's memory: only a contiguous one's is the array
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # ascontiguousarray gives scalars an axis
+    contiguous = {name: a.reshape(np.shape(tensors[name])) for name, a in contiguous.items()}
+    write_atomically(path, lambda part: save_file(contiguous, part, metadata={"format": "pt"}))
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name; bfloat16 comes as float32.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, or it is not one of safetensors.
+    ImportError
+        The safetensors library is not installed.
+    """
+    return dict(_iterate_safetensors(Path(path)))
+
+
+def _iterate_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    library = _safetensors()
+    if not path.is_file():
+        raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
+    try:
+        with library.safe_open(path, framework="numpy") as file:
+            wide = {}  # NumPy has no bfloat16
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):  # noqa: SIM118
+                wide = _bfloat16_tensors(library, path)
+            for name in file.keys():  # noqa: SIM118
+                yield name, wide[name] if name in wide else file.get_tensor(name)
+    except library.SafetensorError as error:
+        raise ValueError(f"path: {os.fspath(path)!r} is not a safetensors file: {error}") from error
+
+
+def _bfloat16_tensors(library: ModuleType, path: Path) -> dict[str, np.ndarray]:
+    """The bfloat16 tensors of a file as float32: their bits are its upper half."""
+    tensors = {}
+    for name, tensor in library.deserialize(path.read_bytes()):
+        if tensor["dtype"] == "BF16":
+            upper = np.frombuffer(tensor["data"], "<u2").astype(np.uint32) << 16
+            tensors[name] = upper.view(np.float32).reshape(tensor["shape"])
+    return tensors
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise ImportError(
+            "model files need the safetensors library: pip install 'reformer_c[hf]'"
+        ) from error
+    return safetensors
+
+
+# ---- folders of weights ----
+
+
+def read_folder(folder: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a model folder, one after the other: a single file, or shards by an index.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder, its weights or one of the shards is not there.
+    ValueError
+        A file is damaged, or a tensor is not in the shard that the index names.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder: there is no folder {os.fspath(folder)!r}")
+    if (folder / WEIGHTS).is_file():
+        yield from _iterate_safetensors(folder / WEIGHTS)
+    elif (folder / INDEX).is_file():
+        yield from _iterate_shards(folder)
+    else:
+        raise FileNotFoundError(
+            f"folder: there is neither {WEIGHTS} nor {INDEX} in {os.fspath(folder)!r}"
+        )
+
+
+def _iterate_shards(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        shard_of = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"folder: {INDEX} has no weight_map: {error!r}") from error
+    for shard in sorted(set(shard_of.values())):
+        if Path(shard).name != shard:
+            raise ValueError(f"folder: {INDEX} names {shard!r}, which is not a file of the folder")
+        expected = {name for name in shard_of if shard_of[name] == shard}
+        for name, tensor in _iterate_safetensors(folder / shard):
+            if name in expected:
+                expected.remove(name)
+                yield name, tensor
+        if expected:
+            raise ValueError(f"folder: {shard} lacks {', '.join(sorted(expected))}")
+
+
+def load_into(
+    parameters: Mapping[str, np.ndarray],
+    tensors: Iterator[tuple[str, np.ndarray]],
+    rename: Callable[[str], str | None],
+) -> tuple[list[str], list[str]]:
+    """Copy tensors into the arrays of their names, cast to their dtype.
+
+    Parameters
+    ----------
+    parameters : dict of str to ndarray
+        Overwritten.
+    tensors : iterator of (str, ndarray)
+    rename : callable
+        The parameter's name for a tensor's name; None for a tensor to pass over.
+
+    Returns
+    -------
+    missing, unexpected : list of str
+        Parameters without a tensor, and tensors without a parameter.
+
+    Raises
+    ------
+    ValueError
+        Names every tensor of another shape, or that is not of numbers.
+    """
+    missing, unexpected, misshapen = dict.fromkeys(parameters), [], []
+    for stored, tensor in tensors:
+        name = rename(stored)
+        if name is None:
+            continue
+        if name not in parameters:
+            unexpected.append(stored)
+        elif tensor.shape != parameters[name].shape or tensor.dtype.kind != "f":
+            misshapen.append(
+                f"{stored}: {tensor.dtype}{list(tensor.shape)} in the file, "
+                f"{list(parameters[name].shape)} in the model"
+            )
+            missing.pop(name, None)
+        else:
+            parameters[name][...] = tensor
+            missing.pop(name, None)
+    if misshapen:
+        raise ValueError("the weights do not fit the configuration: " + "; ".join(misshapen))
+    return list(missing), unexpected

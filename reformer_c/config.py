@@ -1,0 +1,390 @@
+"""The configuration of a Reformer: Hugging Face's fields under their names, and a few of ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_atomically
+
+__all__ = ["ReformerConfig"]
+
+LAYER_TYPES = ("local", "lsh")
+SCOPES = ("chunk", "bucket")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# transformers has several names for one function
+ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+# keys of configurations from 2020, and the fields that took their place
+LEGACY_KEYS = {
+    "attention_probs_dropout_prob": (
+        "local_attention_probs_dropout_prob",
+        "lsh_attention_probs_dropout_prob",
+    ),
+    "num_chunks_before": ("local_num_chunks_before", "lsh_num_chunks_before"),
+    "num_chunks_after": ("local_num_chunks_after", "lsh_num_chunks_after"),
+    "seed": ("hash_seed",),
+}
+
+OURS = ("attention_scope", "memory_budget", "apply_lm_head_bias")
+
+
+@dataclass
+class ReformerConfig:
+    """What a Reformer is made of.
+
+    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; the last
+    three are ours and off by default. A field whose layer type does not occur may be None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the field and say what was expected.
+
+    Examples
+    --------
+    >>> config = ReformerConfig(attn_layers=["local", "lsh"], is_decoder=True)
+    >>> config.num_hidden_layers
+    2
+    >>> ReformerConfig(hidden_size=100)
+    Traceback (most recent call last):
+    ValueError: axial_pos_embds_dim: its parts [64, 192] have to add up to hidden_size=100
+    >>> ReformerConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    # depth of a head; heads times depth need not equal hidden_size
+    attention_head_size: int = 64
+    # type of each layer's attention: "local" or "lsh"
+    attn_layers: list[str] = field(default_factory=lambda: ["local", "lsh"] * 3)
+    # standard deviation of fresh axial position tables
+    axial_norm_std: float = 1.0
+    # positions as two small tables (True) or one row for each position (False)
+    axial_pos_embds: bool = True
+    # rows and columns of the rectangle that the positions fill, row by row
+    axial_pos_shape: list[int] = field(default_factory=lambda: [64, 64])
+    # widths of the row's and of the column's vector; their sum is hidden_size
+    axial_pos_embds_dim: list[int] = field(default_factory=lambda: [64, 192])
+    # rows of logits in memory at a time; 0: chosen for the machine
+    chunk_size_lm_head: int = 0
+    # rows of the feed-forward layer's hidden units in memory at a time; 0: chosen for the machine
+    chunk_size_feed_forward: int = 0
+    # dropout before and inside the classification head; None: hidden_dropout_prob
+    classifier_dropout: float | None = None
+    # id that ends a text
+    eos_token_id: int | list[int] | None = 2
+    # width of the feed-forward layer's hidden units
+    feed_forward_size: int = 512
+    # not None: every call draws the same rotations, from this seed
+    hash_seed: int | None = None
+    # activation of the feed-forward layer
+    hidden_act: str = "relu"
+    # dropout of embeddings, sublayers and the final states, in training
+    hidden_dropout_prob: float = 0.05
+    # width of each residual stream
+    hidden_size: int = 256
+    # standard deviation of fresh weights
+    initializer_range: float = 0.02
+    # causal: a token sees itself and what is before it
+    is_decoder: bool = False
+    # added to the variance in layer norms
+    layer_norm_eps: float = 1e-12
+    # local attention: chunks of look-back and of look-ahead
+    local_num_chunks_before: int | None = 1
+    local_num_chunks_after: int | None = 0
+    # local attention: dropout of the probabilities, in training
+    local_attention_probs_dropout_prob: float | None = 0.05
+    # local attention: length of a chunk
+    local_attn_chunk_length: int | None = 64
+    # LSH attention: length of a chunk of the sorted tokens
+    lsh_attn_chunk_length: int | None = 64
+    # LSH attention: dropout of the probabilities, in training
+    lsh_attention_probs_dropout_prob: float | None = 0.0
+    # LSH attention: chunks of look-back and of look-ahead
+    lsh_num_chunks_before: int | None = 1
+    lsh_num_chunks_after: int | None = 0
+    # longest sequence; the automatic num_buckets depends on it too
+    max_position_embeddings: int = 4096
+    num_attention_heads: int = 12
+    # buckets of a hash round: an even number, a list of even factors, or None: from the length
+    num_buckets: int | list[int] | None = None
+    # hash rounds of LSH attention
+    num_hashes: int | None = 1
+    # outputs of the classification and question-answering heads
+    num_labels: int = 2
+    # id that fills up short rows
+    pad_token_id: int | None = 0
+    # loss of the classification head; None: from num_labels and the labels' dtype
+    problem_type: str | None = None
+    # number of distinct ids
+    vocab_size: int = 320
+    # kept for the round trip: the output has twice the input's width and cannot be tied to it
+    tie_word_embeddings: bool = False
+    # kept for the round trip
+    use_cache: bool = True
+    # layers that are built, the first of attn_layers; None: all
+    num_hidden_layers: int | None = None
+
+    # "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper
+    attention_scope: str = "chunk"
+    # bytes in which training may keep activations that it would rebuild; None: always rebuild
+    memory_budget: int | float | None = None
+    # False gives what transformers from version 5 on computes: lm_head.bias is not added
+    apply_lm_head_bias: bool = True
+
+    # fields that are not ours, kept as they came
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_hidden_layers is None and isinstance(self.attn_layers, (list, tuple)):
+            self.num_hidden_layers = len(self.attn_layers)
+        for name in ("attn_layers", "axial_pos_shape", "axial_pos_embds_dim", "num_buckets"):
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))
+        self.check()
+
+    # ---- reading and writing ----
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ReformerConfig:
+        """A configuration from the contents of a config.json.
+
+        Unknown keys are kept in `extra`. Keys of 2020 (``num_chunks_before``, ``seed`` ...) fill
+        the fields that took their place where those are absent.
+
+        Examples
+        --------
+        >>> config = ReformerConfig.from_dict({"num_chunks_after": 1, "task": "prose"})
+        >>> config.local_num_chunks_after, config.extra
+        (1, {'num_chunks_after': 1, 'task': 'prose'})
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values: expected a dictionary, got {type(values).__name__}")
+        if values.get("model_type", "reformer") != "reformer":
+            raise ValueError(f"model_type: expected 'reformer', got {values['model_type']!r}")
+        if values.get("sinusoidal_pos_embds"):
+            raise ValueError("sinusoidal_pos_embds: sinusoidal positions are not part of this model")
+        names = {f.name for f in fields(cls)} - {"extra"}
+        known = {name: value for name, value in values.items() if name in names}
+        for old, new in LEGACY_KEYS.items():
+            for name in new if values.get(old) is not None else ():
+                known.setdefault(name, values[old])
+        if values.get("id2label") is not None:
+            known.setdefault("num_labels", len(values["id2label"]))
+        extra = {k: v for k, v in values.items() if k not in names and k != "model_type"}
+        if isinstance(known.get("memory_budget"), str):
+            known["memory_budget"] = float(known["memory_budget"])
+        return cls(**known, extra=extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json that `from_dict` and transformers read.
+
+        Our own fields are left out while they are off.
+        """
+        defaults = {f.name: f.default for f in fields(self) if f.name in OURS}
+        values: dict[str, Any] = {"model_type": "reformer"} | self.extra
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "extra" or (f.name in OURS and value == defaults[f.name]):
+                continue
+            values[f.name] = list(value) if isinstance(value, list) else value
+        if self.memory_budget == math.inf:
+            values["memory_budget"] = "inf"  # JSON has no infinity
+        return values
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> ReformerConfig:
+        """Read a JSON file, or the config.json of a folder."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        with open(path, encoding="utf-8") as file:
+            try:
+                values = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"path: {os.fspath(path)!r} is not JSON: {error}") from error
+        return cls.from_dict(values)
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Write a JSON file, or the config.json of a folder that exists; atomically.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> config = ReformerConfig(vocab_size=258)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config.to_json(folder)
+        ...     ReformerConfig.from_json(folder) == config
+        True
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+    # ---- what follows from the fields ----
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The types of the layers that are built."""
+        return self.attn_layers[: self.num_hidden_layers]
+
+    @property
+    def activation(self) -> str:
+        """`hidden_act` by the name that ``reformer_c.feed_forward`` knows it by."""
+        return ACTIVATIONS[self.hidden_act]
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions there are: no sequence can be longer."""
+        if self.axial_pos_embds:
+            return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
+        return self.max_position_embeddings
+
+    # ---- checks ----
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the field, where a value cannot be used."""
+        self._check_layers()
+        self._check_sizes()
+        self._check_positions()
+        for layer_type in set(self.layer_types):
+            self._check_attention(layer_type)
+        if "lsh" in self.layer_types:
+            self._check_hashing()
+        self._check_choices()
+
+    def _check_layers(self) -> None:
+        if not isinstance(self.attn_layers, list) or not self.attn_layers:
+            raise TypeError(
+                f"attn_layers: expected a list of layer types, got {self.attn_layers!r}"
+            )
+        for layer_type in self.attn_layers:
+            _choice("attn_layers", layer_type, LAYER_TYPES)
+        _integer("num_hidden_layers", self.num_hidden_layers, 1)
+        if self.num_hidden_layers > len(self.attn_layers):
+            raise ValueError(
+                f"num_hidden_layers: expected at most the {len(self.attn_layers)} of attn_layers, "
+                f"got {self.num_hidden_layers}"
+            )
+
+    def _check_sizes(self) -> None:
+        for name in (
+            "attention_head_size", "feed_forward_size", "hidden_size", "max_position_embeddings",
+            "num_attention_heads", "num_labels", "vocab_size",
+        ):  # fmt: skip
+            _integer(name, getattr(self, name), 1)
+        for name in ("chunk_size_lm_head", "chunk_size_feed_forward"):
+            _integer(name, getattr(self, name), 0)
+        for name in ("axial_norm_std", "initializer_range", "layer_norm_eps"):
+            _real(name, getattr(self, name), 0.0)
+        _real("hidden_dropout_prob", self.hidden_dropout_prob, 0.0, below=1.0)
+        if self.classifier_dropout is not None:
+            _real("classifier_dropout", self.classifier_dropout, 0.0, below=1.0)
+        if len(self.extra.get("id2label") or range(self.num_labels)) != self.num_labels:
+            raise ValueError(f"id2label: expected num_labels={self.num_labels} names")
+
+    def _check_positions(self) -> None:
+        _boolean("axial_pos_embds", self.axial_pos_embds)
+        if not self.axial_pos_embds:
+            return
+        for name in ("axial_pos_shape", "axial_pos_embds_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, list) or len(value) != 2:
+                raise TypeError(f"{name}: expected a list of two integers, got {value!r}")
+            for part in value:
+                _integer(name, part, 1)
+        if sum(self.axial_pos_embds_dim) != self.hidden_size:
+            raise ValueError(
+                f"axial_pos_embds_dim: its parts {self.axial_pos_embds_dim} have to add up to "
+                f"hidden_size={self.hidden_size}"
+            )
+
+    def _check_attention(self, layer_type: str) -> None:
+        _integer(f"{layer_type}_attn_chunk_length", self.attention(layer_type, "attn_chunk_length"), 1)
+        for name in ("num_chunks_before", "num_chunks_after"):
+            _integer(f"{layer_type}_{name}", self.attention(layer_type, name), 0)
+        name = "attention_probs_dropout_prob"
+        _real(f"{layer_type}_{name}", self.attention(layer_type, name), 0.0, below=1.0)
+
+    def attention(self, layer_type: str, name: str) -> Any:
+        """The field `name` of one type of attention: ``attention("lsh", "attn_chunk_length")``."""
+        return getattr(self, f"{layer_type}_{name}")
+
+    def _check_hashing(self) -> None:
+        _integer("num_hashes", self.num_hashes, 1)
+        if self.hash_seed is not None:
+            _integer("hash_seed", self.hash_seed, 0)
+        if self.num_buckets is None:
+            return
+        factors = self.num_buckets if isinstance(self.num_buckets, list) else [self.num_buckets]
+        if not factors:
+            raise ValueError("num_buckets: expected at least one factor, got []")
+        for factor in factors:
+            _integer("num_buckets", factor, 2)
+            if factor % 2:
+                raise ValueError(f"num_buckets: expected even numbers, got {self.num_buckets}")
+
+    def _check_choices(self) -> None:
+        _choice("hidden_act", self.hidden_act, ACTIVATIONS)
+        _choice("attention_scope", self.attention_scope, SCOPES)
+        if self.problem_type is not None:
+            _choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        for name in ("is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias"):
+            _boolean(name, getattr(self, name))
+        if self.pad_token_id is not None:
+            _integer("pad_token_id", self.pad_token_id, 0)
+        if self.eos_token_id is not None:
+            ids = self.eos_token_id
+            for i in ids if isinstance(ids, list) else [ids]:
+                _integer("eos_token_id", i, 0)
+        if self.memory_budget is not None:
+            _real("memory_budget", self.memory_budget, 0.0, finite=False)
+        if not isinstance(self.extra, dict):
+            raise TypeError(f"extra: expected a dictionary, got {type(self.extra).__name__}")
+
+
+def _integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer >= {least}, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+
+
+def _real(
+    name: str, value: Any, least: float, *, below: float = math.inf, finite: bool = True
+) -> None:
+    expected = f"a number in [{least:g}, {below:g})" if below < math.inf else f"a number >= {least:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    if not (least <= value < below or (value == math.inf and not finite)):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,269 @@
+"""The main job, on any machine with Python: a Reformer learns from text that Python carries.
+
+It trains, in sequences of 8,192 bytes, then shows how close its LSH attention is to full attention,
+and writes. Every number that it prints was computed in the same run.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from . import ops
+from .config import ReformerConfig
+from .data import Windows, split_tokens
+from .model import ReformerModelWithLMHead
+from .optim import AdamW, schedules
+from .report import LSHReport, lsh_report
+from .runtime import get_num_threads, show_config
+from .tokenizer import ByteTokenizer
+from .train import Trainer, evaluate, show_progress
+
+__all__ = ["DemoResult", "run_demo"]
+
+STEPS = 400
+SECONDS = 110.0
+LENGTH = 8192
+LEARNING_RATE = 2e-3
+HELD_OUT = 0.1
+WRITTEN_BYTES = 200
+PROMPT_BYTES = 256
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured: bits per byte of the held-out text, and LSH beside full attention."""
+
+    steps: int
+    seconds: float
+    bits_per_byte: float
+    bigram_bits_per_byte: float
+    report: LSHReport
+    written: bytes
+
+
+def run_demo(
+    *,
+    steps: int | None = None,
+    seconds: float = SECONDS,
+    length: int = LENGTH,
+    seed: int = 0,
+    quick: bool = False,
+    stream: TextIO | None = None,
+) -> DemoResult:
+    """Train a byte-level Reformer on Python's own documentation, look inside, and let it write.
+
+    Parameters
+    ----------
+    steps : int, optional
+        Training steps of one window each; None takes as many as `seconds` are expected to allow,
+        and at most 400.
+    seconds : float
+        Time for training; not looked at when `steps` is given.
+    length : int
+        Bytes of a window.
+    seed : int
+        Of everything random. The same steps, length and seed give the same model.
+    quick : bool
+        A tiny model, to see that everything works.
+    stream : text file, optional
+        Where to print; standard output by default. Progress goes to standard error.
+
+    Returns
+    -------
+    DemoResult
+
+    Raises
+    ------
+    ValueError
+        Names the argument and says what was expected.
+    """
+    begin = time.perf_counter()
+    stream = sys.stdout if stream is None else stream
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: expected a number >= 1 or None, got {steps!r}")
+    if not seconds > 0:
+        raise ValueError(f"seconds: expected a number > 0, got {seconds!r}")
+    if length < 256:
+        raise ValueError(f"length: expected at least 256 bytes, got {length!r}")
+
+    def say(*words: object) -> None:
+        print(*words, file=stream, flush=True)
+
+    text, source = python_text()
+    tokens = encode(text)
+    train, held_out = split_tokens(tokens, HELD_OUT)
+    if len(held_out) < length:
+        raise ValueError(f"length: the held-out text has only {len(held_out)} bytes, got {length}")
+    model = ReformerModelWithLMHead(demo_config(length, quick), rng=seed)
+    data = Windows(train, length, seed=seed)
+    say(f"text      {len(text):,} bytes: {source}; the last tenth is held out")
+    say(f"model     {_describe(model)}")
+    say(f"machine   {_machine()}")
+    if steps is None:
+        steps = _affordable_steps(model, data, seconds)
+
+    say(f"\n1. Training: {steps} steps, each on {length:,} consecutive bytes\n")
+    trainer = _trainer(model, data, steps, seed)
+    for report in show_progress(trainer):
+        pass
+    bits = evaluate(model, held_out, length).bits_per_byte
+    baseline = bigram_bits_per_byte(train, held_out, length)
+    say(f"last step {report.bits_per_byte:.3f} bits per byte")
+    say(f"held out  {bits:.3f} bits per byte; byte bigrams, same text: {baseline:.3f}")
+
+    layer = model.config.attn_layers.index("lsh")
+    say(
+        f"\n2. LSH attention beside full attention: layer {layer + 1}'s own queries, "
+        f"{length:,} held-out bytes\n"
+    )
+    lsh = compare_with_full_attention(model, held_out[:length], layer, seed)
+    say(lsh)
+
+    say(f"\n3. After {PROMPT_BYTES} held-out bytes, {WRITTEN_BYTES} bytes of its own:\n")
+    prompt = held_out[: min(PROMPT_BYTES, length - WRITTEN_BYTES)]
+    written = write(model, prompt, seed, stream)
+    result = DemoResult(
+        steps, time.perf_counter() - begin, bits, baseline, lsh, written
+    )
+    say(f"\n\n{result.seconds:.0f} seconds in all")
+    return result
+
+
+def python_text() -> tuple[bytes, str]:
+    """Text that is on every machine with Python, and its name: the language reference, or sources."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return _library_sources(), "sources of Python's standard library"
+    text = "\n\n".join(topics[name].strip() for name in sorted(topics))
+    return text.encode(), "Python's language reference (pydoc_data.topics)"
+
+
+def _library_sources(limit: int = 500_000) -> bytes:
+    """The first modules of the standard library, in alphabetical order."""
+    texts, size = [], 0
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        if size < limit:
+            texts.append(file.read_bytes())
+            size += len(texts[-1])
+    if size < limit:
+        raise FileNotFoundError("this Python carries neither pydoc_data nor its library's sources")
+    return b"\n".join(texts)[:limit]
+
+
+def encode(text: bytes) -> np.ndarray:
+    """Token ids of a text, as `ByteTokenizer` numbers its bytes."""
+    return np.asarray(ByteTokenizer().encode(text), np.uint16)
+
+
+def demo_config(length: int, quick: bool) -> ReformerConfig:
+    """A Reformer small enough for a minute or two: local and LSH attention, 3 layers."""
+    width, heads = (64, 1) if quick else (128, 2)
+    columns = 64
+    return ReformerConfig(
+        vocab_size=258,
+        hidden_size=width,
+        feed_forward_size=2 * width,
+        num_attention_heads=heads,
+        attention_head_size=64,
+        attn_layers=["local", "lsh"] if quick else ["local", "lsh", "local"],
+        axial_pos_shape=[-(-length // columns), columns],
+        axial_pos_embds_dim=[width // 2, width // 2],
+        axial_norm_std=0.02,
+        max_position_embeddings=length,
+        hidden_dropout_prob=0.0,
+        local_attention_probs_dropout_prob=0.0,
+        is_decoder=True,
+    )
+
+
+def _trainer(model: Any, data: Windows, steps: int, seed: int) -> Trainer:
+    schedule = schedules.cosine(steps, warmup=min(20, steps // 5))
+    optimizer = AdamW(model.parameters, lr=LEARNING_RATE)
+    return Trainer(model, data, optimizer, steps=steps, schedule=schedule, seed=seed)
+
+
+def _affordable_steps(model: Any, data: Windows, seconds: float) -> int:
+    """How many steps fit into a time, from one step that is thrown away."""
+    ids = data.batch(0)
+    model.loss_and_gradients(ids, labels=ids, rng=0)  # the first call is slower
+    begin = time.perf_counter()
+    model.loss_and_gradients(ids, labels=ids, rng=0)
+    # a tenth is left for the optimizer, and for what else the machine does
+    return int(min(STEPS, max(1, 0.9 * seconds / (time.perf_counter() - begin))))
+
+
+def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -> float:
+    """What a table of byte pairs achieves: each byte from the one before, counts plus 0.1.
+
+    Predicts the same bytes as `evaluate`: all but the first of each window.
+
+    Examples
+    --------
+    >>> text = np.tile(np.arange(4), 1000)
+    >>> bigram_bits_per_byte(text, text[:100], length=50) < 0.1
+    True
+    """
+    size = 1 + int(max(train.max(), held_out.max(), 257))
+    counts = np.full((size, size), 0.1)
+    np.add.at(counts, (train[:-1], train[1:]), 1.0)
+    bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
+    predicted = np.arange(1, len(held_out)) % length != 0
+    return float(bits[held_out[:-1], held_out[1:]][predicted].mean())
+
+
+def compare_with_full_attention(
+    model: Any, tokens: np.ndarray, layer: int, seed: int
+) -> LSHReport:
+    """LSH attention beside full attention, on a model's own queries and values in one layer."""
+    states = model(tokens[None].astype(np.int64), output_hidden_states=True).hidden_states[layer]
+    weights = {
+        name.rpartition(f"layers.{layer}.attention.")[2]: array
+        for name, array in model.parameters.items()
+        if f"layers.{layer}.attention." in name
+    }
+    normal = ops.layer_norm(
+        states,
+        weights["layer_norm.weight"],
+        weights["layer_norm.bias"],
+        eps=model.config.layer_norm_eps,
+    )
+    qk, v = (
+        _heads(ops.linear(normal, weights[f"self_attention.{name}.weight"]), model.config)
+        for name in ("query_key", "value")
+    )
+    return lsh_report(
+        qk, v, chunk_length=model.config.lsh_attn_chunk_length, is_causal=True, rng=seed
+    )
+
+
+def _heads(x: np.ndarray, config: ReformerConfig) -> np.ndarray:
+    b, t, _ = x.shape
+    return x.reshape(b, t, config.num_attention_heads, -1).transpose(0, 2, 1, 3)
+
+
+def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO) -> bytes:
+    """Let a model continue a prompt, and show what it writes as it comes."""
+    raise NotImplementedError
+
+
+def _describe(model: Any) -> str:
+    config = model.config
+    count = sum(array.size for array in model.parameters.values())
+    layers = ", ".join(config.attn_layers)
+    return (
+        f"{len(config.attn_layers)} reversible layers ({layers} attention), width "
+        f"{config.hidden_size}, {config.num_attention_heads} heads, {count:,} parameters"
+    )
+
+
+def _machine() -> str:
+    return f"{get_num_threads()} threads"

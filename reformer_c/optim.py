@@ -1,0 +1,327 @@
+"""Optimisers, gradient clipping and learning-rate schedules.
+
+An optimiser holds the live dictionary of a model's parameters, ``{name: array}``, and changes its
+arrays in place; the arithmetic runs in the C core, on all threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
+import numpy as np
+
+from . import ops
+
+__all__ = ["AdamW", "clip_gradients", "schedules"]
+
+Schedule = Callable[[int], float]
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
+
+    Parameters
+    ----------
+    parameters : dict of str to ndarray
+        What is trained, float32 or float64: usually ``model.parameters``, or a part of it to leave
+        the rest frozen. The dictionary is kept, and its arrays are changed in place.
+    lr : float
+        Step size; ``step(grads, lr=...)`` overrides it for one step.
+    betas : (float, float)
+        Decay of the running means of the gradient and of its square, each in [0, 1).
+    eps : float
+        Added to the root of the second moment, > 0.
+    weight_decay : float
+        Share of each weight (times `lr`) that is taken off at each step, >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument, or the parameter, and say what was expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = {"w": np.ones(3, np.float32)}
+    >>> optimizer = AdamW(w, lr=0.1, weight_decay=0.0)
+    >>> optimizer.step({"w": np.array([1.0, -1.0, 0.0], np.float32)})
+    >>> w["w"]
+    array([0.9, 1.1, 1. ], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, np.ndarray],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        if not isinstance(parameters, Mapping) or not parameters:
+            raise TypeError("parameters: expected a non-empty dictionary of arrays by name")
+        for name, array in parameters.items():
+            _check_float_array(f"parameters[{name!r}]", array)
+        if np.shape(betas) != (2,):
+            raise ValueError(f"betas: expected two numbers, got {betas!r}")
+        self.parameters = parameters
+        self.lr = _number("lr", lr, 0.0)
+        self.betas = tuple(_number("betas", beta, 0.0, below=1.0) for beta in betas)
+        self.eps = _number("eps", eps, 0.0)
+        if self.eps == 0.0:
+            raise ValueError("eps: expected a number > 0, got 0.0")
+        self.weight_decay = _number("weight_decay", weight_decay, 0.0)
+        self.steps = 0
+        self._first = {name: np.zeros_like(a, order="C") for name, a in parameters.items()}
+        self._second = {name: np.zeros_like(a, order="C") for name, a in parameters.items()}
+
+    def __repr__(self) -> str:
+        return (
+            f"AdamW({len(self.parameters)} parameters, lr={self.lr:g}, betas={self.betas}, "
+            f"eps={self.eps:g}, weight_decay={self.weight_decay:g}, steps={self.steps})"
+        )
+
+    def step(self, grads: Mapping[str, np.ndarray], lr: float | None = None) -> None:
+        """Move every parameter one step against its gradient, in place.
+
+        Parameters
+        ----------
+        grads : dict of str to ndarray
+            One gradient for each parameter, of its shape and dtype.
+        lr : float, optional
+            Step size of this step alone; the optimiser's own by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient is missing, unknown, or of another shape or dtype.
+        FloatingPointError
+            A gradient is NaN or infinite: the message names the step and the parameter.
+
+        Nothing has changed when an exception is raised.
+        """
+        lr = self.lr if lr is None else _number("lr", lr, 0.0)
+        self._check_gradients(grads)
+        self.steps += 1
+        for name, weight in self.parameters.items():
+            ops.adamw_step(
+                weight,
+                self._first[name],
+                self._second[name],
+                grads[name],
+                lr=lr,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                step=self.steps,
+            )
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The whole state in flat arrays by name: `steps`, and two moments for each parameter.
+
+        The moments are the live arrays, not copies: ``"first.NAME"`` and ``"second.NAME"``.
+        """
+        state = {"steps": np.array(self.steps, np.int64)}
+        for name in self.parameters:
+            state[f"first.{name}"] = self._first[name]
+            state[f"second.{name}"] = self._second[name]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over a state that `state_dict` gave, by copy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the entry that is missing, unknown, or of another shape or dtype; nothing has
+            changed then.
+        """
+        own = self.state_dict()
+        _check_same_names("state", state, own)
+        for name, array in own.items():
+            _check_like(f"state[{name!r}]", state[name], array)
+        if int(state["steps"]) < 0:
+            raise ValueError(f"state['steps']: expected a count, got {int(state['steps'])}")
+        self.steps = int(state["steps"])
+        for name in own.keys() - {"steps"}:
+            own[name][...] = state[name]
+
+    def _check_gradients(self, grads: Mapping[str, np.ndarray]) -> None:
+        _check_same_names("grads", grads, self.parameters)
+        for name, weight in self.parameters.items():
+            _check_float_array(f"parameters[{name!r}]", weight)
+            _check_like(f"parameters[{name!r}]", weight, self._first[name])
+            _check_like(f"grads[{name!r}]", grads[name], weight)
+        check_finite(grads, self.steps + 1)
+
+
+def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
+    """Raise FloatingPointError, naming step and parameter, if a gradient is NaN or infinite."""
+    for name, grad in grads.items():
+        # one pass in C; a sum that overflowed says nothing yet, so then look at the elements
+        if math.isfinite(ops.sum_of_squares(grad)):
+            continue
+        bad = grad.size - np.count_nonzero(np.isfinite(grad))
+        if bad:
+            raise FloatingPointError(
+                f"step {step}: the gradient of {name!r} is not finite "
+                f"({bad} of {grad.size} elements are NaN or infinite)"
+            )
+
+
+def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
+    """Scale all gradients down together, in place, to a global Euclidean norm of `max_norm`.
+
+    Parameters
+    ----------
+    grads : dict of str to ndarray
+        Gradients by name, float32 or float64, writable.
+    max_norm : float
+        Largest norm that is left, > 0; ``inf`` clips nothing and only measures.
+
+    Returns
+    -------
+    float
+        The norm before clipping. When it is NaN or infinite the gradients are left alone, for
+        the optimiser to name the one at fault.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> grads = {"a": np.array([3.0]), "b": np.array([4.0])}
+    >>> clip_gradients(grads, max_norm=1.0)
+    5.0
+    >>> grads["a"].round(6), grads["b"].round(6)
+    (array([0.6]), array([0.8]))
+    """
+    if not isinstance(grads, Mapping):
+        raise TypeError("grads: expected a dictionary of arrays by name")
+    if not max_norm > 0:
+        raise ValueError(f"max_norm: expected a number > 0, got {max_norm!r}")
+    for name, grad in grads.items():
+        _check_float_array(f"grads[{name!r}]", grad)
+    norm = math.sqrt(math.fsum(ops.sum_of_squares(grad) for grad in grads.values()))
+    if math.isfinite(norm) and norm > max_norm:
+        for grad in grads.values():
+            np.multiply(grad, max_norm / norm, out=grad)
+    return norm
+
+
+# ---- schedules: functions from the number of steps already taken to a factor on lr ----
+
+
+def _constant(*, warmup: int = 0) -> Schedule:
+    """Factor 1, after `warmup` steps of linear growth.
+
+    Examples
+    --------
+    >>> [schedules.constant(warmup=2)(step) for step in range(3)]
+    [0.5, 1.0, 1.0]
+    """
+    warmup = _count("warmup", warmup)
+    return lambda step: _warm(step, warmup)
+
+
+def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
+    """Straight down from 1 after the warm-up to `floor` once `steps` steps are done.
+
+    Examples
+    --------
+    >>> [schedules.linear(4)(step) for step in range(5)]
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    return _decay(lambda progress: 1.0 - progress, steps, warmup, floor)
+
+
+def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
+    """Half a cosine from 1 after the warm-up to `floor` (Loshchilov and Hutter 2017, section 3).
+
+    Examples
+    --------
+    >>> [round(schedules.cosine(4, floor=0.1)(step), 3) for step in range(5)]
+    [1.0, 0.868, 0.55, 0.232, 0.1]
+    """
+    return _decay(lambda progress: 0.5 + 0.5 * math.cos(math.pi * progress), steps, warmup, floor)
+
+
+def _rsqrt(*, warmup: int = 1) -> Schedule:
+    """Linear growth, then the root of ``warmup / steps`` (Vaswani et al. 2017, section 5.3).
+
+    Examples
+    --------
+    >>> [schedules.rsqrt(warmup=4)(step) for step in (0, 3, 15, 63)]
+    [0.25, 1.0, 0.5, 0.25]
+    """
+    warmup = max(1, _count("warmup", warmup))
+    return lambda step: _warm(step, warmup) * math.sqrt(warmup / max(warmup, step + 1))
+
+
+def _warm(step: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def _decay(shape: Callable[[float], float], steps: int, warmup: int, floor: float) -> Schedule:
+    steps, warmup = _count("steps", steps), _count("warmup", warmup)
+    floor = _number("floor", floor, 0.0, below=math.nextafter(1.0, 2.0))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return _warm(step, warmup)
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return floor + (1.0 - floor) * shape(progress)
+
+    return factor
+
+
+schedules = SimpleNamespace(constant=_constant, linear=_linear, cosine=_cosine, rsqrt=_rsqrt)
+"""Learning-rate schedules: each gives a function from the number of steps already taken to a
+factor on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, floor=0.0)``,
+``cosine(steps, warmup=0, floor=0.0)``, ``rsqrt(warmup=1)``."""
+
+
+# ---- checks ----
+
+
+def _check_float_array(name: str, array: object) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
+    if not (array.flags.writeable and array.flags.c_contiguous):
+        raise ValueError(f"{name}: expected a writable C-contiguous array")
+
+
+def _check_like(name: str, array: object, like: np.ndarray) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected a {like.dtype} array, got {type(array).__name__}")
+    if array.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {like.shape}, got {array.shape}")
+    if array.dtype != like.dtype:
+        raise TypeError(f"{name}: expected {like.dtype}, got {array.dtype}")
+
+
+def _check_same_names(name: str, got: object, expected: Mapping) -> None:
+    if not isinstance(got, Mapping):
+        raise TypeError(f"{name}: expected a dictionary of arrays by name")
+    for missing in [key for key in expected if key not in got]:
+        raise ValueError(f"{name}: {missing!r} is missing")
+    for unknown in [key for key in got if key not in expected]:
+        raise ValueError(f"{name}: {unknown!r} belongs to no parameter of this optimizer")
+
+
+def _number(name: str, value: float, least: float, below: float = math.inf) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if not least <= number < below:
+        bound = f" and < {below:g}" if below < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number >= {least:g}{bound}, got {value!r}")
+    return number
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name}: expected a whole number >= 0, got {value!r}")
+    return int(value)

@@ -1,0 +1,261 @@
+"""How well LSH attention finds what full attention looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import ops
+
+__all__ = ["LSHReport", "RoundsReport", "lsh_report"]
+
+_BLOCK = 128  # query rows whose scores against all keys are in memory at once
+
+
+@dataclass(frozen=True)
+class RoundsReport:
+    """LSH attention with one number of rounds, beside full attention.
+
+    Attributes
+    ----------
+    num_hashes : int
+        Rounds.
+    recall : float
+        Share of full attention's probability mass that lies on keys which LSH attention looks at,
+        mean over the queries.
+    error : float or None
+        Distance of the output from that of full attention, divided by the latter's norm.
+    duplicates : float
+        Share of the (query, key) pairs looked at that another round, or a wrapped window, repeats.
+    bucket_sizes : ndarray (b, h, num_hashes, k)
+        Positions in each bucket.
+    """
+
+    num_hashes: int
+    recall: float
+    error: float | None
+    duplicates: float
+    bucket_sizes: np.ndarray
+
+
+class LSHReport(tuple[RoundsReport, ...]):
+    """One `RoundsReport` for each number of rounds; prints as a table."""
+
+    def __str__(self) -> str:
+        lines = ["rounds  mass found  output error  duplicates  bucket sizes: min median max"]
+        for row in self:
+            sizes = row.bucket_sizes
+            error = "-" if row.error is None else f"{row.error:.4f}"
+            lines.append(
+                f"{row.num_hashes:6d}  {row.recall:9.1%}  {error:>12}  {row.duplicates:9.1%}"
+                f"  {sizes.min():17d} {int(np.median(sizes)):6d} {sizes.max():3d}"
+            )
+        return "\n".join(lines)
+
+
+def lsh_report(
+    qk: np.ndarray,
+    v: np.ndarray | None = None,
+    *,
+    num_hashes: Sequence[int] = (1, 2, 4, 8),
+    num_buckets: int | Sequence[int] | None = None,
+    chunk_length: int = 64,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    is_causal: bool = False,
+    queries: int | None = 1024,
+    rng: int | np.random.Generator | None = 0,
+) -> LSHReport:
+    """Compare LSH attention with the full shared-QK attention that it approximates.
+
+    The measure of Reformer (Kitaev et al. 2020), section 2 and figure 5: as the rounds grow, the
+    share of the true attention mass that is found goes to one, and the output to the true one.
+
+    Parameters
+    ----------
+    qk : ndarray (b, h, t, d), (h, t, d) or (t, d)
+        Shared queries and keys, float32 or float64.
+    v : ndarray of the same shape, optional
+        Values; without them there is no output to compare.
+    num_hashes : sequence of int
+        Numbers of rounds; a smaller number uses the first rotations of the larger.
+    num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal
+        As in `lsh_attention`.
+    queries : int or None
+        Evenly spaced queries on which mass and duplicates are measured, exactly, against all keys;
+        None takes all.
+    rng : int, Generator or None
+        Of the rotations.
+
+    Returns
+    -------
+    LSHReport
+        A tuple of one `RoundsReport` for each number of rounds. ``print`` shows a table.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument and say what was expected.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> qk, v = rng.standard_normal((2, 1, 1, 512, 16))
+    >>> report = lsh_report(qk, v, chunk_length=32, num_hashes=(1, 8))
+    >>> bool(report[0].recall < report[1].recall < 1.0)
+    True
+    >>> bool(report[0].error > report[1].error > 0.0)
+    True
+    """
+    qk = _four_axes("qk", qk)
+    v = None if v is None else _four_axes("v", v)
+    if v is not None and v.shape != qk.shape:
+        raise ValueError(f"v: expected the shape of qk, {qk.shape}, got {v.shape}")
+    rounds = [int(r) for r in np.atleast_1d(num_hashes)]
+    if not rounds or min(rounds) < 1:
+        raise ValueError(f"num_hashes: expected numbers >= 1, got {num_hashes!r}")
+    if queries is not None and queries < 1:
+        raise ValueError(f"queries: expected a number >= 1 or None, got {queries!r}")
+    _, h, t, d = qk.shape
+    if num_buckets is None:
+        num_buckets = ops.choose_num_buckets(t, chunk_length)
+    rotations = ops.lsh_rotations(
+        h, d, num_hashes=max(rounds), num_buckets=num_buckets, rng=rng, dtype=qk.dtype
+    )
+    buckets = ops.lsh_hash(
+        qk, num_hashes=max(rounds), num_buckets=num_buckets, rotations=rotations
+    )
+    window = _Window(chunk_length, num_chunks_before, num_chunks_after)
+    rows = np.arange(t) if queries is None else np.unique(np.linspace(0, t - 1, queries, dtype=int))
+    found = _found(qk, buckets, rounds, window, rows, is_causal)
+    switches = {
+        "num_buckets": num_buckets,
+        "chunk_length": chunk_length,
+        "num_chunks_before": num_chunks_before,
+        "num_chunks_after": num_chunks_after,
+        "is_causal": is_causal,
+    }
+    errors = _output_errors(qk, v, rounds, rotations, switches)
+    sizes = _bucket_sizes(buckets, int(np.prod(num_buckets)))
+    return LSHReport(
+        RoundsReport(r, recall, error, duplicates, sizes[:, :, :r])
+        for r, (recall, duplicates), error in zip(rounds, found, errors, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The chunks that a chunk of queries looks at."""
+
+    length: int
+    before: int
+    after: int
+
+    def times_met(self, chunks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """How often each row meets each key, over all rounds and offsets: (rows, t).
+
+        `chunks` (r, t) has the chunk of each position in each round. The chunks of all rounds lie
+        on one circle: the look-back of a round's first chunk is the last chunk of the round before.
+        """
+        r, t = chunks.shape
+        per_round = -(-t // self.length)
+        if per_round <= 1:
+            return np.ones((len(rows), t), np.uint16)
+        met = np.zeros((len(rows), t), np.uint16)
+        for offset in range(-self.before, self.after + 1):
+            if abs(offset) > r * per_round:
+                offset = 0  # Hugging Face's roll degenerates so
+            for own in range(r):
+                target = (own * per_round + chunks[own, rows] + offset) % (r * per_round)
+                target_round, target_chunk = np.divmod(target, per_round)
+                for other in np.unique(target_round):
+                    here = target_round == other
+                    met[here] += chunks[other] == target_chunk[here, None]
+        return met
+
+
+def _found(
+    qk: np.ndarray,
+    buckets: np.ndarray,
+    rounds: Sequence[int],
+    window: _Window,
+    rows: np.ndarray,
+    is_causal: bool,
+) -> list[tuple[float, float]]:
+    """(recall, duplicates) for each number of rounds, exact for the given query rows."""
+    b, h, t, _ = qk.shape
+    mass, pairs, unique = np.zeros((3, len(rounds)))
+    for i, j in np.ndindex(b, h):
+        chunks = _chunks(buckets[i, j], window.length)
+        for block in np.array_split(rows, -(-len(rows) // _BLOCK)):
+            probability = _full_probabilities(qk[i, j], block, is_causal)
+            countable = np.arange(t) != block[:, None]
+            if is_causal:
+                countable &= np.arange(t) < block[:, None]
+            for n, r in enumerate(rounds):
+                met = window.times_met(chunks[:r], block)
+                mass[n] += probability[met > 0].sum(dtype=np.float64)
+                pairs[n] += met[countable].sum()
+                unique[n] += np.count_nonzero(met[countable])
+    duplicates = 1.0 - np.divide(unique, pairs, out=np.ones_like(pairs), where=pairs > 0)
+    recall = mass / (b * h * len(rows))
+    return list(zip(recall.tolist(), duplicates.tolist(), strict=True))
+
+
+def _output_errors(
+    qk: np.ndarray,
+    v: np.ndarray | None,
+    rounds: Sequence[int],
+    rotations: np.ndarray,
+    switches: dict[str, Any],
+) -> list[float | None]:
+    """Relative distance of the output from full attention's, for each number of rounds."""
+    if v is None:
+        return [None] * len(rounds)
+    full = ops.full_attention(qk, None, v, is_causal=switches["is_causal"], shared_qk=True)
+    errors = []
+    for r in rounds:
+        some = np.ascontiguousarray(rotations[:, :, :r])
+        out = ops.lsh_attention(qk, v, num_hashes=r, rotations=some, **switches)
+        errors.append(float(np.linalg.norm(out - full) / np.linalg.norm(full)))
+    return errors
+
+
+def _full_probabilities(qk: np.ndarray, rows: np.ndarray, is_causal: bool) -> np.ndarray:
+    """Rows of the softmax of full shared-QK attention, (rows, t): the truth."""
+    t, d = qk.shape
+    keys = qk / np.sqrt(np.mean(qk * qk, axis=-1, keepdims=True) + 1e-6)
+    scores = qk[rows] @ keys.T / np.sqrt(np.asarray(d, qk.dtype))
+    if is_causal:
+        scores[np.arange(t) > rows[:, None]] = -1e9
+    scores[np.arange(len(rows)), rows] = -1e5  # a token looks at itself when nothing else is left
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    return scores / scores.sum(axis=-1, keepdims=True)
+
+
+def _chunks(buckets: np.ndarray, chunk_length: int) -> np.ndarray:
+    """The chunk of each position in each round's stable order by bucket, (r, t)."""
+    order = np.argsort(buckets, axis=-1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(order.shape[-1])[None], axis=-1)
+    return (rank // chunk_length).astype(np.int32)
+
+
+def _bucket_sizes(buckets: np.ndarray, k: int) -> np.ndarray:
+    """Positions in each bucket: (b, h, r, k)."""
+    rows = buckets.reshape(-1, buckets.shape[-1])
+    sizes = [np.bincount(row, minlength=k) for row in rows]
+    return np.reshape(sizes, (*buckets.shape[:-1], k))
+
+
+def _four_axes(name: str, x: np.ndarray) -> np.ndarray:
+    if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
+        kind = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
+    if not 2 <= x.ndim <= 4 or 0 in x.shape:
+        raise ValueError(f"{name}: expected shape (b, h, t, d), (h, t, d) or (t, d), got {x.shape}")
+    return x[(None,) * (4 - x.ndim)]

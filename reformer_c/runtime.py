@@ -1,0 +1,260 @@
+"""Threads, and what this build and this machine are."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _core
+
+__all__ = ["get_num_threads", "num_threads", "set_num_threads", "show_config"]
+
+
+# ---- how many threads ----
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call uses by default, in all of this process.
+
+    Parameters
+    ----------
+    n : int
+        At least 1; negative numbers count from the end: -1 is what the process started with, -2
+        one fewer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+
+    See Also
+    --------
+    num_threads : for a block of code.
+
+    Notes
+    -----
+    Results do not depend on it, bit for bit. The default comes from ``REFORMER_C_NUM_THREADS``,
+    else ``OMP_NUM_THREADS``, else the processors that this process may use (its affinity and its
+    control group's quota). Other libraries' threads are left alone.
+
+    Examples
+    --------
+    >>> before = get_num_threads()
+    >>> set_num_threads(1)
+    >>> get_num_threads()
+    1
+    >>> set_num_threads(before)
+    """
+    global _process_threads
+    _process_threads = _count_from_end(n, "n")
+
+
+def get_num_threads() -> int:
+    """How many threads a call uses here and now, unless it says ``workers=``.
+
+    Returns
+    -------
+    int
+        1 in a child of a fork, whatever was set: threads do not survive a fork.
+
+    Examples
+    --------
+    >>> with num_threads(1):
+    ...     get_num_threads()
+    1
+    """
+    return 1 if _core.forked() else (_block_threads.get() or _process_threads)
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Use `n` threads within a ``with`` block, in this Python thread (or task) alone.
+
+    Parameters
+    ----------
+    n : int
+        As for `set_num_threads`.
+
+    Examples
+    --------
+    >>> before = get_num_threads()
+    >>> with num_threads(1):
+    ...     get_num_threads()
+    1
+    >>> get_num_threads() == before
+    True
+    """
+    token = _block_threads.set(_count_from_end(n, "n"))
+    try:
+        yield
+    finally:
+        _block_threads.reset(token)
+
+
+def resolve_workers(workers: int | None) -> int:
+    """The number of threads for a call's ``workers`` argument, which has scipy.fft's meaning.
+
+    None is the default, negative numbers count from the end. More threads than a machine of any use
+    here has are not started: the result would be the same.
+
+    Examples
+    --------
+    >>> resolve_workers(3)
+    3
+    >>> resolve_workers(0)
+    Traceback (most recent call last):
+    ValueError: workers must not be 0: pass None for the default, or a number of threads
+    """
+    if workers is None:
+        return _block_threads.get() or _process_threads
+    return _count_from_end(workers, "workers")
+
+
+def _count_from_end(n: int, name: str) -> int:
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(n).__name__}")
+    n = n.__index__()
+    if n == 0:
+        raise ValueError(f"{name} must not be 0: pass None for the default, or a number of threads")
+    if n < -_available:
+        raise ValueError(f"{name} must not be less than {-_available} here, got {n}")
+    return min(n, _MOST_THREADS) if n > 0 else _available + 1 + n
+
+
+# ---- the default: what we are told, else what we are allowed ----
+
+
+def _default_threads() -> int:
+    for name in ("REFORMER_C_NUM_THREADS", "OMP_NUM_THREADS"):
+        # a list ("4,2") speaks of nested levels, the first is ours
+        first = os.environ.get(name, "").split(",")[0].strip()
+        if first.isdigit() and int(first) > 0:
+            return min(int(first), _MOST_THREADS)
+    return _allowed_processors()
+
+
+def _allowed_processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, count if quota is None else min(count, quota))
+
+
+def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup"):
+    """Processors' worth of time that the control group allows, rounded up; None for no limit.
+
+    A group is bounded by its parents too. Version 2 has one tree and a file ``cpu.max`` with quota
+    and period, version 1 has a tree for the processor and a file for each number.
+    """
+    quotas = []
+    for folder, version in _cgroup_folders(Path(root), Path(own)):
+        try:
+            if version == 2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            if int(quota) > 0 and int(period) > 0:
+                quotas.append(-(-int(quota) // int(period)))
+        except (OSError, ValueError):
+            continue  # no such file, or "max"
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, int]]:
+    """The folders of our control group and its parents: (folder, version)."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            tops, version = [root, root / "unified"], 2
+        elif "cpu" in controllers.split(","):
+            tops, version = [root / "cpu", root / controllers], 1
+        else:
+            continue
+        for top in tops:
+            folder = top / path.lstrip("/")
+            yield folder, version
+            while folder != top and top in folder.parents:
+                folder = folder.parent
+                yield folder, version
+
+
+_MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))
+_available = _default_threads()
+_process_threads = _available
+_block_threads: ContextVar[int | None] = ContextVar("reformer_c_num_threads", default=None)
+
+
+# ---- what this is ----
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Tell version, compiler, instruction sets and threads, as ``numpy.show_config`` does.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}
+        Print, or return a dictionary.
+
+    Returns
+    -------
+    dict or None
+
+    Raises
+    ------
+    ValueError
+        For another mode.
+
+    Examples
+    --------
+    >>> config = show_config(mode="dicts")
+    >>> config["Instruction sets"]["in use"] in config["Instruction sets"]["built"]
+    True
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
+    config = _config()
+    if mode == "dicts":
+        return config
+    for title, entries in config.items():
+        print(f"{title}:")
+        for name, value in entries.items():
+            text = ", ".join(value) if isinstance(value, (list, tuple)) else value
+            print(f"  {name}: {text}")
+    return None
+
+
+def _config() -> dict[str, dict[str, Any]]:
+    from . import __version__
+
+    return {
+        "Package": {
+            "reformer_c": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "Build": {
+            "compiler": _core.compiler,
+            "OpenMP": str(_core.openmp) if _core.openmp else "no",
+            "extension": str(_core.__file__),
+        },
+        "Instruction sets": {
+            "built": list(_core.isas_built()),
+            "runnable": list(_core.isas()),
+            "in use": _core.isa(),
+        },
+        "Machine": {"system": sys.platform, "processor": platform.machine()},
+        "Threads": {"in use": get_num_threads(), "available": _available},
+    }

@@ -1,0 +1,524 @@
+"""Training: steps, held-out evaluation, and checkpoints that continue bit for bit.
+
+Everything random in step n is a function of (seed, n), so the state of a run is its parameters, the
+moments of its optimiser and the number n.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from . import ops
+from .checkpoint import read_safetensors, write_atomically, write_safetensors
+from .optim import AdamW, Schedule, check_finite, clip_gradients
+
+__all__ = ["Evaluation", "StepReport", "Trainer", "evaluate", "peak_memory"]
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "trainer_state.json"
+
+
+class Data(Protocol):
+    """What a trainer asks for: the token ids (b, t) of each micro-batch, which count from 0."""
+
+    def batch(self, step: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one training step was like.
+
+    Attributes
+    ----------
+    step : int
+        Steps taken so far, this one included.
+    loss : float
+        Mean cross-entropy of the step's batch in nats a token, before the step.
+    bits_per_byte : float
+        The same in bits for each byte of text.
+    learning_rate, gradient_norm : float
+        Step size used, and the norm of the gradient before it was clipped.
+    tokens_per_second : float
+        Tokens of the batch over the time of the whole step.
+    peak_memory : int or None
+        Most bytes that the process has had resident; None where the system does not tell.
+    held_out : float or None
+        Bits per byte of the held-out text after this step, if it was evaluated.
+    """
+
+    step: int
+    loss: float
+    bits_per_byte: float
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    peak_memory: int | None
+    held_out: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text: nats a token, bits a byte, and the tokens predicted."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+
+
+def evaluate(
+    model: Any, tokens: np.ndarray, length: int, *, bytes_per_token: float = 1.0, seed: int = 0
+) -> Evaluation:
+    """Mean loss of a language model over a text, read in windows that follow each other.
+
+    Parameters
+    ----------
+    model : ReformerModelWithLMHead
+        Called with ``model(input_ids, labels=input_ids)``.
+    tokens : ndarray (n,)
+        Token ids; the first of each window is given, the others are predicted.
+    length : int
+        Tokens of a window, >= 2; the last window may be shorter.
+    bytes_per_token : float
+        Bytes of text that a token stands for.
+    seed : int
+        Of the LSH rotations, so that an evaluation can be repeated exactly.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        Fewer than two tokens, or windows of fewer than two.
+    """
+    if length < 2 or len(tokens) < 2:
+        raise ValueError(
+            f"tokens, length: expected at least 2, got {len(tokens)} tokens in windows of {length}"
+        )
+    total, count = 0.0, 0
+    for start in range(0, len(tokens) - 1, length):
+        ids = np.asarray(tokens[start : start + length], np.int64)[None]
+        if ids.shape[1] > 1:
+            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+            count += ids.shape[1] - 1
+    return Evaluation(total / count, total / count / math.log(2) / bytes_per_token, count)
+
+
+def peak_memory() -> int | None:
+    """Most bytes that this process has had resident so far; None where the system does not tell.
+
+    Examples
+    --------
+    >>> peak_memory() is None or peak_memory() > 1_000_000
+    True
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Trainer:
+    """Trains a language model: an iterator that takes a step and reports on it.
+
+    Parameters
+    ----------
+    model : ReformerModelWithLMHead
+        Anything with ``parameters``, ``loss_and_gradients(input_ids, labels=, rng=)`` and
+        ``save_pretrained(folder)``.
+    data : Windows
+        Anything with ``batch(step)`` that gives token ids (b, t); ``describe()`` and
+        ``bytes_per_token`` are used where they exist.
+    optimizer : AdamW, optional
+        ``AdamW(model.parameters)`` by default. Parameters that it does not hold stay as they are.
+    steps : int, optional
+        Stop after this many steps, those before a resume included; None goes on for ever.
+    schedule : callable, optional
+        From the number of steps taken to a factor on the optimiser's `lr`: see ``schedules``.
+    accumulate : int
+        Micro-batches whose gradients are averaged for one step.
+    max_grad_norm : float
+        Gradients are clipped to this global norm; ``inf`` does not clip.
+    seed : int
+        Of dropout and of the LSH rotations, keyed by step.
+    held_out : ndarray (n,), optional
+        Tokens to evaluate on every `evaluate_every` steps (and after the last), in windows of
+        `data.length`.
+    evaluate_every : int
+        0 never evaluates.
+    folder : path, optional
+        Where `save` writes every `save_every` steps, after the last step and on interruption.
+    save_every : int
+        0 saves after the last step and on interruption alone.
+
+    Notes
+    -----
+    While a loop over a trainer runs in the main thread, Ctrl-C and SIGTERM let the step finish and
+    save, and then end the loop with ``KeyboardInterrupt`` or ``SystemExit(143)``. A second Ctrl-C
+    does not wait.
+
+    Examples
+    --------
+    >>> import reformer_c as rc
+    >>> config = rc.ReformerConfig(
+    ...     vocab_size=258, hidden_size=16, feed_forward_size=16, num_attention_heads=1,
+    ...     attention_head_size=16, attn_layers=["local"], axial_pos_shape=[8, 8],
+    ...     axial_pos_embds_dim=[8, 8], max_position_embeddings=64, is_decoder=True, hash_seed=0)
+    >>> model = rc.ReformerModelWithLMHead(config, rng=0)
+    >>> data = rc.data.Windows(np.arange(200) % 7 + 97, length=64)
+    >>> reports = list(Trainer(model, data, rc.AdamW(model.parameters, lr=1e-2), steps=20))
+    >>> reports[-1].step, reports[-1].loss < reports[0].loss
+    (20, True)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Data,
+        optimizer: AdamW | None = None,
+        *,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        accumulate: int = 1,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+        held_out: np.ndarray | None = None,
+        evaluate_every: int = 0,
+        folder: str | os.PathLike | None = None,
+        save_every: int = 0,
+    ) -> None:
+        if not callable(getattr(data, "batch", None)):
+            raise TypeError(f"data: expected an object with batch(step), got {data!r}")
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule: expected a function of the step, got {schedule!r}")
+        if not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm: expected a number > 0, got {max_grad_norm!r}")
+        if evaluate_every and held_out is None:
+            raise ValueError("held_out: evaluate_every needs tokens to evaluate on")
+        if save_every and folder is None:
+            raise ValueError("folder: save_every needs a folder to save to")
+        self.model = model
+        self.data = data
+        self.optimizer = AdamW(model.parameters) if optimizer is None else optimizer
+        self.steps = None if steps is None else _whole("steps", steps)
+        self.schedule = schedule
+        self.accumulate = _whole("accumulate", accumulate, least=1)
+        self.max_grad_norm = max_grad_norm
+        self.seed = _whole("seed", seed)
+        self.held_out = held_out
+        self.evaluate_every = _whole("evaluate_every", evaluate_every)
+        self.folder = None if folder is None else Path(folder)
+        self.save_every = _whole("save_every", save_every)
+        self.step = 0
+        self._saved_step = -1
+        if self.folder is not None:
+            check_writable(self.folder)
+
+    def __iter__(self) -> Iterator[StepReport]:
+        with _Interruption() as interruption:
+            while self.steps is None or self.step < self.steps:
+                report = self._take_step()
+                due = self.save_every and self.step % self.save_every == 0
+                if due or self.step == self.steps or interruption.signal:
+                    self._save_once()
+                yield report
+                if interruption.signal:
+                    self._save_once()
+                    interruption.leave()
+
+    def evaluate(self) -> Evaluation:
+        """How well the model predicts the held-out tokens now."""
+        if self.held_out is None:
+            raise ValueError("held_out: the trainer was given no tokens to evaluate on")
+        length = getattr(self.data, "length", None) or self.data.batch(0).shape[1]
+        return evaluate(
+            self.model, self.held_out, length, bytes_per_token=self._bytes_per_token
+        )
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the model, the optimiser's state and the step; `resume` goes on from there.
+
+        The folder opens with ``from_pretrained``. It changes as a whole or not at all: everything
+        is written and flushed beside the last checkpoint first, and whatever kills the process
+        leaves one of the two complete.
+
+        Raises
+        ------
+        OSError
+            The folder cannot be written, or the disk is full: the last checkpoint is still there.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        finish_checkpoint(folder)
+        stage = folder / _STAGE
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+        try:
+            self.model.save_pretrained(stage)
+            write_safetensors(stage / OPTIMIZER_FILE, self.optimizer.state_dict())
+            text = json.dumps(self._state(), indent=2) + "\n"
+            write_atomically(stage / STATE_FILE, lambda part: part.write_text(text))
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        _sync_folder(stage)
+        os.replace(stage, folder / _COMMIT)
+        finish_checkpoint(folder)
+
+    def resume(self, folder: str | os.PathLike) -> None:
+        """Go on, bit for bit, from what `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no checkpoint in the folder.
+        ValueError
+            The checkpoint belongs to another run: names what differs. Nothing has changed then.
+        """
+        folder = Path(folder)
+        finish_checkpoint(folder)
+        if not (folder / STATE_FILE).is_file():
+            raise FileNotFoundError(f"folder: there is no {STATE_FILE} in {os.fspath(folder)!r}")
+        state = json.loads((folder / STATE_FILE).read_text())
+        for key, mine in self._state().items():
+            if key != "step" and state.get(key) != mine:
+                raise ValueError(
+                    f"resume: {key} is {mine} here and {state.get(key)} in {os.fspath(folder)!r}"
+                )
+        weights = read_safetensors(folder / MODEL_FILE)
+        moments = read_safetensors(folder / OPTIMIZER_FILE)
+        _check_weights(weights, self.model.parameters)
+        self.optimizer.load_state_dict(moments)
+        for name, array in self.model.parameters.items():
+            array[...] = weights[name]
+        self.step = self._saved_step = int(state["step"])
+
+    @property
+    def _bytes_per_token(self) -> float:
+        return getattr(self.data, "bytes_per_token", 1.0)
+
+    def _state(self) -> dict[str, Any]:
+        describe = getattr(self.data, "describe", None)
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "accumulate": self.accumulate,
+            "data": describe() if describe else None,
+        }
+
+    def _save_once(self) -> None:
+        if self.folder is not None and self._saved_step != self.step:
+            self.save(self.folder)
+            self._saved_step = self.step
+
+    def _take_step(self) -> StepReport:
+        begin = time.perf_counter()
+        loss, grads, tokens = self._loss_and_gradients()
+        self._check_loss(loss, grads)
+        norm = clip_gradients(grads, self.max_grad_norm)
+        factor = 1.0 if self.schedule is None else float(self.schedule(self.step))
+        rate = self.optimizer.lr * factor
+        self.optimizer.step(grads, lr=rate)
+        self.step += 1
+        seconds = time.perf_counter() - begin
+        asked = self.evaluate_every and self.step % self.evaluate_every == 0
+        if asked or (self.evaluate_every and self.step == self.steps):
+            held_out = self.evaluate().bits_per_byte
+        else:
+            held_out = None
+        return StepReport(
+            step=self.step,
+            loss=loss,
+            bits_per_byte=loss / math.log(2) / self._bytes_per_token,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens_per_second=tokens / seconds,
+            peak_memory=peak_memory(),
+            held_out=held_out,
+        )
+
+    def _loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray], int]:
+        """Mean loss and gradients over the micro-batches of the next step, and their tokens."""
+        losses, total, tokens = [], None, 0
+        for part in range(self.accumulate):
+            index = self.step * self.accumulate + part
+            ids = self.data.batch(index)
+            key = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
+            loss, grads = self.model.loss_and_gradients(ids, labels=ids, rng=int(key))
+            grads = {name: grads[name] for name in self.optimizer.parameters}
+            losses.append(float(loss))
+            tokens += ids.size
+            if total is None:
+                total = grads
+            else:
+                for name, grad in grads.items():
+                    ops.add_scaled(total[name], grad, 1.0)
+        if self.accumulate > 1:
+            for grad in total.values():
+                np.multiply(grad, 1.0 / self.accumulate, out=grad)
+        return math.fsum(losses) / len(losses), total, tokens
+
+    def _check_loss(self, loss: float, grads: Mapping[str, np.ndarray]) -> None:
+        if math.isfinite(loss):
+            return
+        step = self.step + 1
+        for name, array in self.model.parameters.items():
+            if not np.isfinite(array).all():
+                raise FloatingPointError(
+                    f"step {step}: the loss is {loss}, and the parameter {name!r} is not finite"
+                )
+        check_finite(grads, step)
+        raise FloatingPointError(f"step {step}: the loss is {loss}")
+
+
+class _Interruption:
+    """Remembers the first Ctrl-C or SIGTERM instead of acting on it; a second one acts at once."""
+
+    def __enter__(self) -> _Interruption:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # an ignored signal (nohup, a background job) stays ignored
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self.signal = number
+        self.__exit__()
+
+    def leave(self) -> None:
+        if self.signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+
+# ---- a checkpoint folder changes as a whole ----
+#
+# Everything is written into .saving; one rename to .saved makes it the checkpoint; then its files
+# are moved up, over the old ones. Who is killed before the rename leaves the old checkpoint, who is
+# killed after it leaves moves that the next save or resume finishes.
+
+_STAGE, _COMMIT = ".saving", ".saved"
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and write a small file, so that what cannot be saved is known beforehand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        write_safetensors(probe, {"probe": np.zeros(1, np.float32)})
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def finish_checkpoint(folder: Path) -> None:
+    """Finish the moves of a save that was killed after its rename, if there was one."""
+    commit = folder / _COMMIT
+    if not commit.is_dir():
+        return
+    for file in sorted(commit.iterdir()):
+        os.replace(file, folder / file.name)
+    _sync_folder(folder)
+    commit.rmdir()
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere folders cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> None:
+    for name, array in own.items():
+        if name not in weights:
+            raise ValueError(f"resume: the parameter {name!r} is not in the checkpoint")
+        if weights[name].shape != array.shape or weights[name].dtype != array.dtype:
+            raise ValueError(
+                f"resume: the parameter {name!r} is {array.dtype} {array.shape} here and "
+                f"{weights[name].dtype} {weights[name].shape} in the checkpoint"
+            )
+
+
+def _whole(name: str, value: int, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
+    return int(value)
+
+
+# ---- how a run is watched ----
+
+
+def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[StepReport]:
+    """Pass a trainer's reports on, and show them: a tqdm bar, or a line every five seconds.
+
+    The bar needs tqdm (``pip install 'reformer_c[cli]'``) and a terminal to be drawn on.
+
+    Examples
+    --------
+    >>> report = StepReport(7, 2.0, 2.885, 1e-3, 0.5, 50_000.0, 300_000_000, held_out=3.0)
+    >>> describe(report)
+    '2.885 bits/byte, 50,000 tokens/s, peak 300 MB, held out 3.000'
+    """
+    stream = sys.stderr if stream is None else stream
+    bar = _progress_bar(trainer, stream)
+    shown = time.monotonic()
+    try:
+        for report in trainer:
+            if bar is not None:
+                bar.set_postfix_str(describe(report), refresh=False)
+                bar.update()
+            elif report.step == trainer.steps or time.monotonic() - shown >= 5.0:
+                total = "" if trainer.steps is None else f"/{trainer.steps}"
+                print(f"step {report.step}{total}: {describe(report)}", file=stream, flush=True)
+                shown = time.monotonic()
+            yield report
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def describe(report: StepReport) -> str:
+    """One line about a step."""
+    words = [f"{report.bits_per_byte:.3f} bits/byte", f"{report.tokens_per_second:,.0f} tokens/s"]
+    if report.peak_memory is not None:
+        words.append(f"peak {report.peak_memory / 1e6:,.0f} MB")
+    if report.held_out is not None:
+        words.append(f"held out {report.held_out:.3f}")
+    return ", ".join(words)
+
+
+def _progress_bar(trainer: Trainer, stream: TextIO) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    if not stream.isatty():
+        return None
+    return tqdm(total=trainer.steps, initial=trainer.step, unit="step", file=stream)

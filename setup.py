@@ -1,0 +1,109 @@
+"""Build of the extension: one compilation of the core per instruction set and element type.
+
+All metadata is in pyproject.toml. Environment: REFORMER_C_SANITIZE=1 adds the address and
+undefined-behaviour sanitizers, REFORMER_C_OPENMP=0 builds without threads.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+# -std=c11 turns the contraction of a * b + c off in gcc, so it is asked for by name. Never
+# -ffast-math (masks need inf), never -march=native (a wheel has to run elsewhere).
+C_FLAGS = """-std=c11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math
+             -fvisibility=hidden -Wall -Wextra""".split()
+SANITIZE = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1".split()
+
+# The file name of a variant says its flags: csrc/variants/<instruction set>_<type>.c.
+ISA_FLAGS = {
+    "base": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512".split(),
+    "neon": [],
+}
+MACHINE_ISAS = {
+    "x86_64": ["base", "avx2", "avx512"],
+    "amd64": ["base", "avx2", "avx512"],
+    "aarch64": ["base", "neon"],
+    "arm64": ["base", "neon"],
+}
+ISAS = MACHINE_ISAS.get(platform.machine().lower(), ["base"])
+
+# Ways to ask for OpenMP (compiler's words, linker's words), best first; the last is "without".
+OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+class BuildExt(build_ext):
+    """build_ext with flags per file, several files at a time, and OpenMP where there is any."""
+
+    def build_extension(self, ext):
+        compile_args, link_args = self.openmp()
+        ext.extra_compile_args = C_FLAGS + compile_args
+        ext.extra_link_args = list(link_args)
+        if os.environ.get("REFORMER_C_SANITIZE", "0") != "0":
+            ext.extra_compile_args += SANITIZE
+            ext.extra_link_args += SANITIZE[:1]
+
+        variants = [f"csrc/variants/{isa}_{real}.c" for isa in ISAS for real in ("f32", "f64")]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for objects in pool.map(lambda source: self.compile_variant(ext, source), variants):
+                ext.extra_objects = ext.extra_objects + objects
+        super().build_extension(ext)
+
+    def compile_variant(self, ext, source):
+        isa = Path(source).stem.split("_")[0]
+        return self.compiler.compile(
+            [source],
+            output_dir=self.build_temp,
+            macros=ext.define_macros,
+            extra_postargs=ext.extra_compile_args + ISA_FLAGS[isa],
+        )
+
+    def openmp(self):
+        """The first way to ask for OpenMP with which a program compiles and links."""
+        wanted = os.environ.get("REFORMER_C_OPENMP", "1") != "0"
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "openmp.c")
+            source.write_text(OPENMP_PROGRAM)
+            for compile_args, link_args in OPENMP if wanted else []:
+                try:
+                    objects = self.compiler.compile(
+                        [str(source)], output_dir=folder, extra_postargs=compile_args
+                    )
+                    self.compiler.link_executable(
+                        objects, "openmp", output_dir=folder, extra_postargs=link_args
+                    )
+                    return compile_args, link_args
+                except (CompileError, LinkError):
+                    continue
+        if wanted:
+            print("reformer_c: no OpenMP found, the core will run on one thread", file=sys.stderr)
+        return ["-fopenmp-simd"], []
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "reformer_c._core",
+            sources=sorted([*glob("csrc/module/*.c"), "csrc/variants/select.c"]),
+            depends=sorted(glob("csrc/**/*.[ch]", recursive=True)),
+            include_dirs=[np.get_include()],
+            define_macros=[
+                ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+                ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
+                *((f"RF_HAVE_{isa.upper()}", "1") for isa in ISAS),
+            ],
+        )
+    ],
+    cmdclass={"build_ext": BuildExt},
+)

@@ -1,0 +1,206 @@
+"""rc.local_attention: a query sees its chunk of the sequence and the neighbours."""
+
+import numpy as np
+import pytest
+from attention_cases import MASKS, mask_of, normal
+from gradients import assert_backward_is_the_derivative
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference import attention as reference
+from reference import hf_layers
+from tolerances import assert_all_close, assert_close
+
+from reformer_c import ops
+
+quick = settings(
+    max_examples=50, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+
+CHUNKS = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200]
+
+
+def draw(rng, dtype, b, h, t, d):
+    return [normal(rng, dtype, b, h, t, d) for _ in range(3)]
+
+
+@pytest.mark.parametrize("m", CHUNKS)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_every_chunk_length_matches_the_reference(isa, dtype, rng, m, is_causal):
+    for t in [2 * m + 1, 3 * m - 1] if m < 10 else [2 * m + m // 2]:
+        q, k, v = draw(rng, dtype, 1, 1, t, 6)
+        options = {"chunk_length": m, "is_causal": is_causal}
+        out, saved = ops.local_attention_forward(q, k, v, **options)
+        expected = reference.local(q, k, **options)
+        assert_close(out, expected.output(v), "attention")
+        dout = normal(rng, dtype, *q.shape)
+        gradients = ops.local_attention_backward(dout, saved)
+        assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 128, 255, 256])
+def test_every_depth_matches_the_reference(isa, dtype, rng, d):
+    q, k, v = draw(rng, dtype, 1, 2, 29, d)
+    options = {"chunk_length": 8, "num_chunks_after": 1}
+    out, saved = ops.local_attention_forward(q, k, v, **options)
+    expected = reference.local(q, k, **options)
+    assert_close(out, expected.output(v), "attention")
+    dout = normal(rng, dtype, *q.shape)
+    gradients = ops.local_attention_backward(dout, saved)
+    assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+
+
+@pytest.mark.parametrize("t", [0, 1, 7, 8, 9, 15, 16, 17, 23, 24, 25])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_ragged_lengths_match_the_reference(isa, dtype, rng, t, wrap):
+    q, k, v = draw(rng, dtype, 2, 2, t, 5)
+    for is_causal in [False, True]:
+        options = {"chunk_length": 8, "wrap": wrap, "is_causal": is_causal}
+        out = ops.local_attention(q, k, v, **options)
+        assert_close(out, reference.local(q, k, **options).output(v), "attention")
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_windows_larger_than_the_circle_match_the_reference(isa, dtype, rng, before, after, wrap):
+    options = {
+        "num_chunks_before": before,
+        "num_chunks_after": after,
+        "wrap": wrap,
+        "chunk_length": 4,
+    }
+    for t in [5, 8, 11, 17]:
+        q, k, v = draw(rng, dtype, 1, 1, t, 3)
+        out, saved = ops.local_attention_forward(q, k, v, **options)
+        expected = reference.local(q, k, **options)
+        assert_close(out, expected.output(v), "attention")
+        dout = normal(rng, dtype, *q.shape)
+        gradients = ops.local_attention_backward(dout, saved)
+        assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+
+
+# lucidrains #53: masks were not cut into chunks with the attention
+@quick
+@given(
+    st.integers(0, 2), st.integers(1, 3), st.integers(0, 45), st.integers(1, 20),
+    st.integers(1, 14), st.integers(0, 3), st.integers(0, 3), st.booleans(), st.sampled_from(MASKS),
+    st.sampled_from([None, 0.4, -1.5]), st.booleans(), st.sampled_from(["float32", "float64"]),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_any_combination_of_options_matches_the_reference(
+    isa, b, h, t, d, m, before, after, is_causal, mask_kind, scale, wrap, dtype, seed
+):
+    rng = np.random.default_rng(seed)
+    q, k, v = draw(rng, dtype, b, h, t, d)
+    options = {
+        "chunk_length": m,
+        "num_chunks_before": before,
+        "num_chunks_after": after,
+        "is_causal": is_causal,
+        "attention_mask": mask_of(mask_kind, b, t, rng),
+        "scale": scale,
+        "wrap": wrap,
+    }
+    out, saved = ops.local_attention_forward(q, k, v, **options)
+    expected = reference.local(q, k, **options)
+    assert_close(out, expected.output(v), "attention")
+    dout = normal(rng, dtype, b, h, t, d)
+    gradients = ops.local_attention_backward(dout, saved)
+    assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_backward_is_the_derivative(isa, dtype, rng, is_causal, wrap):
+    mask = np.ones((2, 22))
+    mask[0, 5:9] = mask[1, 20:] = 0
+    options = {"chunk_length": 5, "num_chunks_after": 1, "is_causal": is_causal, "wrap": wrap,
+                   "attention_mask": mask}  # fmt: skip
+    assert_backward_is_the_derivative(
+        lambda *a: ops.local_attention_forward(*a, **options), ops.local_attention_backward,
+        lambda q, k, v: reference.local(q, k, **options).output(v), draw(rng, dtype, 2, 2, 22, 7),
+        rng, "attention_backward",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("t", [3, 8, 9, 16, 21, 26])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("mask_kind", MASKS)
+def test_the_circle_is_hugging_faces_padded_evaluation(isa, rng, t, is_causal, mask_kind):
+    """Rows that see nothing included: in float32 they are a sum over all that stands around."""
+    q, k, v = draw(rng, "float32", 2, 2, t, 6)
+    options = {
+        "chunk_length": 8,
+        "num_chunks_before": 1,
+        "num_chunks_after": 1,
+        "is_causal": is_causal,
+        "attention_mask": mask_of(mask_kind, 2, t, rng),
+    }
+    out = ops.local_attention(q, k, v, wrap=True, **options)
+    assert_close(out, hf_layers.local(q, k, v, **options), "attention")
+
+
+def test_up_to_one_chunk_is_full_attention(isa, dtype, rng):
+    q, k, v = draw(rng, dtype, 2, 2, 9, 4)
+    for is_causal in [False, True]:
+        full = ops.full_attention(q, k, v, is_causal=is_causal)
+        for m in [9, 10, 64, 10_000]:
+            for wrap in [False, True]:
+                out = ops.local_attention(q, k, v, chunk_length=m, is_causal=is_causal, wrap=wrap)
+                np.testing.assert_array_equal(out, full)
+
+
+def test_windows_that_cover_everything_are_full_attention(isa, dtype, rng):
+    # lucidrains: its full attention for short inputs forgot the scale, and positions
+    q, k, v = draw(rng, dtype, 1, 2, 30, 8)
+    for is_causal in [False, True]:
+        options = {"is_causal": is_causal, "scale": 0.3}
+        wide = {"chunk_length": 10, "num_chunks_before": 2, "num_chunks_after": 2}
+        out = ops.local_attention(q, k, v, **wide, **options)
+        assert_close(out, ops.full_attention(q, k, v, **options), "attention")
+
+
+def test_two_calls_use_their_own_masks(isa, dtype, rng):
+    # lucidrains PR #52: the mask was used up by the first call
+    q, k, v = draw(rng, dtype, 1, 1, 20, 4)
+    for kind in ["left", "right", "some", "no mask"]:
+        options = {"chunk_length": 6, "attention_mask": mask_of(kind, 1, 20, rng)}
+        out = ops.local_attention(q, k, v, **options)
+        assert_close(out, reference.local(q, k, **options).output(v), "attention")
+
+
+@pytest.mark.parametrize("masked", [[0], [1], [0, 1], [0, 1, 2], [7], [19]])
+def test_any_position_can_be_masked(isa, dtype, rng, masked):
+    # trax #820: position 0 could not be masked; its repair unmasked positions 0 and 1
+    q, k, v = draw(rng, dtype, 1, 1, 20, 4)
+    mask = np.ones((1, 20))
+    mask[0, masked] = 0
+    options = {"chunk_length": 6, "num_chunks_after": 1, "attention_mask": mask}
+    out = ops.local_attention(q, k, v, **options)
+    assert_close(out, reference.local(q, k, **options).output(v), "attention")
+    v[:, :, masked] += 10
+    np.testing.assert_array_equal(ops.local_attention(q, k, v, **options), out)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_nothing_outside_the_window_matters(isa, dtype, rng, wrap):
+    q, k, v = draw(rng, dtype, 1, 1, 40, 8)
+    clean = ops.local_attention(q, k, v, chunk_length=8, wrap=wrap)
+    k[:, :, 17], v[:, :, 18] = np.nan, np.nan
+    out = ops.local_attention(q, k, v, chunk_length=8, wrap=wrap)
+    sees = (np.arange(40) // 8 == 2) | (np.arange(40) // 8 == 3)
+    assert np.isnan(out[0, 0, sees]).all()
+    np.testing.assert_array_equal(out[0, 0, ~sees], clean[0, 0, ~sees])
+
+
+def test_causal_outputs_do_not_depend_on_later_tokens(isa, dtype, rng):
+    q, k, v = draw(rng, dtype, 1, 2, 50, 8)
+    options = {"chunk_length": 16, "is_causal": True}
+    clean = ops.local_attention(q, k, v, **options)
+    for p in [1, 15, 16, 17, 40]:
+        later = [x.copy() for x in (q, k, v)]
+        for x in later:
+            x[:, :, p:] = np.nan
+        out = ops.local_attention(*later, **options)
+        np.testing.assert_array_equal(out[:, :, :p], clean[:, :, :p])

@@ -1,0 +1,212 @@
+"""Softmax attention, one query at a time.
+
+Full, local and LSH attention differ only in what a query gets to see: a list of key occurrences.
+Each row of `seen` is one occurrence: the query's round, the key's round, the key's position. A key
+may occur often: once a round, and again where a window reaches round its circle. A query's output
+is ONE softmax over all its occurrences, which is what weighting each round by its log-sum-exp
+amounts to (the paper, section 2).
+
+Scores are scale * q . k, with Hugging Face's rules:
+ 1. a hidden key (masked, later than a causal query, in another bucket): -1e9;
+ 2. with shared queries and keys, the query itself: -1e5, over rule 1;
+ 3. allow_duplicate_attention=False: minus log N, N counting how often the pair meets.
+"""
+
+import numpy as np
+
+HIDDEN = -1e9
+SELF = -1e5
+
+
+# ---- what a query sees ------------------------------------------------------------------------
+
+
+def see_all(t, tk):
+    """Every key, once."""
+    everything = [(0, 0, j) for j in range(tk)]
+    return [everything for _ in range(t)]
+
+
+def see_chunks(orders, m, before, after, wrap):
+    """Chunks of each round's order, the last one maybe short, with their neighbours.
+
+    With wrap=True the chunks of all rounds stand on one circle, so that a round's first chunk
+    looks back at the last chunk of the round before. Hugging Face makes the circle by slicing;
+    an offset that is larger than the whole circle slices nothing off, and shows the own chunk.
+    """
+    t = len(orders[0])
+    chunks = [(r, order[s : s + m]) for r, order in enumerate(orders) for s in range(0, t, m)]
+    seen = [[] for _ in range(t)]
+    for here, (round_q, queries) in enumerate(chunks):
+        for offset in range(-before, after + 1):
+            there = here + offset if abs(offset) <= len(chunks) or not wrap else here
+            if wrap:
+                there %= len(chunks)
+            elif not 0 <= there < len(chunks) or chunks[there][0] != round_q:
+                continue
+            round_k, keys = chunks[there]
+            for i in queries:
+                seen[i] += [(round_q, round_k, j) for j in keys]
+    return seen
+
+
+def see_buckets(buckets):
+    """In each round, the keys of the query's own bucket: buckets is (r, t)."""
+    t = buckets.shape[1]
+    return [
+        [(r, r, j) for r, round_ in enumerate(buckets) for j in range(t) if round_[j] == round_[i]]
+        for i in range(t)
+    ]
+
+
+# ---- how much it sees of each -----------------------------------------------------------------
+
+
+def softmax(s):
+    e = np.exp(s - s.max())
+    return e / e.sum()
+
+
+def log_sum_exp(s):
+    top = s.max()
+    return top + np.log(np.exp(s - top).sum())
+
+
+def softmax_as_rounded(s, rounds):
+    """Hugging Face's arithmetic, in the precision of s: a softmax a round, weighted by its lse.
+
+    It shows where every score is a constant. In float32, -1e9 + log n is -1e9 again, every weight
+    is exp(0) = 1, and the output is the sum of the values rather than their mean.
+    """
+    present = sorted(set(rounds.tolist()))
+    lse = np.array([log_sum_exp(s[rounds == r]) for r in present], dtype=s.dtype)
+    weight_of_round = dict(zip(present, np.exp(lse - log_sum_exp(lse)), strict=True))
+    lse_of_round = dict(zip(present, lse, strict=True))
+    return np.array(
+        [np.exp(x - lse_of_round[r]) * weight_of_round[r] for x, r in zip(s, rounds, strict=True)]
+    )
+
+
+def weights_of_query(i, scores, seen, real, buckets, is_causal, shared_qk, duplicates, dtype):
+    """Row i of the (tk,) weights, and the share of it that moves with the scores."""
+    visible, total = np.zeros(len(scores)), np.zeros(len(scores))
+    if not seen:
+        return total, visible
+    round_q, round_k, j = np.array(seen).T
+    elsewhere = np.zeros(len(j), bool)
+    if buckets is not None:
+        elsewhere = (round_q != round_k) | (buckets[round_q, i] != buckets[round_k, j])
+    hidden = ~real[j] | elsewhere | (is_causal & (j > i))
+    itself = (j == i) & shared_qk
+    s = np.where(itself, SELF, np.where(hidden, HIDDEN, scores[j]))
+    if not duplicates:
+        met = np.bincount(j[~elsewhere], minlength=len(scores))[j]
+        s = np.where(itself | ~hidden, s - np.log(np.maximum(met, 1)), s)
+    constant = hidden | itself
+    p = softmax_as_rounded(s.astype(dtype), round_q) if constant.all() else softmax(s)
+    np.add.at(total, j, p)
+    np.add.at(visible, j, np.where(constant, 0, p))
+    return total, visible
+
+
+def normalised(qk):
+    """The key that goes with a shared query: of root mean square 1."""
+    return qk / np.sqrt((qk**2).mean(axis=-1, keepdims=True) + 1e-6)
+
+
+class Attention:
+    """Weights (b, h, t, tk), and through them the output and the gradients.
+
+    q (b, h, t, d); k (b, h, tk, d), or None: shared queries and keys; `seen(b, h)` is the list of
+    lists of occurrences; `buckets` (b, h, r, t), where only the same bucket may be attended to.
+    """
+
+    def __init__(
+        self, q, k, seen, *, is_causal, attention_mask, scale, buckets=None, duplicates=True
+    ):
+        dtype = np.asarray(q).dtype
+        self.q, self.shared = np.float64(q), k is None
+        b, h, t, d = self.q.shape
+        self.scale = 1 / np.sqrt(d) if scale is None else scale
+        self.k = normalised(self.q) if self.shared else np.float64(k)
+        tk = self.k.shape[2]
+        real = np.ones((b, tk), bool) if attention_mask is None else np.asarray(attention_mask) != 0
+        scores = self.scale * self.q @ self.k.swapaxes(-1, -2)
+        self.weights, self.moving = np.zeros((b, h, t, tk)), np.zeros((b, h, t, tk))
+        for at in np.ndindex(b, h):
+            views = seen(*at)
+            own = None if buckets is None else buckets[at]
+            for i in range(t):
+                self.weights[at][i], self.moving[at][i] = weights_of_query(
+                    i,
+                    scores[at][i],
+                    views[i],
+                    real[at[0]],
+                    own,
+                    is_causal,
+                    self.shared,
+                    duplicates,
+                    dtype,
+                )
+
+    def output(self, v):
+        return self.weights @ np.float64(v)
+
+    def gradients(self, v, dout):
+        """(dq, dk, dv), or (dqk, dv) where queries and keys are shared."""
+        v, dout = np.float64(v), np.float64(dout)
+        dp = dout @ v.swapaxes(-1, -2)
+        ds = self.moving * (dp - (self.weights * dp).sum(axis=-1, keepdims=True))
+        dq = self.scale * ds @ self.k
+        dk = self.scale * ds.swapaxes(-1, -2) @ self.q
+        dv = self.weights.swapaxes(-1, -2) @ dout
+        if not self.shared:
+            return dq, dk, dv
+        size = np.sqrt((self.q**2).mean(axis=-1, keepdims=True) + 1e-6)
+        along = (self.k * dk).mean(axis=-1, keepdims=True)
+        return dq + (dk - along * self.k) / size, dv
+
+
+# ---- the three kinds --------------------------------------------------------------------------
+
+
+def full(q, k, *, is_causal=False, attention_mask=None, scale=None):
+    """Every query sees every key; k=None shares queries and keys."""
+    seen = see_all(q.shape[2], (q if k is None else k).shape[2])
+    rules = {"is_causal": is_causal, "attention_mask": attention_mask, "scale": scale}
+    return Attention(q, k, lambda b, h: seen, **rules)
+
+
+def local(
+    q, k, *, chunk_length=64, num_chunks_before=1, num_chunks_after=0,
+    is_causal=False, attention_mask=None, scale=None, wrap=False,
+):  # fmt: skip
+    """A query sees its chunk of the sequence and the neighbours; one chunk is full attention."""
+    rules = {"is_causal": is_causal, "attention_mask": attention_mask, "scale": scale}
+    t = q.shape[2]
+    if t <= chunk_length:
+        return full(q, k, **rules)
+    seen = see_chunks([range(t)], chunk_length, num_chunks_before, num_chunks_after, wrap)
+    return Attention(q, k, lambda b, h: seen, **rules)
+
+
+def lsh(
+    qk, buckets, *, chunk_length=64, num_chunks_before=1, num_chunks_after=0, is_causal=False,
+    attention_mask=None, scope="chunk", scale=None, attend_across_buckets=True,
+    allow_duplicate_attention=True, wrap=True,
+):  # fmt: skip
+    """A query sees, each round, its chunk of the sequence sorted by bucket, and the neighbours;
+    or its whole bucket (scope="bucket"). buckets (b, h, r, t). One chunk is full attention."""
+    rules = {"is_causal": is_causal, "attention_mask": attention_mask, "scale": scale}
+    if scope == "chunk" and qk.shape[2] <= chunk_length:
+        return full(qk, None, **rules)
+
+    def seen(b, h):
+        if scope == "bucket":
+            return see_buckets(buckets[b, h])
+        orders = [np.argsort(round_, kind="stable") for round_ in buckets[b, h]]
+        return see_chunks(orders, chunk_length, num_chunks_before, num_chunks_after, wrap)
+
+    only = None if attend_across_buckets or scope == "bucket" else buckets
+    rules.update(buckets=only, duplicates=allow_duplicate_attention)
+    return Attention(qk, None, seen, **rules)

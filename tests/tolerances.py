@@ -1,0 +1,43 @@
+"""How close is right: the one table of tolerances.
+
+A figure is the largest error allowed anywhere in an array, as a share of the array's largest
+magnitude: sums of products cancel, so small elements carry the error of their large neighbours.
+"""
+
+import numpy as np
+
+TOLERANCES = {
+    # one pass over the data: linear maps, norms, tables, softmax
+    "forward": {"float32": 2e-6, "float64": 4e-15},
+    "backward": {"float32": 8e-6, "float64": 2e-14},
+    # attention: the scores' rounding goes through an exponential
+    "attention": {"float32": 1e-5, "float64": 2e-14},
+    "attention_backward": {"float32": 4e-5, "float64": 1e-13},
+    # constant scores of -1e5: an ulp there is 0.0078 in float32, and the weights move with it
+    "self_only": {"float32": 1e-2, "float64": 1e-10},
+    # a directional derivative by central differences
+    "derivative": {"float64": 1e-6},
+}
+
+
+def tolerance(kind, dtype):
+    return TOLERANCES[kind][np.dtype(dtype).name]
+
+
+def assert_close(actual, expected, kind, dtype=None):
+    """Same shape, nan where nan, and within the table's share of the largest magnitude."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    allowed = tolerance(kind, dtype or actual.dtype)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=allowed * largest + 1e-30)
+
+
+def assert_all_close(actual, expected, kind, dtype=None):
+    """assert_close of each pair; None answers None."""
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert (a is None) == (e is None)
+        if e is not None:
+            assert_close(a, e, kind, dtype)
