@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,11 @@ class Attention(Sublayer):
     ) -> None:
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
         self.num_heads = num_heads
-        self.rules = rules | dict(
-            attention_mask=attention_mask,
-            dropout=attention_dropout,
-            dropout_key=key("probabilities"),
-        )
+        self.rules = rules | {
+            "attention_mask": attention_mask,
+            "dropout": attention_dropout,
+            "dropout_key": key("probabilities"),
+        }
 
     def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
         saved, heads = [], []
@@ -91,11 +92,13 @@ class Attention(Sublayer):
         b, h, t, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(b, t, h * d)
 
+    @abstractmethod
     def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
-        raise NotImplementedError
+        """The heads' output (b, h, t, d), and what the op saved."""
 
+    @abstractmethod
     def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
-        raise NotImplementedError
+        """The gradients of the heads, in the order of `projections`."""
 
 
 class LocalAttention(Attention):

@@ -156,9 +156,8 @@ class ReformerConfig:
     def __post_init__(self) -> None:
         if self.num_hidden_layers is None and isinstance(self.attn_layers, (list, tuple)):
             self.num_hidden_layers = len(self.attn_layers)
-        for name in ("attn_layers", "axial_pos_shape", "axial_pos_embds_dim", "num_buckets"):
-            if isinstance(getattr(self, name), tuple):
-                setattr(self, name, list(getattr(self, name)))
+        for f in fields(self):
+            setattr(self, f.name, _plain(getattr(self, f.name)))
         self.check()
 
     # ---- reading and writing ----
@@ -181,7 +180,7 @@ class ReformerConfig:
         if values.get("model_type", "reformer") != "reformer":
             raise ValueError(f"model_type: expected 'reformer', got {values['model_type']!r}")
         if values.get("sinusoidal_pos_embds"):
-            raise ValueError("sinusoidal_pos_embds: sinusoidal positions are not part of this model")
+            raise ValueError("sinusoidal_pos_embds: expected False: this model learns positions")
         names = {f.name for f in fields(cls)} - {"extra"}
         known = {name: value for name, value in values.items() if name in names}
         for old, new in LEGACY_KEYS.items():
@@ -320,9 +319,10 @@ class ReformerConfig:
             )
 
     def _check_attention(self, layer_type: str) -> None:
-        _integer(f"{layer_type}_attn_chunk_length", self.attention(layer_type, "attn_chunk_length"), 1)
-        for name in ("num_chunks_before", "num_chunks_after"):
-            _integer(f"{layer_type}_{name}", self.attention(layer_type, name), 0)
+        for name, least in (
+            ("attn_chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
+        ):  # fmt: skip
+            _integer(f"{layer_type}_{name}", self.attention(layer_type, name), least)
         name = "attention_probs_dropout_prob"
         _real(f"{layer_type}_{name}", self.attention(layer_type, name), 0.0, below=1.0)
 
@@ -363,6 +363,17 @@ class ReformerConfig:
             raise TypeError(f"extra: expected a dictionary, got {type(self.extra).__name__}")
 
 
+def _plain(value: Any) -> Any:
+    """What JSON would give back: tuples as lists, NumPy's numbers as Python's."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, (bool, int)):
+        return float(value)
+    return value
+
+
 def _integer(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an integer >= {least}, got {value!r}")
@@ -373,7 +384,7 @@ def _integer(name: str, value: Any, least: int) -> None:
 def _real(
     name: str, value: Any, least: float, *, below: float = math.inf, finite: bool = True
 ) -> None:
-    expected = f"a number in [{least:g}, {below:g})" if below < math.inf else f"a number >= {least:g}"
+    expected = f"a number >= {least:g}" + (f" and < {below:g}" if below < math.inf else "")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
     if not (least <= value < below or (value == math.inf and not finite)):

@@ -251,8 +251,19 @@ def _heads(x: np.ndarray, config: ReformerConfig) -> np.ndarray:
 
 
 def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO) -> bytes:
-    """Let a model continue a prompt, and show what it writes as it comes."""
-    raise NotImplementedError
+    """Let a model continue a prompt, and show what it writes as it comes; the bytes written."""
+    written = ByteStream(stream)
+    model.generate(
+        prompt[None].astype(np.int64),
+        max_new_tokens=WRITTEN_BYTES,
+        do_sample=True,
+        temperature=0.8,
+        top_p=0.95,
+        rng=seed,
+        streamer=written,
+    )
+    written.end()
+    return written.bytes
 
 
 def _describe(model: Any) -> str:

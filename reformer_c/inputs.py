@@ -17,3 +17,121 @@ __all__ = ["IGNORE", "Inputs", "check_ids", "check_inputs", "check_mask"]
 IGNORE = -100
 
 
+@dataclass
+class Inputs:
+    """Checked inputs, at the length n >= t that the layers run at."""
+
+    input_ids: np.ndarray | None  # (b, n)
+    inputs_embeds: np.ndarray | None  # (b, n, c)
+    positions: np.ndarray  # (1 or b, n)
+    mask: np.ndarray | None  # (b, n)
+    b: int
+    t: int
+    n: int
+
+
+def padded_length(config: ReformerConfig, t: int) -> int:
+    """The length that Hugging Face pads a sequence to in evaluation, where that changes numbers.
+
+    They pad to a common multiple of the chunk lengths. Our layers take a last chunk as short as it
+    is, with the same result, but for two things that depend on the number of chunks: which chunk
+    a circle's first one looks back to, and the automatic number of buckets.
+    """
+    lengths = {kind: config.attention(kind, "attn_chunk_length") for kind in config.layer_types}
+    if len(set(lengths.values())) < 2 or t <= min(lengths.values()):
+        return t
+    if config.attention_scope == "bucket":
+        return t
+    n = _round_up(t, math.lcm(*lengths.values()))
+    # a causal query does not see what its circle brings round
+    circles = {kind for kind in lengths if kind == "lsh" or not config.is_decoder}
+    return n if any(_round_up(t, lengths[kind]) != n for kind in circles) else t
+
+
+def _round_up(t: int, multiple: int) -> int:
+    return -(-t // multiple) * multiple
+
+
+def check_inputs(
+    config: ReformerConfig,
+    dtype: np.dtype,
+    pad: Callable[[], np.ndarray],
+    input_ids: Any,
+    inputs_embeds: Any,
+    attention_mask: Any,
+    position_ids: Any,
+    training: bool,
+) -> Inputs:
+    """Checked and, in evaluation, padded inputs; `pad` gives the vector of the pad token."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise TypeError("input_ids: expected either input_ids or inputs_embeds")
+    if input_ids is not None:
+        input_ids = check_ids("input_ids", input_ids, config.vocab_size)
+        b, t = input_ids.shape
+    else:
+        inputs_embeds = np.asarray(inputs_embeds)
+        if inputs_embeds.dtype != dtype:
+            raise TypeError(f"inputs_embeds: expected {dtype}, got {inputs_embeds.dtype}")
+        if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds: expected shape (b, t, {config.hidden_size}), "
+                f"got {inputs_embeds.shape}"
+            )
+        b, t, _ = inputs_embeds.shape
+    if b == 0 or t == 0:
+        name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+        raise ValueError(f"{name}: expected at least one row of one token, got shape {(b, t)}")
+    mask = check_mask(attention_mask, b, t)
+    positions = check_positions(position_ids, b, t, config.num_positions)
+    n = t if training else padded_length(config, t)
+    if n > t:
+        more = n - t
+        mask = np.pad(np.ones((b, t), bool) if mask is None else mask, ((0, 0), (0, more)))
+        last = positions[:, -1:] + 1 + np.arange(more)
+        positions = np.concatenate([positions, last], axis=1).clip(max=config.num_positions - 1)
+        if input_ids is not None:
+            pad_id = config.pad_token_id or 0
+            input_ids = np.pad(input_ids, ((0, 0), (0, more)), constant_values=pad_id)
+        else:
+            tail = np.broadcast_to(pad(), (b, more, config.hidden_size))
+            inputs_embeds = np.concatenate([inputs_embeds, tail], axis=1)
+    return Inputs(input_ids, inputs_embeds, positions, mask, b, t, n)
+
+
+def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> np.ndarray:
+    """Integers (b, t) in [0, count), or equal to `ignore`."""
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {ids.dtype}")
+    if ids.ndim != 2:
+        raise ValueError(f"{name}: expected shape (b, t), got {ids.shape}")
+    wrong = (ids < 0) | (ids >= count)
+    if ignore is not None:
+        wrong &= ids != ignore
+    if wrong.any():
+        raise ValueError(f"{name}: expected ids in [0, {count}), got {ids[wrong][0]}")
+    return ids.astype(np.int64, copy=False)
+
+
+def check_mask(mask: Any, b: int, t: int) -> np.ndarray | None:
+    """Booleans (b, t); None where all are True."""
+    if mask is None:
+        return None
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "biuf":
+        raise TypeError(f"attention_mask: expected numbers or booleans, got {mask.dtype}")
+    if mask.shape != (b, t):
+        raise ValueError(f"attention_mask: expected shape {(b, t)}, got {mask.shape}")
+    mask = mask != 0
+    return None if mask.all() else mask
+
+
+def check_positions(position_ids: Any, b: int, t: int, count: int) -> np.ndarray:
+    if position_ids is None:
+        if t > count:
+            raise ValueError(f"input_ids: expected at most {count} tokens (positions), got {t}")
+        return np.arange(t)[None]
+    positions = np.asarray(position_ids)
+    if positions.shape not in {(t,), (1, t), (b, t)}:
+        raise ValueError(f"position_ids: expected shape {(b, t)} or {(t,)}, got {positions.shape}")
+    return check_ids("position_ids", positions.reshape(-1, t), count)

@@ -8,6 +8,7 @@ between calls.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
@@ -108,9 +109,7 @@ class Parameters(MutableMapping):
         if array.dtype != own.dtype:
             raise TypeError(f"parameters[{name!r}]: expected {own.dtype}, got {array.dtype}")
         if array.shape != own.shape:
-            raise ValueError(
-                f"parameters[{name!r}]: expected shape {own.shape}, got {array.shape}"
-            )
+            raise ValueError(f"parameters[{name!r}]: expected shape {own.shape}, got {array.shape}")
         own[...] = array
 
     def __delitem__(self, name: str) -> None:
@@ -153,11 +152,8 @@ class Weights:
 # ---- sublayers ----
 
 
-class Sublayer:
+class Sublayer(ABC):
     """A branch of a reversible layer: y = drop(function(layer_norm(x))), added to a stream.
-
-    A subclass gives `_forward(x) -> (y, saved)` and `_backward(dy, saved) -> dx`, where `saved` is
-    a list that the backward pass takes apart from its end, and `_kept_row(c)`.
 
     With `keep`, forward_add keeps `saved` and the stream as it was, and backward_add rebuilds
     nothing.
@@ -210,18 +206,21 @@ class Sublayer:
             ops.dropout(y, self.dropout, key=self.key("output"), out=y)
         return y, [normed, *saved]
 
+    @abstractmethod
     def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
-        raise NotImplementedError
+        """function(n), and what the ops saved, in their order."""
 
+    @abstractmethod
     def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
-        raise NotImplementedError
+        """dn; takes what `_forward` saved off the end of `saved`."""
 
+    @abstractmethod
     def _kept_row(self, c: int) -> int:
-        raise NotImplementedError
+        """How many numbers of `saved` there are for each row of width c."""
 
 
 class FeedForward(Sublayer):
-    """drop(act(drop(n w1' + b1)) w2' + b2). Reformer (Kitaev et al. 2020), section 3, "Chunking"."""
+    """drop(act(drop(n w1' + b1)) w2' + b2), in chunks of rows (Kitaev et al. 2020, section 3)."""
 
     def __init__(
         self, weights: Weights, *, activation: str, chunk_length: int, eps: float, dropout: float,
@@ -320,9 +319,7 @@ class Embeddings:
             self.positions.add_gradient("weights.0", dw0)
             self.positions.add_gradient("weights.1", dw1)
         else:
-            self.positions.add_gradient(
-                "embedding.weight", ops.embedding_backward(gradient, table)
-            )
+            self.positions.add_gradient("embedding.weight", ops.embedding_backward(gradient, table))
 
     def _position_dropout(self, b: int) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
         """A function of (vectors (t, c), row of the batch, positions) that drops; also its own

@@ -27,8 +27,8 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1; negative numbers count from the end: -1 is what the process started with, -2
-        one fewer.
+        At least 1; negative numbers count from the end: -1 is all processors that this process may
+        use, -2 one fewer.
 
     Raises
     ------
@@ -102,8 +102,8 @@ def num_threads(n: int) -> Iterator[None]:
 def resolve_workers(workers: int | None) -> int:
     """The number of threads for a call's ``workers`` argument, which has scipy.fft's meaning.
 
-    None is the default, negative numbers count from the end. More threads than a machine of any use
-    here has are not started: the result would be the same.
+    None is the default, negative numbers count from the end. Beyond twice the machine's processors
+    (or 64) no more threads are started: the result would be the same.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def _default_threads() -> int:
         first = os.environ.get(name, "").split(",")[0].strip()
         if first.isdigit() and int(first) > 0:
             return min(int(first), _MOST_THREADS)
-    return _allowed_processors()
+    return _available
 
 
 def _allowed_processors() -> int:
@@ -192,8 +192,8 @@ def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, int]]:
 
 
 _MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))
-_available = _default_threads()
-_process_threads = _available
+_available = _allowed_processors()
+_process_threads = _default_threads()
 _block_threads: ContextVar[int | None] = ContextVar("reformer_c_num_threads", default=None)
 
 

@@ -1,5 +1,7 @@
 """What must hold of rc.lsh_attention whatever its numbers are: who reaches whom, and extremes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from attention_cases import buckets_of, mask_of, normal, weights_of
@@ -75,12 +77,10 @@ def test_the_weights_of_a_query_sum_to_1(isa, dtype, rng, scope):
                 "attend_across_buckets": across,
                 "allow_duplicate_attention": duplicates,
             }
-            weights = weights_of(
-                lambda v: ops.lsh_attention(
-                    qk, v, num_hashes=4, num_buckets=4, buckets=buckets, **options
-                ),
-                shape, dtype,
-            )  # fmt: skip
+            attend = partial(
+                ops.lsh_attention, qk, num_hashes=4, num_buckets=4, buckets=buckets, **options
+            )
+            weights = weights_of(attend, shape, dtype)
             seeing = reference.lsh(qk, buckets, **options).moving.any(axis=-1)
             np.testing.assert_allclose(weights.sum(axis=-1)[seeing], 1, rtol=2e-6)
             np.testing.assert_allclose(weights.sum(axis=-1)[~seeing], 1, rtol=1e-2)

@@ -1,0 +1,225 @@
+"""How near the ops come to what this machine can do.
+
+Everything is a share of the machine's own peak of fused multiply-adds, measured in between: on a
+machine that is shared, or that changes its clock, seconds alone say little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TextIO
+
+import numpy as np
+
+from . import ops
+from .checkpoint import write_atomically
+from .runtime import get_num_threads, show_config
+
+__all__ = ["Measurement", "measure", "run_bench"]
+
+HEADS, DEPTH, CHUNK = 8, 64, 64
+PEAK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to be timed, and the arithmetic that it is counted as."""
+
+    name: str
+    tokens: int
+    operations: float
+    call: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The fastest of several runs of a case.
+
+    Attributes
+    ----------
+    name : str
+    tokens, threads : int
+    milliseconds, tokens_per_second : float
+    gigaflops : float
+        Operations counted, over the time: those of the dense windows, for causal attention too.
+    share_of_peak : float
+        The same over the peak on as many threads.
+    """
+
+    name: str
+    tokens: int
+    threads: int
+    milliseconds: float
+    tokens_per_second: float
+    gigaflops: float
+    share_of_peak: float
+
+
+def run_bench(
+    *,
+    length: int = 16384,
+    repeats: int = 7,
+    threads: Sequence[int] | None = None,
+    json_file: str | os.PathLike | None = None,
+    stream: TextIO | None = None,
+) -> dict[str, Any]:
+    """Time the ops, print a table, and give everything as a dictionary.
+
+    Parameters
+    ----------
+    length : int
+        Tokens of the LSH, local and feed-forward cases.
+    repeats : int
+        Runs of each case, one after the other in turns; the fastest counts.
+    threads : sequence of int, optional
+        Numbers of threads; one and all by default.
+    json_file : path, optional
+        Where to write the result, too.
+    stream : text file, optional
+        Where to print; standard output by default.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``peak`` (GFLOP/s by number of threads) and ``measurements``.
+
+    Raises
+    ------
+    ValueError
+        Names the argument and says what was expected.
+    """
+    for name, value in (("length", length), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name}: expected a number >= 1, got {value!r}")
+    threads = sorted({1, get_num_threads()}) if threads is None else list(threads)
+    machine = describe_machine()
+    for key, value in machine.items():
+        print(f"{key:10} {value}", file=stream)
+    print(
+        f"\nfloat32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; the fastest of "
+        f"{repeats} runs in turns.\nOperations are those of dense windows (full attention: of the "
+        "visible half); a backward pass counts 2.5 forwards\nin attention and 2 in feed-forward; "
+        "hashing, sorting and softmax are in the time and not in the count.\n",
+        file=stream,
+    )
+    peaks, rows = {}, []
+    for count in threads:
+        peaks[count], measured = measure(list(cases(length)), count, repeats)
+        rows += measured
+        print(f"{count} thread{'s' * (count > 1)}: peak {peaks[count]:.1f} GFLOP/s", file=stream)
+        print(table(measured), end="\n\n", file=stream, flush=True)
+    result = {
+        "machine": machine,
+        "peak": {str(count): peak for count, peak in peaks.items()},
+        "measurements": [asdict(row) for row in rows],
+    }
+    if json_file is not None:
+        text = json.dumps(result, indent=2) + "\n"
+        write_atomically(json_file, lambda part: part.write_text(text))
+    return result
+
+
+def measure(
+    cases: Sequence[Case], threads: int, repeats: int
+) -> tuple[float, list[Measurement]]:
+    """The peak, and the fastest run of each case, all measured in turns."""
+    peak, best = 0.0, [float("inf")] * len(cases)
+    for case in cases:
+        case.call(workers=threads)  # the first call finds its memory
+    for _ in range(repeats):
+        peak = max(peak, ops.fma_peak(PEAK_SECONDS, workers=threads))
+        for i, case in enumerate(cases):
+            begin = time.perf_counter()
+            case.call(workers=threads)
+            best[i] = min(best[i], time.perf_counter() - begin)
+    return peak, [
+        Measurement(
+            name=case.name,
+            tokens=case.tokens,
+            threads=threads,
+            milliseconds=1e3 * seconds,
+            tokens_per_second=case.tokens / seconds,
+            gigaflops=1e-9 * case.operations / seconds,
+            share_of_peak=1e-9 * case.operations / seconds / peak,
+        )
+        for case, seconds in zip(cases, best, strict=True)
+    ]
+
+
+def cases(t: int) -> Iterator[Case]:
+    """What is timed: LSH and local attention and feed-forward at `t`, full attention below it."""
+    window = 4.0 * t * HEADS * (2 * CHUNK) * DEPTH
+    rng = np.random.default_rng(0)
+    qk, v, dout = rng.standard_normal((3, 1, HEADS, t, DEPTH), np.float32)
+    local = partial(ops.local_attention_forward, chunk_length=CHUNK, is_causal=True)
+    lsh = partial(ops.lsh_attention_forward, chunk_length=CHUNK, is_causal=True, rng=0)
+    yield Case("LSH attention", t, window, partial(lsh, qk, v))
+    yield Case("LSH backward", t, 2.5 * window, _backward(ops.lsh_attention_backward, dout, lsh(qk, v)))
+    yield Case("local attention", t, window, partial(local, qk, qk, v))
+    saved = local(qk, qk, v)
+    yield Case("local backward", t, 2.5 * window, _backward(ops.local_attention_backward, dout, saved))
+    yield from _feed_forward_cases(t, c=256, f=512)
+    for length in (1024, 4096):
+        if length <= t:
+            q, values = qk[:, :, :length], v[:, :, :length]
+            full = partial(ops.full_attention, q, q, values, is_causal=True)
+            half = 4.0 * HEADS * DEPTH * length * (length + 1) / 2
+            yield Case("full attention", length, half, full)
+
+
+def _feed_forward_cases(t: int, c: int, f: int) -> Iterator[Case]:
+    rng = np.random.default_rng(1)
+    x, dout = rng.standard_normal((2, t, c), np.float32)
+    w1, w2 = (rng.standard_normal(shape, np.float32) / 16 for shape in ((f, c), (c, f)))
+    weights = (w1, np.zeros(f, np.float32), w2, np.zeros(c, np.float32))
+    forward = partial(ops.feed_forward_forward, x, *weights)
+    name = f"feed-forward {c}-{f}"
+    yield Case(name, t, 4.0 * t * c * f, forward)
+    backward = _backward(ops.feed_forward_backward, dout, forward())
+    yield Case(f"{name} backward", t, 8.0 * t * c * f, backward)
+
+
+def _backward(op: Callable, dout: np.ndarray, forward: tuple[Any, Any]) -> Callable[..., Any]:
+    return partial(op, dout, forward[1])
+
+
+def table(rows: Sequence[Measurement]) -> str:
+    """The measurements in columns."""
+    lines = [f"  {'':30} {'tokens':>7} {'ms':>9} {'tokens/s':>12} {'GFLOP/s':>9} {'of peak':>8}"]
+    for row in rows:
+        lines.append(
+            f"  {row.name:30} {row.tokens:7,} {row.milliseconds:9.3f} "
+            f"{row.tokens_per_second:12,.0f} {row.gigaflops:9.1f} {row.share_of_peak:8.1%}"
+        )
+    return "\n".join(lines)
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, instruction set, threads and versions, in words."""
+    config = show_config(mode="dicts")
+    sets, package = config["Instruction sets"], config["Package"]
+    return {
+        "processor": processor_name(),
+        "using": f"{sets['in use']} (built: {', '.join(sets['built'])})",
+        "threads": f"{get_num_threads()}",
+        "versions": f"reformer_c {package['reformer_c']}, NumPy {package['numpy']}, "
+        f"Python {package['python']}, {config['Build']['compiler']}",
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,239 @@
+"""The body of a Reformer, for one pass: embeddings, reversible layers, final norm.
+
+A `Pass` is made for a call, runs forward, and backward where gradients are wanted, and is gone
+afterwards. It holds the keys of its random bits, so the way back repeats them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .attention import LocalAttention, LSHAttention
+from .config import ReformerConfig
+from .inputs import Inputs
+from .nn import Embeddings, FeedForward, FinalNorm, Parameters, Weights, random_key
+from .reversible import reversible_backward, reversible_forward
+
+__all__ = ["Pass", "body_shapes", "dense_shapes"]
+
+# final states in memory at a time, in numbers: 16 MB of float32
+HEAD_BLOCK = 2**22
+# the name of the word vectors
+WORDS = "embeddings.word_embeddings.weight"
+
+
+class Pass:
+    """The body of a model on one batch: embeddings, reversible layers, final norm."""
+
+    def __init__(
+        self,
+        config: ReformerConfig,
+        parameters: Parameters,
+        prefix: str,
+        inputs: Inputs,
+        *,
+        seed: int,
+        training: bool,
+        num_hashes: int | None = None,
+        num_buckets: int | Sequence[int] | None = None,
+        rotations: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        self.config, self.inputs, self.training = config, inputs, training
+        self.key = partial(random_key, seed)
+        self.gradients: dict[str, np.ndarray] = {}
+        self.weights = Weights(parameters, self.gradients)
+        body = self.weights.below(prefix)
+        common = {"dropout": config.hidden_dropout_prob if training else 0.0}
+        self.embeddings = Embeddings(
+            body.below("embeddings."), axial=config.axial_pos_embds,
+            key=partial(self.key, "embeddings"), **common,
+        )  # fmt: skip
+        common["eps"] = config.layer_norm_eps
+        hashing = self._hashing(body[WORDS].dtype, num_hashes, num_buckets, rotations)
+        self.layers = [
+            self._layer(i, kind, body.below(f"encoder.layers.{i}."), common, hashing)
+            for i, kind in enumerate(config.layer_types)
+        ]
+        self.norm = FinalNorm(body.below("encoder.layer_norm."), key=self.key, **common)
+
+    def _layer(
+        self, i: int, kind: str, weights: Weights, common: dict, hashing: Iterator[dict]
+    ) -> tuple[LocalAttention | LSHAttention, FeedForward]:
+        config, key = self.config, partial(self.key, "layer", i)
+        rules = {
+            "num_heads": config.num_attention_heads,
+            "attention_mask": self.inputs.mask,
+            "attention_dropout": (
+                config.attention(kind, "attention_probs_dropout_prob") if self.training else 0.0
+            ),
+            "chunk_length": config.attention(kind, "attn_chunk_length"),
+            "num_chunks_before": config.attention(kind, "num_chunks_before"),
+            "num_chunks_after": config.attention(kind, "num_chunks_after"),
+            "is_causal": config.is_decoder,
+            "key": partial(key, "attention"),
+        }
+        attend = weights.below("attention.")
+        if kind == "local":
+            attention = LocalAttention(attend, **rules, **common)
+        else:
+            # hash_seed decides the rotations of every call
+            draw = key if config.hash_seed is None else partial(random_key, config.hash_seed, i)
+            attention = LSHAttention(
+                attend, rotations_key=draw("rotations"), **next(hashing), **rules, **common
+            )
+        feed_forward = FeedForward(
+            weights.below("feed_forward."), activation=config.activation,
+            chunk_length=config.chunk_size_feed_forward, key=partial(key, "feed_forward"), **common,
+        )  # fmt: skip
+        return attention, feed_forward
+
+    def _hashing(
+        self, dtype: np.dtype, num_hashes: Any, num_buckets: Any, rotations: Any
+    ) -> Iterator[dict]:
+        """For each LSH layer, how it hashes."""
+        config, count = self.config, self.config.layer_types.count("lsh")
+        if rotations is not None and len(rotations) != count:
+            raise ValueError(
+                f"rotations: expected one array for each of {count} LSH layers, "
+                f"got {len(rotations)}"
+            )
+        if count == 0:
+            return iter(())
+        num_hashes = config.num_hashes if num_hashes is None else num_hashes
+        if not isinstance(num_hashes, (int, np.integer)) or num_hashes < 1:
+            raise ValueError(f"num_hashes: expected an integer >= 1, got {num_hashes!r}")
+        m, n = config.lsh_attn_chunk_length, self.inputs.n
+        num_buckets = config.num_buckets if num_buckets is None else num_buckets
+        if num_buckets is None:
+            num_buckets = ops.choose_num_buckets(n, m, config.max_position_embeddings)
+        if not isinstance(num_buckets, int):
+            num_buckets = tuple(num_buckets)
+        rules = {
+            "num_hashes": int(num_hashes),
+            "num_buckets": num_buckets,
+            "scope": config.attention_scope,
+        }
+        if rotations is None or (n <= m and config.attention_scope == "chunk"):
+            return iter([rules | {"rotations": None}] * count)
+        factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
+        shape = (config.num_attention_heads, config.attention_head_size, num_hashes)
+        shape += (sum(factors) // 2,)
+        rotations = [np.asarray(rotation, dtype) for rotation in rotations]
+        for i, rotation in enumerate(rotations):
+            if rotation.shape != shape:
+                raise ValueError(f"rotations[{i}]: expected shape {shape}, got {rotation.shape}")
+        return iter([rules | {"rotations": rotation} for rotation in rotations])
+
+    # ---- forward ----
+
+    def forward(self, *, differentiate: bool = False, record: bool = False) -> list[np.ndarray]:
+        """Run the layers; the recorded states of the second stream, if they are wanted."""
+        inputs = self.inputs
+        y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
+        y2 = y1.copy()
+        states = [y2[:, : inputs.t].copy()] if record else []
+        if differentiate:
+            self._keep_within_budget(y1)
+        for layer in self.layers:
+            reversible_forward([layer], y1, y2)
+            if record:
+                states.append(y2[:, : inputs.t].copy())
+        self.y1, self.y2 = y1, y2
+        if differentiate:
+            self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
+        return states
+
+    def _keep_within_budget(self, x: np.ndarray) -> None:
+        """Let the last layers keep their activations, which the backward pass needs first."""
+        left = self.config.memory_budget or 0
+        for layer in reversed(self.layers):
+            left -= sum(branch.kept_bytes(x) for branch in layer)
+            if left < 0:
+                return
+            for branch in layer:
+                branch.keep = True
+
+    @property
+    def buckets(self) -> tuple[np.ndarray | None, ...]:
+        found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
+        return tuple(None if ids is None else ids[..., : self.inputs.t] for ids in found)
+
+    # ---- final states, some rows of (b n, 2 c) at a time ----
+
+    def blocks(self) -> Iterator[slice]:
+        count = self.inputs.b * self.inputs.n
+        size = max(1024, HEAD_BLOCK // (2 * self.config.hidden_size))
+        return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+    def every(self, offset: int) -> slice:
+        """The rows of each sequence's token at `offset`."""
+        return slice(offset, None, self.inputs.n)
+
+    def final(self, rows: slice) -> tuple[np.ndarray, Any]:
+        return self.norm.forward(*self._flat(self.y1, self.y2), rows)
+
+    def final_backward(self, rows: slice, dh: np.ndarray, normed: Any) -> None:
+        self.norm.backward(*self._flat(self.dy1, self.dy2), rows, dh, normed)
+
+    def map_final(self, width: int, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """function(final states (rows, 2 c)) -> (rows, width), for all rows: (b, t, width)."""
+        inputs = self.inputs
+        out = np.empty((inputs.b * inputs.n, width), self.y1.dtype)
+        for rows in self.blocks():
+            out[rows] = function(self.final(rows)[0])
+        return out.reshape(inputs.b, inputs.n, width)[:, : inputs.t]
+
+    @staticmethod
+    def _flat(*streams: np.ndarray) -> list[np.ndarray]:
+        return [stream.reshape(-1, stream.shape[-1]) for stream in streams]
+
+    # ---- backward ----
+
+    def backward(self) -> None:
+        """From dy1, dy2 to the gradients of the body's weights."""
+        _, _, dx1, dx2 = reversible_backward(self.layers, self.y1, self.y2, self.dy1, self.dy2)
+        del self.y1, self.y2
+        # both streams began as the embeddings
+        ops.add_scaled(dx1, dx2, 1.0)
+        self.embeddings.backward(dx1)
+
+
+# ---- names and shapes of the weights ----
+
+
+def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of embeddings, layers and final norm."""
+    c, f = config.hidden_size, config.feed_forward_size
+    width = config.num_attention_heads * config.attention_head_size
+    shapes: dict[str, tuple[int, ...]] = {WORDS: (config.vocab_size, c)}
+    if config.axial_pos_embds:
+        (n1, n2), (d1, d2) = config.axial_pos_shape, config.axial_pos_embds_dim
+        shapes["embeddings.position_embeddings.weights.0"] = (n1, 1, d1)
+        shapes["embeddings.position_embeddings.weights.1"] = (1, n2, d2)
+    else:
+        name = "embeddings.position_embeddings.embedding.weight"
+        shapes[name] = (config.max_position_embeddings, c)
+    for i, kind in enumerate(config.layer_types):
+        layer = f"encoder.layers.{i}."
+        attention = LocalAttention if kind == "local" else LSHAttention
+        shapes |= norm_shapes(f"{layer}attention.layer_norm", c)
+        for projection in attention.projections:
+            shapes[f"{layer}attention.self_attention.{projection}.weight"] = (width, c)
+        shapes[f"{layer}attention.output.dense.weight"] = (c, width)
+        shapes |= norm_shapes(f"{layer}feed_forward.layer_norm", c)
+        shapes |= dense_shapes(f"{layer}feed_forward.dense.dense", f, c)
+        shapes |= dense_shapes(f"{layer}feed_forward.output.dense", c, f)
+    return shapes | norm_shapes("encoder.layer_norm", 2 * c)
+
+
+def norm_shapes(name: str, c: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (c,), f"{name}.bias": (c,)}
+
+
+def dense_shapes(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}

@@ -1,0 +1,289 @@
+"""What stands on a Reformer's body: language model, classifier, question answering.
+
+A head is a set of functions. It reads the final states of a `Pass`, gives the fields of a model's
+output, and a loss; with ``differentiate=True`` the loss also leaves the gradients of the head's
+weights and of the final states in the pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .body import Pass, dense_shapes
+from .config import ReformerConfig
+from .inputs import IGNORE, Inputs, check_ids
+
+__all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
+
+
+class Head:
+    """No head: the output is the final states, and there is no loss."""
+
+    # keywords of what the loss is measured against
+    targets: tuple[str, ...] = ()
+
+    def check_config(self, config: ReformerConfig) -> None:
+        """Raise ValueError where the configuration does not fit the head."""
+
+    def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the head's weights."""
+        return {}
+
+    def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> Any:
+        """The targets, in the form that `loss` takes; TypeError or ValueError names a wrong one."""
+
+    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+        """Fields of a ReformerOutput."""
+        return {"last_hidden_state": last_hidden_state(run)}
+
+    def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
+        raise TypeError("this model has no head, and so no loss")
+
+
+def last_hidden_state(run: Pass) -> np.ndarray:
+    return run.map_final(2 * run.config.hidden_size, lambda h: h)
+
+
+class LanguageModel(Head):
+    """Logits (b, t, v) and their cross-entropy with labels (b, t).
+
+    The logits at a token are for the token `ahead` places on: 1 in a causal model, else 0.
+    """
+
+    targets = ("labels",)
+
+    def __init__(self, *, causal: bool) -> None:
+        self.causal, self.ahead = causal, int(causal)
+
+    def check_config(self, config: ReformerConfig) -> None:
+        if config.tie_word_embeddings:
+            raise ValueError(
+                "tie_word_embeddings: expected False: the output layer reads both streams, "
+                f"{2 * config.hidden_size} wide, and the word vectors are {config.hidden_size} wide"
+            )
+        if config.is_decoder != self.causal:
+            kind = "a causal" if self.causal else "a masked (bidirectional)"
+            raise ValueError(f"is_decoder: expected {self.causal} for {kind} language model")
+        for kind in set(config.layer_types) if self.causal else ():
+            if config.attention(kind, "num_chunks_after") != 0:
+                raise ValueError(f"{kind}_num_chunks_after: expected 0 for a causal language model")
+
+    def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+        v = config.vocab_size
+        return {"lm_head.decoder.weight": (v, 2 * config.hidden_size), "lm_head.bias": (v,)}
+
+    def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> np.ndarray:
+        labels = check_ids("labels", targets[0], config.vocab_size, ignore=IGNORE)
+        if labels.shape != (inputs.b, inputs.t):
+            raise ValueError(f"labels: expected shape {(inputs.b, inputs.t)}, got {labels.shape}")
+        at_logits = np.full((inputs.b, inputs.n), IGNORE)
+        at_logits[:, : inputs.t - self.ahead] = labels[:, self.ahead :]
+        return at_logits
+
+    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+        h = last_hidden_state(run)
+        rows = run.config.chunk_size_lm_head or h.shape[1]
+        chunks = [
+            ops.linear(np.ascontiguousarray(h[:, i : i + rows]), *self.decoder(run))
+            for i in range(0, h.shape[1], rows)
+        ]
+        return {"last_hidden_state": h, "logits": np.concatenate(chunks, axis=1)}
+
+    def next_logits(self, run: Pass) -> np.ndarray:
+        """Logits (b, v) at each sequence's last token."""
+        h, _ = run.final(run.every(run.inputs.t - 1))
+        return ops.linear(h, *self.decoder(run))
+
+    def decoder(self, run: Pass) -> tuple[np.ndarray, np.ndarray | None]:
+        head = run.weights.below("lm_head.")
+        return head["decoder.weight"], head["bias"] if run.config.apply_lm_head_bias else None
+
+    def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
+        """Cross-entropy, a block of rows at a time: no logits of all tokens."""
+        labels, head = targets.reshape(-1), run.weights.below("lm_head.")
+        weight, bias = self.decoder(run)
+        total, loss = np.count_nonzero(labels != IGNORE), 0.0
+        if total == 0:
+            return math.nan
+        for rows in run.blocks():
+            share = np.count_nonzero(labels[rows] != IGNORE) / total
+            if share == 0.0:
+                continue
+            h, normed = run.final(rows)
+            mean, saved = ops.cross_entropy_head_forward(
+                h, weight, bias, labels[rows], ignore_index=IGNORE,
+                chunk_length=run.config.chunk_size_lm_head,
+            )  # fmt: skip
+            loss += share * float(mean)
+            if differentiate:
+                dh, dweight, dbias = ops.cross_entropy_head_backward(share, saved)
+                head.add_gradient("decoder.weight", dweight)
+                if bias is not None:
+                    head.add_gradient("bias", dbias)
+                run.final_backward(rows, dh, normed)
+        return loss
+
+
+class Classifier(Head):
+    """tanh(h w' + b) of each text's first token, to logits (b, num_labels)."""
+
+    targets = ("labels",)
+
+    def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+        c = config.hidden_size
+        dense = dense_shapes("classifier.dense", c, 2 * c)
+        return dense | dense_shapes("classifier.out_proj", config.num_labels, c)
+
+    def check_targets(
+        self, config: ReformerConfig, inputs: Inputs, *targets: Any
+    ) -> tuple[str, np.ndarray]:
+        labels, count = np.asarray(targets[0]), config.num_labels
+        if labels.dtype.kind not in "biuf":
+            raise TypeError(f"labels: expected numbers, got {labels.dtype}")
+        problem = config.problem_type
+        if problem is None:
+            classes = "single" if labels.dtype.kind in "iu" else "multi"
+            problem = "regression" if count == 1 else f"{classes}_label_classification"
+        single = problem == "single_label_classification"
+        expected = (inputs.b,) if single else (inputs.b, count)
+        if not single and labels.shape == (inputs.b,) and count == 1:
+            labels = labels[:, None]
+        if labels.shape != expected:
+            raise ValueError(f"labels: expected shape {expected} ({problem}), got {labels.shape}")
+        if single:
+            labels = check_ids("labels", labels[None], count, ignore=IGNORE)[0]
+        return problem, labels
+
+    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+        return {"logits": self._forward(run)[0]}
+
+    def _forward(self, run: Pass) -> tuple[np.ndarray, tuple]:
+        head = run.weights.below("classifier.")
+        h, normed = run.final(run.every(0))
+        h = self._drop(run, h, "input")
+        u, dense = ops.linear_forward(h, head["dense.weight"], head["dense.bias"])
+        u = np.tanh(u)
+        logits, projected = ops.linear_forward(
+            self._drop(run, u, "output"), head["out_proj.weight"], head["out_proj.bias"]
+        )
+        return logits, (normed, dense, u, projected)
+
+    def _drop(self, run: Pass, x: np.ndarray, purpose: str) -> np.ndarray:
+        """Dropout; also its own derivative."""
+        p = run.config.classifier_dropout
+        p = run.config.hidden_dropout_prob if p is None else p
+        if not run.training or p == 0.0:
+            return x
+        return ops.dropout(x, p, key=run.key("classifier", purpose))
+
+    def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
+        problem, labels = targets
+        head = run.weights.below("classifier.")
+        logits, (normed, dense, u, projected) = self._forward(run)
+        loss, dlogits = LOSSES[problem](logits, labels)
+        if differentiate:
+            dz, dweight, dbias = ops.linear_backward(dlogits, projected)
+            head.add_gradient("out_proj.weight", dweight)
+            head.add_gradient("out_proj.bias", dbias)
+            du = self._drop(run, dz, "output") * (1 - u * u)
+            dh, dweight, dbias = ops.linear_backward(du, dense)
+            head.add_gradient("dense.weight", dweight)
+            head.add_gradient("dense.bias", dbias)
+            run.final_backward(run.every(0), self._drop(run, dh, "input"), normed)
+        return loss
+
+
+class QuestionAnswering(Head):
+    """Logits (b, t) of where an answer starts, and of where it ends."""
+
+    targets = ("start_positions", "end_positions")
+
+    def check_config(self, config: ReformerConfig) -> None:
+        if config.num_labels != 2:
+            raise ValueError(f"num_labels: expected 2, a start and an end, got {config.num_labels}")
+
+    def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+        return dense_shapes("qa_outputs", 2, 2 * config.hidden_size)
+
+    def check_targets(
+        self, config: ReformerConfig, inputs: Inputs, *targets: Any
+    ) -> list[np.ndarray]:
+        found = []
+        for name, places in zip(self.targets, targets, strict=True):
+            places = np.asarray(places)
+            if places.dtype.kind not in "iu":
+                raise TypeError(f"{name}: expected integers, got {places.dtype}")
+            if places.shape != (inputs.b,):
+                raise ValueError(f"{name}: expected shape {(inputs.b,)}, got {places.shape}")
+            places = places.astype(np.int64).clip(0, inputs.t)
+            found.append(np.where(places == inputs.t, IGNORE, places))
+        return found
+
+    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+        start, end = self._logits(run)
+        return {"start_logits": start, "end_logits": end}
+
+    def _logits(self, run: Pass) -> list[np.ndarray]:
+        head = run.weights.below("qa_outputs.")
+        logits = run.map_final(2, lambda h: ops.linear(h, head["weight"], head["bias"]))
+        return [np.ascontiguousarray(logits[..., i]) for i in range(2)]
+
+    def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
+        pairs = zip(self._logits(run), targets, strict=True)
+        (start, dstart), (end, dend) = (cross_entropy(*pair) for pair in pairs)
+        if differentiate:
+            inputs, head = run.inputs, run.weights.below("qa_outputs.")
+            dlogits = np.zeros((inputs.b, inputs.n, 2), dstart.dtype)
+            dlogits[:, : inputs.t] = np.stack([dstart, dend], axis=-1) / 2
+            dlogits = dlogits.reshape(-1, 2)
+            for rows in run.blocks():
+                h, normed = run.final(rows)
+                _, saved = ops.linear_forward(h, head["weight"], head["bias"])
+                dh, dweight, dbias = ops.linear_backward(dlogits[rows], saved)
+                head.add_gradient("weight", dweight)
+                head.add_gradient("bias", dbias)
+                run.final_backward(rows, dh, normed)
+        return (start + end) / 2
+
+
+# ---- losses of few logits, with their gradients ----
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean over the labels (b,) that count; logits (b, k). nan if none does."""
+    z = logits - logits.max(axis=-1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    counts = labels != IGNORE
+    total = np.count_nonzero(counts)
+    if total == 0:
+        return math.nan, np.zeros_like(logits)
+    rows, labels = np.flatnonzero(counts), labels[counts]
+    dlogits = np.exp(log_p)
+    dlogits[rows, labels] -= 1.0
+    dlogits[~counts] = 0.0
+    return float(-log_p[rows, labels].mean()), dlogits / logits.dtype.type(total)
+
+
+def binary_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean of log(1 + exp(z)) - z y; logits and labels (b, k)."""
+    labels = labels.astype(logits.dtype)
+    loss = np.logaddexp(0, logits) - logits * labels
+    p = np.exp(-np.logaddexp(0, -logits))
+    return float(loss.mean()), (p - labels) / logits.dtype.type(logits.size)
+
+
+def mean_squared_error(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean of (z - y)^2; logits and labels (b, k)."""
+    difference = logits - labels.astype(logits.dtype)
+    return float((difference**2).mean()), 2 * difference / logits.dtype.type(logits.size)
+
+
+LOSSES = {
+    "single_label_classification": cross_entropy,
+    "multi_label_classification": binary_cross_entropy,
+    "regression": mean_squared_error,
+}

@@ -1,0 +1,195 @@
+"""Text to ids and back, a byte at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ByteTokenizer"]
+
+Text = str | bytes
+
+
+class ByteTokenizer:
+    """One id for each byte, as the enwik8 model of Reformer has them: byte + 2.
+
+    Id 0 pads, and id 1 is unused. Every text has ids, in UTF-8, and every byte string comes back
+    as it was.
+
+    Parameters
+    ----------
+    model_max_length : int, optional
+        Length that `truncation` cuts to.
+
+    Examples
+    --------
+    >>> tokenizer = ByteTokenizer()
+    >>> tokenizer.encode("a\N{LATIN SMALL LETTER E WITH ACUTE}")
+    array([ 99, 197, 171])
+    >>> tokenizer.decode(tokenizer.encode("To be"))
+    'To be'
+    >>> batch = tokenizer(["To be", "or"], padding=True)
+    >>> batch["input_ids"]
+    array([[ 86, 113,  34, 100, 103],
+           [113, 116,   0,   0,   0]])
+    >>> batch["attention_mask"]
+    array([[1, 1, 1, 1, 1],
+           [1, 1, 0, 0, 0]])
+    """
+
+    # what every byte is moved by: the ids below are special
+    offset = 2
+    pad_token_id = 0
+    vocab_size = 256 + offset
+
+    def __init__(self, model_max_length: int | None = None) -> None:
+        if model_max_length is not None and (
+            isinstance(model_max_length, bool)
+            or not isinstance(model_max_length, (int, np.integer))
+            or model_max_length < 1
+        ):
+            raise ValueError(
+                f"model_max_length: expected an integer >= 1 or None, got {model_max_length!r}"
+            )
+        self.model_max_length = model_max_length
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"ByteTokenizer(model_max_length={self.model_max_length})"
+
+    def encode(self, text: Text) -> np.ndarray:
+        """The ids (t,), int64, of a text or of bytes.
+
+        Raises
+        ------
+        TypeError
+            It is neither.
+        """
+        if isinstance(text, str):
+            # a lone surrogate, as surrogateescape makes of a bad byte, is no text in UTF-8
+            text = text.encode("utf-8", errors="surrogateescape")
+        elif not isinstance(text, (bytes, bytearray, memoryview)):
+            raise TypeError(f"text: expected str or bytes, got {type(text).__name__}")
+        return np.frombuffer(text, np.uint8).astype(np.int64) + self.offset
+
+    def decode_bytes(self, ids: Any) -> bytes:
+        """The bytes of ids (t,); special ids have none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are not integers in [0, 258).
+
+        Examples
+        --------
+        >>> tokenizer = ByteTokenizer()
+        >>> tokenizer.decode_bytes(tokenizer.encode(b"\\xff\\x00"))
+        b'\\xff\\x00'
+        """
+        ids = np.asarray(ids)
+        if ids.size and ids.dtype.kind not in "iu":
+            raise TypeError(f"ids: expected integers, got {ids.dtype}")
+        if ids.ndim != 1:
+            raise ValueError(f"ids: expected shape (t,), got {ids.shape}")
+        wrong = (ids < 0) | (ids >= self.vocab_size)
+        if wrong.any():
+            raise ValueError(f"ids: expected ids in [0, {self.vocab_size}), got {ids[wrong][0]}")
+        ids = ids[ids >= self.offset].astype(np.int64)
+        return (ids - self.offset).astype(np.uint8).tobytes()
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids (t,). Bytes that are not UTF-8 show as U+FFFD: see `decode_bytes`."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def batch_decode(self, rows: Iterable[Any]) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(row) for row in rows]
+
+    def pad(
+        self, rows: Sequence[Any], *, padding_side: str = "right", pad_to_multiple_of: int = 1
+    ) -> dict[str, np.ndarray]:
+        """Rows of ids of several lengths as one array.
+
+        Parameters
+        ----------
+        rows : sequence of (t_i,) integers
+        padding_side : "right" or "left"
+        pad_to_multiple_of : int
+
+        Returns
+        -------
+        dict
+            "input_ids" (b, t) and "attention_mask" (b, t), 1 for a real token; int64.
+
+        Examples
+        --------
+        >>> ByteTokenizer().pad([[5, 6], [7]], padding_side="left")["input_ids"]
+        array([[5, 6],
+               [0, 7]])
+        """
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side: expected 'left' or 'right', got {padding_side!r}")
+        if not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1:
+            raise ValueError(
+                f"pad_to_multiple_of: expected an integer >= 1, got {pad_to_multiple_of!r}"
+            )
+        rows = [np.asarray(row, np.int64) for row in rows]
+        if any(row.ndim != 1 for row in rows):
+            raise ValueError("rows: expected rows of ids, one dimension each")
+        longest = max((len(row) for row in rows), default=0)
+        t = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+        ids = np.full((len(rows), t), self.pad_token_id, np.int64)
+        mask = np.zeros((len(rows), t), np.int64)
+        for i, row in enumerate(rows):
+            place = slice(t - len(row), t) if padding_side == "left" else slice(len(row))
+            ids[i, place], mask[i, place] = row, 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def __call__(
+        self,
+        text: Text | Sequence[Text],
+        *,
+        padding: bool = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        padding_side: str = "right",
+    ) -> dict[str, np.ndarray]:
+        """Texts as a batch that a model takes: ``model(**tokenizer(texts))``.
+
+        Parameters
+        ----------
+        text : str, bytes, or a sequence of them
+            One text is a batch of one.
+        padding : bool
+            Pad to the longest; False takes texts of one length only.
+        truncation : bool
+            Cut to `max_length`, or else to ``model_max_length``.
+        max_length : int, optional
+        padding_side : "right" or "left"
+
+        Returns
+        -------
+        dict
+            "input_ids" (b, t) and "attention_mask" (b, t), int64.
+
+        Raises
+        ------
+        ValueError
+            The texts differ in length and `padding` is False, or there is no length to cut to.
+        """
+        texts = [text] if isinstance(text, (str, bytes, bytearray, memoryview)) else text
+        rows = [self.encode(one) for one in texts]
+        limit = self.model_max_length if max_length is None else max_length
+        if truncation:
+            if limit is None:
+                raise ValueError("truncation: needs max_length, or a model_max_length")
+            rows = [row[:limit] for row in rows]
+        elif max_length is not None:
+            raise ValueError("max_length: needs truncation=True")
+        if not padding and len({len(row) for row in rows}) > 1:
+            raise ValueError("padding: expected True for texts of several lengths")
+        return self.pad(rows, padding_side=padding_side)
