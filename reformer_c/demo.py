@@ -6,7 +6,7 @@ and writes. Every number that it prints was computed in the same run.
 
 from __future__ import annotations
 
-import math
+import codecs
 import sys
 import sysconfig
 import time
@@ -17,12 +17,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from . import ops
+from .bench import describe_machine
 from .config import ReformerConfig
 from .data import Windows, split_tokens
 from .model import ReformerModelWithLMHead
 from .optim import AdamW, schedules
 from .report import LSHReport, lsh_report
-from .runtime import get_num_threads, show_config
 from .tokenizer import ByteTokenizer
 from .train import Trainer, evaluate, show_progress
 
@@ -114,7 +114,7 @@ def run_demo(
     trainer = _trainer(model, data, steps, seed)
     for report in show_progress(trainer):
         pass
-    bits = evaluate(model, held_out, length).bits_per_byte
+    bits = evaluate(model, held_out, length, seed=seed).bits_per_byte
     baseline = bigram_bits_per_byte(train, held_out, length)
     say(f"last step {report.bits_per_byte:.3f} bits per byte")
     say(f"held out  {bits:.3f} bits per byte; byte bigrams, same text: {baseline:.3f}")
@@ -161,7 +161,7 @@ def _library_sources(limit: int = 500_000) -> bytes:
 
 def encode(text: bytes) -> np.ndarray:
     """Token ids of a text, as `ByteTokenizer` numbers its bytes."""
-    return np.asarray(ByteTokenizer().encode(text), np.uint16)
+    return ByteTokenizer().encode(text).astype(np.uint16)
 
 
 def demo_config(length: int, quick: bool) -> ReformerConfig:
@@ -224,7 +224,8 @@ def compare_with_full_attention(
     model: Any, tokens: np.ndarray, layer: int, seed: int
 ) -> LSHReport:
     """LSH attention beside full attention, on a model's own queries and values in one layer."""
-    states = model(tokens[None].astype(np.int64), output_hidden_states=True).hidden_states[layer]
+    states = model(tokens[None].astype(np.int64), rng=seed, output_hidden_states=True)
+    states = states.hidden_states[layer]
     weights = {
         name.rpartition(f"layers.{layer}.attention.")[2]: array
         for name, array in model.parameters.items()
@@ -266,6 +267,37 @@ def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO) -> bytes:
     return written.bytes
 
 
+class ByteStream:
+    """Shows the bytes of a generation as they come: a `streamer` for a byte-level model.
+
+    A character that is not complete yet waits for its other bytes.
+
+    Examples
+    --------
+    >>> stream = ByteStream(sys.stdout)
+    >>> for token in ByteTokenizer().encode("na\u00efve"):
+    ...     stream(np.array([token]))
+    >>> stream.end()
+    na\u00efve
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.bytes = b""
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def __call__(self, tokens: np.ndarray) -> None:
+        new = ByteTokenizer().decode_bytes(tokens[:1])
+        self.bytes += new
+        self._show(self._decoder.decode(new))
+
+    def end(self) -> None:
+        self._show(self._decoder.decode(b"", final=True))
+
+    def _show(self, text: str) -> None:
+        print(text, end="", file=self._stream, flush=True)
+
+
 def _describe(model: Any) -> str:
     config = model.config
     count = sum(array.size for array in model.parameters.values())
@@ -277,4 +309,5 @@ def _describe(model: Any) -> str:
 
 
 def _machine() -> str:
-    return f"{get_num_threads()} threads"
+    machine = describe_machine()
+    return f"{machine['processor']}, {machine['using']}, {machine['threads']} threads"

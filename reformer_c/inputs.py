@@ -30,22 +30,21 @@ class Inputs:
     n: int
 
 
-def padded_length(config: ReformerConfig, t: int) -> int:
+def padded_length(config: ReformerConfig, t: int, *, masked: bool) -> int:
     """The length that Hugging Face pads a sequence to in evaluation, where that changes numbers.
 
     They pad to a common multiple of the chunk lengths. Our layers take a last chunk as short as it
-    is, with the same result, but for two things that depend on the number of chunks: which chunk
-    a circle's first one looks back to, and the automatic number of buckets.
+    is, with the same result, but for what depends on the number of chunks: which chunk a circle's
+    first one looks back to, and the automatic number of buckets; and for a masked token that sees
+    no real one, whose output is made of the padding too.
     """
     lengths = {kind: config.attention(kind, "attn_chunk_length") for kind in config.layer_types}
-    if len(set(lengths.values())) < 2 or t <= min(lengths.values()):
-        return t
-    if config.attention_scope == "bucket":
+    if t <= min(lengths.values()) or config.attention_scope == "bucket":
         return t
     n = _round_up(t, math.lcm(*lengths.values()))
     # a causal query does not see what its circle brings round
     circles = {kind for kind in lengths if kind == "lsh" or not config.is_decoder}
-    return n if any(_round_up(t, lengths[kind]) != n for kind in circles) else t
+    return n if masked or any(_round_up(t, lengths[kind]) != n for kind in circles) else t
 
 
 def _round_up(t: int, multiple: int) -> int:
@@ -83,7 +82,7 @@ def check_inputs(
         raise ValueError(f"{name}: expected at least one row of one token, got shape {(b, t)}")
     mask = check_mask(attention_mask, b, t)
     positions = check_positions(position_ids, b, t, config.num_positions)
-    n = t if training else padded_length(config, t)
+    n = t if training else padded_length(config, t, masked=mask is not None)
     if n > t:
         more = n - t
         mask = np.pad(np.ones((b, t), bool) if mask is None else mask, ((0, 0), (0, more)))

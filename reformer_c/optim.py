@@ -286,7 +286,7 @@ factor on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, f
 
 def _check_float_array(name: str, array: object) -> None:
     if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-        kind = getattr(array, "dtype", type(array).__name__)
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
     if not (array.flags.writeable and array.flags.c_contiguous):
         raise ValueError(f"{name}: expected a writable C-contiguous array")

@@ -254,7 +254,7 @@ def _bucket_sizes(buckets: np.ndarray, k: int) -> np.ndarray:
 
 def _four_axes(name: str, x: np.ndarray) -> np.ndarray:
     if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
-        kind = getattr(x, "dtype", type(x).__name__)
+        kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
     if not 2 <= x.ndim <= 4 or 0 in x.shape:
         raise ValueError(f"{name}: expected shape (b, h, t, d), (h, t, d) or (t, d), got {x.shape}")

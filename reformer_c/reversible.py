@@ -122,8 +122,9 @@ def reversible_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Differentiate `reversible_forward`, rebuilding the streams from its output, in place.
 
-    Rebuilding rounds: in float32 a rebuilt stream differs from the original by some 1e-6 of its
-    largest value, more in deeper stacks and for steeper functions.
+    Rebuilding rounds. A Reformer's streams, rebuilt through 48 layers in float32 with dropout, are
+    within 1e-6 of their largest value, or 1e-5 where the layers are so steep that the streams grow
+    tenfold; ``tests/test_reversible.py`` measures it.
 
     Parameters
     ----------

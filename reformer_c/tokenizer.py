@@ -45,14 +45,8 @@ class ByteTokenizer:
     vocab_size = 256 + offset
 
     def __init__(self, model_max_length: int | None = None) -> None:
-        if model_max_length is not None and (
-            isinstance(model_max_length, bool)
-            or not isinstance(model_max_length, (int, np.integer))
-            or model_max_length < 1
-        ):
-            raise ValueError(
-                f"model_max_length: expected an integer >= 1 or None, got {model_max_length!r}"
-            )
+        if model_max_length is not None:
+            _check_length("model_max_length", model_max_length)
         self.model_max_length = model_max_length
 
     def __len__(self) -> int:
@@ -133,10 +127,7 @@ class ByteTokenizer:
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side: expected 'left' or 'right', got {padding_side!r}")
-        if not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1:
-            raise ValueError(
-                f"pad_to_multiple_of: expected an integer >= 1, got {pad_to_multiple_of!r}"
-            )
+        _check_length("pad_to_multiple_of", pad_to_multiple_of)
         rows = [np.asarray(row, np.int64) for row in rows]
         if any(row.ndim != 1 for row in rows):
             raise ValueError("rows: expected rows of ids, one dimension each")
@@ -187,9 +178,15 @@ class ByteTokenizer:
         if truncation:
             if limit is None:
                 raise ValueError("truncation: needs max_length, or a model_max_length")
+            _check_length("max_length", limit)
             rows = [row[:limit] for row in rows]
         elif max_length is not None:
             raise ValueError("max_length: needs truncation=True")
         if not padding and len({len(row) for row in rows}) > 1:
             raise ValueError("padding: expected True for texts of several lengths")
         return self.pad(rows, padding_side=padding_side)
+
+
+def _check_length(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")

@@ -87,7 +87,7 @@ def evaluate(
     Parameters
     ----------
     model : ReformerModelWithLMHead
-        Called with ``model(input_ids, labels=input_ids)``.
+        Anything with ``loss(input_ids, labels=, rng=)``.
     tokens : ndarray (n,)
         Token ids; the first of each window is given, the others are predicted.
     length : int
@@ -114,7 +114,7 @@ def evaluate(
     for start in range(0, len(tokens) - 1, length):
         ids = np.asarray(tokens[start : start + length], np.int64)[None]
         if ids.shape[1] > 1:
-            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+            total += model.loss(ids, labels=ids, rng=seed) * (ids.shape[1] - 1)
             count += ids.shape[1] - 1
     return Evaluation(total / count, total / count / math.log(2) / bytes_per_token, count)
 
@@ -177,12 +177,13 @@ class Trainer:
     Examples
     --------
     >>> import reformer_c as rc
+    >>> from reformer_c.data import Windows
     >>> config = rc.ReformerConfig(
     ...     vocab_size=258, hidden_size=16, feed_forward_size=16, num_attention_heads=1,
     ...     attention_head_size=16, attn_layers=["local"], axial_pos_shape=[8, 8],
     ...     axial_pos_embds_dim=[8, 8], max_position_embeddings=64, is_decoder=True, hash_seed=0)
     >>> model = rc.ReformerModelWithLMHead(config, rng=0)
-    >>> data = rc.data.Windows(np.arange(200) % 7 + 97, length=64)
+    >>> data = Windows(np.arange(200) % 7 + 97, length=64)
     >>> reports = list(Trainer(model, data, rc.AdamW(model.parameters, lr=1e-2), steps=20))
     >>> reports[-1].step, reports[-1].loss < reports[0].loss
     (20, True)
@@ -249,7 +250,11 @@ class Trainer:
             raise ValueError("held_out: the trainer was given no tokens to evaluate on")
         length = getattr(self.data, "length", None) or self.data.batch(0).shape[1]
         return evaluate(
-            self.model, self.held_out, length, bytes_per_token=self._bytes_per_token
+            self.model,
+            self.held_out,
+            length,
+            bytes_per_token=self._bytes_per_token,
+            seed=self.seed,
         )
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -294,7 +299,7 @@ class Trainer:
         """
         folder = Path(folder)
         finish_checkpoint(folder)
-        if not (folder / STATE_FILE).is_file():
+        if not has_checkpoint(folder):
             raise FileNotFoundError(f"folder: there is no {STATE_FILE} in {os.fspath(folder)!r}")
         state = json.loads((folder / STATE_FILE).read_text())
         for key, mine in self._state().items():
@@ -433,6 +438,11 @@ def check_writable(folder: Path) -> None:
         write_safetensors(probe, {"probe": np.zeros(1, np.float32)})
     finally:
         probe.unlink(missing_ok=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `Trainer.resume` finds a run in the folder."""
+    return (folder / STATE_FILE).is_file()
 
 
 def finish_checkpoint(folder: Path) -> None:

@@ -170,18 +170,26 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
     }
 }
 
-/* Ask for the rows of the next chunk while this one is computed: they lie anywhere. */
-static void prefetch_chunk(const attention_arrays *x, size_t bh, size_t chunk) {
+/* Ask for rows that lie anywhere while something else is computed: what the next chunk reads, and
+   the rows that this chunk will write. */
+static void prefetch_rows(const attention_arrays *x, size_t bh, size_t chunk, const real *written,
+                          rf_strides swritten) {
     const rf_attention *a = x->a;
-    if (a->scope != RF_CHUNK || chunk + 1 >= chunks_of(a) * a->r) return;
-    const span s = chunk_span(a, chunk + 1);
+    if (a->scope != RF_CHUNK) return;
     const size_t line = RF_ALIGN / sizeof(real);
-    for (size_t at = s.start; at < min_size(s.end, s.start + BLOCK); at++) {
-        const size_t token = token_at(x, bh, s.round, at);
+    const span here = chunk_span(a, chunk);
+    for (size_t at = here.start; at < min_size(here.end, here.start + BLOCK); at++) {
+        const real *row = row_of(written, swritten, a, bh, token_at(x, bh, here.round, at));
+        for (size_t j = 0; j < a->d; j += line) __builtin_prefetch(row + j, 1, 2);
+    }
+    if (chunk + 1 >= chunks_of(a) * a->r) return;
+    const span next = chunk_span(a, chunk + 1);
+    for (size_t at = next.start; at < min_size(next.end, next.start + BLOCK); at++) {
+        const size_t token = token_at(x, bh, next.round, at);
         const real *q = row_of(x->q, x->sq, a, bh, token), *v = row_of(x->v, x->sv, a, bh, token);
         for (size_t j = 0; j < a->d; j += line) {
-            __builtin_prefetch(q + j);
-            __builtin_prefetch(v + j);
+            __builtin_prefetch(q + j, 0, 2);
+            __builtin_prefetch(v + j, 0, 2);
         }
     }
 }
@@ -263,7 +271,7 @@ static void owner_begin(const attention_arrays *x, owner *o, const forward_resul
         const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
         o->most[i] = f->lse[row];
         o->sum[i] = f->sum[row];
-        memcpy(o->num + i * x->dp, row_of(f->out, f->sout, a, q->bh, token), a->d * sizeof(real));
+        copy_row(o->num + i * x->dp, row_of(f->out, f->sout, a, q->bh, token), a->d);
     }
 }
 
@@ -278,7 +286,7 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
         real *out = (real *)row_of(f->out, f->sout, a, q->bh, token);
         const real *num = o->num + i * x->dp;
         if (!last) {
-            memcpy(out, num, a->d * sizeof(real));
+            copy_row(out, num, a->d);
             f->lse[row] = o->most[i];
             f->sum[row] = o->sum[i];
             continue;
@@ -286,7 +294,7 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
         const real share = 1 / o->sum[i];
         for (size_t j = 0; j < a->d; j++) out[j] = num[j] * share;
         f->lse[row] = o->most[i] < SCORE_NOTHING ? -(real)INFINITY
-                                                 : o->most[i] + (real)log((double)o->sum[i]);
+                                                 : o->most[i] + real_log(o->sum[i]);
     }
 }
 
@@ -309,7 +317,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         owner_begin(x, w->owners + i, f);
     }
     if (is_window_scope(a)) {
-        prefetch_chunk(x, bh, p.chunk);
+        prefetch_rows(x, bh, p.chunk, f->out, f->sout);
         for (size_t slot = 0; slot <= a->before + a->after; slot++) {
             size_t to;
             if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
@@ -440,7 +448,7 @@ static void owner_flush(const attention_arrays *x, const owner *o, const backwar
         real *dv = (real *)row_of(g->dv, g->sdv, a, blk->bh, token);
         for (size_t j = 0; j < d; j++) dv[j] = (first ? 0 : dv[j]) + o->dv[i * dp + j];
         if (a->shared_qk) continue;
-        memcpy((real *)row_of(g->dk, g->sdk, a, blk->bh, token), o->dk + i * dp, d * sizeof(real));
+        copy_row((real *)row_of(g->dk, g->sdk, a, blk->bh, token), o->dk + i * dp, d);
     }
     for (size_t i = 0; i < blk->nq; i++) {
         real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, (size_t)blk->qpos[i]);

@@ -132,9 +132,9 @@ static void block_keys(const attention_arrays *x, block *blk) {
     for (size_t i = 0; i < blk->nk; i++) {
         const size_t token = (size_t)blk->kpos[i];
         real *row = blk->k_rows + i * dp, *value = blk->v_rows + i * dp;
-        memcpy(row, a->shared_qk ? row_of(x->q, x->sq, a, blk->bh, token)
-                                 : row_of(x->k, x->sk, a, blk->bh, token), d * sizeof(real));
-        memcpy(value, row_of(x->v, x->sv, a, blk->bh, token), d * sizeof(real));
+        copy_row(row, a->shared_qk ? row_of(x->q, x->sq, a, blk->bh, token)
+                                   : row_of(x->k, x->sk, a, blk->bh, token), d);
+        copy_row(value, row_of(x->v, x->sv, a, blk->bh, token), d);
         for (size_t j = 0; j < dp; j += VEC_LANES) zero += vload(value + j) * (real)0;
         blk->kscale[i] = (real)a->scale * (a->shared_qk ? key_norm(row, d) : (real)1);
     }
@@ -149,8 +149,8 @@ static void block_queries(const attention_arrays *x, block *blk) {
         blk->q_rows = blk->k_rows;
     else
         for (size_t i = 0; i < blk->nq; i++)
-            memcpy(blk->q_rows + i * dp, row_of(x->q, x->sq, a, blk->bh, (size_t)blk->qpos[i]),
-                   a->d * sizeof(real));
+            copy_row(blk->q_rows + i * dp, row_of(x->q, x->sq, a, blk->bh, (size_t)blk->qpos[i]),
+                     a->d);
     transpose(blk->q_columns, BLOCK, blk->q_rows, dp, rows, dp);
     if (a->dropout > 0)
         for (size_t i = 0; i < blk->nq; i++)
@@ -162,8 +162,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
         for (size_t i = 0; i < blk->nq; i++) {
             const size_t token = (size_t)blk->qpos[i];
             const real lse = x->lse[blk->bh * a->t + token];
-            memcpy(blk->do_rows + i * dp, row_of(x->dout, x->sdout, a, blk->bh, token),
-                   a->d * sizeof(real));
+            copy_row(blk->do_rows + i * dp, row_of(x->dout, x->sdout, a, blk->bh, token), a->d);
             // rows that saw nothing are done elsewhere: a huge lse makes every probability 0 here
             if (lse != -(real)INFINITY) blk->lse[i] = lse;
             blk->delta[i] = x->delta[blk->bh * a->t + token];
@@ -210,7 +209,7 @@ static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh
 typedef struct {
     size_t groups, most; // most: the largest `high`
     size_t low[LANE_GROUPS], mid[LANE_GROUPS], high[LANE_GROUPS];
-    lane seen[BLOCK]; // keys at or before each query
+    lane seen[BLOCK]; // how many keys each query reaches: none beyond has a score
 } reach;
 
 static void find_reach(reach *r, const rf_attention *a, const block *q, const block *k) {
@@ -220,6 +219,7 @@ static void find_reach(reach *r, const rf_attention *a, const block *q, const bl
     r->most = 0;
     if (!visible || !q->nq || (a->causal && k->kpos[0] > q->latest)) return;
     for (size_t g = 0; g < r->groups; g++) r->low[g] = r->mid[g] = r->high[g] = visible;
+    for (size_t i = 0; i < BLOCK; i++) r->seen[i] = (lane)visible;
     const int all_plain = (!a->causal && !a->shared_qk) || k->kpos[visible - 1] < q->earliest;
     if (all_plain && !compares) {
         r->most = visible;
@@ -245,6 +245,7 @@ static void find_reach(reach *r, const rf_attention *a, const block *q, const bl
         r->low[g] = compares ? 0 : before;
         r->mid[g] = compares ? r->high[g] : (size_t)most;
         r->most = max_size(r->most, r->high[g]);
+        for (size_t i = g * VEC_LANES; i < end && !a->causal; i++) r->seen[i] = (lane)visible;
     }
 }
 
@@ -328,12 +329,11 @@ static inline vec drop_factors(const rf_attention *a, const block *q, lane key_p
     return f;
 }
 
-/* How many keys any of the queries [i, i + mr) sees: the depth of their products. */
+/* How many keys any of the queries [i, i + mr) reaches: the depth of their products. */
 static inline size_t tile_depth(const reach *r, size_t i, size_t mr) {
-    size_t depth = 0;
-    for (size_t g = i / VEC_LANES; g <= (i + mr - 1) / VEC_LANES; g++)
-        depth = max_size(depth, r->high[g]);
-    return depth;
+    lane depth = 0;
+    for (size_t j = i; j < i + mr; j++) depth = r->seen[j] > depth ? r->seen[j] : depth;
+    return (size_t)depth;
 }
 
 /* out (queries x dp) (+)= s' rows: s as the left operand by columns, each tile as deep as its
@@ -354,7 +354,8 @@ static void keys_product(real *out, const reach *r, const real *s, const real *r
                          size_t dp) {
     for (size_t i = 0, mr; i < r->most; i += mr) {
         mr = tile_height(r->most - i);
-        const size_t from = first_group(r, i) * VEC_LANES;
+        size_t from = first_group(r, i) * VEC_LANES;
+        while (from < nq && r->seen[from] <= (lane)i) from++;
         for (size_t j = 0; j < dp; j += GEMM_NR)
             tiles[mr - 1][1][dp - j > VEC_LANES](nq - from, s + i * BLOCK + from, BLOCK,
                                                  rows + from * dp + j, dp, out + i * dp + j, dp, 1);

@@ -106,11 +106,16 @@ static void meet_keys(const attention_arrays *x, size_t bh, size_t round, size_t
     }
 }
 
+/* exp of what is often -1e9: libm is slow at saying 0. */
+static real exact_exp(real x) {
+    return x < -800 ? 0 : (real)exp((double)x);
+}
+
 /* lse = max + log(sum exp(score - max)), rounded to real as Hugging Face rounds it. */
 static real exact_lse(const real *score, size_t n) {
     real most = n ? score[0] : 0, sum = 0;
     for (size_t i = 1; i < n; i++) most = score[i] > most ? score[i] : most;
-    for (size_t i = 0; i < n; i++) sum += (real)exp((double)(score[i] - most));
+    for (size_t i = 0; i < n; i++) sum += exact_exp(score[i] - most);
     return most + (real)log((double)sum);
 }
 
@@ -141,10 +146,10 @@ static void exact_forward(const attention_arrays *x, real *out, size_t bh, size_
     const real lse = exact_rounds(x, bh, i, e), *round_lse = e->round_lse;
     memset(out, 0, a->d * sizeof(real));
     for (size_t r = 0; r < rounds; r++) {
-        const real weight = rounds > 1 ? (real)exp((double)(round_lse[r] - lse)) : 1;
+        const real weight = rounds > 1 ? exact_exp(round_lse[r] - lse) : 1;
         if (rounds > 1) meet_keys(x, bh, r, i, keys);
         for (size_t at = 0; at < keys->n; at++) {
-            const real p = weight * (real)exp((double)(keys->score[at] - round_lse[r])) *
+            const real p = weight * exact_exp(keys->score[at] - round_lse[r]) *
                            exact_drop(a, bh, r, i, keys, at);
             const real *v = row_of(x->v, x->sv, a, bh, keys->token[at]);
             if (p != 0)
@@ -179,11 +184,11 @@ static void exact_backward(const attention_arrays *x, const backward_results *to
     const real *dout = row_of(x->dout, x->sdout, a, bh, i), *q = row_of(x->q, x->sq, a, bh, i);
     real *dqi = (real *)row_of(to->dq, to->sdq, a, bh, i);
     for (size_t r = 0; r < rounds; r++) {
-        const real weight = rounds > 1 ? (real)exp((double)(round_lse[r] - lse)) : 1;
+        const real weight = rounds > 1 ? exact_exp(round_lse[r] - lse) : 1;
         if (rounds > 1) meet_keys(x, bh, r, i, keys);
         for (size_t at = 0; at < keys->n; at++) {
             const size_t token = keys->token[at];
-            const real p = weight * (real)exp((double)(keys->score[at] - round_lse[r]));
+            const real p = weight * exact_exp(keys->score[at] - round_lse[r]);
             if (p == 0) continue;
 
             // forward was out += p keep v

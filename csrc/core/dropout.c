@@ -11,9 +11,7 @@ static void dropout(rf_run *run, real *y, const real *x, size_t n, double p, uin
     for (size_t block = 0; block < blocks_of(n, DROPOUT_BLOCK); block++) {
         if (stopped(run)) continue;
         const size_t i = block * DROPOUT_BLOCK, m = min_size(DROPOUT_BLOCK, n - i);
-        if (p >= 1) // not by the scale: 0 * inf is NaN
-            memset(y + i, 0, m * sizeof(real));
-        else if (p > 0)
+        if (p > 0)
             drop_row(y + i, x + i, m, i, threshold, scale, key);
         else if (y != x)
             memcpy(y + i, x + i, m * sizeof(real));

@@ -3,7 +3,12 @@
 
 #include "vec.h"
 
-#define PEAK_CHAINS 14 // covers latency x ports of every machine, and fits 16 registers
+/* Chains cover latency x ports, 4 x 4 at most where there are 32 registers, 5 x 2 elsewhere. */
+#if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
+#define PEAK_CHAINS 24
+#else
+#define PEAK_CHAINS 14
+#endif
 #define PEAK_STEPS 4096
 
 /* PEAK_STEPS steps of every chain. They all tend to 1, whatever they start from. */

@@ -79,6 +79,10 @@ static inline real drop_scale(double p) {
 /* y[i] = x[i] * scale where word first + i of the key says keep, else 0; y may be x. */
 static inline void drop_row(real *y, const real *x, size_t n, uint64_t first, uint32_t threshold,
                             real scale, uint64_t key) {
+    if (scale == 0) { // p = 1: not by the product, 0 * inf is NaN
+        memset(y, 0, n * sizeof(real));
+        return;
+    }
     uint32_t bits[PHILOX_BLOCK];
     for (size_t i = 0; i < n;) {
         const size_t at = (first + i) % PHILOX_BLOCK;

@@ -71,6 +71,13 @@ static inline vec vselect(ivec mask, vec a, vec b) {
     return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
 }
 
+/* Rows are short: a call of memcpy costs more than the copy. */
+static inline void copy_row(real *restrict to, const real *restrict from, size_t n) {
+    size_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) vstore(to + i, vload(from + i));
+    for (; i < n; i++) to[i] = from[i];
+}
+
 /* Sum of the lanes, as a tree of halves. */
 static inline real vsum(vec x) {
     real lane[VEC_LANES];

@@ -147,8 +147,9 @@ static void write_shapes(const rf_call *c, char *text, const axis *axes, size_t 
 
 static void wrong_shape(rf_call *c, PyArrayObject *array, const char *name, const axis *axes,
                         size_t n, const rf_size_entry *culprit) {
-    char text[TEXT] = "";
+    char text[TEXT] = "", letter[MAX_AXES] = "";
     write_shapes(c, text, axes, n);
+    if (culprit) strncat(letter, culprit->name, Py_MIN(culprit->length, sizeof letter - 1));
     PyObject *shape = PyObject_GetAttrString((PyObject *)array, "shape");
     if (!culprit)
         FAIL(c, PyExc_ValueError, "%s must have shape %s, got %R", name, text, shape);
@@ -156,8 +157,8 @@ static void wrong_shape(rf_call *c, PyArrayObject *array, const char *name, cons
         FAIL(c, PyExc_ValueError, "%s must have shape %s with the leading axes of %s, got %R", name,
              text, culprit->owner, shape);
     else
-        FAIL(c, PyExc_ValueError, "%s must have shape %s with %.*s = %zu as in %s, got %R", name,
-             text, (int)culprit->length, culprit->name, culprit->size, culprit->owner, shape);
+        FAIL(c, PyExc_ValueError, "%s must have shape %s with %s = %zu as in %s, got %R", name, text,
+             letter, culprit->size, culprit->owner, shape);
     Py_XDECREF(shape);
 }
 

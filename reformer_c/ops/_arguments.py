@@ -74,7 +74,7 @@ def heads(x: Any, name: str) -> tuple[np.ndarray, int, int, int]:
 
 def real_type(array: np.ndarray, name: str) -> type[np.floating[Any]]:
     """float32 or float64."""
-    if array.dtype != np.float32 and array.dtype != np.float64:
+    if array.dtype.type not in (np.float32, np.float64):  # of any byte order
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
     return array.dtype.type
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import whole
+from ._arguments import finite, probability, whole
 
 __all__ = ["adamw_step", "add_scaled", "sum_of_squares"]
 
@@ -64,10 +64,8 @@ def adamw_step(
     >>> w.round(4)
     array([ 0.9, -0.9])
     """
-    for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {beta}")
-    if eps < 0:
+    beta1, beta2 = probability(beta1, "beta1"), probability(beta2, "beta2")
+    if finite(eps, "eps") < 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     step = whole(step, "step", 1)
     _core.adamw(

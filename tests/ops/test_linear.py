@@ -61,7 +61,7 @@ def test_leading_axes_are_kept(isa, dtype, rng):
         np.testing.assert_array_equal(ops.linear(shaped, weight, bias), flat.reshape(*lead, 5))
         _, saved = ops.linear_forward(shaped, weight, bias)
         assert ops.linear_backward(flat.reshape(*lead, 5), saved)[0].shape == (*lead, 6)
-    np.testing.assert_array_equal(ops.linear(x[3], weight, bias), flat[3])
+    assert_close(ops.linear(x[3], weight, bias), flat[3], "forward")
 
 
 def test_nan_stays_in_its_row(isa, dtype, rng):

@@ -1,0 +1,193 @@
+/* cross_entropy.c: the language model's head, product and loss in one, so that the n x v logits
+   never exist (Reformer, Kitaev et al. 2020, section 3: "for models with large vocabulary we also
+   chunk the log-probabilities at the output"). */
+#include "gemm.h"
+#include "rows.h"
+
+#define LOGITS_PIECE (2048 / sizeof(real)) // columns of v at a time in the forward pass
+
+static inline real row_max(const real *x, size_t n) {
+    vec most = vset1((real)-INFINITY);
+    size_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) most = vmax(most, vload(x + i));
+    real m = (real)-INFINITY;
+    for (; i < n; i++) m = x[i] > m ? x[i] : m;
+    for (size_t j = 0; j < VEC_LANES; j++) m = most[j] > m ? most[j] : m;
+    return m;
+}
+
+/* x = exp(x - max), and its sum. NaN is not a maximum, but it does reach the sum. */
+static inline real exp_and_sum(real *x, real max, size_t n) {
+    vec sum = {0};
+    size_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) {
+        const vec e = vec_exp(vload(x + i) - max);
+        vstore(x + i, e);
+        sum += e;
+    }
+    real tail = 0;
+    for (; i < n; i++) tail += x[i] = exp1(x[i] - max);
+    return vsum(sum) + tail;
+}
+
+/* The softmax of a row so far: its largest logit, the sum of exp(logit - max), the label's logit. */
+typedef struct {
+    real max, sum, label;
+} row_state;
+
+static void add_piece(row_state *state, real *logits, size_t width) {
+    const real max = row_max(logits, width);
+    if (max > state->max) {
+        state->sum *= exp1(state->max - max);
+        state->max = max;
+    }
+    state->sum += exp_and_sum(logits, state->max, width);
+}
+
+/* One task: the losses of its rows, loss[0] their sum and loss[1] their number. */
+static void cross_entropy_rows(double *loss, const real *x, const real *packed, const real *bias,
+                               const int64_t *labels, size_t rows, size_t c, size_t v,
+                               int64_t ignore, real *logits) {
+    const size_t ld = padded(LOGITS_PIECE);
+    row_state state[TASK_ROWS];
+    for (size_t i = 0; i < rows; i++) state[i] = (row_state){(real)-INFINITY, 0, 0};
+
+    for (size_t j = 0; j < v; j += LOGITS_PIECE) {
+        const size_t width = min_size(LOGITS_PIECE, v - j);
+        gemm_packed(logits, ld, x, (ptrdiff_t)c, 1, packed + j * c, rows, width, c, 0);
+        if (bias) add_bias(logits, ld, bias + j, rows, width);
+        for (size_t i = 0; i < rows; i++) {
+            if (labels[i] == ignore) continue;
+            real *row = logits + i * ld;
+            const size_t label = (size_t)labels[i] - j; // wraps around below the piece
+            if (label < width) state[i].label = row[label];
+            add_piece(&state[i], row, width);
+        }
+    }
+
+    loss[0] = loss[1] = 0;
+    for (size_t i = 0; i < rows; i++) {
+        if (labels[i] == ignore) continue;
+        loss[0] += (double)state[i].max + log((double)state[i].sum) - (double)state[i].label;
+        loss[1] += 1;
+    }
+}
+
+/* The scratch of either pass. */
+typedef struct {
+    real *wt, *w;            // packed: c x v, and for the backward pass v x c
+    real *logits;            // the forward pass has a piece a thread, the backward pass a chunk
+    real *parts;             // v a task: its part of dbias
+    double *losses;          // 2 a task
+    void *gradient;          // for weight_gradient
+    size_t chunk, task, ldl; // rows, rows, columns
+} cross_entropy_scratch;
+
+static cross_entropy_scratch cross_entropy_forward_scratch(void *scratch, size_t n, size_t c,
+                                                           size_t v, size_t chunk) {
+    cross_entropy_scratch s = {.task = task_rows(n, chunk), .ldl = padded(LOGITS_PIECE)};
+    s.wt = take(&scratch, gemm_packed_size(c, v), sizeof(real));
+    s.losses = take(&scratch, 2 * blocks_of(n, s.task), sizeof(double));
+    s.logits = scratch;
+    return s;
+}
+
+static cross_entropy_scratch cross_entropy_backward_scratch(void *scratch, size_t n, size_t c,
+                                                            size_t v, size_t chunk) {
+    cross_entropy_scratch s = {.ldl = padded(v)};
+    s.chunk = chunk_rows(n, s.ldl, chunk);
+    s.task = task_rows(s.chunk, 0);
+    s.wt = take(&scratch, gemm_packed_size(c, v), sizeof(real));
+    s.w = take(&scratch, gemm_packed_size(v, c), sizeof(real));
+    s.logits = take(&scratch, s.chunk * s.ldl, sizeof(real));
+    s.parts = take(&scratch, blocks_of(s.chunk, s.task) * v, sizeof(real));
+    s.gradient = scratch;
+    return s;
+}
+
+/* Enough for either pass. */
+static size_t cross_entropy_workspace(size_t n, size_t c, size_t v, size_t chunk, int workers) {
+    const size_t wt = bytes_of(gemm_packed_size(c, v), sizeof(real));
+    const size_t task = task_rows(n, chunk);
+    const size_t losses = bytes_of(bytes_mul(2, blocks_of(n, task)), sizeof(double));
+    const size_t pieces = bytes_of(task * padded(LOGITS_PIECE), sizeof(real));
+    const size_t forward = bytes_add(losses, bytes_mul((size_t)workers, pieces));
+
+    const size_t w = bytes_of(gemm_packed_size(v, c), sizeof(real));
+    const size_t ldl = padded(v), rows = chunk_rows(n, ldl, chunk);
+    const size_t logits = bytes_of(bytes_mul(rows, ldl), sizeof(real));
+    const size_t tasks = blocks_of(rows, task_rows(rows, 0));
+    const size_t parts = bytes_of(bytes_mul(tasks, v), sizeof(real));
+    const size_t gradient = weight_gradient_workspace(rows, v, c, workers);
+    const size_t backward = bytes_add(bytes_add(w, logits), bytes_add(parts, gradient));
+    return bytes_add(wt, max_size(forward, backward));
+}
+
+static void cross_entropy_forward(rf_run *run, double *loss, const real *x, const real *w,
+                                  const real *bias, const int64_t *labels, size_t n, size_t c,
+                                  size_t v, int64_t ignore, size_t chunk, void *scratch) {
+    const cross_entropy_scratch s = cross_entropy_forward_scratch(scratch, n, c, v, chunk);
+    const size_t piece = s.task * s.ldl, tasks = blocks_of(n, s.task);
+    pack_parallel(run, s.wt, w, 1, (ptrdiff_t)c, c, v);
+
+#pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)c * (double)v))           \
+    schedule(dynamic)
+    for (size_t block = 0; block < tasks; block++) {
+        if (stopped(run)) continue;
+        const size_t row = block * s.task;
+        cross_entropy_rows(s.losses + 2 * block, x + row * c, s.wt, bias, labels + row,
+                           min_size(s.task, n - row), c, v, ignore,
+                           s.logits + thread_index() * piece);
+    }
+
+    loss[0] = loss[1] = 0;
+    if (stopped(run)) return;
+    for (size_t block = 0; block < tasks; block++) {
+        loss[0] += s.losses[2 * block];
+        loss[1] += s.losses[2 * block + 1];
+    }
+}
+
+/* From logits to their gradient, in place: (softmax - onehot) * scale. */
+static void logits_backward(real *restrict logits, int64_t label, int64_t ignore, real scale,
+                            size_t v) {
+    if (label == ignore) {
+        memset(logits, 0, v * sizeof(real));
+        return;
+    }
+    const real factor = scale / exp_and_sum(logits, row_max(logits, v), v);
+#pragma omp simd
+    for (size_t j = 0; j < v; j++) logits[j] *= factor;
+    logits[label] -= scale;
+}
+
+static void cross_entropy_backward(rf_run *run, real *dx, real *dw, real *dbias, const real *x,
+                                   const real *w, const real *bias, const int64_t *labels, size_t n,
+                                   size_t c, size_t v, int64_t ignore, double scale, size_t chunk,
+                                   void *scratch) {
+    const cross_entropy_scratch s = cross_entropy_backward_scratch(scratch, n, c, v, chunk);
+    pack_parallel(run, s.wt, w, 1, (ptrdiff_t)c, c, v);
+    pack_parallel(run, s.w, w, (ptrdiff_t)c, 1, v, c);
+
+    for (size_t first = 0; first < n; first += s.chunk) {
+        const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
+#pragma omp parallel for num_threads(team(run, 4.0 * (double)rows * (double)c * (double)v))        \
+    schedule(dynamic)
+        for (size_t block = 0; block < tasks; block++) {
+            if (stopped(run)) continue;
+            const size_t at = block * s.task, row = first + at, m = min_size(s.task, rows - at);
+            real *dl = s.logits + at * s.ldl;
+            gemm_packed(dl, s.ldl, x + row * c, (ptrdiff_t)c, 1, s.wt, m, v, c, 0);
+            if (bias) add_bias(dl, s.ldl, bias, m, v);
+            // forward was loss = sum of log(sum(exp(logits))) - logits[label]
+            for (size_t i = 0; i < m; i++)
+                logits_backward(dl + i * s.ldl, labels[row + i], ignore, (real)scale, v);
+            // forward was logits = x w' + bias
+            gemm_packed(dx + row * c, c, dl, (ptrdiff_t)s.ldl, 1, s.w, m, c, v, 0);
+            if (dbias) sum_rows(s.parts + block * v, dl, s.ldl, m, v);
+        }
+        if (stopped(run)) return;
+        weight_gradient(run, dw, s.logits, s.ldl, x + first * c, c, rows, v, c, s.gradient);
+        if (dbias) fold_sums(dbias, s.parts, v, tasks, v);
+    }
+}

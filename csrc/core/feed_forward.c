@@ -1,0 +1,222 @@
+/* feed_forward.c: two layers with an activation between, row by row (Vaswani et al. 2017, section
+   3.3). The hidden rows are f wide, so only a piece of them ever exists: some rows by some columns
+   (Reformer, Kitaev et al. 2020, section 3, "Chunking"). */
+#include "activation.h"
+#include "gemm.h"
+#include "philox.h"
+#include "rows.h"
+
+#define HIDDEN_PIECE (2048 / sizeof(real)) // columns of a piece: TASK_ROWS of them are 192 KB
+#define FEED_FORWARD_FEW 8                 // fewer rows than this do not repay the packing
+
+/* What every function here needs to know. */
+typedef struct {
+    size_t n, c, f;
+    rf_activation activation;
+    uint32_t threshold; // of the dropout
+    real scale;
+    uint64_t key;
+} feed_forward;
+
+static feed_forward feed_forward_of(size_t n, size_t c, size_t f, rf_activation activation,
+                                    double dropout, uint64_t key) {
+    return (feed_forward){n, c, f, activation, drop_threshold(dropout), drop_scale(dropout), key};
+}
+
+/* Drop elements [column, column + width) of a hidden row. */
+static inline void drop_hidden(const feed_forward *ff, real *h, size_t row, size_t column,
+                               size_t width) {
+    if (ff->threshold)
+        drop_row(h, h, width, (uint64_t)row * ff->f + column, ff->threshold, ff->scale, ff->key);
+}
+
+/* A few rows, one token's say: every weight is read once, as it lies. */
+static void feed_forward_few(rf_run *run, const feed_forward *ff, real *y, const real *x,
+                             const real *w1, const real *b1, const real *w2, const real *b2,
+                             real *h) {
+    const size_t n = ff->n, c = ff->c, f = ff->f, block = 64;
+    const int workers = team(run, 2.0 * (double)n * (double)c * (double)f);
+#pragma omp parallel for num_threads(workers) schedule(static)
+    for (size_t b = 0; b < blocks_of(f, block); b++) {
+        if (stopped(run)) continue;
+        const size_t j0 = b * block, width = min_size(block, f - j0);
+        for (size_t j = j0; j < j0 + width; j++)
+            for (size_t i = 0; i < n; i++) h[i * f + j] = dot(x + i * c, w1 + j * c, c) + b1[j];
+        for (size_t i = 0; i < n; i++) {
+            drop_hidden(ff, h + i * f + j0, i, j0, width);
+            activate(ff->activation, h + i * f + j0, NULL, width);
+        }
+    }
+#pragma omp parallel for num_threads(workers) schedule(static)
+    for (size_t b = 0; b < blocks_of(c, block); b++) {
+        if (stopped(run)) continue;
+        for (size_t j = b * block; j < min_size(c, (b + 1) * block); j++)
+            for (size_t i = 0; i < n; i++) y[i * c + j] = dot(h + i * f, w2 + j * f, f) + b2[j];
+    }
+}
+
+/* Pack f x c operands, element (p, j) at b[p * brs + j * bcs], a piece of f at a time: each piece
+   is the right operand of a product of its own. */
+static void pack_pieces(rf_run *run, real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
+                        size_t f, size_t c) {
+    for (size_t p = 0; p < f; p += HIDDEN_PIECE)
+        pack_parallel(run, packed + p * gemm_packed_size(1, c), b + (ptrdiff_t)p * brs, brs, bcs,
+                      min_size(HIDDEN_PIECE, f - p), c);
+}
+
+/* One task; h is scratch for a piece of its rows. */
+static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, const real *packed1,
+                              const real *b1, const real *packed2, const real *b2, real *h,
+                              size_t row, size_t rows) {
+    const size_t c = ff->c, f = ff->f, ldh = padded(HIDDEN_PIECE);
+    const real *xr = x + row * c;
+    real *yr = y + row * c;
+    size_t j = 0;
+    do { // once even if f is 0: y is b2 then
+        const size_t width = min_size(HIDDEN_PIECE, f - j);
+        gemm_packed(h, ldh, xr, (ptrdiff_t)c, 1, packed1 + j * c, rows, width, c, 0);
+        add_bias(h, ldh, b1 + j, rows, width);
+        for (size_t i = 0; i < rows; i++) {
+            drop_hidden(ff, h + i * ldh, row + i, j, width);
+            activate(ff->activation, h + i * ldh, NULL, width);
+        }
+        gemm_packed(yr, c, h, (ptrdiff_t)ldh, 1, packed2 + j * gemm_packed_size(1, c), rows, c,
+                    width, j > 0);
+        j += width;
+    } while (j < f);
+    add_bias(yr, c, b2, rows, c);
+}
+
+static size_t feed_forward_workspace(size_t n, size_t c, size_t f, size_t chunk, int workers) {
+    if (n < FEED_FORWARD_FEW) return bytes_of(bytes_mul(n, f), sizeof(real));
+    const size_t packed1 = bytes_of(gemm_packed_size(c, f), sizeof(real));
+    const size_t packed2 = bytes_of(gemm_packed_size(f, c), sizeof(real));
+    const size_t h = bytes_of(task_rows(n, chunk) * padded(HIDDEN_PIECE), sizeof(real));
+    return bytes_add(bytes_add(packed1, packed2), bytes_mul((size_t)workers, h));
+}
+
+static void feed_forward_forward(rf_run *run, real *y, const real *x, const real *w1,
+                                 const real *b1, const real *w2, const real *b2, size_t n, size_t c,
+                                 size_t f, rf_activation activation, size_t chunk, double dropout,
+                                 uint64_t key, void *scratch) {
+    const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
+    if (n < FEED_FORWARD_FEW) {
+        feed_forward_few(run, &ff, y, x, w1, b1, w2, b2, scratch);
+        return;
+    }
+    const size_t task = task_rows(n, chunk), piece = task * padded(HIDDEN_PIECE);
+    real *packed1 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
+    real *packed2 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
+    real *h = scratch;
+    pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c, c, f);
+    pack_pieces(run, packed2, w2, 1, (ptrdiff_t)f, f, c);
+
+#pragma omp parallel for num_threads(team(run, 4.0 * (double)n * (double)c * (double)f))           \
+    schedule(dynamic)
+    for (size_t block = 0; block < blocks_of(n, task); block++) {
+        if (stopped(run)) continue;
+        const size_t row = block * task;
+        feed_forward_rows(&ff, y, x, packed1, b1, packed2, b2, h + thread_index() * piece, row,
+                          min_size(task, n - row));
+    }
+}
+
+/* The scratch of the backward pass. */
+typedef struct {
+    real *w1, *w1t, *w2;     // packed: f x c in pieces, c x f, c x f
+    real *hidden, *dhidden;  // rows of a chunk, act(drop(h)) and dh
+    real *parts;             // f + c a task: its part of db1 and db2
+    void *gradient;          // for weight_gradient
+    size_t chunk, task, ldh; // rows, rows, columns
+} feed_forward_scratch;
+
+static size_t feed_forward_backward_workspace(size_t n, size_t c, size_t f, size_t chunk,
+                                              int workers) {
+    const size_t ldh = padded(f), rows = chunk_rows(n, bytes_mul(2, ldh), chunk);
+    const size_t tasks = blocks_of(rows, task_rows(rows, 0));
+    const size_t packed = bytes_of(gemm_packed_size(c, f), sizeof(real));
+    const size_t packed1 = bytes_of(gemm_packed_size(f, c), sizeof(real));
+    const size_t hidden = bytes_of(bytes_mul(rows, ldh), sizeof(real));
+    const size_t parts = bytes_of(bytes_mul(tasks, bytes_add(f, c)), sizeof(real));
+    const size_t gradient = max_size(weight_gradient_workspace(rows, f, c, workers),
+                                     weight_gradient_workspace(rows, c, f, workers));
+    return bytes_add(bytes_add(packed1, bytes_mul(2, packed)),
+                     bytes_add(bytes_add(bytes_mul(2, hidden), parts), gradient));
+}
+
+static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, size_t c, size_t f,
+                                                    size_t chunk) {
+    feed_forward_scratch s;
+    s.ldh = padded(f);
+    s.chunk = chunk_rows(n, 2 * s.ldh, chunk);
+    s.task = task_rows(s.chunk, 0);
+    s.w1 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
+    s.w1t = take(&scratch, gemm_packed_size(c, f), sizeof(real));
+    s.w2 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
+    s.hidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
+    s.dhidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
+    s.parts = take(&scratch, blocks_of(s.chunk, s.task) * (f + c), sizeof(real));
+    s.gradient = scratch;
+    return s;
+}
+
+/* One task: dx, and its rows of the hidden layer and of its gradient, which the gradients of the
+   weights will want. `at` is its first row within the chunk. */
+static void feed_forward_rows_backward(const feed_forward *ff, const feed_forward_scratch *s,
+                                       real *dx, const real *dy, const real *x, const real *b1,
+                                       size_t row, size_t at, size_t rows) {
+    const size_t c = ff->c, f = ff->f;
+    const ptrdiff_t ld = (ptrdiff_t)c;
+    real *part = s->parts + at / s->task * (f + c);
+    const real *xr = x + row * c, *dyr = dy + row * c;
+    size_t j = 0;
+    do {
+        const size_t width = min_size(HIDDEN_PIECE, f - j);
+        real *h = s->hidden + at * s->ldh + j, *dh = s->dhidden + at * s->ldh + j;
+        // forward was y = a w2' + b2
+        gemm_packed(dh, s->ldh, dyr, ld, 1, s->w2 + j * c, rows, width, c, 0);
+        // forward was a = act(drop(h)), with h = x w1' + b1
+        gemm_packed(h, s->ldh, xr, ld, 1, s->w1t + j * c, rows, width, c, 0);
+        add_bias(h, s->ldh, b1 + j, rows, width);
+        for (size_t i = 0; i < rows; i++) {
+            drop_hidden(ff, h + i * s->ldh, row + i, j, width);
+            activate(ff->activation, h + i * s->ldh, dh + i * s->ldh, width);
+            drop_hidden(ff, dh + i * s->ldh, row + i, j, width);
+        }
+        sum_rows(part + j, dh, s->ldh, rows, width);
+        gemm_packed(dx + row * c, c, dh, (ptrdiff_t)s->ldh, 1, s->w1 + j * gemm_packed_size(1, c),
+                    rows, c, width, j > 0);
+        j += width;
+    } while (j < f);
+    sum_rows(part + f, dyr, c, rows, c);
+}
+
+static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, real *dw2, real *db2,
+                                  const real *dy, const real *x, const real *w1, const real *b1,
+                                  const real *w2, size_t n, size_t c, size_t f,
+                                  rf_activation activation, size_t chunk, double dropout,
+                                  uint64_t key, void *scratch) {
+    const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
+    const feed_forward_scratch s = feed_forward_scratch_of(scratch, n, c, f, chunk);
+    pack_parallel(run, s.w1t, w1, 1, (ptrdiff_t)c, c, f);
+    pack_parallel(run, s.w2, w2, (ptrdiff_t)f, 1, c, f);
+    pack_pieces(run, s.w1, w1, (ptrdiff_t)c, 1, f, c);
+
+    for (size_t first = 0; first < n; first += s.chunk) {
+        const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
+#pragma omp parallel for num_threads(team(run, 6.0 * (double)rows * (double)c * (double)f))        \
+    schedule(dynamic)
+        for (size_t block = 0; block < tasks; block++) {
+            if (stopped(run)) continue;
+            const size_t at = block * s.task;
+            feed_forward_rows_backward(&ff, &s, dx, dy, x, b1, first + at, at,
+                                       min_size(s.task, rows - at));
+        }
+        if (stopped(run)) return;
+        // forward was y = a w2' + b2, with a = act(drop(h)) and h = x w1' + b1
+        weight_gradient(run, dw2, dy + first * c, c, s.hidden, s.ldh, rows, c, f, s.gradient);
+        weight_gradient(run, dw1, s.dhidden, s.ldh, x + first * c, c, rows, f, c, s.gradient);
+        fold_sums(db1, s.parts, f + c, tasks, f);
+        fold_sums(db2, s.parts + f, f + c, tasks, c);
+    }
+}

@@ -1,0 +1,411 @@
+"""The command line: ``reformer-c``, or ``python -m reformer_c``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+USAGE_ERROR, FAILURE = 2, 1
+
+# layers: a pattern that repeats; the learning rate is AdamW's at its highest
+PRESETS: dict[str, dict[str, Any]] = {
+    # a few minutes on a laptop
+    "tiny": {
+        "layers": ["local", "lsh", "local"],
+        "lr": 2e-3,
+        "config": {
+            "hidden_size": 128,
+            "feed_forward_size": 256,
+            "num_attention_heads": 2,
+            "hidden_dropout_prob": 0.0,
+            "local_attention_probs_dropout_prob": 0.0,
+        },
+    },
+    # the whole-book model of the paper's authors: one novel as one sequence
+    "book": {
+        "layers": ["local", "lsh"] * 3,
+        "lr": 1e-3,
+        "config": {
+            "hidden_size": 256,
+            "feed_forward_size": 512,
+            "num_attention_heads": 2,
+        },
+    },
+    # 12 layers for 64k bytes of Wikipedia
+    "enwik8": {
+        "layers": ["local", "local", "lsh"] * 4,
+        "lr": 7e-4,
+        "config": {
+            "hidden_size": 768,
+            "feed_forward_size": 2048,
+            "num_attention_heads": 8,
+            "local_attn_chunk_length": 128,
+            "lsh_attn_chunk_length": 256,
+            "num_hashes": 2,
+            "hidden_dropout_prob": 0.2,
+            "local_attention_probs_dropout_prob": 0.2,
+            "lsh_attention_probs_dropout_prob": 0.2,
+        },
+    },
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    name = f"reformer-c {options.command}"
+    try:
+        if options.threads is not None:
+            from .runtime import set_num_threads
+
+            set_num_threads(options.threads)
+        options.run(options)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return _say(name, "interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # who reads our output has gone: leave quietly, and let nothing be flushed into the void
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except MemoryError as error:
+        return _say(name, f"error: not enough memory: {error}", FAILURE)
+    except (ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
+        return _say(name, f"error: {' '.join(str(error).split())}", FAILURE)
+
+
+def _say(name: str, message: str, code: int) -> int:
+    print(f"{name}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+# ---- commands ----
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(
+        steps=options.steps,
+        seconds=options.seconds,
+        length=options.length,
+        seed=options.seed,
+        quick=options.quick,
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .data import Windows, read_text, split_tokens
+    from .optim import AdamW, schedules
+    from .tokenizer import ByteTokenizer
+    from .train import Trainer, evaluate, show_progress
+
+    folder = Path(options.save) if options.save else None
+    _check_folder(folder, options)
+    tokens = ByteTokenizer().encode(read_text(options.files)).astype("uint16")
+    train, held_out = split_tokens(tokens, options.held_out)
+    data = Windows(train, options.length, batch=options.batch, seed=options.seed)
+    model = _model_to_train(folder, options)
+    rate = PRESETS[options.preset]["lr"] if options.lr is None else options.lr
+    warmup = min(100, options.steps // 10) if options.warmup is None else options.warmup
+    trainer = Trainer(
+        model,
+        data,
+        AdamW(model.parameters, lr=rate),
+        steps=options.steps,
+        schedule=schedules.cosine(options.steps, warmup=warmup, floor=0.1),
+        accumulate=options.accumulate,
+        max_grad_norm=options.clip,
+        seed=options.seed,
+        folder=folder,
+        save_every=options.save_every,
+    )
+    if options.resume:
+        trainer.resume(folder)
+    print(f"{model!r}\n{len(train):,} bytes to train on, {len(held_out):,} held out", flush=True)
+    for _ in show_progress(trainer):
+        pass
+    if len(held_out) > 1:
+        bits = evaluate(model, held_out, options.length, seed=options.seed).bits_per_byte
+        print(f"held out: {bits:.3f} bits per byte")
+    if folder is not None:
+        print(f"saved: {folder}")
+
+
+def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
+    from .train import finish_checkpoint, has_checkpoint
+
+    if folder is None:
+        for name in ("resume", "save_every"):
+            if getattr(options, name):
+                raise ValueError(f"--{name.replace('_', '-')}: needs --save DIR")
+        return
+    finish_checkpoint(folder)
+    if options.resume and not has_checkpoint(folder):
+        raise ValueError(f"--resume: there is no checkpoint in {str(folder)!r}")
+    if not options.resume and has_checkpoint(folder):
+        raise ValueError(
+            f"--save: there is a checkpoint in {str(folder)!r}: add --resume to go on from it, or "
+            "choose another folder"
+        )
+
+
+def _model_to_train(folder: Path | None, options: argparse.Namespace) -> Any:
+    from .model import ReformerModelWithLMHead
+
+    if options.resume:
+        return ReformerModelWithLMHead.from_pretrained(folder)
+    return ReformerModelWithLMHead(model_config(options), rng=options.seed)
+
+
+def model_config(options: argparse.Namespace) -> Any:
+    """The configuration of a preset, for a length, with what the command line changes."""
+    from .config import ReformerConfig
+
+    preset = PRESETS[options.preset]
+    pattern = preset["layers"]
+    count = len(pattern) if options.layers is None else options.layers
+    fields = dict(preset["config"])
+    if options.width is not None:
+        fields |= {
+            "feed_forward_size": fields["feed_forward_size"] * options.width
+            // fields["hidden_size"],
+            "hidden_size": options.width,
+        }
+    if options.hashes is not None:
+        fields["num_hashes"] = options.hashes
+    width = fields["hidden_size"]
+    columns = 2 ** math.ceil(math.log2(options.length) / 2)
+    return ReformerConfig(
+        vocab_size=258,
+        attn_layers=[pattern[i % len(pattern)] for i in range(count)],
+        axial_pos_shape=[-(-options.length // columns), columns],
+        axial_pos_embds_dim=[width // 4, width - width // 4],
+        axial_norm_std=0.02,
+        max_position_embeddings=options.length,
+        is_decoder=True,
+        **fields,
+    )
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .demo import ByteStream
+
+    tokenizer, model = _open(options.model)
+    prompt = tokenizer.encode(options.prompt)[None]
+    stream = ByteStream(sys.stdout) if options.stream else None
+    if options.stream:
+        print(options.prompt, end="", flush=True)
+    ids = model.generate(
+        prompt,
+        max_new_tokens=options.length,
+        do_sample=options.temperature > 0,
+        temperature=options.temperature or 1.0,
+        top_p=options.top_p,
+        rng=options.seed,
+        streamer=stream,
+    )
+    if stream is None:
+        print(tokenizer.decode(ids[0]))
+    else:
+        stream.end()
+        print()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .data import read_text
+    from .train import evaluate
+
+    tokenizer, model = _open(options.model)
+    tokens = tokenizer.encode(read_text(options.files))
+    length = options.length or min(len(tokens), model.config.num_positions)
+    begin = time.perf_counter()
+    result = evaluate(model, tokens, length, seed=options.seed)
+    seconds = time.perf_counter() - begin
+    print(
+        f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} bytes predicted in windows "
+        f"of {length:,}, {seconds:.1f} s)"
+    )
+
+
+def _info(options: argparse.Namespace) -> None:
+    _, model = _open(options.model)
+    config = model.config
+    groups: dict[str, int] = {}
+    for name, array in model.parameters.items():
+        group = _group(name)
+        groups[group] = groups.get(group, 0) + array.size
+    print(repr(model))
+    print(f"longest sequence  {config.num_positions:,} tokens, vocabulary {config.vocab_size}")
+    for group, count in groups.items():
+        print(f"{group:40} {count:12,} parameters")
+    print(f"{'all':40} {sum(groups.values()):12,} parameters")
+
+
+def _group(name: str) -> str:
+    """The part of the model that a parameter belongs to: a layer, the embeddings, the head."""
+    words = name.split(".")
+    if "layers" in words:
+        return ".".join(words[: words.index("layers") + 2])
+    return ".".join(words[:2])
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .bench import run_bench
+
+    run_bench(length=options.length, repeats=options.repeats, json_file=options.json)
+
+
+def _open(folder: str) -> tuple[Any, Any]:
+    """The tokenizer and the language model of a folder."""
+    from .model import ReformerModelWithLMHead
+    from .tokenizer import ByteTokenizer
+    from .train import finish_checkpoint
+
+    finish_checkpoint(Path(folder))
+    model = ReformerModelWithLMHead.from_pretrained(folder)
+    if model.config.vocab_size != 258:
+        raise ValueError(
+            f"DIR: expected a byte-level model (vocab_size 258), got {model.config.vocab_size}"
+        )
+    return ByteTokenizer(), model
+
+
+# ---- arguments ----
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line: the command, the argument, what was expected."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = _Parser(
+        prog="reformer-c",
+        description="The Reformer on a CPU. Begin with: reformer-c demo",
+        epilog="example: reformer-c train book.txt --length 8192 --steps 500 --save model",
+    )
+    parser.add_argument("--version", action="version", version=f"reformer_c {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    demo = _command(
+        commands, "demo", _demo, "train on text that Python carries, and write: two minutes",
+        "reformer-c demo --seed 1",
+    )  # fmt: skip
+    demo.add_argument("--steps", type=_count, help="training steps (default: what the time allows)")
+    demo.add_argument("--seconds", type=_positive, default=110.0, help="time for training (110)")
+    demo.add_argument("--length", type=_count, default=8192, help="bytes of a sequence (8192)")
+    demo.add_argument("--quick", action="store_true", help="a tiny model, to see that all works")
+
+    train = _command(
+        commands, "train", _train, "train a byte-level model on text files",
+        "reformer-c train book.txt --length 8192 --steps 1000 --save model",
+    )  # fmt: skip
+    _add_training_arguments(train)
+
+    generate = _command(
+        commands, "generate", _generate, "let a trained model continue a text",
+        'reformer-c generate model --prompt "It was " --length 200 --stream',
+    )  # fmt: skip
+    generate.add_argument("model", metavar="DIR", help="folder of a trained model")
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
+    generate.add_argument("--length", type=_count, default=200, help="bytes to write (200)")
+    generate.add_argument(
+        "--temperature", type=_share_or_more, default=0.8,
+        help="above 1 bolder, below 1 safer, 0 the likeliest byte (0.8)",
+    )  # fmt: skip
+    generate.add_argument(
+        "--top-p", type=_share, default=0.95, help="leave out the unlikely rest (0.95)"
+    )
+    generate.add_argument("--stream", action="store_true", help="show the bytes as they come")
+
+    evaluate = _command(
+        commands, "evaluate", _evaluate, "bits per byte of a model on text files",
+        "reformer-c evaluate model held_out.txt",
+    )  # fmt: skip
+    evaluate.add_argument("model", metavar="DIR", help="folder of a trained model")
+    evaluate.add_argument("files", nargs="+", metavar="FILE", help="text file, folder, or -")
+    evaluate.add_argument("--length", type=_count, help="bytes of a window (the model's longest)")
+
+    info = _command(
+        commands, "info", _info, "what a saved model is made of", "reformer-c info model"
+    )
+    info.add_argument("model", metavar="DIR", help="folder of a trained model")
+
+    bench = _command(
+        commands, "bench", _bench, "time the ops beside the machine's peak",
+        "reformer-c bench --json bench.json",
+    )  # fmt: skip
+    bench.add_argument("--length", type=_count, default=16384, help="tokens of a sequence (16384)")
+    bench.add_argument("--repeats", type=_count, default=7, help="runs, the fastest counts (7)")
+    bench.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], about: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=about, description=about[0].upper() + about[1:] + ".",
+        epilog=f"example: {example}",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+    parser.add_argument("--seed", type=_whole, default=0, help="of everything random (0)")
+    parser.add_argument("--threads", type=_count, help="threads to use (default: all)")
+    return parser
+
+
+def _add_training_arguments(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument
+    add("files", nargs="+", metavar="FILE", help="text file, folder, or - for standard input")
+    add("--length", type=_count, default=8192, help="bytes of a sequence (8192)")
+    add("--steps", type=_count, default=1000, help="training steps in all (1000)")
+    add("--batch", type=_count, default=1, help="sequences of a pass (1)")
+    add("--accumulate", type=_count, default=1, help="passes whose gradients make a step (1)")
+    add("--lr", type=_positive, help="highest learning rate (the preset's)")
+    add("--warmup", type=_whole, help="steps until it is reached (a tenth, at most 100)")
+    add("--clip", type=_positive, default=1.0, help="largest norm of the gradient (1.0)")
+    add("--held-out", type=_share_below_one, default=0.1, help="share not trained on (0.1)")
+    add("--preset", choices=sorted(PRESETS), default="tiny", help="size of the model (tiny)")
+    add("--layers", type=_count, help="number of layers (the preset's)")
+    add("--width", type=_count, help="channels of the model (the preset's)")
+    add("--hashes", type=_count, help="rounds of LSH attention (the preset's)")
+    add("--save", metavar="DIR", help="folder for the model and all that --resume needs")
+    add("--save-every", type=_whole, default=0, metavar="N", help="steps between saves (the end)")
+    add("--resume", action="store_true", help="go on from DIR, bit for bit")
+
+
+def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], expected: str) -> Callable:
+    def convert(text: str) -> Any:
+        try:
+            value = read(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return convert
+
+
+_whole = _checked(int, lambda n: n >= 0, "a whole number >= 0")
+_count = _checked(int, lambda n: n >= 1, "a whole number >= 1")
+_positive = _checked(float, lambda x: x > 0, "a number > 0")
+_share_or_more = _checked(float, lambda x: 0 <= x < math.inf, "a number >= 0")
+_share = _checked(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
+_share_below_one = _checked(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

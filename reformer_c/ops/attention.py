@@ -1,0 +1,666 @@
+"""Softmax attention in four scopes: all keys, chunks of the sequence, chunks of the hash order, and
+whole buckets. One kernel serves them, and one `Attention` says what it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _core
+from ..runtime import resolve_workers
+from ._arguments import MOST, factors_of, finite, heads, probability, random_key, whole
+from .hashing import buckets_of, choose_num_buckets
+
+__all__ = [
+    "AttentionSaved",
+    "full_attention",
+    "full_attention_backward",
+    "full_attention_forward",
+    "local_attention",
+    "local_attention_backward",
+    "local_attention_forward",
+    "lsh_attention",
+    "lsh_attention_backward",
+    "lsh_attention_forward",
+]
+
+FULL, LOCAL, CHUNK, BUCKET = range(4)
+
+
+class Attention(NamedTuple):
+    """What a query may attend to, and how: `rf_attention` of the core, but for the sizes."""
+
+    query: str  # what the caller calls the queries
+    scope: int
+    chunk_length: int = 1
+    before: int = 0
+    after: int = 0
+    num_buckets: int = 0  # ids are below it
+    causal: bool = False
+    shared_qk: bool = False
+    wrap: bool = False
+    across_buckets: bool = True
+    duplicates: bool = True
+    scale: float = 1.0
+    dropout: float = 0.0
+    dropout_key: int = 0
+
+
+class AttentionSaved(NamedTuple):
+    """What the backward pass of an attention needs: references, and one number a query.
+
+    `buckets` is (b, h, num_hashes, t) int32 where the attention hashes, else None.
+    """
+
+    rule: Attention
+    q: np.ndarray
+    k: np.ndarray | None
+    v: np.ndarray
+    attention_mask: np.ndarray | None
+    buckets: np.ndarray | None
+    out: np.ndarray
+    lse: np.ndarray
+
+
+def _forward(
+    rule: Attention,
+    q: np.ndarray,
+    k: np.ndarray | None,
+    v: np.ndarray,
+    attention_mask: np.ndarray | None,
+    buckets: np.ndarray | None,
+    out: np.ndarray | None,
+    workers: int | None,
+) -> tuple[np.ndarray, AttentionSaved]:
+    out, lse = _core.attention_forward(
+        rule, q, k, v, attention_mask, buckets, out, resolve_workers(workers)
+    )
+    return out, AttentionSaved(rule, q, k, v, attention_mask, buckets, out, lse)
+
+
+def _backward(
+    dout: np.ndarray, saved: AttentionSaved, workers: int | None
+) -> tuple[np.ndarray, ...]:
+    rule, q, k, v, attention_mask, buckets, out, lse = saved
+    return _core.attention_backward(
+        rule, q, k, v, attention_mask, buckets, out, lse, dout, resolve_workers(workers)
+    )
+
+
+def _scale(scale: float | None, d: int) -> float:
+    if scale is not None:
+        return finite(scale, "scale")
+    return 1.0 / math.sqrt(d) if d else 1.0
+
+
+# ---- full ----
+
+
+def full_attention(
+    q: np.ndarray,
+    k: np.ndarray | None,
+    v: np.ndarray,
+    *,
+    is_causal: bool = False,
+    attention_mask: np.ndarray | None = None,
+    scale: float | None = None,
+    shared_qk: bool = False,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Exact softmax attention to all keys, in blocks: ``softmax(scale q k') v``.
+
+    Parameters
+    ----------
+    q : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
+        Queries. Any strides whose last axis is contiguous are used without a copy.
+    k, v : (b, h, tk, d) same dtype
+        Keys and values, with the leading axes of q; their length may differ from the queries'.
+    is_causal : bool
+        A query sees keys at its own position and before.
+    attention_mask : (b, tk) bool, integer or float, optional
+        Nonzero for a real token; (tk,) without a batch axis.
+    scale : float, optional
+        Of the scores, 1 / sqrt(d) by default.
+    shared_qk : bool
+        The Reformer's rule, with k=None: a key is its query divided by its root mean square, and a
+        query sees itself only if there is nothing else to see.
+    dropout : float
+        Share of the probabilities to drop; the others are divided by ``1 - dropout``.
+    dropout_key : int
+        In [0, 2**64). The same key drops the same probabilities.
+    out : (b, h, t, d) same dtype, optional
+        Where to write the result. It may overlap an input.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    (b, h, t, d)
+        With the rank and the memory layout of q. 0 where there are no keys at all.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or range, naming the argument.
+
+    See Also
+    --------
+    full_attention_forward, full_attention_backward, local_attention, lsh_attention
+
+    Notes
+    -----
+    No array of t * tk elements is made. A row all of whose keys are masked behaves as in Hugging
+    Face's Reformer.
+
+    References
+    ----------
+    Reformer (Kitaev et al. 2020), section 2, "Dot-product attention" and "Shared-QK Transformer".
+
+    Examples
+    --------
+    >>> q, k, v = np.zeros((3, 2)), np.zeros((3, 2)), np.eye(3, 2)
+    >>> full_attention(q, k, v, is_causal=True).round(4)
+    array([[1.    , 0.    ],
+           [0.5   , 0.5   ],
+           [0.3333, 0.3333]])
+    """
+    return full_attention_forward(
+        q, k, v, is_causal=is_causal, attention_mask=attention_mask, scale=scale,
+        shared_qk=shared_qk, dropout=dropout, dropout_key=dropout_key, out=out, workers=workers,
+    )[0]  # fmt: skip
+
+
+def full_attention_forward(
+    q: np.ndarray,
+    k: np.ndarray | None,
+    v: np.ndarray,
+    *,
+    is_causal: bool = False,
+    attention_mask: np.ndarray | None = None,
+    scale: float | None = None,
+    shared_qk: bool = False,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> tuple[np.ndarray, AttentionSaved]:
+    """`full_attention`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (b, h, t, d)
+    saved : AttentionSaved
+        References to the inputs and to `out`, no copies, and one number a query.
+
+    Examples
+    --------
+    >>> out, saved = full_attention_forward(np.zeros((3, 2)), np.zeros((5, 2)), np.ones((5, 2)))
+    >>> saved.lse.round(4)
+    array([[[1.6094, 1.6094, 1.6094]]])
+    """
+    q, _, _, d = heads(q, "q")
+    if shared_qk and k is not None:
+        raise ValueError("k must be None with shared_qk: the keys are made from q")
+    if not shared_qk and k is None:
+        raise TypeError("k must be an array unless shared_qk, got None")
+    rule = Attention(
+        "q", FULL, causal=is_causal, shared_qk=shared_qk, scale=_scale(scale, d),
+        dropout=probability(dropout, "dropout"),
+        dropout_key=random_key(dropout_key, "dropout_key"),
+    )  # fmt: skip
+    return _forward(
+        rule, q, None if k is None else np.asarray(k), np.asarray(v), attention_mask, None, out,
+        workers,
+    )  # fmt: skip
+
+
+def full_attention_backward(
+    dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Gradients of `full_attention`.
+
+    Parameters
+    ----------
+    dout : (b, h, t, d)
+        Gradient of its output.
+    saved : AttentionSaved
+        Of `full_attention_forward`.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    dq : (b, h, t, d)
+    dk : (b, h, tk, d), or None with shared_qk
+    dv : (b, h, tk, d)
+        Each with the memory layout of its input.
+
+    Examples
+    --------
+    >>> out, saved = full_attention_forward(np.zeros((3, 2)), np.zeros((3, 2)), np.ones((3, 2)))
+    >>> dq, dk, dv = full_attention_backward(np.ones((3, 2)), saved)
+    >>> dv
+    array([[1., 1.],
+           [1., 1.],
+           [1., 1.]])
+    """
+    if saved.k is not None:
+        dq, dk, dv = _backward(dout, saved, workers)
+        return dq, dk, dv
+    dq, dv = _backward(dout, saved, workers)
+    return dq, None, dv
+
+
+# ---- local ----
+
+
+def local_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    chunk_length: int = 64,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    is_causal: bool = False,
+    attention_mask: np.ndarray | None = None,
+    scale: float | None = None,
+    wrap: bool = False,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Softmax attention to the own chunk of the sequence and its neighbours.
+
+    Parameters
+    ----------
+    q, k, v : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
+        Of one length; any length will do, the last chunk may be short. Any strides whose last axis
+        is contiguous are used without a copy.
+    chunk_length : int
+        Length of a chunk. A sequence of at most one chunk gets `full_attention`.
+    num_chunks_before, num_chunks_after : int
+        How many neighbouring chunks a query sees.
+    is_causal : bool
+        A query sees keys at its own position and before.
+    attention_mask : (b, t) bool, integer or float, optional
+        Nonzero for a real token; (t,) without a batch axis.
+    scale : float, optional
+        Of the scores, 1 / sqrt(d) by default.
+    wrap : bool
+        The first chunk sees the last one, as in Hugging Face's models: the chunks lie on a circle.
+    dropout : float
+        Share of the probabilities to drop; the others are divided by ``1 - dropout``.
+    dropout_key : int
+        In [0, 2**64). The same key drops the same probabilities.
+    out : (b, h, t, d) same dtype, optional
+        Where to write the result. It may overlap an input.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    (b, h, t, d)
+        With the rank and the memory layout of q.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or range, naming the argument.
+
+    See Also
+    --------
+    local_attention_forward, local_attention_backward, full_attention, lsh_attention
+
+    References
+    ----------
+    Reformer (Kitaev et al. 2020), section 2; the local layers of Hugging Face's Reformer, which
+    follow trax.
+
+    Examples
+    --------
+    >>> q, k, v = np.zeros((4, 1)), np.zeros((4, 1)), np.arange(4.0)[:, None]
+    >>> local_attention(q, k, v, chunk_length=2, is_causal=True)[:, 0]
+    array([0. , 0.5, 1. , 1.5])
+    >>> local_attention(q, k, v, chunk_length=2, num_chunks_before=0)[:, 0]
+    array([0.5, 0.5, 2.5, 2.5])
+    """
+    return local_attention_forward(
+        q, k, v, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
+        num_chunks_after=num_chunks_after, is_causal=is_causal, attention_mask=attention_mask,
+        scale=scale, wrap=wrap, dropout=dropout, dropout_key=dropout_key, out=out, workers=workers,
+    )[0]  # fmt: skip
+
+
+def local_attention_forward(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    chunk_length: int = 64,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    is_causal: bool = False,
+    attention_mask: np.ndarray | None = None,
+    scale: float | None = None,
+    wrap: bool = False,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> tuple[np.ndarray, AttentionSaved]:
+    """`local_attention`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (b, h, t, d)
+    saved : AttentionSaved
+        References to the inputs and to `out`, no copies, and one number a query.
+
+    Examples
+    --------
+    >>> q = np.zeros((4, 1))
+    >>> out, saved = local_attention_forward(q, q, q, chunk_length=2)
+    >>> out.shape
+    (4, 1)
+    """
+    q, _, t, d = heads(q, "q")
+    k = np.asarray(k)
+    if k.shape != q.shape:
+        raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
+    m = whole(chunk_length, "chunk_length", 1)
+    rule = Attention(
+        "q", FULL if t <= m else LOCAL, m,
+        whole(num_chunks_before, "num_chunks_before", 0),
+        whole(num_chunks_after, "num_chunks_after", 0),
+        causal=is_causal, wrap=wrap, scale=_scale(scale, d),
+        dropout=probability(dropout, "dropout"),
+        dropout_key=random_key(dropout_key, "dropout_key"),
+    )  # fmt: skip
+    return _forward(rule, q, k, np.asarray(v), attention_mask, None, out, workers)
+
+
+def local_attention_backward(
+    dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `local_attention`.
+
+    Parameters
+    ----------
+    dout : (b, h, t, d)
+        Gradient of its output.
+    saved : AttentionSaved
+        Of `local_attention_forward`.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    dq, dk, dv : (b, h, t, d)
+        Each with the memory layout of its input.
+
+    Examples
+    --------
+    >>> q = np.zeros((4, 1))
+    >>> out, saved = local_attention_forward(q, q, q, chunk_length=2, num_chunks_before=0)
+    >>> dq, dk, dv = local_attention_backward(np.array([[1.0], [0.0], [0.0], [0.0]]), saved)
+    >>> dv[:, 0]
+    array([0.5, 0.5, 0. , 0. ])
+    """
+    dq, dk, dv = _backward(dout, saved, workers)
+    return dq, dk, dv
+
+
+# ---- LSH ----
+
+
+def lsh_attention(
+    qk: np.ndarray,
+    v: np.ndarray,
+    *,
+    num_hashes: int = 1,
+    num_buckets: int | Sequence[int] | None = None,
+    chunk_length: int = 64,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    is_causal: bool = False,
+    attention_mask: np.ndarray | None = None,
+    scope: str = "chunk",
+    rotations: np.ndarray | None = None,
+    buckets: np.ndarray | None = None,
+    rng: Any = None,
+    scale: float | None = None,
+    attend_across_buckets: bool = True,
+    allow_duplicate_attention: bool = True,
+    wrap: bool = True,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Softmax attention among vectors that hash alike, with shared queries and keys.
+
+    In each round the tokens are sorted by `lsh_hash` of qk and cut into chunks; a query sees its own
+    chunk and its neighbours. All rounds together are one softmax. A key is qk divided by its root
+    mean square, and a query sees itself only if there is nothing else to see.
+
+    The defaults do what Hugging Face's Reformer does, at any length.
+
+    Parameters
+    ----------
+    qk, v : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
+        Any strides whose last axis is contiguous are used without a copy.
+    num_hashes : int
+        Rounds.
+    num_buckets : int or sequence of int, optional
+        Even, or even factors; `choose_num_buckets` of t and `chunk_length` by default.
+    chunk_length : int
+        Length of a chunk; the last one may be short. A sequence of at most one chunk gets
+        `full_attention`, whatever num_hashes (with ``scope="chunk"``).
+    num_chunks_before, num_chunks_after : int
+        How many neighbouring chunks a query sees.
+    is_causal : bool
+        A query sees keys at its own position and before.
+    attention_mask : (b, t) bool, integer or float, optional
+        Nonzero for a real token; (t,) without a batch axis. The others share a bucket of their own.
+    scope : {"chunk", "bucket"}
+        "bucket": a query sees all of its bucket, of any size, and nothing else; chunks, neighbours,
+        wrap and attend_across_buckets do not matter. With is_causal this attention is strictly
+        causal, which chunks are not: their edges depend on later tokens.
+    rotations : (h, d, num_hashes, sum(factors) // 2) same dtype, optional
+        Directions of the hash, as `lsh_rotations` draws them.
+    buckets : (b, h, num_hashes, t) integers, optional
+        Instead of hashing, as `lsh_hash` gives them. Without num_buckets any ids will do.
+    rng : int, numpy Generator, or None
+        Draws the rotations where neither rotations nor buckets are given.
+    scale : float, optional
+        Of the scores, 1 / sqrt(d) by default.
+    attend_across_buckets : bool
+        False hides the keys of a chunk that are in another bucket than the query.
+    allow_duplicate_attention : bool
+        False counts a key once that a query meets several times.
+    wrap : bool
+        The chunks of all rounds lie on a circle: the first chunk of a round sees the last of the
+        round before. False ends windows at the ends of the round.
+    dropout : float
+        Share of the probabilities to drop; the others are divided by ``1 - dropout``.
+    dropout_key : int
+        In [0, 2**64). The same key drops the same probabilities.
+    out : (b, h, t, d) same dtype, optional
+        Where to write the result. It may overlap an input.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    (b, h, t, d)
+        With the rank and the memory layout of qk.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or range, naming the argument.
+    IndexError
+        For a bucket out of range.
+
+    See Also
+    --------
+    lsh_attention_forward, lsh_attention_backward, lsh_hash, full_attention
+
+    References
+    ----------
+    Reformer (Kitaev et al. 2020), section 2, "LSH attention".
+
+    Examples
+    --------
+    >>> qk = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])
+    >>> v = np.arange(4.0)[:, None] * [1.0, 10.0]
+    >>> lsh_attention(qk, v, buckets=[[0, 1, 0, 1]], scope="bucket").round(4)
+    array([[ 2., 20.],
+           [ 3., 30.],
+           [ 0.,  0.],
+           [ 1., 10.]])
+    """
+    return lsh_attention_forward(
+        qk, v, num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
+        num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
+        is_causal=is_causal, attention_mask=attention_mask, scope=scope, rotations=rotations,
+        buckets=buckets, rng=rng, scale=scale, attend_across_buckets=attend_across_buckets,
+        allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
+        dropout_key=dropout_key, out=out, workers=workers,
+    )[0]  # fmt: skip
+
+
+def lsh_attention_forward(
+    qk: np.ndarray,
+    v: np.ndarray,
+    *,
+    num_hashes: int = 1,
+    num_buckets: int | Sequence[int] | None = None,
+    chunk_length: int = 64,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    is_causal: bool = False,
+    attention_mask: np.ndarray | None = None,
+    scope: str = "chunk",
+    rotations: np.ndarray | None = None,
+    buckets: np.ndarray | None = None,
+    rng: Any = None,
+    scale: float | None = None,
+    attend_across_buckets: bool = True,
+    allow_duplicate_attention: bool = True,
+    wrap: bool = True,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> tuple[np.ndarray, AttentionSaved]:
+    """`lsh_attention`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (b, h, t, d)
+    saved : AttentionSaved
+        References to the inputs and to `out`, no copies, one number a query, and ``saved.buckets``,
+        with which this call can be repeated exactly. They are None for at most one chunk.
+
+    Examples
+    --------
+    >>> qk, v = np.random.default_rng(0).standard_normal((2, 100, 8))
+    >>> out, saved = lsh_attention_forward(qk, v, chunk_length=16, rng=1)
+    >>> again = lsh_attention(qk, v, chunk_length=16, buckets=saved.buckets)
+    >>> bool((again == out).all())
+    True
+    """
+    qk, _, t, d = heads(qk, "qk")
+    m = whole(chunk_length, "chunk_length", 1)
+    rounds = whole(num_hashes, "num_hashes", 1)
+    if scope not in ("chunk", "bucket"):
+        raise ValueError(f"scope must be 'chunk' or 'bucket', got {scope!r}")
+    if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
+        raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
+    rule = Attention(
+        "qk", FULL, m,
+        whole(num_chunks_before, "num_chunks_before", 0),
+        whole(num_chunks_after, "num_chunks_after", 0),
+        0, is_causal, True, wrap, attend_across_buckets, allow_duplicate_attention,
+        _scale(scale, d), probability(dropout, "dropout"),
+        random_key(dropout_key, "dropout_key"),
+    )  # fmt: skip
+    factors = None if num_buckets is None else factors_of(num_buckets)
+    if t <= m and scope == "chunk":
+        return _forward(rule, qk, None, np.asarray(v), attention_mask, None, out, workers)
+    if buckets is None:
+        factors = factors or factors_of(choose_num_buckets(t, m))
+        buckets = buckets_of(
+            qk, "qk", rounds, factors, rotations, rng, attention_mask, None, workers
+        )
+    else:
+        buckets = _given_buckets(buckets, rounds)
+    rule = rule._replace(
+        scope=CHUNK if scope == "chunk" else BUCKET,
+        num_buckets=_bucket_ids(buckets, factors, attention_mask),
+    )
+    return _forward(rule, qk, None, np.asarray(v), attention_mask, buckets, out, workers)
+
+
+def lsh_attention_backward(
+    dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of `lsh_attention`, with the buckets of the forward pass.
+
+    Parameters
+    ----------
+    dout : (b, h, t, d)
+        Gradient of its output.
+    saved : AttentionSaved
+        Of `lsh_attention_forward`.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    dqk, dv : (b, h, t, d)
+        Each with the memory layout of its input.
+
+    Examples
+    --------
+    >>> qk, v = np.random.default_rng(0).standard_normal((2, 100, 8))
+    >>> out, saved = lsh_attention_forward(qk, v, chunk_length=16, rng=1)
+    >>> dqk, dv = lsh_attention_backward(np.ones_like(out), saved)
+    >>> float(dv.sum().round(6))
+    800.0
+    """
+    dqk, dv = _backward(dout, saved, workers)
+    return dqk, dv
+
+
+def _given_buckets(buckets: Any, rounds: int) -> np.ndarray:
+    buckets = np.asarray(buckets)
+    if buckets.ndim >= 2 and buckets.shape[-2] != rounds:
+        raise ValueError(
+            f"buckets must have shape (b, h, num_hashes, t) with num_hashes = {rounds}, "
+            f"got {buckets.shape}"
+        )
+    return buckets
+
+
+def _bucket_ids(
+    buckets: np.ndarray, factors: tuple[int, ...] | None, attention_mask: np.ndarray | None
+) -> int:
+    """How many ids there are: with a mask one more than buckets, for the tokens that are not real."""
+    if factors is not None:
+        return math.prod(factors) + (attention_mask is not None)
+    if buckets.dtype.kind not in "iu":
+        return 0  # the extension says what is wrong
+    most = int(buckets.max(initial=0))
+    if most >= MOST:
+        raise IndexError(f"buckets must be below 2**31 - 1, got {most}")
+    return most + 1

@@ -1,0 +1,515 @@
+"""The layers around attention: rows in, rows out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import _core
+from ..runtime import resolve_workers
+from ._arguments import finite, zeros_for
+
+__all__ = [
+    "dropout",
+    "dropout_backward",
+    "dropout_forward",
+    "feed_forward",
+    "feed_forward_backward",
+    "feed_forward_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "linear",
+    "linear_backward",
+    "linear_forward",
+]
+
+
+# ---- linear ----
+
+
+class LinearSaved(NamedTuple):
+    """What the backward pass of `linear` needs: its inputs, not copied."""
+
+    x: np.ndarray
+    weight: np.ndarray
+    has_bias: bool
+
+
+def linear(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """``x weight' + bias``.
+
+    Parameters
+    ----------
+    x : (..., ci) float32 or float64
+    weight : (co, ci) same dtype
+    bias : (co,) same dtype, optional
+    out : (..., co) same dtype, optional
+        Where to write the result. It may overlap an input.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    (..., co)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype or shape, naming the argument.
+
+    Examples
+    --------
+    >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]]))
+    array([[1., 3., 6.]])
+    """
+    return _core.linear_forward(x, weight, bias, out, resolve_workers(workers))
+
+
+def linear_forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> tuple[np.ndarray, LinearSaved]:
+    """`linear`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (..., co)
+    saved : LinearSaved
+        References, no copies: do not write into the inputs before the backward pass.
+
+    Examples
+    --------
+    >>> out, saved = linear_forward(np.ones((4, 2)), np.ones((3, 2)))
+    >>> out.shape
+    (4, 3)
+    """
+    y = linear(x, weight, bias, out=out, workers=workers)
+    return y, LinearSaved(np.asarray(x), np.asarray(weight), bias is not None)
+
+
+def linear_backward(
+    dout: np.ndarray, saved: LinearSaved, *, workers: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Gradients of `linear`.
+
+    Parameters
+    ----------
+    dout : (..., co)
+        Gradient of its output.
+    saved : LinearSaved
+        Of `linear_forward`.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    dx : (..., ci)
+    dweight : (co, ci)
+    dbias : (co,) or None
+
+    Examples
+    --------
+    >>> out, saved = linear_forward(np.ones((4, 2)), np.ones((3, 2)))
+    >>> dx, dweight, dbias = linear_backward(np.ones((4, 3)), saved)
+    >>> dx[0], dweight[0], dbias
+    (array([3., 3.]), array([4., 4.]), None)
+    """
+    x, weight, has_bias = saved
+    dweight = zeros_for(weight)
+    dbias = np.zeros(len(weight), dweight.dtype) if has_bias else None
+    dx = _core.linear_backward(x, weight, dout, dweight, dbias, resolve_workers(workers))
+    return dx, dweight, dbias
+
+
+# ---- layer norm ----
+
+
+class LayerNormSaved(NamedTuple):
+    """What the backward pass of `layer_norm` needs: inputs, and two numbers a row."""
+
+    x: np.ndarray
+    weight: np.ndarray
+    mean: np.ndarray
+    rstd: np.ndarray
+
+
+def layer_norm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *,
+    eps: float = 1e-12,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Normalise each row to mean 0 and variance 1, then scale and shift it.
+
+    Parameters
+    ----------
+    x : (..., c) float32 or float64
+    weight, bias : (c,) same dtype
+    eps : float
+        Added to the variance.
+    out : (..., c) same dtype, optional
+        Where to write the result. It may overlap an input.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    (..., c)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or range, naming the argument.
+
+    References
+    ----------
+    Ba, Kiros and Hinton 2016, "Layer Normalization".
+
+    Examples
+    --------
+    >>> layer_norm(np.array([[1.0, 2.0, 3.0]]), np.ones(3), np.zeros(3)).round(4)
+    array([[-1.2247,  0.    ,  1.2247]])
+    """
+    return layer_norm_forward(x, weight, bias, eps=eps, out=out, workers=workers)[0]
+
+
+def layer_norm_forward(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *,
+    eps: float = 1e-12,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> tuple[np.ndarray, LayerNormSaved]:
+    """`layer_norm`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (..., c)
+    saved : LayerNormSaved
+        References to x and weight, no copies, and the mean and deviation of each row.
+
+    Examples
+    --------
+    >>> out, saved = layer_norm_forward(np.array([[1.0, 2.0, 3.0]]), np.ones(3), np.zeros(3))
+    >>> saved.mean
+    array([2.])
+    """
+    if finite(eps, "eps") < 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    y, mean, rstd = _core.layer_norm_forward(x, weight, bias, eps, out, resolve_workers(workers))
+    return y, LayerNormSaved(np.asarray(x), np.asarray(weight), mean, rstd)
+
+
+def layer_norm_backward(
+    dout: np.ndarray, saved: LayerNormSaved, *, workers: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `layer_norm`.
+
+    Parameters
+    ----------
+    dout : (..., c)
+        Gradient of its output.
+    saved : LayerNormSaved
+        Of `layer_norm_forward`.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    dx : (..., c)
+    dweight, dbias : (c,)
+
+    Examples
+    --------
+    >>> out, saved = layer_norm_forward(np.array([[1.0, 2.0, 3.0]]), np.ones(3), np.zeros(3))
+    >>> dx, dweight, dbias = layer_norm_backward(np.array([[1.0, 0.0, 0.0]]), saved)
+    >>> dx.round(4)
+    array([[ 0.2041, -0.4082,  0.2041]])
+    """
+    x, weight, mean, rstd = saved
+    dweight, dbias = zeros_for(weight), zeros_for(weight)
+    dx = _core.layer_norm_backward(
+        x, weight, mean, rstd, dout, dweight, dbias, resolve_workers(workers)
+    )
+    return dx, dweight, dbias
+
+
+# ---- dropout ----
+
+
+class DropoutSaved(NamedTuple):
+    """What the backward pass of `dropout` needs: the mask's key."""
+
+    p: float
+    key: int
+
+
+def dropout(
+    x: np.ndarray,
+    p: float,
+    key: int,
+    *,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Set a share `p` of the elements to 0, and divide the others by ``1 - p``.
+
+    Parameters
+    ----------
+    x : (...) float32 or float64
+    p : float
+        At least 0 and below 1.
+    key : int
+        In [0, 2**64). The same key drops the same elements: the mask depends on it and on an
+        element's place alone.
+    out : (...) same dtype, optional
+        Where to write the result; x itself is fine.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    (...)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or range, naming the argument.
+
+    References
+    ----------
+    Srivastava et al. 2014, "Dropout". Random bits by counter: Salmon et al. 2011, "Parallel Random
+    Numbers: As Easy as 1, 2, 3".
+
+    Examples
+    --------
+    >>> y = dropout(np.ones(1000), 0.5, key=7)
+    >>> sorted(set(y.tolist()))
+    [0.0, 2.0]
+    >>> bool((dropout(np.ones(1000), 0.5, key=7) == y).all())
+    True
+    """
+    return _core.dropout(x, p, key, out, resolve_workers(workers))
+
+
+def dropout_forward(
+    x: np.ndarray,
+    p: float,
+    key: int,
+    *,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> tuple[np.ndarray, DropoutSaved]:
+    """`dropout`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (...)
+    saved : DropoutSaved
+
+    Examples
+    --------
+    >>> dropout_forward(np.ones(3), 0.0, key=7)
+    (array([1., 1., 1.]), DropoutSaved(p=0.0, key=7))
+    """
+    return dropout(x, p, key, out=out, workers=workers), DropoutSaved(p, key)
+
+
+def dropout_backward(
+    dout: np.ndarray, saved: DropoutSaved, *, workers: int | None = None
+) -> np.ndarray:
+    """Gradient of `dropout`: the same elements dropped.
+
+    Parameters
+    ----------
+    dout : (...)
+        Gradient of its output.
+    saved : DropoutSaved
+        Of `dropout_forward`.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    dx : (...)
+
+    Examples
+    --------
+    >>> y, saved = dropout_forward(np.ones(1000), 0.5, key=7)
+    >>> bool((dropout_backward(np.ones(1000), saved) == y).all())
+    True
+    """
+    return dropout(dout, saved.p, saved.key, workers=workers)
+
+
+# ---- feed-forward ----
+
+
+class FeedForwardSaved(NamedTuple):
+    """What the backward pass of `feed_forward` needs: its inputs, not copied."""
+
+    x: np.ndarray
+    w1: np.ndarray
+    b1: np.ndarray
+    w2: np.ndarray
+    activation: str
+    chunk_length: int
+    dropout: float
+    dropout_key: int
+
+
+def feed_forward(
+    x: np.ndarray,
+    w1: np.ndarray,
+    b1: np.ndarray,
+    w2: np.ndarray,
+    b2: np.ndarray,
+    *,
+    activation: str = "relu",
+    chunk_length: int = 0,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """``activation(drop(x w1' + b1)) w2' + b2``, a few rows at a time.
+
+    Parameters
+    ----------
+    x : (..., c) float32 or float64
+    w1 : (f, c) same dtype
+    b1 : (f,) same dtype
+    w2 : (c, f) same dtype
+    b2 : (c,) same dtype
+    activation : {"relu", "gelu", "gelu_new", "silu", "tanh"}
+        gelu is exact, gelu_new its approximation by tanh.
+    chunk_length : int
+        Rows whose f hidden units are in memory at a time; 0 chooses.
+    dropout : float
+        Share of the hidden units to drop, before the activation, as Hugging Face does.
+    dropout_key : int
+        Of `dropout`: the same key drops the same units, whatever the chunks.
+    out : (..., c) same dtype, optional
+        Where to write the result. It may overlap an input.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    (..., c)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or range, naming the argument.
+
+    References
+    ----------
+    Reformer (Kitaev et al. 2020), section 3, "Chunking".
+
+    Examples
+    --------
+    >>> w1, w2 = np.array([[1.0], [-1.0]]), np.array([[1.0, 1.0]])
+    >>> feed_forward(np.array([[-2.0], [3.0]]), w1, np.zeros(2), w2, np.zeros(1))
+    array([[2.],
+           [3.]])
+    """
+    return _core.feed_forward_forward(
+        x, w1, b1, w2, b2, activation, chunk_length, dropout, dropout_key, out,
+        resolve_workers(workers),
+    )  # fmt: skip
+
+
+def feed_forward_forward(
+    x: np.ndarray,
+    w1: np.ndarray,
+    b1: np.ndarray,
+    w2: np.ndarray,
+    b2: np.ndarray,
+    *,
+    activation: str = "relu",
+    chunk_length: int = 0,
+    dropout: float = 0.0,
+    dropout_key: int = 0,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
+) -> tuple[np.ndarray, FeedForwardSaved]:
+    """`feed_forward`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (..., c)
+    saved : FeedForwardSaved
+        References, no copies; the hidden units are computed again.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> x, w1, w2 = (rng.standard_normal(shape) for shape in [(4, 2), (8, 2), (2, 8)])
+    >>> y, saved = feed_forward_forward(x, w1, np.zeros(8), w2, np.zeros(2))
+    >>> y.shape
+    (4, 2)
+    """
+    y = feed_forward(
+        x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
+        dropout_key=dropout_key, out=out, workers=workers,
+    )  # fmt: skip
+    arrays = (np.asarray(array) for array in (x, w1, b1, w2))
+    return y, FeedForwardSaved(*arrays, activation, chunk_length, dropout, dropout_key)
+
+
+def feed_forward_backward(
+    dout: np.ndarray, saved: FeedForwardSaved, *, workers: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of `feed_forward`.
+
+    Parameters
+    ----------
+    dout : (..., c)
+        Gradient of its output.
+    saved : FeedForwardSaved
+        Of `feed_forward_forward`.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    dx : (..., c)
+    dw1 : (f, c)
+    db1 : (f,)
+    dw2 : (c, f)
+    db2 : (c,)
+
+    Examples
+    --------
+    >>> w1, w2 = np.array([[1.0], [-1.0]]), np.array([[1.0, 1.0]])
+    >>> y, saved = feed_forward_forward(np.array([[-2.0]]), w1, np.zeros(2), w2, np.zeros(1))
+    >>> [gradient.tolist() for gradient in feed_forward_backward(np.ones((1, 1)), saved)]
+    [[[-1.0]], [[0.0], [-2.0]], [0.0, 1.0], [[0.0, 2.0]], [1.0]]
+    """
+    x, w1, b1, w2, activation, chunk_length, p, key = saved
+    dw1, db1, dw2 = zeros_for(w1), zeros_for(b1), zeros_for(w2)
+    db2 = np.zeros(len(w2), dw2.dtype)
+    dx = _core.feed_forward_backward(
+        x, w1, b1, w2, dout, activation, chunk_length, p, key, dw1, db1, dw2, db2,
+        resolve_workers(workers),
+    )  # fmt: skip
+    return dx, dw1, db1, dw2, db2

@@ -1,0 +1,118 @@
+"""A Reformer, forward, layer by layer as the paper's figures and Hugging Face's names have it.
+
+Everything is kept, nothing is reversible, and there is no dropout. `w` is a dictionary of arrays
+under the names of a bare model's ``state_dict``.
+"""
+
+import numpy as np
+
+from . import attention
+from .cross_entropy import cross_entropy_head
+from .embedding import axial_positions, embedding
+from .feed_forward import feed_forward
+from .hashing import lsh_hash
+from .layer_norm import layer_norm
+from .linear import linear
+
+
+def body(w, config, ids, *, attention_mask=None, position_ids=None, hashing=None):
+    """ids (b, t) -> final states (b, t, 2c).
+
+    hashing holds for each LSH layer its rotations (h, d, r, s), or bucket ids (b, h, r, t).
+    """
+    b, t = np.shape(ids)
+    positions = np.broadcast_to(np.arange(t) if position_ids is None else position_ids, (b, t))
+    hashing = iter(hashing or ())
+    x1 = x2 = embedding(ids, w["embeddings.word_embeddings.weight"]) + position_vectors(
+        w, positions
+    )
+    for i, kind in enumerate(config.layer_types):
+        layer = below(w, f"encoder.layers.{i}.")
+        n = normed(x2, below(layer, "attention."), config)
+        if kind == "local":
+            heads = local(n, below(layer, "attention."), config, attention_mask)
+        else:
+            heads = lsh(n, below(layer, "attention."), config, attention_mask, next(hashing))
+        x1 = x1 + linear(side_by_side(heads), layer["attention.output.dense.weight"])
+        n = normed(x1, below(layer, "feed_forward."), config)
+        x2 = x2 + feed_forward(
+            n,
+            *dense(layer, "feed_forward.dense.dense"),
+            *dense(layer, "feed_forward.output.dense"),
+            config.activation,
+        )
+    both = np.concatenate([x1, x2], axis=-1)
+    return layer_norm(both, *dense(w, "encoder.layer_norm"), config.layer_norm_eps)
+
+
+def language_model_loss(w, config, ids, labels, **rest):
+    """The loss of a model with a language model's head; causal where config.is_decoder."""
+    h = body(below(w, "reformer."), config, ids, **rest)
+    if config.is_decoder:
+        h, labels = h[:, :-1], np.asarray(labels)[:, 1:]
+    return cross_entropy_head(h, w["lm_head.decoder.weight"], w["lm_head.bias"], labels)
+
+
+def language_model_logits(w, config, ids, **rest):
+    h = body(below(w, "reformer."), config, ids, **rest)
+    return linear(h, w["lm_head.decoder.weight"], w["lm_head.bias"])
+
+
+# ---- pieces ----
+
+
+def below(w, prefix):
+    return {name.removeprefix(prefix): w[name] for name in w if name.startswith(prefix)}
+
+
+def dense(w, name):
+    return w[f"{name}.weight"], w[f"{name}.bias"]
+
+
+def normed(x, w, config):
+    return layer_norm(x, *dense(w, "layer_norm"), config.layer_norm_eps)
+
+
+def position_vectors(w, positions):
+    table = below(w, "embeddings.position_embeddings.")
+    if "embedding.weight" in table:
+        return embedding(positions, table["embedding.weight"])
+    # (n1, 1, d1) and (1, n2, d2)
+    return axial_positions(positions, table["weights.0"][:, 0], table["weights.1"][0])
+
+
+def projected(n, w, name, config):
+    """(b, t, c) -> (b, h, t, d)."""
+    x = linear(n, w[f"self_attention.{name}.weight"])
+    x = x.reshape(*x.shape[:2], config.num_attention_heads, config.attention_head_size)
+    return x.swapaxes(1, 2)
+
+
+def side_by_side(heads):
+    """(b, h, t, d) -> (b, t, h d)."""
+    b, h, t, d = heads.shape
+    return heads.swapaxes(1, 2).reshape(b, t, h * d)
+
+
+def rules(config, kind, attention_mask):
+    return {
+        "chunk_length": config.attention(kind, "attn_chunk_length"),
+        "num_chunks_before": config.attention(kind, "num_chunks_before"),
+        "num_chunks_after": config.attention(kind, "num_chunks_after"),
+        "is_causal": config.is_decoder,
+        "attention_mask": attention_mask,
+        "wrap": True,
+    }
+
+
+def local(n, w, config, attention_mask):
+    q, k, v = (projected(n, w, name, config) for name in ("query", "key", "value"))
+    return attention.local(q, k, **rules(config, "local", attention_mask)).output(v)
+
+
+def lsh(n, w, config, attention_mask, hashing):
+    qk, v = (projected(n, w, name, config) for name in ("query_key", "value"))
+    if np.asarray(hashing).dtype.kind == "f":
+        hashing = lsh_hash(qk, hashing, config.num_buckets, attention_mask)
+    scope = {"scope": config.attention_scope, **rules(config, "lsh", attention_mask)}
+    return attention.lsh(qk, hashing, **scope).output(v)

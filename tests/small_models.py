@@ -1,0 +1,58 @@
+"""Configurations and inputs that are small enough to check by hand, and hard enough to matter."""
+
+import numpy as np
+
+from reformer_c.config import ReformerConfig
+
+
+def small_config(**changes):
+    """Local and LSH layers, two rounds, chunks of 4, axial positions 6 x 7, no dropout."""
+    fields = {
+        "attn_layers": ["local", "lsh", "lsh"],
+        "attention_head_size": 6,
+        "num_attention_heads": 2,
+        "hidden_size": 16,
+        "axial_pos_shape": [6, 7],
+        "axial_pos_embds_dim": [6, 10],
+        "max_position_embeddings": 42,
+        "feed_forward_size": 20,
+        "hidden_act": "gelu",
+        "vocab_size": 13,
+        "num_hashes": 2,
+        "num_buckets": 4,
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "is_decoder": True,
+        "hidden_dropout_prob": 0.0,
+        "local_attention_probs_dropout_prob": 0.0,
+        "lsh_attention_probs_dropout_prob": 0.0,
+        # far from the first weights' smallness, so that attention has something to choose
+        "initializer_range": 0.3,
+    }
+    return ReformerConfig(**fields | changes)
+
+
+DROPOUT = {
+    "hidden_dropout_prob": 0.2,
+    "local_attention_probs_dropout_prob": 0.1,
+    "lsh_attention_probs_dropout_prob": 0.15,
+}
+
+
+def random_ids(shape, seed=0, v=13):
+    return np.random.default_rng(seed).integers(0, v, shape)
+
+
+def randomise(model, seed=0):
+    """Biases and norms too get values of their own."""
+    rng = np.random.default_rng(seed)
+    for name, array in model.parameters.items():
+        if name.endswith("bias") or "layer_norm" in name:
+            array += (0.3 * rng.standard_normal(array.shape)).astype(array.dtype)
+    return model
+
+
+def largest_difference(a, b):
+    """The largest error anywhere, as a share of the largest magnitude, of two sets of gradients."""
+    assert a.keys() == b.keys()
+    return max(np.abs(a[k] - b[k]).max() / max(np.abs(b[k]).max(), 1e-30) for k in a)

@@ -1,0 +1,285 @@
+"""Folders of weights: whole or not there, and every tensor that does not fit is named."""
+
+import json
+import os
+import struct
+import sys
+
+import numpy as np
+import pytest
+from small_models import random_ids, randomise, small_config
+
+from reformer_c import checkpoint
+from reformer_c.checkpoint import read_safetensors, save_folder, write_atomically, write_safetensors
+from reformer_c.config import ReformerConfig
+from reformer_c.model import (
+    ReformerForMaskedLM,
+    ReformerForSequenceClassification,
+    ReformerModel,
+    ReformerModelWithLMHead,
+)
+
+safetensors = pytest.importorskip("safetensors")
+
+
+@pytest.fixture
+def model():
+    return randomise(ReformerModelWithLMHead(small_config(extra={"task": "prose"}), rng=0))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+# ---- the round trip ----
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("axial", [True, False])
+def test_a_model_comes_back_bit_for_bit(tmp_path, dtype, axial):
+    config = small_config(axial_pos_embds=axial)
+    model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=dtype))
+    model.save_pretrained(tmp_path / "new" / "folder")
+    back = ReformerModelWithLMHead.from_pretrained(tmp_path / "new" / "folder", dtype=dtype)
+    assert same(back.parameters, model.parameters)
+    assert back.dtype == dtype
+    ids = random_ids((2, 17))
+    assert np.array_equal(back(ids, rng=0).logits, model(ids, rng=0).logits)
+
+
+def test_the_folder_holds_what_transformers_looks_for(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["ReformerModelWithLMHead"]
+    assert config["task"] == "prose"
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert sorted(file.keys()) == sorted(model.parameters)
+
+
+def test_the_dtype_may_change_on_the_way_in(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    wide = ReformerModelWithLMHead.from_pretrained(tmp_path, dtype=np.float64)
+    assert all(array.dtype == np.float64 for array in wide.parameters.values())
+    assert same(wide.parameters, {k: np.float64(v) for k, v in model.parameters.items()})
+
+
+def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path):
+    a = np.arange(24.0).reshape(2, 3, 4)
+    tensors = {
+        "t": a.transpose(2, 0, 1),
+        "step": a[:, ::2, 1:],
+        "flipped": a[::-1],
+        "one": a[0, 0, 0],
+    }
+    tensors = {name: np.asarray(array) for name, array in tensors.items()}
+    write_safetensors(tmp_path / "a.safetensors", tensors)
+    assert same(read_safetensors(tmp_path / "a.safetensors"), tensors)
+
+
+# ---- what the files hold ----
+
+
+def rewrite(folder, change):
+    tensors = read_safetensors(folder / "model.safetensors")
+    change(tensors)
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, model):
+    model.save_pretrained(tmp_path)
+
+    def damage(tensors):
+        del tensors["lm_head.bias"], tensors["reformer.encoder.layer_norm.weight"]
+        tensors["pooler.weight"] = np.zeros(3, np.float32)
+
+    rewrite(tmp_path, damage)
+    with pytest.raises(
+        ValueError, match=r"missing: .*encoder\.layer_norm\.weight, lm_head\.bias"
+    ) as e:
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+    assert "unexpected: pooler.weight" in str(e.value)
+
+    def deform(tensors):
+        tensors["lm_head.decoder.weight"] = np.zeros((2, 2), np.float32)
+        tensors["lm_head.bias"] = np.zeros(13, np.int64)
+
+    rewrite(tmp_path, deform)
+    with pytest.raises(
+        ValueError, match=r"lm_head\.decoder\.weight: float32\[2, 2\] in the file"
+    ) as e:
+        ReformerModelWithLMHead.from_pretrained(tmp_path, strict=False)
+    assert "lm_head.bias: int64[13]" in str(e.value)
+
+
+def test_the_bias_of_the_head_has_two_names(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda t: t.update({"lm_head.decoder.bias": t.pop("lm_head.bias")}))
+    back = ReformerModelWithLMHead.from_pretrained(tmp_path)
+    assert same(back.parameters, model.parameters)
+
+
+def test_mask_constants_of_old_checkpoints_are_passed_over(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    at = "reformer.encoder.layers.0.attention.self_attention."
+    names = [f"{at}{kind}_value_float{bits}" for kind in ("self_mask", "mask") for bits in (16, 32)]
+    rewrite(tmp_path, lambda t: t.update({name: np.float32(-1e9) for name in names}))
+    assert same(ReformerModelWithLMHead.from_pretrained(tmp_path).parameters, model.parameters)
+
+
+def test_shards_are_read_by_their_index(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    tensors = read_safetensors(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    index = {}
+    for i, part in enumerate((names[:7], names[7:])):
+        shard = f"model-0000{i + 1}-of-00002.safetensors"
+        write_safetensors(tmp_path / shard, {name: tensors[name] for name in part})
+        index |= dict.fromkeys(part, shard)
+    index_file = tmp_path / "model.safetensors.index.json"
+    index_file.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert same(ReformerModelWithLMHead.from_pretrained(tmp_path).parameters, model.parameters)
+
+    index_file.write_text(json.dumps({"weight_map": index | {"absent": shard}}))
+    with pytest.raises(ValueError, match=f"{shard} lacks absent"):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+    index_file.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(ValueError, match="not a file of the folder"):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+    index_file.write_text("{}")
+    with pytest.raises(ValueError, match="weight_map"):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+
+
+def test_bfloat16_and_half_precision_are_read(tmp_path):
+    header = {
+        "bf": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]},
+        "half": {"dtype": "F16", "shape": [1], "data_offsets": [4, 6]},
+    }
+    text = json.dumps(header).encode()
+    data = struct.pack("<2H", 0x3FC0, 0xC000) + np.float16(0.5).tobytes()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    tensors = read_safetensors(tmp_path / "a.safetensors")
+    assert tensors["bf"].tolist() == [[1.5, -2.0]]
+    assert tensors["half"].tolist() == [0.5]
+
+
+def test_a_body_loads_from_a_model_with_a_head(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"unexpected: lm_head\..*strict=False"):
+        ReformerModel.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="unexpected: lm_head"):
+        bare = ReformerModel.from_pretrained(tmp_path, strict=False)
+    body = {k: v for k, v in model.parameters.items() if k.startswith("reformer.")}
+    assert same({f"reformer.{k}": v for k, v in bare.parameters.items()}, body)
+
+
+def test_a_new_head_is_put_on_a_trained_body(tmp_path):
+    bare = randomise(ReformerModel(small_config(is_decoder=False), rng=1))
+    bare.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"missing: classifier\."):
+        model = ReformerForSequenceClassification.from_pretrained(tmp_path, strict=False, rng=5)
+    fresh = ReformerForSequenceClassification(small_config(is_decoder=False), rng=5)
+    for name in model.parameters:
+        source = fresh.parameters[name] if "classifier" in name else bare.parameters[name[9:]]
+        assert np.array_equal(model.parameters[name], source), name
+
+
+def test_a_configuration_may_take_the_place_of_the_folders(tmp_path):
+    ReformerForMaskedLM(small_config(is_decoder=False), rng=0).save_pretrained(tmp_path)
+    config = ReformerConfig.from_json(tmp_path)
+    config.num_hashes = 5
+    assert ReformerForMaskedLM.from_pretrained(tmp_path, config=config).config.num_hashes == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"xx", struct.pack("<Q", 10**15) + b"{}"])
+def test_damaged_files_are_refused(tmp_path, model, content):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors' is not a safetensors file"):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+
+
+def test_what_is_not_there_is_said(tmp_path, model):
+    with pytest.raises(FileNotFoundError):
+        ReformerModelWithLMHead.from_pretrained(tmp_path / "nowhere")
+    model.config.to_json(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
+def test_without_the_library_the_extra_is_named(tmp_path, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"pip install 'reformer_c\[hf\]'"):
+        model.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+# ---- whole or not there ----
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(part):
+        part.write_text("half of the n")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, model, monkeypatch):
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def fail(path, tensors):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("reformer_c.model.write_safetensors", fail)
+    model.parameters["lm_head.bias"][:] = 1
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(OSError, match="disk full"):
+            model.save_pretrained(target)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_saving_again_keeps_the_folders_other_files(tmp_path, model):
+    (tmp_path / "notes.txt").write_text("mine")
+    model.save_pretrained(tmp_path)
+    model.parameters["lm_head.bias"][:] = 7
+    model.save_pretrained(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "notes.txt"]
+    assert ReformerModelWithLMHead.from_pretrained(tmp_path).parameters["lm_head.bias"][0] == 7
+
+
+def test_a_file_is_no_folder(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="folder"):
+        model.save_pretrained(tmp_path / "file")
+
+
+def test_everything_is_flushed_before_it_takes_its_place(tmp_path, monkeypatch):
+    events = []
+    for name in ("fsync", "replace", "rename"):
+        original = getattr(os, name)
+
+        def recorded(*args, name=name, original=original):
+            events.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(checkpoint.os, name, recorded)
+    save_folder(
+        tmp_path / "new", {"a": lambda p: p.write_text("1"), "b": lambda p: p.write_text("2")}
+    )
+    assert events == ["fsync"] * 3 + ["rename", "fsync"]

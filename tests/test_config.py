@@ -1,0 +1,219 @@
+"""ReformerConfig: Hugging Face's fields, named checks, a round trip that loses nothing."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from reformer_c.body import body_shapes
+from reformer_c.config import ReformerConfig
+
+CRIME_AND_PUNISHMENT = {
+    "architectures": ["ReformerModelWithLMHead"],
+    "attention_head_size": 64,
+    "attention_probs_dropout_prob": 0.1,
+    "attn_layers": ["local", "lsh", "local", "lsh", "local", "lsh"],
+    "axial_norm_std": 1.0,
+    "axial_pos_embds": True,
+    "axial_pos_embds_dim": [64, 192],
+    "axial_pos_shape": [512, 1024],
+    "chunk_size_feed_forward": 0,
+    "chunk_size_lm_head": 0,
+    "eos_token_id": 2,
+    "feed_forward_size": 512,
+    "hash_seed": None,
+    "hidden_act": "relu",
+    "hidden_dropout_prob": 0.05,
+    "hidden_size": 256,
+    "intermediate_size": 3072,
+    "is_decoder": True,
+    "layer_norm_eps": 1e-12,
+    "local_attention_probs_dropout_prob": 0.05,
+    "local_attn_chunk_length": 64,
+    "lsh_attention_probs_dropout_prob": 0.0,
+    "lsh_attn_chunk_length": 64,
+    "max_position_embeddings": 524288,
+    "model_type": "reformer",
+    "num_attention_heads": 2,
+    "num_buckets": [64, 128],
+    "num_chunks_after": 0,
+    "num_chunks_before": 1,
+    "num_hashes": 1,
+    "num_hidden_layers": 6,
+    "sinusoidal_pos_embds": False,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 100}},
+    "vocab_size": 320,
+}
+
+
+def count(config):
+    return sum(math.prod(shape) for shape in body_shapes(config).values())
+
+
+def test_defaults_are_those_of_hugging_face():
+    config = ReformerConfig()
+    expected = {
+        "attention_head_size": 64, "attn_layers": ["local", "lsh"] * 3, "axial_norm_std": 1.0,
+        "axial_pos_embds": True, "axial_pos_shape": [64, 64], "axial_pos_embds_dim": [64, 192],
+        "chunk_size_lm_head": 0, "chunk_size_feed_forward": 0, "classifier_dropout": None,
+        "eos_token_id": 2, "pad_token_id": 0, "feed_forward_size": 512, "hash_seed": None,
+        "hidden_act": "relu", "hidden_dropout_prob": 0.05, "hidden_size": 256,
+        "initializer_range": 0.02, "is_decoder": False, "layer_norm_eps": 1e-12,
+        "local_num_chunks_before": 1, "local_num_chunks_after": 0,
+        "local_attention_probs_dropout_prob": 0.05, "local_attn_chunk_length": 64,
+        "lsh_attn_chunk_length": 64, "lsh_attention_probs_dropout_prob": 0.0,
+        "lsh_num_chunks_before": 1, "lsh_num_chunks_after": 0, "max_position_embeddings": 4096,
+        "num_attention_heads": 12, "num_buckets": None, "num_hashes": 1, "num_labels": 2,
+        "problem_type": None, "vocab_size": 320, "tie_word_embeddings": False, "use_cache": True,
+        "num_hidden_layers": 6,
+    }  # fmt: skip
+    assert config.to_dict() == expected | {"model_type": "reformer"}
+
+
+def test_our_own_fields_are_off_by_default_and_written_only_when_on():
+    config = ReformerConfig()
+    assert config.attention_scope == "chunk"
+    assert config.memory_budget is None
+    assert config.apply_lm_head_bias is True
+    config = ReformerConfig(
+        attention_scope="bucket", memory_budget=math.inf, apply_lm_head_bias=False
+    )
+    written = config.to_dict()
+    assert written["memory_budget"] == "inf"
+    assert written["attention_scope"] == "bucket"
+    assert ReformerConfig.from_dict(json.loads(json.dumps(written))) == config
+
+
+def test_the_published_configuration_opens_and_comes_back_whole():
+    config = ReformerConfig.from_dict(CRIME_AND_PUNISHMENT)
+    assert config.to_dict().items() >= CRIME_AND_PUNISHMENT.items()
+    assert ReformerConfig.from_dict(config.to_dict()) == config
+
+
+def test_published_models_have_the_published_number_of_parameters():
+    config = ReformerConfig.from_dict(CRIME_AND_PUNISHMENT)
+    assert count(config) == 2_584_064
+    config.axial_pos_embds = False
+    assert count(config) == 136_572_416
+    enwik8 = ReformerConfig(
+        vocab_size=258, hidden_size=1024, num_attention_heads=8, attention_head_size=128,
+        feed_forward_size=4096, attn_layers=["local", "local", "lsh", "local"] * 3,
+        axial_pos_shape=[128, 512], axial_pos_embds_dim=[256, 768], max_position_embeddings=65536,
+    )  # fmt: skip
+    assert count(enwik8) + 258 * 2048 + 258 == 149_182_722
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_json_round_trip_keeps_unknown_fields(tmp_path, as_folder):
+    config = ReformerConfig(num_buckets=(4, 8), extra={"task_specific_params": {"a": [1, 2]}})
+    path = tmp_path if as_folder else tmp_path / "other.json"
+    config.to_json(path)
+    back = ReformerConfig.from_json(path)
+    assert back == config
+    assert back.num_buckets == [4, 8]
+    assert back.extra == {"task_specific_params": {"a": [1, 2]}}
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json" if as_folder else "other.json"]
+
+
+def test_numpy_numbers_and_tuples_become_plain_ones(tmp_path):
+    config = ReformerConfig(
+        num_hashes=np.int64(2), hidden_dropout_prob=np.float32(0.5), axial_pos_shape=(32, 16)
+    )
+    config.to_json(tmp_path / "c.json")
+    assert ReformerConfig.from_json(tmp_path / "c.json") == config
+    assert type(config.num_hashes) is int
+    assert type(config.hidden_dropout_prob) is float
+
+
+def test_keys_of_2020_fill_fields_that_are_absent():
+    old = {"seed": 3, "num_chunks_before": 2, "num_chunks_after": 1}
+    old |= {"attention_probs_dropout_prob": 0.25, "lsh_num_chunks_after": 0}
+    config = ReformerConfig.from_dict(old)
+    assert config.hash_seed == 3
+    assert (config.local_num_chunks_before, config.lsh_num_chunks_before) == (2, 2)
+    assert (config.local_num_chunks_after, config.lsh_num_chunks_after) == (1, 0)
+    assert config.local_attention_probs_dropout_prob == 0.25
+    assert config.to_dict().items() >= old.items()
+
+
+@pytest.mark.parametrize(("used", "unused"), [("local", "lsh"), ("lsh", "local")])
+def test_fields_of_a_layer_type_that_does_not_occur_may_be_null(used, unused):
+    nulls = {name: None for name in ReformerConfig().to_dict() if name.startswith(f"{unused}_")}
+    config = ReformerConfig.from_dict({"attn_layers": [used, used], **nulls})
+    assert config.to_dict().items() >= nulls.items()
+    with pytest.raises(TypeError, match=f"{unused}_"):
+        ReformerConfig.from_dict({"attn_layers": [used, unused], **nulls})
+
+
+def test_number_of_labels_follows_from_their_names():
+    names = {"0": "a", "1": "b", "2": "c"}
+    assert ReformerConfig.from_dict({"id2label": names}).num_labels == 3
+    with pytest.raises(ValueError, match="id2label"):
+        ReformerConfig.from_dict({"id2label": names, "num_labels": 2})
+
+
+def test_fewer_layers_than_attn_layers_are_the_first_ones():
+    config = ReformerConfig(attn_layers=["local", "lsh", "lsh"], num_hidden_layers=2)
+    assert config.layer_types == ["local", "lsh"]
+
+
+def test_positions_are_bounded_by_the_table_and_by_the_configuration():
+    assert ReformerConfig(axial_pos_shape=[8, 8]).num_positions == 64
+    assert ReformerConfig(max_position_embeddings=100).num_positions == 100
+    assert ReformerConfig(axial_pos_embds=False).num_positions == 4096
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_python", "gelu_new", "gelu_fast", "swish", "tanh"])
+def test_activations_answer_to_the_names_of_transformers(name):
+    expected = {"gelu_python": "gelu", "gelu_fast": "gelu_new", "swish": "silu"}.get(name, name)
+    assert ReformerConfig(hidden_act=name).activation == expected
+
+
+WRONG = {
+    "attn_layers": ["local", ["global"], []],
+    "num_hidden_layers": [7, 0, "6"],
+    "attention_head_size": [0, 1.5, True],
+    "hidden_size": [-1, "256"],
+    "axial_pos_shape": [[64], [64, 0], 4096],
+    "axial_pos_embds_dim": [[64, 64], [256]],
+    "axial_pos_embds": [1],
+    "num_buckets": [3, [2, 5], [], 0, "auto"],
+    "num_hashes": [0, None],
+    "hash_seed": [-1, 0.5],
+    "hidden_dropout_prob": [1.0, -0.1, "0.1", math.nan],
+    "lsh_attention_probs_dropout_prob": [1.0, None],
+    "local_attn_chunk_length": [0],
+    "lsh_num_chunks_before": [-1],
+    "hidden_act": ["softmax", None],
+    "layer_norm_eps": [-1e-3],
+    "is_decoder": ["yes"],
+    "attention_scope": ["global"],
+    "memory_budget": [-1, "2 GB"],
+    "problem_type": ["ranking"],
+    "vocab_size": [0],
+    "pad_token_id": [-2],
+    "eos_token_id": [[1, -1]],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+def test_wrong_values_are_named(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+        ReformerConfig(**{name: value})
+
+
+def test_other_models_and_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="model_type: expected 'reformer', got 'bert'"):
+        ReformerConfig.from_dict({"model_type": "bert"})
+    with pytest.raises(ValueError, match="sinusoidal_pos_embds"):
+        ReformerConfig.from_dict({"sinusoidal_pos_embds": True})
+    with pytest.raises(TypeError, match="hiden_size"):
+        ReformerConfig(hiden_size=3)
+    with pytest.raises(FileNotFoundError):
+        ReformerConfig.from_json(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        ReformerConfig.from_json(tmp_path)

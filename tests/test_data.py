@@ -1,0 +1,120 @@
+"""Text files to tokens, tokens to windows that (seed, step) decide."""
+
+import io
+
+import numpy as np
+import pytest
+
+from reformer_c.data import Windows, read_text, split_tokens
+
+TOKENS = np.arange(100) % 37
+
+
+def test_files_and_folders_are_read_in_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "b.txt").write_bytes(b"two")
+    (tmp_path / "a.txt").write_bytes(b"one")
+    (tmp_path / "sub" / "c.md").write_bytes(b"three")
+    (tmp_path / "image.bin").write_bytes(b"\0\1\2")
+    (tmp_path / ".hidden" / "d.txt").write_bytes(b"no")
+    (tmp_path / ".e.txt").write_bytes(b"no")
+    assert read_text(tmp_path) == b"one\ntwo\nthree"
+    assert read_text([tmp_path / "b.txt", str(tmp_path / "a.txt")]) == b"two\none"
+
+
+def test_a_file_named_by_itself_may_contain_anything(tmp_path):
+    (tmp_path / "image.bin").write_bytes(b"\0\1\2")
+    assert read_text(tmp_path / "image.bin") == b"\0\1\2"
+
+
+def test_standard_input_is_read(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"typed")))
+    assert read_text("-") == b"typed"
+
+
+def test_a_missing_file_and_no_text_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
+        read_text(tmp_path / "nowhere.txt")
+    with pytest.raises(ValueError, match="no text"):
+        read_text(tmp_path)
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.1, 10), (0.256, 26), (0.99, 99)])
+def test_the_held_out_part_is_the_end(share, held):
+    train, held_out = split_tokens(TOKENS, share)
+    assert len(held_out) == held
+    assert np.array_equal(np.concatenate([train, held_out]), TOKENS)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, np.nan])
+def test_a_bad_share_is_named(share):
+    with pytest.raises(ValueError, match="held_out"):
+        split_tokens(TOKENS, share)
+
+
+def test_random_windows_are_pieces_of_the_text_and_depend_on_seed_and_step_alone():
+    text = np.arange(1000)
+    windows = Windows(text, 50, batch=4, seed=3)
+    batches = [windows.batch(step) for step in range(20)]
+    for batch in batches:
+        assert batch.shape == (4, 50)
+        assert batch.dtype == np.int64
+        assert np.array_equal(batch, batch[:, :1] + np.arange(50))
+    again = Windows(text, 50, batch=4, seed=3)
+    assert np.array_equal(again.batch(17), batches[17])
+    assert not np.array_equal(batches[0], batches[1])
+    assert not np.array_equal(Windows(text, 50, batch=4, seed=4).batch(0), batches[0])
+
+
+def test_random_windows_reach_both_ends():
+    windows = Windows(np.arange(12), 10, seed=0)
+    starts = {int(windows.batch(step)[0, 0]) for step in range(100)}
+    assert starts == {0, 1, 2}
+
+
+def test_sequential_windows_follow_each_other_and_come_round():
+    windows = Windows(np.arange(35), 10, batch=2, order="sequential")
+    assert windows.batch(0)[:, 0].tolist() == [0, 10]
+    assert windows.batch(1)[:, 0].tolist() == [20, 0]
+    assert windows.batch(2)[:, 0].tolist() == [10, 20]
+
+
+def test_a_window_may_be_the_whole_text():
+    assert np.array_equal(Windows(TOKENS, 100).batch(5)[0], TOKENS)
+
+
+def test_a_description_tells_texts_and_orders_apart():
+    base = Windows(TOKENS, 10).describe()
+    other = TOKENS.copy()
+    other[50] += 1
+    assert Windows(TOKENS.copy(), 10).describe() == base
+    assert Windows(other, 10).describe() != base
+    assert Windows(TOKENS, 10, order="sequential").describe() != base
+    assert Windows(TOKENS, 10, seed=1).describe() != base
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_tokens_may_be_of_any_integer_dtype_and_read_only(dtype, tmp_path):
+    np.save(tmp_path / "tokens.npy", TOKENS.astype(dtype))
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    assert np.array_equal(Windows(mapped, 10).batch(0), Windows(TOKENS, 10).batch(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "word"),
+    [
+        ({"tokens": TOKENS.astype(float)}, TypeError, "tokens"),
+        ({"tokens": TOKENS.reshape(10, 10)}, TypeError, "tokens"),
+        ({"length": 0}, ValueError, "length"),
+        ({"length": 2.5}, ValueError, "length"),
+        ({"length": 101}, ValueError, "length.* 101 .* 100"),
+        ({"batch": 0}, ValueError, "batch"),
+        ({"order": "shuffled"}, ValueError, "order"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"bytes_per_token": 0}, ValueError, "bytes_per_token"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, word):
+    with pytest.raises(error, match=word):
+        Windows(**({"tokens": TOKENS, "length": 10} | arguments))

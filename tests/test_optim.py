@@ -1,0 +1,250 @@
+"""AdamW, clipping and schedules, against formulas written out in float64."""
+
+import math
+
+import numpy as np
+import pytest
+
+import reformer_c as rc
+from reformer_c.optim import AdamW, clip_gradients, schedules
+
+SHAPES = {"scalar": (), "bias": (5,), "weight": (7, 33), "empty": (0, 3), "large": (70, 1001)}
+
+
+def draw(seed, dtype=np.float32, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.array(scale * rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()
+    }
+
+
+def adamw_reference(weight, grads, lr, betas, eps, decay):
+    """Loshchilov and Hutter 2019, algorithm 2, line by line."""
+    weight = weight.astype(np.float64)
+    first = np.zeros_like(weight)
+    second = np.zeros_like(weight)
+    for t, g in enumerate(grads, start=1):
+        g = g.astype(np.float64)
+        first = betas[0] * first + (1 - betas[0]) * g
+        second = betas[1] * second + (1 - betas[1]) * g**2
+        first_hat = first / (1 - betas[0] ** t)
+        second_hat = second / (1 - betas[1] ** t)
+        weight = weight - lr * (first_hat / (np.sqrt(second_hat) + eps) + decay * weight)
+    return weight
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 1e-13)])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_takes_the_steps_of_the_paper(dtype, tolerance, decay):
+    parameters = draw(0, dtype)
+    start = {name: array.copy() for name, array in parameters.items()}
+    grads = [draw(seed, dtype) for seed in range(1, 6)]
+    optimizer = AdamW(parameters, lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=decay)
+    for step in grads:
+        optimizer.step(step)
+    for name, array in parameters.items():
+        expected = adamw_reference(
+            start[name], [g[name] for g in grads], 0.01, (0.8, 0.95), 1e-6, decay
+        )
+        np.testing.assert_allclose(array, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_one_step_may_have_a_learning_rate_of_its_own():
+    parameters = {"w": np.ones(3)}
+    AdamW(parameters, lr=1.0, weight_decay=0.0).step({"w": np.full(3, 2.0)}, lr=0.25)
+    np.testing.assert_allclose(parameters["w"], 0.75, atol=1e-7)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_steps_are_the_same_bits_with_any_number_of_threads(workers):
+    def run(count):
+        parameters = draw(0)
+        with rc.num_threads(count):
+            optimizer = AdamW(parameters)
+            for seed in range(3):
+                grads = draw(seed)
+                clip_gradients(grads, 0.5)
+                optimizer.step(grads)
+        return parameters
+
+    one, many = run(1), run(workers)
+    for name in SHAPES:
+        assert one[name].tobytes() == many[name].tobytes()
+
+
+def test_a_loaded_state_continues_bit_for_bit():
+    straight, broken = draw(0), draw(0)
+    optimizer = AdamW(straight)
+    for seed in range(4):
+        optimizer.step(draw(seed))
+    first = AdamW(broken)
+    for seed in range(2):
+        first.step(draw(seed))
+    second = AdamW(broken)
+    second.load_state_dict({name: a.copy() for name, a in first.state_dict().items()})
+    for seed in range(2, 4):
+        second.step(draw(seed))
+    for name in SHAPES:
+        assert straight[name].tobytes() == broken[name].tobytes()
+
+
+def test_parameters_that_are_not_held_are_not_touched():
+    parameters = draw(0)
+    held = {name: parameters[name] for name in ("weight", "bias")}
+    before = parameters["large"].copy()
+    optimizer = AdamW(held)
+    optimizer.step({name: draw(1)[name] for name in held})
+    assert np.array_equal(parameters["large"], before)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_names_step_and_parameter_and_changes_nothing(bad):
+    parameters = draw(0)
+    optimizer = AdamW(parameters)
+    optimizer.step(draw(1))
+    before = {name: array.copy() for name, array in parameters.items()}
+    state = {name: array.copy() for name, array in optimizer.state_dict().items()}
+    grads = draw(2)
+    grads["weight"][3, 4] = bad
+    with pytest.raises(FloatingPointError, match=r"step 2: the gradient of 'weight'.*\(1 of 231 "):
+        optimizer.step(grads)
+    assert all(np.array_equal(parameters[name], before[name]) for name in before)
+    after = optimizer.state_dict()
+    assert all(np.array_equal(after[name], state[name]) for name in state)
+
+
+def test_large_gradients_are_no_error_though_their_squares_overflow():
+    parameters = {"w": np.zeros(2)}
+    AdamW(parameters, lr=0.1).step({"w": np.array([1e200, 1.0])})
+    assert np.isfinite(parameters["w"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda g: g.pop("bias"), ValueError, "grads: 'bias' is missing"),
+        (lambda g: g.update(other=np.zeros(3)), ValueError, "grads: 'other' belongs to no"),
+        (lambda g: g.update(bias=np.zeros(6, np.float32)), ValueError, r"\['bias'\].*\(5,\)"),
+        (lambda g: g.update(bias=np.zeros(5)), TypeError, r"\['bias'\]: expected float32"),
+        (lambda g: g.update(bias=[0.0] * 5), TypeError, r"\['bias'\].*list"),
+    ],
+)
+def test_bad_gradients_are_named(change, error, words):
+    optimizer = AdamW(draw(0))
+    grads = draw(1)
+    change(grads)
+    with pytest.raises(error, match=words):
+        optimizer.step(grads)
+    with pytest.raises(TypeError, match="grads"):
+        optimizer.step(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"parameters": {}}, TypeError, "parameters"),
+        ({"parameters": {"w": np.zeros(2, int)}}, TypeError, r"parameters\['w'\]"),
+        ({"parameters": {"w": np.zeros((4, 4)).T[::2]}}, ValueError, r"parameters\['w'\]"),
+        ({"lr": -1.0}, ValueError, "lr"),
+        ({"lr": math.nan}, ValueError, "lr"),
+        ({"lr": "fast"}, TypeError, "lr"),
+        ({"betas": (0.9, 1.0)}, ValueError, "betas"),
+        ({"betas": 0.9}, ValueError, "betas"),
+        ({"eps": 0.0}, ValueError, "eps"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        AdamW(**({"parameters": {"w": np.zeros(2)}} | arguments))
+
+
+def test_a_state_that_does_not_fit_is_named_and_changes_nothing():
+    optimizer = AdamW(draw(0))
+    optimizer.step(draw(1))
+    good = {name: array.copy() for name, array in optimizer.state_dict().items()}
+    for name, wrong in [
+        ("first.bias", np.zeros(4, np.float32)),
+        ("second.weight", np.zeros((7, 33))),
+        ("steps", np.zeros(2, np.int64)),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=name.replace(".", r"\.")):
+            optimizer.load_state_dict(good | {name: wrong})
+    with pytest.raises(ValueError, match=r"first\.bias.* is missing"):
+        optimizer.load_state_dict({k: v for k, v in good.items() if k != "first.bias"})
+    after = optimizer.state_dict()
+    assert all(np.array_equal(after[name], good[name]) for name in good)
+
+
+# ---- clipping ----
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clipping_scales_all_gradients_to_the_norm(dtype):
+    grads = draw(0, dtype, scale=3.0)
+    before = {name: array.copy() for name, array in grads.items()}
+    norm = math.sqrt(sum((array.astype(float) ** 2).sum() for array in before.values()))
+    assert clip_gradients(grads, 2.0) == pytest.approx(norm, rel=1e-6)
+    for name in SHAPES:
+        np.testing.assert_allclose(grads[name], before[name] * (2.0 / norm), rtol=1e-5)
+
+
+def test_small_gradients_are_left_as_they_are():
+    grads = draw(0, scale=1e-6)
+    before = {name: array.copy() for name, array in grads.items()}
+    clip_gradients(grads, 1.0)
+    clip_gradients(grads, math.inf)
+    assert all(np.array_equal(grads[name], before[name]) for name in before)
+
+
+def test_gradients_that_are_not_finite_are_left_for_the_optimizer_to_name():
+    grads = {"a": np.array([np.nan]), "b": np.array([5.0])}
+    assert math.isnan(clip_gradients(grads, 1.0))
+    assert grads["b"][0] == 5.0
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, math.nan])
+def test_a_bad_norm_is_named(norm):
+    with pytest.raises(ValueError, match="max_norm"):
+        clip_gradients({"a": np.zeros(1)}, norm)
+
+
+# ---- schedules ----
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.constant(warmup=10),
+        schedules.linear(100, warmup=10),
+        schedules.cosine(100, warmup=10),
+        schedules.rsqrt(warmup=10),
+    ],
+)
+def test_schedules_warm_up_and_never_exceed_one(schedule):
+    factors = [schedule(step) for step in range(100)]
+    np.testing.assert_allclose(factors[:10], np.arange(1, 11) / 10)
+    assert max(factors) == pytest.approx(1.0)
+    assert min(factors) > 0
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_decays_end_at_the_floor_and_stay_there(name):
+    schedule = getattr(schedules, name)(50, warmup=5, floor=0.25)
+    assert schedule(50) == pytest.approx(0.25)
+    assert schedule(5000) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: schedules.constant(warmup=-1), "warmup"),
+        (lambda: schedules.linear(-5), "steps"),
+        (lambda: schedules.cosine(5, floor=1.5), "floor"),
+        (lambda: schedules.rsqrt(warmup=0.5), "warmup"),
+    ],
+)
+def test_bad_schedules_are_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()

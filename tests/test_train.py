@@ -1,0 +1,473 @@
+"""Training: reports, exact continuation, and checkpoints that survive whatever ends the process."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+import reformer_c as rc
+from reformer_c.checkpoint import read_safetensors, write_safetensors
+from reformer_c.data import Windows
+from reformer_c.optim import AdamW, schedules
+from reformer_c.train import (
+    Trainer,
+    evaluate,
+    finish_checkpoint,
+    has_checkpoint,
+    peak_memory,
+    show_progress,
+)
+
+TEXT = np.random.default_rng(0).integers(0, 5, 4000).cumsum() % 23
+
+
+class Bigrams:
+    """The smallest language model: a table of logits, with noise so that `rng` matters."""
+
+    def __init__(self):
+        self.parameters = {"table": np.zeros((23, 23)), "unused": np.ones(2)}
+
+    def loss(self, input_ids, *, labels, rng):
+        logits = self.parameters["table"][input_ids[:, :-1]]
+        logits = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return -np.take_along_axis(logits, labels[:, 1:, None], -1).mean()
+
+    def loss_and_gradients(self, input_ids, *, labels, rng):
+        before, after = input_ids[:, :-1].ravel(), labels[:, 1:].ravel()
+        logits = self.parameters["table"][before]
+        d = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        d[np.arange(len(after)), after] -= 1.0
+        grad = np.zeros_like(self.parameters["table"])
+        np.add.at(grad, before, d / len(after))
+        grad += 1e-6 * np.random.default_rng(rng).standard_normal(grad.shape)
+        return self.loss(input_ids, labels=labels, rng=rng), {
+            "table": grad,
+            "unused": np.zeros(2),
+        }
+
+    def save_pretrained(self, folder):
+        write_safetensors(folder / "model.safetensors", self.parameters)
+        (folder / "config.json").write_text("{}")
+
+
+def make(model=None, *, steps=12, seed=5, **options):
+    model = Bigrams() if model is None else model
+    data = Windows(TEXT, 64, batch=2, seed=seed)
+    optimizer = AdamW(model.parameters, lr=0.1)
+    options = {"schedule": schedules.cosine(12, warmup=3), "seed": seed, "steps": steps} | options
+    return Trainer(model, data, optimizer, **options)
+
+
+def run(trainer):
+    return [(report.step, report.loss) for report in trainer]
+
+
+# ---- steps ----
+
+
+def test_a_trainer_learns_and_reports():
+    trainer = make(steps=50, schedule=None)
+    reports = list(trainer)
+    assert [report.step for report in reports] == list(range(1, 51))
+    assert reports[0].loss == pytest.approx(math.log(23))
+    assert reports[-1].loss < 0.8 * reports[0].loss
+    last = reports[-1]
+    assert last.bits_per_byte == pytest.approx(last.loss / math.log(2))
+    assert last.tokens_per_second > 0
+    assert last.learning_rate == 0.1
+    assert last.gradient_norm > 0
+    assert last.peak_memory is None or last.peak_memory > 1e6
+    assert last.held_out is None
+
+
+def test_two_runs_are_the_same_bits():
+    assert run(make()) == run(make())
+    assert run(make()) != run(make(seed=6))
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts():
+    one, parts = Bigrams(), Bigrams()
+    data = Windows(TEXT, 64, batch=1, order="sequential")
+    list(Trainer(parts, data, AdamW(parts.parameters), steps=1, accumulate=4))
+    grads = [one.loss_and_gradients(data.batch(i), labels=data.batch(i), rng=0) for i in range(4)]
+    mean = {name: sum(g[name] for _, g in grads) / 4 for name in one.parameters}
+    AdamW(one.parameters).step(mean)
+    # the toy's noise is not the same in both
+    np.testing.assert_allclose(one.parameters["table"], parts.parameters["table"], atol=2e-4)
+
+
+def test_the_schedule_sets_the_learning_rate():
+    schedule = schedules.linear(12, warmup=3)
+    trainer = make(schedule=schedule)
+    rates = [report.learning_rate for report in trainer]
+    np.testing.assert_allclose(rates, [0.1 * schedule(step) for step in range(12)])
+
+
+def test_parameters_that_the_optimizer_does_not_hold_are_frozen():
+    model = Bigrams()
+    optimizer = AdamW({"unused": model.parameters["unused"]}, weight_decay=0.5)
+    list(Trainer(model, Windows(TEXT, 64), optimizer, steps=3))
+    assert not model.parameters["table"].any()
+    assert (model.parameters["unused"] != 1.0).all()
+
+
+def test_steps_may_be_taken_one_by_one():
+    trainer = make()
+    for expected in (1, 2, 3):
+        assert next(iter(trainer)).step == expected
+
+
+def test_held_out_text_is_evaluated_every_so_often_and_at_the_end():
+    reports = list(make(steps=7, held_out=TEXT[:200], evaluate_every=3))
+    assert [report.step for report in reports if report.held_out is not None] == [3, 6, 7]
+    assert reports[-1].held_out < reports[2].held_out
+
+
+def test_evaluation_weighs_a_short_last_window_by_its_tokens():
+    model = Bigrams()
+    model.parameters["table"][...] = np.random.default_rng(1).standard_normal((23, 23))
+    pieces = [TEXT[:64], TEXT[64:128], TEXT[128:150]]
+    losses = [model.loss(p[None], labels=p[None], rng=0) * (len(p) - 1) for p in pieces]
+    result = evaluate(model, TEXT[:150], 64)
+    assert result.tokens == 63 + 63 + 21
+    assert result.loss == pytest.approx(sum(losses) / result.tokens)
+    assert result.bits_per_byte == pytest.approx(result.loss / math.log(2))
+    with pytest.raises(ValueError, match="tokens"):
+        evaluate(model, TEXT[:1], 64)
+
+
+def test_peak_memory_is_in_bytes():
+    peak = peak_memory()
+    assert peak is None or 10e6 < peak < 1e12
+
+
+# ---- numbers that are not finite ----
+
+
+class Broken(Bigrams):
+    def __init__(self, at, loss=None, bad=None):
+        super().__init__()
+        self.at, self.bad_loss, self.bad, self.calls = at, loss, bad, 0
+
+    def loss_and_gradients(self, input_ids, **options):
+        loss, grads = super().loss_and_gradients(input_ids, **options)
+        self.calls += 1
+        if self.calls == self.at:
+            loss = loss if self.bad_loss is None else self.bad_loss
+            if self.bad:
+                grads[self.bad].flat[0] = math.nan
+        return loss, grads
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Broken(3, bad="table"), "step 3: the gradient of 'table'"),
+        (Broken(3, loss=math.nan), "step 3: the loss is nan"),
+        (Broken(3, loss=math.inf, bad="table"), "step 3: the gradient of 'table'"),
+    ],
+)
+def test_a_nan_names_the_step_and_the_parameter_and_is_never_learned(model, words):
+    trainer = make(model)
+    reports = iter(trainer)
+    next(reports), next(reports)
+    before = model.parameters["table"].copy()
+    with pytest.raises(FloatingPointError, match=words):
+        next(reports)
+    assert np.array_equal(model.parameters["table"], before)
+    assert trainer.step == 2
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+    model = Bigrams()
+    model.parameters["table"][3, 3] = math.nan
+    with pytest.raises(FloatingPointError, match="step 1: .* parameter 'table' is not finite"):
+        list(make(model))
+
+
+# ---- checkpoints ----
+
+
+def test_a_resumed_run_continues_bit_for_bit(tmp_path):
+    straight = make()
+    expected = run(straight)
+    first = make(steps=5)
+    begun = run(first)
+    first.save(tmp_path)
+    second = make()
+    second.resume(tmp_path)
+    assert begun + run(second) == expected
+    for name, array in straight.model.parameters.items():
+        assert array.tobytes() == second.model.parameters[name].tobytes()
+
+
+def test_a_folder_is_saved_to_every_so_often_and_at_the_end(tmp_path):
+    seen = []
+    for _ in make(steps=7, folder=tmp_path, save_every=3):
+        state = tmp_path / "trainer_state.json"
+        seen.append(json.loads(state.read_text())["step"] if state.exists() else None)
+    assert seen == [None, None, 3, 3, 3, 6, 7]
+    assert sorted(os.listdir(tmp_path)) == [
+        "config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "trainer_state.json",
+    ]
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path):
+    trainer = make(steps=2)
+    list(trainer)
+    trainer.save(tmp_path)
+    other = make(seed=6)
+    with pytest.raises(ValueError, match="seed is 6 here and 5"):
+        other.resume(tmp_path)
+    assert other.step == 0
+    assert not other.model.parameters["table"].any()
+    larger = Bigrams()
+    larger.parameters["table"] = np.zeros((24, 24))
+    with pytest.raises(ValueError, match=r"'table' is float64 \(24, 24\) here"):
+        make(larger).resume(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"trainer_state\.json"):
+        make().resume(tmp_path / "nowhere")
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    trainer = make(steps=2)
+    list(trainer)
+    trainer.save(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    trainer.step = 3
+    for step in ("reformer_c.train.write_safetensors", "reformer_c.train.write_atomically"):
+        with monkeypatch.context() as patch:
+            patch.setattr(step, full_disk)
+            with pytest.raises(OSError, match="No space"):
+                trainer.save(tmp_path)
+        assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+
+
+def test_a_save_that_was_killed_among_its_moves_is_finished(tmp_path, monkeypatch):
+    trainer = make(steps=4)
+    reports = iter(trainer)
+    next(reports)
+    trainer.save(tmp_path)
+    next(reports)
+    replace, moved = os.replace, []
+
+    def killed_after_two_moves(source, target):
+        if os.path.dirname(source).endswith(".saved"):
+            moved.append(source)
+            if len(moved) > 2:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed_after_two_moves)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.save(tmp_path)
+    assert (tmp_path / ".saved").is_dir()
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert resumed.step == 2
+    assert np.array_equal(resumed.model.parameters["table"], trainer.model.parameters["table"])
+    assert not (tmp_path / ".saved").exists()
+
+
+def test_an_unwritable_folder_is_said_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        make(folder=tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"data": TEXT}, TypeError, "data"),
+        ({"schedule": 0.5}, TypeError, "schedule"),
+        ({"steps": -1}, ValueError, "steps"),
+        ({"accumulate": 0}, ValueError, "accumulate"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"evaluate_every": 5}, ValueError, "held_out"),
+        ({"save_every": 5}, ValueError, "folder"),
+    ],
+)
+def test_bad_arguments_are_named(options, error, word):
+    with pytest.raises(error, match=word):
+        Trainer(Bigrams(), **({"data": Windows(TEXT, 64)} | options))
+
+
+# ---- interruption ----
+
+
+@pytest.mark.parametrize(
+    ("number", "leaves_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_signals_finish_the_step_and_save(tmp_path, number, leaves_with):
+    class Interrupted(Bigrams):
+        def loss_and_gradients(self, input_ids, **options):
+            if trainer.step == 2:
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+            return super().loss_and_gradients(input_ids, **options)
+
+    before = signal.getsignal(number)
+    trainer = make(Interrupted(), folder=tmp_path)
+    reports = []
+    with pytest.raises(leaves_with) as leaving:
+        for report in trainer:
+            reports.append(report.step)
+    assert reports == [1, 2, 3]
+    if leaves_with is SystemExit:
+        assert leaving.value.code == 143
+    assert signal.getsignal(number) is before
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert (reports := run(resumed))[0][0] == 4
+    assert reports[-1] == run(make())[-1]
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    class Stuck(Bigrams):
+        def loss_and_gradients(self, input_ids, **options):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            pytest.fail("the step went on")
+
+    trainer = make(Stuck())
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(trainer))
+    assert trainer.step == 0
+
+
+def test_leaving_the_loop_restores_the_handlers():
+    before = signal.getsignal(signal.SIGINT)
+    for _ in make():
+        break
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+SAVES_FOR_EVER = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from test_train import make
+    for report in make(steps=None, schedule=None, folder={folder!r}, save_every=1):
+        print(report.step, flush=True)
+"""
+
+
+def test_killed_at_any_instant_the_last_checkpoint_is_good(tmp_path):
+    expected = make(steps=None, schedule=None)
+    reports, tables = iter(expected), [expected.model.parameters["table"].copy()]
+    script = textwrap.dedent(SAVES_FOR_EVER).format(
+        tests=os.path.dirname(__file__), folder=str(tmp_path)
+    )
+    for delay in (0.0, 0.003, 0.007, 0.012, 0.02):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        resumed = make(steps=None, schedule=None)
+        resumed.resume(tmp_path)
+        while len(tables) <= resumed.step:
+            next(reports)
+            tables.append(expected.model.parameters["table"].copy())
+        assert resumed.step >= 1
+        assert np.array_equal(resumed.model.parameters["table"], tables[resumed.step])
+        assert int(read_safetensors(tmp_path / "optimizer.safetensors")["steps"]) == resumed.step
+
+
+def test_a_folder_without_a_checkpoint_is_told(tmp_path):
+    assert not has_checkpoint(tmp_path)
+    finish_checkpoint(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+# ---- progress ----
+
+
+class Terminal:
+    def __init__(self, tty):
+        self.text, self.tty = "", tty
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return self.tty
+
+
+def test_progress_is_lines_where_there_is_no_terminal():
+    screen = Terminal(False)
+    assert [report.step for report in show_progress(make(steps=4), screen)] == [1, 2, 3, 4]
+    assert screen.text.count("\n") == 1
+    assert screen.text.startswith("step 4/4: ")
+    assert "bits/byte" in screen.text
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    pytest.importorskip("tqdm")
+    screen = Terminal(True)
+    assert len(list(show_progress(make(steps=4), screen))) == 4
+    assert "4/4" in screen.text
+    assert "bits/byte" in screen.text
+
+
+# ---- the real model ----
+
+
+def small_reformer(dropout=0.1):
+    config = rc.ReformerConfig(
+        vocab_size=23,
+        hidden_size=32,
+        feed_forward_size=32,
+        num_attention_heads=2,
+        attention_head_size=16,
+        attn_layers=["local", "lsh"],
+        local_attn_chunk_length=16,
+        lsh_attn_chunk_length=16,
+        axial_pos_shape=[8, 8],
+        axial_pos_embds_dim=[8, 24],
+        axial_norm_std=0.02,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        is_decoder=True,
+    )
+    return rc.ReformerModelWithLMHead(config, rng=0)
+
+
+def test_a_reformer_with_dropout_continues_bit_for_bit(tmp_path):
+    straight = make(small_reformer())
+    expected = run(straight)
+    first = make(small_reformer(), steps=7)
+    begun = run(first)
+    first.save(tmp_path)
+    second = make(rc.ReformerModelWithLMHead.from_pretrained(tmp_path))
+    second.resume(tmp_path)
+    assert begun + run(second) == expected
+    for name, array in straight.model.parameters.items():
+        assert array.tobytes() == second.model.parameters[name].tobytes()
+
+
+def test_a_reformer_learns_the_text():
+    trainer = make(small_reformer(0.0), steps=60, schedule=None, seed=1)
+    trainer.optimizer.lr = 1e-2
+    reports = list(trainer)
+    assert reports[-1].loss < 0.8 * reports[0].loss
