@@ -130,8 +130,13 @@ def _train(options: argparse.Namespace) -> None:
     if options.resume:
         trainer.resume(folder)
     print(f"{model!r}\n{len(train):,} bytes to train on, {len(held_out):,} held out", flush=True)
-    for _ in show_progress(trainer):
-        pass
+    try:
+        for _ in show_progress(trainer):
+            pass
+    except (KeyboardInterrupt, SystemExit):
+        if folder is not None:
+            print(f"saved: {folder}, step {trainer.step}", flush=True)
+        raise
     if len(held_out) > 1:
         bits = evaluate(model, held_out, options.length, seed=options.seed).bits_per_byte
         print(f"held out: {bits:.3f} bits per byte")
@@ -175,7 +180,8 @@ def model_config(options: argparse.Namespace) -> Any:
     fields = dict(preset["config"])
     if options.width is not None:
         fields |= {
-            "feed_forward_size": fields["feed_forward_size"] * options.width
+            "feed_forward_size": fields["feed_forward_size"]
+            * options.width
             // fields["hidden_size"],
             "hidden_size": options.width,
         }

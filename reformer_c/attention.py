@@ -65,16 +65,18 @@ class Attention(Sublayer):
 
     def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
         dout, dweight, _ = ops.linear_backward(dy, saved.pop())
+        del dy  # as large as a stream, and not needed while attention takes its memory
         self.weights.add_gradient("output.dense.weight", dweight)
         dheads = list(self._attend_backward(self._split(dout), saved.pop()))
-        dn = None
-        for name in reversed(self.projections):
-            part, dweight, _ = ops.linear_backward(self._merge(dheads.pop()), saved.pop())
-            self.weights.add_gradient(f"self_attention.{name}.weight", dweight)
-            if dn is None:
-                dn = part
-            else:
-                ops.add_scaled(dn, part, 1.0)
+        *others, last = self.projections
+        dn = self._project_backward(last, dheads.pop(), saved)
+        for name in reversed(others):
+            ops.add_scaled(dn, self._project_backward(name, dheads.pop(), saved), 1.0)
+        return dn
+
+    def _project_backward(self, name: str, dhead: np.ndarray, saved: list) -> np.ndarray:
+        dn, dweight, _ = ops.linear_backward(self._merge(dhead), saved.pop())
+        self.weights.add_gradient(f"self_attention.{name}.weight", dweight)
         return dn
 
     def _kept_row(self, c: int) -> int:
@@ -133,13 +135,15 @@ class LSHAttention(Attention):
         self.buckets: np.ndarray | None = None
 
     def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
+        qk, v = heads
+        source: dict[str, Any]
         if self.buckets is not None:
             source = {"buckets": self.buckets}
         elif self.rotations is not None:
             source = {"rotations": self.rotations}
         else:
             source = {"rng": self.rotations_key}
-        out, saved = ops.lsh_attention_forward(*heads, **source, **self.rules)
+        out, saved = ops.lsh_attention_forward(qk, v, **source, **self.rules)
         self.buckets = saved.buckets
         return out, saved
 

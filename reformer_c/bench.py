@@ -25,6 +25,12 @@ __all__ = ["Measurement", "measure", "run_bench"]
 
 HEADS, DEPTH, CHUNK = 8, 64, 64
 PEAK_SECONDS = 0.1
+EXPLANATION = f"""
+float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} runs.
+Operations are those of the dense windows (full attention: of the visible half); a backward pass
+counts 2.5 forwards in attention and 2 in feed-forward. Hashing, sorting, softmax and what a
+backward pass computes again are in the time and not in the count.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,7 @@ def run_bench(
     machine = describe_machine()
     for key, value in machine.items():
         print(f"{key:10} {value}", file=stream)
-    print(
-        f"\nfloat32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; the fastest of "
-        f"{repeats} runs in turns.\nOperations are those of dense windows (full attention: of the "
-        "visible half); a backward pass counts 2.5 forwards\nin attention and 2 in feed-forward; "
-        "hashing, sorting and softmax are in the time and not in the count.\n",
-        file=stream,
-    )
+    print(EXPLANATION.format(repeats=repeats), file=stream)
     peaks, rows = {}, []
     for count in threads:
         peaks[count], measured = measure(list(cases(length)), count, repeats)
@@ -125,9 +125,7 @@ def run_bench(
     return result
 
 
-def measure(
-    cases: Sequence[Case], threads: int, repeats: int
-) -> tuple[float, list[Measurement]]:
+def measure(cases: Sequence[Case], threads: int, repeats: int) -> tuple[float, list[Measurement]]:
     """The peak, and the fastest run of each case, all measured in turns."""
     peak, best = 0.0, [float("inf")] * len(cases)
     for case in cases:
@@ -157,20 +155,19 @@ def cases(t: int) -> Iterator[Case]:
     window = 4.0 * t * HEADS * (2 * CHUNK) * DEPTH
     rng = np.random.default_rng(0)
     qk, v, dout = rng.standard_normal((3, 1, HEADS, t, DEPTH), np.float32)
-    local = partial(ops.local_attention_forward, chunk_length=CHUNK, is_causal=True)
-    lsh = partial(ops.lsh_attention_forward, chunk_length=CHUNK, is_causal=True, rng=0)
-    yield Case("LSH attention", t, window, partial(lsh, qk, v))
-    yield Case("LSH backward", t, 2.5 * window, _backward(ops.lsh_attention_backward, dout, lsh(qk, v)))
-    yield Case("local attention", t, window, partial(local, qk, qk, v))
-    saved = local(qk, qk, v)
-    yield Case("local backward", t, 2.5 * window, _backward(ops.local_attention_backward, dout, saved))
+    rules = {"chunk_length": CHUNK, "is_causal": True}
+    lsh = partial(ops.lsh_attention_forward, qk, v, rng=0, **rules)
+    yield Case("LSH attention", t, window, lsh)
+    yield Case("  backward", t, 2.5 * window, _undo(ops.lsh_attention_backward, dout, lsh))
+    local = partial(ops.local_attention_forward, qk, qk, v, **rules)
+    yield Case("local attention", t, window, local)
+    yield Case("  backward", t, 2.5 * window, _undo(ops.local_attention_backward, dout, local))
     yield from _feed_forward_cases(t, c=256, f=512)
     for length in (1024, 4096):
         if length <= t:
             q, values = qk[:, :, :length], v[:, :, :length]
             full = partial(ops.full_attention, q, q, values, is_causal=True)
-            half = 4.0 * HEADS * DEPTH * length * (length + 1) / 2
-            yield Case("full attention", length, half, full)
+            yield Case("full attention", length, 2.0 * HEADS * DEPTH * length * (length + 1), full)
 
 
 def _feed_forward_cases(t: int, c: int, f: int) -> Iterator[Case]:
@@ -179,14 +176,12 @@ def _feed_forward_cases(t: int, c: int, f: int) -> Iterator[Case]:
     w1, w2 = (rng.standard_normal(shape, np.float32) / 16 for shape in ((f, c), (c, f)))
     weights = (w1, np.zeros(f, np.float32), w2, np.zeros(c, np.float32))
     forward = partial(ops.feed_forward_forward, x, *weights)
-    name = f"feed-forward {c}-{f}"
-    yield Case(name, t, 4.0 * t * c * f, forward)
-    backward = _backward(ops.feed_forward_backward, dout, forward())
-    yield Case(f"{name} backward", t, 8.0 * t * c * f, backward)
+    yield Case(f"feed-forward {c}-{f}", t, 4.0 * t * c * f, forward)
+    yield Case("  backward", t, 8.0 * t * c * f, _undo(ops.feed_forward_backward, dout, forward))
 
 
-def _backward(op: Callable, dout: np.ndarray, forward: tuple[Any, Any]) -> Callable[..., Any]:
-    return partial(op, dout, forward[1])
+def _undo(backward: Callable, dout: np.ndarray, forward: Callable) -> Callable[..., Any]:
+    return partial(backward, dout, forward()[1])
 
 
 def table(rows: Sequence[Measurement]) -> str:

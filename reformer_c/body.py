@@ -78,6 +78,7 @@ class Pass:
             "key": partial(key, "attention"),
         }
         attend = weights.below("attention.")
+        attention: LocalAttention | LSHAttention
         if kind == "local":
             attention = LocalAttention(attend, **rules, **common)
         else:
@@ -107,7 +108,7 @@ class Pass:
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
         if not isinstance(num_hashes, (int, np.integer)) or num_hashes < 1:
             raise ValueError(f"num_hashes: expected an integer >= 1, got {num_hashes!r}")
-        m, n = config.lsh_attn_chunk_length, self.inputs.n
+        m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
         num_buckets = config.num_buckets if num_buckets is None else num_buckets
         if num_buckets is None:
             num_buckets = ops.choose_num_buckets(n, m, config.max_position_embeddings)
@@ -121,8 +122,8 @@ class Pass:
         if rotations is None or (n <= m and config.attention_scope == "chunk"):
             return iter([rules | {"rotations": None}] * count)
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
-        shape = (config.num_attention_heads, config.attention_head_size, num_hashes)
-        shape += (sum(factors) // 2,)
+        heads = (config.num_attention_heads, config.attention_head_size)
+        shape = (*heads, int(num_hashes), sum(factors) // 2)
         rotations = [np.asarray(rotation, dtype) for rotation in rotations]
         for i, rotation in enumerate(rotations):
             if rotation.shape != shape:
@@ -189,8 +190,9 @@ class Pass:
         return out.reshape(inputs.b, inputs.n, width)[:, : inputs.t]
 
     @staticmethod
-    def _flat(*streams: np.ndarray) -> list[np.ndarray]:
-        return [stream.reshape(-1, stream.shape[-1]) for stream in streams]
+    def _flat(x1: np.ndarray, x2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        c = x1.shape[-1]
+        return x1.reshape(-1, c), x2.reshape(-1, c)
 
     # ---- backward ----
 

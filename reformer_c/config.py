@@ -141,7 +141,7 @@ class ReformerConfig:
     # kept for the round trip
     use_cache: bool = True
     # layers that are built, the first of attn_layers; None: all
-    num_hidden_layers: int | None = None
+    num_hidden_layers: int = None  # type: ignore[assignment]
 
     # "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper
     attention_scope: str = "chunk"
@@ -387,7 +387,7 @@ def _real(
     expected = f"a number >= {least:g}" + (f" and < {below:g}" if below < math.inf else "")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
-    if not (least <= value < below or (value == math.inf and not finite)):
+    if not (least <= float(value) < below or (value == math.inf and not finite)):
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 

@@ -178,9 +178,7 @@ class Windows:
         """The windows of one step, int64 (batch, length); steps count from 0."""
         if self.order == "sequential":
             first = step * self.batch_size
-            starts = [
-                (first + row) % len(self) * self.length for row in range(self.batch_size)
-            ]
+            starts = [(first + row) % len(self) * self.length for row in range(self.batch_size)]
         else:
             rng = np.random.default_rng((self.seed, step))
             starts = rng.integers(0, len(self.tokens) - self.length + 1, self.batch_size)

@@ -7,10 +7,10 @@ and writes. Every number that it prints was computed in the same run.
 from __future__ import annotations
 
 import codecs
-import sys
 import sysconfig
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -85,21 +85,11 @@ def run_demo(
     ValueError
         Names the argument and says what was expected.
     """
+    _check(steps, seconds, length)
     begin = time.perf_counter()
-    stream = sys.stdout if stream is None else stream
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps: expected a number >= 1 or None, got {steps!r}")
-    if not seconds > 0:
-        raise ValueError(f"seconds: expected a number > 0, got {seconds!r}")
-    if length < 256:
-        raise ValueError(f"length: expected at least 256 bytes, got {length!r}")
-
-    def say(*words: object) -> None:
-        print(*words, file=stream, flush=True)
-
+    say = partial(print, file=stream, flush=True)
     text, source = python_text()
-    tokens = encode(text)
-    train, held_out = split_tokens(tokens, HELD_OUT)
+    train, held_out = split_tokens(encode(text), HELD_OUT)
     if len(held_out) < length:
         raise ValueError(f"length: the held-out text has only {len(held_out)} bytes, got {length}")
     model = ReformerModelWithLMHead(demo_config(length, quick), rng=seed)
@@ -111,34 +101,38 @@ def run_demo(
         steps = _affordable_steps(model, data, seconds)
 
     say(f"\n1. Training: {steps} steps, each on {length:,} consecutive bytes\n")
-    trainer = _trainer(model, data, steps, seed)
-    for report in show_progress(trainer):
-        pass
+    for report in show_progress(_trainer(model, data, steps, seed)):
+        last = report
     bits = evaluate(model, held_out, length, seed=seed).bits_per_byte
-    baseline = bigram_bits_per_byte(train, held_out, length)
-    say(f"last step {report.bits_per_byte:.3f} bits per byte")
-    say(f"held out  {bits:.3f} bits per byte; byte bigrams, same text: {baseline:.3f}")
+    bigrams = bigram_bits_per_byte(train, held_out, length)
+    say(f"last step {last.bits_per_byte:.3f} bits per byte")
+    say(f"held out  {bits:.3f} bits per byte; byte bigrams, same text: {bigrams:.3f}")
 
     layer = model.config.attn_layers.index("lsh")
-    say(
-        f"\n2. LSH attention beside full attention: layer {layer + 1}'s own queries, "
-        f"{length:,} held-out bytes\n"
-    )
+    say("\n2. LSH attention beside full attention, with the trained model's own queries")
+    say(f"   and values in layer {layer + 1}, on {length:,} held-out bytes\n")
     lsh = compare_with_full_attention(model, held_out[:length], layer, seed)
     say(lsh)
 
     say(f"\n3. After {PROMPT_BYTES} held-out bytes, {WRITTEN_BYTES} bytes of its own:\n")
-    prompt = held_out[: min(PROMPT_BYTES, length - WRITTEN_BYTES)]
-    written = write(model, prompt, seed, stream)
-    result = DemoResult(
-        steps, time.perf_counter() - begin, bits, baseline, lsh, written
-    )
-    say(f"\n\n{result.seconds:.0f} seconds in all")
-    return result
+    written = write(model, held_out[:PROMPT_BYTES], seed, stream)
+    seconds = time.perf_counter() - begin
+    say(f"\n\n{seconds:.0f} seconds in all")
+    return DemoResult(steps, seconds, bits, bigrams, lsh, written)
+
+
+def _check(steps: int | None, seconds: float, length: int) -> None:
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: expected a number >= 1 or None, got {steps!r}")
+    if not seconds > 0:
+        raise ValueError(f"seconds: expected a number > 0, got {seconds!r}")
+    if length < PROMPT_BYTES + WRITTEN_BYTES:
+        least = PROMPT_BYTES + WRITTEN_BYTES
+        raise ValueError(f"length: expected at least {least} bytes, got {length!r}")
 
 
 def python_text() -> tuple[bytes, str]:
-    """Text that is on every machine with Python, and its name: the language reference, or sources."""
+    """Text that is on every machine with Python, and its name."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -220,9 +214,7 @@ def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -
     return float(bits[held_out[:-1], held_out[1:]][predicted].mean())
 
 
-def compare_with_full_attention(
-    model: Any, tokens: np.ndarray, layer: int, seed: int
-) -> LSHReport:
+def compare_with_full_attention(model: Any, tokens: np.ndarray, layer: int, seed: int) -> LSHReport:
     """LSH attention beside full attention, on a model's own queries and values in one layer."""
     states = model(tokens[None].astype(np.int64), rng=seed, output_hidden_states=True)
     states = states.hidden_states[layer]
@@ -274,6 +266,7 @@ class ByteStream:
 
     Examples
     --------
+    >>> import sys
     >>> stream = ByteStream(sys.stdout)
     >>> for token in ByteTokenizer().encode("na\u00efve"):
     ...     stream(np.array([token]))

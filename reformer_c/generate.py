@@ -5,6 +5,7 @@ Nothing here knows what a model is: a function gives the logits of what follows.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -167,5 +168,5 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 
 def _positive(name: str, value: Any) -> None:
-    if not isinstance(value, Real) or not 0.0 < value < float("inf"):
+    if not isinstance(value, Real) or not 0.0 < float(value) < math.inf:
         raise ValueError(f"{name}: expected a number > 0, got {value!r}")

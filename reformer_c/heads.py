@@ -8,6 +8,7 @@ weights and of the final states in the pass.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Head:
     def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> Any:
         """The targets, in the form that `loss` takes; TypeError or ValueError names a wrong one."""
 
-    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+    def outputs(self, run: Pass) -> dict[str, Any]:
         """Fields of a ReformerOutput."""
         return {"last_hidden_state": last_hidden_state(run)}
 
@@ -84,7 +85,7 @@ class LanguageModel(Head):
         at_logits[:, : inputs.t - self.ahead] = labels[:, self.ahead :]
         return at_logits
 
-    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+    def outputs(self, run: Pass) -> dict[str, Any]:
         h = last_hidden_state(run)
         rows = run.config.chunk_size_lm_head or h.shape[1]
         chunks = [
@@ -122,16 +123,23 @@ class LanguageModel(Head):
             if differentiate:
                 dh, dweight, dbias = ops.cross_entropy_head_backward(share, saved)
                 head.add_gradient("decoder.weight", dweight)
-                if bias is not None:
-                    head.add_gradient("bias", dbias)
+                head.add_gradient("bias", dbias)
                 run.final_backward(rows, dh, normed)
-        return loss
+        return float(loss)
 
 
 class Classifier(Head):
     """tanh(h w' + b) of each text's first token, to logits (b, num_labels)."""
 
     targets = ("labels",)
+
+    def check_config(self, config: ReformerConfig) -> None:
+        if config.is_decoder:
+            warnings.warn(
+                "is_decoder: the first token of a causal model, from which this one classifies, "
+                "sees only itself",
+                stacklevel=4,
+            )
 
     def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         c = config.hidden_size
@@ -158,7 +166,7 @@ class Classifier(Head):
             labels = check_ids("labels", labels[None], count, ignore=IGNORE)[0]
         return problem, labels
 
-    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+    def outputs(self, run: Pass) -> dict[str, Any]:
         return {"logits": self._forward(run)[0]}
 
     def _forward(self, run: Pass) -> tuple[np.ndarray, tuple]:
@@ -223,7 +231,7 @@ class QuestionAnswering(Head):
             found.append(np.where(places == inputs.t, IGNORE, places))
         return found
 
-    def outputs(self, run: Pass) -> dict[str, np.ndarray]:
+    def outputs(self, run: Pass) -> dict[str, Any]:
         start, end = self._logits(run)
         return {"start_logits": start, "end_logits": end}
 

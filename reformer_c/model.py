@@ -414,8 +414,8 @@ class ReformerModelWithLMHead(_WithLoss):
     >>> model = ReformerModelWithLMHead(config, rng=0)
     >>> ids = np.arange(100)[None]
     >>> loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
-    >>> round(loss, 1), len(gradients) == len(model.parameters)
-    (5.8, True)
+    >>> 5.5 < loss < 6.0, len(gradients) == len(model.parameters)
+    (True, True)
     >>> model.generate(ids, max_new_tokens=5, rng=0).shape
     (1, 105)
     """
@@ -517,10 +517,12 @@ class ReformerModelWithLMHead(_WithLoss):
     ) -> Callable[[np.ndarray], np.ndarray]:
         """A function of ids (b, t) that gives the logits (b, v) of what follows them."""
         config = self.config
-        num_buckets = config.num_buckets
+        num_buckets: int | Sequence[int] | None = config.num_buckets
         if num_buckets is None and "lsh" in config.layer_types:
             num_buckets = ops.choose_num_buckets(
-                longest, config.lsh_attn_chunk_length, config.max_position_embeddings
+                longest,
+                config.attention("lsh", "attn_chunk_length"),
+                config.max_position_embeddings,
             )
 
         def next_logits(ids: np.ndarray) -> np.ndarray:
@@ -566,8 +568,8 @@ class ReformerForSequenceClassification(_WithLoss):
     >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2, num_labels=3)
     >>> model = ReformerForSequenceClassification(config, rng=0)
     >>> output = model(np.arange(20).reshape(2, 10), labels=[0, 2])
-    >>> output.logits.shape, round(output.loss, 1)
-    ((2, 3), 1.1)
+    >>> output.logits.shape, 0.5 < output.loss < 1.5
+    ((2, 3), True)
     """
 
     head = Classifier()
@@ -584,8 +586,8 @@ class ReformerForQuestionAnswering(_WithLoss):
     >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2)
     >>> model = ReformerForQuestionAnswering(config, rng=0)
     >>> output = model(np.arange(10)[None], start_positions=[2], end_positions=[4])
-    >>> output.start_logits.shape, round(output.loss, 1)
-    ((1, 10), 2.3)
+    >>> output.start_logits.shape, 2.0 < output.loss < 2.6
+    ((1, 10), True)
     """
 
     head = QuestionAnswering()

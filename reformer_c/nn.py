@@ -140,9 +140,11 @@ class Weights:
     def below(self, prefix: str) -> Weights:
         return Weights(self._parameters, self._gradients, self._prefix + prefix)
 
-    def add_gradient(self, name: str, gradient: np.ndarray) -> None:
-        """Keep a gradient that is nobody else's, or add to the one that is there."""
+    def add_gradient(self, name: str, gradient: np.ndarray | None) -> None:
+        """Keep a gradient that is nobody else's, or add to the one that is there; None is none."""
         name = self._prefix + name
+        if gradient is None:
+            return
         if name in self._gradients:
             ops.add_scaled(self._gradients[name], gradient, 1.0)
         else:
@@ -184,8 +186,7 @@ class Sublayer(ABC):
             self._kept = None
             out[...] = before
             del before
-        dy = ops.dropout(dout, self.dropout, key=self.key("output")) if self.dropout else dout
-        dn = self._backward(dy, saved)
+        dn = self._backward(self._undrop(dout), saved)
         change, dweight, dbias = ops.layer_norm_backward(dn, saved.pop())
         self.weights.add_gradient("layer_norm.weight", dweight)
         self.weights.add_gradient("layer_norm.bias", dbias)
@@ -205,6 +206,11 @@ class Sublayer(ABC):
         if self.dropout:
             ops.dropout(y, self.dropout, key=self.key("output"), out=y)
         return y, [normed, *saved]
+
+    def _undrop(self, dout: np.ndarray) -> np.ndarray:
+        if self.dropout:
+            return ops.dropout(dout, self.dropout, key=self.key("output"))
+        return dout
 
     @abstractmethod
     def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
@@ -272,10 +278,11 @@ class Embeddings:
         self, input_ids: np.ndarray | None, inputs_embeds: np.ndarray | None, positions: np.ndarray
     ) -> np.ndarray:
         """ids (b, t) or vectors (b, t, c), positions (1 or b, t) -> (b, t, c)."""
-        if input_ids is None:
-            x, words = inputs_embeds.copy(), None
-        else:
+        words = None
+        if input_ids is not None:
             x, words = ops.embedding_forward(input_ids, self.words["weight"])
+        else:
+            x = np.array(inputs_embeds)
         if self.dropout:
             ops.dropout(x, self.dropout, key=self.key("words"), out=x)
         drop = self._position_dropout(len(x))

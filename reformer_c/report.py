@@ -125,9 +125,7 @@ def lsh_report(
     rotations = ops.lsh_rotations(
         h, d, num_hashes=max(rounds), num_buckets=num_buckets, rng=rng, dtype=qk.dtype
     )
-    buckets = ops.lsh_hash(
-        qk, num_hashes=max(rounds), num_buckets=num_buckets, rotations=rotations
-    )
+    buckets = ops.lsh_hash(qk, num_hashes=max(rounds), num_buckets=num_buckets, rotations=rotations)
     window = _Window(chunk_length, num_chunks_before, num_chunks_after)
     rows = np.arange(t) if queries is None else np.unique(np.linspace(0, t - 1, queries, dtype=int))
     found = _found(qk, buckets, rounds, window, rows, is_causal)

@@ -83,7 +83,7 @@ def reversible_forward(
     >>> np.allclose(x1, 1.0), np.allclose(x2, 2.0)
     (True, True)
     >>> round(layers[0][0].da, 4)
-    1.2614
+    2.5475
 
     This package's layers have the same two methods:
 

@@ -9,7 +9,7 @@ import numpy as np
 
 __all__ = ["ByteTokenizer"]
 
-Text = str | bytes
+Text = str | bytes | bytearray | memoryview
 
 
 class ByteTokenizer:

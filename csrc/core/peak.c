@@ -3,9 +3,9 @@
 
 #include "vec.h"
 
-/* Chains cover latency x ports, 4 x 4 at most where there are 32 registers, 5 x 2 elsewhere. */
+/* Chains cover latency x ports: 4 x 4 at most, but what fits where there are 16 registers. */
 #if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
-#define PEAK_CHAINS 24
+#define PEAK_CHAINS 16
 #else
 #define PEAK_CHAINS 14
 #endif

@@ -319,6 +319,8 @@ static int rows_are_usable(PyArrayObject *array) {
 
 /* A C-ordered array of the type, copied where the given one is anything else. */
 static PyArrayObject *plain(PyArrayObject *array, int type, int more) {
+    if (PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array) && !(more & NPY_ARRAY_ENSURECOPY))
+        return (PyArrayObject *)Py_NewRef((PyObject *)array);
     return (PyArrayObject *)PyArray_FromArray(array, PyArray_DescrFromType(type),
                                               NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED |
                                                   NPY_ARRAY_ENSUREARRAY | more);
@@ -773,6 +775,8 @@ void rf_workers(rf_call *c) {
     const size_t workers = rf_count(c, "workers");
     if (!c->failed && (workers < 1 || workers > INT_MAX))
         FAIL(c, PyExc_ValueError, "workers must be at least 1, got %zu", workers);
+    if (!c->failed && c->next != c->end)
+        FAIL(c, PyExc_TypeError, "%s: %zd arguments too many", c->op, c->end - c->next);
     c->run.workers = rf_forked() || c->failed ? 1 : (int)workers;
 }
 

@@ -108,7 +108,7 @@ size_t rf_count(rf_call *c, const char *name);     // an integer of at least 0
 const char *rf_name(rf_call *c, const char *name); // a string that lives as long as the call
 rf_activation rf_activation_of(rf_call *c, const char *name);
 size_t rf_factors(rf_call *c, const char *name, int32_t *factors, size_t *product, size_t *half);
-void rf_workers(rf_call *c); // how many threads the call may use: c->run.workers
+void rf_workers(rf_call *c); // the last argument: threads the call may use, c->run.workers
 
 /* What a query may attend to, and how: one argument, a tuple with the elements of
    reformer_c.ops.attention.Attention. Says how the query array is called, and which shapes the

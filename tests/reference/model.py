@@ -82,8 +82,9 @@ def position_vectors(w, positions):
 
 
 def projected(n, w, name, config):
-    """(b, t, c) -> (b, h, t, d)."""
-    x = linear(n, w[f"self_attention.{name}.weight"])
+    """(b, t, c) -> (b, h, t, d), in the weights' precision: attention's constants are rounded."""
+    weight = w[f"self_attention.{name}.weight"]
+    x = linear(n, weight).astype(weight.dtype)
     x = x.reshape(*x.shape[:2], config.num_attention_heads, config.attention_head_size)
     return x.swapaxes(1, 2)
 

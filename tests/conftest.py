@@ -1,0 +1,35 @@
+"""Fixtures: seeded randomness, both element types, and every instruction set of this machine."""
+
+import os
+
+import numpy as np
+import pytest
+
+# small models in many threads would mostly wait for each other
+os.environ.setdefault("REFORMER_C_NUM_THREADS", "2")
+
+try:
+    from reformer_c import _core
+except ImportError as error:
+    raise pytest.UsageError(
+        f"the extension of reformer_c is not built ({error}): run pip install -e '.[test]'"
+    ) from error
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=_core.isas())
+def isa(request):
+    """The instruction set that all calls of the test use."""
+    before = _core.isa()
+    _core.select_isa(request.param)
+    yield request.param
+    _core.select_isa(before)

@@ -1,0 +1,673 @@
+"""The models: the reference's numbers, exact gradients, Hugging Face's rules, named errors."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from gradients import assert_is_the_derivative, slope
+from reference import model as reference
+from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
+
+from reformer_c import ops
+from reformer_c.config import ReformerConfig
+from reformer_c.model import (
+    ReformerForMaskedLM,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerModel,
+    ReformerModelWithLMHead,
+)
+from reformer_c.runtime import num_threads
+
+# the largest error, as a share of the largest value, through some layers
+FORWARD = {np.float32: 2e-5, np.float64: 1e-12}
+BACKWARD = {np.float32: 2e-4, np.float64: 1e-10}
+
+BIDIRECTIONAL = {"is_decoder": False, "local_num_chunks_after": 1, "lsh_num_chunks_after": 1}
+
+
+def rotations_for(model, factors=None, seed=3, r=None):
+    """One random array for each LSH layer, for config.num_buckets."""
+    config = model.config
+    factors = np.atleast_1d(config.num_buckets if factors is None else factors)
+    shape = (config.num_attention_heads, config.attention_head_size)
+    shape += (r or config.num_hashes, int(factors.sum()) // 2)
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape) for kind in config.layer_types if kind == "lsh"]
+
+
+def masked(b, t):
+    """Rows padded on the right, on the left, and in the middle."""
+    mask = np.ones((b, t), int)
+    mask[0, -(t // 4) :] = 0
+    mask[1 % b, : t // 5] = 0
+    mask[2 % b, t // 2] = 0
+    return mask
+
+
+def difference(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+# ---- the numbers ----
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("t", [1, 3, 4, 5, 16, 23])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        BIDIRECTIONAL,
+        {"axial_pos_embds": False, "hidden_act": "relu"},
+        {"num_buckets": [2, 4], "num_hashes": 3, "lsh_num_chunks_before": 2},
+        {"attention_scope": "bucket"},
+        {"attn_layers": ["lsh", "local"], "local_attn_chunk_length": 2, "hidden_act": "silu"},
+    ],
+    ids=["causal", "both sides", "plain positions", "factors", "bucket scope", "two lengths"],
+)
+def test_a_language_model_gives_the_numbers_of_the_reference(changes, t, dtype):
+    config = small_config(**changes)
+    kind = ReformerModelWithLMHead if config.is_decoder else ReformerForMaskedLM
+    model = randomise(kind(config, rng=0, dtype=dtype))
+    rotations = rotations_for(model)
+    ids = random_ids((2, t))
+    expected = reference.language_model_logits(model.parameters, config, ids, hashing=rotations)
+    output = model(ids, labels=ids, rotations=rotations)
+    assert output.logits.dtype == dtype
+    assert difference(output.logits, expected) < FORWARD[dtype]
+    loss = reference.language_model_loss(model.parameters, config, ids, ids, hashing=rotations)
+    np.testing.assert_allclose(output.loss, loss, rtol=FORWARD[dtype])
+    np.testing.assert_equal(model.loss(ids, labels=ids, rotations=rotations), output.loss)
+
+
+@pytest.mark.parametrize("changes", [{}, BIDIRECTIONAL, {"attention_scope": "bucket"}])
+def test_masked_tokens_are_hidden_as_in_the_reference(changes):
+    config = small_config(**changes)
+    model = randomise(ReformerModel(config, rng=0, dtype=np.float64))
+    rotations, ids, mask = rotations_for(model), random_ids((3, 20)), masked(3, 20)
+    expected = reference.body(model.parameters, config, ids, attention_mask=mask, hashing=rotations)
+    actual = model(ids, mask, rotations=rotations).last_hidden_state
+    assert difference(actual[mask == 1], expected[mask == 1]) < FORWARD[np.float64]
+    # what stands at a masked place does not matter to the others
+    other = np.where(mask == 1, ids, (ids + 1) % 13)
+    moved = model(other, mask, rotations=rotations).last_hidden_state
+    np.testing.assert_array_equal(moved[mask == 1], actual[mask == 1])
+    assert np.isfinite(actual).all()
+
+
+def test_position_ids_move_the_words():
+    model = randomise(ReformerModel(small_config(), rng=0, dtype=np.float64))
+    ids, rotations = random_ids((2, 9)), rotations_for(model)
+    for positions in (np.arange(9)[::-1], np.stack([np.arange(9) + 33, np.arange(9) * 2])):
+        expected = reference.body(
+            model.parameters, model.config, ids, position_ids=positions, hashing=rotations
+        )
+        actual = model(ids, position_ids=positions, rotations=rotations).last_hidden_state
+        assert difference(actual, expected) < FORWARD[np.float64]
+
+
+def test_word_vectors_may_be_given_in_place_of_ids():
+    model = randomise(ReformerModel(small_config(local_attn_chunk_length=8), rng=0))
+    ids = random_ids((2, 13))
+    vectors = model.parameters["embeddings.word_embeddings.weight"][ids]
+    before = vectors.copy()
+    a = model(ids, rng=0).last_hidden_state
+    b = model(inputs_embeds=vectors, rng=0).last_hidden_state
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(vectors, before)
+
+
+@pytest.mark.parametrize("changes", [{}, BIDIRECTIONAL])
+@pytest.mark.parametrize("lengths", [(4, 8), (8, 4), (4, 6)])
+@pytest.mark.parametrize("t", [5, 9, 13, 17])
+def test_ragged_lengths_are_evaluated_as_if_padded_to_a_common_multiple(changes, lengths, t):
+    local, lsh = lengths
+    changes |= {"local_attn_chunk_length": local, "lsh_attn_chunk_length": lsh}
+    model = randomise(ReformerModel(small_config(num_buckets=None, **changes), rng=0))
+    n = -(-t // math.lcm(*lengths)) * math.lcm(*lengths)
+    ids, mask = random_ids((2, n)), np.zeros((2, n))
+    ids[:, t:], mask[:, :t] = 0, 1
+    k = ops.choose_num_buckets(n, lsh, 42)
+    rotations = rotations_for(model, k)
+    padded = model(ids, mask, rotations=rotations).last_hidden_state[:, :t]
+    output = model(ids[:, :t], rotations=rotations, output_buckets=True)
+    assert difference(output.last_hidden_state, padded) < FORWARD[np.float32]
+    assert output.last_hidden_state.shape[1] == t
+    assert all(ids is None or ids.shape == (2, 2, 2, t) for ids in output.buckets)
+    # with a mask of one's own, masked rows too
+    own = masked(2, t)
+    mask[:, :t] = own
+    padded = model(ids, mask, rotations=rotations).last_hidden_state[:, :t]
+    assert difference(model(ids[:, :t], own, rotations=rotations).last_hidden_state, padded) < 2e-5
+
+
+def test_one_model_takes_any_length_one_after_the_other():
+    model = randomise(ReformerModelWithLMHead(small_config(num_buckets=None), rng=0))
+    for t in (42, 1, 7, 33, 4):
+        ids = random_ids((2, t))
+        output = model(ids, rng=0, output_buckets=True)
+        assert output.logits.shape == (2, t, 13)
+        if t > 4:
+            assert output.buckets[0].max() < np.prod(ops.choose_num_buckets(t, 4, 42))
+        _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
+        assert gradients.keys() == model.parameters.keys()
+    assert model.config.num_buckets is None
+
+
+def test_each_calls_mask_is_its_own():
+    model = randomise(ReformerModel(small_config(), rng=0))
+    ids = random_ids((2, 10))
+    plain = model(ids, rng=0).last_hidden_state
+    assert not np.array_equal(model(ids, masked(2, 10), rng=0).last_hidden_state, plain)
+    np.testing.assert_array_equal(model(ids, rng=0).last_hidden_state, plain)
+
+
+def test_with_exact_buckets_the_future_does_not_change_the_past():
+    config = small_config(attention_scope="bucket", num_hashes=3)
+    model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
+    ids = random_ids((1, 40))
+    rotations = rotations_for(model)
+    whole = model(ids, rotations=rotations).logits
+    for t in (1, 5, 22, 39):
+        beginning = model(ids[:, :t], rotations=rotations).logits
+        assert difference(beginning, whole[:, :t]) < FORWARD[np.float64]
+
+
+# ---- what a call gives ----
+
+
+def test_outputs_that_were_not_asked_for_are_none():
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    ids = random_ids((2, 21))
+    output = model(ids)
+    assert output.loss is output.hidden_states is output.buckets is output.start_logits is None
+    output = model(ids, output_hidden_states=True, output_buckets=True, labels=ids)
+    assert output.last_hidden_state.shape == (2, 21, 32)
+    assert [state.shape for state in output.hidden_states] == [(2, 21, 16)] * 4
+    assert [ids.shape for ids in output.buckets] == [(2, 2, 2, 21)] * 2
+    assert output.buckets[0].dtype == np.int32
+    assert isinstance(output.loss, float)
+    assert model(ids[:, :4], output_buckets=True).buckets == (None, None)
+
+
+def test_recorded_states_are_the_second_stream():
+    config = small_config(attn_layers=["local"])
+    model = randomise(ReformerModel(config, rng=0, dtype=np.float64))
+    ids = random_ids((1, 9))
+    first, last = model(ids, output_hidden_states=True).hidden_states
+    words = model.parameters["embeddings.word_embeddings.weight"][ids]
+    places = reference.position_vectors(model.parameters, np.arange(9)[None])
+    np.testing.assert_allclose(first, words + places)
+    # the final norm's second half is made of it
+    config.num_hidden_layers = 1
+    assert not np.allclose(last, first)
+
+
+def test_rounds_of_hashing_may_change_from_call_to_call():
+    model = randomise(ReformerModelWithLMHead(small_config(), rng=0, dtype=np.float64))
+    ids = random_ids((2, 23))
+    rotations = rotations_for(model, r=5)
+    output = model(ids, num_hashes=5, rotations=rotations, output_buckets=True)
+    expected = reference.language_model_logits(
+        model.parameters, model.config, ids, hashing=rotations
+    )
+    assert output.buckets[0].shape == (2, 2, 5, 23)
+    assert difference(output.logits, expected) < FORWARD[np.float64]
+    loss, gradients = model.loss_and_gradients(ids, labels=ids, num_hashes=5, rotations=rotations)
+    assert loss == pytest.approx(model.loss(ids, labels=ids, num_hashes=5, rotations=rotations))
+    assert gradients.keys() == model.parameters.keys()
+
+
+# ---- gradients ----
+
+
+def reference_gradients_case(changes, t, mask=None, labels=None):
+    config = small_config(**changes)
+    kind = ReformerModelWithLMHead if config.is_decoder else ReformerForMaskedLM
+    model = randomise(kind(config, rng=0, dtype=np.float64))
+    ids = random_ids((2, t))
+    labels = ids if labels is None else labels
+    rotations = rotations_for(model)
+    _, gradients = model.loss_and_gradients(ids, mask, labels=labels, rotations=rotations)
+    # buckets do not move with the weights: the derivative is that of fixed buckets
+    buckets = model(ids, mask, rotations=rotations, output_buckets=True).buckets
+    names = list(model.parameters)
+
+    def loss(*arrays):
+        return reference.language_model_loss(
+            dict(zip(names, arrays, strict=True)), config, ids, labels, attention_mask=mask,
+            hashing=[b if b is not None else np.zeros((2, 2, 2, t), int) for b in buckets],
+        )  # fmt: skip
+
+    arrays = [model.parameters[name] for name in names]
+    return loss, arrays, [gradients[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, BIDIRECTIONAL, {"axial_pos_embds": False}, {"attention_scope": "bucket"}],
+    ids=["causal", "both sides", "plain positions", "bucket scope"],
+)
+def test_gradients_are_the_derivative_of_the_reference(changes):
+    changes |= {"attn_layers": ["local", "lsh"]}
+    assert_is_the_derivative(*reference_gradients_case(changes, 9), np.random.default_rng(0))
+
+
+def test_gradients_with_a_mask_and_ignored_labels_are_the_derivative_of_the_reference():
+    changes = {"attn_layers": ["local", "lsh"]}
+    mask = np.ones((2, 9), int)
+    mask[0, 6:], mask[1, :2] = 0, 0
+    labels = np.where(mask == 1, random_ids((2, 9)), -100)
+    case = reference_gradients_case(changes, 9, mask, labels)
+    assert_is_the_derivative(*case, np.random.default_rng(0))
+
+
+HEADS = {
+    ReformerModelWithLMHead: {"labels": random_ids((2, 23))},
+    ReformerForMaskedLM: {"labels": np.where(random_ids((2, 23)) < 5, -100, random_ids((2, 23)))},
+    ReformerForSequenceClassification: {"labels": [2, 0]},
+    ReformerForQuestionAnswering: {"start_positions": [3, 22], "end_positions": [7, 30]},
+}
+
+
+def check_slope(model, ids, mask, **rest):
+    """The gradient along one random direction of all weights, against differences of the loss."""
+    loss, gradients = model.loss_and_gradients(ids, mask, **rest)
+    direction = {
+        name: np.random.default_rng(i).standard_normal(array.shape)
+        for i, (name, array) in enumerate(model.parameters.items())
+    }
+    start = {name: array.copy() for name, array in model.parameters.items()}
+
+    def loss_at(distance):
+        for name, array in model.parameters.items():
+            array[...] = start[name] + distance * direction[name]
+        return model.loss_and_gradients(ids, mask, **rest)[0]
+
+    expected = slope(loss_at, [0.0], [1.0], 1e-6)
+    loss_at(0.0)
+    actual = sum((gradients[name] * direction[name]).sum() for name in gradients)
+    assert np.isfinite(loss)
+    assert actual == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("axial", [True, False])
+def test_gradients_are_exact_for_the_dropout_that_was_drawn(kind, axial):
+    causal = kind is ReformerModelWithLMHead
+    labels = 3 if kind is ReformerForSequenceClassification else 2
+    config = small_config(
+        **DROPOUT, is_decoder=causal, axial_pos_embds=axial, num_labels=labels,
+        chunk_size_feed_forward=5, chunk_size_lm_head=4, classifier_dropout=0.3,
+        local_attn_chunk_length=5,
+    )  # fmt: skip
+    model = randomise(kind(config, rng=0, dtype=np.float64))
+    mask = np.ones((2, 23))
+    mask[0, 20:], mask[1, :3] = 0, 0
+    check_slope(model, random_ids((2, 23)), mask, rng=1, **HEADS[kind])
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_gradients_reach_every_weight_without_dropout_and_with_padding_of_our_own(kind):
+    causal = kind is ReformerModelWithLMHead
+    labels = 3 if kind is ReformerForSequenceClassification else 2
+    config = small_config(is_decoder=causal, local_attn_chunk_length=6, num_labels=labels)
+    model = randomise(kind(config, rng=0, dtype=np.float64))
+    positions = np.stack([np.arange(23), np.arange(23) + 9])
+    rest = {"rng": 1, "training": False, "position_ids": positions} | HEADS[kind]
+    check_slope(model, random_ids((2, 23)), None, **rest)
+    _, gradients = model.loss_and_gradients(random_ids((2, 23)), **rest)
+    assert all(gradient.any() for gradient in gradients.values())
+    assert all(gradient.flags.c_contiguous for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_a_classifier_has_three_kinds_of_loss(problem):
+    config = small_config(is_decoder=False, num_labels=3, problem_type=problem)
+    model = randomise(ReformerForSequenceClassification(config, rng=0, dtype=np.float64))
+    ids, labels = random_ids((2, 9)), np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    output = model(ids, labels=labels, rng=0)
+    z = output.logits
+    if problem == "regression":
+        expected = ((z - labels) ** 2).mean()
+    else:
+        expected = -(labels * np.log(1 / (1 + np.exp(-z)))
+                     + (1 - labels) * np.log(1 / (1 + np.exp(z)))).mean()  # fmt: skip
+    assert output.loss == pytest.approx(expected)
+    check_slope(model, ids, None, labels=labels, rng=0)
+
+
+def test_the_problem_follows_from_the_labels():
+    config = small_config(is_decoder=False, num_labels=1)
+    model = ReformerForSequenceClassification(config, rng=0)
+    ids = random_ids((2, 9))
+    z = model(ids, rng=0).logits[:, 0]
+    expected = ((z - [1, 2]) ** 2).mean()
+    assert model.loss(ids, labels=[1, 2], rng=0) == pytest.approx(expected, rel=1e-5)
+    config = small_config(is_decoder=False, num_labels=3)
+    model = ReformerForSequenceClassification(config, rng=0)
+    assert model.loss(ids, labels=[0, 1], rng=0) == pytest.approx(math.log(3), rel=0.5)
+    assert model.loss(ids, labels=np.zeros((2, 3)), rng=0) == pytest.approx(math.log(2), rel=0.5)
+
+
+def test_positions_outside_the_text_are_ignored_in_question_answering():
+    config = small_config(is_decoder=False)
+    model = randomise(ReformerForQuestionAnswering(config, rng=0, dtype=np.float64))
+    ids = random_ids((2, 9))
+    start = model(ids, rng=0).start_logits
+    log_p = start - np.log(np.exp(start).sum(axis=1, keepdims=True))
+    both = model.loss(ids, start_positions=[4, 100], end_positions=[4, 100], rng=0)
+    end = model(ids, rng=0).end_logits
+    log_q = end - np.log(np.exp(end).sum(axis=1, keepdims=True))
+    assert both == pytest.approx(-(log_p[0, 4] + log_q[0, 4]) / 2)
+
+
+# ---- labels ----
+
+
+def test_labels_are_shifted_in_a_causal_model_and_minus_100_is_ignored():
+    model = randomise(ReformerModelWithLMHead(small_config(), rng=0, dtype=np.float64))
+    ids = random_ids((2, 9))
+    labels = ids.copy()
+    labels[0, :5] = -100
+    logits = model(ids, rng=0).logits
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    parts = [-log_p[i, j - 1, ids[i, j]] for i, j in np.ndindex(2, 9) if j and labels[i, j] >= 0]
+    assert model.loss(ids, labels=labels, rng=0) == pytest.approx(np.mean(parts))
+
+
+@pytest.mark.parametrize("labels", [np.full((1, 9), -100), [[3] + [-100] * 8]])
+def test_without_labels_that_count_the_loss_is_nan_and_the_gradients_are_zero(labels):
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    loss, gradients = model.loss_and_gradients(random_ids((1, 9)), labels=labels)
+    assert math.isnan(loss)
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+def test_chunks_of_feed_forward_and_head_change_nothing_but_rounding():
+    ids = random_ids((2, 31))
+    results = []
+    for chunk in (0, 1, 3, 100):
+        config = small_config(chunk_size_feed_forward=chunk, chunk_size_lm_head=chunk, **DROPOUT)
+        model = randomise(ReformerModelWithLMHead(config, rng=0))
+        results.append((*model.loss_and_gradients(ids, labels=ids, rng=1), model(ids, rng=0)))
+    for loss, gradients, output in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-6)
+        assert largest_difference(gradients, results[0][1]) < BACKWARD[np.float32]
+        assert difference(output.logits, results[0][2].logits) < FORWARD[np.float32]
+
+
+def test_the_head_goes_through_long_texts_in_blocks(monkeypatch):
+    config = small_config(axial_pos_shape=[64, 64], max_position_embeddings=4096)
+    config.attn_layers, config.num_hidden_layers = ["local"], 1
+    model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
+    ids = random_ids((2, 1500))
+    whole = model.loss_and_gradients(ids, labels=ids, rng=0, training=False)
+    logits = model(ids).logits
+    monkeypatch.setattr("reformer_c.body.HEAD_BLOCK", 1)
+    loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=0, training=False)
+    assert loss == pytest.approx(whole[0], rel=1e-12)
+    assert largest_difference(gradients, whole[1]) < 1e-12
+    np.testing.assert_allclose(model(ids).logits, logits, rtol=1e-10, atol=1e-12)
+
+
+def test_the_heads_bias_may_be_left_out_as_transformers_5_does():
+    config = small_config()
+    model = randomise(ReformerModelWithLMHead(config, rng=0))
+    ids = random_ids((1, 9))
+    with_bias = model(ids, rng=0).logits
+    config.apply_lm_head_bias = False
+    without = model(ids, rng=0).logits
+    np.testing.assert_allclose(with_bias - without, model.parameters["lm_head.bias"] + 0 * without,
+                               atol=1e-5)  # fmt: skip
+    _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
+    assert not gradients["lm_head.bias"].any()
+
+
+# ---- randomness ----
+
+
+def test_an_integer_repeats_a_call_and_none_draws_anew():
+    model = randomise(ReformerModel(small_config(), rng=0))
+    ids = random_ids((1, 40))
+
+    def buckets(rng):
+        return model(ids, rng=rng, output_buckets=True).buckets[0]
+
+    np.testing.assert_array_equal(buckets(3), buckets(3))
+    assert not np.array_equal(buckets(3), buckets(4))
+    assert not np.array_equal(buckets(None), buckets(None))
+    generator = np.random.default_rng(0)
+    assert not np.array_equal(buckets(generator), buckets(generator))
+
+
+def test_hash_seed_decides_the_rotations_of_every_call():
+    model = randomise(ReformerModel(small_config(hash_seed=1), rng=0))
+    ids = random_ids((1, 40))
+    one, two = (model(ids, rng=rng, output_buckets=True).buckets for rng in (0, None))
+    np.testing.assert_array_equal(one, two)
+    model.config.hash_seed = 2
+    assert not np.array_equal(model(ids, output_buckets=True).buckets, one)
+
+
+def test_layers_have_rotations_of_their_own():
+    model = ReformerModel(small_config(attn_layers=["lsh", "lsh"]), rng=0)
+    a = "encoder.layers.0.", "encoder.layers.1."
+    for name in [name for name in model.parameters if name.startswith(a[0])]:
+        model.parameters[name.replace(*a)] = model.parameters[name]
+    first, second = model(random_ids((1, 40)), rng=0, output_buckets=True).buckets
+    assert not np.array_equal(first, second)
+
+
+def test_the_global_random_state_is_left_alone():
+    model = ReformerModelWithLMHead(small_config(hash_seed=0, **DROPOUT), rng=0)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    ids = random_ids((1, 20))
+    model.loss_and_gradients(ids, labels=ids)
+    model.generate(ids, max_new_tokens=2, do_sample=True)
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_evaluation_has_no_dropout():
+    model = randomise(ReformerModelWithLMHead(small_config(), rng=0))
+    ids = random_ids((2, 20))
+    plain = model.loss(ids, labels=ids, rng=0)
+    for name, p in DROPOUT.items():
+        setattr(model.config, name, p)
+    assert model.loss(ids, labels=ids, rng=0) == plain
+    assert model.loss_and_gradients(ids, labels=ids, rng=0, training=False)[0] == plain
+    assert model.loss_and_gradients(ids, labels=ids, rng=0)[0] != plain
+
+
+def test_axial_positions_drop_whole_columns_of_their_rectangle():
+    config = small_config(axial_pos_shape=[5, 8], max_position_embeddings=40, **DROPOUT)
+    config.hidden_dropout_prob = 0.4
+    model = ReformerModel(config, rng=0)
+    model.parameters["embeddings.word_embeddings.weight"][...] = 0
+    for i in range(2):
+        model.parameters[f"embeddings.position_embeddings.weights.{i}"][...] = 1
+    from reformer_c.inputs import check_inputs
+
+    ids = np.zeros((200, 40), int)
+    inputs = check_inputs(config, model.dtype, None, ids, None, None, None, training=True)
+    run = model._pass(inputs, seed=0, training=True)
+    x = run.embeddings.forward(ids, None, inputs.positions)
+    kept = x.reshape(200, 5, 8, 16)
+    assert set(np.unique(kept)) == {0, np.float32(1 / 0.6)}
+    assert (kept == kept[:, :1, :, :1]).all()
+    assert 0.35 < (kept[:, 0, :, 0] == 0).mean() < 0.45
+    assert not (kept[0] == kept[1]).all()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    model = randomise(ReformerModelWithLMHead(small_config(**DROPOUT), rng=0))
+    ids = random_ids((2, 42))
+    with num_threads(1):
+        loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
+    for workers in (2, 3, 7):
+        with num_threads(workers):
+            again, same = model.loss_and_gradients(ids, labels=ids, rng=0)
+        assert again == loss
+        assert all(np.array_equal(same[name], gradients[name]) for name in gradients)
+
+
+def test_one_model_serves_many_threads_at_once():
+    model = randomise(ReformerModelWithLMHead(small_config(**DROPOUT), rng=0))
+    batches = [random_ids((2, t), seed=t) for t in range(5, 25)]
+    alone = [model.loss_and_gradients(ids, labels=ids, rng=0)[0] for ids in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(
+            lambda ids: model.loss_and_gradients(ids, labels=ids, rng=0)[0], batches
+        )
+    assert list(together) == alone
+
+
+# ---- weights ----
+
+
+def test_first_weights_are_drawn_as_hugging_face_draws_them():
+    config = ReformerConfig(num_attention_heads=2, is_decoder=True, axial_norm_std=0.5)
+    model = ReformerModelWithLMHead(config, rng=0)
+    for name, array in model.parameters.items():
+        if name.endswith("bias"):
+            assert not array.any()
+        elif "layer_norm" in name:
+            assert (array == 1).all()
+        else:
+            expected = 0.5 if "position" in name else 0.02
+            assert array.std() == pytest.approx(expected, rel=0.05), name
+            assert abs(array.mean()) < 0.05 * expected
+
+
+def test_a_seed_gives_the_same_weights_under_every_head_and_in_every_dtype():
+    config = small_config()
+    model = ReformerModelWithLMHead(config, rng=1)
+    bare, wide = ReformerModel(config, rng=1), ReformerModel(config, rng=1, dtype=np.float64)
+    for name in bare.parameters:
+        np.testing.assert_array_equal(bare.parameters[name], model.parameters[f"reformer.{name}"])
+        np.testing.assert_allclose(wide.parameters[name], bare.parameters[name], rtol=1e-6)
+    other = ReformerModel(config, rng=2).parameters["embeddings.word_embeddings.weight"]
+    assert not np.array_equal(other, bare.parameters["embeddings.word_embeddings.weight"])
+
+
+def test_weights_are_live():
+    model = ReformerModel(small_config(), rng=0)
+    ids = random_ids((1, 9))
+    held = model.parameters["encoder.layer_norm.bias"]
+    before = model(ids, rng=0).last_hidden_state
+    model.parameters["encoder.layer_norm.bias"] = np.ones(32, np.float32)
+    np.testing.assert_allclose(model(ids, rng=0).last_hidden_state, before + 1, atol=1e-5)
+    assert (held == 1).all()
+    held += 1
+    np.testing.assert_allclose(model(ids, rng=0).last_hidden_state, before + 2, atol=1e-5)
+    model.parameters.update({"encoder.layer_norm.bias": np.zeros(32, np.float32)})
+    np.testing.assert_array_equal(model(ids, rng=0).last_hidden_state, before)
+
+
+def test_weights_keep_their_names_shapes_and_dtypes():
+    parameters = ReformerModel(small_config(), rng=0).parameters
+    name = "encoder.layer_norm.bias"
+    for wrong, error in (
+        (np.ones(31, np.float32), ValueError),
+        (np.ones(32), TypeError),
+        ([1.0] * 32, TypeError),
+    ):
+        with pytest.raises(error, match=r"encoder\.layer_norm\.bias"):
+            parameters[name] = wrong
+    with pytest.raises(KeyError, match=r"encoder\.norm"):
+        parameters["encoder.norm"] = np.ones(32, np.float32)
+    with pytest.raises(TypeError, match="cannot be removed"):
+        del parameters[name]
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"input_ids": None}, "input_ids"),
+        ({"inputs_embeds": np.zeros((1, 5, 16), np.float32)}, "input_ids"),
+        ({"input_ids": [[0.0]]}, "input_ids"),
+        ({"input_ids": [[True]]}, "input_ids"),
+        ({"input_ids": [1, 2]}, "input_ids"),
+        ({"input_ids": [[13]]}, "input_ids"),
+        ({"input_ids": [[-1]]}, "input_ids"),
+        ({"input_ids": np.zeros((1, 0), int)}, "input_ids"),
+        ({"input_ids": np.zeros((0, 3), int)}, "input_ids"),
+        ({"input_ids": np.zeros((1, 43), int)}, "input_ids"),
+        ({"attention_mask": np.ones((1, 4))}, "attention_mask"),
+        ({"attention_mask": [["a"] * 5]}, "attention_mask"),
+        ({"position_ids": np.arange(4)}, "position_ids"),
+        ({"position_ids": np.arange(5) + 40}, "position_ids"),
+        ({"position_ids": np.arange(5.0)}, "position_ids"),
+        ({"labels": np.zeros((1, 4), int)}, "labels"),
+        ({"labels": np.full((1, 5), 13)}, "labels"),
+        ({"labels": np.zeros((1, 5))}, "labels"),
+        ({"num_hashes": 0}, "num_hashes"),
+        ({"num_hashes": 1.5}, "num_hashes"),
+        ({"rotations": []}, "rotations"),
+        ({"rotations": [np.zeros((2, 6, 2, 3))] * 2}, r"rotations\[0\]"),
+        ({"rng": "seed"}, "rng"),
+        ({"rng": -1}, "rng"),
+        ({"start_positions": [1]}, "start_positions"),
+        ({"output_attentions": True}, "output_attentions"),
+    ],
+)
+def test_bad_arguments_are_named(changes, name):
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+        model(**{"input_ids": np.zeros((1, 5), int)} | changes)
+
+
+def test_bad_word_vectors_are_named():
+    model = ReformerModel(small_config(), rng=0)
+    for vectors in (np.zeros((1, 5, 16)), np.zeros((1, 5, 15), np.float32), np.float32(1)):
+        with pytest.raises((TypeError, ValueError), match=r"^inputs_embeds: "):
+            model(inputs_embeds=vectors)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "name"),
+    [
+        (ReformerModelWithLMHead, {"is_decoder": False}, "is_decoder"),
+        (ReformerModelWithLMHead, {"lsh_num_chunks_after": 1}, "lsh_num_chunks_after"),
+        (ReformerModelWithLMHead, {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        (ReformerForMaskedLM, {"is_decoder": True}, "is_decoder"),
+        (ReformerForQuestionAnswering, {"is_decoder": False, "num_labels": 3}, "num_labels"),
+    ],
+)
+def test_configurations_that_do_not_fit_a_head_are_refused(kind, changes, name):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        kind(small_config(**changes))
+
+
+def test_a_causal_classifier_is_warned_of():
+    with pytest.warns(UserWarning, match=r"^is_decoder: "):
+        ReformerForSequenceClassification(small_config(is_decoder=True), rng=0)
+
+
+def test_wrong_models_and_losses_are_refused():
+    with pytest.raises(TypeError, match=r"^config: "):
+        ReformerModel({"hidden_size": 16})
+    with pytest.raises(TypeError, match=r"^dtype: "):
+        ReformerModel(small_config(), dtype=np.float16)
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    with pytest.raises(TypeError, match=r"^labels: "):
+        model.loss_and_gradients(random_ids((1, 5)))
+    answering = ReformerForQuestionAnswering(small_config(is_decoder=False), rng=0)
+    with pytest.raises(TypeError, match=r"^start_positions and end_positions: "):
+        answering(random_ids((1, 5)), start_positions=[1])
+    with pytest.raises(TypeError, match=r"^labels: ReformerModel has no such argument"):
+        ReformerModel(small_config(), rng=0)(random_ids((1, 5)), labels=random_ids((1, 5)))
+
+
+@pytest.mark.parametrize(
+    "labels", [[[0, 1]], [0, 3], [0], ["a", "b"], np.zeros((2, 2)), np.zeros((2, 4))]
+)
+def test_bad_labels_of_a_classifier_are_named(labels):
+    model = ReformerForSequenceClassification(small_config(is_decoder=False, num_labels=3), rng=0)
+    with pytest.raises((TypeError, ValueError), match=r"^labels: "):
+        model(random_ids((2, 5)), labels=labels)
