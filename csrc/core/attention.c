@@ -25,6 +25,7 @@ typedef struct {
     block_cache cache;
     owner owners[OWNERS];
     real *s, *g; // scores and their gradients of one pair
+    wish_list wishes;
 } workbench;
 
 /* ------------------------------------------------------------------------------- scratch ---- */
@@ -53,6 +54,8 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     const size_t dp = round_up(a->d, VEC_LANES), each = block_reals(dp, backward);
     w->cache.count = cache_blocks(a, backward);
     w->cache.clock = 0;
+    w->wishes.count = w->wishes.next = 0;
+    w->wishes.depth = a->d;
     real *reals = take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) +
                                 2 * BLOCK * BLOCK, sizeof(real));
     w->cache.blocks = take(&at, w->cache.count, sizeof(block));
@@ -170,28 +173,14 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
     }
 }
 
-/* Ask for rows that lie anywhere while something else is computed: what the next chunk reads, and
-   the rows that this chunk will write. */
-static void prefetch_rows(const attention_arrays *x, size_t bh, size_t chunk, const real *written,
-                          rf_strides swritten) {
+/* Wish for the rows of a chunk in an array: in hash order they lie anywhere. */
+static void wish_chunk(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
+                       const real *array, rf_strides strides) {
     const rf_attention *a = x->a;
-    if (a->scope != RF_CHUNK) return;
-    const size_t line = RF_ALIGN / sizeof(real);
-    const span here = chunk_span(a, chunk);
-    for (size_t at = here.start; at < min_size(here.end, here.start + BLOCK); at++) {
-        const real *row = row_of(written, swritten, a, bh, token_at(x, bh, here.round, at));
-        for (size_t j = 0; j < a->d; j += line) __builtin_prefetch(row + j, 1, 2);
-    }
-    if (chunk + 1 >= chunks_of(a) * a->r) return;
-    const span next = chunk_span(a, chunk + 1);
-    for (size_t at = next.start; at < min_size(next.end, next.start + BLOCK); at++) {
-        const size_t token = token_at(x, bh, next.round, at);
-        const real *q = row_of(x->q, x->sq, a, bh, token), *v = row_of(x->v, x->sv, a, bh, token);
-        for (size_t j = 0; j < a->d; j += line) {
-            __builtin_prefetch(q + j, 0, 2);
-            __builtin_prefetch(v + j, 0, 2);
-        }
-    }
+    if (chunk >= chunks_of(a) * a->r) return;
+    const span s = chunk_span(a, chunk);
+    for (size_t at = s.start; at < min_size(s.end, s.start + BLOCK); at++)
+        wish(&w->wishes, row_of(array, strides, a, bh, token_at(x, bh, s.round, at)));
 }
 
 /* Block `index` of a span, with its queries if asked for. */
@@ -218,7 +207,7 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
     reach r;
     find_reach(&r, a, q, k);
     if (!r.most) return;
-    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp);
+    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp, &w->wishes);
 
     real decay[BLOCK];
     for (size_t g = 0; g < r.groups; g++) {
@@ -246,7 +235,7 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
             for (size_t j = 0; j < dp; j += VEC_LANES) vstore(num + j, vload(num + j) * decay[i]);
     }
     if (k->finite) {
-        queries_product(o->num, &r, w->s, k->v_rows, q->nq, dp, o->started);
+        queries_product(o->num, &r, w->s, k->v_rows, q->nq, dp, o->started, &w->wishes);
     } else { // 0 times NaN is NaN: a value that is not finite must not touch rows that do not see it
         if (!o->started) memset(o->num, 0, q->nq * dp * sizeof(real));
         for (size_t i = 0; i < q->nq; i++)
@@ -281,6 +270,13 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
     const block *q = o->blk;
     const int last = q->round + 1 == rounds_of(a);
     if (!o->started) memset(o->num, 0, q->nq * x->dp * sizeof(real));
+    real lse[BLOCK];
+    for (size_t i = 0; i < BLOCK && last; i += VEC_LANES) {
+        const vec most = vload(o->most + i), sum = vload(o->sum + i);
+        const ivec nothing = most < vset1(SCORE_NOTHING);
+        vstore(lse + i, vselect(nothing, vset1(-(real)INFINITY), most + vec_log(sum)));
+        vstore(o->sum + i, (real)1 / sum);
+    }
     for (size_t i = 0; i < q->nq; i++) {
         const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
         real *out = (real *)row_of(f->out, f->sout, a, q->bh, token);
@@ -291,10 +287,8 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
             f->sum[row] = o->sum[i];
             continue;
         }
-        const real share = 1 / o->sum[i];
-        for (size_t j = 0; j < a->d; j++) out[j] = num[j] * share;
-        f->lse[row] = o->most[i] < SCORE_NOTHING ? -(real)INFINITY
-                                                 : o->most[i] + real_log(o->sum[i]);
+        for (size_t j = 0; j < a->d; j++) out[j] = num[j] * o->sum[i];
+        f->lse[row] = lse[i];
     }
 }
 
@@ -317,7 +311,12 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         owner_begin(x, w->owners + i, f);
     }
     if (is_window_scope(a)) {
-        prefetch_rows(x, bh, p.chunk, f->out, f->sout);
+        if (a->scope == RF_CHUNK) {
+            w->wishes.count = w->wishes.next = 0;
+            wish_chunk(x, w, bh, p.chunk, f->out, f->sout);
+            wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->q, x->sq);
+            wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->v, x->sv);
+        }
         for (size_t slot = 0; slot <= a->before + a->after; slot++) {
             size_t to;
             if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
@@ -404,8 +403,8 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
     reach r;
     find_reach(&r, a, q, k);
     if (!r.most) return;
-    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp);
-    staircase_product(w->g, &r, k->v_rows, q->do_columns, a->d, dp);
+    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp, &w->wishes);
+    staircase_product(w->g, &r, k->v_rows, q->do_columns, a->d, dp, &w->wishes);
     for (size_t g = 0; g < r.groups; g++) {
         real *s = w->s + g * VEC_LANES, *ds = w->g + g * VEC_LANES;
         group_scores(s, x, q, k, &r, g, (vec){0});
@@ -413,7 +412,7 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
         clear_beyond(s, &r, g);
         clear_beyond(ds, &r, g);
     }
-    if (dq) queries_product(dq, &r, w->g, k->k_rows, q->nq, dp, 1);
+    if (dq) queries_product(dq, &r, w->g, k->k_rows, q->nq, dp, 1, &w->wishes);
     if (dk) {
         keys_product(dv, &r, w->s, q->do_rows, q->nq, dp);
         keys_product(dk, &r, w->g, q->q_rows, q->nq, dp);
@@ -467,6 +466,16 @@ static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, p
         memset(o->dq, 0, 3 * BLOCK * x->dp * sizeof(real)); // dq, dk and dv lie side by side
     }
     if (is_window_scope(a)) {
+        if (a->scope == RF_CHUNK) {
+            const backward_results *g = results;
+            const size_t next = p.chunk + 1 + max_size(a->before, a->after);
+            w->wishes.count = w->wishes.next = 0;
+            wish_chunk(x, w, bh, next, x->q, x->sq);
+            wish_chunk(x, w, bh, next, x->v, x->sv);
+            wish_chunk(x, w, bh, next, x->dout, x->sdout);
+            wish_chunk(x, w, bh, p.chunk, g->dq, g->sdq);
+            wish_chunk(x, w, bh, p.chunk, g->dv, g->sdv);
+        }
         for (size_t slot = 0; slot <= a->before + a->after; slot++) {
             const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
             size_t other;

@@ -87,9 +87,14 @@ static inline lane bucket_of(const attention_arrays *x, size_t bh, size_t round,
     return (lane)(round * (a->k + 1)) + x->buckets[(bh * a->r + round) * a->t + token];
 }
 
+static inline real inverse_root(real mean_square) {
+    return 1 / (sizeof(real) == sizeof(float) ? (real)sqrtf((float)mean_square)
+                                              : (real)sqrt((double)mean_square));
+}
+
 /* rho = 1 / rms(x): a shared key is x rho. */
 static inline real key_norm(const real *x, size_t d) {
-    return (real)1 / (real)sqrt((double)(dot(x, x, d) / (real)d + (real)1e-6));
+    return inverse_root(dot(x, x, d) / (real)d + (real)1e-6);
 }
 
 static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
@@ -125,6 +130,28 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
             blk->kbucket[i] = blk->qbucket[i] = bucket_of(x, bh, blk->round, (size_t)blk->kpos[i]);
 }
 
+/* What makes a raw key row the key, times the scale. A shared key is normalised: the columns of the
+   queries are at hand for that, a key to a lane. */
+static void key_scales(const attention_arrays *x, block *blk) {
+    const rf_attention *a = x->a;
+    if (!a->shared_qk) {
+        for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
+        return;
+    }
+    blk->q_rows = blk->k_rows;
+    transpose(blk->q_columns, BLOCK, blk->k_rows, x->dp, BLOCK, x->dp);
+    for (size_t i = 0; i < BLOCK; i += VEC_LANES) {
+        vec sum = {0};
+        for (size_t j = 0; j < a->d; j++) {
+            const vec column = vload(blk->q_columns + j * BLOCK + i);
+            sum += column * column;
+        }
+        vstore(blk->kscale + i, sum);
+    }
+    for (size_t i = 0; i < BLOCK; i++)
+        blk->kscale[i] = (real)a->scale * inverse_root(blk->kscale[i] / (real)a->d + (real)1e-6);
+}
+
 static void block_keys(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     const size_t d = a->d, dp = x->dp;
@@ -136,22 +163,21 @@ static void block_keys(const attention_arrays *x, block *blk) {
                                    : row_of(x->k, x->sk, a, blk->bh, token), d);
         copy_row(value, row_of(x->v, x->sv, a, blk->bh, token), d);
         for (size_t j = 0; j < dp; j += VEC_LANES) zero += vload(value + j) * (real)0;
-        blk->kscale[i] = (real)a->scale * (a->shared_qk ? key_norm(row, d) : (real)1);
     }
     blk->finite = vsum(zero) == 0;
     blk->has_keys = 1;
+    key_scales(x, blk);
 }
 
 static void block_queries(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     const size_t dp = x->dp, rows = round_up(max_size(blk->nq, 1), VEC_LANES);
-    if (a->shared_qk)
-        blk->q_rows = blk->k_rows;
-    else
+    if (!a->shared_qk) { // else the keys have brought them
         for (size_t i = 0; i < blk->nq; i++)
             copy_row(blk->q_rows + i * dp, row_of(x->q, x->sq, a, blk->bh, (size_t)blk->qpos[i]),
                      a->d);
-    transpose(blk->q_columns, BLOCK, blk->q_rows, dp, rows, dp);
+        transpose(blk->q_columns, BLOCK, blk->q_rows, dp, rows, dp);
+    }
     if (a->dropout > 0)
         for (size_t i = 0; i < blk->nq; i++)
             blk->drop[i] = row_key(a->key, (uint32_t)blk->bh, (uint32_t)blk->round,
@@ -170,6 +196,26 @@ static void block_queries(const attention_arrays *x, block *blk) {
         transpose(blk->do_columns, BLOCK, blk->do_rows, dp, rows, dp);
     }
     blk->has_queries = 1;
+}
+
+/* --------------------------------------------------------------------------- prefetching ---- */
+
+/* Rows that will be wanted and lie anywhere. They are asked for a few at a time, between tiles: all
+   at once would wait for one another. */
+typedef struct {
+    const real *rows[8 * BLOCK];
+    size_t count, next, depth;
+} wish_list;
+
+static inline void wish(wish_list *w, const real *row) {
+    w->rows[w->count++] = row;
+}
+
+static inline void grant_wishes(wish_list *w) {
+    const size_t end = min_size(w->count, w->next + 6);
+    for (; w->next < end; w->next++)
+        for (size_t j = 0; j < w->depth; j += RF_ALIGN / sizeof(real))
+            __builtin_prefetch(w->rows[w->next] + j, 0, 2);
 }
 
 /* ---------------------------------------------------- the blocks that a thread has at hand ---- */
@@ -259,9 +305,10 @@ static inline size_t first_group(const reach *r, size_t i) {
 /* c[key][query] = row of `rows` (keys, as they lie) times `columns` (queries), for the tiles that
    the staircase needs. */
 static void staircase_product(real *c, const reach *r, const real *rows, const real *columns,
-                              size_t d, size_t dp) {
+                              size_t d, size_t dp, wish_list *wishes) {
     for (size_t i = 0, mr; i < r->most; i += mr) {
         mr = tile_height(r->most - i);
+        grant_wishes(wishes);
         for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
             const int wide = r->groups - g > 1;
             tiles[mr - 1][1][wide](d, rows + i * dp, dp, columns + g * VEC_LANES, BLOCK,
@@ -339,9 +386,10 @@ static inline size_t tile_depth(const reach *r, size_t i, size_t mr) {
 /* out (queries x dp) (+)= s' rows: s as the left operand by columns, each tile as deep as its
    queries see. */
 static void queries_product(real *out, const reach *r, const real *s, const real *rows, size_t nq,
-                            size_t dp, int add) {
+                            size_t dp, int add, wish_list *wishes) {
     for (size_t i = 0, mr; i < nq; i += mr) {
         mr = tile_height(nq - i);
+        grant_wishes(wishes);
         const size_t depth = tile_depth(r, i, mr);
         for (size_t j = 0; j < dp; j += GEMM_NR)
             tiles[mr - 1][0][dp - j > VEC_LANES](depth, s + i, BLOCK, rows + j, dp,

@@ -57,10 +57,6 @@ static inline int team(const rf_run *run, double work) {
     return work < 2e5 ? 1 : run->workers;
 }
 
-static inline real real_log(real x) {
-    return sizeof(real) == sizeof(float) ? (real)logf((float)x) : (real)log((double)x);
-}
-
 static inline size_t min_size(size_t a, size_t b) {
     return a < b ? a : b;
 }
