@@ -26,7 +26,25 @@ typedef struct {
     ptrdiff_t b, h, t;
 } rf_strides;
 
-typedef enum { RF_RELU, RF_GELU, RF_GELU_NEW, RF_SILU, RF_TANH } rf_activation;
+/* Of the feed-forward layer; csrc/core/activation.h has their formulas. */
+typedef enum {
+    RF_RELU,
+    RF_GELU,
+    RF_GELU_NEW,
+    RF_SILU,
+    RF_TANH,
+    RF_GELU_10,
+    RF_HARDSWISH,
+    RF_LAPLACE,
+    RF_LEAKY_RELU,
+    RF_LINEAR,
+    RF_MISH,
+    RF_QUICK_GELU,
+    RF_RELU2,
+    RF_RELU6,
+    RF_SIGMOID,
+    RF_SQRTSOFTPLUS
+} rf_activation;
 
 /* What a query may attend to.
    FULL: every key.                     LOCAL: chunks of the sequence as it stands.

@@ -46,7 +46,7 @@ _LAZY = {
     "lsh_report": "report",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     *ops.__all__,
     "get_num_threads",
     "num_threads",

@@ -14,11 +14,8 @@ Integers = NDArray[np.integer[Any]]
 Mask = NDArray[Any] | None
 # (query name, scope, m, before, after, k, causal, shared_qk, wrap, across_buckets, duplicates,
 #  scale, dropout, key)
-Attention = tuple[
-    str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int
-]
+Attention = tuple[str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int]
 
-__file__: str
 compiler: str
 openmp: int
 

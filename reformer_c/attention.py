@@ -9,6 +9,7 @@ import numpy as np
 
 from . import ops
 from .nn import Key, Sublayer, Weights
+from .probabilities import local_probabilities, lsh_probabilities
 
 __all__ = ["LocalAttention", "LSHAttention"]
 
@@ -32,6 +33,8 @@ class Attention(Sublayer):
     """
 
     projections: tuple[str, ...]
+    # whether the next forward pass leaves its probabilities behind
+    record = False
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Attention(Sublayer):
     ) -> None:
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
         self.num_heads = num_heads
+        self.probabilities: np.ndarray | None = None
         self.rules = rules | {
             "attention_mask": attention_mask,
             "dropout": attention_dropout,
@@ -60,6 +64,8 @@ class Attention(Sublayer):
             saved.append(projected)
             heads.append(self._split(y))
         out, attended = self._attend(*heads)
+        if self.record:
+            self.probabilities = self._probabilities(*heads)
         y, projected = ops.linear_forward(self._merge(out), self.weights["output.dense.weight"])
         return y, [*saved, attended, projected]
 
@@ -99,6 +105,10 @@ class Attention(Sublayer):
         """The heads' output (b, h, t, d), and what the op saved."""
 
     @abstractmethod
+    def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
+        """The probabilities that `_attend` used, in the shape of Hugging Face's."""
+
+    @abstractmethod
     def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
         """The gradients of the heads, in the order of `projections`."""
 
@@ -113,6 +123,9 @@ class LocalAttention(Attention):
 
     def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
         return ops.local_attention_backward(dout, saved)
+
+    def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
+        return local_probabilities(*heads[:2], **self.rules)
 
 
 class LSHAttention(Attention):
@@ -149,3 +162,6 @@ class LSHAttention(Attention):
 
     def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
         return ops.lsh_attention_backward(dout, saved)
+
+    def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
+        return lsh_probabilities(heads[0], self.buckets, **self.rules)

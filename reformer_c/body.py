@@ -132,9 +132,13 @@ class Pass:
 
     # ---- forward ----
 
-    def forward(self, *, differentiate: bool = False, record: bool = False) -> list[np.ndarray]:
+    def forward(
+        self, *, differentiate: bool = False, record: bool = False, attentions: bool = False
+    ) -> list[np.ndarray]:
         """Run the layers; the recorded states of the second stream, if they are wanted."""
         inputs = self.inputs
+        for attention, _ in self.layers:
+            attention.record = attentions
         y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
         y2 = y1.copy()
         states = [y2[:, : inputs.t].copy()] if record else []
@@ -158,6 +162,11 @@ class Pass:
                 return
             for branch in layer:
                 branch.keep = True
+
+    @property
+    def attentions(self) -> tuple[np.ndarray | None, ...]:
+        """What the layers recorded."""
+        return tuple(attention.probabilities for attention, _ in self.layers)
 
     @property
     def buckets(self) -> tuple[np.ndarray | None, ...]:

@@ -1,5 +1,7 @@
 """Files that a model is kept in: config.json beside model.safetensors, written atomically.
 
+Read too: the `pytorch_model.bin` of before, and folders of the Hugging Face hub.
+
 Nothing here knows what a model is: names and arrays go in and come out.
 """
 
@@ -7,17 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from .pickled import iterate_torch_file
+
 __all__ = [
     "load_into",
+    "local_folder",
     "read_folder",
     "read_safetensors",
     "save_folder",
@@ -25,8 +31,10 @@ __all__ = [
     "write_safetensors",
 ]
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+# files of weights, best first; each may be in shards, which a file NAME.index.json names
+SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+# a name on the Hugging Face hub: owner/model, or model
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 # ---- files that are whole or not there ----
@@ -184,38 +192,46 @@ def _safetensors() -> ModuleType:
 
 
 def read_folder(folder: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a model folder, one after the other: a single file, or shards by an index.
+    """The tensors of a model folder, one after the other: of a single file, or shards by an index.
 
     Raises
     ------
     FileNotFoundError
         The folder, its weights or one of the shards is not there.
     ValueError
-        A file is damaged, or a tensor is not in the shard that the index names.
+        A file is damaged or refused, or a tensor is not in the shard that the index names.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: there is no folder {os.fspath(folder)!r}")
-    if (folder / WEIGHTS).is_file():
-        yield from _iterate_safetensors(folder / WEIGHTS)
-    elif (folder / INDEX).is_file():
-        yield from _iterate_shards(folder)
-    else:
-        raise FileNotFoundError(
-            f"folder: there is neither {WEIGHTS} nor {INDEX} in {os.fspath(folder)!r}"
-        )
+    for name in (SAFETENSORS, TORCH):
+        if (folder / name).is_file():
+            return _iterate_file(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            return _iterate_shards(folder, f"{name}.index.json")
+    raise FileNotFoundError(
+        f"folder: there is neither {SAFETENSORS} nor {TORCH}, nor an index of shards, "
+        f"in {os.fspath(folder)!r}"
+    )
 
 
-def _iterate_shards(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _iterate_file(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    read = iterate_torch_file if path.suffix == ".bin" else _iterate_safetensors
+    return read(path)
+
+
+def _iterate_shards(folder: Path, index: str) -> Iterator[tuple[str, np.ndarray]]:
     try:
-        shard_of = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"folder: {INDEX} has no weight_map: {error!r}") from error
-    for shard in sorted(set(shard_of.values())):
-        if Path(shard).name != shard:
-            raise ValueError(f"folder: {INDEX} names {shard!r}, which is not a file of the folder")
+        shard_of = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(shard_of.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"folder: {index} has no weight_map: {error!r}") from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(f"folder: {index} names {shard!r}, which is not a file of the folder")
+    for shard in shards:
         expected = {name for name in shard_of if shard_of[name] == shard}
-        for name, tensor in _iterate_safetensors(folder / shard):
+        for name, tensor in _iterate_file(folder / shard):
             if name in expected:
                 expected.remove(name)
                 yield name, tensor
@@ -223,11 +239,64 @@ def _iterate_shards(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
             raise ValueError(f"folder: {shard} lacks {', '.join(sorted(expected))}")
 
 
+def local_folder(
+    name: str | os.PathLike,
+    revision: str | None,
+    either: Sequence[Sequence[str]],
+    always: Sequence[str] = (),
+) -> Path:
+    """A folder, or the files of a model on the Hugging Face hub, downloaded where they are missing.
+
+    Parameters
+    ----------
+    name : path or str
+        A folder that exists, or a name on the hub.
+    revision : str or None
+        Branch, tag or commit on the hub.
+    either : sequence of (sequence of str)
+        Groups of file names, which may have a ``*``. They are downloaded one after the other,
+        until one brings a file.
+    always : sequence of str
+        Names that belong to each group, and do not count.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is neither such a folder nor such a name, or the hub cannot be reached.
+    ImportError
+        It may be a name on the hub, and the huggingface_hub library is not installed.
+    """
+    folder, text = Path(name), os.fspath(name)
+    if folder.is_dir():
+        return folder
+    if not HUB_NAME.fullmatch(text):
+        raise FileNotFoundError(f"folder: there is no folder {text!r}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"folder: there is no folder {text!r}, and names on the Hugging Face hub need the "
+            "huggingface_hub library: pip install 'reformer_c[hf]'"
+        ) from error
+    try:
+        for group in either:
+            wanted = [*always, *group]
+            folder = Path(snapshot_download(text, revision=revision, allow_patterns=wanted))
+            if any(any(folder.glob(pattern)) for pattern in group):
+                break
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"folder: there is no folder {text!r}, and the Hugging Face hub did not give a model "
+            f"of that name: {error}"
+        ) from error
+    return folder
+
+
 def load_into(
     parameters: Mapping[str, np.ndarray],
     tensors: Iterator[tuple[str, np.ndarray]],
     rename: Callable[[str], str | None],
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str]]:
     """Copy tensors into the arrays of their names, cast to their dtype.
 
     Parameters
@@ -240,13 +309,9 @@ def load_into(
 
     Returns
     -------
-    missing, unexpected : list of str
-        Parameters without a tensor, and tensors without a parameter.
-
-    Raises
-    ------
-    ValueError
-        Names every tensor of another shape, or that is not of numbers.
+    missing, unexpected, misshapen : list of str
+        Parameters without a tensor, tensors without a parameter, and tensors of another shape or
+        not of real numbers, with what they are.
     """
     missing, unexpected, misshapen = dict.fromkeys(parameters), [], []
     for stored, tensor in tensors:
@@ -264,6 +329,4 @@ def load_into(
         else:
             parameters[name][...] = tensor
             missing.pop(name, None)
-    if misshapen:
-        raise ValueError("the weights do not fit the configuration: " + "; ".join(misshapen))
-    return list(missing), unexpected
+    return list(missing), unexpected, misshapen

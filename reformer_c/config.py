@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
+from .checkpoint import local_folder, write_atomically
 
 __all__ = ["ReformerConfig"]
 
@@ -19,19 +19,33 @@ LAYER_TYPES = ("local", "lsh")
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# transformers has several names for one function
+# transformers' names of activations, and ours: it has several for one function
 ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
     "gelu_python": "gelu",
+    "gelu_10": "gelu_10",
     "gelu_new": "gelu_new",
     "gelu_fast": "gelu_new",
     "gelu_accurate": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
     "swish": "silu",
+    "hardswish": "hardswish",
+    "mish": "mish",
+    "leaky_relu": "leaky_relu",
+    "relu2": "relu2",
+    "relu6": "relu6",
+    "sigmoid": "sigmoid",
     "tanh": "tanh",
+    "laplace": "laplace",
+    "sqrtsoftplus": "sqrtsoftplus",
+    "linear": "linear",
 }
+# the two of transformers' that have weights of their own, which no Reformer was ever saved with
+WITH_WEIGHTS = ("prelu", "xielu")
 
 # keys of configurations from 2020, and the fields that took their place
 LEGACY_KEYS = {
@@ -89,6 +103,8 @@ class ReformerConfig:
     chunk_size_feed_forward: int = 0
     # dropout before and inside the classification head; None: hidden_dropout_prob
     classifier_dropout: float | None = None
+    # id that begins a text; kept for the round trip
+    bos_token_id: int | None = None
     # id that ends a text
     eos_token_id: int | list[int] | None = 2
     # width of the feed-forward layer's hidden units
@@ -128,8 +144,14 @@ class ReformerConfig:
     num_buckets: int | list[int] | None = None
     # hash rounds of LSH attention
     num_hashes: int | None = 1
-    # outputs of the classification and question-answering heads
-    num_labels: int = 2
+    # outputs of the classification and question-answering heads; None: the length of id2label, or 2
+    num_labels: int = None  # type: ignore[assignment]
+    # names of the classes by number, and the numbers by name
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    # what a call gives where it is not told
+    output_attentions: bool = False
+    output_hidden_states: bool = False
     # id that fills up short rows
     pad_token_id: int | None = 0
     # loss of the classification head; None: from num_labels and the labels' dtype
@@ -156,8 +178,13 @@ class ReformerConfig:
     def __post_init__(self) -> None:
         if self.num_hidden_layers is None and isinstance(self.attn_layers, (list, tuple)):
             self.num_hidden_layers = len(self.attn_layers)
+        if self.num_labels is None:
+            self.num_labels = len(self.id2label) if isinstance(self.id2label, dict) else 2
         for f in fields(self):
             setattr(self, f.name, _plain(getattr(self, f.name)))
+        if isinstance(self.id2label, dict):
+            # JSON knows no numbers as keys
+            self.id2label = {_number(key): label for key, label in self.id2label.items()}
         self.check()
 
     # ---- reading and writing ----
@@ -186,8 +213,6 @@ class ReformerConfig:
         for old, new in LEGACY_KEYS.items():
             for name in new if values.get(old) is not None else ():
                 known.setdefault(name, values[old])
-        if values.get("id2label") is not None:
-            known.setdefault("num_labels", len(values["id2label"]))
         extra = {k: v for k, v in values.items() if k not in names and k != "model_type"}
         if isinstance(known.get("memory_budget"), str):
             known["memory_budget"] = float(known["memory_budget"])
@@ -205,6 +230,11 @@ class ReformerConfig:
             if f.name == "extra" or (f.name in OURS and value == defaults[f.name]):
                 continue
             values[f.name] = list(value) if isinstance(value, list) else value
+        if self.id2label is not None:
+            values["id2label"] = {str(key): label for key, label in self.id2label.items()}
+        for name in ("id2label", "label2id"):
+            if values[name] is None:
+                del values[name]
         if self.memory_budget == math.inf:
             values["memory_budget"] = "inf"  # JSON has no infinity
         return values
@@ -239,6 +269,18 @@ class ReformerConfig:
             path = path / "config.json"
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, revision: str | None = None
+    ) -> ReformerConfig:
+        """The config.json of a folder, or of a name on the Hugging Face hub (extra ``[hf]``)."""
+        return cls.from_json(local_folder(folder, revision, [["config.json"]]))
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write the config.json of a folder, which is made if it is not there; atomically."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.to_json(folder)
 
     # ---- what follows from the fields ----
 
@@ -299,7 +341,11 @@ class ReformerConfig:
         _real("hidden_dropout_prob", self.hidden_dropout_prob, 0.0, below=1.0)
         if self.classifier_dropout is not None:
             _real("classifier_dropout", self.classifier_dropout, 0.0, below=1.0)
-        if len(self.extra.get("id2label") or range(self.num_labels)) != self.num_labels:
+        for name in ("id2label", "label2id"):
+            labels = getattr(self, name)
+            if labels is not None and not isinstance(labels, dict):
+                raise TypeError(f"{name}: expected a dictionary, got {type(labels).__name__}")
+        if self.id2label is not None and len(self.id2label) != self.num_labels:
             raise ValueError(f"id2label: expected num_labels={self.num_labels} names")
 
     def _check_positions(self) -> None:
@@ -345,14 +391,23 @@ class ReformerConfig:
                 raise ValueError(f"num_buckets: expected even numbers, got {self.num_buckets}")
 
     def _check_choices(self) -> None:
+        if self.hidden_act in WITH_WEIGHTS:
+            raise ValueError(
+                f"hidden_act: {self.hidden_act!r} has weights of its own; "
+                f"expected one of {', '.join(ACTIVATIONS)}"
+            )
         _choice("hidden_act", self.hidden_act, ACTIVATIONS)
         _choice("attention_scope", self.attention_scope, SCOPES)
         if self.problem_type is not None:
             _choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        for name in ("is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias"):
+        for name in (
+            "is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias",
+            "output_attentions", "output_hidden_states",
+        ):  # fmt: skip
             _boolean(name, getattr(self, name))
-        if self.pad_token_id is not None:
-            _integer("pad_token_id", self.pad_token_id, 0)
+        for name in ("bos_token_id", "pad_token_id"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 0)
         if self.eos_token_id is not None:
             ids = self.eos_token_id
             for i in ids if isinstance(ids, list) else [ids]:
@@ -372,6 +427,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Real) and not isinstance(value, (bool, int)):
         return float(value)
     return value
+
+
+def _number(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and key.isdecimal() else key
 
 
 def _integer(name: str, value: Any, least: int) -> None:

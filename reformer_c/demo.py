@@ -266,12 +266,14 @@ class ByteStream:
 
     Examples
     --------
-    >>> import sys
-    >>> stream = ByteStream(sys.stdout)
+    >>> import io
+    >>> screen = io.StringIO()
+    >>> stream = ByteStream(screen)
     >>> for token in ByteTokenizer().encode("na\u00efve"):
     ...     stream(np.array([token]))
     >>> stream.end()
-    na\u00efve
+    >>> screen.getvalue() == "na\u00efve"
+    True
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -60,8 +60,12 @@ def check_inputs(
     attention_mask: Any,
     position_ids: Any,
     training: bool,
+    whole_chunks: bool = False,
 ) -> Inputs:
-    """Checked and, in evaluation, padded inputs; `pad` gives the vector of the pad token."""
+    """Checked and, in evaluation, padded inputs; `pad` gives the vector of the pad token.
+
+    `whole_chunks` pads as Hugging Face does even where that changes no number.
+    """
     if (input_ids is None) == (inputs_embeds is None):
         raise TypeError("input_ids: expected either input_ids or inputs_embeds")
     if input_ids is not None:
@@ -82,7 +86,7 @@ def check_inputs(
         raise ValueError(f"{name}: expected at least one row of one token, got shape {(b, t)}")
     mask = check_mask(attention_mask, b, t)
     positions = check_positions(position_ids, b, t, config.num_positions)
-    n = t if training else padded_length(config, t, masked=mask is not None)
+    n = t if training else padded_length(config, t, masked=mask is not None or whole_chunks)
     if n > t:
         more = n - t
         mask = np.pad(np.ones((b, t), bool) if mask is None else mask, ((0, 0), (0, more)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import ops
 from .body import WORDS, Pass, body_shapes
-from .checkpoint import load_into, read_folder, save_folder, write_safetensors
+from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
 from .config import ReformerConfig
 from .generate import generate_tokens
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
@@ -36,6 +36,12 @@ __all__ = [
 # constants that old checkpoints carry beside the weights
 MASK_CONSTANTS = tuple(
     f"{kind}_value_float{bits}" for kind in ("self_mask", "mask") for bits in (16, 32)
+)
+
+# weights on the hub; the older file only where there is no newer one
+HUB_WEIGHTS = (
+    ["model*.safetensors", "model.safetensors.index.json"],
+    ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
 )
 
 
@@ -57,6 +63,8 @@ class ReformerOutput:
     last_hidden_state: np.ndarray | None = None
     # (b, t, c) of the second stream, before the first layer and after each
     hidden_states: tuple[np.ndarray, ...] | None = None
+    # of each layer, its attention probabilities: see `Reformer.__call__`
+    attentions: tuple[np.ndarray, ...] | None = None
     # of each LSH layer, int32 (b, h, r, t); None of one whose sequence is a single chunk
     buckets: tuple[np.ndarray | None, ...] | None = None
 
@@ -139,7 +147,8 @@ class Reformer:
         num_hashes: int | None = None,
         rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_buckets: bool = False,
         **targets: Any,
     ) -> ReformerOutput:
@@ -162,8 +171,14 @@ class Reformer:
         rng : int, numpy Generator or None
             Draws the rotations where they are not given and ``config.hash_seed`` is None: an
             integer repeats them, None draws new ones.
-        output_hidden_states, output_buckets : bool
-            Ask for those fields of the output.
+        output_hidden_states, output_attentions, output_buckets : bool
+            Ask for those fields of the output; the configuration has the first two's defaults.
+            Probabilities have Hugging Face's shapes: with n the length padded to whole chunks of
+            m, and a window of (1 + before + after) m keys, (b, h, n/m, m, window) of a local
+            layer, (b, h, r n/m, m, window) of an LSH layer in the order of its sorts, and
+            (b, h, n, n) where n <= m or ``config.attention_scope`` is "bucket". They are computed
+            in NumPy beside the kernels, which never hold them: that many numbers of memory for
+            each layer, and several times the time of a call.
         **targets
             `labels`, or what else the model's loss is measured against: see the model. With them,
             the output has a loss.
@@ -177,16 +192,22 @@ class Reformer:
         TypeError, ValueError
             Name the argument and say what was expected.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         run, wanted = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
-            False, targets, False,
+            False, targets, False, output_attentions,
         )  # fmt: skip
-        states = run.forward(record=output_hidden_states)
+        states = run.forward(record=output_hidden_states, attentions=output_attentions)
         output = ReformerOutput(**self.head.outputs(run))
         if wanted is not None:
             output.loss = self.head.loss(run, wanted, differentiate=False)
         if output_hidden_states:
             output.hidden_states = tuple(states)
+        if output_attentions:
+            output.attentions = run.attentions
         if output_buckets:
             output.buckets = run.buckets
         return output
@@ -194,6 +215,7 @@ class Reformer:
     def _begin(
         self, input_ids: Any, attention_mask: Any, position_ids: Any, inputs_embeds: Any,
         num_hashes: Any, rotations: Any, rng: Any, training: bool, targets: dict, needs_loss: bool,
+        whole_chunks: bool = False,
     ) -> tuple[Pass, Any]:  # fmt: skip
         """Check everything; the pass, and the targets as the head wants them."""
         head, name = self.head, type(self).__name__
@@ -204,7 +226,7 @@ class Reformer:
             raise TypeError(f"{' and '.join(head.targets)}: needed for a loss of {name}")
         inputs = check_inputs(
             self.config, self.dtype, self._pad_vector, input_ids, inputs_embeds, attention_mask,
-            position_ids, training,
+            position_ids, training, whole_chunks,
         )  # fmt: skip
         wanted = head.check_targets(self.config, inputs, *given) if given else None
         run = self._pass(
@@ -249,13 +271,17 @@ class Reformer:
         dtype: Any = np.float32,
         strict: bool = True,
         rng: Any = None,
+        revision: str | None = None,
     ) -> Reformer:
         """A model with the weights of a folder that `save_pretrained`, or transformers, wrote.
 
         Parameters
         ----------
-        folder : path
-            With config.json, and model.safetensors or its shards and their index.
+        folder : path or str
+            With config.json, and model.safetensors or the older pytorch_model.bin, or shards of
+            either and their index. Or the name of such a model on the Hugging Face hub, from where
+            it is downloaded once. A pytorch_model.bin is read by `reformer_c.pickled`, which runs
+            nothing of what it says.
         config : ReformerConfig, optional
             In place of config.json.
         dtype : float32 or float64
@@ -263,30 +289,35 @@ class Reformer:
         strict : bool
             False starts what the files lack from `rng`, passes over what the model lacks, and warns
             of both: for a new head on a trained body.
+        revision : str, optional
+            Branch, tag or commit on the hub.
 
         Raises
         ------
         FileNotFoundError
             The folder or one of its files is not there.
         ValueError
-            Names the tensors that are missing, unexpected or of another shape.
+            Names the tensors that are missing, unexpected or of another shape, or says why a file
+            is refused.
         ImportError
-            The safetensors library is not installed (extra ``reformer_c[hf]``).
+            The safetensors library, or huggingface_hub for a name on the hub, is not installed
+            (extra ``reformer_c[hf]``).
         """
+        folder = local_folder(folder, revision, HUB_WEIGHTS, always=["config.json"])
         model = cls.__new__(cls)
         model._allocate(ReformerConfig.from_json(folder) if config is None else config, dtype)
-        missing, unexpected = load_into(model.parameters, read_folder(folder), model._own_name)
-        if missing or unexpected:
-            message = "; ".join(
-                f"{kind}: {', '.join(names)}"
-                for kind, names in (("missing", missing), ("unexpected", unexpected))
-                if names
+        missing, unexpected, misshapen = load_into(
+            model.parameters, read_folder(folder), model._own_name
+        )
+        found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+        message = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
+        if misshapen or (strict and message):
+            hint = "" if misshapen else "; strict=False loads what fits"
+            raise ValueError(
+                f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "
+                f"({message}){hint}"
             )
-            if strict:
-                raise ValueError(
-                    f"the weights in {os.fspath(folder)!r} are not those of a {cls.__name__} "
-                    f"({message}); strict=False loads what fits"
-                )
+        if message:
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
             model._initialise(missing, rng)
         return model

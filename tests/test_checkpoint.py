@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import sys
 
@@ -111,6 +112,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, model):
     ) as e:
         ReformerModelWithLMHead.from_pretrained(tmp_path, strict=False)
     assert "lm_head.bias: int64[13]" in str(e.value)
+    # the others are named beside them
+    assert "missing: reformer.encoder.layer_norm.weight" in str(e.value)
+    assert "unexpected: pooler.weight" in str(e.value)
 
 
 def test_the_bias_of_the_head_has_two_names(tmp_path, model):
@@ -206,7 +210,7 @@ def test_what_is_not_there_is_said(tmp_path, model):
     with pytest.raises(FileNotFoundError):
         ReformerModelWithLMHead.from_pretrained(tmp_path / "nowhere")
     model.config.to_json(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor"):
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         ReformerModelWithLMHead.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_safetensors(tmp_path / "a.safetensors")
@@ -217,6 +221,68 @@ def test_without_the_library_the_extra_is_named(tmp_path, model, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'reformer_c\[hf\]'"):
         model.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+# ---- the hub ----
+
+
+class FakeHub:
+    """huggingface_hub's snapshot_download, of one model that lies in a folder."""
+
+    def __init__(self, files):
+        self.files, self.calls = files, []
+
+    def snapshot_download(self, name, *, revision, allow_patterns):
+        self.calls.append((revision, allow_patterns))
+        if name != "someone/reformer":
+            raise OSError("404: no such repository")
+        target = self.files.parent / "snapshot"
+        target.mkdir(exist_ok=True)
+        for pattern in allow_patterns:
+            for file in self.files.glob(pattern):
+                shutil.copy(file, target)
+        return str(target)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    fake = FakeHub(tmp_path / "remote")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def test_a_name_on_the_hub_is_downloaded_and_opened(hub, model):
+    model.save_pretrained(hub.files)
+    back = ReformerModelWithLMHead.from_pretrained("someone/reformer", revision="main")
+    assert same(back.parameters, model.parameters)
+    # the older file is not asked for where there is a newer one
+    ((revision, patterns),) = hub.calls
+    assert revision == "main"
+    assert not any("bin" in pattern for pattern in patterns)
+    assert ReformerConfig.from_pretrained("someone/reformer") == back.config
+
+
+def test_the_older_file_is_downloaded_where_there_is_no_other(hub, model):
+    model.save_pretrained(hub.files)
+    (hub.files / "model.safetensors").rename(hub.files / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin' is refused"):
+        ReformerModelWithLMHead.from_pretrained("someone/reformer")
+    assert len(hub.calls) == 2
+
+
+@pytest.mark.parametrize("name", ["someone/else", "../remote", "/nowhere", "a/b/c", ""])
+def test_names_that_lead_nowhere_are_said(hub, name):
+    with pytest.raises(FileNotFoundError, match="folder: there is no folder"):
+        ReformerModelWithLMHead.from_pretrained(name)
+    assert len(hub.calls) == int(name == "someone/else")
+
+
+def test_without_the_hubs_library_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImportError, match=r"no folder 'a/b'.*pip install 'reformer_c\[hf\]'"):
+        ReformerModelWithLMHead.from_pretrained("a/b")
 
 
 # ---- whole or not there ----

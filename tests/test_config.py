@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from reference import feed_forward as reference
 
 from reformer_c.body import body_shapes
-from reformer_c.config import ReformerConfig
+from reformer_c.config import ACTIVATIONS, ReformerConfig
 
 CRIME_AND_PUNISHMENT = {
     "architectures": ["ReformerModelWithLMHead"],
@@ -66,7 +67,8 @@ def test_defaults_are_those_of_hugging_face():
         "lsh_num_chunks_before": 1, "lsh_num_chunks_after": 0, "max_position_embeddings": 4096,
         "num_attention_heads": 12, "num_buckets": None, "num_hashes": 1, "num_labels": 2,
         "problem_type": None, "vocab_size": 320, "tie_word_embeddings": False, "use_cache": True,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": 6, "bos_token_id": None, "output_attentions": False,
+        "output_hidden_states": False,
     }  # fmt: skip
     assert config.to_dict() == expected | {"model_type": "reformer"}
 
@@ -151,6 +153,11 @@ def test_number_of_labels_follows_from_their_names():
     assert ReformerConfig.from_dict({"id2label": names}).num_labels == 3
     with pytest.raises(ValueError, match="id2label"):
         ReformerConfig.from_dict({"id2label": names, "num_labels": 2})
+    config = ReformerConfig(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
+    assert config.num_labels == 3
+    written = json.loads(json.dumps(config.to_dict()))
+    assert written["id2label"] == names
+    assert ReformerConfig.from_dict(written) == config
 
 
 def test_fewer_layers_than_attn_layers_are_the_first_ones():
@@ -164,10 +171,20 @@ def test_positions_are_bounded_by_the_table_and_by_the_configuration():
     assert ReformerConfig(axial_pos_embds=False).num_positions == 4096
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_python", "gelu_new", "gelu_fast", "swish", "tanh"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_answer_to_the_names_of_transformers(name):
-    expected = {"gelu_python": "gelu", "gelu_fast": "gelu_new", "swish": "silu"}.get(name, name)
-    assert ReformerConfig(hidden_act=name).activation == expected
+    expected = {"gelu_python": "gelu", "gelu_fast": "gelu_new", "swish": "silu"}
+    config = ReformerConfig(hidden_act=name)
+    assert config.activation == expected.get(name, ACTIVATIONS[name])
+    assert config.activation in reference.ACTIVATIONS
+
+
+@pytest.mark.parametrize("name", ["prelu", "xielu"])
+def test_activations_with_weights_are_refused_with_the_names_of_the_others(name):
+    with pytest.raises(
+        ValueError, match=f"^hidden_act: '{name}' has weights.*relu, gelu, .*linear"
+    ):
+        ReformerConfig(hidden_act=name)
 
 
 WRONG = {
@@ -194,6 +211,11 @@ WRONG = {
     "vocab_size": [0],
     "pad_token_id": [-2],
     "eos_token_id": [[1, -1]],
+    "bos_token_id": [-1],
+    "output_attentions": ["no"],
+    "output_hidden_states": [1],
+    "id2label": [["a", "b"]],
+    "label2id": [3],
 }
 
 

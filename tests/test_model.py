@@ -220,6 +220,73 @@ def test_rounds_of_hashing_may_change_from_call_to_call():
     assert gradients.keys() == model.parameters.keys()
 
 
+def meetings(probabilities, places, t):
+    """Probabilities (n, m, window) of one head, added up where query and key stand: (t, t)."""
+    dense = np.zeros((t, t))
+    n, m, window = probabilities.shape
+    chunks = places.reshape(n, m)
+    keys = np.concatenate([np.roll(chunks, 1, axis=0), chunks], axis=1)  # one chunk of look-back
+    assert keys.shape == (n, window)
+    np.add.at(dense, (chunks[:, :, None], keys[:, None, :]), probabilities)
+    return dense
+
+
+def test_attention_probabilities_have_hugging_faces_shapes_and_add_up_to_one():
+    model = randomise(ReformerModel(small_config(), rng=0, dtype=np.float64))
+    ids, mask = random_ids((2, 22)), np.ones((2, 22))
+    mask[1, :3] = 0
+    output = model(ids, mask, rng=0, output_attentions=True, output_buckets=True)
+    # 22 tokens go into 6 chunks of 4; there are 2 heads and 2 rounds
+    assert [p.shape for p in output.attentions] == [(2, 2, 6, 4, 8)] + [(2, 2, 12, 4, 8)] * 2
+    for p in output.attentions:
+        rows = p[0].sum(axis=-1)
+        np.testing.assert_allclose(rows, 1, rtol=1e-9)
+    # local: in the order of the text, and never ahead
+    places = np.arange(24)
+    dense = meetings(output.attentions[0][0, 0], places, 24)
+    assert not np.triu(dense, 1).any()
+    assert dense[5, 4] > 0
+    # LSH: in the order of the sort, where a token avoids itself if it can
+    buckets = np.pad(output.buckets[0][0, 0], ((0, 0), (0, 2)), constant_values=4)
+    places = np.argsort(buckets, axis=-1, kind="stable")
+    dense = meetings(output.attentions[1][0, 0], places, 24)[:22, :22]
+    assert not np.triu(dense, 1).any()
+    assert (np.diag(dense)[8:] < 1e-3).mean() > 0.5
+    # asking does not change the numbers
+    plain = model(ids, mask, rng=0).last_hidden_state
+    np.testing.assert_array_equal(plain, output.last_hidden_state)
+
+
+def test_attention_probabilities_of_one_chunk_are_square():
+    model = randomise(ReformerModel(small_config(), rng=0, dtype=np.float64))
+    output = model(random_ids((1, 4)), output_attentions=True)
+    assert [p.shape for p in output.attentions] == [(1, 2, 4, 4)] * 3
+    for p in output.attentions:
+        np.testing.assert_allclose(p.sum(axis=-1), 1)
+        assert not np.triu(p, 1).any()
+
+
+def test_attention_probabilities_of_exact_buckets_are_those_of_the_reference():
+    config = small_config(attention_scope="bucket", attn_layers=["lsh"])
+    model = randomise(ReformerModel(config, rng=0, dtype=np.float64))
+    ids, mask = random_ids((1, 9)), np.ones((1, 9))
+    mask[0, 2] = 0
+    output = model(ids, mask, rng=0, output_attentions=True, output_buckets=True)
+    (p,), (buckets,) = output.attentions, output.buckets
+    np.testing.assert_allclose(p.sum(axis=-1), 1)
+    same = (buckets[..., :, None] == buckets[..., None, :]).any(axis=2)
+    assert not p[~(same & np.tri(9, dtype=bool))].any()
+    assert not p[0, :, np.arange(9) != 2, 2].any()
+
+
+def test_the_configuration_may_ask_for_states_and_probabilities():
+    model = ReformerModel(small_config(output_attentions=True, output_hidden_states=True), rng=0)
+    output = model(random_ids((1, 9)))
+    assert len(output.attentions) == 3
+    assert len(output.hidden_states) == 4
+    assert model(random_ids((1, 9)), output_attentions=False).attentions is None
+
+
 # ---- gradients ----
 
 
@@ -613,7 +680,7 @@ def test_weights_keep_their_names_shapes_and_dtypes():
         ({"rng": "seed"}, "rng"),
         ({"rng": -1}, "rng"),
         ({"start_positions": [1]}, "start_positions"),
-        ({"output_attentions": True}, "output_attentions"),
+        ({"head_mask": True}, "head_mask"),
     ],
 )
 def test_bad_arguments_are_named(changes, name):

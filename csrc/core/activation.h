@@ -108,14 +108,95 @@ static inline curve tanh_curve(vec x) {
     return (curve){vcopysign(rise * r, x), e * r * r * (real)4};
 }
 
+/* gelu(x), and no more than 10: below it never reaches the -10 of the original. */
+static inline curve gelu_10(vec x) {
+    const vec zero = {0};
+    const curve c = gelu(x);
+    return (curve){at_most(c.value, 10), vselect(c.value > 10, zero, c.slope)};
+}
+
+/* The normal distribution of mean mu and deviation sigma, at x (Ma et al. 2022, section 3.4). */
+static inline curve laplace(vec x) {
+    const real mu = (real)0.707107, sigma = (real)0.282095;
+    const vec z = (x - mu) / sigma;
+    const vec size = at_most(vabs(z), sizeof(real) == sizeof(float) ? 14 : 39);
+    const vec e = bell(size), tail = e * normal_tail(size);
+    return (curve){vselect(z < 0, tail, (real)1 - tail),
+                   e * (real)0.39894228040143267794 / sigma};
+}
+
+/* x sigmoid(1.702 x). */
+static inline curve quick_gelu(vec x) {
+    const vec z = x * (real)1.702;
+    const curve s = sigmoid(z);
+    return (curve){x * s.value, s.value + z * s.slope};
+}
+
+/* x tanh(log(1 + exp(x))) = x w / (w + 2) with w = exp(x) (exp(x) + 2). Past the clamp w / (w + 2)
+   is 1, and the clamp keeps its square finite. */
+static inline curve mish(vec x) {
+    const vec e = vec_exp(at_most(x, sizeof(real) == sizeof(float) ? 20 : 40));
+    const vec w = e * (e + (real)2), r = (real)1 / (w + (real)2), t = w * r;
+    return (curve){x * t, t + x * ((real)4 * e * (e + (real)1) * r * r)};
+}
+
+/* x times a ramp that is 0 up to -3 and 1 from 3 on. */
+static inline curve hardswish(vec x) {
+    const vec zero = {0}, ramp = at_most(vmax(zero, x + (real)3), 6) * (real)(1.0 / 6);
+    const vec inside = x * (real)(1.0 / 3) + (real)0.5;
+    return (curve){x * ramp, vselect(x <= -3, zero, vselect(x >= 3, vset1(1), inside))};
+}
+
+static inline curve leaky_relu(vec x) {
+    const vec slope = vselect(x > 0, vset1(1), vset1((real)0.01));
+    return (curve){x * slope, slope};
+}
+
+static inline curve relu6(vec x) {
+    const curve c = relu(x);
+    return (curve){at_most(c.value, 6), vselect(x >= 6, (vec){0}, c.slope)};
+}
+
+static inline curve relu2(vec x) {
+    const vec zero = {0}, r = vmax(zero, x);
+    return (curve){r * r, r * (real)2};
+}
+
+/* sqrt(log(1 + exp(x))). With e = exp(-|x|) the logarithm is max(x, 0) + log(1 + e), and that is
+   2 atanh(z) = 2 (z + z^3/3 + z^5/5 + ...) of z = e / (2 + e), at most 1/3. Where it is too small
+   for a number, value and slope are 0. */
+static inline curve sqrtsoftplus(vec x) {
+    const vec zero = {0}, e = vec_exp(-vabs(x)), z = e / (e + (real)2), square = z * z;
+    const int terms = sizeof(real) == sizeof(float) ? 8 : 16;
+    vec series = vset1((real)(1.0 / (2 * terms + 1)));
+    for (int i = terms - 1; i >= 0; i--) series = series * square + (real)(1.0 / (2 * i + 1));
+    vec root = vmax(zero, x) + z * series * (real)2;
+    for (size_t i = 0; i < VEC_LANES; i++)
+        root[i] = sizeof(real) == sizeof(float) ? (real)sqrtf((float)root[i]) : (real)sqrt(root[i]);
+    const vec s = vselect(x < 0, e, vset1(1)) / (e + (real)1);
+    return (curve){root, s * (real)0.5 / vmax(vset1((real)1e-30), root)};
+}
+
 static inline curve activation_curve(rf_activation kind, vec x) {
     switch (kind) {
+    case RF_RELU: return relu(x);
     case RF_GELU: return gelu(x);
     case RF_GELU_NEW: return gelu_new(x);
     case RF_SILU: return silu(x);
     case RF_TANH: return tanh_curve(x);
-    default: return relu(x);
+    case RF_GELU_10: return gelu_10(x);
+    case RF_HARDSWISH: return hardswish(x);
+    case RF_LAPLACE: return laplace(x);
+    case RF_LEAKY_RELU: return leaky_relu(x);
+    case RF_LINEAR: return (curve){x, vset1(1)};
+    case RF_MISH: return mish(x);
+    case RF_QUICK_GELU: return quick_gelu(x);
+    case RF_RELU2: return relu2(x);
+    case RF_RELU6: return relu6(x);
+    case RF_SIGMOID: return sigmoid(x);
+    case RF_SQRTSOFTPLUS: return sqrtsoftplus(x);
     }
+    return (curve){x, x};
 }
 
 /* x = act(x), and dx *= act'(x) unless dx is NULL. `kind` is a constant where this is inlined. */
@@ -148,6 +229,17 @@ static void activate(rf_activation kind, real *x, real *dx, size_t n) {
     case RF_GELU_NEW: activate_as(RF_GELU_NEW, x, dx, n); break;
     case RF_SILU: activate_as(RF_SILU, x, dx, n); break;
     case RF_TANH: activate_as(RF_TANH, x, dx, n); break;
+    case RF_GELU_10: activate_as(RF_GELU_10, x, dx, n); break;
+    case RF_HARDSWISH: activate_as(RF_HARDSWISH, x, dx, n); break;
+    case RF_LAPLACE: activate_as(RF_LAPLACE, x, dx, n); break;
+    case RF_LEAKY_RELU: activate_as(RF_LEAKY_RELU, x, dx, n); break;
+    case RF_LINEAR: activate_as(RF_LINEAR, x, dx, n); break;
+    case RF_MISH: activate_as(RF_MISH, x, dx, n); break;
+    case RF_QUICK_GELU: activate_as(RF_QUICK_GELU, x, dx, n); break;
+    case RF_RELU2: activate_as(RF_RELU2, x, dx, n); break;
+    case RF_RELU6: activate_as(RF_RELU6, x, dx, n); break;
+    case RF_SIGMOID: activate_as(RF_SIGMOID, x, dx, n); break;
+    case RF_SQRTSOFTPLUS: activate_as(RF_SQRTSOFTPLUS, x, dx, n); break;
     }
 }
 

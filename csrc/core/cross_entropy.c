@@ -4,7 +4,7 @@
 #include "gemm.h"
 #include "rows.h"
 
-#define LOGITS_PIECE (2048 / sizeof(real)) // columns of v at a time in the forward pass
+#define LOGITS_PIECE (1024 / sizeof(real)) // columns of v at a time in the forward pass
 
 static inline real row_max(const real *x, size_t n) {
     vec most = vset1((real)-INFINITY);
@@ -30,7 +30,7 @@ static inline real exp_and_sum(real *x, real max, size_t n) {
     return vsum(sum) + tail;
 }
 
-/* The softmax of a row so far: its largest logit, the sum of exp(logit - max), the label's logit. */
+/* The softmax of a row so far: the largest logit, the sum of exp(logit - max), the label's. */
 typedef struct {
     real max, sum, label;
 } row_state;
@@ -44,18 +44,25 @@ static void add_piece(row_state *state, real *logits, size_t width) {
     state->sum += exp_and_sum(logits, state->max, width);
 }
 
+/* Reals of scratch for a task: its rows of x, and a piece of their logits. */
+static size_t cross_entropy_task(size_t rows, size_t c) {
+    return bytes_mul(rows, bytes_add(padded(c), padded(LOGITS_PIECE)));
+}
+
 /* One task: the losses of its rows, loss[0] their sum and loss[1] their number. */
 static void cross_entropy_rows(double *loss, const real *x, const real *packed, const real *bias,
                                const int64_t *labels, size_t rows, size_t c, size_t v,
-                               int64_t ignore, real *logits) {
-    const size_t ld = padded(LOGITS_PIECE);
+                               int64_t ignore, real *scratch) {
+    const size_t ldx = padded(c), ld = padded(LOGITS_PIECE);
+    real *xr = scratch, *logits = xr + rows * ldx;
     row_state state[TASK_ROWS];
+    copy_rows(xr, ldx, x, c, rows, c);
     for (size_t i = 0; i < rows; i++) state[i] = (row_state){(real)-INFINITY, 0, 0};
 
     for (size_t j = 0; j < v; j += LOGITS_PIECE) {
         const size_t width = min_size(LOGITS_PIECE, v - j);
-        gemm_packed(logits, ld, x, (ptrdiff_t)c, 1, packed + j * c, rows, width, c, 0);
-        if (bias) add_bias(logits, ld, bias + j, rows, width);
+        gemm_packed(logits, ld, xr, (ptrdiff_t)ldx, 1, packed + j * c, rows, width, c, 0);
+        if (bias) add_bias(logits, ld, logits, ld, bias + j, rows, width);
         for (size_t i = 0; i < rows; i++) {
             if (labels[i] == ignore) continue;
             real *row = logits + i * ld;
@@ -73,27 +80,18 @@ static void cross_entropy_rows(double *loss, const real *x, const real *packed, 
     }
 }
 
-/* The scratch of either pass. */
+/* The scratch of the backward pass. */
 typedef struct {
-    real *wt, *w;            // packed: c x v, and for the backward pass v x c
-    real *logits;            // the forward pass has a piece a thread, the backward pass a chunk
+    real *wt, *w;            // packed: c x v, v x c
+    real *logits;            // of a chunk, then their gradient
     real *parts;             // v a task: its part of dbias
-    double *losses;          // 2 a task
-    void *gradient;          // for weight_gradient
+    real *rows;              // x of a task, then its dx, one a thread
+    void *gradient;          // for weight_gradient, which does not run beside the tasks
     size_t chunk, task, ldl; // rows, rows, columns
 } cross_entropy_scratch;
 
-static cross_entropy_scratch cross_entropy_forward_scratch(void *scratch, size_t n, size_t c,
-                                                           size_t v, size_t chunk) {
-    cross_entropy_scratch s = {.task = task_rows(n, chunk), .ldl = padded(LOGITS_PIECE)};
-    s.wt = take(&scratch, gemm_packed_size(c, v), sizeof(real));
-    s.losses = take(&scratch, 2 * blocks_of(n, s.task), sizeof(double));
-    s.logits = scratch;
-    return s;
-}
-
-static cross_entropy_scratch cross_entropy_backward_scratch(void *scratch, size_t n, size_t c,
-                                                            size_t v, size_t chunk) {
+static cross_entropy_scratch cross_entropy_scratch_of(void *scratch, size_t n, size_t c, size_t v,
+                                                      size_t chunk) {
     cross_entropy_scratch s = {.ldl = padded(v)};
     s.chunk = chunk_rows(n, s.ldl, chunk);
     s.task = task_rows(s.chunk, 0);
@@ -101,50 +99,54 @@ static cross_entropy_scratch cross_entropy_backward_scratch(void *scratch, size_
     s.w = take(&scratch, gemm_packed_size(v, c), sizeof(real));
     s.logits = take(&scratch, s.chunk * s.ldl, sizeof(real));
     s.parts = take(&scratch, blocks_of(s.chunk, s.task) * v, sizeof(real));
+    s.rows = scratch;
     s.gradient = scratch;
     return s;
 }
 
 /* Enough for either pass. */
 static size_t cross_entropy_workspace(size_t n, size_t c, size_t v, size_t chunk, int workers) {
-    const size_t wt = bytes_of(gemm_packed_size(c, v), sizeof(real));
-    const size_t task = task_rows(n, chunk);
+    const size_t threads = (size_t)workers, task = task_rows(n, chunk);
     const size_t losses = bytes_of(bytes_mul(2, blocks_of(n, task)), sizeof(double));
-    const size_t pieces = bytes_of(task * padded(LOGITS_PIECE), sizeof(real));
-    const size_t forward = bytes_add(losses, bytes_mul((size_t)workers, pieces));
+    const size_t own = bytes_of(cross_entropy_task(task, c), sizeof(real));
+    const size_t forward = bytes_add(losses, bytes_mul(threads, own));
 
     const size_t w = bytes_of(gemm_packed_size(v, c), sizeof(real));
-    const size_t ldl = padded(v), rows = chunk_rows(n, ldl, chunk);
+    const size_t ldl = padded(v), rows = chunk_rows(n, ldl, chunk), task_back = task_rows(rows, 0);
     const size_t logits = bytes_of(bytes_mul(rows, ldl), sizeof(real));
-    const size_t tasks = blocks_of(rows, task_rows(rows, 0));
-    const size_t parts = bytes_of(bytes_mul(tasks, v), sizeof(real));
-    const size_t gradient = weight_gradient_workspace(rows, v, c, workers);
-    const size_t backward = bytes_add(bytes_add(w, logits), bytes_add(parts, gradient));
+    const size_t parts = bytes_of(bytes_mul(blocks_of(rows, task_back), v), sizeof(real));
+    const size_t own_back = bytes_of(bytes_mul(task_back, padded(c)), sizeof(real));
+    const size_t last =
+        max_size(weight_gradient_workspace(rows, v, c, workers), bytes_mul(threads, own_back));
+    const size_t backward = bytes_add(bytes_add(w, logits), bytes_add(parts, last));
+    const size_t wt = bytes_of(gemm_packed_size(c, v), sizeof(real));
     return bytes_add(wt, max_size(forward, backward));
 }
 
 static void cross_entropy_forward(rf_run *run, double *loss, const real *x, const real *w,
                                   const real *bias, const int64_t *labels, size_t n, size_t c,
                                   size_t v, int64_t ignore, size_t chunk, void *scratch) {
-    const cross_entropy_scratch s = cross_entropy_forward_scratch(scratch, n, c, v, chunk);
-    const size_t piece = s.task * s.ldl, tasks = blocks_of(n, s.task);
-    pack_parallel(run, s.wt, w, 1, (ptrdiff_t)c, c, v);
+    const size_t task = task_rows(n, chunk), tasks = blocks_of(n, task);
+    const size_t own = cross_entropy_task(task, c);
+    real *packed = take(&scratch, gemm_packed_size(c, v), sizeof(real));
+    double *losses = take(&scratch, 2 * tasks, sizeof(double));
+    real *threads = scratch;
+    pack_parallel(run, packed, w, 1, (ptrdiff_t)c, c, v);
 
 #pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)c * (double)v))           \
     schedule(dynamic)
     for (size_t block = 0; block < tasks; block++) {
         if (stopped(run)) continue;
-        const size_t row = block * s.task;
-        cross_entropy_rows(s.losses + 2 * block, x + row * c, s.wt, bias, labels + row,
-                           min_size(s.task, n - row), c, v, ignore,
-                           s.logits + thread_index() * piece);
+        const size_t row = block * task;
+        cross_entropy_rows(losses + 2 * block, x + row * c, packed, bias, labels + row,
+                           min_size(task, n - row), c, v, ignore, threads + thread_index() * own);
     }
 
     loss[0] = loss[1] = 0;
     if (stopped(run)) return;
     for (size_t block = 0; block < tasks; block++) {
-        loss[0] += s.losses[2 * block];
-        loss[1] += s.losses[2 * block + 1];
+        loss[0] += losses[2 * block];
+        loss[1] += losses[2 * block + 1];
     }
 }
 
@@ -161,11 +163,31 @@ static void logits_backward(real *restrict logits, int64_t label, int64_t ignore
     logits[label] -= scale;
 }
 
+/* One task: dx, and the gradient of its logits, which that of w will want. `at` is its first row
+   within the chunk. */
+static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx, const real *x,
+                                        const real *bias, const int64_t *labels, size_t row,
+                                        size_t at, size_t rows, size_t c, size_t v, int64_t ignore,
+                                        real scale) {
+    const size_t ldx = padded(c);
+    real *xr = s->rows + thread_index() * s->task * ldx, *logits = s->logits + at * s->ldl;
+    copy_rows(xr, ldx, x + row * c, c, rows, c);
+    gemm_packed(logits, s->ldl, xr, (ptrdiff_t)ldx, 1, s->wt, rows, v, c, 0);
+    if (bias) add_bias(logits, s->ldl, logits, s->ldl, bias, rows, v);
+    // forward was loss = sum of log(sum(exp(logits))) - logits[label]
+    for (size_t i = 0; i < rows; i++)
+        logits_backward(logits + i * s->ldl, labels[row + i], ignore, scale, v);
+    // forward was logits = x w' + bias
+    gemm_packed(xr, ldx, logits, (ptrdiff_t)s->ldl, 1, s->w, rows, c, v, 0);
+    copy_rows(dx + row * c, c, xr, ldx, rows, c);
+    sum_rows(s->parts + at / s->task * v, logits, s->ldl, rows, v);
+}
+
 static void cross_entropy_backward(rf_run *run, real *dx, real *dw, real *dbias, const real *x,
                                    const real *w, const real *bias, const int64_t *labels, size_t n,
                                    size_t c, size_t v, int64_t ignore, double scale, size_t chunk,
                                    void *scratch) {
-    const cross_entropy_scratch s = cross_entropy_backward_scratch(scratch, n, c, v, chunk);
+    const cross_entropy_scratch s = cross_entropy_scratch_of(scratch, n, c, v, chunk);
     pack_parallel(run, s.wt, w, 1, (ptrdiff_t)c, c, v);
     pack_parallel(run, s.w, w, (ptrdiff_t)c, 1, v, c);
 
@@ -175,18 +197,12 @@ static void cross_entropy_backward(rf_run *run, real *dx, real *dw, real *dbias,
     schedule(dynamic)
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;
-            const size_t at = block * s.task, row = first + at, m = min_size(s.task, rows - at);
-            real *dl = s.logits + at * s.ldl;
-            gemm_packed(dl, s.ldl, x + row * c, (ptrdiff_t)c, 1, s.wt, m, v, c, 0);
-            if (bias) add_bias(dl, s.ldl, bias, m, v);
-            // forward was loss = sum of log(sum(exp(logits))) - logits[label]
-            for (size_t i = 0; i < m; i++)
-                logits_backward(dl + i * s.ldl, labels[row + i], ignore, (real)scale, v);
-            // forward was logits = x w' + bias
-            gemm_packed(dx + row * c, c, dl, (ptrdiff_t)s.ldl, 1, s.w, m, c, v, 0);
-            if (dbias) sum_rows(s.parts + block * v, dl, s.ldl, m, v);
+            const size_t at = block * s.task;
+            cross_entropy_rows_backward(&s, dx, x, bias, labels, first + at, at,
+                                        min_size(s.task, rows - at), c, v, ignore, (real)scale);
         }
         if (stopped(run)) return;
+        // forward was logits = x w' + bias
         weight_gradient(run, dw, s.logits, s.ldl, x + first * c, c, rows, v, c, s.gradient);
         if (dbias) fold_sums(dbias, s.parts, v, tasks, v);
     }

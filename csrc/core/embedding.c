@@ -6,7 +6,8 @@
 
 static void embedding_forward(rf_run *run, real *y, const int64_t *ids, const real *w, size_t n,
                               size_t c) {
-#pragma omp parallel for num_threads(team(run, (double)n * (double)c)) schedule(static)
+    const int workers = team(run, (double)n * (double)c);
+#pragma omp parallel for num_threads(workers) schedule(static)
     for (size_t block = 0; block < blocks_of(n, EMBEDDING_ROWS); block++) {
         if (stopped(run)) continue;
         const size_t end = min_size(n, (block + 1) * EMBEDDING_ROWS);
@@ -51,7 +52,8 @@ static void embedding_backward(rf_run *run, real *dw, const real *dy, const int6
 static void axial_forward(rf_run *run, real *y, const int64_t *positions, const real *w0,
                           const real *w1, size_t n, size_t n2, size_t d1, size_t d2) {
     const size_t c = d1 + d2;
-#pragma omp parallel for num_threads(team(run, (double)n * (double)c)) schedule(static)
+    const int workers = team(run, (double)n * (double)c);
+#pragma omp parallel for num_threads(workers) schedule(static)
     for (size_t block = 0; block < blocks_of(n, EMBEDDING_ROWS); block++) {
         if (stopped(run)) continue;
         const size_t end = min_size(n, (block + 1) * EMBEDDING_ROWS);

@@ -6,7 +6,7 @@
 #include "philox.h"
 #include "rows.h"
 
-#define HIDDEN_PIECE (2048 / sizeof(real)) // columns of a piece: TASK_ROWS of them are 192 KB
+#define HIDDEN_PIECE (1024 / sizeof(real)) // columns of a piece: TASK_ROWS of them are 192 KB
 #define FEED_FORWARD_FEW 8                 // fewer rows than this do not repay the packing
 
 /* What every function here needs to know. */
@@ -64,35 +64,39 @@ static void pack_pieces(rf_run *run, real *packed, const real *b, ptrdiff_t brs,
                       min_size(HIDDEN_PIECE, f - p), c);
 }
 
-/* One task; h is scratch for a piece of its rows. */
+/* Reals of scratch for a task: its rows of x and y, and a piece of its hidden rows. */
+static size_t feed_forward_task(size_t rows, size_t c) {
+    return bytes_mul(rows, bytes_add(bytes_mul(2, padded(c)), padded(HIDDEN_PIECE)));
+}
+
 static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, const real *packed1,
-                              const real *b1, const real *packed2, const real *b2, real *h,
+                              const real *b1, const real *packed2, const real *b2, real *scratch,
                               size_t row, size_t rows) {
-    const size_t c = ff->c, f = ff->f, ldh = padded(HIDDEN_PIECE);
-    const real *xr = x + row * c;
-    real *yr = y + row * c;
+    const size_t c = ff->c, f = ff->f, ld = padded(c), ldh = padded(HIDDEN_PIECE);
+    real *xr = scratch, *yr = xr + rows * ld, *h = yr + rows * ld;
+    copy_rows(xr, ld, x + row * c, c, rows, c);
     size_t j = 0;
     do { // once even if f is 0: y is b2 then
         const size_t width = min_size(HIDDEN_PIECE, f - j);
-        gemm_packed(h, ldh, xr, (ptrdiff_t)c, 1, packed1 + j * c, rows, width, c, 0);
-        add_bias(h, ldh, b1 + j, rows, width);
+        gemm_packed(h, ldh, xr, (ptrdiff_t)ld, 1, packed1 + j * c, rows, width, c, 0);
+        add_bias(h, ldh, h, ldh, b1 + j, rows, width);
         for (size_t i = 0; i < rows; i++) {
             drop_hidden(ff, h + i * ldh, row + i, j, width);
             activate(ff->activation, h + i * ldh, NULL, width);
         }
-        gemm_packed(yr, c, h, (ptrdiff_t)ldh, 1, packed2 + j * gemm_packed_size(1, c), rows, c,
+        gemm_packed(yr, ld, h, (ptrdiff_t)ldh, 1, packed2 + j * gemm_packed_size(1, c), rows, c,
                     width, j > 0);
         j += width;
     } while (j < f);
-    add_bias(yr, c, b2, rows, c);
+    add_bias(y + row * c, c, yr, ld, b2, rows, c);
 }
 
 static size_t feed_forward_workspace(size_t n, size_t c, size_t f, size_t chunk, int workers) {
     if (n < FEED_FORWARD_FEW) return bytes_of(bytes_mul(n, f), sizeof(real));
     const size_t packed1 = bytes_of(gemm_packed_size(c, f), sizeof(real));
     const size_t packed2 = bytes_of(gemm_packed_size(f, c), sizeof(real));
-    const size_t h = bytes_of(task_rows(n, chunk) * padded(HIDDEN_PIECE), sizeof(real));
-    return bytes_add(bytes_add(packed1, packed2), bytes_mul((size_t)workers, h));
+    const size_t task = bytes_of(feed_forward_task(task_rows(n, chunk), c), sizeof(real));
+    return bytes_add(bytes_add(packed1, packed2), bytes_mul((size_t)workers, task));
 }
 
 static void feed_forward_forward(rf_run *run, real *y, const real *x, const real *w1,
@@ -104,10 +108,10 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
         feed_forward_few(run, &ff, y, x, w1, b1, w2, b2, scratch);
         return;
     }
-    const size_t task = task_rows(n, chunk), piece = task * padded(HIDDEN_PIECE);
+    const size_t task = task_rows(n, chunk), own = feed_forward_task(task, c);
     real *packed1 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
     real *packed2 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
-    real *h = scratch;
+    real *tasks = scratch; // one a thread
     pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c, c, f);
     pack_pieces(run, packed2, w2, 1, (ptrdiff_t)f, f, c);
 
@@ -116,7 +120,7 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
     for (size_t block = 0; block < blocks_of(n, task); block++) {
         if (stopped(run)) continue;
         const size_t row = block * task;
-        feed_forward_rows(&ff, y, x, packed1, b1, packed2, b2, h + thread_index() * piece, row,
+        feed_forward_rows(&ff, y, x, packed1, b1, packed2, b2, tasks + thread_index() * own, row,
                           min_size(task, n - row));
     }
 }
@@ -126,7 +130,8 @@ typedef struct {
     real *w1, *w1t, *w2;     // packed: f x c in pieces, c x f, c x f
     real *hidden, *dhidden;  // rows of a chunk, act(drop(h)) and dh
     real *parts;             // f + c a task: its part of db1 and db2
-    void *gradient;          // for weight_gradient
+    real *rows;              // x, dy and dx of a task, one a thread
+    void *gradient;          // for weight_gradient, which does not run beside the tasks
     size_t chunk, task, ldh; // rows, rows, columns
 } feed_forward_scratch;
 
@@ -140,8 +145,10 @@ static size_t feed_forward_backward_workspace(size_t n, size_t c, size_t f, size
     const size_t parts = bytes_of(bytes_mul(tasks, bytes_add(f, c)), sizeof(real));
     const size_t gradient = max_size(weight_gradient_workspace(rows, f, c, workers),
                                      weight_gradient_workspace(rows, c, f, workers));
+    const size_t own = bytes_mul(3, bytes_mul(task_rows(rows, 0), padded(c)));
+    const size_t last = max_size(gradient, bytes_mul((size_t)workers, bytes_of(own, sizeof(real))));
     return bytes_add(bytes_add(packed1, bytes_mul(2, packed)),
-                     bytes_add(bytes_add(bytes_mul(2, hidden), parts), gradient));
+                     bytes_add(bytes_add(bytes_mul(2, hidden), parts), last));
 }
 
 static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, size_t c, size_t f,
@@ -156,6 +163,7 @@ static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, siz
     s.hidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
     s.dhidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
     s.parts = take(&scratch, blocks_of(s.chunk, s.task) * (f + c), sizeof(real));
+    s.rows = scratch;
     s.gradient = scratch;
     return s;
 }
@@ -165,30 +173,33 @@ static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, siz
 static void feed_forward_rows_backward(const feed_forward *ff, const feed_forward_scratch *s,
                                        real *dx, const real *dy, const real *x, const real *b1,
                                        size_t row, size_t at, size_t rows) {
-    const size_t c = ff->c, f = ff->f;
-    const ptrdiff_t ld = (ptrdiff_t)c;
+    const size_t c = ff->c, f = ff->f, ld = padded(c);
     real *part = s->parts + at / s->task * (f + c);
-    const real *xr = x + row * c, *dyr = dy + row * c;
+    real *xr = s->rows + thread_index() * 3 * s->task * ld;
+    real *dyr = xr + s->task * ld, *dxr = dyr + s->task * ld;
+    copy_rows(xr, ld, x + row * c, c, rows, c);
+    copy_rows(dyr, ld, dy + row * c, c, rows, c);
     size_t j = 0;
     do {
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         real *h = s->hidden + at * s->ldh + j, *dh = s->dhidden + at * s->ldh + j;
         // forward was y = a w2' + b2
-        gemm_packed(dh, s->ldh, dyr, ld, 1, s->w2 + j * c, rows, width, c, 0);
+        gemm_packed(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, s->w2 + j * c, rows, width, c, 0);
         // forward was a = act(drop(h)), with h = x w1' + b1
-        gemm_packed(h, s->ldh, xr, ld, 1, s->w1t + j * c, rows, width, c, 0);
-        add_bias(h, s->ldh, b1 + j, rows, width);
+        gemm_packed(h, s->ldh, xr, (ptrdiff_t)ld, 1, s->w1t + j * c, rows, width, c, 0);
+        add_bias(h, s->ldh, h, s->ldh, b1 + j, rows, width);
         for (size_t i = 0; i < rows; i++) {
             drop_hidden(ff, h + i * s->ldh, row + i, j, width);
             activate(ff->activation, h + i * s->ldh, dh + i * s->ldh, width);
             drop_hidden(ff, dh + i * s->ldh, row + i, j, width);
         }
         sum_rows(part + j, dh, s->ldh, rows, width);
-        gemm_packed(dx + row * c, c, dh, (ptrdiff_t)s->ldh, 1, s->w1 + j * gemm_packed_size(1, c),
-                    rows, c, width, j > 0);
+        gemm_packed(dxr, ld, dh, (ptrdiff_t)s->ldh, 1, s->w1 + j * gemm_packed_size(1, c), rows, c,
+                    width, j > 0);
         j += width;
     } while (j < f);
-    sum_rows(part + f, dyr, c, rows, c);
+    copy_rows(dx + row * c, c, dxr, ld, rows, c);
+    sum_rows(part + f, dyr, ld, rows, c);
 }
 
 static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, real *dw2, real *db2,

@@ -21,6 +21,9 @@
 /* Steps of the inner dimension whose panel of B stays in the first-level cache. */
 #define GEMM_KC (16384 / (GEMM_NR * sizeof(real)))
 
+/* Columns of C that stay in the second-level cache beside them. */
+#define GEMM_NC 512
+
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 /* c (mr x nv vectors) = (or, with add, +=) a b over k steps. Element (i, p) of A is
@@ -158,28 +161,44 @@ static void tile_edge(tile_function tile, size_t mr, size_t k, const real *a, si
             c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * GEMM_NR + j] : whole[i * GEMM_NR + j];
 }
 
+/* One panel's columns of all rows. While its steps are used, `next` is brought nearer, a share at
+   each tile: the hardware does not follow from one panel to another by itself. */
+static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_rows, const real *b,
+                       const real *next, size_t m, size_t columns, size_t k, int add) {
+    const size_t bytes = k * GEMM_NR * sizeof(real);
+    for (size_t i = 0, mr; i < m; i += mr) {
+        mr = tile_height(m - i);
+        if (next)
+            for (size_t at = bytes * i / m; at < bytes * (i + mr) / m; at += RF_ALIGN)
+                __builtin_prefetch((const char *)next + at, 0, 2);
+        const real *ai = by_rows ? a + i * lda : a + i;
+        const tile_function tile = tiles[mr - 1][by_rows][1];
+        if (columns == GEMM_NR)
+            tile(k, ai, lda, b, GEMM_NR, c + i * ldc, ldc, add);
+        else
+            tile_edge(tile, mr, k, ai, lda, b, c + i * ldc, ldc, columns, add);
+    }
+}
+
 /* c[i * ldc + j] = (or, with add, +=) sum over p of a(i, p) packed(p, j), where a(i, p) is
    a[i * ars + p * acs] and one of the strides of A is 1. On the calling thread: tasks call this
-   with some 50 to 200 rows. */
+   with some 50 to 200 rows. Of a wide C, GEMM_NC columns at a time stay in the cache while the
+   steps of the inner dimension add up. */
 static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
                         const real *packed, size_t m, size_t n, size_t k, int add) {
     const int by_rows = acs == 1;
     const size_t lda = (size_t)(by_rows ? ars : acs);
     if (k == 0 && !add)
         for (size_t i = 0; i < m; i++) memset(c + i * ldc, 0, n * sizeof(real));
-    for (size_t p = 0; p < k; p += GEMM_KC) {
-        const size_t kc = min_size(GEMM_KC, k - p);
-        const real *ap = by_rows ? a + p : a + p * lda;
-        for (size_t j = 0; j < n; j += GEMM_NR) {
-            const real *b = packed + j * k + p * GEMM_NR;
-            for (size_t i = 0, mr; i < m; i += mr) {
-                mr = tile_height(m - i);
-                const real *aip = by_rows ? ap + i * lda : ap + i;
-                const tile_function tile = tiles[mr - 1][by_rows][1];
-                if (n - j >= GEMM_NR)
-                    tile(kc, aip, lda, b, GEMM_NR, c + i * ldc + j, ldc, add || p);
-                else
-                    tile_edge(tile, mr, kc, aip, lda, b, c + i * ldc + j, ldc, n - j, add || p);
+    for (size_t j0 = 0; j0 < n; j0 += GEMM_NC) {
+        const size_t j1 = min_size(n, j0 + GEMM_NC);
+        for (size_t p = 0; p < k; p += GEMM_KC) {
+            const size_t kc = min_size(GEMM_KC, k - p);
+            for (size_t j = j0; j < j1; j += GEMM_NR) {
+                const real *b = packed + j * k + p * GEMM_NR;
+                gemm_panel(c + j, ldc, by_rows ? a + p : a + p * lda, lda, by_rows, b,
+                           j + GEMM_NR < j1 ? b + k * GEMM_NR : NULL, m, min_size(GEMM_NR, n - j),
+                           kc, add || p);
             }
         }
     }
@@ -190,7 +209,7 @@ static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdi
 /* The gradient of a weight sums over rows, which are many: C is cut into blocks and the rows into
    slabs, so that there are some 32 tasks, however small the weight; slabs are folded in order.
    All of it depends on sizes alone. */
-#define WG_MC 96
+#define WG_MC 192
 #define WG_NC 256
 #define WG_KC 256
 

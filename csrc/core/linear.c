@@ -1,14 +1,44 @@
 /* linear.c: y = x w' + bias. */
 #include "gemm.h"
+#include "rows.h"
 
-#define LINEAR_ROWS 96 // rows of a task: its piece of x stays in the second-level cache
-#define LINEAR_FEW 8   // fewer rows than this do not repay the packing of w
+#define LINEAR_FEW 8 // fewer rows than this do not repay the packing of w
+
+/* Packed weights of k x m, and a thread's rows of the left operand. */
+static size_t linear_product_workspace(size_t m, size_t k, int workers) {
+    const size_t rows = bytes_of(bytes_mul(TASK_ROWS, padded(k)), sizeof(real));
+    return bytes_add(bytes_of(gemm_packed_size(k, m), sizeof(real)),
+                     bytes_mul((size_t)workers, rows));
+}
 
 static size_t linear_workspace(size_t n, size_t ci, size_t co, int workers) {
-    const size_t packed = bytes_of(gemm_packed_size(ci, co), sizeof(real));
-    const size_t packed_back = bytes_of(gemm_packed_size(co, ci), sizeof(real));
-    const size_t gradient = weight_gradient_workspace(n, co, ci, workers);
-    return max_size(max_size(packed, packed_back), gradient);
+    const size_t forward = linear_product_workspace(co, ci, workers);
+    const size_t backward = linear_product_workspace(ci, co, workers);
+    return max_size(max_size(forward, backward), weight_gradient_workspace(n, co, ci, workers));
+}
+
+/* c (n x m) = a (n x k) b, element (p, j) of b at b[p * brs + j * bcs], plus a bias if there is one.
+   Rows that lie whole pages apart are copied: a tile's would fight for the same ways of the cache. */
+static void linear_product(rf_run *run, real *c, const real *a, const real *b, ptrdiff_t brs,
+                           ptrdiff_t bcs, const real *bias, size_t n, size_t m, size_t k,
+                           void *scratch) {
+    const size_t ld = padded(k), task = task_rows(n, 0);
+    const int copies = k * sizeof(real) % 2048 == 0;
+    real *packed = take(&scratch, gemm_packed_size(k, m), sizeof(real));
+    real *copied = scratch;
+    pack_parallel(run, packed, b, brs, bcs, k, m);
+#pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)m * (double)k))           \
+    schedule(dynamic)
+    for (size_t block = 0; block < blocks_of(n, task); block++) {
+        if (stopped(run)) continue;
+        const size_t row = block * task, rows = min_size(task, n - row);
+        const real *left = a + row * k;
+        real *mine = copied + thread_index() * (bytes_of(TASK_ROWS * ld, sizeof(real)) / sizeof(real));
+        for (size_t i = 0; i < rows && copies; i++) copy_row(mine + i * ld, left + i * k, k);
+        gemm_packed(c + row * m, m, copies ? mine : left, (ptrdiff_t)(copies ? ld : k), 1, packed,
+                    rows, m, k, 0);
+        if (bias) add_bias(c + row * m, m, c + row * m, m, bias, rows, m);
+    }
 }
 
 /* A few rows, one token's say: every weight is read once, as it lies. */
@@ -31,19 +61,7 @@ static void linear_forward(rf_run *run, real *y, const real *x, const real *w, c
         linear_few(run, y, x, w, bias, n, ci, co);
         return;
     }
-    real *packed = scratch;
-    pack_parallel(run, packed, w, 1, (ptrdiff_t)ci, ci, co);
-#pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)(ci * co)))               \
-    schedule(dynamic)
-    for (size_t block = 0; block < blocks_of(n, LINEAR_ROWS); block++) {
-        if (stopped(run)) continue;
-        const size_t row = block * LINEAR_ROWS, rows = min_size(LINEAR_ROWS, n - row);
-        real *yr = y + row * co;
-        gemm_packed(yr, co, x + row * ci, (ptrdiff_t)ci, 1, packed, rows, co, ci, 0);
-        if (bias)
-            for (size_t i = 0; i < rows; i++)
-                for (size_t j = 0; j < co; j++) yr[i * co + j] += bias[j];
-    }
+    linear_product(run, y, x, w, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);
 }
 
 /* dbias += column sums of dy: fixed blocks of rows, each summed on its own columns' task. */
@@ -66,18 +84,7 @@ static void linear_backward(rf_run *run, real *dx, real *dw, real *dbias, const 
                             const real *x, const real *w, size_t n, size_t ci, size_t co,
                             void *scratch) {
     // forward was y = x w' + bias
-    if (dx) {
-        real *packed = scratch;
-        pack_parallel(run, packed, w, (ptrdiff_t)ci, 1, co, ci);
-#pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)(ci * co)))               \
-    schedule(dynamic)
-        for (size_t block = 0; block < blocks_of(n, LINEAR_ROWS); block++) {
-            if (stopped(run)) continue;
-            const size_t row = block * LINEAR_ROWS, rows = min_size(LINEAR_ROWS, n - row);
-            gemm_packed(dx + row * ci, ci, dy + row * co, (ptrdiff_t)co, 1, packed, rows, ci, co,
-                        0);
-        }
-    }
+    if (dx) linear_product(run, dx, dy, w, (ptrdiff_t)ci, 1, NULL, n, ci, co, scratch);
     weight_gradient(run, dw, dy, co, x, ci, n, co, ci, scratch);
     if (dbias) add_column_sums(run, dbias, dy, n, co);
 }

@@ -34,6 +34,10 @@ static double sum_of_squares(rf_run *run, const real *x, size_t n) {
     return sum;
 }
 
+static inline real square_root(real x) {
+    return _Generic(x, float: sqrtf, double: sqrt)(x);
+}
+
 static void adamw(rf_run *run, real *restrict w, real *restrict m, real *restrict s,
                   const real *restrict g, size_t n, double lr, double beta1, double beta2,
                   double eps, double weight_decay, double grad_scale, uint64_t step) {
@@ -55,7 +59,7 @@ static void adamw(rf_run *run, real *restrict w, real *restrict m, real *restric
             const real wi = w[i] - decay * w[i];
             m[i] = mi;
             s[i] = si;
-            w[i] = wi - size * mi / (sqrt(si) * correction + floor);
+            w[i] = wi - size * mi / (square_root(si) * correction + floor);
         }
     }
 }

@@ -2,7 +2,8 @@
 
    A counter-based generator is a pure function of (key, counter), so that a mask can be made again
    in any order, on any thread, and in the backward pass: nothing is stored and no state exists. The
-   generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). */
+   generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+   3"). */
 #ifndef RF_PHILOX_H
 #define RF_PHILOX_H
 
@@ -71,7 +72,7 @@ static inline uint32_t drop_threshold(double p) {
     return words < 0x1p32 ? (uint32_t)words : UINT32_MAX;
 }
 
-/* What is kept grows by this, so that means stay. With p = 1 next to nothing is kept: 0 hides it. */
+/* What is kept grows by this, so that means stay. With p = 1 it is 0: see drop_row. */
 static inline real drop_scale(double p) {
     return p < 1 ? (real)(1 / (1 - p)) : 0;
 }

@@ -1,21 +1,23 @@
 /* rows.h: how a product with many rows is cut, and the bias that comes with it.
 
-   A task is some 100 rows: its operands stay in the second-level cache. A chunk is what a backward
-   pass keeps in scratch at a time: enough rows to make the product for the weights' gradient a
-   good one. Both depend on sizes alone. */
+   A task is up to 192 rows: enough to pay for bringing the packed operand from memory, and what
+   belongs to them stays in the second-level cache. A chunk is what a backward pass keeps in scratch
+   at a time: enough rows to make the product for the weights' gradient a good one. Both depend on
+   sizes alone. */
 #ifndef RF_ROWS_H
 #define RF_ROWS_H
 
 #include "core.h"
 
-#define TASK_ROWS 96
+#define TASK_ROWS 192
 #define CHUNK_ROWS 4096
 #define CHUNK_BYTES ((size_t)64 << 20)
 
-/* Rows of a task, some 16 tasks at least; `chunk` is the caller's limit, 0 if there is none. */
+/* Rows of a task, for some 32 tasks or more; `chunk` is the caller's limit, 0 if there is none.
+   Fewer rows than 24 would save no memory worth having. */
 static size_t task_rows(size_t n, size_t chunk) {
-    const size_t rows = min_size(TASK_ROWS, round_up(blocks_of(n, 16), 12));
-    return max_size(24, chunk ? min_size(rows, chunk) : rows); // fewer would save no memory
+    const size_t rows = min_size(TASK_ROWS, round_up(blocks_of(n, 32), 12));
+    return max_size(24, chunk ? min_size(rows, chunk) : rows);
 }
 
 /* Rows of a chunk, `width` reals of scratch each; chunks of equal size, whole tasks. */
@@ -34,11 +36,18 @@ static size_t padded(size_t columns) {
     return bytes_mul(lines, line);
 }
 
-static inline void add_bias(real *restrict y, size_t ldy, const real *restrict bias, size_t rows,
-                            size_t columns) {
+/* Rows of x, further apart. */
+static inline void copy_rows(real *restrict to, size_t ldto, const real *restrict x, size_t ldx,
+                             size_t rows, size_t columns) {
+    for (size_t i = 0; i < rows; i++) memcpy(to + i * ldto, x + i * ldx, columns * sizeof(real));
+}
+
+/* y = x + bias, row by row; y may be x. */
+static inline void add_bias(real *y, size_t ldy, const real *x, size_t ldx,
+                            const real *restrict bias, size_t rows, size_t columns) {
     for (size_t i = 0; i < rows; i++)
 #pragma omp simd
-        for (size_t j = 0; j < columns; j++) y[i * ldy + j] += bias[j];
+        for (size_t j = 0; j < columns; j++) y[i * ldy + j] = x[i * ldx + j] + bias[j];
 }
 
 /* sums = sum over rows of x: one task's part of a bias' gradient. */

@@ -65,7 +65,7 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
 
     rf_attention_sizes(&c, &a);
     void *scratch = rf_scratch(&c, RF_CALL(&c, attention_backward_workspace, &a, c.run.workers));
-    RF_RUN(&c, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, mask, buckets, &a, sdq,
-           sdk, sdv, sdout, sout, sq, sk, sv, scratch);
+    RF_RUN(&c, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, mask, buckets, &a, sdq, sdk,
+           sdv, sdout, sout, sq, sk, sv, scratch);
     return rf_return(&c);
 }

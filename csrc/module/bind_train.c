@@ -14,8 +14,8 @@ PyObject *bind_cross_entropy_forward(PyObject *module, PyObject *const *args, Py
 
     double loss[2] = {0, 0};
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
-    void *scratch = rf_scratch(
-        &c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
+    void *scratch =
+        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
     RF_RUN(&c, cross_entropy_forward, loss, x, w, bias, labels, n, width, v, ignore, chunk,
            scratch);
     return rf_return_doubles(&c, loss, 2);
@@ -37,8 +37,8 @@ PyObject *bind_cross_entropy_backward(PyObject *module, PyObject *const *args, P
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
-    void *scratch = rf_scratch(
-        &c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
+    void *scratch =
+        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
     RF_RUN(&c, cross_entropy_backward, dx, dw, dbias, x, w, bias, labels, n, width, v, ignore,
            scale, chunk, scratch);
     return rf_return(&c);
@@ -83,8 +83,8 @@ PyObject *bind_adamw(PyObject *module, PyObject *const *args, Py_ssize_t nargs) 
     const double grad_scale = rf_double(&c, "grad_scale");
     rf_workers(&c);
 
-    RF_RUN(&c, adamw, w, m, s, g, rf_size(&c, "n"), lr, beta1, beta2, eps, weight_decay,
-           grad_scale, step);
+    RF_RUN(&c, adamw, w, m, s, g, rf_size(&c, "n"), lr, beta1, beta2, eps, weight_decay, grad_scale,
+           step);
     return rf_return(&c);
 }
 

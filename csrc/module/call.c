@@ -1,20 +1,9 @@
 /* call.c: checks, unwraps and makes arrays. The only file that looks inside one. */
 #include "call.h"
 
-#include <limits.h>
-#include <math.h>
 #include <numpy/arrayobject.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-enum {
-    ALIGN = 64,
-    MAX_AXES = 8,  // of a shape in letters
-    MAX_NDIM = 64, // of NumPy
-    TEXT = 512,    // of a message
-};
+enum { MAX_NDIM = 64 }; // of NumPy
 
 int rf_call_init(void) {
     return PyArray_ImportNumPyAPI();
@@ -39,14 +28,10 @@ int rf_is_double(const rf_call *c) {
     return c->type == NPY_DOUBLE;
 }
 
-/* ---- failures: the first one sticks -------------------------------------------------------- */
-
-#define FAIL(c, error, ...) (PyErr_Format(error, __VA_ARGS__), (c)->failed = 1)
-
-static PyObject *next_argument(rf_call *c, const char *name) {
+PyObject *rf_next(rf_call *c, const char *name) {
     if (c->failed) return NULL;
     if (c->next == c->end) {
-        FAIL(c, PyExc_TypeError, "%s: argument %s is missing", c->op, name);
+        RF_FAIL(c, PyExc_TypeError, "%s: argument %s is missing", c->op, name);
         return NULL;
     }
     return *c->next++;
@@ -54,198 +39,6 @@ static PyObject *next_argument(rf_call *c, const char *name) {
 
 static int next_is_none(const rf_call *c) {
     return c->next != c->end && *c->next == Py_None;
-}
-
-/* ---- letters: what a shape says, and what the arrays so far have said ----------------------- */
-
-typedef struct {
-    const char *name;
-    size_t length;
-    enum { PLAIN, OPTIONAL, LEADING, NUMBER } kind;
-} axis;
-
-/* Cut "b? h? t d" or "n... 2" into its axes. */
-static size_t axes_of(const char *shape, axis *axes) {
-    size_t n = 0;
-    while (*shape) {
-        axis *a = &axes[n++];
-        a->name = shape;
-        a->length = strcspn(shape, " ?.");
-        shape += a->length;
-        a->kind = *shape == '?'                           ? OPTIONAL
-                  : *shape == '.'                         ? LEADING
-                  : *a->name >= '0' && *a->name <= '9' ? NUMBER
-                                                          : PLAIN;
-        shape += strspn(shape, "?. ");
-    }
-    return n;
-}
-
-static rf_size_entry *find(const rf_call *c, const char *name, size_t length) {
-    for (size_t i = 0; i < c->sizes; i++) {
-        const rf_size_entry *e = &c->size[i];
-        if (e->length == length && memcmp(e->name, name, length) == 0) return (rf_size_entry *)e;
-    }
-    return NULL;
-}
-
-static rf_size_entry *bind(rf_call *c, const axis *a, size_t size, const char *owner) {
-    rf_size_entry *e = &c->size[c->sizes++];
-    *e = (rf_size_entry){.name = a->name, .length = a->length, .size = size, .owner = owner};
-    return e;
-}
-
-static int is_missing(const rf_call *c, const axis *a) {
-    const rf_size_entry *e = a->kind == OPTIONAL ? find(c, a->name, a->length) : NULL;
-    return e && e->missing;
-}
-
-size_t rf_size(const rf_call *c, const char *letter) {
-    const rf_size_entry *e = find(c, letter, strlen(letter));
-    return e ? e->size : 0;
-}
-
-void rf_let(rf_call *c, const char *letter, size_t size, const char *owner) {
-    if (!c->failed) bind(c, &(axis){letter, strlen(letter), PLAIN}, size, owner);
-}
-
-size_t rf_product(size_t a, size_t b) {
-    size_t product;
-    return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
-}
-
-/* Append the shape in words: (b, h, t, d). */
-static void write_shape(const rf_call *c, char *text, const axis *axes, size_t n) {
-    const char *comma = "";
-    size_t written = 0;
-    strcat(text, "(");
-    for (size_t i = 0; i < n; i++) {
-        if (is_missing(c, &axes[i])) continue;
-        strcat(text, comma);
-        if (axes[i].kind == LEADING)
-            strcat(text, "...");
-        else
-            strncat(text, axes[i].name, axes[i].length);
-        comma = ", ";
-        written++;
-    }
-    strcat(text, written == 1 ? ",)" : ")");
-}
-
-/* All shapes that the letters allow: without the first optional axis, without the first two... */
-static void write_shapes(const rf_call *c, char *text, const axis *axes, size_t n) {
-    write_shape(c, text, axes, n);
-    size_t free_axes = 0;
-    while (free_axes < n && axes[free_axes].kind == OPTIONAL &&
-           !find(c, axes[free_axes].name, axes[free_axes].length))
-        free_axes++;
-    for (size_t i = 1; i <= free_axes; i++) {
-        strcat(text, i == free_axes ? " or " : ", ");
-        write_shape(c, text, axes + i, n - i);
-    }
-}
-
-static void wrong_shape(rf_call *c, PyArrayObject *array, const char *name, const axis *axes,
-                        size_t n, const rf_size_entry *culprit) {
-    char text[TEXT] = "", letter[MAX_AXES] = "";
-    write_shapes(c, text, axes, n);
-    if (culprit) strncat(letter, culprit->name, Py_MIN(culprit->length, sizeof letter - 1));
-    PyObject *shape = PyObject_GetAttrString((PyObject *)array, "shape");
-    if (!culprit)
-        FAIL(c, PyExc_ValueError, "%s must have shape %s, got %R", name, text, shape);
-    else if (culprit->leading)
-        FAIL(c, PyExc_ValueError, "%s must have shape %s with the leading axes of %s, got %R", name,
-             text, culprit->owner, shape);
-    else
-        FAIL(c, PyExc_ValueError, "%s must have shape %s with %s = %zu as in %s, got %R", name, text,
-             letter, culprit->size, culprit->owner, shape);
-    Py_XDECREF(shape);
-}
-
-/* Optional axes that nobody has spoken of yet: the rank of this array decides. */
-static void bind_missing(rf_call *c, const axis *axes, size_t n, int ndim, const char *name) {
-    size_t absent = n > (size_t)ndim ? n - (size_t)ndim : 0;
-    for (size_t i = 0; i < n && absent > 0; i++) {
-        if (axes[i].kind != OPTIONAL) continue;
-        if (!find(c, axes[i].name, axes[i].length)) bind(c, &axes[i], 1, name)->missing = 1;
-        absent--;
-    }
-}
-
-/* The leading axes of `n...`: free the first time, the same ever after. */
-static int check_leading(rf_call *c, PyArrayObject *array, const char *name, const axis *axes,
-                         size_t n, int leading) {
-    const npy_intp *dims = PyArray_DIMS(array);
-    const rf_size_entry *e = find(c, axes->name, axes->length);
-    if (!e) {
-        size_t product = 1;
-        for (int i = 0; i < leading; i++)
-            if (dims[i] == 0) product = 0;
-        for (int i = 0; i < leading && product; i++) product = rf_product(product, (size_t)dims[i]);
-        rf_size_entry *new = bind(c, axes, product, name);
-        new->leading = (PyObject *)array; // held by the call, like every array of it
-        new->leading_axes = leading;
-        return 1;
-    }
-    const npy_intp *known = PyArray_DIMS((PyArrayObject *)e->leading);
-    int same = e->leading_axes == leading;
-    for (int i = 0; i < leading && same; i++) same = known[i] == dims[i];
-    if (!same) wrong_shape(c, array, name, axes, n, e);
-    return same;
-}
-
-/* Check an array against its letters, and learn the letters that are new. */
-static int check_shape(rf_call *c, PyArrayObject *array, const char *name, const char *shape) {
-    axis axes[MAX_AXES];
-    const size_t n = axes_of(shape, axes);
-    const int ndim = PyArray_NDIM(array);
-    const int has_leading = n > 0 && axes[0].kind == LEADING;
-    const int leading = has_leading ? ndim - (int)(n - 1) : 0;
-    bind_missing(c, axes, n, ndim, name);
-
-    int expected = leading;
-    for (size_t i = (size_t)has_leading; i < n; i++) expected += !is_missing(c, &axes[i]);
-    if (leading < 0 || ndim != expected) {
-        // an axis that only this array lacks is not a property of the call
-        while (c->sizes && c->size[c->sizes - 1].owner == name && c->size[c->sizes - 1].missing)
-            c->sizes--;
-        wrong_shape(c, array, name, axes, n, NULL);
-        return 0;
-    }
-    if (has_leading && !check_leading(c, array, name, axes, n, leading)) return 0;
-
-    const npy_intp *dim = PyArray_DIMS(array) + leading;
-    for (size_t i = (size_t)has_leading; i < n; i++) {
-        if (is_missing(c, &axes[i])) continue;
-        const size_t size = (size_t)*dim++;
-        const rf_size_entry *e = find(c, axes[i].name, axes[i].length);
-        if (axes[i].kind == NUMBER ? size != strtoull(axes[i].name, NULL, 10)
-                                   : e && e->size != size) {
-            wrong_shape(c, array, name, axes, n, e);
-            return 0;
-        }
-        if (axes[i].kind != NUMBER && !e) bind(c, &axes[i], size, name);
-    }
-    return 1;
-}
-
-/* The shape of a result, from letters that are all known. */
-static int dims_of(rf_call *c, const char *shape, npy_intp *dims) {
-    axis axes[MAX_AXES];
-    const size_t n = axes_of(shape, axes);
-    int ndim = 0;
-    for (size_t i = 0; i < n; i++) {
-        const rf_size_entry *e = find(c, axes[i].name, axes[i].length);
-        if (axes[i].kind == NUMBER) {
-            dims[ndim++] = (npy_intp)strtoull(axes[i].name, NULL, 10);
-        } else if (axes[i].kind == LEADING) {
-            const npy_intp *known = PyArray_DIMS((PyArrayObject *)e->leading);
-            for (int j = 0; j < e->leading_axes; j++) dims[ndim++] = known[j];
-        } else if (axes[i].kind == PLAIN || !e->missing) {
-            dims[ndim++] = (npy_intp)e->size;
-        }
-    }
-    return ndim;
 }
 
 /* ---- arrays: held until the call returns ---------------------------------------------------- */
@@ -265,14 +58,15 @@ static PyArrayObject *hold(rf_call *c, PyArrayObject *given, PyArrayObject *used
 
 /* The next argument as an array of any type: a new reference. */
 static PyArrayObject *next_array(rf_call *c, const char *name) {
-    PyObject *argument = next_argument(c, name);
+    PyObject *argument = rf_next(c, name);
     if (!argument) return NULL;
     if (PyArray_Check(argument)) return (PyArrayObject *)Py_NewRef(argument);
     PyObject *array = PyArray_FromAny(argument, NULL, 0, 0, 0, NULL);
     if (!array) {
         c->failed = 1;
     } else if (PyArray_TYPE((PyArrayObject *)array) == NPY_OBJECT) {
-        FAIL(c, PyExc_TypeError, "%s must be an array, got %s", name, Py_TYPE(argument)->tp_name);
+        RF_FAIL(c, PyExc_TypeError, "%s must be an array, got %s", name,
+                Py_TYPE(argument)->tp_name);
         Py_CLEAR(array);
     }
     return (PyArrayObject *)array;
@@ -290,17 +84,17 @@ static int check_real(rf_call *c, PyArrayObject *array, const char *name) {
         const int convertible = PyTypeNum_ISINTEGER(type) || PyTypeNum_ISBOOL(type) ||
                                 type == NPY_HALF || type == NPY_LONGDOUBLE;
         if (convertible)
-            FAIL(c, PyExc_TypeError,
-                 "%s must be float32 or float64, got %S: pass %s.astype(numpy.float32)", name,
-                 dtype, name);
+            RF_FAIL(c, PyExc_TypeError,
+                    "%s must be float32 or float64, got %S: pass %s.astype(numpy.float32)", name,
+                    dtype, name);
         else
-            FAIL(c, PyExc_TypeError, "%s must be float32 or float64, got %S", name, dtype);
+            RF_FAIL(c, PyExc_TypeError, "%s must be float32 or float64, got %S", name, dtype);
     } else if (c->type < 0) {
         c->type = type;
         c->type_from = name;
     } else if (type != c->type) {
-        FAIL(c, PyExc_TypeError, "%s must be %s, as %s is, got %S", name, real_name(c->type),
-             c->type_from, dtype);
+        RF_FAIL(c, PyExc_TypeError, "%s must be %s, as %s is, got %S", name, real_name(c->type),
+                c->type_from, dtype);
     }
     return !c->failed;
 }
@@ -326,19 +120,23 @@ static PyArrayObject *plain(PyArrayObject *array, int type, int more) {
                                                   NPY_ARRAY_ENSUREARRAY | more);
 }
 
-static void read_strides(const rf_call *c, PyArrayObject *array, const char *shape,
-                         rf_strides *strides) {
-    axis axes[MAX_AXES];
-    const size_t n = axes_of(shape, axes);
-    ptrdiff_t *stride[] = {&strides->b, &strides->h, &strides->t};
-    int i = 0;
-    for (size_t j = 0; j + 1 < n; j++) {
-        *stride[j] = 0;
-        if (is_missing(c, &axes[j])) continue;
-        if (PyArray_DIM(array, i) > 1)
-            *stride[j] = PyArray_STRIDE(array, i) / PyArray_ITEMSIZE(array);
-        i++;
+static int check_shape(rf_call *c, PyArrayObject *array, const char *name, const char *shape) {
+    return rf_check_shape(c, (PyObject *)array, PyArray_NDIM(array), PyArray_DIMS(array), name,
+                          shape);
+}
+
+/* Of "b? h? t d": 0 for an axis that is missing, or of one element or none. */
+static rf_strides strides_of(const rf_call *c, PyArrayObject *array) {
+    rf_strides strides = {0};
+    const int has[3] = {rf_has_axis(c, "b"), rf_has_axis(c, "h"), 1};
+    ptrdiff_t *const stride[3] = {&strides.b, &strides.h, &strides.t};
+    for (int i = 0, axis = 0; i < 3; i++) {
+        if (!has[i]) continue;
+        if (PyArray_DIM(array, axis) > 1)
+            *stride[i] = PyArray_STRIDE(array, axis) / PyArray_ITEMSIZE(array);
+        axis++;
     }
+    return strides;
 }
 
 static const void *in(rf_call *c, const char *name, const char *shape, rf_strides *strides) {
@@ -353,7 +151,7 @@ static const void *in(rf_call *c, const char *name, const char *shape, rf_stride
                               : plain(given, c->type, 0);
     used = hold(c, given, used, name);
     if (!used) return NULL;
-    if (strides) read_strides(c, used, shape, strides);
+    if (strides) *strides = strides_of(c, used);
     return PyArray_DATA(used);
 }
 
@@ -382,8 +180,8 @@ static PyArrayObject *next_integers(rf_call *c, const char *name, const char *sh
     PyArrayObject *given = next_array(c, name);
     if (!given) return NULL;
     if (!PyTypeNum_ISINTEGER(PyArray_TYPE(given)))
-        FAIL(c, PyExc_TypeError, "%s must be of an integer type, got %S", name,
-             PyArray_DESCR(given));
+        RF_FAIL(c, PyExc_TypeError, "%s must be of an integer type, got %S", name,
+                PyArray_DESCR(given));
     if (!c->failed && check_shape(c, given, name, shape)) return given;
     Py_DECREF(given);
     return NULL;
@@ -392,7 +190,7 @@ static PyArrayObject *next_integers(rf_call *c, const char *name, const char *sh
 /* Name the element that is out of range, by its index. */
 static void wrong_element(rf_call *c, PyArrayObject *array, const char *name, npy_intp flat,
                           size_t limit) {
-    char text[TEXT] = "";
+    char text[RF_TEXT] = "";
     npy_intp rest = flat;
     npy_intp index[MAX_NDIM];
     const int ndim = PyArray_NDIM(array);
@@ -408,8 +206,8 @@ static void wrong_element(rf_call *c, PyArrayObject *array, const char *name, np
     PyObject *flattened = PyArray_Ravel(array, NPY_CORDER);
     PyObject *value = flattened ? PySequence_GetItem(flattened, flat) : NULL;
     if (value)
-        FAIL(c, PyExc_IndexError, "%s%s = %S is out of range, must be at least 0 and below %zu",
-             name, text, value, limit);
+        RF_FAIL(c, PyExc_IndexError, "%s%s = %S is out of range, must be at least 0 and below %zu",
+                name, text, value, limit);
     c->failed = 1;
     Py_XDECREF(flattened);
     Py_XDECREF(value);
@@ -447,10 +245,10 @@ const int64_t *rf_in_labels(rf_call *c, const char *name, const char *shape, siz
 
 /* None, where an attention does not have the array. */
 static void expect_none(rf_call *c, const char *name) {
-    PyObject *argument = next_argument(c, name);
+    PyObject *argument = rf_next(c, name);
     if (argument && argument != Py_None)
-        FAIL(c, PyExc_TypeError, "%s must be None for this attention, got %s", name,
-             Py_TYPE(argument)->tp_name);
+        RF_FAIL(c, PyExc_TypeError, "%s must be None for this attention, got %s", name,
+                Py_TYPE(argument)->tp_name);
 }
 
 const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, const char *shape,
@@ -493,8 +291,8 @@ const uint8_t *rf_in_mask_or_none(rf_call *c, const char *name, const char *shap
     if (!given) return NULL;
     const int type = PyArray_TYPE(given);
     if (!PyTypeNum_ISBOOL(type) && !PyTypeNum_ISINTEGER(type) && !PyTypeNum_ISFLOAT(type))
-        FAIL(c, PyExc_TypeError, "%s must be of a bool, integer or float type, got %S", name,
-             PyArray_DESCR(given));
+        RF_FAIL(c, PyExc_TypeError, "%s must be of a bool, integer or float type, got %S", name,
+                PyArray_DESCR(given));
     if (c->failed || !check_shape(c, given, name, shape)) {
         Py_DECREF(given);
         return NULL;
@@ -554,7 +352,8 @@ static int overlaps_an_input(const rf_call *c, PyArrayObject *array, int may_be_
         PyArrayObject *used = (PyArrayObject *)c->array[i].used;
         if (c->array[i].written || !overlap(used, array)) continue;
         const int same = PyArray_DATA(used) == PyArray_DATA(array) && PyArray_ISCARRAY_RO(used) &&
-                         PyArray_ISCARRAY_RO(array) && PyArray_NBYTES(used) == PyArray_NBYTES(array);
+                         PyArray_ISCARRAY_RO(array) &&
+                         PyArray_NBYTES(used) == PyArray_NBYTES(array);
         if (!(same && may_be_the_input)) return 1;
     }
     return 0;
@@ -562,31 +361,30 @@ static int overlaps_an_input(const rf_call *c, PyArrayObject *array, int may_be_
 
 /* The next argument as an array to write to: of exactly the type and shape. A new reference. */
 static PyArrayObject *next_target(rf_call *c, const char *name, const char *shape, int type) {
-    PyObject *argument = next_argument(c, name);
+    PyObject *argument = rf_next(c, name);
     if (!argument) return NULL;
     PyArrayObject *array = (PyArrayObject *)argument;
     if (!PyArray_Check(argument)) {
-        FAIL(c, PyExc_TypeError, "%s must be a numpy array, got %s", name,
-             Py_TYPE(argument)->tp_name);
+        RF_FAIL(c, PyExc_TypeError, "%s must be a numpy array, got %s", name,
+                Py_TYPE(argument)->tp_name);
         return NULL;
     }
     if (type < 0) {
         check_real(c, array, name);
     } else if (!PyArray_EquivTypenums(PyArray_TYPE(array), type)) {
         PyArray_Descr *expected = PyArray_DescrFromType(type);
-        FAIL(c, PyExc_TypeError, "%s must be %S, got %S", name, expected,
-             PyArray_DESCR(array));
+        RF_FAIL(c, PyExc_TypeError, "%s must be %S, got %S", name, expected, PyArray_DESCR(array));
         Py_DECREF(expected);
     }
     if (c->failed || !check_shape(c, array, name, shape)) return NULL;
     if (!PyArray_ISWRITEABLE(array)) {
-        FAIL(c, PyExc_ValueError, "%s is read-only", name);
+        RF_FAIL(c, PyExc_ValueError, "%s is read-only", name);
         return NULL;
     }
     for (size_t i = 0; i < c->arrays; i++)
         if (c->array[i].written && overlap((PyArrayObject *)c->array[i].given, array)) {
-            FAIL(c, PyExc_ValueError, "%s must not share memory with %s: both are written", name,
-                 c->array[i].name);
+            RF_FAIL(c, PyExc_ValueError, "%s must not share memory with %s: both are written", name,
+                    c->array[i].name);
             return NULL;
         }
     return (PyArrayObject *)Py_NewRef(argument);
@@ -594,8 +392,8 @@ static PyArrayObject *next_target(rf_call *c, const char *name, const char *shap
 
 /* A new array, laid out as `like` is (its last axis contiguous in any case). */
 static PyArrayObject *new_array(rf_call *c, const char *shape, int type, PyArrayObject *like) {
-    npy_intp dims[MAX_NDIM + MAX_AXES];
-    const int ndim = dims_of(c, shape, dims);
+    npy_intp dims[MAX_NDIM + 8];
+    const int ndim = rf_dims_of(c, shape, dims);
     if (like && PyArray_NDIM(like) == ndim &&
         PyArray_CompareLists(PyArray_DIMS(like), dims, ndim)) {
         PyArrayObject *array = (PyArrayObject *)PyArray_NewLikeArray(
@@ -625,16 +423,16 @@ static void *out(rf_call *c, const char *name, const char *shape, int type, cons
     } else {
         given = next_target(c, name, shape, type);
         if (!given) return NULL;
-        const int usable =
-            (strides ? rows_are_usable(given) : PyArray_ISCARRAY(given)) &&
-            !overlaps_itself(given) && !overlaps_an_input(c, given, may_be_the_input);
+        const int usable = (strides ? rows_are_usable(given) : PyArray_ISCARRAY(given)) &&
+                           !overlaps_itself(given) &&
+                           !overlaps_an_input(c, given, may_be_the_input);
         used = usable ? (PyArrayObject *)Py_NewRef((PyObject *)given)
                       : new_array(c, shape, type, NULL);
     }
     used = hold(c, given, used, name);
     if (!used) return NULL;
     c->array[c->arrays - 1].written = c->array[c->arrays - 1].returned = 1;
-    if (strides) read_strides(c, used, shape, strides);
+    if (strides) *strides = strides_of(c, used);
     return PyArray_DATA(used);
 }
 
@@ -662,7 +460,7 @@ static void *new_result(rf_call *c, const char *shape, const char *like, rf_stri
     PyArrayObject *used = hold(c, array, (PyArrayObject *)Py_XNewRef((PyObject *)array), "result");
     if (!used) return NULL;
     c->array[c->arrays - 1].written = c->array[c->arrays - 1].returned = 1;
-    if (strides) read_strides(c, used, shape, strides);
+    if (strides) *strides = strides_of(c, used);
     return PyArray_DATA(used);
 }
 
@@ -697,194 +495,7 @@ void *rf_inout_or_none(rf_call *c, const char *name, const char *shape) {
     return next_is_none(c) ? (c->next++, NULL) : rf_inout(c, name, shape);
 }
 
-/* ---- scalars -------------------------------------------------------------------------------- */
-
-double rf_double(rf_call *c, const char *name) {
-    PyObject *argument = next_argument(c, name);
-    if (!argument) return 0;
-    const double value = PyFloat_AsDouble(argument);
-    if (value == -1 && PyErr_Occurred())
-        FAIL(c, PyExc_TypeError, "%s must be a number, got %s", name, Py_TYPE(argument)->tp_name);
-    else if (!isfinite(value))
-        FAIL(c, PyExc_ValueError, "%s must be finite, got %R", name, argument);
-    return value;
-}
-
-double rf_probability(rf_call *c, const char *name) {
-    const double value = rf_double(c, name);
-    if (!c->failed && !(value >= 0 && value < 1)) {
-        PyObject *number = PyFloat_FromDouble(value);
-        FAIL(c, PyExc_ValueError, "%s must be at least 0 and below 1, got %S", name, number);
-        Py_XDECREF(number);
-    }
-    return value;
-}
-
-/* Any object with __index__, within 64 bits of either sign. */
-static uint64_t bits_of(rf_call *c, const char *name, const char *range, int is_signed) {
-    PyObject *argument = next_argument(c, name);
-    PyObject *number = argument ? PyNumber_Index(argument) : NULL;
-    if (!argument) return 0;
-    if (!number) {
-        FAIL(c, PyExc_TypeError, "%s must be an int, got %s", name, Py_TYPE(argument)->tp_name);
-        return 0;
-    }
-    const uint64_t value = is_signed ? (uint64_t)PyLong_AsLongLong(number)
-                                     : (uint64_t)PyLong_AsUnsignedLongLong(number);
-    if (PyErr_Occurred())
-        FAIL(c, PyExc_ValueError, "%s must be in %s, got %R", name, range, number);
-    Py_DECREF(number);
-    return value;
-}
-
-int64_t rf_int64(rf_call *c, const char *name) {
-    return (int64_t)bits_of(c, name, "[-2**63, 2**63)", 1);
-}
-
-uint64_t rf_uint64(rf_call *c, const char *name) {
-    return bits_of(c, name, "[0, 2**64)", 0);
-}
-
-size_t rf_count(rf_call *c, const char *name) {
-    const int64_t value = rf_int64(c, name);
-    if (!c->failed && value < 0)
-        FAIL(c, PyExc_ValueError, "%s must be at least 0, got %lld", name, (long long)value);
-    return c->failed ? 0 : (size_t)value;
-}
-
-const char *rf_name(rf_call *c, const char *name) {
-    PyObject *argument = next_argument(c, name);
-    const char *text = argument && PyUnicode_Check(argument) ? PyUnicode_AsUTF8(argument) : NULL;
-    if (argument && !text)
-        FAIL(c, PyExc_TypeError, "%s must be a str, got %s", name, Py_TYPE(argument)->tp_name);
-    return text ? text : "";
-}
-
-rf_activation rf_activation_of(rf_call *c, const char *name) {
-    static const char *const known[] = {"relu", "gelu", "gelu_new", "silu", "tanh"};
-    const char *text = rf_name(c, name);
-    for (int i = 0; i < 5; i++)
-        if (strcmp(text, known[i]) == 0) return (rf_activation)i;
-    if (!c->failed)
-        FAIL(c, PyExc_ValueError,
-             "%s must be 'relu', 'gelu', 'gelu_new', 'silu' or 'tanh', got '%s'", name, text);
-    return RF_RELU;
-}
-
-void rf_workers(rf_call *c) {
-    const size_t workers = rf_count(c, "workers");
-    if (!c->failed && (workers < 1 || workers > INT_MAX))
-        FAIL(c, PyExc_ValueError, "workers must be at least 1, got %zu", workers);
-    if (!c->failed && c->next != c->end)
-        FAIL(c, PyExc_TypeError, "%s: %zd arguments too many", c->op, c->end - c->next);
-    c->run.workers = rf_forked() || c->failed ? 1 : (int)workers;
-}
-
-size_t rf_factors(rf_call *c, const char *name, int32_t *factors, size_t *product, size_t *half) {
-    PyObject *argument = next_argument(c, name);
-    const Py_ssize_t n = argument && PyTuple_Check(argument) ? PyTuple_GET_SIZE(argument) : 0;
-    *product = 1;
-    *half = 0;
-    if (c->failed) return 0;
-    if (n < 1 || n > RF_MAX_FACTORS) {
-        FAIL(c, PyExc_ValueError, "%s must be a tuple of 1 to %d factors, got %R", name,
-             (int)RF_MAX_FACTORS, argument);
-        return 0;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        const long factor = PyLong_AsLong(PyTuple_GET_ITEM(argument, i));
-        *product = factor < 2 || factor % 2 ? SIZE_MAX : rf_product(*product, (size_t)factor);
-        if (PyErr_Occurred() || *product >= INT32_MAX) {
-            PyErr_Clear();
-            FAIL(c, PyExc_ValueError,
-                 "%s must be even, at least 2, with a product below 2**31 - 1, got %R", name,
-                 argument);
-            return 0;
-        }
-        factors[i] = (int32_t)factor;
-        *half += (size_t)factor / 2;
-    }
-    return (size_t)n;
-}
-
-rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys,
-                             const char **mask) {
-    rf_attention a = {0};
-    Py_ssize_t m = 1, before = 0, after = 0, k = 0;
-    int scope = 0;
-    PyObject *key = NULL, *argument = next_argument(c, "attention");
-    *query = "q";
-    if (argument && !PyTuple_Check(argument))
-        FAIL(c, PyExc_TypeError, "attention must be a tuple, got %s", Py_TYPE(argument)->tp_name);
-    else if (argument && !PyArg_ParseTuple(argument, "sinnnnpppppddO:attention", query, &scope, &m,
-                                           &before, &after, &k, &a.causal, &a.shared_qk, &a.wrap,
-                                           &a.across_buckets, &a.duplicates, &a.scale, &a.dropout,
-                                           &key))
-        c->failed = 1;
-    else if (argument && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
-        c->failed = 1;
-    if (!c->failed &&
-        (scope < RF_FULL || scope > RF_BUCKET || (scope >= RF_CHUNK && !a.shared_qk) || m < 1 ||
-         before < 0 || before > INT32_MAX || after < 0 || after > INT32_MAX || k < 0 ||
-         k > INT32_MAX || !isfinite(a.scale) || !(a.dropout >= 0 && a.dropout < 1)))
-        FAIL(c, PyExc_ValueError, "attention has an element out of range: %R", argument);
-    a.scope = (rf_scope)scope;
-    a.m = (size_t)m;
-    a.before = (size_t)before;
-    a.after = (size_t)after;
-    a.k = (size_t)k;
-    const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may be more or fewer
-    *keys = own_length ? "b? h? tk d" : "b? h? t d";
-    *mask = own_length ? "b? tk" : "b? t";
-    return a;
-}
-
-void rf_attention_sizes(rf_call *c, rf_attention *a) {
-    a->b = rf_size(c, "b");
-    a->h = rf_size(c, "h");
-    a->t = rf_size(c, "t");
-    a->d = rf_size(c, "d");
-    a->r = rf_size(c, "r");
-    a->tk = a->scope == RF_FULL && !a->shared_qk ? rf_size(c, "tk") : a->t;
-    if (!c->failed && (a->t > INT32_MAX || a->tk > INT32_MAX))
-        FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", Py_MAX(a->t, a->tk));
-}
-
-/* ---- memory and results --------------------------------------------------------------------- */
-
-static void no_memory(rf_call *c, size_t bytes) {
-    static const char *const unit[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    char text[TEXT] = "";
-    double amount = (double)bytes;
-    size_t u = 0, end = 0;
-    while (amount >= 1024 && u < 6) amount /= 1024, u++;
-    for (size_t i = 0; i < c->sizes && end + 64 < sizeof text; i++)
-        end += (size_t)snprintf(text + end, sizeof text - end, "%s%.*s = %zu", i ? ", " : "",
-                                (int)c->size[i].length, c->size[i].name, c->size[i].size);
-    char needed[TEXT] = "more bytes of scratch than can be counted";
-    if (bytes != SIZE_MAX)
-        snprintf(needed, sizeof needed, "%.3g %s of scratch", amount, unit[u]);
-    FAIL(c, PyExc_MemoryError, "%s with %s on %d threads needs %s", c->op, text, c->run.workers,
-         needed);
-}
-
-/* From Python's raw allocator, so that tracemalloc sees it. Large pages where the system has them:
-   scratch is written at once, and page faults of 4 KiB each would cost as much as the work. */
-void *rf_scratch(rf_call *c, size_t bytes) {
-    if (c->failed || bytes == 0) return NULL;
-    c->scratch = bytes > SIZE_MAX - ALIGN ? NULL : PyMem_RawMalloc(bytes + ALIGN);
-    if (!c->scratch) {
-        no_memory(c, bytes);
-        return NULL;
-    }
-    const uintptr_t start = ((uintptr_t)c->scratch + ALIGN - 1) / ALIGN * ALIGN;
-#ifdef MADV_HUGEPAGE
-    const uintptr_t huge = (uintptr_t)1 << 21;
-    const uintptr_t first = (start + huge - 1) / huge * huge, last = (start + bytes) / huge * huge;
-    if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
-#endif
-    return (void *)start;
-}
+/* ---- the end of a call --------------------------------------------------------------------- */
 
 /* Copy temporaries to where the caller wants them, and let go of everything; `result` too if
    that fails. */
@@ -912,8 +523,7 @@ PyObject *rf_return(rf_call *c) {
     if (n == 0) return release(c, Py_NewRef(Py_None));
     if (n == 1) return release(c, Py_NewRef(results[0]));
     PyObject *tuple = PyTuple_New(n);
-    for (Py_ssize_t i = 0; tuple && i < n; i++)
-        PyTuple_SET_ITEM(tuple, i, Py_NewRef(results[i]));
+    for (Py_ssize_t i = 0; tuple && i < n; i++) PyTuple_SET_ITEM(tuple, i, Py_NewRef(results[i]));
     return release(c, tuple);
 }
 
@@ -923,8 +533,10 @@ PyObject *rf_return_doubles(rf_call *c, const double *values, Py_ssize_t n) {
     PyObject *tuple = PyTuple_New(n);
     for (Py_ssize_t i = 0; tuple && i < n; i++) {
         PyObject *value = PyFloat_FromDouble(values[i]);
-        if (!value) Py_CLEAR(tuple);
-        else PyTuple_SET_ITEM(tuple, i, value);
+        if (!value)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SET_ITEM(tuple, i, value);
     }
     return release(c, tuple);
 }

@@ -10,8 +10,8 @@
 
    The letters are the check: the first array that has a letter gives its size, and the others must
    agree. `n...` stands for any number of leading axes (n is their product), and an axis with a
-   question mark may be missing from all arrays of a call alike, as if it had size 1. A number
-   stands for itself. The first real array decides between float32 and float64.
+   question mark may be missing from all arrays of a call alike, as if it had size 1. The first real
+   array decides between float32 and float64.
 
    Failures stick: the first sets Python's error, the rest of the binding does nothing, and
    rf_return releases everything. Everything that can fail happens before the kernel runs. */
@@ -23,16 +23,21 @@
 
 #include "../rf.h"
 
-enum { RF_MAX_SIZES = 16, RF_MAX_ARRAYS = 24, RF_MAX_FACTORS = 16 };
+enum {
+    RF_MAX_SIZES = 16,
+    RF_MAX_ARRAYS = 24,
+    RF_MAX_FACTORS = 16,
+    RF_TEXT = 512, // of a message
+};
 
 /* A letter, and the size that some array gave it. */
 typedef struct {
     const char *name;
     size_t length; // of the name, which is part of a longer text
     size_t size;
-    const char *owner; // the argument that gave it
-    int missing;       // an optional axis that this call's arrays do not have
-    PyObject *leading; // of `n...`: the array whose leading axes these are
+    const char *owner;         // the argument that gave it
+    int missing;               // an optional axis that this call's arrays do not have
+    const Py_ssize_t *leading; // of `n...`: the leading axes themselves
     int leading_axes;
 } rf_size_entry;
 
@@ -65,6 +70,10 @@ int rf_call_init(void);
 
 void rf_begin(rf_call *c, PyObject *module, PyObject *const *args, Py_ssize_t nargs,
               const char *op);
+
+/* Fail, if nothing has before; and the next argument, NULL (failed) if there is none. */
+#define RF_FAIL(c, error, ...) (PyErr_Format(error, __VA_ARGS__), (c)->failed = 1)
+PyObject *rf_next(rf_call *c, const char *name);
 
 /* Real arrays to read: contiguous ones are used as they are, others copied. With strides, all
    whose last axis is contiguous are used as they are. `_or_none` gives NULL for None. */
@@ -113,8 +122,7 @@ void rf_workers(rf_call *c); // the last argument: threads the call may use, c->
 /* What a query may attend to, and how: one argument, a tuple with the elements of
    reformer_c.ops.attention.Attention. Says how the query array is called, and which shapes the
    keys and the mask have; the sizes in it are known once all arrays are, by rf_attention_sizes. */
-rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys,
-                             const char **mask);
+rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask);
 void rf_attention_sizes(rf_call *c, rf_attention *a);
 
 /* Arrays that an attention has or has not: keys (not with shared_qk) and buckets (only where it
@@ -127,13 +135,17 @@ const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name
 /* Give a letter a size that no array has. */
 void rf_let(rf_call *c, const char *letter, size_t size, const char *owner);
 
+/* shape.c: check an array against its letters and learn those that are new, 0 if it fails; the
+   shape that letters give, its number of axes; and whether the arrays of this call have an axis. */
+int rf_check_shape(rf_call *c, PyObject *array, int ndim, const Py_ssize_t *dims, const char *name,
+                   const char *shape);
+int rf_dims_of(const rf_call *c, const char *shape, Py_ssize_t *dims);
+int rf_has_axis(const rf_call *c, const char *letter);
+
 /* The size of a letter, 0 if nothing has given it (then the call has failed, or its array is
    None); and a product of two, SIZE_MAX if it overflows. */
 size_t rf_size(const rf_call *c, const char *letter);
 size_t rf_product(size_t a, size_t b);
-
-/* Scratch for the kernel, 64-byte aligned. */
-void *rf_scratch(rf_call *c, size_t bytes);
 
 /* Call `op` of the table of this call's type. */
 #define RF_CALL(c, op, ...)                                                                        \
@@ -143,7 +155,7 @@ void *rf_scratch(rf_call *c, size_t bytes);
 #define RF_RUN(c, op, ...)                                                                         \
     do {                                                                                           \
         if (rf_start(c)) {                                                                         \
-            RF_CALL(c, op, &(c)->run, __VA_ARGS__);                                            \
+            RF_CALL(c, op, &(c)->run, __VA_ARGS__);                                                \
             rf_finish(c);                                                                          \
         }                                                                                          \
     } while (0)
@@ -152,7 +164,7 @@ void *rf_scratch(rf_call *c, size_t bytes);
 #define RF_RUN_DOUBLE(c, result, op, ...)                                                          \
     do {                                                                                           \
         if (rf_start(c)) {                                                                         \
-            result = RF_CALL(c, op, &(c)->run, __VA_ARGS__);                                   \
+            result = RF_CALL(c, op, &(c)->run, __VA_ARGS__);                                       \
             rf_finish(c);                                                                          \
         }                                                                                          \
     } while (0)
@@ -163,8 +175,9 @@ int rf_is_double(const rf_call *c);
 PyObject *rf_return(rf_call *c); // one array, or a tuple, or None where there is none
 PyObject *rf_return_doubles(rf_call *c, const double *values, Py_ssize_t n);
 
-/* run.c: the GIL, Ctrl-C and fork. */
-int rf_start(rf_call *c);  // let go of the GIL; 0 if the call has failed
+/* run.c: scratch for the kernel (64-byte aligned), the GIL, Ctrl-C and fork. */
+void *rf_scratch(rf_call *c, size_t bytes);
+int rf_start(rf_call *c);   // let go of the GIL; 0 if the call has failed
 void rf_finish(rf_call *c); // take it back; fails if somebody has asked the kernel to stop
 int rf_run_init(void);      // watch for forks
 int rf_forked(void);        // is this a child of a fork?

@@ -1,10 +1,47 @@
-/* run.c: how a kernel runs: without the GIL, stoppable by Ctrl-C, and serial after a fork. */
+/* run.c: how a kernel runs: with scratch, without the GIL, stoppable by Ctrl-C, and serial after a
+   fork. */
 #include "call.h"
 
 #include <pthread.h>
 #include <time.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
-enum { POLL_MILLISECONDS = 50 };
+enum { POLL_MILLISECONDS = 50, ALIGN = 64 };
+
+static void no_memory(rf_call *c, size_t bytes) {
+    static const char *const unit[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    char text[RF_TEXT] = "";
+    double amount = (double)bytes;
+    size_t u = 0, end = 0;
+    while (amount >= 1024 && u < 6) amount /= 1024, u++;
+    for (size_t i = 0; i < c->sizes && end + 64 < sizeof text; i++)
+        end += (size_t)snprintf(text + end, sizeof text - end, "%s%.*s = %zu", i ? ", " : "",
+                                (int)c->size[i].length, c->size[i].name, c->size[i].size);
+    char needed[RF_TEXT] = "more bytes of scratch than can be counted";
+    if (bytes != SIZE_MAX) snprintf(needed, sizeof needed, "%.3g %s of scratch", amount, unit[u]);
+    RF_FAIL(c, PyExc_MemoryError, "%s with %s on %d threads needs %s", c->op, text, c->run.workers,
+            needed);
+}
+
+/* From Python's raw allocator, so that tracemalloc sees it. Large pages where the system has them:
+   scratch is written at once, and page faults of 4 KiB each would cost as much as the work. */
+void *rf_scratch(rf_call *c, size_t bytes) {
+    if (c->failed || bytes == 0) return NULL;
+    c->scratch = bytes > SIZE_MAX - ALIGN ? NULL : PyMem_RawMalloc(bytes + ALIGN);
+    if (!c->scratch) {
+        no_memory(c, bytes);
+        return NULL;
+    }
+    const uintptr_t start = ((uintptr_t)c->scratch + ALIGN - 1) / ALIGN * ALIGN;
+#ifdef MADV_HUGEPAGE
+    const uintptr_t huge = (uintptr_t)1 << 21;
+    const uintptr_t first = (start + huge - 1) / huge * huge, last = (start + bytes) / huge * huge;
+    if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#endif
+    return (void *)start;
+}
 
 /* libgomp's threads do not survive a fork, and it waits for them for ever. */
 static atomic_int forked;

@@ -1,5 +1,5 @@
 /* The core for float on AVX-512 (F, DQ, BW, VL). */
-#if !defined(__AVX512F__) || !defined(__AVX512DQ__) || !defined(__AVX512BW__) || \
+#if !defined(__AVX512F__) || !defined(__AVX512DQ__) || !defined(__AVX512BW__) ||                   \
     !defined(__AVX512VL__)
 #error "built without its flags: see ISA_FLAGS in setup.py"
 #endif

@@ -4,8 +4,8 @@
    (__builtin_cpu_supports asks both), never by model numbers. */
 #include "../rf.h"
 
-#define DECLARE(isa) \
-    extern const rf_ops_f32 rf_##isa##_f32; \
+#define DECLARE(isa)                                                                               \
+    extern const rf_ops_f32 rf_##isa##_f32;                                                        \
     extern const rf_ops_f64 rf_##isa##_f64;
 
 #ifdef RF_HAVE_AVX512

@@ -33,6 +33,7 @@ from .layers import (
     linear_forward,
 )
 from .loss import cross_entropy_head, cross_entropy_head_backward, cross_entropy_head_forward
+from .machine import fma_peak
 from .tables import (
     axial_positions,
     axial_positions_backward,
@@ -63,6 +64,7 @@ __all__ = [
     "feed_forward",
     "feed_forward_backward",
     "feed_forward_forward",
+    "fma_peak",
     "full_attention",
     "full_attention_backward",
     "full_attention_forward",

@@ -66,9 +66,7 @@ def heads(x: Any, name: str) -> tuple[np.ndarray, int, int, int]:
     array = np.asarray(x)
     shape = array.shape
     if not 2 <= len(shape) <= 4:
-        raise ValueError(
-            f"{name} must have shape (b, h, t, d), (h, t, d) or (t, d), got {shape}"
-        )
+        raise ValueError(f"{name} must have shape (b, h, t, d), (h, t, d) or (t, d), got {shape}")
     return array, shape[-3] if len(shape) > 2 else 1, shape[-2], shape[-1]
 
 

@@ -96,6 +96,13 @@ def _scale(scale: float | None, d: int) -> float:
     return 1.0 / math.sqrt(d) if d else 1.0
 
 
+def _windows(t: int, m: int, before: int, after: int, wrap: bool) -> tuple[int, int]:
+    """Chunks before and after; without a circle there are no more than there are."""
+    before = whole(before, "num_chunks_before", 0)
+    after = whole(after, "num_chunks_after", 0)
+    return (before, after) if wrap else (min(before, t // m), min(after, t // m))
+
+
 # ---- full ----
 
 
@@ -378,8 +385,7 @@ def local_attention_forward(
     m = whole(chunk_length, "chunk_length", 1)
     rule = Attention(
         "q", FULL if t <= m else LOCAL, m,
-        whole(num_chunks_before, "num_chunks_before", 0),
-        whole(num_chunks_after, "num_chunks_after", 0),
+        *_windows(t, m, num_chunks_before, num_chunks_after, wrap),
         causal=is_causal, wrap=wrap, scale=_scale(scale, d),
         dropout=probability(dropout, "dropout"),
         dropout_key=random_key(dropout_key, "dropout_key"),
@@ -447,9 +453,9 @@ def lsh_attention(
 ) -> np.ndarray:
     """Softmax attention among vectors that hash alike, with shared queries and keys.
 
-    In each round the tokens are sorted by `lsh_hash` of qk and cut into chunks; a query sees its own
-    chunk and its neighbours. All rounds together are one softmax. A key is qk divided by its root
-    mean square, and a query sees itself only if there is nothing else to see.
+    In each round the tokens are sorted by `lsh_hash` of qk and cut into chunks; a query sees its
+    own chunk and its neighbours. All rounds together are one softmax. A key is qk divided by its
+    root mean square, and a query sees itself only if there is nothing else to see.
 
     The defaults do what Hugging Face's Reformer does, at any length.
 
@@ -588,8 +594,7 @@ def lsh_attention_forward(
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
     rule = Attention(
         "qk", FULL, m,
-        whole(num_chunks_before, "num_chunks_before", 0),
-        whole(num_chunks_after, "num_chunks_after", 0),
+        *_windows(t, m, num_chunks_before, num_chunks_after, wrap),
         0, is_causal, True, wrap, attend_across_buckets, allow_duplicate_attention,
         _scale(scale, d), probability(dropout, "dropout"),
         random_key(dropout_key, "dropout_key"),
@@ -655,7 +660,7 @@ def _given_buckets(buckets: Any, rounds: int) -> np.ndarray:
 def _bucket_ids(
     buckets: np.ndarray, factors: tuple[int, ...] | None, attention_mask: np.ndarray | None
 ) -> int:
-    """How many ids there are: with a mask one more than buckets, for the tokens that are not real."""
+    """How many ids there are: with a mask one more than buckets, for tokens that are not real."""
     if factors is not None:
         return math.prod(factors) + (attention_mask is not None)
     if buckets.dtype.kind not in "iu":

@@ -399,8 +399,11 @@ def feed_forward(
     b1 : (f,) same dtype
     w2 : (c, f) same dtype
     b2 : (c,) same dtype
-    activation : {"relu", "gelu", "gelu_new", "silu", "tanh"}
-        gelu is exact, gelu_new its approximation by tanh.
+    activation : str
+        "relu", "gelu", "gelu_new", "silu", "tanh", "gelu_10", "hardswish", "laplace",
+        "leaky_relu", "linear", "mish", "quick_gelu", "relu2", "relu6", "sigmoid" or
+        "sqrtsoftplus", each as transformers defines it; gelu is exact, gelu_new its approximation
+        by tanh.
     chunk_length : int
         Rows whose f hidden units are in memory at a time; 0 chooses.
     dropout : float
@@ -472,8 +475,10 @@ def feed_forward_forward(
         x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
         dropout_key=dropout_key, out=out, workers=workers,
     )  # fmt: skip
-    arrays = (np.asarray(array) for array in (x, w1, b1, w2))
-    return y, FeedForwardSaved(*arrays, activation, chunk_length, dropout, dropout_key)
+    return y, FeedForwardSaved(
+        np.asarray(x), np.asarray(w1), np.asarray(b1), np.asarray(w2), activation, chunk_length,
+        dropout, dropout_key,
+    )  # fmt: skip
 
 
 def feed_forward_backward(

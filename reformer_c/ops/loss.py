@@ -23,7 +23,7 @@ class CrossEntropySaved(NamedTuple):
     labels: np.ndarray
     ignore_index: int
     chunk_length: int
-    count: float
+    counted: float
 
 
 def cross_entropy_head(
@@ -107,7 +107,7 @@ def cross_entropy_head_forward(
     Examples
     --------
     >>> loss, saved = cross_entropy_head_forward(np.eye(2), np.eye(2), None, [0, 1])
-    >>> saved.count
+    >>> saved.counted
     2.0
     """
     total, count = _core.cross_entropy_forward(

@@ -99,9 +99,7 @@ def sum_of_squares(x: np.ndarray, *, workers: int | None = None) -> float:
     return _core.sum_of_squares(x, resolve_workers(workers))
 
 
-def add_scaled(
-    y: np.ndarray, x: np.ndarray, alpha: float, *, workers: int | None = None
-) -> None:
+def add_scaled(y: np.ndarray, x: np.ndarray, alpha: float, *, workers: int | None = None) -> None:
     """``y += alpha * x``, in place: how a sublayer joins the residual stream and leaves it again.
 
     Parameters

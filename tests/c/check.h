@@ -1,7 +1,8 @@
 /* check.h: buffers that notice what they should not be used for, and the comparison of two.
 
-   A buffer has exactly the size asked for, and guard bytes on both sides. Under the address sanitizer
-   the guards cannot even be read. Results start as NaN, so that what was not written shows. */
+   A buffer has exactly the size asked for, and guard bytes on both sides. Under the address
+   sanitizer the guards cannot even be read. Results start as NaN, so that what was not written
+   shows. */
 #ifndef CHECK_H
 #define CHECK_H
 

@@ -90,16 +90,18 @@ static void NAME(run_linear)(const OPS *ops, rf_run *run, const NAME(problem) * 
                         NAME(scratch)(bytes));
     REAL *dx = NAME(result)(to, 1, n * ci, NULL), *dw = NAME(result)(to, 2, co * ci, in[4]);
     REAL *dbias = NAME(result)(to, 3, co, in[5]);
-    ops->linear_backward(run, dx, dw, dbias, in[3], in[0], in[1], n, ci, co,
-                         NAME(scratch)(bytes));
+    ops->linear_backward(run, dx, dw, dbias, in[3], in[0], in[1], n, ci, co, NAME(scratch)(bytes));
 }
 
 static void NAME(test_linear)(size_t n, size_t ci, size_t co) {
-    NAME(check)(&(NAME(problem)){.n = n, .ci = ci, .co = co, .tolerance = ROUNDING,
-                                 .in = {NAME(random)(n * ci), NAME(random)(co * ci),
-                                        NAME(random)(co), NAME(random)(n * co),
-                                        NAME(random)(co * ci), NAME(random)(co)}},
-                NAME(run_linear));
+    NAME(check)(
+        &(NAME(problem)){.n = n,
+                         .ci = ci,
+                         .co = co,
+                         .tolerance = ROUNDING,
+                         .in = {NAME(random)(n * ci), NAME(random)(co * ci), NAME(random)(co),
+                                NAME(random)(n * co), NAME(random)(co * ci), NAME(random)(co)}},
+        NAME(run_linear));
 }
 
 static void NAME(run_layer_norm)(const OPS *ops, rf_run *run, const NAME(problem) * p,
@@ -115,7 +117,9 @@ static void NAME(run_layer_norm)(const OPS *ops, rf_run *run, const NAME(problem
 }
 
 static void NAME(test_layer_norm)(size_t n, size_t c) {
-    NAME(check)(&(NAME(problem)){.n = n, .ci = c, .tolerance = ROUNDING,
+    NAME(check)(&(NAME(problem)){.n = n,
+                                 .ci = c,
+                                 .tolerance = ROUNDING,
                                  .in = {NAME(random)(n * c), NAME(random)(c), NAME(random)(c),
                                         NAME(random)(n * c), NAME(random)(c), NAME(random)(c)}},
                 NAME(run_layer_norm));
@@ -210,7 +214,9 @@ static void NAME(run_elements)(const OPS *ops, rf_run *run, const NAME(problem) 
 }
 
 static void NAME(test_elements)(size_t n, double dropout) {
-    NAME(check)(&(NAME(problem)){.n = n, .dropout = dropout, .tolerance = ROUNDING,
+    NAME(check)(&(NAME(problem)){.n = n,
+                                 .dropout = dropout,
+                                 .tolerance = ROUNDING,
                                  .in = {NAME(random)(n), NAME(random)(n), NAME(random)(n),
                                         NAME(random)(n)}},
                 NAME(run_elements));
@@ -249,8 +255,7 @@ static void NAME(test_attention)(rf_attention a) {
     NAME(problem) p = {.a = a, .tolerance = 100 * ROUNDING};
     const size_t nq = a.b * a.h * a.t * a.d, nk = a.b * a.h * a.tk * a.d;
     // (b, t, h, d) in memory, seen as (b, h, t, d)
-    p.strides = (rf_strides){(ptrdiff_t)(a.t * a.h * a.d), (ptrdiff_t)a.d,
-                             (ptrdiff_t)(a.h * a.d)};
+    p.strides = (rf_strides){(ptrdiff_t)(a.t * a.h * a.d), (ptrdiff_t)a.d, (ptrdiff_t)(a.h * a.d)};
     const size_t sizes[] = {nq, nk, nk, nq};
     for (int i = 0; i < 4; i++) p.in[i] = NAME(random)(sizes[i]);
     if (below(2)) {
@@ -291,7 +296,8 @@ static void NAME(test_all)(void) {
     enum { EDGES = sizeof edges / sizeof *edges };
     for (int i = 0; i < EDGES; i++)
         for (int j = 0; j < 3; j++) {
-            const size_t size[3] = {[0] = j == 0 ? edges[i] : 5, [1] = j == 1 ? edges[i] : 6,
+            const size_t size[3] = {[0] = j == 0 ? edges[i] : 5,
+                                    [1] = j == 1 ? edges[i] : 6,
                                     [2] = j == 2 ? edges[i] : 7};
             what = "linear";
             NAME(test_linear)(size[0], size[1], size[2]);
@@ -327,13 +333,15 @@ static void NAME(test_all)(void) {
         a.before = below(4), a.after = below(3);
         a.causal = below(2) && a.tk == a.t;
         a.wrap = (int)below(2), a.across_buckets = (int)below(2), a.duplicates = (int)below(2);
+        if (a.scope == RF_FULL || a.scope == RF_LOCAL) a.across_buckets = a.duplicates = 1;
         a.scale = 0.3, a.dropout = below(3) ? 0 : 0.3, a.key = draw();
         static char text[200];
-        snprintf(text, sizeof text,
-                 "attention %d: scope %d, b %zu h %zu t %zu tk %zu d %zu r %zu k %zu m %zu -%zu +%zu "
-                 "causal %d shared %d wrap %d across %d duplicates %d dropout %g",
-                 i, (int)a.scope, a.b, a.h, a.t, a.tk, a.d, a.r, a.k, a.m, a.before, a.after,
-                 a.causal, a.shared_qk, a.wrap, a.across_buckets, a.duplicates, a.dropout);
+        snprintf(
+            text, sizeof text,
+            "attention %d: scope %d, b %zu h %zu t %zu tk %zu d %zu r %zu k %zu m %zu -%zu +%zu "
+            "causal %d shared %d wrap %d across %d duplicates %d dropout %g",
+            i, (int)a.scope, a.b, a.h, a.t, a.tk, a.d, a.r, a.k, a.m, a.before, a.after, a.causal,
+            a.shared_qk, a.wrap, a.across_buckets, a.duplicates, a.dropout);
         what = text;
         NAME(test_attention)(a);
     }

@@ -1,10 +1,10 @@
 """Softmax attention, one query at a time.
 
 Full, local and LSH attention differ only in what a query gets to see: a list of key occurrences.
-Each row of `seen` is one occurrence: the query's round, the key's round, the key's position. A key
-may occur often: once a round, and again where a window reaches round its circle. A query's output
-is ONE softmax over all its occurrences, which is what weighting each round by its log-sum-exp
-amounts to (the paper, section 2).
+Each row of a query's `seen` (n, 3) is one occurrence: the query's round, the key's round, the key's
+position. A key may occur often: once a round, and again where a window reaches round its circle. A
+query's output is ONE softmax over all its occurrences, which is what weighting each round by its
+log-sum-exp amounts to (the paper, section 2).
 
 Scores are scale * q . k, with Hugging Face's rules:
  1. a hidden key (masked, later than a causal query, in another bucket): -1e9;
@@ -21,10 +21,13 @@ SELF = -1e5
 # ---- what a query sees ------------------------------------------------------------------------
 
 
+def occurrences(round_q, round_k, keys):
+    return np.array([(round_q, round_k, j) for j in keys], int).reshape(-1, 3)
+
+
 def see_all(t, tk):
     """Every key, once."""
-    everything = [(0, 0, j) for j in range(tk)]
-    return [everything for _ in range(t)]
+    return [occurrences(0, 0, range(tk))] * t
 
 
 def see_chunks(orders, m, before, after, wrap):
@@ -39,24 +42,28 @@ def see_chunks(orders, m, before, after, wrap):
     seen = [[] for _ in range(t)]
     for here, (round_q, queries) in enumerate(chunks):
         for offset in range(-before, after + 1):
-            there = here + offset if abs(offset) <= len(chunks) or not wrap else here
+            there = here + offset
             if wrap:
-                there %= len(chunks)
+                there = there % len(chunks) if abs(offset) <= len(chunks) else here
             elif not 0 <= there < len(chunks) or chunks[there][0] != round_q:
                 continue
-            round_k, keys = chunks[there]
+            window = occurrences(round_q, *chunks[there])
             for i in queries:
-                seen[i] += [(round_q, round_k, j) for j in keys]
-    return seen
+                seen[i].append(window)
+    return [np.concatenate(windows) for windows in seen]
 
 
 def see_buckets(buckets):
     """In each round, the keys of the query's own bucket: buckets is (r, t)."""
     t = buckets.shape[1]
-    return [
-        [(r, r, j) for r, round_ in enumerate(buckets) for j in range(t) if round_[j] == round_[i]]
-        for i in range(t)
-    ]
+    seen = [[occurrences(0, 0, [])] for _ in range(t)]
+    for r, of_round in enumerate(buckets):
+        for bucket in set(of_round.tolist()):
+            members = np.flatnonzero(of_round == bucket)
+            window = occurrences(r, r, members)
+            for i in members:
+                seen[i].append(window)
+    return [np.concatenate(windows) for windows in seen]
 
 
 # ---- how much it sees of each -----------------------------------------------------------------
@@ -90,9 +97,9 @@ def softmax_as_rounded(s, rounds):
 def weights_of_query(i, scores, seen, real, buckets, is_causal, shared_qk, duplicates, dtype):
     """Row i of the (tk,) weights, and the share of it that moves with the scores."""
     visible, total = np.zeros(len(scores)), np.zeros(len(scores))
-    if not seen:
+    if len(seen) == 0:
         return total, visible
-    round_q, round_k, j = np.array(seen).T
+    round_q, round_k, j = seen.T
     elsewhere = np.zeros(len(j), bool)
     if buckets is not None:
         elsewhere = (round_q != round_k) | (buckets[round_q, i] != buckets[round_k, j])
@@ -117,8 +124,8 @@ def normalised(qk):
 class Attention:
     """Weights (b, h, t, tk), and through them the output and the gradients.
 
-    q (b, h, t, d); k (b, h, tk, d), or None: shared queries and keys; `seen(b, h)` is the list of
-    lists of occurrences; `buckets` (b, h, r, t), where only the same bucket may be attended to.
+    q (b, h, t, d); k (b, h, tk, d), or None: shared queries and keys; `seen(b, h)` lists each
+    query's occurrences; `buckets` (b, h, r, t), where only the same bucket may be attended to.
     """
 
     def __init__(
@@ -138,16 +145,9 @@ class Attention:
             own = None if buckets is None else buckets[at]
             for i in range(t):
                 self.weights[at][i], self.moving[at][i] = weights_of_query(
-                    i,
-                    scores[at][i],
-                    views[i],
-                    real[at[0]],
-                    own,
-                    is_causal,
-                    self.shared,
-                    duplicates,
-                    dtype,
-                )
+                    i, scores[at][i], views[i], real[at[0]], own,
+                    is_causal, self.shared, duplicates, dtype,
+                )  # fmt: skip
 
     def output(self, v):
         return self.weights @ np.float64(v)

@@ -6,12 +6,38 @@ import numpy as np
 
 from .linear import linear
 
+erf = np.vectorize(erf, otypes=[float])
+
+
+def sigmoid(x):
+    return 0.5 * (1 + np.tanh(x / 2))  # 1 / (1 + exp(-x)), without overflow
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def gelu(x):
+    return x * 0.5 * (1 + erf(x / sqrt(2)))
+
+
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
-    "gelu": lambda x: x * 0.5 * (1 + np.vectorize(erf, otypes=[float])(x / sqrt(2))),
+    "gelu": gelu,
     "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))),
-    "silu": lambda x: x * 0.5 * (1 + np.tanh(x / 2)),  # x / (1 + exp(-x)), without overflow
+    "silu": lambda x: x * sigmoid(x),
     "tanh": np.tanh,
+    "gelu_10": lambda x: np.clip(gelu(x), -10, 10),
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "laplace": lambda x: 0.5 * (1 + erf((x - 0.707107) / (0.282095 * sqrt(2)))),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "linear": lambda x: x,
+    "mish": lambda x: x * np.tanh(softplus(x)),
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "sigmoid": sigmoid,
+    "sqrtsoftplus": lambda x: np.sqrt(softplus(x)),
 }
 
 

@@ -1,0 +1,427 @@
+"""Reads the tensors that ``torch.save`` wrote, without torch and without running the file.
+
+A pickle is a program for a machine with a stack. Python's own machine may import and call what the
+program names, and so may do anything. The one below knows the few instructions that torch.save
+writes for a dictionary of tensors; a name is a word to it, and the only words that it answers to
+make a dictionary or describe a tensor. Everything else is refused.
+
+Two formats: a zip archive (torch 1.6 and later), and several pickles with the raw storages behind
+them (before; Hugging Face's Reformers of 2020 are of that kind).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import mmap
+import os
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["iterate_torch_file", "read_torch_file"]
+
+# what a legacy file begins with: two pickles, of a number and of a version
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+
+DTYPES = {
+    "FloatStorage": "f4",
+    "DoubleStorage": "f8",
+    "HalfStorage": "f2",
+    "BFloat16Storage": "u2",  # widened below: NumPy has none
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+# what reading a damaged file may end in
+DAMAGE = (
+    zipfile.BadZipFile, struct.error, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
+    RuntimeError,
+)  # fmt: skip
+
+
+class Refused(Exception):
+    """The pickle does what no saved dictionary of tensors does."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """module.name, as the pickle says it; nothing is imported."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A row of numbers in the file, or a part of one."""
+
+    kind: str
+    key: str
+    size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A view of a storage; lengths and strides in numbers, not in bytes."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Marker:
+    """Stands on the stack where an enumeration begins."""
+
+
+# ---- the machine ----
+
+
+def run(stream: Any) -> Any:
+    """What the pickle at the stream's place builds, of plain values, `Tensor` and `Storage`."""
+    machine = Machine()
+    for instruction, argument, _ in pickletools.genops(stream):
+        if instruction.name == "STOP":
+            return machine.pop()
+        step = STEPS.get(instruction.name)
+        if step is None:
+            raise Refused(f"the instruction {instruction.name}")
+        step(machine, argument)
+    raise Refused("a pickle without an end")
+
+
+class Machine:
+    """The stack, and what was put aside to be used again."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        if not self.stack or isinstance(self.stack[-1], Marker):
+            raise Refused("a value that is not there")
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        for i in range(len(self.stack) - 1, -1, -1):
+            if isinstance(self.stack[i], Marker):
+                values = self.stack[i + 1 :]
+                del self.stack[i:]
+                return values
+        raise Refused("an enumeration without a beginning")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def peek(self, kind: type) -> Any:
+        if not self.stack or not isinstance(self.stack[-1], kind):
+            raise Refused(f"something added to what is no {kind.__name__}")
+        return self.stack[-1]
+
+    def put(self, key: int) -> None:
+        if not self.stack:
+            raise Refused("a value that is not there")
+        self.memo[key] = self.stack[-1]
+
+    def get(self, key: int) -> None:
+        if key not in self.memo:
+            raise Refused("a value that is not there")
+        self.push(self.memo[key])
+
+    def tuple_of(self, count: int) -> None:
+        values = [self.pop() for _ in range(count)]
+        self.push(tuple(reversed(values)))
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.peek(dict)
+        if len(values) % 2:
+            raise Refused("a key without a value")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            if not isinstance(key, (str, int)):
+                raise Refused("a key that is neither text nor a number")
+            target[key] = value
+
+    def extend(self, values: list[Any]) -> None:
+        self.peek(list).extend(values)
+
+    def stack_name(self) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise Refused("a name that is no text")
+        self.push(Name(module, name))
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        answer = WORDS.get(function) if isinstance(function, Name) else None
+        if answer is None or not isinstance(arguments, tuple):
+            what = f"{function.module}.{function.name}" if isinstance(function, Name) else "a value"
+            raise Refused(f"a call of {what}")
+        self.push(answer(*arguments))
+
+    def build(self) -> None:
+        """Attributes of an OrderedDict: torch keeps versions there, which we do not need."""
+        self.pop()
+        self.peek(dict)
+
+
+def plain(machine: Machine, argument: Any) -> None:
+    machine.push(argument)
+
+
+STEPS: dict[str, Callable[[Machine, Any], None]] = {
+    **dict.fromkeys(
+        (
+            "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING",
+            "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT",
+        ),
+        plain,
+    ),
+    "PROTO": lambda m, _: None,
+    "FRAME": lambda m, _: None,
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "MARK": lambda m, _: m.push(Marker()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_to_mark())),
+    "TUPLE1": lambda m, _: m.tuple_of(1),
+    "TUPLE2": lambda m, _: m.tuple_of(2),
+    "TUPLE3": lambda m, _: m.tuple_of(3),
+    "APPEND": lambda m, _: m.extend([m.pop()]),
+    "APPENDS": lambda m, _: m.extend(m.pop_to_mark()),
+    "SETITEM": lambda m, _: m.set_items([m.pop(), m.pop()][::-1]),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
+    "BINPUT": lambda m, key: m.put(key),
+    "LONG_BINPUT": lambda m, key: m.put(key),
+    "MEMOIZE": lambda m, _: m.put(len(m.memo)),
+    "BINGET": lambda m, key: m.get(key),
+    "LONG_BINGET": lambda m, key: m.get(key),
+    "GLOBAL": lambda m, words: m.push(Name(*words.split(" ", 1))),
+    "STACK_GLOBAL": lambda m, _: m.stack_name(),
+    "REDUCE": lambda m, _: m.call(),
+    "BUILD": lambda m, _: m.build(),
+    "BINPERSID": lambda m, _: m.push(storage_of(m.pop())),
+}  # fmt: skip
+
+
+# ---- the words it answers to ----
+
+
+def storage_of(words: Any) -> Storage:
+    """What stands for a storage: ("storage", its class, key, device, size[, view])."""
+    if not isinstance(words, tuple) or len(words) not in (5, 6) or words[0] != "storage":
+        raise Refused("a reference to something other than a storage")
+    _, kind, key, _, size, *view = words
+    if not isinstance(kind, Name) or kind.module != "torch" or kind.name not in DTYPES:
+        name = f"{kind.module}.{kind.name}" if isinstance(kind, Name) else repr(kind)
+        raise Refused(f"numbers of the kind {name}")
+    if isinstance(key, int):
+        key = str(key)
+    if not isinstance(key, str):
+        raise Refused("a storage without a name")
+    offset = 0
+    if view and view[0] is not None:
+        (_, offset, size) = counts(view[0], 3, first=1)
+    return Storage(kind.name, key, counts((size,), 1)[0], offset)
+
+
+def tensor_of(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+    if not isinstance(storage, Storage):
+        raise Refused("a tensor without a storage")
+    shape, strides = counts(shape), counts(strides)
+    if len(shape) != len(strides) or len(shape) > 32:
+        raise Refused(f"a tensor of {len(shape)} lengths and {len(strides)} strides")
+    (offset,) = counts((offset,), 1)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and last >= storage.size:
+        raise Refused(f"a tensor that reaches beyond its storage of {storage.size} numbers")
+    if math.prod(n for n in shape if n) > 2**48:
+        raise Refused(f"a tensor of shape {shape}")
+    # the stride of a single number is never taken, and may be anything
+    strides = tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
+    return Tensor(storage, offset, shape, strides)
+
+
+def parameter_of(tensor: Any, *_: Any) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise Refused("a parameter that is no tensor")
+    return tensor
+
+
+def ordered_dict(*arguments: Any) -> dict:
+    if arguments:
+        raise Refused("an OrderedDict with arguments")
+    return {}
+
+
+WORDS: dict[Name, Callable[..., Any]] = {
+    Name("collections", "OrderedDict"): ordered_dict,
+    Name("torch._utils", "_rebuild_tensor"): tensor_of,
+    Name("torch._utils", "_rebuild_tensor_v2"): tensor_of,
+    Name("torch._utils", "_rebuild_parameter"): parameter_of,
+}
+
+
+def counts(values: Any, length: int | None = None, *, first: int = 0) -> tuple[int, ...]:
+    """A tuple of integers >= 0, from its entry `first` on."""
+    if not isinstance(values, tuple) or length not in (None, len(values)):
+        raise Refused("a size that is none")
+    for value in values[first:]:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+            raise Refused(f"the size {value!r}")
+    return values
+
+
+# ---- the files ----
+
+
+def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a file that ``torch.save`` wrote from a dictionary of them.
+
+    Strides and shared storages come out as they were; bfloat16 comes as float32. Nothing that the
+    file says is imported or called.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is damaged, or not of torch, or holds something other than tensors by name.
+    """
+    return {name: tensor.copy() for name, tensor in iterate_torch_file(path)}
+
+
+def iterate_torch_file(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+    """As `read_torch_file`, one tensor after the other: views of what is read from the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        yield from (_iterate_zip if is_zip else _iterate_legacy)(path)
+    except Refused as error:
+        raise ValueError(f"path: {os.fspath(path)!r} is refused: it holds {error}") from error
+    except DAMAGE as error:
+        raise ValueError(f"path: {os.fspath(path)!r} is not a file of torch's: {error}") from error
+
+
+def _iterate_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            raise Refused("no data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
+
+        def read(name: str, at_most: int) -> bytes:
+            entry = archive.getinfo(folder + name)
+            # torch stores; a compressed entry could be far larger than the file
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > at_most:
+                raise Refused(f"a compressed or oversized {name}")
+            return archive.read(entry)
+
+        size = path.stat().st_size
+        big = folder + "byteorder" in archive.namelist() and read("byteorder", 16) == b"big"
+        state = run(io.BytesIO(read("data.pkl", size)))
+        yield from _tensors(state, ">" if big else "<", lambda s: read(f"data/{s.key}", size))
+
+
+def _iterate_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if run(data) != MAGIC or run(data) != VERSION:
+            raise Refused("neither a zip archive nor torch's number at its beginning")
+        system, state, keys = run(data), run(data), run(data)
+        if not isinstance(system, dict) or not isinstance(keys, list):
+            raise Refused("no list of storages")
+        order = "<" if system.get("little_endian", True) else ">"
+        places = _legacy_places(data, state, keys, order)
+
+        def read(storage: Storage) -> bytes:
+            start, size = places[storage.key]
+            return data[start : start + size]
+
+        yield from _tensors(state, order, read)
+
+
+def _legacy_places(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[str, tuple]:
+    """Start and bytes of each storage: they follow one another, each with its length before it."""
+    kinds = {t.storage.key: t.storage.kind for t in _check_state(state).values()}
+    place, places = data.tell(), {}
+    for key in map(str, keys):
+        if key not in kinds:
+            raise Refused(f"a storage {key!r} that no tensor uses")
+        head = data[place : place + 8]
+        if len(head) < 8:
+            raise Refused("fewer numbers than it says: it is cut off")
+        size = int(np.frombuffer(head, f"{order}i8")[0]) * np.dtype(DTYPES[kinds[key]]).itemsize
+        if size < 0 or place + 8 + size > len(data):
+            raise Refused("fewer numbers than it says: it is cut off")
+        places[key] = place + 8, size
+        place += 8 + size
+    return places
+
+
+def _check_state(state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, dict):
+        raise Refused("no dictionary of tensors")
+    kinds: dict[str, str] = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise Refused(f"{name!r}, which is no tensor")
+        storage = value.storage
+        if kinds.setdefault(storage.key, storage.kind) != storage.kind:
+            raise Refused(f"numbers of two kinds in the storage {storage.key}")
+    return state
+
+
+def _tensors(
+    state: Any, order: str, read: Callable[[Storage], bytes]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors, their storages read when they are first needed and let go after the last."""
+    state = _check_state(state)
+    users: dict[str, int] = {}
+    for tensor in state.values():
+        users[tensor.storage.key] = users.get(tensor.storage.key, 0) + 1
+    storages: dict[str, np.ndarray] = {}
+    for name, tensor in state.items():
+        key = tensor.storage.key
+        if key not in storages:
+            storages[key] = _numbers(read(tensor.storage), tensor.storage.kind, order)
+        numbers = storages[key][tensor.storage.offset :]
+        if len(numbers) < tensor.storage.size:
+            raise Refused(f"fewer numbers than it says, in {name}: it is cut off")
+        yield name, _view(numbers, tensor)
+        users[key] -= 1
+        if users[key] == 0:
+            del storages[key]
+
+
+def _numbers(data: bytes, kind: str, order: str) -> np.ndarray:
+    dtype = np.dtype(DTYPES[kind]).newbyteorder(order)
+    numbers = np.frombuffer(data, dtype, count=len(data) // dtype.itemsize)
+    if kind == "BFloat16Storage":  # the upper half of a float32
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, numbers.dtype)
+    strides = tuple(stride * numbers.itemsize for stride in tensor.strides)
+    numbers = numbers[tensor.offset :]
+    return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides, writeable=False)

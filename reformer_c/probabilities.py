@@ -1,0 +1,162 @@
+"""Who attends to whom, and how much: a layer's attention probabilities, written out.
+
+The kernels never hold them: one number for each pair of a query and a key that it meets. Here they
+are computed once more, in NumPy, from a layer's own queries, keys and buckets, in the shapes and
+in the rounding of Hugging Face's `output_attentions`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["local_probabilities", "lsh_probabilities"]
+
+HIDDEN, ITSELF = -1e9, -1e5
+
+
+def local_probabilities(
+    q: np.ndarray,
+    k: np.ndarray,
+    *,
+    chunk_length: int,
+    num_chunks_before: int,
+    num_chunks_after: int,
+    is_causal: bool,
+    attention_mask: np.ndarray | None,
+    **_: Any,
+) -> np.ndarray:
+    """Probabilities of local attention.
+
+    Parameters
+    ----------
+    q, k : (b, h, t, d)
+        t is a multiple of the chunk length m, or at most m.
+    attention_mask : (b, t) of bool, or None
+
+    Returns
+    -------
+    ndarray, of the dtype of q
+        (b, h, t/m, m, window), for a window of (1 + before + after) m keys; (b, h, t, t) where
+        t <= m.
+    """
+    b, _, t, d = q.shape
+    k = k * k.dtype.type(d**-0.5)
+    places = np.broadcast_to(np.arange(t), (b, 1, t))
+    if t > chunk_length:
+        q, k, places = (_chunks(x, chunk_length) for x in (q, k, places))
+    reach = (num_chunks_before, num_chunks_after) if t > chunk_length else (0, 0)
+    return _probabilities(q, k, places, reach, is_causal, attention_mask, shared_qk=False)
+
+
+def lsh_probabilities(
+    qk: np.ndarray,
+    buckets: np.ndarray | None,
+    *,
+    scope: str,
+    chunk_length: int,
+    num_chunks_before: int,
+    num_chunks_after: int,
+    is_causal: bool,
+    attention_mask: np.ndarray | None,
+    **_: Any,
+) -> np.ndarray:
+    """Probabilities of LSH attention.
+
+    Parameters
+    ----------
+    qk : (b, h, t, d)
+    buckets : (b, h, r, t) of int
+        None where t <= m, in scope "chunk".
+
+    Returns
+    -------
+    ndarray, of the dtype of qk
+        In scope "chunk" (b, h, r t/m, m, window), a softmax for each round, queries and keys in
+        the order of the rounds' sorts; (b, h, t, t) where t <= m. In scope "bucket" (b, h, t, t),
+        all rounds together.
+    """
+    d = qk.shape[-1]
+    norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
+    k = qk / norm * qk.dtype.type(d**-0.5)
+    if scope == "bucket":
+        return _bucket_probabilities(qk, k, buckets, is_causal, attention_mask)
+    b, h, t, _ = qk.shape
+    places = np.broadcast_to(np.arange(t), (b, h, t))
+    reach = (0, 0)
+    if buckets is not None:
+        # rounds one after the other, each sorted by bucket and then by position
+        places = np.argsort(buckets, axis=-1, kind="stable").reshape(b, h, -1)
+        q, k = (np.take_along_axis(x, places[..., None], axis=2) for x in (qk, k))
+        qk, k, places = (_chunks(x, chunk_length) for x in (q, k, places))
+        reach = (num_chunks_before, num_chunks_after)
+    return _probabilities(qk, k, places, reach, is_causal, attention_mask, shared_qk=True)
+
+
+def _chunks(x: np.ndarray, m: int) -> np.ndarray:
+    """(b, h, t, ...) -> (b, h, t/m, m, ...)."""
+    return x.reshape(*x.shape[:2], -1, m, *x.shape[3:])
+
+
+def _windows(x: np.ndarray, before: int, after: int) -> np.ndarray:
+    """Chunks (b, h, n, m, ...), each with its neighbours on the circle: (b, h, n, window, ...)."""
+    n = x.shape[2]
+    # Hugging Face's slices turn a step of more than the circle into none
+    steps = [o if abs(o) <= n else 0 for o in range(-before, after + 1)]
+    return np.concatenate([np.roll(x, -o, axis=2) for o in steps], axis=3)
+
+
+def _probabilities(
+    q: np.ndarray,
+    k: np.ndarray,
+    places: np.ndarray,
+    reach: tuple[int, int],
+    is_causal: bool,
+    attention_mask: np.ndarray | None,
+    *,
+    shared_qk: bool,
+) -> np.ndarray:
+    """q, k (b, h, [n,] m, d) and places (b, 1 or h, [n,] m) -> (b, h, [n,] m, window)."""
+    places_k = places
+    if q.ndim == 5:
+        k, places_k = (_windows(x, *reach) for x in (k, places))
+    scores = q @ k.swapaxes(-1, -2)
+    hidden = np.zeros((), bool)
+    if attention_mask is not None:
+        rows = np.arange(len(q)).reshape(-1, *[1] * (places_k.ndim - 1))
+        hidden = ~attention_mask[rows, places_k][..., None, :]
+    if is_causal:
+        hidden = hidden | (places_k[..., None, :] > places[..., :, None])
+    scores = np.where(hidden, scores.dtype.type(HIDDEN), scores)
+    if shared_qk:
+        itself = places_k[..., None, :] == places[..., :, None]
+        scores = np.where(itself, scores.dtype.type(ITSELF), scores)
+    # as Hugging Face rounds: where all keys are hidden in float32, every probability is 1
+    most = scores.max(axis=-1, keepdims=True)
+    total = most + np.log(np.exp(scores - most).sum(axis=-1, keepdims=True))
+    return np.exp(scores - total)
+
+
+def _bucket_probabilities(
+    q: np.ndarray,
+    k: np.ndarray,
+    buckets: np.ndarray,
+    is_causal: bool,
+    attention_mask: np.ndarray | None,
+) -> np.ndarray:
+    """One softmax over the keys of all rounds; a pair that meets in several counts in each."""
+    t = q.shape[2]
+    scores = (q @ k.swapaxes(-1, -2)).astype(np.float64)
+    itself = np.eye(t, dtype=bool)
+    scores[..., itself] = ITSELF
+    meetings = (buckets[..., :, None] == buckets[..., None, :]).sum(axis=2)
+    visible = np.ones((1, 1, t, t), bool) if attention_mask is None else (
+        attention_mask[:, None, None, :]
+    )  # fmt: skip
+    if is_causal:
+        visible = visible & np.tri(t, dtype=bool)
+    meetings = meetings * (visible | itself)
+    scores = np.where(meetings > 0, scores, -np.inf)
+    weights = meetings * np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return (weights / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)

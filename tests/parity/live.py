@@ -1,0 +1,109 @@
+"""A case through transformers, with its rotations on record."""
+
+import contextlib
+import os
+import warnings
+
+import numpy as np
+
+from .ours import evaluation_arguments, targets_of
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+with warnings.catch_warnings():
+    # other projects' deprecations are not ours to fail by
+    warnings.simplefilter("ignore")
+    import torch
+    import transformers
+
+    transformers.ReformerModel  # noqa: B018 - imports the model's own file now
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def recorded_rotations():
+    """The list fills up with what the hashing layers draw."""
+    original, drawn = torch.randn, []
+
+    def randn(*args, **kwargs):
+        result = original(*args, **kwargs)
+        drawn.append(result.detach().numpy().copy())
+        return result
+
+    torch.randn = randn
+    try:
+        yield drawn
+    finally:
+        torch.randn = original
+
+
+def their_model(case, model):
+    """transformers' model of the case, with the weights of ours."""
+    theirs = getattr(transformers, case.model)(transformers.ReformerConfig(**case.config))
+    theirs = theirs.to(torch.float64 if model.dtype == np.float64 else torch.float32)
+    load(theirs, model.parameters)
+    return theirs
+
+
+def load(theirs, parameters):
+    weights = {name: torch.tensor(array) for name, array in parameters.items()}
+    result = theirs.load_state_dict(weights, strict=False)
+    assert not result.unexpected_keys, result
+    assert all("mask_value" in name for name in result.missing_keys), result
+
+
+def tensors(arrays):
+    return {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()}
+
+
+def evaluate(theirs, case, dtype):
+    """Every number of a call, and the rotations."""
+    theirs.eval()
+    arguments = tensors(evaluation_arguments(case, dtype))
+    with recorded_rotations() as rotations, torch.no_grad():
+        output = theirs(**arguments, output_hidden_states=True, output_attentions=True)
+    numbers = numbers_of(output)
+    if case.model in ("ReformerModelWithLMHead", "ReformerForMaskedLM"):
+        numbers["loss"] = float(language_model_loss(output.logits, arguments["labels"], case))
+    t = case.inputs["input_ids"].shape[1]
+    # theirs have the length that they pad to
+    numbers |= {
+        f"hidden_states.{i}": state.numpy()[:, :t] for i, state in enumerate(output.hidden_states)
+    }
+    numbers |= {f"attentions.{i}": p.numpy() for i, p in enumerate(output.attentions)}
+    return numbers, rotations
+
+
+def numbers_of(output):
+    names = ("last_hidden_state", "logits", "start_logits", "end_logits", "loss")
+    found = {name: getattr(output, name, None) for name in names}
+    found = {k: v.detach().numpy() for k, v in found.items() if v is not None}
+    if "loss" in found:
+        found["loss"] = float(found["loss"])
+    return found
+
+
+def language_model_loss(logits, labels, case):
+    """Their own, but in the precision of the logits: theirs goes to float32 in between."""
+    ahead = int(case.config["is_decoder"])
+    logits, labels = logits[:, : logits.shape[1] - ahead], labels[:, ahead:]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def train(theirs, case, dtype):
+    """The loss and all gradients, and the rotations."""
+    theirs.train()
+    theirs.zero_grad()
+    arguments = tensors(case.inputs | targets_of(case, dtype))
+    with recorded_rotations() as rotations:
+        output = theirs(**arguments)
+    loss = output.loss
+    if dtype == np.float64 and "labels" in arguments and "LM" in case.model:
+        loss = language_model_loss(output.logits, arguments["labels"], case)
+    loss.backward()
+    gradients = {
+        f"gradient.{name}": np.zeros(p.shape) if p.grad is None else p.grad.numpy()
+        for name, p in theirs.named_parameters()
+    }
+    return {"loss": float(loss.detach())} | gradients, rotations

@@ -1,0 +1,90 @@
+"""A case through reformer_c, and how its numbers are compared."""
+
+import numpy as np
+
+import reformer_c.model
+from reformer_c.config import ReformerConfig
+
+# as a share of the largest value of an array; losses absolutely, or relatively above 1
+TOLERANCES = {
+    "float32": {"output": 2e-4, "loss": 1e-5, "gradient": 2e-3, "probability": 1e-2},
+    "float64": {"output": 1e-9, "loss": 1e-9, "gradient": 1e-9, "probability": 1e-9},
+}
+# a gradient whose terms cancel, such as the bias before a softmax, carries their rounding: it is
+# compared with the largest of all
+NOISE = 1e-3
+
+
+def our_model(case, dtype):
+    """With random weights, biases and norms too."""
+    config = ReformerConfig(**case.config, apply_lm_head_bias=False)
+    model = getattr(reformer_c.model, case.model)(config, rng=case.seed, dtype=dtype)
+    rng = np.random.default_rng(case.seed)
+    for name, array in model.parameters.items():
+        if name.endswith("bias") or "layer_norm" in name:
+            array += 0.1 * rng.standard_normal(array.shape).astype(array.dtype)
+    return model
+
+
+def evaluation_arguments(case, dtype):
+    """What a call in evaluation is given, targets too."""
+    arguments = {**case.inputs, **case.extras}
+    if "inputs_embeds" in arguments:
+        del arguments["input_ids"]
+        arguments["inputs_embeds"] = arguments["inputs_embeds"].astype(dtype)
+    return arguments | targets_of(case, dtype)
+
+
+def targets_of(case, dtype):
+    return {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in case.targets.items()}
+
+
+def evaluate(model, case, rotations):
+    """Every number of a call."""
+    output = model(
+        **evaluation_arguments(case, model.dtype), rotations=rotations or None,
+        output_hidden_states=True, output_attentions=True,
+    )  # fmt: skip
+    numbers = {
+        name: getattr(output, name)
+        for name in ("logits", "start_logits", "end_logits", "loss")
+        if getattr(output, name) is not None
+    }
+    if case.model == "ReformerModel":
+        numbers["last_hidden_state"] = output.last_hidden_state
+    numbers |= {f"hidden_states.{i}": state for i, state in enumerate(output.hidden_states)}
+    return numbers | {f"attentions.{i}": p for i, p in enumerate(output.attentions)}
+
+
+def train(model, case, rotations):
+    """The loss and all gradients, without dropout."""
+    targets = targets_of(case, model.dtype)
+    loss, gradients = model.loss_and_gradients(
+        **case.inputs, **targets, rotations=rotations or None
+    )
+    return {"loss": loss} | {f"gradient.{name}": array for name, array in gradients.items()}
+
+
+def assert_same(actual, expected, dtype):
+    """Both have the same numbers; the message names the first that differs."""
+    tolerances = TOLERANCES[np.dtype(dtype).name]
+    largest_gradient = max(
+        (np.abs(x).max() for name, x in expected.items() if name.startswith("gradient.")), default=0
+    )
+    for name, theirs in expected.items():
+        mine = actual[name]
+        theirs = np.asarray(theirs)
+        assert np.shape(mine) == theirs.shape, name
+        size, kind = np.abs(theirs).max(), "output"
+        if name == "loss":
+            size, kind = max(1.0, abs(float(theirs))), "loss"
+        elif name.startswith("gradient."):
+            size, kind = max(size, NOISE * largest_gradient), "gradient"
+        elif name.startswith("attentions."):
+            kind = "probability"
+        # a causal loss of texts of one token is the mean of nothing
+        np.testing.assert_array_equal(np.isnan(mine), np.isnan(theirs), err_msg=name)
+        if np.isnan(theirs).any():
+            continue
+        error = float(np.abs(np.float64(mine) - np.float64(theirs)).max())
+        assert error <= tolerances[kind] * size + 1e-30, f"{name}: {error / size:.2g} of {size:.2g}"

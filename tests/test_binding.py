@@ -1,0 +1,649 @@
+"""Between Python and C: every wrong argument is named, every layout is taken, nothing leaks."""
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+
+import reformer_c as rc
+from reformer_c import _core, ops
+
+
+def ones(*shape, dtype="float32"):
+    return np.ones(shape, dtype)
+
+
+IDS = np.array([[0, 1, 2], [2, 1, 0]])
+HEADS = dict(qk=ones(2, 3, 8, 4), v=ones(2, 3, 8, 4))
+ATTENTION = dict(q=ones(2, 3, 8, 4), k=ones(2, 3, 8, 4), v=ones(2, 3, 8, 4))
+
+# op: arguments that are right, in float32
+RIGHT = {
+    "linear": dict(x=ones(2, 5, 4), weight=ones(3, 4), bias=ones(3)),
+    "layer_norm": dict(x=ones(2, 5, 4), weight=ones(4), bias=ones(4)),
+    "embedding": dict(ids=IDS, weight=ones(3, 4)),
+    "axial_positions": dict(position_ids=IDS, w0=ones(2, 3), w1=ones(2, 5)),
+    "dropout": dict(x=ones(2, 5), p=0.5, key=1),
+    "feed_forward": dict(x=ones(2, 5, 4), w1=ones(6, 4), b1=ones(6), w2=ones(4, 6), b2=ones(4)),
+    "cross_entropy_head": dict(h=ones(2, 3, 4), weight=ones(5, 4), bias=ones(5), labels=IDS),
+    "full_attention": ATTENTION,
+    "local_attention": dict(ATTENTION, chunk_length=3),
+    "lsh_attention": dict(HEADS, chunk_length=3, rng=0),
+    "lsh_hash": dict(x=ones(2, 3, 8, 4), num_hashes=2, num_buckets=4,
+                     rotations=ones(3, 4, 2, 2)),
+    "adamw_step": dict(w=ones(4), m=ones(4), s=ones(4), g=ones(4), lr=0.1, beta1=0.9, beta2=0.9,
+                       eps=1e-8, weight_decay=0.1, step=1),
+    "sum_of_squares": dict(x=ones(4)),
+    "add_scaled": dict(y=ones(4), x=ones(4), alpha=1.0),
+}  # fmt: skip
+
+REALS = [
+    (op, name)
+    for op, arguments in RIGHT.items()
+    for name, value in arguments.items()
+    if isinstance(value, np.ndarray) and value.dtype == np.float32
+]
+# arrays whose rank an op does not prescribe
+ANY_SHAPE = {("dropout", "x"), ("sum_of_squares", "x"), ("adamw_step", "g"), ("add_scaled", "x")}
+# ... and those with any number of leading axes
+ANY_ROWS = {(op, "x") for op in ("linear", "layer_norm", "feed_forward")}
+IN_PLACE = {("adamw_step", "w"), ("adamw_step", "m"), ("adamw_step", "s"), ("add_scaled", "y")}
+
+
+def call(op, **changes):
+    arguments = {key: x.copy() if isinstance(x, np.ndarray) else x for key, x in RIGHT[op].items()}
+    return getattr(ops, op)(**{**arguments, **changes})
+
+
+def test_every_op_is_here_and_its_right_arguments_are_right():
+    plain = {name for name in ops.__all__ if f"{name}_forward" in ops.__all__ or name in RIGHT}
+    assert plain == set(RIGHT)
+    for op in RIGHT:
+        call(op)
+
+
+@pytest.mark.parametrize(("op", "name"), REALS)
+@pytest.mark.parametrize("dtype", ["int32", "int64", "bool", "float16", "uint8"])
+def test_a_dtype_that_wants_converting_says_so(op, name, dtype):
+    wrong = RIGHT[op][name].astype(dtype)
+    with pytest.raises(
+        TypeError, match=rf"^{name} must be float32 or float64, got {dtype}|as .* is"
+    ):
+        call(op, **{name: wrong})
+
+
+@pytest.mark.parametrize(("op", "name"), REALS)
+@pytest.mark.parametrize("dtype", ["complex64", "S3", "datetime64[s]"])
+def test_a_dtype_that_is_no_real_number_is_named(op, name, dtype):
+    wrong = np.zeros(RIGHT[op][name].shape, dtype)
+    with pytest.raises(TypeError, match=rf"^{name} must be float32"):
+        call(op, **{name: wrong})
+
+
+@pytest.mark.parametrize(("op", "name"), REALS)
+def test_mixed_dtypes_are_named(op, name):
+    names = [n for o, n in REALS if o == op]
+    if len(names) == 1:
+        return  # an array alone decides
+    with pytest.raises(
+        TypeError, match=rf"^({'|'.join(names)}) must be float(32|64), as .* is, got"
+    ):
+        call(op, **{name: RIGHT[op][name].astype("float64")})
+
+
+@pytest.mark.parametrize(("op", "name"), REALS)
+def test_what_is_no_array_is_named(op, name):
+    for wrong in [{"a": 1}, object(), "text"]:
+        with pytest.raises((TypeError, ValueError), match=rf"^{name} must "):
+            call(op, **{name: wrong})
+
+
+@pytest.mark.parametrize(("op", "name"), [x for x in REALS if x not in ANY_SHAPE | IN_PLACE])
+def test_a_wrong_rank_is_named(op, name):
+    x = RIGHT[op][name]
+    too_few, too_many = x[(0,) * x.ndim], x[None, None, None, None]
+    for wrong in [too_few] if (op, name) in ANY_ROWS else [too_few, too_many]:
+        with pytest.raises((ValueError, TypeError), match=r"^\w+ must (have (the )?shape|be )"):
+            call(op, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [x for x in REALS if x[0] not in ("dropout", "sum_of_squares")]
+)
+def test_a_wrong_size_is_named(op, name):
+    """Either this array or one that it disagrees with, and the letter."""
+    x = RIGHT[op][name]
+    for axis in range(x.ndim):
+        if (op, name, axis) in FREE:
+            continue
+        wider = np.concatenate([x, x.take([0], axis)], axis)
+        with pytest.raises(ValueError, match=r"^\w+ must have (the )?shape .* got \("):
+            call(op, **{name: wider})
+
+
+# axes that stand in no other array
+FREE = {
+    ("linear", "x", 0), ("linear", "x", 1), ("layer_norm", "x", 0), ("layer_norm", "x", 1),
+    ("embedding", "weight", 0), ("embedding", "weight", 1),
+    *((("axial_positions", w, axis)) for w in ("w0", "w1") for axis in (0, 1)),
+    ("feed_forward", "x", 0), ("feed_forward", "x", 1),
+    ("full_attention", "q", 2), ("lsh_hash", "x", 0), ("lsh_hash", "x", 2),
+}  # fmt: skip
+
+
+def test_messages_say_what_was_expected_and_what_came():
+    for expected, wrong in {
+        "weight must have shape (co, ci) with ci = 4 as in x, got (3, 5)":
+            lambda: ops.linear(ones(2, 4), ones(3, 5)),
+        "v must have shape (b, h, t, d) with t = 8 as in qk, got (2, 3, 7, 4)":
+            lambda: ops.lsh_attention(ones(2, 3, 8, 4), ones(2, 3, 7, 4), chunk_length=3),
+        "q must have shape (b, h, t, d), (h, t, d) or (t, d), got (4,)":
+            lambda: ops.full_attention(ones(4), ones(4), ones(4)),
+        "v must have shape (tk, d), got (3, 8, 4)":
+            lambda: ops.full_attention(ones(8, 4), ones(8, 4), ones(3, 8, 4)),
+        "labels must have shape (...) with the leading axes of h, got (6,)":
+            lambda: ops.cross_entropy_head(ones(2, 3, 4), ones(5, 4), None, IDS.ravel()),
+        "attention_mask must have shape (b, tk) with tk = 8 as in k, got (2, 7)":
+            lambda: ops.full_attention(*[ones(2, 3, 8, 4)] * 3, attention_mask=ones(2, 7)),
+        "rotations must have shape (h, d, r, k/2) with k/2 = 2 as in num_buckets, got (3, 4, 2, 5)":
+            lambda: call("lsh_hash", rotations=ones(3, 4, 2, 5)),
+        "out must have shape (..., co) with co = 3 as in weight, got (2, 5, 4)":
+            lambda: call("linear", out=ones(2, 5, 4)),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match="must have shape") as error:
+            wrong()
+        assert str(error.value) == expected
+    with pytest.raises(TypeError) as error:
+        ops.linear(ones(2, 4), ones(3, 4, dtype="float64"))
+    assert str(error.value) == "weight must be float32, as x is, got float64"
+    with pytest.raises(TypeError) as error:
+        ops.linear(np.arange(4), ones(3, 4))
+    assert str(error.value) == (
+        "x must be float32 or float64, got int64: pass x.astype(numpy.float32)"
+    )
+
+
+# ---- scalars ----
+
+
+SCALARS = {
+    ("full_attention", "scale"): ["x", np.nan, np.inf, 1j],
+    ("full_attention", "dropout"): [-0.1, 1.0, np.nan, "x"],
+    ("full_attention", "dropout_key"): [-1, 2**64, 0.5, "x"],
+    ("local_attention", "chunk_length"): [0, -3, 2.5, "x", None],
+    ("local_attention", "num_chunks_before"): [-1, 0.5],
+    ("local_attention", "num_chunks_after"): [-1, 0.5],
+    ("lsh_attention", "num_hashes"): [0, -1, 1.5],
+    ("lsh_attention", "num_buckets"): [3, 0, (2, 5), (), 2.0, (1 << 20, 1 << 20)],
+    ("lsh_attention", "scope"): ["whole", None, 3],
+    ("lsh_attention", "chunk_length"): [0, 1.5],
+    ("lsh_hash", "num_hashes"): [0, 1.5],
+    ("lsh_hash", "num_buckets"): [3, "x"],
+    ("dropout", "p"): [-0.1, 1.0, np.nan, "x"],
+    ("dropout", "key"): [-1, 2**64, 0.5],
+    ("layer_norm", "eps"): [-1e-3, np.nan, np.inf, "x"],
+    ("feed_forward", "activation"): ["swish", 3],
+    ("feed_forward", "chunk_length"): [-1, 1.5, 2**64],
+    ("feed_forward", "dropout"): [1.0, -0.5],
+    ("feed_forward", "dropout_key"): [-1],
+    ("cross_entropy_head", "chunk_length"): [-1, 1.5],
+    ("cross_entropy_head", "ignore_index"): [0.5, 2**70],
+    ("adamw_step", "lr"): ["x", np.nan],
+    ("adamw_step", "beta1"): [1.0, -0.1, "x"],
+    ("adamw_step", "beta2"): [1.0, np.nan],
+    ("adamw_step", "eps"): [-1e-8, np.inf],
+    ("adamw_step", "weight_decay"): [np.nan],
+    ("adamw_step", "step"): [0, -1, 1.5],
+    ("adamw_step", "grad_scale"): [np.inf],
+    ("add_scaled", "alpha"): ["x", np.nan],
+}
+
+
+@pytest.mark.parametrize(("op", "name"), SCALARS)
+def test_a_scalar_out_of_range_is_named(op, name):
+    for wrong in SCALARS[op, name]:
+        with pytest.raises((TypeError, ValueError), match=rf"^{name} must "):
+            call(op, **{name: wrong})
+
+
+@pytest.mark.parametrize("op", RIGHT)
+def test_workers_are_checked(op):
+    for wrong in [0, -1000, 1.5, "x", True]:
+        with pytest.raises((TypeError, ValueError), match=r"^workers must "):
+            call(op, workers=wrong)
+    for workers in [1, 2, -1, np.int64(3), 10**9]:
+        call(op, workers=workers)
+
+
+def test_numpy_scalars_are_scalars():
+    call(
+        "local_attention", chunk_length=np.int32(3), scale=np.float32(0.5), is_causal=np.bool_(True)
+    )
+    call("dropout", p=np.float64(0.5), key=np.uint64(2**64 - 1))
+    call("lsh_hash", num_buckets=np.int64(4), num_hashes=np.int8(2))
+
+
+def test_huge_windows_are_windows():
+    for op in ["local_attention", "lsh_attention"]:
+        call(op, chunk_length=10**30)
+        everything = call(op, num_chunks_before=8, chunk_length=1, wrap=False)
+        huge = call(op, num_chunks_before=10**30, chunk_length=1, wrap=False)
+        np.testing.assert_array_equal(huge, everything)
+    with pytest.raises(MemoryError, match=r"needs .*iB of scratch"):
+        call("local_attention", num_chunks_before=2**31, chunk_length=1, wrap=True)
+
+
+def test_arguments_that_contradict_each_other_are_named():
+    with pytest.raises(ValueError, match=r"^k must be None"):
+        ops.full_attention(**ATTENTION, shared_qk=True)
+    with pytest.raises(TypeError, match=r"^k must be an array"):
+        ops.full_attention(ones(3, 4), None, ones(3, 4))
+    buckets = np.zeros((2, 3, 2, 8), int)
+    with pytest.raises(ValueError, match="rotations, buckets and rng"):
+        call("lsh_attention", buckets=buckets)
+    with pytest.raises(ValueError, match=r"^buckets must .* num_hashes = 1"):
+        ops.lsh_attention(**HEADS, chunk_length=3, buckets=buckets)
+    with pytest.raises(ValueError, match=r"^rotations must .* num_hashes = 3"):
+        call("lsh_hash", num_hashes=3)
+    with pytest.raises(ValueError, match="rng"):
+        call("lsh_hash", rng=0)
+
+
+def test_a_switch_of_hashing_does_not_matter_to_one_chunk():
+    plain = ops.lsh_attention(**HEADS)
+    switched = ops.lsh_attention(
+        **HEADS, attend_across_buckets=False, allow_duplicate_attention=False, wrap=False
+    )
+    np.testing.assert_array_equal(switched, plain)
+
+
+# ---- integers ----
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "count"),
+    [
+        ("embedding", "ids", 3),
+        ("axial_positions", "position_ids", 4),
+        ("cross_entropy_head", "labels", 5),
+    ],
+)
+def test_ids_out_of_range_are_named_with_their_place(op, name, count):
+    for wrong in [-1, count, 2**40, -(2**62)]:
+        ids = IDS.copy()
+        ids[1, 2] = wrong
+        with pytest.raises(IndexError) as error:
+            call(op, **{name: ids})
+        assert str(error.value) == (
+            f"{name}[1, 2] = {wrong} is out of range, must be at least 0 and below {count}"
+        )
+    ids = IDS.astype(np.uint64)
+    ids[0, 0] = 2**64 - 100  # would be the label to ignore, had it wrapped around
+    with pytest.raises(IndexError, match=rf"^{name}\[0, 0\] = 18446744073709551516"):
+        call(op, **{name: ids})
+
+
+@pytest.mark.parametrize(("op", "name"), [("embedding", "ids"), ("axial_positions", "position_ids"),
+                                          ("cross_entropy_head", "labels")])  # fmt: skip
+def test_ids_are_integers_of_any_kind_and_layout(op, name):
+    expected = call(op)
+    for kind in ["int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64", ">i4", ">i8"]:
+        np.testing.assert_array_equal(call(op, **{name: IDS.astype(kind)}), expected)
+    wide = np.zeros((4, 6), int)
+    wide[::2, ::2] = IDS
+    for same in [np.asfortranarray(IDS), wide[::2, ::2], IDS.tolist()]:
+        np.testing.assert_array_equal(call(op, **{name: same}), expected)
+    for kind in ["float32", "bool", "object", "U1"]:
+        with pytest.raises(TypeError, match=rf"^{name} must be"):
+            call(op, **{name: IDS.astype(kind)})
+
+
+def test_bucket_ids_are_checked():
+    given = dict(HEADS, chunk_length=3)
+    buckets = np.zeros((2, 3, 1, 8), int)
+    for kind in ["int8", "uint16", "int32", "int64", ">i4"]:
+        ops.lsh_attention(**given, buckets=buckets.astype(kind), num_buckets=4)
+    for wrong in [-1, 4, 2**40]:
+        buckets[1, 2, 0, 7] = wrong
+        with pytest.raises(IndexError, match=rf"^buckets\[1, 2, 0, 7\] = {wrong} is out of range"):
+            ops.lsh_attention(**given, buckets=buckets, num_buckets=4)
+    with pytest.raises(IndexError, match=r"^buckets must be below 2\*\*31"):
+        ops.lsh_attention(**given, buckets=buckets)
+    with pytest.raises(TypeError, match=r"^buckets must be of an integer type, got float64"):
+        ops.lsh_attention(**given, buckets=np.zeros((2, 3, 1, 8)))
+    with pytest.raises(ValueError, match=r"^buckets must have shape \(b, h, r, t\) with t = 8"):
+        ops.lsh_attention(**given, buckets=np.zeros((2, 3, 1, 9), int))
+    # with a mask there is one more id, for what is masked
+    buckets[1, 2, 0, 7] = 4
+    ops.lsh_attention(**given, buckets=buckets, num_buckets=4, attention_mask=np.ones((2, 8)))
+
+
+@pytest.mark.parametrize("op", ["full_attention", "local_attention", "lsh_attention", "lsh_hash"])
+def test_masks_are_checked(op):
+    for wrong in [np.ones((2, 8), complex), np.full((2, 8), "x"), [[None] * 8] * 2]:
+        with pytest.raises(TypeError, match=r"^attention_mask must be"):
+            call(op, attention_mask=wrong)
+    for wrong in [ones(2, 9), ones(3, 8), ones(8), ones(2, 8, 1)]:
+        with pytest.raises(ValueError, match=r"^attention_mask must have shape"):
+            call(op, attention_mask=wrong)
+
+
+# ---- out= ----
+
+
+WITH_OUT = [op for op in RIGHT if op not in ("cross_entropy_head", "adamw_step", "sum_of_squares",
+                                             "add_scaled")]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", WITH_OUT)
+def test_a_wrong_out_is_named(op):
+    right = call(op)
+    other = "int64" if right.dtype == np.int32 else "float64"
+    for error, wrong in [
+        (TypeError, right.tolist()), (TypeError, right.astype(other)),
+        (TypeError, right.astype("float16")), (ValueError, right[..., :-1].copy()),
+        (ValueError, right[None].copy()), (ValueError, right[0].copy()),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=r"^out must "):
+            call(op, out=wrong)
+    right.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^out is read-only"):
+        call(op, out=right)
+
+
+@pytest.mark.parametrize("op", WITH_OUT)
+def test_any_layout_of_out_is_written_to(op):
+    expected = call(op)
+    wide = np.full([2 * n for n in expected.shape], 77, expected.dtype)
+    for out in [
+        np.empty_like(expected), np.asfortranarray(np.empty_like(expected)),
+        wide[tuple([np.s_[::2]] * wide.ndim)], wide[tuple([np.s_[::-2]] * wide.ndim)],
+        np.empty(expected.shape, expected.dtype.newbyteorder()),
+        np.frombuffer(bytearray(expected.nbytes + 1), "u1")[1:].view(expected.dtype)
+        .reshape(expected.shape),
+    ]:  # fmt: skip
+        assert call(op, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+    # and nothing beside it
+    wide[tuple([np.s_[::-2]] * wide.ndim)] = 77
+    wide[tuple([np.s_[::2]] * wide.ndim)] = 77
+    assert (wide == 77).all()
+
+
+def test_out_may_overlap_an_input(rng, isa):
+    square = {
+        "linear": dict(weight=rng.standard_normal((4, 4)), bias=None),
+        "layer_norm": dict(weight=rng.standard_normal(4), bias=rng.standard_normal(4)),
+        "dropout": dict(p=0.5, key=3),
+        "feed_forward": dict(w1=rng.standard_normal((6, 4)), b1=rng.standard_normal(6),
+                             w2=rng.standard_normal((4, 6)), b2=rng.standard_normal(4)),
+    }  # fmt: skip
+    for op, rest in square.items():
+        memory = rng.standard_normal((11, 4))
+        for x, out in [(np.s_[:], np.s_[:]), (np.s_[1:], np.s_[:-1]), (np.s_[:-1], np.s_[1:]),
+                       (np.s_[::-1], np.s_[:]), (np.s_[::2], np.s_[:6])]:  # fmt: skip
+            there = memory.copy()
+            expected = getattr(ops, op)(x=memory[x], **rest)
+            getattr(ops, op)(x=there[x], **rest, out=there[out])
+            np.testing.assert_array_equal(there[out], expected)
+
+    memory = rng.standard_normal((2, 3, 9, 4))
+    for name, arguments in [("full_attention", dict(k=ones(2, 3, 8, 4, dtype="float64"))),
+                            ("lsh_attention", dict(chunk_length=3, rng=0))]:  # fmt: skip
+        for out in [np.s_[:, :, 1:], np.s_[:, :, :8]]:
+            there = memory.copy()
+            q, v = (memory[:, :, :8], memory[:, :, 1:])
+            arrays = dict(q=q, v=v) if "k" in arguments else dict(qk=q, v=v)
+            expected = getattr(ops, name)(**arrays, **arguments)
+            arrays = {key: there[:, :, :8] if key != "v" else there[:, :, 1:] for key in arrays}
+            getattr(ops, name)(**arrays, **arguments, out=there[out])
+            np.testing.assert_array_equal(there[out], expected)
+
+
+def test_an_out_that_overlaps_itself_is_no_crash():
+    out = np.lib.stride_tricks.as_strided(np.zeros(8, "float32"), (2, 5, 3), (0, 4, 4))
+    assert call("linear", out=out) is out
+
+
+# ---- layouts of inputs ----
+
+
+def layouts(x):
+    """The same elements in other places."""
+    wide = np.full([3 * n + 1 for n in x.shape], np.nan, x.dtype)
+    forward = wide[tuple(np.s_[1::3] for _ in x.shape)]
+    forward[...] = x
+    backward = np.ascontiguousarray(x[tuple(np.s_[::-1] for _ in x.shape)])
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), "u1")[1:].view(x.dtype).reshape(x.shape)
+    packed = np.zeros(x.shape, [("flag", "u1"), ("value", x.dtype)])["value"]
+    packed[...] = x
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    yield from [forward, backward[tuple(np.s_[::-1] for _ in x.shape)], np.asfortranarray(x)]
+    yield from [unaligned, packed, read_only, x.astype(x.dtype.newbyteorder()), x.tolist()]
+    yield np.array([x, x])[1].view(np.matrix) if x.ndim == 2 else x.view(np.recarray)
+
+
+@pytest.mark.parametrize(("op", "name"), [x for x in REALS if x not in IN_PLACE])
+def test_any_layout_of_an_input_is_read(op, name, rng):
+    inputs = {
+        key: rng.standard_normal(x.shape) if isinstance(x, np.ndarray) and x.dtype == np.float32
+        else x for key, x in RIGHT[op].items()
+    }  # fmt: skip
+    written = [key for o, key in REALS if o == op and (o, key) in IN_PLACE]
+
+    def run(given):
+        arguments = {key: x.copy() if key in written else x for key, x in inputs.items()}
+        result = getattr(ops, op)(**{**arguments, name: given})
+        return [arguments[key] for key in written] or [result]
+
+    expected = run(inputs[name])
+    for same in layouts(inputs[name]):
+        for a, e in zip(run(same), expected):
+            np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("op", ["adamw_step", "add_scaled"])
+def test_arrays_are_updated_in_place_in_any_layout(op, rng):
+    inputs = {key: rng.standard_normal((3, 5)) ** 2 if isinstance(x, np.ndarray) else x
+              for key, x in RIGHT[op].items()}  # fmt: skip
+    names = [name for o, name in IN_PLACE if o == op]
+    expected = {key: x.copy() if isinstance(x, np.ndarray) else x for key, x in inputs.items()}
+    getattr(ops, op)(**expected)
+    for kind in range(4):
+        changed = dict(inputs)
+        for name in names:
+            wide = np.zeros((6, 10))
+            changed[name] = [
+                np.asfortranarray(inputs[name].copy()), wide[::2, ::2], wide[::-2, ::-2],
+                np.zeros((3, 5), ">f8"),
+            ][kind]  # fmt: skip
+            changed[name][...] = inputs[name]
+        getattr(ops, op)(**changed)
+        for name in names:
+            np.testing.assert_array_equal(changed[name], expected[name])
+    for name in names:
+        changed = {key: x.copy() if isinstance(x, np.ndarray) else x for key, x in inputs.items()}
+        changed[name].flags.writeable = False
+        with pytest.raises(ValueError, match=rf"^{name} is read-only"):
+            getattr(ops, op)(**changed)
+        with pytest.raises(TypeError, match=rf"^{name} must be a numpy array, got list"):
+            getattr(ops, op)(**{**changed, name: [1.0]})
+
+
+def test_two_arrays_that_are_both_written_must_not_share_memory():
+    w = ones(4)
+    with pytest.raises(ValueError, match=r"^m must not share memory with w"):
+        call("adamw_step", w=w, m=w)
+    # an array added to itself is read before it is written
+    y = np.arange(5.0)
+    ops.add_scaled(y, y[::-1], 1.0)
+    np.testing.assert_array_equal(y, [4.0] * 5)
+    ops.add_scaled(y, y, -0.5)
+    np.testing.assert_array_equal(y, [2.0] * 5)
+
+
+# ---- sizes ----
+
+
+def test_sizes_of_zero_are_sizes():
+    for n in [0, 1]:
+        assert ops.linear(ones(n, 3), ones(2, 3)).shape == (n, 2)
+        assert ops.linear(ones(3, n), ones(2, n)).shape == (3, 2)
+        assert ops.linear(ones(3, 2), ones(n, 2)).shape == (3, n)
+        assert ops.embedding(np.zeros((2, n), int), ones(3, 4)).shape == (2, n, 4)
+        assert ops.layer_norm(ones(n, 3), ones(3), ones(3)).shape == (n, 3)
+    np.testing.assert_array_equal(ops.linear(ones(3, 0), ones(2, 0), ones(2)), ones(3, 2))
+    assert ops.sum_of_squares(ones(0)) == 0
+    assert ops.embedding(np.zeros(0, int), ones(0, 4)).shape == (0, 4)
+    with pytest.raises(IndexError, match="ids"):
+        ops.embedding(np.zeros(1, int), ones(0, 4))
+    assert ops.linear(ones(3), ones(2, 3)).shape == (2,)
+    assert ops.embedding(np.int64(1), ones(3, 4)).shape == (4,)
+
+
+def test_memory_that_there_is_not_is_an_error_that_says_how_much():
+    huge = np.broadcast_to(np.float32(1), (1, 1, 2**30, 64))
+    with pytest.raises(MemoryError, match=r"GiB"):
+        ops.full_attention(huge, ones(1, 1, 3, 64), ones(1, 1, 3, 64))
+    with pytest.raises((MemoryError, ValueError)):
+        ops.linear(np.broadcast_to(np.float32(1), (2**40, 4)), ones(3, 4))
+    long = np.broadcast_to(np.float32(1), (1, 1, 2**31, 0))
+    with pytest.raises(ValueError, match=r"length must be below 2\*\*31"):
+        ops.full_attention(long, long, long)
+    x, few = ones(1, 1, 20, 1), np.zeros((1, 1, 1, 20), int)
+    few[..., 7] = 2**31 - 3
+    # the counters of that many buckets: 8 GiB, or not to be had
+    with pytest.raises(MemoryError, match=r"attention with .*t = 20.* needs .*[GM]iB of scratch"):
+        limit_memory(lambda: ops.lsh_attention(x, x, chunk_length=4, buckets=few))
+
+
+def limit_memory(function):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, before[1]))
+        return function()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+# ---- the extension itself ----
+
+
+def test_the_number_of_arguments_is_checked():
+    for name in dir(_core):
+        function = getattr(_core, name)
+        if name.startswith("__") or not callable(function):
+            continue
+        for count in [0, 1, 2, 40]:
+            try:
+                function(*[None] * count)
+            except TypeError:
+                continue
+            assert count == 0, f"{name} took {count} times None"
+
+
+def test_nonsense_never_crashes(rng):
+    """Any argument in any place of the extension: an exception, or a result."""
+    things = [
+        None, 0, -1, 1, 2.5, np.nan, "q", "relu", (), (2, 4), ones(0), ones(1), ones(3, 4),
+        ones(1, 1, 4, 4), ones(4, 4, dtype="float64"), np.zeros((1, 1, 4), int), np.arange(3),
+        np.zeros((1, 1, 1, 4), "int32"), object(), ops.attention.Attention("q", 0),
+        ops.attention.Attention("q", 2, 3, 1, 1, 5, shared_qk=True),
+        ops.attention.Attention("q", 3, 3, 1, 1, 5, shared_qk=True),
+        ops.attention.Attention("q", 1, 2, 1),
+    ]  # fmt: skip
+    functions = [getattr(_core, name) for name in dir(_core)
+                 if not name.startswith("__") and name not in ("select_isa", "fma_peak")
+                 and callable(getattr(_core, name))]  # fmt: skip
+    for function in functions:
+        for _ in range(400):
+            count = rng.integers(0, 15)
+            arguments = [things[i] for i in rng.integers(0, len(things), count)]
+            try:
+                function(*arguments)
+            except (TypeError, ValueError, IndexError, OverflowError, MemoryError):
+                pass
+
+
+def test_an_attention_is_checked_element_by_element():
+    right = ops.attention.Attention("q", 0)
+    x = ones(1, 1, 4, 4)
+    for wrong in [dict(scope=-1), dict(scope=4), dict(chunk_length=0), dict(before=-1),
+                  dict(after=2**40), dict(num_buckets=-1), dict(scale=np.nan), dict(dropout=1.0),
+                  dict(dropout_key=-1), dict(scope=2), dict(scope=1, shared_qk=True),
+                  dict(query=3), dict(dropout_key="x")]:  # fmt: skip
+        with pytest.raises((ValueError, TypeError, OverflowError)):
+            _core.attention_forward(right._replace(**wrong), x, x, x, None, None, None, 1)
+    with pytest.raises(TypeError, match="buckets must be None"):
+        _core.attention_forward(right, x, x, x, None, np.zeros(3, int), None, 1)
+    chunks = right._replace(scope=2, shared_qk=True, num_buckets=3)
+    with pytest.raises(TypeError, match="buckets must be"):
+        _core.attention_forward(chunks, x, None, x, None, None, None, 1)
+
+
+@pytest.mark.parametrize("op", RIGHT)
+def test_references_do_not_leak(op):
+    """Neither from calls that succeed nor from calls that fail at any argument."""
+    right = {key: x.copy() if isinstance(x, np.ndarray) else x for key, x in RIGHT[op].items()}
+    if op in WITH_OUT:
+        right["out"] = np.asfortranarray(call(op))
+    forward = getattr(ops, f"{op}_forward", None)
+    backward = getattr(ops, f"{op}_backward", None)
+
+    def run():
+        result = getattr(ops, op)(**right)
+        if forward:
+            out, saved = forward(**right)
+            backward(np.ones_like(out) if isinstance(out, np.ndarray) else 1.0, saved)
+        for key in right:
+            for wrong in [np.zeros((1, 1, 1, 1, 1)), "wrong", np.full((2, 3), 99)]:
+                try:
+                    getattr(ops, op)(**{**right, key: wrong})
+                except (TypeError, ValueError, IndexError):
+                    pass
+        del result
+
+    def counts():
+        gc.collect()
+        arrays = [x for x in right.values() if isinstance(x, np.ndarray)]
+        return [sys.getrefcount(x) for x in arrays], sys.getrefcount(None)
+
+    run()
+    before, nones = counts()
+    blocks = sys.getallocatedblocks()
+    for _ in range(50):
+        run()
+    after, more_nones = counts()
+    assert after == before
+    assert abs(more_nones - nones) < 50
+    assert sys.getallocatedblocks() - blocks < 50
+
+
+def test_the_instruction_set_is_chosen_by_name():
+    before = _core.isa()
+    assert before in _core.isas() and set(_core.isas()) <= set(_core.isas_built())
+    assert _core.isas()[-1] == "base"
+    for name in _core.isas():
+        _core.select_isa(name)
+        assert _core.isa() == name
+        assert rc.show_config(mode="dicts")["Instruction sets"]["in use"] == name
+    _core.select_isa(before)
+    with pytest.raises(ValueError, match=r"must be one of .*base.* got 'mmx'"):
+        _core.select_isa("mmx")
+    with pytest.raises(TypeError):
+        _core.select_isa(3)
+
+
+def test_the_extension_exports_its_init_function_alone():
+    import shutil
+    import subprocess
+
+    if not shutil.which("nm"):
+        pytest.skip("needs nm")
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", _core.__file__], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    assert [line.split()[-1] for line in symbols if " T " in line] == ["PyInit__core"]

@@ -1,0 +1,435 @@
+"""Threads, forks and Ctrl-C: always the same bits, and always back."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import reformer_c as rc
+from reformer_c import runtime
+
+WAIT = 120  # seconds: only a call that hangs comes near it
+
+
+def python(code, *arguments, **environment):
+    """Run code in a Python of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True, text=True, timeout=WAIT, check=False,
+        env={**{k: x for k, x in os.environ.items() if "NUM_THREADS" not in k}, **environment},
+    )  # fmt: skip
+
+
+def said(code, **environment):
+    result = python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+# ---- how many ----
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    before = rc.get_num_threads()
+    yield
+    rc.set_num_threads(before)
+
+
+def test_the_number_of_threads_is_set_for_the_process_or_for_a_block():
+    rc.set_num_threads(3)
+    assert rc.get_num_threads() == 3
+    with rc.num_threads(1):
+        assert rc.get_num_threads() == 1
+        with rc.num_threads(2):
+            assert rc.get_num_threads() == runtime.resolve_workers(None) == 2
+            assert runtime.resolve_workers(5) == 5
+        assert rc.get_num_threads() == 1
+    assert rc.get_num_threads() == 3
+    with pytest.raises(RuntimeError), rc.num_threads(1):
+        raise RuntimeError
+    assert rc.get_num_threads() == 3
+
+
+def test_a_block_is_its_own_threads_alone():
+    rc.set_num_threads(3)
+    seen = []
+    with rc.num_threads(1):
+        other = threading.Thread(target=lambda: seen.append(rc.get_num_threads()))
+        other.start()
+        other.join(WAIT)
+        assert rc.get_num_threads() == 1
+    assert seen == [3]
+
+
+def test_negative_numbers_count_from_the_end():
+    available = runtime._available
+    rc.set_num_threads(-1)
+    assert rc.get_num_threads() == available == runtime.resolve_workers(-1)
+    assert runtime.resolve_workers(-available) == 1
+    with pytest.raises(ValueError, match=r"^workers must not be less than"):
+        runtime.resolve_workers(-available - 1)
+
+
+@pytest.mark.parametrize("wrong", [0, -10_000, 1.5, "2", None, True])
+def test_wrong_numbers_are_named(wrong):
+    with pytest.raises((TypeError, ValueError), match=r"^n must "):
+        rc.set_num_threads(wrong)
+    with pytest.raises((TypeError, ValueError), match=r"^n must "), rc.num_threads(wrong):
+        pass
+    if wrong is not None:
+        with pytest.raises((TypeError, ValueError), match=r"^workers must "):
+            runtime.resolve_workers(wrong)
+
+
+def test_absurd_numbers_start_no_absurd_threads():
+    assert runtime.resolve_workers(10**30) == runtime._MOST_THREADS
+    x = np.ones((300, 300))
+    np.testing.assert_array_equal(rc.linear(x, x, workers=10**9), rc.linear(x, x, workers=1))
+
+
+@pytest.mark.parametrize(("environment", "expected"), [
+    (dict(REFORMER_C_NUM_THREADS="3", OMP_NUM_THREADS="5"), "3"),
+    (dict(OMP_NUM_THREADS="5"), "5"),
+    (dict(OMP_NUM_THREADS="4,2"), "4"),
+    (dict(REFORMER_C_NUM_THREADS="", OMP_NUM_THREADS="2"), "2"),
+    (dict(REFORMER_C_NUM_THREADS="none", OMP_NUM_THREADS="0"), str(runtime._available)),
+    ({}, str(runtime._available)),
+])  # fmt: skip
+def test_the_environment_says_how_many(environment, expected):
+    assert said("import reformer_c as rc; print(rc.get_num_threads())", **environment) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processor affinity")
+def test_the_default_keeps_to_the_processors_that_we_may_use():
+    code = """
+        import os
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        import reformer_c as rc
+        print(rc.get_num_threads())
+    """
+    assert said(code) == "1"
+
+
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(("own", "files", "expected"), [
+    ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n"}, None),
+    ("0::/a/b\n", {"a/b/cpu.max": "150000 100000\n"}, 2),
+    ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "300000 100000\n"}, 3),
+    ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+    ("0::/gone\n", {}, None),
+    ("5:cpu,cpuacct:/x\n1:memory:/x\n", {"cpu,cpuacct/x/cpu.cfs_quota_us": "400000\n",
+                                         "cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"}, 4),
+    ("5:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, None),
+    ("5:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "nonsense\n"}, None),
+])  # fmt: skip
+def test_a_control_groups_quota_is_kept_to(tmp_path, own, files, expected):
+    write(tmp_path / "root", files)
+    write(tmp_path, {"own": own})
+    assert runtime._cgroup_quota(tmp_path / "root", tmp_path / "own") == expected
+    assert runtime._cgroup_quota(tmp_path / "root", tmp_path / "nowhere") is None
+
+
+def test_show_config_tells_and_prints(capsys):
+    config = rc.show_config(mode="dicts")
+    assert config["Package"]["reformer_c"] == rc.__version__
+    assert rc.show_config() is None
+    printed = capsys.readouterr().out
+    for word in ["compiler", "OpenMP", "built", "in use", config["Instruction sets"]["in use"]]:
+        assert word in printed
+    with pytest.raises(ValueError, match="mode"):
+        rc.show_config(mode="xml")
+
+
+@pytest.mark.parametrize("name", rc._core.isas())
+def test_the_environment_chooses_the_instruction_set(name):
+    code = (
+        "import reformer_c as rc; print(rc.show_config(mode='dicts')['Instruction sets']['in use'])"
+    )
+    assert said(code, REFORMER_C_ISA=name) == name
+
+
+def test_an_unknown_instruction_set_is_an_error_that_lists_what_there_is():
+    result = python("import reformer_c", REFORMER_C_ISA="mmx")
+    assert result.returncode != 0
+    last = result.stderr.strip().split("\n")[-1]
+    assert "ImportError: REFORMER_C_ISA must be one of" in last
+    assert "'base'" in last and "got 'mmx'" in last
+
+
+def test_import_is_silent_and_takes_numpy_alone():
+    code = """
+        import sys
+        import numpy
+        before = set(sys.modules)
+        import reformer_c
+        new = {name.split(".")[0] for name in set(sys.modules) - before}
+        print(sorted(new - sys.stdlib_module_names - {"reformer_c"}))
+    """
+    result = python(code)
+    assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+# ---- many Python threads at once ----
+
+
+def draw(t=256, seed=0):
+    return np.random.default_rng(seed).standard_normal((2, 2, t, 16)).astype("float32")
+
+
+def attend(x, **options):
+    return rc.lsh_attention(x, x, chunk_length=32, num_hashes=2, rng=1, **options)
+
+
+def test_many_python_threads_at_once_get_the_same_as_one():
+    inputs = [draw(seed=i) for i in range(8)]
+    expected = [attend(x, workers=1) for x in inputs]
+    wrong, start = [], threading.Barrier(8)
+
+    def work(i):
+        start.wait(WAIT)
+        for _ in range(10):
+            with rc.num_threads(1 + i % 3):
+                if not np.array_equal(attend(inputs[i]), expected[i]):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=[i]) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+def test_other_python_threads_run_during_a_call():
+    """The call lets go of the GIL: a loop beside it gets on, not only between calls."""
+    during, inside, done = [0], threading.Event(), threading.Event()
+
+    def count():
+        while not done.is_set():
+            during[0] += inside.is_set()
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    x = draw(4096)
+    for _ in range(500):  # more than enough: but a scheduler owes nobody a turn at once
+        inside.set()
+        rc.full_attention(x, x, x, workers=1)
+        inside.clear()
+        if during[0] > 1000:
+            break
+    done.set()
+    counter.join(WAIT)
+    assert during[0] > 1000
+
+
+# ---- fork ----
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+allow_fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+def wait_for(pid):
+    deadline = time.monotonic() + WAIT
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hangs"
+
+
+@needs_fork
+@allow_fork
+def test_a_child_of_a_fork_computes_after_its_parent_used_threads():
+    x = draw()
+    expected = attend(x, workers=4)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            good = rc._core.forked() and rc.get_num_threads() == 1
+            for workers in [None, 1, 4]:
+                good = good and np.array_equal(attend(x, workers=workers), expected)
+            os._exit(0 if good else 1)
+        except BaseException:
+            os._exit(2)
+    assert wait_for(pid) == 0
+    # and the parent goes on as before
+    assert not rc._core.forked()
+    np.testing.assert_array_equal(attend(x, workers=4), expected)
+
+
+@needs_fork
+@allow_fork
+def test_a_grandchild_computes_too():
+    x = draw()
+    expected = attend(x, workers=2)
+    pid = os.fork()
+    if pid == 0:
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(0 if np.array_equal(attend(x, workers=2), expected) else 1)
+        os._exit(0 if wait_for(grandchild) == 0 else 1)
+    assert wait_for(pid) == 0
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_multiprocessing_computes_with_every_start_method(tmp_path, method):
+    # a file of its own: spawn imports it again
+    (tmp_path / "pool.py").write_text(
+        textwrap.dedent("""
+        import multiprocessing, sys
+        import numpy as np
+        import reformer_c as rc
+
+        def attend(seed):
+            x = np.random.default_rng(seed).standard_normal((2, 2, 256, 16))
+            return rc.lsh_attention(x, x, chunk_length=32, rng=1, workers=4).sum()
+
+        if __name__ == "__main__":
+            if sys.argv[1] not in multiprocessing.get_all_start_methods():
+                sys.exit(0)
+            expected = [attend(seed) for seed in range(4)]
+            with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+                assert pool.map(attend, range(4)) == expected
+    """)
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(tmp_path / "pool.py"), method],
+        capture_output=True, text=True, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+# ---- Ctrl-C ----
+
+LONG_CALL = """
+    import sys, threading, time
+    import numpy as np
+    import reformer_c as rc
+
+    x = np.zeros((1, 4, 60_000, 64), np.float32)
+    out = np.empty_like(x)
+    small = np.ones((1, 1, 100, 16))
+    right = rc.full_attention(small, small, small)
+
+    def long_call():
+        {call}
+
+    print("ready", flush=True)
+    started = time.monotonic()
+    try:
+        while True:  # a call long enough on any machine: one after the other
+            long_call()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    # the process goes on, and so do its threads
+    assert (rc.full_attention(small, small, small, workers=2) == right).all()
+    print("works", flush=True)
+"""
+CALLS = {
+    "attention": "rc.full_attention(x, x, x, out=out)",
+    "serial attention": "rc.full_attention(x, x, x, out=out, workers=1)",
+    "hashing": "rc.lsh_hash(x, num_hashes=64, num_buckets=512, rng=0)",
+    "feed-forward": "rc.feed_forward(x, np.zeros((4096, 64), 'f4'), np.zeros(4096, 'f4'),"
+    " np.zeros((64, 4096), 'f4'), np.zeros(64, 'f4'))",
+    "linear": "rc.linear(x, np.zeros((4096, 64), 'f4'))",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+@pytest.mark.parametrize("name", CALLS)
+def test_ctrl_c_stops_a_call_and_the_process_goes_on(name):
+    code = textwrap.dedent(LONG_CALL).format(call=CALLS[name])
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.5)  # well into the call
+            process.send_signal(signal.SIGINT)
+            sent = time.monotonic()
+            assert process.stdout.readline() == "interrupted\n"
+            seconds = time.monotonic() - sent
+            out, err = process.communicate(timeout=WAIT)
+        finally:
+            process.kill()
+    assert out == "works\n", err
+    assert seconds < 20  # about a tenth of one on an idle machine
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_ctrl_c_releases_what_the_call_held():
+    """Memory after many interrupted calls is what it was."""
+    code = """
+        import _thread, gc, sys, threading, tracemalloc
+        import numpy as np
+        import reformer_c as rc
+
+        x = np.zeros((1, 1, 20_000, 64), np.float32)
+        mask = np.ones((1, 20_000), np.int32)
+
+        def interrupted():
+            timer = threading.Timer(0.15, _thread.interrupt_main)
+            timer.start()
+            try:
+                while True:
+                    rc.full_attention(x, x[:, :, ::-1], x, attention_mask=mask)
+            except KeyboardInterrupt:
+                pass
+            timer.join()
+
+        interrupted()
+        tracemalloc.start()
+        interrupted()
+        gc.collect()
+        before, references = tracemalloc.get_traced_memory()[0], sys.getrefcount(x)
+        for _ in range(5):
+            interrupted()
+        gc.collect()
+        assert sys.getrefcount(x) == references
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+        print("ok")
+    """
+    assert said(code) == "ok"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_signal_handler_runs_during_a_call_and_may_compute_itself():
+    code = """
+        import signal, sys
+        import numpy as np
+        import reformer_c as rc
+
+        x = np.ones((1, 4, 6_000, 64), np.float32)
+        small = np.ones((1, 1, 100, 16))
+        right = rc.full_attention(small, small, small)
+        handled = []
+
+        def handler(number, frame):
+            handled.append((rc.full_attention(small, small, small, workers=4) == right).all())
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        while len(handled) < 3:
+            result = rc.full_attention(x, x, x)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert all(handled)
+        assert abs(result - 1).max() < 1e-5
+        print("ok")
+    """
+    assert said(code) == "ok"
