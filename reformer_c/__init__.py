@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .optim import AdamW, clip_gradients, schedules
     from .report import lsh_report
     from .reversible import reversible_backward, reversible_forward
+    from .subwords import ReformerTokenizer, ReformerTokenizerFast
     from .tokenizer import ByteTokenizer
     from .train import Trainer
 
@@ -39,6 +40,8 @@ _LAZY = {
     "ReformerModel": "model",
     "ReformerModelWithLMHead": "model",
     "ByteTokenizer": "tokenizer",
+    "ReformerTokenizer": "subwords",
+    "ReformerTokenizerFast": "subwords",
     "AdamW": "optim",
     "clip_gradients": "optim",
     "schedules": "optim",

@@ -266,12 +266,12 @@ def test_a_name_on_the_hub_is_downloaded_and_opened(hub, model):
 def test_the_older_file_is_downloaded_where_there_is_no_other(hub, model):
     model.save_pretrained(hub.files)
     (hub.files / "model.safetensors").rename(hub.files / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin' is refused"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin' is not a file of torch's"):
         ReformerModelWithLMHead.from_pretrained("someone/reformer")
     assert len(hub.calls) == 2
 
 
-@pytest.mark.parametrize("name", ["someone/else", "../remote", "/nowhere", "a/b/c", ""])
+@pytest.mark.parametrize("name", ["someone/else", "../remote", "/nowhere", "a/b/c"])
 def test_names_that_lead_nowhere_are_said(hub, name):
     with pytest.raises(FileNotFoundError, match="folder: there is no folder"):
         ReformerModelWithLMHead.from_pretrained(name)

@@ -13,8 +13,8 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 
 # a module may import modules of lower floors only
 FLOORS = [
-    {"_core", "checkpoint", "tokenizer", "generate", "probabilities"},
-    {"runtime"},
+    {"_core", "pickled", "tokenizer", "generate", "probabilities"},
+    {"runtime", "checkpoint"},
     {"ops"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench"},
     {"attention", "inputs"},

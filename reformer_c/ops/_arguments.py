@@ -31,6 +31,8 @@ def probability(value: Any, name: str) -> float:
 
 def finite(value: Any, name: str) -> float:
     try:
+        if getattr(value, "ndim", 0):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None

@@ -22,12 +22,16 @@ transformers.logging.set_verbosity_error()
 
 
 @contextlib.contextmanager
-def recorded_rotations():
-    """The list fills up with what the hashing layers draw."""
+def recorded_rotations(seed):
+    """The list fills up with what the hashing layers draw, the same in each run.
+
+    In training the layers seed torch from the machine's entropy: the draws get a generator.
+    """
     original, drawn = torch.randn, []
+    generator = torch.Generator().manual_seed(seed)
 
     def randn(*args, **kwargs):
-        result = original(*args, **kwargs)
+        result = original(*args, generator=generator, **kwargs)
         drawn.append(result.detach().numpy().copy())
         return result
 
@@ -61,7 +65,7 @@ def evaluate(theirs, case, dtype):
     """Every number of a call, and the rotations."""
     theirs.eval()
     arguments = tensors(evaluation_arguments(case, dtype))
-    with recorded_rotations() as rotations, torch.no_grad():
+    with recorded_rotations(case.seed) as rotations, torch.no_grad():
         output = theirs(**arguments, output_hidden_states=True, output_attentions=True)
     numbers = numbers_of(output)
     if case.model in ("ReformerModelWithLMHead", "ReformerForMaskedLM"):
@@ -96,7 +100,7 @@ def train(theirs, case, dtype):
     theirs.train()
     theirs.zero_grad()
     arguments = tensors(case.inputs | targets_of(case, dtype))
-    with recorded_rotations() as rotations:
+    with recorded_rotations(case.seed) as rotations:
         output = theirs(**arguments)
     loss = output.loss
     if dtype == np.float64 and "labels" in arguments and "LM" in case.model:

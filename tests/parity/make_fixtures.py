@@ -3,7 +3,8 @@
     PYTHONPATH=tests python -m parity.make_fixtures
 
 writes tests/parity/fixtures/*.npz: the configuration as JSON, weights, inputs, rotations, and
-transformers' outputs, loss and gradients in float32.
+transformers' outputs, loss and gradients in float32. Beside them two files of torch.save, one in
+each of its formats, and what is in them.
 """
 
 import json
@@ -40,7 +41,46 @@ def freeze(seed):
     return case
 
 
+def torch_files():
+    """The dictionary of tensors that test_pickled.py expects in zip.bin and legacy.bin."""
+    torch = live.torch
+    grid = torch.arange(24.0).reshape(2, 3, 4)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.copy_(torch.linspace(i, i + 1, parameter.numel()).reshape(parameter.shape))
+    state = module.state_dict()  # an OrderedDict that has attributes
+    return state | {
+        "grid": grid,
+        "transposed": grid.permute(2, 0, 1),
+        "part": grid[1, ::2, 1:],
+        "one row, twice": grid[0, 0].expand(2, 4),
+        "scalar": torch.tensor(-1e9),
+        "empty": torch.empty(0, 3),
+        "parameter": torch.nn.Parameter(torch.tensor([0.5, -2.0])),
+        "double": torch.tensor([1e-300], dtype=torch.float64),
+        "half": torch.tensor([0.5, 65504], dtype=torch.float16),
+        "bfloat16": torch.tensor([1.5, -3e38], dtype=torch.bfloat16),
+        "long": torch.tensor([-(2**62), 7]),
+        "int": torch.tensor([3], dtype=torch.int32),
+        "bool": torch.tensor([True, False]),
+        "byte": torch.tensor([255], dtype=torch.uint8),
+    }
+
+
+def freeze_torch_files():
+    state = torch_files()
+    live.torch.save(state, FIXTURES / "zip.bin")
+    live.torch.save(state, FIXTURES / "legacy.bin", _use_new_zipfile_serialization=False)
+    arrays = {
+        name: (tensor.float() if name == "bfloat16" else tensor).detach().numpy()
+        for name, tensor in state.items()
+    }
+    np.savez(FIXTURES / "torch_files.npz", **arrays)
+
+
 if __name__ == "__main__":
     FIXTURES.mkdir(exist_ok=True)
+    freeze_torch_files()
     for seed in SEEDS:
         print(freeze(seed).description)
