@@ -164,9 +164,10 @@ class Pass:
                 branch.keep = True
 
     @property
-    def attentions(self) -> tuple[np.ndarray | None, ...]:
+    def attentions(self) -> tuple[np.ndarray, ...]:
         """What the layers recorded."""
-        return tuple(attention.probabilities for attention, _ in self.layers)
+        recorded = (attention.probabilities for attention, _ in self.layers)
+        return tuple(p for p in recorded if p is not None)
 
     @property
     def buckets(self) -> tuple[np.ndarray | None, ...]:

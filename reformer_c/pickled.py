@@ -11,6 +11,7 @@ them (before; Hugging Face's Reformers of 2020 are of that kind).
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import mmap
@@ -21,7 +22,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -49,6 +50,9 @@ DAMAGE = (
     zipfile.BadZipFile, struct.error, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
     RuntimeError,
 )  # fmt: skip
+
+
+Order = Literal["<", ">"]
 
 
 class Refused(Exception):
@@ -317,7 +321,9 @@ def iterate_torch_file(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarra
         yield from (_iterate_zip if is_zip else _iterate_legacy)(path)
     except Refused as error:
         raise ValueError(f"path: {os.fspath(path)!r} is refused: it holds {error}") from error
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # the disk's fault; EINVAL is a place before the file's beginning
         raise ValueError(f"path: {os.fspath(path)!r} is not a file of torch's: {error}") from error
 
 
@@ -348,7 +354,7 @@ def _iterate_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         system, state, keys = run(data), run(data), run(data)
         if not isinstance(system, dict) or not isinstance(keys, list):
             raise Refused("no list of storages")
-        order = "<" if system.get("little_endian", True) else ">"
+        order: Order = "<" if system.get("little_endian", True) else ">"
         places = _legacy_places(data, state, keys, order)
 
         def read(storage: Storage) -> bytes:
@@ -390,7 +396,7 @@ def _check_state(state: Any) -> dict[str, Tensor]:
 
 
 def _tensors(
-    state: Any, order: str, read: Callable[[Storage], bytes]
+    state: Any, order: Order, read: Callable[[Storage], bytes]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors, their storages read when they are first needed and let go after the last."""
     state = _check_state(state)
@@ -411,7 +417,7 @@ def _tensors(
             del storages[key]
 
 
-def _numbers(data: bytes, kind: str, order: str) -> np.ndarray:
+def _numbers(data: bytes, kind: str, order: Order) -> np.ndarray:
     dtype = np.dtype(DTYPES[kind]).newbyteorder(order)
     numbers = np.frombuffer(data, dtype, count=len(data) // dtype.itemsize)
     if kind == "BFloat16Storage":  # the upper half of a float32

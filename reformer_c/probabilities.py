@@ -80,7 +80,7 @@ def lsh_probabilities(
     d = qk.shape[-1]
     norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
     k = qk / norm * qk.dtype.type(d**-0.5)
-    if scope == "bucket":
+    if scope == "bucket" and buckets is not None:
         return _bucket_probabilities(qk, k, buckets, is_causal, attention_mask)
     b, h, t, _ = qk.shape
     places = np.broadcast_to(np.arange(t), (b, h, t))

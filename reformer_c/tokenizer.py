@@ -144,7 +144,7 @@ class Tokenizer(ABC):
             raise ValueError("max_length: needs truncation=True or padding='max_length'")
         if not padding and len({len(row) for row in rows}) > 1:
             raise ValueError("padding: expected True for texts of several lengths")
-        return self.pad(rows, padding_side=padding_side, length=limit if to_length else 0)
+        return self.pad(rows, padding_side=padding_side, length=limit if to_length and limit else 0)
 
 
 class ByteTokenizer(Tokenizer):

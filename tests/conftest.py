@@ -1,12 +1,16 @@
 """Fixtures: seeded randomness, both element types, and every instruction set of this machine."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
 
 # small models in many threads would mostly wait for each other
 os.environ.setdefault("REFORMER_C_NUM_THREADS", "2")
+
+# a shell's background job ignores Ctrl-C, and so would every process that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 try:
     from reformer_c import _core

@@ -210,7 +210,9 @@ def test_what_is_not_there_is_said(tmp_path, model):
     with pytest.raises(FileNotFoundError):
         ReformerModelWithLMHead.from_pretrained(tmp_path / "nowhere")
     model.config.to_json(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"
+    ):
         ReformerModelWithLMHead.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_safetensors(tmp_path / "a.safetensors")

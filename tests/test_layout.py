@@ -16,7 +16,7 @@ FLOORS = [
     {"_core", "pickled", "tokenizer", "generate", "probabilities"},
     {"runtime", "checkpoint"},
     {"ops"},
-    {"nn", "reversible", "config", "optim", "data", "report", "bench"},
+    {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},
     {"attention", "inputs"},
     {"body"},
     {"heads"},

@@ -109,7 +109,10 @@ def zipped(state, storages=None, compression=zipfile.ZIP_STORED, **more):
     return stream.getvalue()
 
 
-def legacy(state, keys=("0",), storages=struct.pack("<q", 4) + NUMBERS, magic=MAGIC):
+COUNTED = struct.pack("<q", 4) + NUMBERS
+
+
+def legacy(state, keys=("0",), storages=COUNTED, magic=MAGIC):
     parts = [magic, VERSION, {"protocol_version": VERSION, "little_endian": True}]
     body = state if isinstance(state, bytes) else pickled(state)
     return b"".join(map(pickled, parts)) + body + pickled(list(keys)) + storages

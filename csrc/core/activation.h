@@ -121,8 +121,7 @@ static inline curve laplace(vec x) {
     const vec z = (x - mu) / sigma;
     const vec size = at_most(vabs(z), sizeof(real) == sizeof(float) ? 14 : 39);
     const vec e = bell(size), tail = e * normal_tail(size);
-    return (curve){vselect(z < 0, tail, (real)1 - tail),
-                   e * (real)0.39894228040143267794 / sigma};
+    return (curve){vselect(z < 0, tail, (real)1 - tail), e * (real)0.39894228040143267794 / sigma};
 }
 
 /* x sigmoid(1.702 x). */

@@ -7,7 +7,7 @@ from reformer_c.config import ReformerConfig
 
 # as a share of the largest value of an array; losses absolutely, or relatively above 1
 TOLERANCES = {
-    "float32": {"output": 2e-4, "loss": 1e-5, "gradient": 2e-3, "probability": 1e-2},
+    "float32": {"output": 2e-4, "loss": 1e-5, "gradient": 2e-3, "probability": 2e-4},
     "float64": {"output": 1e-9, "loss": 1e-9, "gradient": 1e-9, "probability": 1e-9},
 }
 # a gradient whose terms cancel, such as the bias before a softmax, carries their rounding: it is
@@ -15,9 +15,9 @@ TOLERANCES = {
 NOISE = 1e-3
 
 
-def our_model(case, dtype):
+def our_model(case, dtype, *, apply_lm_head_bias=False):
     """With random weights, biases and norms too."""
-    config = ReformerConfig(**case.config, apply_lm_head_bias=False)
+    config = ReformerConfig(**case.config, apply_lm_head_bias=apply_lm_head_bias)
     model = getattr(reformer_c.model, case.model)(config, rng=case.seed, dtype=dtype)
     rng = np.random.default_rng(case.seed)
     for name, array in model.parameters.items():

@@ -19,12 +19,14 @@ if not HAVE_LIVE:
 from . import live
 
 CASES = [draw_case(seed) for seed in range(COUNT)]
+# earlier versions have fewer activations
+CASES = [case for case in CASES if case.config["hidden_act"] in live.ACT2FN]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.description)
 def test_outputs_and_losses(case, dtype):
-    model = ours.our_model(case, dtype)
+    model = live.our_model(case, dtype)
     theirs, rotations = live.evaluate(live.their_model(case, model), case, dtype)
     ours.assert_same(ours.evaluate(model, case, rotations), theirs, dtype)
 
@@ -41,7 +43,7 @@ TRAINABLE = [
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", TRAINABLE, ids=lambda case: case.description)
 def test_gradients_of_every_weight(case, dtype):
-    model = ours.our_model(case, dtype)
+    model = live.our_model(case, dtype)
     theirs, rotations = live.train(live.their_model(case, model), case, dtype)
     ours.assert_same(ours.train(model, case, rotations), theirs, dtype)
 
@@ -57,6 +59,7 @@ def test_the_cases_cover_what_they_should():
 # ---- configurations and folders ----
 
 
+@pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
 def test_every_field_has_their_default():
     theirs = live.transformers.ReformerConfig().to_dict()
     ours_ = ReformerConfig().to_dict()
@@ -72,20 +75,17 @@ def test_every_field_has_their_default():
     assert live.transformers.ReformerConfig().num_labels == ReformerConfig().num_labels
 
 
+@pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
 def test_every_activation_that_they_accept_by_name_is_accepted():
-    from transformers.activations import ACT2FN
-
-    assert {*ACT2FN} == {*ACTIVATIONS, *WITH_WEIGHTS}
+    assert {*live.ACT2FN} == {*ACTIVATIONS, *WITH_WEIGHTS}
 
 
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS.keys() & live.ACT2FN))
 def test_activations_and_their_slopes_are_theirs(name):
-    from transformers.activations import ACT2FN
-
     torch = live.torch
     x = np.linspace(-12, 12, 4001)
     variable = torch.tensor(x, requires_grad=True)
-    y = ACT2FN[name](variable)
+    y = live.ACT2FN[name](variable)
     y.backward(torch.ones_like(y))
     one, none = np.ones((1, 1)), np.zeros(1)
     kind = ReformerConfig(hidden_act=name).activation
@@ -101,7 +101,7 @@ def test_activations_and_their_slopes_are_theirs(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_folders_open_on_both_sides_bit_for_bit(tmp_path, name):
     case = next(case for case in CASES if case.model == name and case.inputs["input_ids"].size > 20)
-    model = ours.our_model(case, np.float32)
+    model = live.our_model(case, np.float32)
     model.save_pretrained(tmp_path / "ours")
     kind = getattr(live.transformers, name)
     theirs, info = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -129,7 +129,7 @@ def test_folders_open_on_both_sides_bit_for_bit(tmp_path, name):
 
 def test_arrays_that_are_not_contiguous_are_saved_as_what_they_are(tmp_path):
     case = next(case for case in CASES if case.model == "ReformerModelWithLMHead")
-    model = ours.our_model(case, np.float32)
+    model = live.our_model(case, np.float32)
     name = "lm_head.decoder.weight"
     model.parameters[name] = np.asfortranarray(model.parameters[name])
     model.save_pretrained(tmp_path)
@@ -143,13 +143,12 @@ def test_arrays_that_are_not_contiguous_are_saved_as_what_they_are(tmp_path):
 @pytest.mark.parametrize("name", MODELS[1:3])
 def test_the_heads_bias_is_what_versions_4_and_5_differ_in(name):
     case = next(case for case in CASES if case.model == name and case.inputs["input_ids"].size > 5)
-    model = ours.our_model(case, np.float64)
+    model = live.our_model(case, np.float64)
     theirs = live.their_model(case, model)
     without, rotations = live.evaluate(theirs, case, np.float64)
-    applied_by_them = int(live.transformers.__version__.split(".")[0]) < 5
     bias = theirs.lm_head.bias.detach().numpy()
     assert np.abs(bias).max() > 0.01
-    if applied_by_them:
+    if live.APPLIES_BIAS:
         without["logits"] = without["logits"] - bias
     for apply in (False, True):
         model.config.apply_lm_head_bias = apply
@@ -163,7 +162,7 @@ def test_the_heads_bias_is_what_versions_4_and_5_differ_in(name):
 @pytest.mark.parametrize("kind", ["ReformerTokenizer", "ReformerTokenizerFast"])
 def test_tokenizers_cut_text_as_theirs(tmp_path, kind):
     library = pytest.importorskip("sentencepiece", reason="needs sentencepiece: the extra [hf]")
-    pytest.importorskip("tokenizers", reason="needs tokenizers: the extra [hf]")
+    pytest.importorskip("google.protobuf", reason="theirs needs protobuf: the extra [parity]")
     lines = ["To be, or not to be: that is the question.", "A few months later, in June."] * 9
     model = io.BytesIO()
     library.SentencePieceTrainer.train(
@@ -175,6 +174,6 @@ def test_tokenizers_cut_text_as_theirs(tmp_path, kind):
     theirs.save_pretrained(tmp_path / "fast")  # with a tokenizer.json
     folder = tmp_path if kind == "ReformerTokenizer" else tmp_path / "fast"
     tokenizer = getattr(reformer_c, kind).from_pretrained(folder)
-    for text in (*lines[:2], "not seen before: bee", "question</s>June", "two  spaces "):
+    for text in (*lines[:2], "not seen before: bee", "question</s>June", "two  spaces inside"):
         assert tokenizer.encode(text).tolist() == theirs.encode(text), text
     assert tokenizer.eos_token_id == theirs.eos_token_id

@@ -48,8 +48,8 @@ INPUT_IDS = np.array([
 ])  # fmt: skip
 
 ATTENTION_MASK = np.array([
-    [1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1],
-    [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 0, 0, 1, 0, 1, 0, 1, 1, 0, 0, 0, 1, 0],
+    [int(c) for c in "10011000101010010110110011001111"],
+    [int(c) for c in "00000111111010011110010101100010"],
 ])  # fmt: skip
 
 
@@ -116,7 +116,6 @@ def rotations(config):
     heads = (config.num_attention_heads, config.attention_head_size)
     shape = (*heads, config.num_hashes, factors // 2)
     return [TorchGenerator(0).normal(shape) for kind in config.attn_layers if kind == "lsh"]
-
 
 
 def assert_to_four_places(actual, *expected):
