@@ -14,47 +14,8 @@ from typing import Any, NoReturn
 
 USAGE_ERROR, FAILURE = 2, 1
 
-# layers: a pattern that repeats; the learning rate is AdamW's at its highest
-PRESETS: dict[str, dict[str, Any]] = {
-    # a few minutes on a laptop
-    "tiny": {
-        "layers": ["local", "lsh", "local"],
-        "lr": 2e-3,
-        "config": {
-            "hidden_size": 128,
-            "feed_forward_size": 256,
-            "num_attention_heads": 2,
-            "hidden_dropout_prob": 0.0,
-            "local_attention_probs_dropout_prob": 0.0,
-        },
-    },
-    # the whole-book model of the paper's authors: one novel as one sequence
-    "book": {
-        "layers": ["local", "lsh"] * 3,
-        "lr": 1e-3,
-        "config": {
-            "hidden_size": 256,
-            "feed_forward_size": 512,
-            "num_attention_heads": 2,
-        },
-    },
-    # 12 layers for 64k bytes of Wikipedia
-    "enwik8": {
-        "layers": ["local", "local", "lsh"] * 4,
-        "lr": 7e-4,
-        "config": {
-            "hidden_size": 768,
-            "feed_forward_size": 2048,
-            "num_attention_heads": 8,
-            "local_attn_chunk_length": 128,
-            "lsh_attn_chunk_length": 256,
-            "num_hashes": 2,
-            "hidden_dropout_prob": 0.2,
-            "local_attention_probs_dropout_prob": 0.2,
-            "lsh_attention_probs_dropout_prob": 0.2,
-        },
-    },
-}
+# of presets.py, which help and errors should not wait for
+PRESETS = ("tiny", "book", "enwik8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,6 +65,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from .data import Windows, read_text, split_tokens
     from .optim import AdamW, schedules
+    from .presets import PRESETS
     from .tokenizer import ByteTokenizer
     from .train import Trainer, evaluate, show_progress
 
@@ -113,7 +75,7 @@ def _train(options: argparse.Namespace) -> None:
     train, held_out = split_tokens(tokens, options.held_out)
     data = Windows(train, options.length, batch=options.batch, seed=options.seed)
     model = _model_to_train(folder, options)
-    rate = PRESETS[options.preset]["lr"] if options.lr is None else options.lr
+    rate = PRESETS[options.preset].lr if options.lr is None else options.lr
     warmup = min(100, options.steps // 10) if options.warmup is None else options.warmup
     trainer = Trainer(
         model,
@@ -164,41 +126,18 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
 
 def _model_to_train(folder: Path | None, options: argparse.Namespace) -> Any:
     from .model import ReformerModelWithLMHead
+    from .presets import preset_config
 
     if options.resume:
         return ReformerModelWithLMHead.from_pretrained(folder)
-    return ReformerModelWithLMHead(model_config(options), rng=options.seed)
-
-
-def model_config(options: argparse.Namespace) -> Any:
-    """The configuration of a preset, for a length, with what the command line changes."""
-    from .config import ReformerConfig
-
-    preset = PRESETS[options.preset]
-    pattern = preset["layers"]
-    count = len(pattern) if options.layers is None else options.layers
-    fields = dict(preset["config"])
-    if options.width is not None:
-        fields |= {
-            "feed_forward_size": fields["feed_forward_size"]
-            * options.width
-            // fields["hidden_size"],
-            "hidden_size": options.width,
-        }
-    if options.hashes is not None:
-        fields["num_hashes"] = options.hashes
-    width = fields["hidden_size"]
-    columns = 2 ** math.ceil(math.log2(options.length) / 2)
-    return ReformerConfig(
-        vocab_size=258,
-        attn_layers=[pattern[i % len(pattern)] for i in range(count)],
-        axial_pos_shape=[-(-options.length // columns), columns],
-        axial_pos_embds_dim=[width // 4, width - width // 4],
-        axial_norm_std=0.02,
-        max_position_embeddings=options.length,
-        is_decoder=True,
-        **fields,
+    config = preset_config(
+        options.preset,
+        options.length,
+        layers=options.layers,
+        width=options.width,
+        num_hashes=options.hashes,
     )
+    return ReformerModelWithLMHead(config, rng=options.seed)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -383,7 +322,7 @@ def _add_training_arguments(train: argparse.ArgumentParser) -> None:
     add("--warmup", type=_whole, help="steps until it is reached (a tenth, at most 100)")
     add("--clip", type=_positive, default=1.0, help="largest norm of the gradient (1.0)")
     add("--held-out", type=_share_below_one, default=0.1, help="share not trained on (0.1)")
-    add("--preset", choices=sorted(PRESETS), default="tiny", help="size of the model (tiny)")
+    add("--preset", choices=PRESETS, default="tiny", help="size of the model (tiny)")
     add("--layers", type=_count, help="number of layers (the preset's)")
     add("--width", type=_count, help="channels of the model (the preset's)")
     add("--hashes", type=_count, help="rounds of LSH attention (the preset's)")

@@ -22,16 +22,16 @@ from .config import ReformerConfig
 from .data import Windows, split_tokens
 from .model import ReformerModelWithLMHead
 from .optim import AdamW, schedules
+from .presets import PRESETS, preset_config
 from .report import LSHReport, lsh_report
 from .tokenizer import ByteTokenizer
 from .train import Trainer, evaluate, show_progress
 
 __all__ = ["DemoResult", "run_demo"]
 
-STEPS = 400
+STEPS = 800
 SECONDS = 110.0
 LENGTH = 8192
-LEARNING_RATE = 2e-3
 HELD_OUT = 0.1
 WRITTEN_BYTES = 200
 PROMPT_BYTES = 256
@@ -64,7 +64,7 @@ def run_demo(
     ----------
     steps : int, optional
         Training steps of one window each; None takes as many as `seconds` are expected to allow,
-        and at most 400.
+        and at most 800.
     seconds : float
         Time for training; not looked at when `steps` is given.
     length : int
@@ -92,7 +92,9 @@ def run_demo(
     train, held_out = split_tokens(encode(text), HELD_OUT)
     if len(held_out) < length:
         raise ValueError(f"length: the held-out text has only {len(held_out)} bytes, got {length}")
-    model = ReformerModelWithLMHead(demo_config(length, quick), rng=seed)
+    model = ReformerModelWithLMHead(
+        preset_config("tiny", length, width=32 if quick else None), rng=seed
+    )
     data = Windows(train, length, seed=seed)
     say(f"text      {len(text):,} bytes: {source}; the last tenth is held out")
     say(f"model     {_describe(model)}")
@@ -103,6 +105,8 @@ def run_demo(
     say(f"\n1. Training: {steps} steps, each on {length:,} consecutive bytes\n")
     for report in show_progress(_trainer(model, data, steps, seed)):
         last = report
+    # buckets of any size are strictly causal; the ends of chunks depend on later bytes
+    model.config.attention_scope = "bucket"
     bits = evaluate(model, held_out, length, seed=seed).bits_per_byte
     bigrams = bigram_bits_per_byte(train, held_out, length)
     say(f"last step {last.bits_per_byte:.3f} bits per byte")
@@ -163,30 +167,9 @@ def encode(text: bytes) -> np.ndarray:
     return ByteTokenizer().encode(text).astype(np.uint16)
 
 
-def demo_config(length: int, quick: bool) -> ReformerConfig:
-    """A Reformer small enough for a minute or two: local and LSH attention, 3 layers."""
-    width, heads = (64, 1) if quick else (128, 2)
-    columns = 64
-    return ReformerConfig(
-        vocab_size=258,
-        hidden_size=width,
-        feed_forward_size=2 * width,
-        num_attention_heads=heads,
-        attention_head_size=64,
-        attn_layers=["local", "lsh"] if quick else ["local", "lsh", "local"],
-        axial_pos_shape=[-(-length // columns), columns],
-        axial_pos_embds_dim=[width // 2, width // 2],
-        axial_norm_std=0.02,
-        max_position_embeddings=length,
-        hidden_dropout_prob=0.0,
-        local_attention_probs_dropout_prob=0.0,
-        is_decoder=True,
-    )
-
-
 def _trainer(model: Any, data: Windows, steps: int, seed: int) -> Trainer:
     schedule = schedules.cosine(steps, warmup=min(20, steps // 5))
-    optimizer = AdamW(model.parameters, lr=LEARNING_RATE)
+    optimizer = AdamW(model.parameters, lr=PRESETS["tiny"].lr)
     return Trainer(model, data, optimizer, steps=steps, schedule=schedule, seed=seed)
 
 
@@ -239,7 +222,13 @@ def compare_with_full_attention(model: Any, tokens: np.ndarray, layer: int, seed
         for name in ("query_key", "value")
     )
     return lsh_report(
-        qk, v, chunk_length=model.config.lsh_attn_chunk_length, is_causal=True, rng=seed
+        qk,
+        v,
+        num_buckets=model.config.num_buckets,
+        chunk_length=model.config.lsh_attn_chunk_length,
+        is_causal=True,
+        allow_duplicate_attention=False,
+        rng=seed,
     )
 
 

@@ -23,6 +23,8 @@ class RoundsReport:
     ----------
     num_hashes : int
         Rounds.
+    seen : float
+        Share of the keys, of those that a query may look at, that LSH attention looks at.
     recall : float
         Share of full attention's probability mass that lies on keys which LSH attention looks at,
         mean over the queries.
@@ -35,6 +37,7 @@ class RoundsReport:
     """
 
     num_hashes: int
+    seen: float
     recall: float
     error: float | None
     duplicates: float
@@ -45,13 +48,12 @@ class LSHReport(tuple[RoundsReport, ...]):
     """One `RoundsReport` for each number of rounds; prints as a table."""
 
     def __str__(self) -> str:
-        lines = ["rounds  mass found  output error  duplicates  bucket sizes: min median max"]
+        lines = ["rounds  keys seen  mass found  output error  duplicates  largest bucket"]
         for row in self:
-            sizes = row.bucket_sizes
             error = "-" if row.error is None else f"{row.error:.4f}"
             lines.append(
-                f"{row.num_hashes:6d}  {row.recall:9.1%}  {error:>12}  {row.duplicates:9.1%}"
-                f"  {sizes.min():17d} {int(np.median(sizes)):6d} {sizes.max():3d}"
+                f"{row.num_hashes:6d}  {row.seen:9.1%}  {row.recall:10.1%}  {error:>12}"
+                f"  {row.duplicates:10.1%}  {row.bucket_sizes.max():14,}"
             )
         return "\n".join(lines)
 
@@ -66,6 +68,7 @@ def lsh_report(
     num_chunks_before: int = 1,
     num_chunks_after: int = 0,
     is_causal: bool = False,
+    allow_duplicate_attention: bool = True,
     queries: int | None = 1024,
     rng: int | np.random.Generator | None = 0,
 ) -> LSHReport:
@@ -84,6 +87,9 @@ def lsh_report(
         Numbers of rounds; a smaller number uses the first rotations of the larger.
     num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal
         As in `lsh_attention`.
+    allow_duplicate_attention : bool
+        As in `lsh_attention`. False, the paper's equation, counts a key once however often it is
+        found: only then does the output go to that of full attention.
     queries : int or None
         Evenly spaced queries on which mass and duplicates are measured, exactly, against all keys;
         None takes all.
@@ -135,12 +141,13 @@ def lsh_report(
         "num_chunks_before": num_chunks_before,
         "num_chunks_after": num_chunks_after,
         "is_causal": is_causal,
+        "allow_duplicate_attention": allow_duplicate_attention,
     }
     errors = _output_errors(qk, v, rounds, rotations, switches)
     sizes = _bucket_sizes(buckets, int(np.prod(num_buckets)))
     return LSHReport(
-        RoundsReport(r, recall, error, duplicates, sizes[:, :, :r])
-        for r, (recall, duplicates), error in zip(rounds, found, errors, strict=True)
+        RoundsReport(r, seen, recall, error, duplicates, sizes[:, :, :r])
+        for r, (seen, recall, duplicates), error in zip(rounds, found, errors, strict=True)
     )
 
 
@@ -182,10 +189,11 @@ def _found(
     window: _Window,
     rows: np.ndarray,
     is_causal: bool,
-) -> list[tuple[float, float]]:
-    """(recall, duplicates) for each number of rounds, exact for the given query rows."""
+) -> list[tuple[float, float, float]]:
+    """(seen, recall, duplicates) for each number of rounds, exact for the given query rows."""
     b, h, t, _ = qk.shape
     mass, pairs, unique = np.zeros((3, len(rounds)))
+    all_pairs = 0
     for i, j in np.ndindex(b, h):
         chunks = _chunks(buckets[i, j], window.length)
         for block in np.array_split(rows, -(-len(rows) // _BLOCK)):
@@ -193,14 +201,16 @@ def _found(
             countable = np.arange(t) != block[:, None]
             if is_causal:
                 countable &= np.arange(t) < block[:, None]
+            all_pairs += np.count_nonzero(countable)
             for n, r in enumerate(rounds):
                 met = window.times_met(chunks[:r], block)
                 mass[n] += probability[met > 0].sum(dtype=np.float64)
                 pairs[n] += met[countable].sum()
                 unique[n] += np.count_nonzero(met[countable])
     duplicates = 1.0 - np.divide(unique, pairs, out=np.ones_like(pairs), where=pairs > 0)
+    seen = unique / max(1, all_pairs)
     recall = mass / (b * h * len(rows))
-    return list(zip(recall.tolist(), duplicates.tolist(), strict=True))
+    return list(zip(seen.tolist(), recall.tolist(), duplicates.tolist(), strict=True))
 
 
 def _output_errors(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reformer_c import presets
 from reformer_c.__main__ import PRESETS, main
 
 COMMANDS = ["demo", "train", "generate", "evaluate", "info", "bench"]
@@ -216,13 +217,22 @@ def test_bench_prints_shares_of_the_peak_and_writes_them(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_presets_make_models_for_any_length(name):
-    from reformer_c.__main__ import _parser, model_config
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("length", [1, 2, 1000, 8192, 524_288])
+def test_presets_make_models_for_any_length(name, length):
+    config = presets.preset_config(name, length)
+    rows, columns = config.axial_pos_shape
+    assert rows * columns >= length
+    assert config.max_position_embeddings == length
+    assert list(config.attn_layers) == list(presets.PRESETS[name].layers)
 
-    for length in (1, 1000, 8192, 524_288):
-        options = _parser().parse_args(["train", "x", "--preset", name, "--length", str(length)])
-        config = model_config(options)
-        rows, columns = config.axial_pos_shape
-        assert rows * columns >= length
-        assert config.max_position_embeddings == length
+
+def test_presets_change_width_depth_and_rounds():
+    config = presets.preset_config("book", 100, layers=3, width=33, num_hashes=4)
+    assert config.attn_layers == ["local", "lsh", "local"]
+    assert (config.hidden_size, config.feed_forward_size) == (33, 66)
+    assert config.num_hashes == 4
+
+
+def test_the_command_line_offers_all_presets():
+    assert set(presets.PRESETS) == set(PRESETS)

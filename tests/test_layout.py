@@ -17,7 +17,7 @@ FLOORS = [
     {"runtime", "checkpoint"},
     {"ops"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},
-    {"attention", "inputs"},
+    {"attention", "inputs", "presets"},
     {"body"},
     {"heads"},
     {"model", "train"},

@@ -306,7 +306,8 @@ static void NAME(test_all)(void) {
             what = "embedding and axial positions";
             if (size[1]) NAME(test_tables)(size[0], size[1], size[2]);
             what = "feed-forward";
-            NAME(test_feed_forward)(size[0], size[1], size[2], i % 5, below(9), below(2) * 0.3);
+            NAME(test_feed_forward)(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1), below(9),
+                                    below(2) * 0.3);
             what = "cross-entropy";
             if (size[2]) NAME(test_cross_entropy)(size[0], size[1], size[2], below(9));
             what = "LSH hash";

@@ -18,6 +18,8 @@ with warnings.catch_warnings():
 
     transformers.ReformerModel  # noqa: B018 - imports the model's own file now
 
+# activations by name
+ACT2FN = transformers.activations.ACT2FN
 # version 5 has the head's bias, and does not add it
 APPLIES_BIAS = int(transformers.__version__.split(".")[0]) < 5
 
