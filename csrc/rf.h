@@ -62,8 +62,8 @@ typedef struct {
     int causal;         // a query sees keys at its own and earlier positions
     int shared_qk;      // keys are normalised queries, and a query avoids itself
     int wrap;           // the first chunk looks back at the last one
-    int across_buckets; // scope CHUNK: attend to other buckets that share the chunk
-    int duplicates;     // a key met in several rounds counts once a round
+    int across_buckets; // attend to other buckets that share the chunk; 1 unless scope is CHUNK
+    int duplicates;     // a key met in several rounds counts once a round; 1 where nothing is hashed
     double scale;       // of the logits
     double dropout;     // of the attention probabilities
     uint64_t key;       // of the dropout's random bits

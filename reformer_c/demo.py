@@ -118,8 +118,11 @@ def run_demo(
     lsh = compare_with_full_attention(model, held_out[:length], layer, seed)
     say(lsh)
 
-    say(f"\n3. After {PROMPT_BYTES} held-out bytes, {WRITTEN_BYTES} bytes of its own:\n")
-    written = write(model, held_out[:PROMPT_BYTES], seed, stream)
+    prompt = held_out[:PROMPT_BYTES]
+    end = ByteTokenizer().decode(prompt)[-40:]
+    say(f"\n3. After {PROMPT_BYTES} held-out bytes, which end in {end!r},")
+    say(f"   {WRITTEN_BYTES} bytes of its own:\n")
+    written = write(model, prompt, seed, stream)
     seconds = time.perf_counter() - begin
     say(f"\n\n{seconds:.0f} seconds in all")
     return DemoResult(steps, seconds, bits, bigrams, lsh, written)
@@ -244,8 +247,8 @@ def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO) -> bytes:
         prompt[None].astype(np.int64),
         max_new_tokens=WRITTEN_BYTES,
         do_sample=True,
-        temperature=0.8,
-        top_p=0.95,
+        temperature=1.0,
+        top_p=0.9,
         rng=seed,
         streamer=written,
     )
@@ -290,9 +293,11 @@ class ByteStream:
 def _describe(model: Any) -> str:
     config = model.config
     count = sum(array.size for array in model.parameters.values())
-    layers = ", ".join(config.attn_layers)
+    layers = ", ".join(
+        f"{kind} of {getattr(config, f'{kind}_attn_chunk_length')}" for kind in config.attn_layers
+    )
     return (
-        f"{len(config.attn_layers)} reversible layers ({layers} attention), width "
+        f"{len(config.attn_layers)} reversible layers (chunks: {layers}), width "
         f"{config.hidden_size}, {config.num_attention_heads} heads, {count:,} parameters"
     )
 

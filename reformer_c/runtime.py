@@ -252,7 +252,6 @@ def _config() -> dict[str, dict[str, Any]]:
         "Build": {
             "compiler": _core.compiler,
             "OpenMP": str(_core.openmp) if _core.openmp else "no",
-            "extension": str(_core.__file__),
         },
         "Instruction sets": {
             "built": list(_core.isas_built()),
