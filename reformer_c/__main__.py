@@ -145,6 +145,12 @@ def _generate(options: argparse.Namespace) -> None:
 
     tokenizer, model = _open(options.model)
     prompt = tokenizer.encode(options.prompt)[None]
+    longest = model.config.num_positions
+    if prompt.shape[1] + options.length > longest:
+        raise ValueError(
+            f"--length: {prompt.shape[1]} bytes of prompt and {options.length} new ones are more "
+            f"than the {longest} that the model reads"
+        )
     stream = ByteStream(sys.stdout) if options.stream else None
     if options.stream:
         print(options.prompt, end="", flush=True)
@@ -170,7 +176,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     tokenizer, model = _open(options.model)
     tokens = tokenizer.encode(read_text(options.files))
-    length = options.length or min(len(tokens), model.config.num_positions)
+    longest = model.config.num_positions
+    length = options.length or min(len(tokens), longest)
+    if length > longest:
+        raise ValueError(f"--length: expected at most {longest}, which the model reads")
     begin = time.perf_counter()
     result = evaluate(model, tokens, length, seed=options.seed)
     seconds = time.perf_counter() - begin
@@ -248,9 +257,15 @@ def _parser() -> argparse.ArgumentParser:
         commands, "demo", _demo, "train on text that Python carries, and write: two minutes",
         "reformer-c demo --seed 1",
     )  # fmt: skip
-    demo.add_argument("--steps", type=_count, help="training steps (default: what the time allows)")
-    demo.add_argument("--seconds", type=_positive, default=110.0, help="time for training (110)")
-    demo.add_argument("--length", type=_count, default=8192, help="bytes of a sequence (8192)")
+    demo.add_argument(
+        "--steps", type=_count, metavar="N", help="training steps (default: what the time allows)"
+    )
+    demo.add_argument(
+        "--seconds", type=_positive, metavar="X", default=110.0, help="time for training (110)"
+    )
+    demo.add_argument(
+        "--length", type=_count, metavar="N", default=8192, help="bytes of a sequence (8192)"
+    )
     demo.add_argument("--quick", action="store_true", help="a tiny model, to see that all works")
 
     train = _command(
@@ -264,14 +279,18 @@ def _parser() -> argparse.ArgumentParser:
         'reformer-c generate model --prompt "It was " --length 200 --stream',
     )  # fmt: skip
     generate.add_argument("model", metavar="DIR", help="folder of a trained model")
-    generate.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
-    generate.add_argument("--length", type=_count, default=200, help="bytes to write (200)")
     generate.add_argument(
-        "--temperature", type=_share_or_more, default=0.8,
+        "--prompt", type=_text, required=True, metavar="TEXT", help="text to continue"
+    )
+    generate.add_argument(
+        "--length", type=_count, metavar="N", default=200, help="bytes to write (200)"
+    )
+    generate.add_argument(
+        "--temperature", type=_share_or_more, metavar="X", default=0.8,
         help="above 1 bolder, below 1 safer, 0 the likeliest byte (0.8)",
     )  # fmt: skip
     generate.add_argument(
-        "--top-p", type=_share, default=0.95, help="leave out the unlikely rest (0.95)"
+        "--top-p", type=_share, metavar="X", default=0.95, help="leave out the unlikely rest (0.95)"
     )
     generate.add_argument("--stream", action="store_true", help="show the bytes as they come")
 
@@ -281,7 +300,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument("model", metavar="DIR", help="folder of a trained model")
     evaluate.add_argument("files", nargs="+", metavar="FILE", help="text file, folder, or -")
-    evaluate.add_argument("--length", type=_count, help="bytes of a window (the model's longest)")
+    evaluate.add_argument(
+        "--length", type=_count, metavar="N", help="bytes of a window (the model's longest)"
+    )
 
     info = _command(
         commands, "info", _info, "what a saved model is made of", "reformer-c info model"
@@ -292,8 +313,12 @@ def _parser() -> argparse.ArgumentParser:
         commands, "bench", _bench, "time the ops beside the machine's peak",
         "reformer-c bench --json bench.json",
     )  # fmt: skip
-    bench.add_argument("--length", type=_count, default=16384, help="tokens of a sequence (16384)")
-    bench.add_argument("--repeats", type=_count, default=7, help="runs, the fastest counts (7)")
+    bench.add_argument(
+        "--length", type=_count, metavar="N", default=16384, help="tokens of a sequence (16384)"
+    )
+    bench.add_argument(
+        "--repeats", type=_count, metavar="N", default=7, help="runs, the fastest counts (7)"
+    )
     bench.add_argument("--json", metavar="FILE", help="write the figures there, too")
     return parser
 
@@ -306,28 +331,53 @@ def _command(
         epilog=f"example: {example}",
     )  # fmt: skip
     parser.set_defaults(run=run)
-    parser.add_argument("--seed", type=_whole, default=0, help="of everything random (0)")
-    parser.add_argument("--threads", type=_count, help="threads to use (default: all)")
+    parser.add_argument(
+        "--seed", type=_whole, metavar="N", default=0, help="of everything random (0)"
+    )
+    parser.add_argument("--threads", type=_count, metavar="N", help="threads to use (default: all)")
     return parser
 
 
 def _add_training_arguments(train: argparse.ArgumentParser) -> None:
     add = train.add_argument
     add("files", nargs="+", metavar="FILE", help="text file, folder, or - for standard input")
-    add("--length", type=_count, default=8192, help="bytes of a sequence (8192)")
-    add("--steps", type=_count, default=1000, help="training steps in all (1000)")
-    add("--batch", type=_count, default=1, help="sequences of a pass (1)")
-    add("--accumulate", type=_count, default=1, help="passes whose gradients make a step (1)")
-    add("--lr", type=_positive, help="highest learning rate (the preset's)")
-    add("--warmup", type=_whole, help="steps until it is reached (a tenth, at most 100)")
-    add("--clip", type=_positive, default=1.0, help="largest norm of the gradient (1.0)")
-    add("--held-out", type=_share_below_one, default=0.1, help="share not trained on (0.1)")
+    add("--length", type=_count, metavar="N", default=8192, help="bytes of a sequence (8192)")
+    add("--steps", type=_count, metavar="N", default=1000, help="training steps in all (1000)")
+    add("--batch", type=_count, metavar="N", default=1, help="sequences of a pass (1)")
+    add(
+        "--accumulate",
+        type=_count,
+        metavar="N",
+        default=1,
+        help="passes whose gradients make a step (1)",
+    )
+    add("--lr", type=_positive, metavar="X", help="highest learning rate (the preset's)")
+    add(
+        "--warmup",
+        type=_whole,
+        metavar="N",
+        help="steps until it is reached (a tenth, at most 100)",
+    )
+    add(
+        "--clip",
+        type=_positive,
+        metavar="X",
+        default=1.0,
+        help="largest norm of the gradient (1.0)",
+    )
+    add(
+        "--held-out",
+        type=_share_below_one,
+        metavar="X",
+        default=0.1,
+        help="share not trained on (0.1)",
+    )
     add("--preset", choices=PRESETS, default="tiny", help="size of the model (tiny)")
-    add("--layers", type=_count, help="number of layers (the preset's)")
-    add("--width", type=_count, help="channels of the model (the preset's)")
-    add("--hashes", type=_count, help="rounds of LSH attention (the preset's)")
+    add("--layers", type=_count, metavar="N", help="number of layers (the preset's)")
+    add("--width", type=_count, metavar="N", help="channels of the model (the preset's)")
+    add("--hashes", type=_count, metavar="N", help="rounds of LSH attention (the preset's)")
     add("--save", metavar="DIR", help="folder for the model and all that --resume needs")
-    add("--save-every", type=_whole, default=0, metavar="N", help="steps between saves (the end)")
+    add("--save-every", type=_whole, metavar="N", default=0, help="steps between saves (the end)")
     add("--resume", action="store_true", help="go on from DIR, bit for bit")
 
 
@@ -344,6 +394,7 @@ def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], expected: 
     return convert
 
 
+_text = _checked(str, lambda text: text != "", "at least one character")
 _whole = _checked(int, lambda n: n >= 0, "a whole number >= 0")
 _count = _checked(int, lambda n: n >= 1, "a whole number >= 1")
 _positive = _checked(float, lambda x: x > 0, "a number > 0")

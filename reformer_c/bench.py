@@ -100,9 +100,9 @@ def run_bench(
     ValueError
         Names the argument and says what was expected.
     """
-    for name, value in (("length", length), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a number >= 1, got {value!r}")
+    for name, number in (("length", length), ("repeats", repeats)):
+        if number < 1:
+            raise ValueError(f"{name}: expected a number >= 1, got {number!r}")
     threads = sorted({1, get_num_threads()}) if threads is None else list(threads)
     machine = describe_machine()
     for key, value in machine.items():
@@ -155,7 +155,7 @@ def cases(t: int) -> Iterator[Case]:
     window = 4.0 * t * HEADS * (2 * CHUNK) * DEPTH
     rng = np.random.default_rng(0)
     qk, v, dout = rng.standard_normal((3, 1, HEADS, t, DEPTH), np.float32)
-    rules = {"chunk_length": CHUNK, "is_causal": True}
+    rules: dict[str, Any] = {"chunk_length": CHUNK, "is_causal": True}
     lsh = partial(ops.lsh_attention_forward, qk, v, rng=0, **rules)
     yield Case("LSH attention", t, window, lsh)
     yield Case("  backward", t, 2.5 * window, _undo(ops.lsh_attention_backward, dout, lsh))

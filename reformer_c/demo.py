@@ -25,12 +25,13 @@ from .optim import AdamW, schedules
 from .presets import PRESETS, preset_config
 from .report import LSHReport, lsh_report
 from .tokenizer import ByteTokenizer
-from .train import Trainer, evaluate, show_progress
+from .train import StepReport, Trainer, evaluate, show_progress
 
 __all__ = ["DemoResult", "run_demo"]
 
 STEPS = 800
 SECONDS = 110.0
+WARMUP = 20
 LENGTH = 8192
 HELD_OUT = 0.1
 WRITTEN_BYTES = 200
@@ -63,8 +64,7 @@ def run_demo(
     Parameters
     ----------
     steps : int, optional
-        Training steps of one window each; None takes as many as `seconds` are expected to allow,
-        and at most 800.
+        Training steps of one window each; None takes as many as `seconds` allow, at most 800.
     seconds : float
         Time for training; not looked at when `steps` is given.
     length : int
@@ -99,17 +99,15 @@ def run_demo(
     say(f"text      {len(text):,} bytes: {source}; the last tenth is held out")
     say(f"model     {_describe(model)}")
     say(f"machine   {_machine()}")
-    if steps is None:
-        steps = _affordable_steps(model, data, seconds)
 
-    say(f"\n1. Training: {steps} steps, each on {length:,} consecutive bytes\n")
-    for report in show_progress(_trainer(model, data, steps, seed)):
-        last = report
+    amount = f"{seconds:.0f} seconds, at most {STEPS} steps," if steps is None else f"{steps} steps"
+    say(f"\n1. Training: {amount} each on {length:,} consecutive bytes\n")
+    last = _train(model, data, steps, seconds, seed)
     # buckets of any size are strictly causal; the ends of chunks depend on later bytes
     model.config.attention_scope = "bucket"
     bits = evaluate(model, held_out, length, seed=seed).bits_per_byte
     bigrams = bigram_bits_per_byte(train, held_out, length)
-    say(f"last step {last.bits_per_byte:.3f} bits per byte")
+    say(f"last step {last.bits_per_byte:.3f} bits per byte (step {last.step})")
     say(f"held out  {bits:.3f} bits per byte; byte bigrams, same text: {bigrams:.3f}")
 
     layer = model.config.attn_layers.index("lsh")
@@ -123,9 +121,9 @@ def run_demo(
     say(f"\n3. After {PROMPT_BYTES} held-out bytes, which end in {end!r},")
     say(f"   {WRITTEN_BYTES} bytes of its own:\n")
     written = write(model, prompt, seed, stream)
-    seconds = time.perf_counter() - begin
-    say(f"\n\n{seconds:.0f} seconds in all")
-    return DemoResult(steps, seconds, bits, bigrams, lsh, written)
+    spent = time.perf_counter() - begin
+    say(f"\n\n{spent:.0f} seconds in all")
+    return DemoResult(last.step, spent, bits, bigrams, lsh, written)
 
 
 def _check(steps: int | None, seconds: float, length: int) -> None:
@@ -145,7 +143,7 @@ def python_text() -> tuple[bytes, str]:
     except ImportError:
         return _library_sources(), "sources of Python's standard library"
     # topics quote each other: each paragraph once, so that nothing held out was trained on
-    paragraphs = {}
+    paragraphs: dict[str, str] = {}
     for name in sorted(topics):
         for paragraph in topics[name].strip().split("\n\n"):
             paragraphs.setdefault(" ".join(paragraph.split()), paragraph)
@@ -170,20 +168,25 @@ def encode(text: bytes) -> np.ndarray:
     return ByteTokenizer().encode(text).astype(np.uint16)
 
 
-def _trainer(model: Any, data: Windows, steps: int, seed: int) -> Trainer:
-    schedule = schedules.cosine(steps, warmup=min(20, steps // 5))
-    optimizer = AdamW(model.parameters, lr=PRESETS["tiny"].lr)
-    return Trainer(model, data, optimizer, steps=steps, schedule=schedule, seed=seed)
-
-
-def _affordable_steps(model: Any, data: Windows, seconds: float) -> int:
-    """How many steps fit into a time, from one step that is thrown away."""
-    ids = data.batch(0)
-    model.loss_and_gradients(ids, labels=ids, rng=0)  # the first call is slower
+def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: int) -> StepReport:
+    """Train for so many steps, or for about so many seconds: the last step's report."""
     begin = time.perf_counter()
-    model.loss_and_gradients(ids, labels=ids, rng=0)
-    # a tenth is left for the optimizer, and for what else the machine does
-    return int(min(STEPS, max(1, 0.9 * seconds / (time.perf_counter() - begin))))
+    trainer = Trainer(
+        model,
+        data,
+        AdamW(model.parameters, lr=PRESETS["tiny"].lr),
+        steps=STEPS if steps is None else steps,
+        # the end may move while a machine turns out faster or slower
+        schedule=lambda step: schedules.cosine(
+            trainer.steps, warmup=min(WARMUP, trainer.steps // 5)
+        )(step),
+        seed=seed,
+    )
+    for report in show_progress(trainer):
+        if steps is None:
+            share = (time.perf_counter() - begin) / seconds
+            trainer.steps = min(STEPS, max(report.step, int(report.step / share)))
+    return report
 
 
 def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -> float:

@@ -224,7 +224,7 @@ def _output_errors(
     if v is None:
         return [None] * len(rounds)
     full = ops.full_attention(qk, None, v, is_causal=switches["is_causal"], shared_qk=True)
-    errors = []
+    errors: list[float | None] = []
     for r in rounds:
         some = np.ascontiguousarray(rotations[:, :, :r])
         out = ops.lsh_attention(qk, v, num_hashes=r, rotations=some, **switches)

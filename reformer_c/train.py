@@ -361,7 +361,9 @@ class Trainer:
 
     def _loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray], int]:
         """Mean loss and gradients over the micro-batches of the next step, and their tokens."""
-        losses, total, tokens = [], None, 0
+        losses: list[float] = []
+        total: dict[str, np.ndarray] = {}
+        tokens = 0
         for part in range(self.accumulate):
             index = self.step * self.accumulate + part
             ids = self.data.batch(index)
@@ -370,7 +372,7 @@ class Trainer:
             grads = {name: grads[name] for name in self.optimizer.parameters}
             losses.append(float(loss))
             tokens += ids.size
-            if total is None:
+            if not total:
                 total = grads
             else:
                 for name, grad in grads.items():
@@ -498,20 +500,28 @@ def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[St
     """
     stream = sys.stderr if stream is None else stream
     bar = _progress_bar(trainer, stream)
+    report: StepReport | None = None
     shown = time.monotonic()
+
+    def show_line(report: StepReport) -> None:
+        total = "" if trainer.steps is None else f"/{trainer.steps}"
+        print(f"step {report.step}{total}: {describe(report)}", file=stream, flush=True)
+
     try:
         for report in trainer:
             if bar is not None:
+                bar.total = trainer.steps
                 bar.set_postfix_str(describe(report), refresh=False)
                 bar.update()
-            elif report.step == trainer.steps or time.monotonic() - shown >= 5.0:
-                total = "" if trainer.steps is None else f"/{trainer.steps}"
-                print(f"step {report.step}{total}: {describe(report)}", file=stream, flush=True)
+            elif time.monotonic() - shown >= 5.0:
+                show_line(report)
                 shown = time.monotonic()
             yield report
     finally:
         if bar is not None:
             bar.close()
+        elif report is not None:
+            show_line(report)
 
 
 def describe(report: StepReport) -> str:
@@ -531,4 +541,13 @@ def _progress_bar(trainer: Trainer, stream: TextIO) -> Any:
         return None
     if not stream.isatty():
         return None
-    return tqdm(total=trainer.steps, initial=trainer.step, unit="step", file=stream)
+    # recorders and containers may say that their terminal has no rows, and tqdm would believe them
+    size = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
+    return tqdm(total=trainer.steps, initial=trainer.step, unit="step", file=stream, **size)
+
+
+def _has_size(stream: TextIO) -> bool:
+    try:
+        return all(os.get_terminal_size(stream.fileno()))
+    except (AttributeError, OSError, ValueError):
+        return False

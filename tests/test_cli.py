@@ -76,6 +76,7 @@ def test_help_lists_every_command(capsys):
         (["train", "a.txt", "--held-out", "1"], "--held-out: expected a number in [0, 1)"),
         (["generate", "model"], "--prompt"),
         (["generate", "model", "--prompt", "a", "--top-p", "2"], "--top-p: expected a number in"),
+        (["generate", "model", "--prompt", ""], "--prompt: expected at least one character"),
         (["demo", "--threads", "two"], "--threads: expected a whole number >= 1, got 'two'"),
     ],
 )
@@ -99,12 +100,17 @@ def test_wrong_usage_is_one_line_that_names_the_argument(arguments, words, capsy
         (["train", "TEXT", "--save", "TEXT"], "TEXT"),
         (["evaluate", "EMPTY", "TEXT"], "config.json"),
         (["generate", "nowhere", "--prompt", "a"], "nowhere"),
+        (["generate", "MODEL", "--prompt", "a", "--length", "256"], "--length: 1 bytes of prompt"),
+        (["evaluate", "MODEL", "TEXT", "--length", "257"], "--length: expected at most 256"),
         (["info", "EMPTY"], "config.json"),
         (["demo", "--length", "10"], "length: expected at least 456 bytes, got 10"),
     ],
 )
-def test_failures_are_one_line_that_names_the_argument(arguments, words, text, tmp_path, capsys):
-    names = {"TEXT": text, "EMPTY": str(tmp_path)}
+def test_failures_are_one_line_that_names_the_argument(
+    arguments, words, text, trained, tmp_path, capsys
+):
+    names = {"TEXT": text, "EMPTY": str(tmp_path), "MODEL": trained}
+    capsys.readouterr()
     assert main([names.get(word, word) for word in arguments]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -433,6 +434,21 @@ def test_progress_is_a_bar_on_a_terminal():
     assert len(list(show_progress(make(steps=4), screen))) == 4
     assert "4/4" in screen.text
     assert "bits/byte" in screen.text
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_bar_is_drawn_where_the_terminal_says_that_it_has_no_size():
+    pytest.importorskip("tqdm")
+    ours, theirs = os.openpty()
+    assert tuple(os.get_terminal_size(theirs)) == (0, 0)
+    with os.fdopen(theirs, "w") as screen:
+        assert len(list(show_progress(make(steps=2), screen))) == 2
+        screen.flush()
+        shown = b""
+        while b"2/2" not in shown and select.select([ours], [], [], 1.0)[0]:
+            shown += os.read(ours, 100_000)
+    os.close(ours)
+    assert b"2/2" in shown
 
 
 # ---- the real model ----
