@@ -18,6 +18,7 @@ import mmap
 import os
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,13 +98,18 @@ class Marker:
 def run(stream: Any) -> Any:
     """What the pickle at the stream's place builds, of plain values, `Tensor` and `Storage`."""
     machine = Machine()
-    for instruction, argument, _ in pickletools.genops(stream):
-        if instruction.name == "STOP":
-            return machine.pop()
-        step = STEPS.get(instruction.name)
-        if step is None:
-            raise Refused(f"the instruction {instruction.name}")
-        step(machine, argument)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Python only warns of a name with an escape that is none
+        try:
+            for instruction, argument, _ in pickletools.genops(stream):
+                if instruction.name == "STOP":
+                    return machine.pop()
+                step = STEPS.get(instruction.name)
+                if step is None:
+                    raise Refused(f"the instruction {instruction.name}")
+                step(machine, argument)
+        except Warning as warning:
+            raise Refused(f"a damaged name ({warning})") from None
     raise Refused("a pickle without an end")
 
 
