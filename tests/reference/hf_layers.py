@@ -30,7 +30,7 @@ def softmax_in_chunks(q, k, v, pos, real, *, m, before, after, is_causal, avoid_
     k, v, pos_k, real = (look_around(x, before, after) for x in (k, v, pos, real))
     s = q @ k.swapaxes(-1, -2)
     later = pos_k[..., None, :] > pos[..., :, None]
-    keep = real[..., None, :] & ~(later if is_causal else False)
+    keep = real[..., None, :] & ~(later & is_causal)
     s = np.where(keep, s, s.dtype.type(-1e9))
     if avoid_self:
         s = np.where(pos_k[..., None, :] == pos[..., :, None], s.dtype.type(-1e5), s)
