@@ -34,7 +34,7 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
         const size_t row = block * task, rows = min_size(task, n - row);
         const real *left = a + row * k;
         real *mine = copied + thread_index() * (bytes_of(TASK_ROWS * ld, sizeof(real)) / sizeof(real));
-        for (size_t i = 0; i < rows && copies; i++) copy_row(mine + i * ld, left + i * k, k);
+        if (copies) copy_rows(mine, ld, left, k, rows, k);
         gemm_packed(c + row * m, m, copies ? mine : left, (ptrdiff_t)(copies ? ld : k), 1, packed,
                     rows, m, k, 0);
         if (bias) add_bias(c + row * m, m, c + row * m, m, bias, rows, m);

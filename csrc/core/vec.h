@@ -125,7 +125,7 @@ static inline vec vec_exp(vec x) {
     return (r * r * p + r + (real)1) * scale;
 }
 
-/* The same for one real, lane 0 of it: the bits agree with the vector loops. */
+/* exp(x) of one real: the bits agree with the vector loops. */
 static inline real exp1(real x) {
     return vec_exp(vset1(x))[0];
 }
@@ -144,13 +144,6 @@ static inline vec vec_log(vec x) {
     vec series = {0};
     for (int k = is_float ? 9 : 21; k > 0; k -= 2) series = series * z + (real)2 / (real)k;
     return __builtin_convertvector(n, vec) * (real)0.69314718055994530942 + s * series + (x - x);
-}
-
-/* y = exp(x), element by element; y may be x. */
-static inline void exp_row(real *y, const real *x, size_t n) {
-    size_t i = 0;
-    for (; i + VEC_LANES <= n; i += VEC_LANES) vstore(y + i, vec_exp(vload(x + i)));
-    for (; i < n; i++) y[i] = exp1(x[i]);
 }
 
 /* Transpose a square of VEC_LANES x VEC_LANES in registers: at each step s, lanes whose bit s
