@@ -18,9 +18,10 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 # -std=c11 turns the contraction of a * b + c off in gcc, so it is asked for by name. Never
-# -ffast-math (masks need inf), never -march=native (a wheel has to run elsewhere).
+# -ffast-math (masks need inf), never -march=native (a wheel has to run elsewhere). Rows are short:
+# a loop that copies one is not to become a call of memcpy.
 C_FLAGS = """-std=c11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math
-             -fvisibility=hidden -Wall -Wextra""".split()
+             -fno-tree-loop-distribute-patterns -fvisibility=hidden -Wall -Wextra""".split()
 SANITIZE = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1".split()
 
 # The file name of a variant says its flags: csrc/variants/<instruction set>_<type>.c.

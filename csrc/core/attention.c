@@ -34,11 +34,12 @@ static size_t blocks_per_chunk(const rf_attention *a) {
     return blocks_of(min_size(a->m, max_size(a->t, 1)), BLOCK);
 }
 
-/* The owners' blocks, a span of others in a window that slides, and one to spare. */
+/* The owners' blocks and the window that slides over them: no more, since what is written in turn
+   should stay in the nearest cache. */
 static size_t cache_blocks(const rf_attention *a, int backward) {
     if (!is_window_scope(a)) return OWNERS + 2;
-    const size_t chunks = 2 + (a->before + a->after) * (backward ? 2 : 1);
-    return OWNERS + min_size(CACHE_MOST, bytes_mul(chunks, blocks_per_chunk(a)));
+    const size_t others = (a->before + a->after) * (backward ? 2 : 1);
+    return min_size(CACHE_MOST, bytes_mul(bytes_add(others, 1), blocks_per_chunk(a))) + 1;
 }
 
 static size_t workbench_bytes(const rf_attention *a, int backward) {

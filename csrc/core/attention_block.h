@@ -212,10 +212,8 @@ static inline void wish(wish_list *w, const real *row) {
 }
 
 static inline void grant_wishes(wish_list *w) {
-    const size_t end = min_size(w->count, w->next + 6);
-    for (; w->next < end; w->next++)
-        for (size_t j = 0; j < w->depth; j += RF_ALIGN / sizeof(real))
-            __builtin_prefetch(w->rows[w->next] + j, 0, 2);
+    const size_t end = min_size(w->count, w->next + 12);
+    for (; w->next < end; w->next++) prefetch_row(w->rows[w->next], w->depth);
 }
 
 /* ---------------------------------------------------- the blocks that a thread has at hand ---- */

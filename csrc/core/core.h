@@ -30,6 +30,8 @@ typedef RF_REAL real;
 #define RF_BYTES_OF(type) RF_PASTE(RF_BYTES_, type)
 #define RF_REAL_BYTES RF_BYTES_OF(RF_REAL)
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 #define RF_ALIGN 64 // bytes of a cache line, and of the widest vector
 
 /* Has the run been stopped? The calling thread also gives the caller a chance to say so. */

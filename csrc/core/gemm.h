@@ -24,8 +24,6 @@
 /* Columns of C that stay in the second-level cache beside them. */
 #define GEMM_NC 512
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
 /* c (mr x nv vectors) = (or, with add, +=) a b over k steps. Element (i, p) of A is
    a[i * lda + p] if by_rows, else a[i + p * lda]. With mr, nv and by_rows constant this unrolls
    into straight fused multiply-adds. Rows are addressed from three base pointers, since a pointer

@@ -1,7 +1,8 @@
 /* lsh_hash.c: Angular LSH (Reformer, section 2, "LSH attention") and the order that it gives. */
 #include "gemm.h"
 
-#define HASH_ROWS 64 // tokens of a task, one to a lane
+#define HASH_ROWS 64  // tokens of a task, one to a lane
+#define HASH_AHEAD 16 // rows that are asked for before they are read: the next task's first ones, too
 
 static size_t hash_columns(const int32_t *factors, size_t nf) {
     size_t columns = 0;
@@ -25,25 +26,19 @@ static size_t lsh_hash_workspace(const rf_attention *a, const int32_t *factors, 
    maximum wins: the index moves only when strictly beaten, and u wins a tie against -u. */
 static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t half,
                         int32_t stride) {
-    real high[HASH_ROWS], low[HASH_ROWS];
-    lane highest[HASH_ROWS], lowest[HASH_ROWS];
-    for (size_t i = 0; i < HASH_ROWS; i++) {
-        high[i] = low[i] = u[i];
-        highest[i] = lowest[i] = 0;
-    }
-    for (size_t j = 1; j < half; j++) {
-        const real *restrict row = u + j * HASH_ROWS;
-#pragma omp simd
-        for (size_t i = 0; i < HASH_ROWS; i++) {
-            highest[i] = row[i] > high[i] ? (lane)j : highest[i];
-            high[i] = row[i] > high[i] ? row[i] : high[i];
-            lowest[i] = row[i] < low[i] ? (lane)j : lowest[i];
-            low[i] = row[i] < low[i] ? row[i] : low[i];
+    for (size_t i = 0; i < HASH_ROWS; i += VEC_LANES, ids += VEC_LANES, u += VEC_LANES) {
+        vec high = vload(u), low = -high; // the largest of u, and of -u
+        ivec highest = {0}, lowest = {0}, at = {0};
+        for (size_t j = 1; j < half; j++) {
+            const vec x = vload(u + j * HASH_ROWS);
+            at += 1;
+            highest = iselect(x > high, at, highest);
+            lowest = iselect(-x > low, at, lowest);
+            high = vmax(high, x);
+            low = vmax(low, -x);
         }
-    }
-    for (size_t i = 0; i < HASH_ROWS; i++) {
-        const lane id = -low[i] > high[i] ? (lane)half + lowest[i] : highest[i];
-        ids[i] += stride * (int32_t)id;
+        const ivec id = iselect(low > high, lowest + (lane)half, highest);
+        for (size_t l = 0; l < VEC_LANES; l++) ids[l] += stride * (int32_t)id[l];
     }
 }
 
@@ -66,10 +61,12 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
         const size_t t0 = task % blocks * HASH_ROWS, n = min_size(HASH_ROWS, a->t - t0);
 
         // one token to a lane, so that the search for the maximum runs across tokens
-        memset(rows, 0, HASH_ROWS * dp * sizeof(real));
         const real *from = x + (ptrdiff_t)b * sx.b + (ptrdiff_t)h * sx.h + (ptrdiff_t)t0 * sx.t;
-        for (size_t i = 0; i < n; i++)
-            memcpy(rows + i * dp, from + (ptrdiff_t)i * sx.t, d * sizeof(real));
+        if (n < HASH_ROWS || d < dp) memset(rows, 0, HASH_ROWS * dp * sizeof(real));
+        for (size_t i = 0; i < n; i++) {
+            if (t0 + i + HASH_AHEAD < a->t) prefetch_row(from + (ptrdiff_t)(i + HASH_AHEAD) * sx.t, d);
+            copy_row(rows + i * dp, from + (ptrdiff_t)i * sx.t, d);
+        }
         transpose(lanes, HASH_ROWS, rows, dp, HASH_ROWS, dp);
 
         for (size_t r = 0; r < a->r; r++) {

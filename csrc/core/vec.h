@@ -67,8 +67,12 @@ static inline vec vmax(vec a, vec b) {
 }
 
 /* a where the mask is set, else b. */
+static inline ivec iselect(ivec mask, ivec a, ivec b) {
+    return (mask & a) | (~mask & b);
+}
+
 static inline vec vselect(ivec mask, vec a, vec b) {
-    return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
+    return (vec)iselect(mask, (ivec)a, (ivec)b);
 }
 
 /* Rows are short: a call of memcpy costs more than the copy. */
@@ -76,6 +80,13 @@ static inline void copy_row(real *restrict to, const real *restrict from, size_t
     size_t i = 0;
     for (; i + VEC_LANES <= n; i += VEC_LANES) vstore(to + i, vload(from + i));
     for (; i < n; i++) to[i] = from[i];
+}
+
+/* Ask for a row that will be read soon. It may begin anywhere in a cache line, so its end counts.
+   Always inline: gcc takes a function that only asks for memory for one that does nothing. */
+static ALWAYS_INLINE void prefetch_row(const real *row, size_t n) {
+    for (size_t i = 0; i < n; i += RF_ALIGN / sizeof(real)) __builtin_prefetch(row + i, 0, 2);
+    if (n) __builtin_prefetch(row + n - 1, 0, 2);
 }
 
 /* Sum of the lanes, as a tree of halves. */
