@@ -178,7 +178,7 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
 static void wish_chunk(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
                        const real *array, rf_strides strides) {
     const rf_attention *a = x->a;
-    if (chunk >= chunks_of(a) * a->r) return;
+    if (chunk >= chunks_of(a) * rounds_of(a)) return;
     const span s = chunk_span(a, chunk);
     for (size_t at = s.start; at < min_size(s.end, s.start + BLOCK); at++)
         wish(&w->wishes, row_of(array, strides, a, bh, token_at(x, bh, s.round, at)));
@@ -312,12 +312,11 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         owner_begin(x, w->owners + i, f);
     }
     if (is_window_scope(a)) {
-        if (a->scope == RF_CHUNK) {
-            w->wishes.count = w->wishes.next = 0;
-            wish_chunk(x, w, bh, p.chunk, f->out, f->sout);
-            wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->q, x->sq);
-            wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->v, x->sv);
-        }
+        w->wishes.count = w->wishes.next = 0;
+        wish_chunk(x, w, bh, p.chunk, f->out, f->sout);
+        wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->q, x->sq);
+        if (!a->shared_qk) wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->k, x->sk);
+        wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->v, x->sv);
         for (size_t slot = 0; slot <= a->before + a->after; slot++) {
             size_t to;
             if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
