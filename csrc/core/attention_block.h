@@ -308,9 +308,9 @@ static void staircase_product(real *c, const reach *r, const real *rows, const r
         mr = tile_height(r->most - i);
         grant_wishes(wishes);
         for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
-            const int wide = r->groups - g > 1;
-            tiles[mr - 1][1][wide](d, rows + i * dp, dp, columns + g * VEC_LANES, BLOCK,
-                                   c + i * BLOCK + g * VEC_LANES, BLOCK, 0);
+            tile_for(mr, 1, (r->groups - g) * VEC_LANES)(d, rows + i * dp, dp, columns + g * VEC_LANES,
+                                                         BLOCK, c + i * BLOCK + g * VEC_LANES,
+                                                         BLOCK, 0);
         }
     }
 }
@@ -390,7 +390,7 @@ static void queries_product(real *out, const reach *r, const real *s, const real
         grant_wishes(wishes);
         const size_t depth = tile_depth(r, i, mr);
         for (size_t j = 0; j < dp; j += GEMM_NR)
-            tiles[mr - 1][0][dp - j > VEC_LANES](depth, s + i, BLOCK, rows + j, dp,
+            tile_for(mr, 0, dp - j)(depth, s + i, BLOCK, rows + j, dp,
                                                  out + i * dp + j, dp, add);
     }
 }
@@ -403,7 +403,7 @@ static void keys_product(real *out, const reach *r, const real *s, const real *r
         size_t from = first_group(r, i) * VEC_LANES;
         while (from < nq && r->seen[from] <= (lane)i) from++;
         for (size_t j = 0; j < dp; j += GEMM_NR)
-            tiles[mr - 1][1][dp - j > VEC_LANES](nq - from, s + i * BLOCK + from, BLOCK,
+            tile_for(mr, 1, dp - j)(nq - from, s + i * BLOCK + from, BLOCK,
                                                  rows + from * dp + j, dp, out + i * dp + j, dp, 1);
     }
 }

@@ -9,84 +9,89 @@
 
 #include "vec.h"
 
-/* Accumulators fill the register file: 12 x 2 of 32 registers (AVX-512, NEON), 6 x 2 of 16. */
-#if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
-#define GEMM_MR 12
-#else
+/* Accumulators fill the register file: 6 x 4 of 32 registers (AVX-512, NEON), 6 x 2 of 16. Few rows
+   and wide ones: the staircases of attention lose less at their edges. */
 #define GEMM_MR 6
-#endif
+#if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
+#define GEMM_NV 4
+#else
 #define GEMM_NV 2
+#endif
 #define GEMM_NR (GEMM_NV * VEC_LANES)
 
-/* Steps of the inner dimension whose panel of B stays in the first-level cache. */
-#define GEMM_KC (16384 / (GEMM_NR * sizeof(real)))
+/* Steps of the inner dimension whose panel of B stays near. */
+#define GEMM_KC (32768 / (GEMM_NR * sizeof(real)))
 
 /* Columns of C that stay in the second-level cache beside them. */
 #define GEMM_NC 512
 
 /* c (mr x nv vectors) = (or, with add, +=) a b over k steps. Element (i, p) of A is
    a[i * lda + p] if by_rows, else a[i + p * lda]. With mr, nv and by_rows constant this unrolls
-   into straight fused multiply-adds. Rows are addressed from three base pointers, since a pointer
+   into straight fused multiply-adds. Rows are addressed from two base pointers, since a pointer
    each would not fit the integer registers. */
 static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_rows, size_t k,
                                     const real *restrict a, size_t lda, const real *restrict b,
                                     size_t ldb, real *restrict c, size_t ldc, int add) {
-    vec acc[GEMM_MR][GEMM_NV];
-    for (int i = 0; i < mr; i++)
-        for (int j = 0; j < nv; j++) acc[i][j] = (vec){0};
+    // one flat loop each time: gcc unrolls those before it decides what lives in registers
+    vec acc[GEMM_MR * GEMM_NV], bp[GEMM_NV];
+#pragma GCC unroll 24
+    for (int e = 0; e < mr * nv; e++) acc[e] = (vec){0};
 
-    const real *a0 = a, *a4 = a + 4 * lda, *a8 = a + 8 * lda;
+    const real *a0 = a, *a3 = a + 3 * lda;
     for (size_t p = 0; p < k; p++) {
-        const vec b0 = vload(b), b1 = nv > 1 ? vload(b + VEC_LANES) : (vec){0};
-        for (int i = 0; i < mr; i++) {
-            const real *row = i < 4 ? a0 : i < 8 ? a4 : a8;
-            const vec x = vset1(by_rows ? row[(size_t)(i % 4) * lda] : a[i]);
-            acc[i][0] += x * b0;
-            if (nv > 1) acc[i][1] += x * b1;
+#pragma GCC unroll 4
+        for (int j = 0; j < nv; j++) bp[j] = vload(b + j * VEC_LANES);
+#pragma GCC unroll 24
+        for (int e = 0; e < mr * nv; e++) {
+            const int i = e / nv;
+            const real *row = i < 3 ? a0 : a3;
+            acc[e] += vset1(by_rows ? row[(size_t)(i % 3) * lda] : a[i]) * bp[e % nv];
         }
         b += ldb;
         a += lda; // used by columns
-        a0++, a4++, a8++;
+        a0++, a3++;
     }
 
-    for (int i = 0; i < mr; i++)
-        for (int j = 0; j < nv; j++) {
-            real *cij = c + (size_t)i * ldc + (size_t)j * VEC_LANES;
-            vstore(cij, add ? vload(cij) + acc[i][j] : acc[i][j]);
-        }
+#pragma GCC unroll 24
+    for (int e = 0; e < mr * nv; e++) {
+        real *ce = c + (size_t)(e / nv) * ldc + (size_t)(e % nv) * VEC_LANES;
+        vstore(ce, add ? vload(ce) + acc[e] : acc[e]);
+    }
 }
 
 typedef void (*tile_function)(size_t k, const real *a, size_t lda, const real *b, size_t ldb,
                               real *c, size_t ldc, int add);
 
 #define TILE(mr, nv)                                                                               \
-    static void tile_rows_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,          \
-                                      size_t ldb, real *c, size_t ldc, int add) {                  \
-        tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add);                                      \
-    }                                                                                              \
     static void tile_columns_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,       \
                                          size_t ldb, real *c, size_t ldc, int add) {               \
         tile_body(mr, nv, 0, k, a, lda, b, ldb, c, ldc, add);                                      \
+    }                                                                                              \
+    static void tile_rows_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,          \
+                                      size_t ldb, real *c, size_t ldc, int add) {                  \
+        tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add);                                      \
     }
+#if GEMM_NV == 4
+#define TILES(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3) TILE(mr, 4)
+#define TILE_LINE(kind, mr)                                                                        \
+    { tile_##kind##_##mr##_1, tile_##kind##_##mr##_2, tile_##kind##_##mr##_3, tile_##kind##_##mr##_4 }
+#else
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
-#if GEMM_MR == 12
-TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12)
+#define TILE_LINE(kind, mr)                                                                        \
+    { tile_##kind##_##mr##_1, tile_##kind##_##mr##_2 }
 #endif
-
-/* The tile for every height up to GEMM_MR, 1 or 2 vectors wide; [0] columns, [1] rows. */
 #define TILE_ENTRY(mr)                                                                             \
-    {                                                                                              \
-        {tile_columns_##mr##_1, tile_columns_##mr##_2}, { tile_rows_##mr##_1, tile_rows_##mr##_2 } \
-    }
-static const tile_function tiles[GEMM_MR][2][2] = {
-    TILE_ENTRY(1), TILE_ENTRY(2),  TILE_ENTRY(3),  TILE_ENTRY(4),
-    TILE_ENTRY(5), TILE_ENTRY(6),
-#if GEMM_MR == 12
-    TILE_ENTRY(7), TILE_ENTRY(8),  TILE_ENTRY(9),  TILE_ENTRY(10),
-    TILE_ENTRY(11), TILE_ENTRY(12),
-#endif
-};
+    { TILE_LINE(columns, mr), TILE_LINE(rows, mr) }
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
+
+/* The tile of every height and of every width in vectors; [0] columns, [1] rows. */
+static const tile_function tiles[GEMM_MR][2][GEMM_NV] = {TILE_ENTRY(1), TILE_ENTRY(2), TILE_ENTRY(3),
+                                                         TILE_ENTRY(4), TILE_ENTRY(5), TILE_ENTRY(6)};
+
+/* The tile for `mr` rows and for `columns` columns, or as many of them as one holds. */
+static inline tile_function tile_for(size_t mr, int by_rows, size_t columns) {
+    return tiles[mr - 1][by_rows][min_size(GEMM_NV, blocks_of(columns, VEC_LANES)) - 1];
+}
 
 /* Height of the next tile when `m` rows are left: even pieces rather than a thin last one. */
 static inline size_t tile_height(size_t m) {
@@ -102,8 +107,7 @@ static inline void gemm_small(real *c, size_t ldc, const real *a, size_t lda, in
         mr = tile_height(m - i);
         const real *ai = by_rows ? a + i * lda : a + i;
         for (size_t j = 0; j < n; j += GEMM_NR) {
-            const int wide = n - j > VEC_LANES;
-            tiles[mr - 1][by_rows][wide](k, ai, lda, b + j, ldb, c + i * ldc + j, ldc, add);
+            tile_for(mr, by_rows, n - j)(k, ai, lda, b + j, ldb, c + i * ldc + j, ldc, add);
         }
     }
 }
@@ -170,7 +174,7 @@ static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_ro
             for (size_t at = bytes * i / m; at < bytes * (i + mr) / m; at += RF_ALIGN)
                 __builtin_prefetch((const char *)next + at, 0, 2);
         const real *ai = by_rows ? a + i * lda : a + i;
-        const tile_function tile = tiles[mr - 1][by_rows][1];
+        const tile_function tile = tile_for(mr, by_rows, columns);
         if (columns == GEMM_NR)
             tile(k, ai, lda, b, GEMM_NR, c + i * ldc, ldc, add);
         else
