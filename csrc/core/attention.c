@@ -199,6 +199,19 @@ typedef struct {
     rf_strides sout;
 } forward_results;
 
+/* Keys [i0, i1) of one group of lanes: 2^(score - most) in place of each product, or of each score
+   where kunit is NULL; returns their sum. */
+static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, size_t i1, vec most) {
+    vec sum = {0};
+    for (size_t i = i0; i < i1; i++) {
+        const vec x = vload(s + i * BLOCK);
+        const vec p = vec_exp2(kunit ? x * kunit[i] - most : x - most);
+        sum += p;
+        vstore(s + i * BLOCK, p);
+    }
+    return sum;
+}
+
 /* One owner's block of queries meets one block of keys. */
 static void forward_pair(const attention_arrays *x, workbench *w, owner *o, const block *k,
                          size_t slot) {
@@ -213,16 +226,18 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
     real decay[BLOCK];
     for (size_t g = 0; g < r.groups; g++) {
         real *s = w->s + g * VEC_LANES;
+        const size_t low = r.low[g], mid = max_size(r.mid[g], low), high = r.high[g];
         const vec before = vload(o->most + g * VEC_LANES);
-        const vec most = group_scores(s, x, q, k, &r, g, before);
-        const vec fade = vec_exp(before - most);
+        vec most = plain_most(s, k->kunit, 0, low, before);
+        most = compared_scores(s, x, q, k, g, low, mid, most);
+        most = plain_most(s, k->kunit, mid, high, most);
+        const vec fade = vec_exp2(before - most);
         vec sum = vload(o->sum + g * VEC_LANES) * fade;
-        for (size_t i = 0; i < r.high[g]; i++) {
-            vec p = vec_exp(vload(s + i * BLOCK) - most);
-            sum += p;
-            if (a->dropout > 0) p *= drop_factors(a, q, k->kpos[i], slot, g);
-            vstore(s + i * BLOCK, p);
-        }
+        sum += exponentials(s, k->kunit, 0, low, most);
+        sum += exponentials(s, NULL, low, mid, most);
+        sum += exponentials(s, k->kunit, mid, high, most);
+        for (size_t i = 0; i < high && a->dropout > 0; i++)
+            vstore(s + i * BLOCK, vload(s + i * BLOCK) * drop_factors(a, q, k->kpos[i], slot, g));
         vstore(o->most + g * VEC_LANES, most);
         vstore(o->sum + g * VEC_LANES, sum);
         vstore(decay + g * VEC_LANES, fade);
@@ -275,7 +290,7 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
     for (size_t i = 0; i < BLOCK && last; i += VEC_LANES) {
         const vec most = vload(o->most + i), sum = vload(o->sum + i);
         const ivec nothing = most < vset1(SCORE_NOTHING);
-        vstore(lse + i, vselect(nothing, vset1(-(real)INFINITY), most + vec_log(sum)));
+        vstore(lse + i, vselect(nothing, vset1(-(real)INFINITY), most * LN_2 + vec_log(sum)));
         vstore(o->sum + i, (real)1 / sum);
     }
     for (size_t i = 0; i < q->nq; i++) {
@@ -369,7 +384,7 @@ static void attention_forward(rf_run *run, real *out, real *lse, const real *q, 
 
 /* ------------------------------------------------------------------------------ backward ---- */
 
-/* Probabilities and score gradients of one group of lanes: forward was p = exp(s - lse), then
+/* Probabilities and score gradients of one group of lanes: forward was p = 2^(s - lse), then
    out = sum of p keep v; so ds = p (keep dp - dout out), and s was the raw product times kscale.
    dp is in g on entry; p keep is left in s, ds kscale in g. */
 static void backward_group(const attention_arrays *x, real *s, real *g, const block *q,
@@ -378,7 +393,7 @@ static void backward_group(const attention_arrays *x, real *s, real *g, const bl
     const vec lse = vload(q->lse + group * VEC_LANES), delta = vload(q->delta + group * VEC_LANES);
     const ivec positions = iload(q->qpos + group * VEC_LANES);
     for (size_t i = 0; i < r->high[group]; i++) {
-        const vec p = vec_exp(vload(s + i * BLOCK) - lse);
+        const vec p = vec_exp2(score_of(s, k, r, group, i) - lse);
         const vec dp = vload(g + i * BLOCK);
         vec ds = (p * k->kscale[i]) * (dp - delta);
         if (a->dropout > 0) {
@@ -407,7 +422,7 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
     staircase_product(w->g, &r, k->v_rows, q->do_columns, a->d, dp, &w->wishes);
     for (size_t g = 0; g < r.groups; g++) {
         real *s = w->s + g * VEC_LANES, *ds = w->g + g * VEC_LANES;
-        group_scores(s, x, q, k, &r, g, (vec){0});
+        compared_scores(s, x, q, k, g, r.low[g], r.mid[g], (vec){0});
         backward_group(x, s, ds, q, k, &r, g, slot);
         clear_beyond(s, &r, g);
         clear_beyond(ds, &r, g);

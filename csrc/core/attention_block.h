@@ -45,7 +45,8 @@ typedef struct {
     lane qbucket[BLOCK], kbucket[BLOCK]; // over all rounds; only if buckets are compared
     uint64_t drop[BLOCK];                // keys of the queries' dropout bits
     real kscale[BLOCK];                  // what makes a raw key row the key, times the scale
-    real lse[BLOCK], delta[BLOCK];       // backward
+    real kunit[BLOCK];                   // the same for scores in units of log 2
+    real lse[BLOCK], delta[BLOCK];       // backward; lse in units of log 2
     real *q_columns, *q_rows, *k_rows, *v_rows;
     real *do_columns, *do_rows; // backward
 } block;
@@ -134,22 +135,23 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
    queries are at hand for that, a key to a lane. */
 static void key_scales(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
-    if (!a->shared_qk) {
-        for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
-        return;
-    }
-    blk->q_rows = blk->k_rows;
-    transpose(blk->q_columns, BLOCK, blk->k_rows, x->dp, BLOCK, x->dp);
-    for (size_t i = 0; i < BLOCK; i += VEC_LANES) {
-        vec sum = {0};
-        for (size_t j = 0; j < a->d; j++) {
-            const vec column = vload(blk->q_columns + j * BLOCK + i);
-            sum += column * column;
+    for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
+    if (a->shared_qk) {
+        blk->q_rows = blk->k_rows;
+        transpose(blk->q_columns, BLOCK, blk->k_rows, x->dp, BLOCK, x->dp);
+        real sum[BLOCK];
+        for (size_t i = 0; i < BLOCK; i += VEC_LANES) {
+            vec s = {0};
+            for (size_t j = 0; j < a->d; j++) {
+                const vec column = vload(blk->q_columns + j * BLOCK + i);
+                s += column * column;
+            }
+            vstore(sum + i, s);
         }
-        vstore(blk->kscale + i, sum);
+        for (size_t i = 0; i < BLOCK; i++)
+            blk->kscale[i] *= inverse_root(sum[i] / (real)a->d + (real)1e-6);
     }
-    for (size_t i = 0; i < BLOCK; i++)
-        blk->kscale[i] = (real)a->scale * inverse_root(blk->kscale[i] / (real)a->d + (real)1e-6);
+    for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
 }
 
 static void block_keys(const attention_arrays *x, block *blk) {
@@ -190,7 +192,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
             const real lse = x->lse[blk->bh * a->t + token];
             copy_row(blk->do_rows + i * dp, row_of(x->dout, x->sdout, a, blk->bh, token), a->d);
             // rows that saw nothing are done elsewhere: a huge lse makes every probability 0 here
-            if (lse != -(real)INFINITY) blk->lse[i] = lse;
+            if (lse != -(real)INFINITY) blk->lse[i] = lse * LOG2_E;
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
         transpose(blk->do_columns, BLOCK, blk->do_rows, dp, rows, dp);
@@ -315,13 +317,10 @@ static void staircase_product(real *c, const reach *r, const real *rows, const r
     }
 }
 
-/* Keys [i0, i1) of one group of lanes: products to scores; the running maximum is returned. */
-static inline vec plain_scores(real *s, const real *kscale, size_t i0, size_t i1, vec most) {
-    for (size_t i = i0; i < i1; i++) {
-        const vec x = vload(s + i * BLOCK) * kscale[i];
-        vstore(s + i * BLOCK, x);
-        most = vmax(most, x);
-    }
+/* Scores are in units of log 2. A plain one is its product times kunit, wherever it is needed; the
+   compared ones, keys [low, mid), are written in place of their products. */
+static inline vec plain_most(const real *s, const real *kunit, size_t i0, size_t i1, vec most) {
+    for (size_t i = i0; i < i1; i++) most = vmax(vload(s + i * BLOCK) * kunit[i], most);
     return most;
 }
 
@@ -332,7 +331,7 @@ static inline vec compared_scores(real *s, const attention_arrays *x, const bloc
     const ivec buckets = iload(q->qbucket + group * VEC_LANES);
     for (size_t i = i0; i < i1; i++) {
         const ivec at = k->kpos[i] - (ivec){0};
-        vec score = vload(s + i * BLOCK) * k->kscale[i];
+        vec score = vload(s + i * BLOCK) * k->kunit[i];
         if (a->causal) score = vselect(at <= positions, score, vset1(SCORE_HIDDEN));
         if (!a->across_buckets)
             score = vselect(k->kbucket[i] - (ivec){0} == buckets, score, vset1(SCORE_HIDDEN));
@@ -340,20 +339,19 @@ static inline vec compared_scores(real *s, const attention_arrays *x, const bloc
         if (!a->duplicates)
             for (size_t j = 0; j < VEC_LANES; j++)
                 if (score[j] > SCORE_HIDDEN / 2 && group * VEC_LANES + j < q->nq)
-                    score[j] -= (real)log((double)meetings(&x->order, x->buckets, q->bh,
-                                                           (size_t)positions[j], (size_t)at[0]));
+                    score[j] -= LOG2_E * (real)log((double)meetings(&x->order, x->buckets, q->bh,
+                                                                    (size_t)positions[j],
+                                                                    (size_t)at[0]));
         vstore(s + i * BLOCK, score);
-        most = vmax(most, score);
+        most = vmax(score, most);
     }
     return most;
 }
 
-/* Scores of one group of lanes, in place of the products at s; returns each lane's maximum. */
-static vec group_scores(real *s, const attention_arrays *x, const block *q, const block *k,
-                        const reach *r, size_t g, vec most) {
-    most = plain_scores(s, k->kscale, 0, r->low[g], most);
-    most = compared_scores(s, x, q, k, g, r->low[g], r->mid[g], most);
-    return plain_scores(s, k->kscale, max_size(r->mid[g], r->low[g]), r->high[g], most);
+/* The score of key i, where compared_scores has been. */
+static inline vec score_of(const real *s, const block *k, const reach *r, size_t group, size_t i) {
+    const vec x = vload(s + i * BLOCK);
+    return i >= r->low[group] && i < r->mid[group] ? x : x * k->kunit[i];
 }
 
 /* Rows [high, most) of a group: masked, and read by tiles that other groups share. */

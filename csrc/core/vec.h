@@ -136,6 +136,45 @@ static inline vec vec_exp(vec x) {
     return (r * r * p + r + (real)1) * scale;
 }
 
+/* 2^x for x up to 127 (float) or 1023 (double); what would be subnormal is 0, NaN stays NaN.
+
+   As vec_exp, with nothing to reduce: x = n + r with |r| <= 1/2, exactly. 2^r is 1 + r p(r), p
+   interpolated at Chebyshev nodes: relative error 5e-9 (float), 9e-18 (double) before rounding.
+   Attention's scores are in units of log 2 for this. */
+static inline vec vec_exp2(vec x) {
+    const int is_float = sizeof(real) == sizeof(float);
+    const real low = is_float ? (real)-127.0 : (real)-1023.0;
+    const real magic = is_float ? (real)(12582912.0 + 127) : (real)(6755399441055744.0 + 1023);
+
+    x = vmax(vset1(low), x);
+    const vec t = x + magic;
+    const vec r = x - (t - magic);
+    const vec scale = (vec)((ivec)t << (is_float ? 23 : 52));
+    vec p;
+    if (is_float) {
+        p = r * (real)0.00015453162945120690177 + (real)0.0013390863364671234381;
+        p = r * p + (real)0.0096180825572778514913;
+        p = r * p + (real)0.055503571142190778186;
+        p = r * p + (real)0.24022650760568126945;
+        p = r * p + (real)0.69314718802622878106;
+    } else {
+        p = r * (real)4.4549605981865183938e-10 + (real)7.0725859492692236999e-9;
+        p = r * p + (real)1.0178062445845773521e-7;
+        p = r * p + (real)1.3215442587921689653e-6;
+        p = r * p + (real)1.5252733829836118394e-5;
+        p = r * p + (real)1.5403530441736050155e-4;
+        p = r * p + (real)1.333355814641693531e-3;
+        p = r * p + (real)9.6181291076068885273e-3;
+        p = r * p + (real)0.055504108664821594339;
+        p = r * p + (real)0.2402265069591009822;
+        p = r * p + (real)0.69314718055994530942;
+    }
+    return (r * p + (real)1) * scale;
+}
+
+#define LOG2_E ((real)1.44269504088896340736)
+#define LN_2 ((real)0.69314718055994530942)
+
 /* exp(x) of one real: the bits agree with the vector loops. */
 static inline real exp1(real x) {
     return vec_exp(vset1(x))[0];
