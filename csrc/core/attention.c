@@ -212,6 +212,24 @@ static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, siz
     return sum;
 }
 
+/* The level of a group's exponentials, once their maximum has grown from `before` to `most`. A level
+   need not be the maximum: it stays while no exponential passes 2^8, and only then do the sums and
+   numerators so far fade. */
+static vec owner_rises(owner *o, size_t group, vec before, vec most, size_t dp) {
+    if (!any(most > before + (real)8)) return before;
+    const vec fade = vec_exp2(before - most);
+    vstore(o->most + group * VEC_LANES, most);
+    vstore(o->sum + group * VEC_LANES, vload(o->sum + group * VEC_LANES) * fade);
+    for (size_t i = 0; i < VEC_LANES && o->started; i++) {
+        real *num = o->num + (group * VEC_LANES + i) * dp;
+        if (fade[i] == 0) // not a product: what is forgotten may be NaN
+            memset(num, 0, dp * sizeof(real));
+        else
+            for (size_t j = 0; j < dp; j += VEC_LANES) vstore(num + j, vload(num + j) * fade[i]);
+    }
+    return most;
+}
+
 /* One owner's block of queries meets one block of keys. */
 static void forward_pair(const attention_arrays *x, workbench *w, owner *o, const block *k,
                          size_t slot) {
@@ -223,7 +241,6 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
     if (!r.most) return;
     staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp, &w->wishes);
 
-    real decay[BLOCK];
     for (size_t g = 0; g < r.groups; g++) {
         real *s = w->s + g * VEC_LANES;
         const size_t low = r.low[g], mid = max_size(r.mid[g], low), high = r.high[g];
@@ -231,24 +248,15 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
         vec most = plain_most(s, k->kunit, 0, low, before);
         most = compared_scores(s, x, q, k, g, low, mid, most);
         most = plain_most(s, k->kunit, mid, high, most);
-        const vec fade = vec_exp2(before - most);
-        vec sum = vload(o->sum + g * VEC_LANES) * fade;
+        most = owner_rises(o, g, before, most, dp);
+        vec sum = vload(o->sum + g * VEC_LANES);
         sum += exponentials(s, k->kunit, 0, low, most);
         sum += exponentials(s, NULL, low, mid, most);
         sum += exponentials(s, k->kunit, mid, high, most);
         for (size_t i = 0; i < high && a->dropout > 0; i++)
             vstore(s + i * BLOCK, vload(s + i * BLOCK) * drop_factors(a, q, k->kpos[i], slot, g));
-        vstore(o->most + g * VEC_LANES, most);
         vstore(o->sum + g * VEC_LANES, sum);
-        vstore(decay + g * VEC_LANES, fade);
         clear_beyond(s, &r, g);
-    }
-    for (size_t i = 0; i < q->nq && o->started; i++) {
-        real *num = o->num + i * dp;
-        if (decay[i] == 0) // not a product: what is forgotten may be NaN
-            memset(num, 0, dp * sizeof(real));
-        else if (decay[i] != 1)
-            for (size_t j = 0; j < dp; j += VEC_LANES) vstore(num + j, vload(num + j) * decay[i]);
     }
     if (k->finite) {
         queries_product(o->num, &r, w->s, k->v_rows, q->nq, dp, o->started, &w->wishes);

@@ -36,6 +36,7 @@ typedef struct {
     size_t bh, round, start; // which tokens: places start.. of the round's order
     int has_queries, has_keys;
     int pinned;      // an owner's: not to be replaced now
+    int in_order;    // the tokens are neighbours, and none is hidden
     int finite;      // no NaN and no infinity among the values
     uint64_t used;   // when it was last asked for
     size_t nq, nk;   // queries and keys
@@ -47,8 +48,9 @@ typedef struct {
     real kscale[BLOCK];                  // what makes a raw key row the key, times the scale
     real kunit[BLOCK];                   // the same for scores in units of log 2
     real lse[BLOCK], delta[BLOCK];       // backward; lse in units of log 2
-    real *q_columns, *q_rows, *k_rows, *v_rows;
-    real *do_columns, *do_rows; // backward
+    const real *q_rows, *k_rows, *v_rows, *do_rows; // where the rows are, dp apart: in place, or
+    real *q_space, *k_space, *v_space, *do_space;   // copied here
+    real *q_columns, *do_columns;
 } block;
 
 static inline int is_self_attention(const rf_attention *a) {
@@ -61,8 +63,8 @@ static size_t block_reals(size_t dp, int backward) {
 }
 
 static void block_place(block *x, real *at, size_t dp, int backward) {
-    real **parts[] = {&x->q_columns, &x->q_rows, &x->k_rows, &x->v_rows, &x->do_columns,
-                      &x->do_rows};
+    real **parts[] = {&x->q_columns, &x->q_space, &x->k_space, &x->v_space, &x->do_columns,
+                      &x->do_space};
     memset(at, 0, block_reals(dp, backward) * sizeof(real));
     memset(x, 0, sizeof *x);
     x->bh = SIZE_MAX;
@@ -118,6 +120,8 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     }
     for (size_t i = 0; i < hiding; i++) blk->kpos[blk->visible + i] = hidden[i];
 
+    blk->in_order = !x->order.order && hiding == 0;
+
     // queries and keys of self-attention are the same tokens, one list for both
     for (size_t i = 0; i < blk->nq; i++)
         blk->qpos[i] = is_self_attention(a) ? blk->kpos[i] : (lane)(blk->start + i);
@@ -129,6 +133,18 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     if (!a->across_buckets)
         for (size_t i = 0; i < blk->nk; i++)
             blk->kbucket[i] = blk->qbucket[i] = bucket_of(x, bh, blk->round, (size_t)blk->kpos[i]);
+}
+
+/* Rows of n tokens, dp apart. A whole block of neighbours is used where it lies, if its rows touch:
+   rows a power of two apart would fight for the same ways of the cache. */
+static const real *block_rows(const attention_arrays *x, const block *blk, const lane *tokens,
+                              size_t n, const real *base, rf_strides s, real *space) {
+    const size_t d = x->a->d, dp = x->dp;
+    if (blk->in_order && n == BLOCK && d == dp && s.t == (ptrdiff_t)d)
+        return row_of(base, s, x->a, blk->bh, (size_t)tokens[0]);
+    for (size_t i = 0; i < n; i++)
+        copy_row(space + i * dp, row_of(base, s, x->a, blk->bh, (size_t)tokens[i]), d);
+    return space;
 }
 
 /* What makes a raw key row the key, times the scale. A shared key is normalised: the columns of the
@@ -156,17 +172,14 @@ static void key_scales(const attention_arrays *x, block *blk) {
 
 static void block_keys(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
-    const size_t d = a->d, dp = x->dp;
-    vec zero = {0};
-    for (size_t i = 0; i < blk->nk; i++) {
-        const size_t token = (size_t)blk->kpos[i];
-        real *row = blk->k_rows + i * dp, *value = blk->v_rows + i * dp;
-        copy_row(row, a->shared_qk ? row_of(x->q, x->sq, a, blk->bh, token)
-                                   : row_of(x->k, x->sk, a, blk->bh, token), d);
-        copy_row(value, row_of(x->v, x->sv, a, blk->bh, token), d);
-        for (size_t j = 0; j < dp; j += VEC_LANES) zero += vload(value + j) * (real)0;
-    }
-    blk->finite = vsum(zero) == 0;
+    const real *keys = a->shared_qk ? x->q : x->k;
+    const rf_strides strides = a->shared_qk ? x->sq : x->sk;
+    blk->k_rows = block_rows(x, blk, blk->kpos, blk->nk, keys, strides, blk->k_space);
+    blk->v_rows = block_rows(x, blk, blk->kpos, blk->nk, x->v, x->sv, blk->v_space);
+    vec zero[4] = {{0}, {0}, {0}, {0}}; // stays 0 unless a value is not finite
+    for (size_t i = 0; i < blk->nk * x->dp; i += VEC_LANES)
+        zero[i / VEC_LANES % 4] += vload(blk->v_rows + i) * (real)0;
+    blk->finite = vsum((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
     blk->has_keys = 1;
     key_scales(x, blk);
 }
@@ -175,9 +188,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     const size_t dp = x->dp, rows = round_up(max_size(blk->nq, 1), VEC_LANES);
     if (!a->shared_qk) { // else the keys have brought them
-        for (size_t i = 0; i < blk->nq; i++)
-            copy_row(blk->q_rows + i * dp, row_of(x->q, x->sq, a, blk->bh, (size_t)blk->qpos[i]),
-                     a->d);
+        blk->q_rows = block_rows(x, blk, blk->qpos, blk->nq, x->q, x->sq, blk->q_space);
         transpose(blk->q_columns, BLOCK, blk->q_rows, dp, rows, dp);
     }
     if (a->dropout > 0)
@@ -190,11 +201,11 @@ static void block_queries(const attention_arrays *x, block *blk) {
         for (size_t i = 0; i < blk->nq; i++) {
             const size_t token = (size_t)blk->qpos[i];
             const real lse = x->lse[blk->bh * a->t + token];
-            copy_row(blk->do_rows + i * dp, row_of(x->dout, x->sdout, a, blk->bh, token), a->d);
             // rows that saw nothing are done elsewhere: a huge lse makes every probability 0 here
             if (lse != -(real)INFINITY) blk->lse[i] = lse * LOG2_E;
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
+        blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_space);
         transpose(blk->do_columns, BLOCK, blk->do_rows, dp, rows, dp);
     }
     blk->has_queries = 1;

@@ -75,6 +75,20 @@ static inline vec vselect(ivec mask, vec a, vec b) {
     return (vec)iselect(mask, (ivec)a, (ivec)b);
 }
 
+/* Is any lane of a comparison true? */
+static inline int any(ivec mask) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    return _Generic((lane)0, int32_t: _mm512_movepi32_mask, int64_t: _mm512_movepi64_mask)(
+               (__m512i)mask) != 0;
+#elif defined(__AVX__)
+    return _Generic((real)0, float: _mm256_movemask_ps, double: _mm256_movemask_pd)((vec)mask) != 0;
+#else
+    lane found = 0;
+    for (int i = 0; i < VEC_LANES; i++) found |= mask[i];
+    return found != 0;
+#endif
+}
+
 /* Rows are short: a call of memcpy costs more than the copy. */
 static inline void copy_row(real *restrict to, const real *restrict from, size_t n) {
     size_t i = 0;
