@@ -25,6 +25,7 @@ typedef struct {
     block_cache cache;
     owner owners[OWNERS];
     real *s, *g; // scores and their gradients of one pair
+    int careful; // forward: only what a row sees may touch it
     wish_list wishes;
 } workbench;
 
@@ -55,6 +56,7 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     const size_t dp = round_up(a->d, VEC_LANES), each = block_reals(dp, backward);
     w->cache.count = cache_blocks(a, backward);
     w->cache.clock = 0;
+    w->careful = 0;
     w->wishes.count = w->wishes.next = 0;
     w->wishes.depth = a->d;
     real *reals = take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) +
@@ -213,18 +215,21 @@ static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, siz
 }
 
 /* The level of a group's exponentials, once their maximum has grown from `before` to `most`. A level
-   need not be the maximum: it stays while no exponential passes 2^8, and only then do the sums and
-   numerators so far fade. */
+   need not be the maximum: it stays while no exponential passes 2^8, and only then do the row's sum
+   and numerator so far fade. */
 static vec owner_rises(owner *o, size_t group, vec before, vec most, size_t dp) {
-    if (!any(most > before + (real)8)) return before;
-    const vec fade = vec_exp2(before - most);
+    const ivec far = most > before + (real)8;
+    if (!any(far)) return before;
+    most = vselect(far, most, before);
     vstore(o->most + group * VEC_LANES, most);
+    if (!o->started) return most;
+    const vec fade = vec_exp2(before - most);
     vstore(o->sum + group * VEC_LANES, vload(o->sum + group * VEC_LANES) * fade);
-    for (size_t i = 0; i < VEC_LANES && o->started; i++) {
+    for (size_t i = 0; i < VEC_LANES; i++) {
         real *num = o->num + (group * VEC_LANES + i) * dp;
         if (fade[i] == 0) // not a product: what is forgotten may be NaN
             memset(num, 0, dp * sizeof(real));
-        else
+        else if (fade[i] != 1)
             for (size_t j = 0; j < dp; j += VEC_LANES) vstore(num + j, vload(num + j) * fade[i]);
     }
     return most;
@@ -258,9 +263,9 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
         vstore(o->sum + g * VEC_LANES, sum);
         clear_beyond(s, &r, g);
     }
-    if (k->finite) {
+    if (!w->careful) {
         queries_product(o->num, &r, w->s, k->v_rows, q->nq, dp, o->started, &w->wishes);
-    } else { // 0 times NaN is NaN: a value that is not finite must not touch rows that do not see it
+    } else {
         if (!o->started) memset(o->num, 0, q->nq * dp * sizeof(real));
         for (size_t i = 0; i < q->nq; i++)
             for (size_t j = 0; j < r.high[i / VEC_LANES]; j++)
@@ -286,6 +291,13 @@ static void owner_begin(const attention_arrays *x, owner *o, const forward_resul
         o->sum[i] = f->sum[row];
         copy_row(o->num + i * x->dp, row_of(f->out, f->sout, a, q->bh, token), a->d);
     }
+}
+
+static int owner_is_finite(const attention_arrays *x, const owner *o) {
+    vec zero[4] = {{0}, {0}, {0}, {0}}; // stays 0 unless a numerator is not finite
+    for (size_t i = 0; i < o->blk->nq * x->dp && o->started; i += VEC_LANES)
+        zero[i / VEC_LANES % 4] += vload(o->num + i) * (real)0;
+    return vsum((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
 }
 
 /* After the last round a row is num / sum; before that its three parts wait in out, lse and sum. */
@@ -316,13 +328,32 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
     }
 }
 
-/* All queries of a piece meet all keys of a span. */
 static void forward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span keys,
                          size_t slot) {
     for (size_t j = 0; j < blocks_of(keys.end - keys.start, BLOCK); j++) {
         const block *k = span_block(x, w, bh, keys, j, 0);
         for (size_t i = 0; i < p.count; i++) forward_pair(x, w, w->owners + i, k, slot);
     }
+}
+
+/* All queries of a piece meet all keys that they may see. */
+static void forward_spans(const attention_arrays *x, workbench *w, size_t bh, piece p,
+                          const forward_results *f) {
+    const rf_attention *a = x->a;
+    for (size_t i = 0; i < p.count; i++) owner_begin(x, w->owners + i, f);
+    if (is_window_scope(a)) {
+        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
+            size_t to;
+            if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
+                forward_span(x, w, bh, p, chunk_span(a, to), slot);
+        }
+        return;
+    }
+    span keys = p.base;
+    if (a->scope == RF_FULL) keys.end = a->tk;
+    // tokens of a span stand in order of position, so later blocks are later tokens
+    if (a->causal) keys.end = min_size(keys.end, keys.start + (p.first + p.count) * BLOCK);
+    forward_span(x, w, bh, p, keys, 0);
 }
 
 static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
@@ -332,25 +363,23 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
     for (size_t i = 0; i < p.count; i++) {
         w->owners[i].blk = span_block(x, w, bh, p.base, p.first + i, 1);
         w->owners[i].blk->pinned = 1;
-        owner_begin(x, w->owners + i, f);
     }
     if (is_window_scope(a)) {
+        const size_t next = p.chunk + 1 + a->after;
         w->wishes.count = w->wishes.next = 0;
         wish_chunk(x, w, bh, p.chunk, f->out, f->sout);
-        wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->q, x->sq);
-        if (!a->shared_qk) wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->k, x->sk);
-        wish_chunk(x, w, bh, p.chunk + 1 + a->after, x->v, x->sv);
-        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
-            size_t to;
-            if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
-                forward_span(x, w, bh, p, chunk_span(a, to), slot);
-        }
-    } else {
-        span keys = p.base;
-        if (a->scope == RF_FULL) keys.end = a->tk;
-        // tokens of a span stand in order of position, so later blocks are later tokens
-        if (a->causal) keys.end = min_size(keys.end, keys.start + (p.first + p.count) * BLOCK);
-        forward_span(x, w, bh, p, keys, 0);
+        wish_chunk(x, w, bh, next, x->q, x->sq);
+        if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
+        wish_chunk(x, w, bh, next, x->v, x->sv);
+    }
+    forward_spans(x, w, bh, p, f);
+    // 0 times NaN is NaN: a value that is not finite has touched rows that do not see it
+    int finite = 1;
+    for (size_t i = 0; i < p.count; i++) finite &= owner_is_finite(x, w->owners + i);
+    if (!finite) {
+        w->careful = 1;
+        forward_spans(x, w, bh, p, f);
+        w->careful = 0;
     }
     for (size_t i = 0; i < p.count; i++) {
         owner_end(x, w->owners + i, f);

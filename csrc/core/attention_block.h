@@ -37,7 +37,6 @@ typedef struct {
     int has_queries, has_keys;
     int pinned;      // an owner's: not to be replaced now
     int in_order;    // the tokens are neighbours, and none is hidden
-    int finite;      // no NaN and no infinity among the values
     uint64_t used;   // when it was last asked for
     size_t nq, nk;   // queries and keys
     size_t visible;  // keys [0, visible) are not hidden by the attention mask
@@ -176,10 +175,6 @@ static void block_keys(const attention_arrays *x, block *blk) {
     const rf_strides strides = a->shared_qk ? x->sq : x->sk;
     blk->k_rows = block_rows(x, blk, blk->kpos, blk->nk, keys, strides, blk->k_space);
     blk->v_rows = block_rows(x, blk, blk->kpos, blk->nk, x->v, x->sv, blk->v_space);
-    vec zero[4] = {{0}, {0}, {0}, {0}}; // stays 0 unless a value is not finite
-    for (size_t i = 0; i < blk->nk * x->dp; i += VEC_LANES)
-        zero[i / VEC_LANES % 4] += vload(blk->v_rows + i) * (real)0;
-    blk->finite = vsum((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
     blk->has_keys = 1;
     key_scales(x, blk);
 }
