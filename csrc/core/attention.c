@@ -25,6 +25,7 @@ typedef struct {
     block_cache cache;
     owner owners[OWNERS];
     real *s, *g; // scores and their gradients of one pair
+    size_t asked; // scope BUCKET: rows at places before it have been wished for
     int careful; // forward: only what a row sees may touch it
     wish_list wishes;
 } workbench;
@@ -57,6 +58,7 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     w->cache.count = cache_blocks(a, backward);
     w->cache.clock = 0;
     w->careful = 0;
+    w->asked = 0;
     w->wishes.count = w->wishes.next = 0;
     w->wishes.depth = a->d;
     real *reals = take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) +
@@ -176,14 +178,18 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
     }
 }
 
-/* Wish for the rows of a chunk in an array: in hash order they lie anywhere. */
+/* Wish for the rows at places [from, to) of a round in an array: in hash order they lie anywhere. */
+static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size_t round,
+                        size_t from, size_t to, const real *array, rf_strides strides) {
+    for (size_t at = from; at < min_size(to, from + BLOCK); at++)
+        wish(&w->wishes, row_of(array, strides, x->a, bh, token_at(x, bh, round, at)));
+}
+
 static void wish_chunk(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
                        const real *array, rf_strides strides) {
-    const rf_attention *a = x->a;
-    if (chunk >= chunks_of(a) * rounds_of(a)) return;
-    const span s = chunk_span(a, chunk);
-    for (size_t at = s.start; at < min_size(s.end, s.start + BLOCK); at++)
-        wish(&w->wishes, row_of(array, strides, a, bh, token_at(x, bh, s.round, at)));
+    if (chunk >= chunks_of(x->a) * rounds_of(x->a)) return;
+    const span s = chunk_span(x->a, chunk);
+    wish_places(x, w, bh, s.round, s.start, s.end, array, strides);
 }
 
 /* Block `index` of a span, with its queries if asked for. */
@@ -371,6 +377,17 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         wish_chunk(x, w, bh, next, x->q, x->sq);
         if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
         wish_chunk(x, w, bh, next, x->v, x->sv);
+    }
+    if (a->scope == RF_BUCKET) {
+        const size_t from = p.base.start + p.first * BLOCK;
+        const size_t to = min_size(p.base.end, from + p.count * BLOCK);
+        w->wishes.count = w->wishes.next = 0;
+        wish_places(x, w, bh, p.base.round, from, to, f->out, f->sout);
+        // what the buckets before this one have not asked for
+        const size_t next = w->asked < to || w->asked > to + BLOCK ? to : w->asked;
+        w->asked = min_size(a->t, to + BLOCK);
+        wish_places(x, w, bh, p.base.round, next, w->asked, x->q, x->sq);
+        wish_places(x, w, bh, p.base.round, next, w->asked, x->v, x->sv);
     }
     forward_spans(x, w, bh, p, f);
     // 0 times NaN is NaN: a value that is not finite has touched rows that do not see it

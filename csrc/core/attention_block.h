@@ -153,18 +153,19 @@ static void key_scales(const attention_arrays *x, block *blk) {
     for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
     if (a->shared_qk) {
         blk->q_rows = blk->k_rows;
-        transpose(blk->q_columns, BLOCK, blk->k_rows, x->dp, BLOCK, x->dp);
-        real sum[BLOCK];
-        for (size_t i = 0; i < BLOCK; i += VEC_LANES) {
-            vec s = {0};
-            for (size_t j = 0; j < a->d; j++) {
-                const vec column = vload(blk->q_columns + j * BLOCK + i);
-                s += column * column;
+        const size_t rows = round_up(blk->nk, VEC_LANES);
+        transpose(blk->q_columns, BLOCK, blk->k_rows, x->dp, rows, x->dp);
+        for (size_t i = 0; i < rows; i += VEC_LANES) {
+            vec sum[2] = {{0}, {0}};
+            for (size_t j = 0; j < x->dp; j += 2) {
+                const vec even = vload(blk->q_columns + j * BLOCK + i);
+                const vec odd = vload(blk->q_columns + (j + 1) * BLOCK + i);
+                sum[0] += even * even, sum[1] += odd * odd;
             }
-            vstore(sum + i, s);
+            real mean[VEC_LANES];
+            vstore(mean, (sum[0] + sum[1]) / (real)a->d + (real)1e-6);
+            for (size_t j = 0; j < VEC_LANES; j++) blk->kscale[i + j] *= inverse_root(mean[j]);
         }
-        for (size_t i = 0; i < BLOCK; i++)
-            blk->kscale[i] *= inverse_root(sum[i] / (real)a->d + (real)1e-6);
     }
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
 }
