@@ -535,16 +535,16 @@ static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, p
         memset(o->dq, 0, 3 * BLOCK * x->dp * sizeof(real)); // dq, dk and dv lie side by side
     }
     if (is_window_scope(a)) {
-        if (a->scope == RF_CHUNK) {
-            const backward_results *g = results;
-            const size_t next = p.chunk + 1 + max_size(a->before, a->after);
-            w->wishes.count = w->wishes.next = 0;
-            wish_chunk(x, w, bh, next, x->q, x->sq);
-            wish_chunk(x, w, bh, next, x->v, x->sv);
-            wish_chunk(x, w, bh, next, x->dout, x->sdout);
-            wish_chunk(x, w, bh, p.chunk, g->dq, g->sdq);
-            wish_chunk(x, w, bh, p.chunk, g->dv, g->sdv);
-        }
+        const backward_results *g = results;
+        const size_t next = p.chunk + 1 + max_size(a->before, a->after);
+        w->wishes.count = w->wishes.next = 0;
+        wish_chunk(x, w, bh, next, x->q, x->sq);
+        if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
+        wish_chunk(x, w, bh, next, x->v, x->sv);
+        wish_chunk(x, w, bh, next, x->dout, x->sdout);
+        wish_chunk(x, w, bh, p.chunk, g->dq, g->sdq);
+        if (!a->shared_qk) wish_chunk(x, w, bh, p.chunk, g->dk, g->sdk);
+        wish_chunk(x, w, bh, p.chunk, g->dv, g->sdv);
         for (size_t slot = 0; slot <= a->before + a->after; slot++) {
             const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
             size_t other;

@@ -20,7 +20,7 @@
 #define GEMM_NR (GEMM_NV * VEC_LANES)
 
 /* Steps of the inner dimension whose panel of B stays near. */
-#define GEMM_KC (32768 / (GEMM_NR * sizeof(real)))
+#define GEMM_KC (16384 / (GEMM_NR * sizeof(real)))
 
 /* Columns of C that stay in the second-level cache beside them. */
 #define GEMM_NC 512
