@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from .activations import WEIGHTED
 from .checkpoint import local_folder, write_atomically
 
 __all__ = ["ReformerConfig"]
@@ -19,7 +20,8 @@ LAYER_TYPES = ("local", "lsh")
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# transformers' names of activations, and ours: it has several for one function
+# transformers' names of activations, and ours: it has several for one function; those with weights
+# keep their names
 ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
@@ -43,9 +45,7 @@ ACTIVATIONS = {
     "laplace": "laplace",
     "sqrtsoftplus": "sqrtsoftplus",
     "linear": "linear",
-}
-# the two of transformers' that have weights of their own, which no Reformer was ever saved with
-WITH_WEIGHTS = ("prelu", "xielu")
+} | {name: name for name in WEIGHTED}
 
 # keys of configurations from 2020, and the fields that took their place
 LEGACY_KEYS = {
@@ -291,7 +291,7 @@ class ReformerConfig:
 
     @property
     def activation(self) -> str:
-        """`hidden_act` by the name that ``reformer_c.feed_forward`` knows it by."""
+        """`hidden_act` by the name that ``reformer_c.feed_forward``, or `WEIGHTED`, knows it by."""
         return ACTIVATIONS[self.hidden_act]
 
     @property
@@ -391,11 +391,6 @@ class ReformerConfig:
                 raise ValueError(f"num_buckets: expected even numbers, got {self.num_buckets}")
 
     def _check_choices(self) -> None:
-        if self.hidden_act in WITH_WEIGHTS:
-            raise ValueError(
-                f"hidden_act: {self.hidden_act!r} has weights of its own; "
-                f"expected one of {', '.join(ACTIVATIONS)}"
-            )
         _choice("hidden_act", self.hidden_act, ACTIVATIONS)
         _choice("attention_scope", self.attention_scope, SCOPES)
         if self.problem_type is not None:

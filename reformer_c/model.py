@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import ops
-from .body import WORDS, Pass, body_shapes
+from .activations import WEIGHTED
+from .body import WORDS, Pass, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
 from .config import ReformerConfig
 from .generate import generate_tokens
@@ -86,6 +87,8 @@ class Reformer:
     parameters : mapping of str to ndarray
         Live, under Hugging Face's ``state_dict`` names: edit an array in place, or assign another
         of the same shape and dtype.
+    buffers : dict of str to ndarray
+        Numbers that are saved with the weights and not trained: of the activation "xielu".
     """
 
     # names of the body's weights begin with it
@@ -117,6 +120,10 @@ class Reformer:
         shapes |= self.head.shapes(config)
         arrays = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
         self._parameters = Parameters(arrays)
+        constants = body_constants(config)
+        self.buffers = {
+            self.prefix + name: np.array(value, dtype) for name, value in constants.items()
+        }
 
     def _initialise(self, names: Iterable[str], rng: Any) -> None:
         """Hugging Face's initialisation, each array from a key of its own."""
@@ -128,6 +135,8 @@ class Reformer:
                 array[...] = 0.0
             elif "layer_norm" in name:
                 array[...] = 1.0
+            elif ".act_fn." in name:
+                array[...] = WEIGHTED[self.config.activation].weights[name.rpartition(".")[2]]
             else:
                 axial = name.startswith("embeddings.position_embeddings.weights")
                 scale = self.config.axial_norm_std if axial else self.config.initializer_range
@@ -236,7 +245,7 @@ class Reformer:
         return run, wanted
 
     def _pass(self, inputs: Inputs, **rest: Any) -> Pass:
-        return Pass(self.config, self.parameters, self.prefix, inputs, **rest)
+        return Pass(self.config, {**self.parameters, **self.buffers}, self.prefix, inputs, **rest)
 
     def _pad_vector(self) -> np.ndarray:
         words = self.parameters[self.prefix + WORDS]
@@ -254,11 +263,12 @@ class Reformer:
         """
         config = self.config.to_dict() | {"architectures": [type(self).__name__]}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        tensors = {**self.parameters, **self.buffers}
         save_folder(
             folder,
             {
                 "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-                "model.safetensors": lambda path: write_safetensors(path, self.parameters),
+                "model.safetensors": lambda path: write_safetensors(path, tensors),
             },
         )
 
@@ -307,7 +317,7 @@ class Reformer:
         model = cls.__new__(cls)
         model._allocate(ReformerConfig.from_json(folder) if config is None else config, dtype)
         missing, unexpected, misshapen = load_into(
-            model.parameters, read_folder(folder), model._own_name
+            {**model.parameters, **model.buffers}, read_folder(folder), model._own_name
         )
         found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
         message = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
@@ -319,7 +329,7 @@ class Reformer:
             )
         if message:
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
-            model._initialise(missing, rng)
+            model._initialise((name for name in missing if name in model.parameters), rng)
         return model
 
     def _own_name(self, name: str) -> str | None:

@@ -132,6 +132,32 @@ def test_mask_constants_of_old_checkpoints_are_passed_over(tmp_path, model):
     assert same(ReformerModelWithLMHead.from_pretrained(tmp_path).parameters, model.parameters)
 
 
+def test_constants_of_an_activation_are_saved_and_read_beside_its_weights(tmp_path):
+    config = small_config(hidden_act="xielu", attn_layers=["local"])
+    model = randomise(ReformerModelWithLMHead(config, rng=0))
+    at = "reformer.encoder.layers.0.feed_forward.dense.act_fn."
+    model.buffers[f"{at}beta"][...] = 0.25
+    model.save_pretrained(tmp_path)
+    back = ReformerModelWithLMHead.from_pretrained(tmp_path)
+    assert same(back.parameters, model.parameters)
+    assert same(back.buffers, model.buffers)
+    assert sorted(back.buffers) == [f"{at}beta", f"{at}eps"]
+    ids = random_ids((2, 17))
+    assert np.array_equal(back(ids).logits, model(ids).logits)
+    fresh = ReformerModelWithLMHead(config, rng=0)
+    assert fresh.buffers[f"{at}beta"] == 0.5
+    fresh.parameters.update(model.parameters)
+    assert not np.array_equal(fresh(ids).logits, model(ids).logits)
+
+    rewrite(tmp_path, lambda t: [t.pop(f"{at}eps"), t.pop(f"{at}alpha_p")])
+    with pytest.raises(ValueError, match=rf"missing: {at}alpha_p, {at}eps"):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="missing"):
+        back = ReformerModelWithLMHead.from_pretrained(tmp_path, strict=False)
+    assert back.parameters[f"{at}alpha_p"] == np.float32(0.2041015625)
+    assert same(back.buffers, model.buffers)
+
+
 def test_shards_are_read_by_their_index(tmp_path, model):
     model.save_pretrained(tmp_path)
     tensors = read_safetensors(tmp_path / "model.safetensors")
