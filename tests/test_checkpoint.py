@@ -72,11 +72,22 @@ def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path):
         "t": a.transpose(2, 0, 1),
         "step": a[:, ::2, 1:],
         "flipped": a[::-1],
+        "columns": np.asfortranarray(a[0]),
+        "repeated": np.broadcast_to(np.float32(3), (2, 3)),
         "one": a[0, 0, 0],
     }
     tensors = {name: np.asarray(array) for name, array in tensors.items()}
-    write_safetensors(tmp_path / "a.safetensors", tensors)
-    assert same(read_safetensors(tmp_path / "a.safetensors"), tensors)
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, tensors)
+    assert same(read_safetensors(path), tensors)
+    # and by the format's own description, whatever version of the library wrote and read it
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header, data = json.loads(data[8 : 8 + size]), data[8 + size :]
+    for name, array in tensors.items():
+        start, end = header[name]["data_offsets"]
+        assert header[name]["shape"] == list(array.shape)
+        assert data[start:end] == array.tobytes(), name
 
 
 # ---- what the files hold ----
