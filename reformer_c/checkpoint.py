@@ -133,8 +133,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     _safetensors()
     from safetensors.numpy import save_file
 
-    # the library (its version 0.8.0) writes an array's memory as it lies: only a contiguous one's is
-    # the array
+    # the library's version 0.8.0 writes an array's memory as it lies: contiguous, it is the array
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     # ascontiguousarray gives scalars an axis
     contiguous = {name: a.reshape(np.shape(tensors[name])) for name, a in contiguous.items()}

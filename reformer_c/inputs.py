@@ -93,8 +93,8 @@ def check_inputs(
         last = positions[:, -1:] + 1 + np.arange(more)
         positions = np.concatenate([positions, last], axis=1).clip(max=config.num_positions - 1)
         if input_ids is not None:
-            pad_id = config.pad_token_id or 0
-            input_ids = np.pad(input_ids, ((0, 0), (0, more)), constant_values=pad_id)
+            pads = ((0, 0), (0, more))
+            input_ids = np.pad(input_ids, pads, constant_values=config.padding_id)
         else:
             tail = np.broadcast_to(pad(), (b, more, config.hidden_size))
             inputs_embeds = np.concatenate([inputs_embeds, tail], axis=1)

@@ -249,7 +249,7 @@ class Reformer:
 
     def _pad_vector(self) -> np.ndarray:
         words = self.parameters[self.prefix + WORDS]
-        return words[self.config.pad_token_id or 0]
+        return words[self.config.padding_id]
 
     # ---- files ----
 

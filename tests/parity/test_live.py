@@ -1,6 +1,7 @@
 """Against live transformers: outputs, losses and every gradient of all five models."""
 
 import contextlib
+import dataclasses
 import io
 
 import numpy as np
@@ -100,14 +101,62 @@ def test_every_field_has_their_default():
     ours_ = ReformerConfig().to_dict()
     # what their library notes about itself, and names of classes that follow from num_labels
     notes = {
-        "transformers_version", "architectures", "return_dict", "dtype", "is_encoder_decoder",
-        "id2label", "label2id", "_name_or_path",
+        "transformers_version", "architectures", "dtype", "id2label", "label2id", "_name_or_path",
     }  # fmt: skip
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in theirs.items()}
     assert {k: v for k, v in plain.items() if k not in notes} == {
         k: v for k, v in ours_.items() if k != "num_labels"
     }
     assert live.transformers.ReformerConfig().num_labels == ReformerConfig().num_labels
+    # and those that it does not write
+    for field in dataclasses.fields(live.transformers.ReformerConfig):
+        if field.name not in ("id2label", "label2id"):  # theirs are made from num_labels
+            value = getattr(live.transformers.ReformerConfig(), field.name)
+            value = list(value) if isinstance(value, tuple) else value
+            assert getattr(ReformerConfig(), field.name) == value, field.name
+
+
+VALUES = [
+    None, True, False, -1, 0, 1, 2, 4096, 0.5, 1.5, -0.5, "x", "relu", [], [1], [4, 4], [1.5],
+    ["local"], ["global"], [64, 192], {}, {"0": "a"},
+]  # fmt: skip
+
+
+@pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(live.transformers.ReformerConfig)]
+)
+def test_what_they_refuse_is_refused_with_the_fields_name(name):
+    """But for whole numbers where they insist on a point, as in layer_norm_eps=0."""
+    for value in VALUES:
+        if type(value) is int and isinstance(getattr(ReformerConfig(), name), float):
+            continue
+        if name == "dtype" and isinstance(value, str):
+            continue  # they look it up in torch
+        try:
+            live.transformers.ReformerConfig(**{name: value})
+        except Exception:
+            # a layer type that does not occur may have None, as in their own checkpoints
+            if value is None and name.startswith("local_"):
+                ReformerConfig(**{name: None}, attn_layers=["lsh"])
+            with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+                ReformerConfig(**{name: value})
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_buckets": [2, 4], "classifier_dropout": 0.1}])
+def test_configurations_go_both_ways_and_keep_unknown_fields(tmp_path, changes):
+    theirs = live.transformers.ReformerConfig(**changes, num_labels=3, task="prose")
+    theirs.save_pretrained(tmp_path / "theirs")
+    config = ReformerConfig.from_pretrained(tmp_path / "theirs")
+    assert config.num_labels == 3
+    assert config.extra["task"] == "prose"
+    config.save_pretrained(tmp_path / "ours")
+    back = live.transformers.ReformerConfig.from_pretrained(tmp_path / "ours")
+    assert back.task == "prose"
+    own = ("attention_scope", "memory_budget", "apply_lm_head_bias")
+    assert not any(hasattr(back, name) for name in own)
+    before, after = theirs.to_dict(), back.to_dict()
+    assert {name: after[name] for name in before} == before
 
 
 @pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
