@@ -100,6 +100,8 @@ class Pass:
     ) -> Iterator[dict]:
         """For each LSH layer, how it hashes."""
         config, count = self.config, self.config.layer_types.count("lsh")
+        if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
+            raise TypeError(f"rotations: expected a list of arrays, got {type(rotations).__name__}")
         if rotations is not None and len(rotations) != count:
             raise ValueError(
                 f"rotations: expected one array for each of {count} LSH layers, "
@@ -108,7 +110,8 @@ class Pass:
         if count == 0:
             return iter(())
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
-        if not isinstance(num_hashes, (int, np.integer)) or num_hashes < 1:
+        whole = isinstance(num_hashes, (int, np.integer)) and not isinstance(num_hashes, bool)
+        if not whole or num_hashes < 1:
             raise ValueError(f"num_hashes: expected an integer >= 1, got {num_hashes!r}")
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
         num_buckets = config.num_buckets if num_buckets is None else num_buckets
@@ -126,11 +129,14 @@ class Pass:
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         heads = (config.num_attention_heads, config.attention_head_size)
         shape = (*heads, int(num_hashes), sum(factors) // 2)
-        rotations = [np.asarray(rotation, dtype) for rotation in rotations]
-        for i, rotation in enumerate(rotations):
+        checked = []
+        for i, rotation in enumerate(map(np.asarray, rotations)):
+            if rotation.dtype.kind not in "iuf":
+                raise TypeError(f"rotations[{i}]: expected real numbers, got {rotation.dtype}")
             if rotation.shape != shape:
                 raise ValueError(f"rotations[{i}]: expected shape {shape}, got {rotation.shape}")
-        return iter([rules | {"rotations": rotation} for rotation in rotations])
+            checked.append(rotation.astype(dtype, copy=False))
+        return iter([rules | {"rotations": rotation} for rotation in checked])
 
     # ---- forward ----
 

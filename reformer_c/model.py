@@ -113,7 +113,10 @@ class Reformer:
             raise TypeError(f"config: expected a ReformerConfig, got {type(config).__name__}")
         config.check()
         self.head.check_config(config)
-        self.config, self.dtype = config, np.dtype(dtype)
+        try:
+            self.config, self.dtype = config, np.dtype(dtype)
+        except TypeError as error:
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
         shapes = {self.prefix + name: shape for name, shape in body_shapes(config).items()}
@@ -202,9 +205,9 @@ class Reformer:
             Name the argument and say what was expected.
         """
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = bool(self.config.output_hidden_states)
         if output_attentions is None:
-            output_attentions = self.config.output_attentions
+            output_attentions = bool(self.config.output_attentions)
         run, wanted = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
             False, targets, False, output_attentions,

@@ -368,6 +368,16 @@ def test_saving_again_keeps_the_folders_other_files(tmp_path, model):
     assert ReformerModelWithLMHead.from_pretrained(tmp_path).parameters["lm_head.bias"][0] == 7
 
 
+@pytest.mark.parametrize("folder", [None, 3, b"model"])
+def test_what_is_no_path_is_said(model, folder):
+    with pytest.raises(TypeError, match=r"^folder: expected a path"):
+        model.save_pretrained(folder)
+    with pytest.raises(TypeError, match=r"^folder: expected a path"):
+        ReformerModelWithLMHead.from_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match="there is no folder ''"):
+        ReformerModelWithLMHead.from_pretrained("")
+
+
 def test_a_file_is_no_folder(tmp_path, model):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="folder"):
