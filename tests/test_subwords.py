@@ -85,6 +85,13 @@ def test_what_no_piece_holds_is_unknown(tokenizer):
     ]  # fmt: skip
 
 
+def test_the_text_around_what_is_unknown_comes_back(tokenizer):
+    for text in ("was \N{SNOWMAN} the", "was\N{SNOWMAN}the", "\N{SNOWMAN} the", "was \N{SNOWMAN}"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text.replace("\N{SNOWMAN}", "<unk>")
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text.replace("\N{SNOWMAN}", "")
+
+
 def test_pieces_and_ids_answer_each_other(tokenizer):
     text = LINES[0]
     pieces = tokenizer.tokenize(text)
