@@ -120,6 +120,12 @@ class ReformerTokenizer(Tokenizer):
         self.vocabulary = self._pieces.vocabulary | self._added
         self._texts = {i: token for token, i in self.vocabulary.items()}
         self.additional_special_tokens = list(options.pop("additional_special_tokens", []))
+        for token in self.additional_special_tokens:
+            if token not in self.vocabulary:
+                raise ValueError(
+                    "additional_special_tokens: expected tokens of the vocabulary, or of "
+                    f"added_tokens, got {token!r}"
+                )
         for name, usual in NAMED.items():
             given = options.pop(name, None)
             setattr(self, name, usual if given is None and usual in self.vocabulary else given)
@@ -304,6 +310,8 @@ def _folder_options(folder: Path) -> dict[str, Any]:
         if values.get(name) is not None:
             options[name] = _text(values[name])
     more = values.get("additional_special_tokens") or values.get("extra_special_tokens") or []
+    if isinstance(more, dict):  # by names, which transformers makes attributes of
+        more = more.values()
     options["additional_special_tokens"] = [_text(token) for token in more]
     longest = values.get("model_max_length")
     if longest is not None and longest < UNLIMITED:

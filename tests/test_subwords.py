@@ -156,6 +156,23 @@ def test_added_tokens_have_ids_behind_the_pieces(folder):
     assert tokenizer.decode(tokenizer.encode("To be<pad>")) == "To be<pad>"
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_special_tokens_without_a_usual_name_are_kept_whole(folder, named):
+    count = len(ReformerTokenizer.from_pretrained(folder))
+    config = {
+        "extra_special_tokens": {"speaker": "<A>"} if named else ["<A>"],
+        "added_tokens_decoder": {str(count): {"content": "<A>", "special": True}},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = ReformerTokenizer.from_pretrained(folder)
+    assert tokenizer.additional_special_tokens == ["<A>"]
+    assert tokenizer.decode(tokenizer.encode("<A>To be"), skip_special_tokens=True) == "To be"
+    del config["added_tokens_decoder"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"^additional_special_tokens: .*'<A>'"):
+        ReformerTokenizer.from_pretrained(folder)
+
+
 def test_each_class_takes_its_own_file_first_and_else_the_other(tmp_path):
     write_spiece(tmp_path)
     write_tokenizer_json(tmp_path)
