@@ -6,20 +6,21 @@ afterwards. It holds the keys of its random bits, so the way back repeats them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import ops
+from .activations import WEIGHTED
 from .attention import LocalAttention, LSHAttention
 from .config import ReformerConfig
 from .inputs import Inputs
-from .nn import Embeddings, FeedForward, FinalNorm, Parameters, Weights, random_key
+from .nn import Embeddings, FeedForward, FinalNorm, WeightedFeedForward, Weights, random_key
 from .reversible import reversible_backward, reversible_forward
 
-__all__ = ["Pass", "body_shapes", "dense_shapes"]
+__all__ = ["Pass", "body_constants", "body_shapes", "dense_shapes"]
 
 # final states in memory at a time, in numbers: 16 MB of float32
 HEAD_BLOCK = 2**22
@@ -33,7 +34,7 @@ class Pass:
     def __init__(
         self,
         config: ReformerConfig,
-        parameters: Parameters,
+        parameters: Mapping[str, np.ndarray],
         prefix: str,
         inputs: Inputs,
         *,
@@ -87,7 +88,8 @@ class Pass:
             attention = LSHAttention(
                 attend, rotations_key=draw("rotations"), **next(hashing), **rules, **common
             )
-        feed_forward = FeedForward(
+        build = WeightedFeedForward if config.activation in WEIGHTED else FeedForward
+        feed_forward = build(
             weights.below("feed_forward."), activation=config.activation,
             chunk_length=config.chunk_size_feed_forward, key=partial(key, "feed_forward"), **common,
         )  # fmt: skip
@@ -98,6 +100,8 @@ class Pass:
     ) -> Iterator[dict]:
         """For each LSH layer, how it hashes."""
         config, count = self.config, self.config.layer_types.count("lsh")
+        if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
+            raise TypeError(f"rotations: expected a list of arrays, got {type(rotations).__name__}")
         if rotations is not None and len(rotations) != count:
             raise ValueError(
                 f"rotations: expected one array for each of {count} LSH layers, "
@@ -106,7 +110,8 @@ class Pass:
         if count == 0:
             return iter(())
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
-        if not isinstance(num_hashes, (int, np.integer)) or num_hashes < 1:
+        whole = isinstance(num_hashes, (int, np.integer)) and not isinstance(num_hashes, bool)
+        if not whole or num_hashes < 1:
             raise ValueError(f"num_hashes: expected an integer >= 1, got {num_hashes!r}")
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
         num_buckets = config.num_buckets if num_buckets is None else num_buckets
@@ -124,11 +129,14 @@ class Pass:
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         heads = (config.num_attention_heads, config.attention_head_size)
         shape = (*heads, int(num_hashes), sum(factors) // 2)
-        rotations = [np.asarray(rotation, dtype) for rotation in rotations]
-        for i, rotation in enumerate(rotations):
+        checked = []
+        for i, rotation in enumerate(map(np.asarray, rotations)):
+            if rotation.dtype.kind not in "iuf":
+                raise TypeError(f"rotations[{i}]: expected real numbers, got {rotation.dtype}")
             if rotation.shape != shape:
                 raise ValueError(f"rotations[{i}]: expected shape {shape}, got {rotation.shape}")
-        return iter([rules | {"rotations": rotation} for rotation in rotations])
+            checked.append(rotation.astype(dtype, copy=False))
+        return iter([rules | {"rotations": rotation} for rotation in checked])
 
     # ---- forward ----
 
@@ -238,9 +246,23 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{layer}attention.self_attention.{projection}.weight"] = (width, c)
         shapes[f"{layer}attention.output.dense.weight"] = (c, width)
         shapes |= norm_shapes(f"{layer}feed_forward.layer_norm", c)
+        if config.activation in WEIGHTED:
+            for name in WEIGHTED[config.activation].weights:
+                shapes[f"{layer}feed_forward.dense.act_fn.{name}"] = (1,)
         shapes |= dense_shapes(f"{layer}feed_forward.dense.dense", f, c)
         shapes |= dense_shapes(f"{layer}feed_forward.output.dense", c, f)
     return shapes | norm_shapes("encoder.layer_norm", 2 * c)
+
+
+def body_constants(config: ReformerConfig) -> dict[str, float]:
+    """Names and values of the numbers that checkpoints hold beside the weights."""
+    if config.activation not in WEIGHTED:
+        return {}
+    return {
+        f"encoder.layers.{i}.feed_forward.dense.act_fn.{name}": value
+        for i in range(config.num_hidden_layers)
+        for name, value in WEIGHTED[config.activation].constants.items()
+    }
 
 
 def norm_shapes(name: str, c: int) -> dict[str, tuple[int, ...]]:

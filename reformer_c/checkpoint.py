@@ -71,7 +71,7 @@ def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], 
     All are written before the first takes its place: a full disk leaves the folder as it was. A
     new folder appears with all of them at once.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"folder: {os.fspath(folder)!r} is a file")
     is_new = not folder.exists()
@@ -93,6 +93,13 @@ def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], 
             _sync(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def as_path(folder: Any) -> Path:
+    """The path of a folder; TypeError where it is none."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder: expected a path, got {type(folder).__name__}")
+    return Path(folder)
 
 
 def _unused_name_beside(path: Path) -> Path:
@@ -133,7 +140,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     _safetensors()
     from safetensors.numpy import save_file
 
-    # the library writes an array's memory: only a contiguous one's is the array
+    # the library's version 0.8.0 writes an array's memory as it lies: contiguous, it is the array
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     # ascontiguousarray gives scalars an axis
     contiguous = {name: a.reshape(np.shape(tensors[name])) for name, a in contiguous.items()}
@@ -266,8 +273,9 @@ def local_folder(
     ImportError
         It may be a name on the hub, and the huggingface_hub library is not installed.
     """
-    folder, text = Path(name), os.fspath(name)
-    if folder.is_dir():
+    folder = as_path(name)
+    text = os.fspath(name)
+    if text and folder.is_dir():
         return folder
     if not HUB_NAME.fullmatch(text):
         raise FileNotFoundError(f"folder: there is no folder {text!r}")

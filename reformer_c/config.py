@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from .activations import WEIGHTED
 from .checkpoint import local_folder, write_atomically
 
 __all__ = ["ReformerConfig"]
@@ -19,7 +20,8 @@ LAYER_TYPES = ("local", "lsh")
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# transformers' names of activations, and ours: it has several for one function
+# transformers' names of activations, and ours: it has several for one function; those with weights
+# keep their names
 ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
@@ -43,9 +45,7 @@ ACTIVATIONS = {
     "laplace": "laplace",
     "sqrtsoftplus": "sqrtsoftplus",
     "linear": "linear",
-}
-# the two of transformers' that have weights of their own, which no Reformer was ever saved with
-WITH_WEIGHTS = ("prelu", "xielu")
+} | {name: name for name in WEIGHTED}
 
 # keys of configurations from 2020, and the fields that took their place
 LEGACY_KEYS = {
@@ -150,9 +150,9 @@ class ReformerConfig:
     id2label: dict[int, str] | None = None
     label2id: dict[str, int] | None = None
     # what a call gives where it is not told
-    output_attentions: bool = False
-    output_hidden_states: bool = False
-    # id that fills up short rows
+    output_attentions: bool | None = False
+    output_hidden_states: bool | None = False
+    # id that fills up short rows; where the vocabulary has it not, 0 does
     pad_token_id: int | None = 0
     # loss of the classification head; None: from num_labels and the labels' dtype
     problem_type: str | None = None
@@ -162,6 +162,12 @@ class ReformerConfig:
     tie_word_embeddings: bool = False
     # kept for the round trip
     use_cache: bool = True
+    # kept for the round trip: what transformers notes about itself and the model's class
+    architectures: list[str] | None = None
+    transformers_version: str | None = None
+    dtype: str | None = None
+    return_dict: bool = True
+    is_encoder_decoder: bool = False
     # layers that are built, the first of attn_layers; None: all
     num_hidden_layers: int = None  # type: ignore[assignment]
 
@@ -232,7 +238,7 @@ class ReformerConfig:
             values[f.name] = list(value) if isinstance(value, list) else value
         if self.id2label is not None:
             values["id2label"] = {str(key): label for key, label in self.id2label.items()}
-        for name in ("id2label", "label2id"):
+        for name in ("id2label", "label2id", "architectures", "transformers_version", "dtype"):
             if values[name] is None:
                 del values[name]
         if self.memory_budget == math.inf:
@@ -291,8 +297,14 @@ class ReformerConfig:
 
     @property
     def activation(self) -> str:
-        """`hidden_act` by the name that ``reformer_c.feed_forward`` knows it by."""
+        """`hidden_act` by the name that ``reformer_c.feed_forward``, or `WEIGHTED`, knows it by."""
         return ACTIVATIONS[self.hidden_act]
+
+    @property
+    def padding_id(self) -> int:
+        """What fills up a row: `pad_token_id`, or 0 where the vocabulary does not have it."""
+        has = self.pad_token_id is not None and 0 <= self.pad_token_id < self.vocab_size
+        return self.pad_token_id if has else 0  # type: ignore[return-value]
 
     @property
     def num_positions(self) -> int:
@@ -379,7 +391,7 @@ class ReformerConfig:
     def _check_hashing(self) -> None:
         _integer("num_hashes", self.num_hashes, 1)
         if self.hash_seed is not None:
-            _integer("hash_seed", self.hash_seed, 0)
+            _integer("hash_seed", self.hash_seed)
         if self.num_buckets is None:
             return
         factors = self.num_buckets if isinstance(self.num_buckets, list) else [self.num_buckets]
@@ -391,27 +403,37 @@ class ReformerConfig:
                 raise ValueError(f"num_buckets: expected even numbers, got {self.num_buckets}")
 
     def _check_choices(self) -> None:
-        if self.hidden_act in WITH_WEIGHTS:
-            raise ValueError(
-                f"hidden_act: {self.hidden_act!r} has weights of its own; "
-                f"expected one of {', '.join(ACTIVATIONS)}"
-            )
         _choice("hidden_act", self.hidden_act, ACTIVATIONS)
         _choice("attention_scope", self.attention_scope, SCOPES)
         if self.problem_type is not None:
             _choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ValueError(
+                "problem_type: expected num_labels > 1 for 'single_label_classification'; "
+                "one label is a 'regression', and yes or no are two"
+            )
         for name in (
             "is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias",
-            "output_attentions", "output_hidden_states",
+            "is_encoder_decoder",
         ):  # fmt: skip
             _boolean(name, getattr(self, name))
+        for name in ("output_attentions", "output_hidden_states", "return_dict"):
+            if getattr(self, name) is not None:
+                _boolean(name, getattr(self, name))
+        for name in ("transformers_version", "dtype"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise TypeError(f"{name}: expected text or None, got {getattr(self, name)!r}")
+        names = self.architectures or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"architectures: expected a list of names, got {names!r}")
+        # checkpoints have -1 for none, and ids that a tokenizer added
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 0)
+                _integer(name, getattr(self, name))
         if self.eos_token_id is not None:
             ids = self.eos_token_id
             for i in ids if isinstance(ids, list) else [ids]:
-                _integer("eos_token_id", i, 0)
+                _integer("eos_token_id", i)
         if self.memory_budget is not None:
             _real("memory_budget", self.memory_budget, 0.0, finite=False)
         if not isinstance(self.extra, dict):
@@ -433,11 +455,12 @@ def _number(key: Any) -> Any:
     return int(key) if isinstance(key, str) and key.isdecimal() else key
 
 
-def _integer(name: str, value: Any, least: int) -> None:
+def _integer(name: str, value: Any, least: int | None = None) -> None:
+    expected = "an integer" if least is None else f"an integer >= {least}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an integer >= {least}, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def _real(

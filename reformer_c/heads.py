@@ -16,7 +16,7 @@ import numpy as np
 from . import ops
 from .body import Pass, dense_shapes
 from .config import ReformerConfig
-from .inputs import IGNORE, Inputs, check_ids
+from .inputs import IGNORE, Inputs, as_array, check_ids
 
 __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
 
@@ -149,7 +149,7 @@ class Classifier(Head):
     def check_targets(
         self, config: ReformerConfig, inputs: Inputs, *targets: Any
     ) -> tuple[str, np.ndarray]:
-        labels, count = np.asarray(targets[0]), config.num_labels
+        labels, count = as_array("labels", targets[0]), config.num_labels
         if labels.dtype.kind not in "biuf":
             raise TypeError(f"labels: expected numbers, got {labels.dtype}")
         problem = config.problem_type
@@ -222,7 +222,7 @@ class QuestionAnswering(Head):
     ) -> list[np.ndarray]:
         found = []
         for name, places in zip(self.targets, targets, strict=True):
-            places = np.asarray(places)
+            places = as_array(name, places)
             if places.dtype.kind not in "iu":
                 raise TypeError(f"{name}: expected integers, got {places.dtype}")
             if places.shape != (inputs.b,):

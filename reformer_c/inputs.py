@@ -11,7 +11,7 @@ import numpy as np
 
 from .config import ReformerConfig
 
-__all__ = ["IGNORE", "Inputs", "check_ids", "check_inputs", "check_mask"]
+__all__ = ["IGNORE", "Inputs", "as_array", "check_ids", "check_inputs", "check_mask"]
 
 # a label that does not count
 IGNORE = -100
@@ -72,7 +72,7 @@ def check_inputs(
         input_ids = check_ids("input_ids", input_ids, config.vocab_size)
         b, t = input_ids.shape
     else:
-        inputs_embeds = np.asarray(inputs_embeds)
+        inputs_embeds = as_array("inputs_embeds", inputs_embeds)
         if inputs_embeds.dtype != dtype:
             raise TypeError(f"inputs_embeds: expected {dtype}, got {inputs_embeds.dtype}")
         if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != config.hidden_size:
@@ -93,17 +93,25 @@ def check_inputs(
         last = positions[:, -1:] + 1 + np.arange(more)
         positions = np.concatenate([positions, last], axis=1).clip(max=config.num_positions - 1)
         if input_ids is not None:
-            pad_id = config.pad_token_id or 0
-            input_ids = np.pad(input_ids, ((0, 0), (0, more)), constant_values=pad_id)
+            pads = ((0, 0), (0, more))
+            input_ids = np.pad(input_ids, pads, constant_values=config.padding_id)
         else:
             tail = np.broadcast_to(pad(), (b, more, config.hidden_size))
             inputs_embeds = np.concatenate([inputs_embeds, tail], axis=1)
     return Inputs(input_ids, inputs_embeds, positions, mask, b, t, n)
 
 
+def as_array(name: str, values: Any) -> np.ndarray:
+    """What NumPy makes of values; rows of several lengths are none."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected rows of one length: {error}") from error
+
+
 def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> np.ndarray:
     """Integers (b, t) in [0, count), or equal to `ignore`."""
-    ids = np.asarray(ids)
+    ids = as_array(name, ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {ids.dtype}")
     if ids.ndim != 2:
@@ -120,7 +128,7 @@ def check_mask(mask: Any, b: int, t: int) -> np.ndarray | None:
     """Booleans (b, t); None where all are True."""
     if mask is None:
         return None
-    mask = np.asarray(mask)
+    mask = as_array("attention_mask", mask)
     if mask.dtype.kind not in "biuf":
         raise TypeError(f"attention_mask: expected numbers or booleans, got {mask.dtype}")
     if mask.shape != (b, t):
@@ -134,7 +142,7 @@ def check_positions(position_ids: Any, b: int, t: int, count: int) -> np.ndarray
         if t > count:
             raise ValueError(f"input_ids: expected at most {count} tokens (positions), got {t}")
         return np.arange(t)[None]
-    positions = np.asarray(position_ids)
+    positions = as_array("position_ids", position_ids)
     if positions.shape not in {(t,), (1, t), (b, t)}:
         raise ValueError(f"position_ids: expected shape {(b, t)} or {(t,)}, got {positions.shape}")
     return check_ids("position_ids", positions.reshape(-1, t), count)

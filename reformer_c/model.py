@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import ops
-from .body import WORDS, Pass, body_shapes
+from .activations import WEIGHTED
+from .body import WORDS, Pass, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
 from .config import ReformerConfig
 from .generate import generate_tokens
@@ -86,6 +87,8 @@ class Reformer:
     parameters : mapping of str to ndarray
         Live, under Hugging Face's ``state_dict`` names: edit an array in place, or assign another
         of the same shape and dtype.
+    buffers : dict of str to ndarray
+        Numbers that are saved with the weights and not trained: of the activation "xielu".
     """
 
     # names of the body's weights begin with it
@@ -110,13 +113,20 @@ class Reformer:
             raise TypeError(f"config: expected a ReformerConfig, got {type(config).__name__}")
         config.check()
         self.head.check_config(config)
-        self.config, self.dtype = config, np.dtype(dtype)
+        try:
+            self.config, self.dtype = config, np.dtype(dtype)
+        except TypeError as error:
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
         shapes = {self.prefix + name: shape for name, shape in body_shapes(config).items()}
         shapes |= self.head.shapes(config)
         arrays = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
         self._parameters = Parameters(arrays)
+        constants = body_constants(config)
+        self.buffers = {
+            self.prefix + name: np.array(value, dtype) for name, value in constants.items()
+        }
 
     def _initialise(self, names: Iterable[str], rng: Any) -> None:
         """Hugging Face's initialisation, each array from a key of its own."""
@@ -128,6 +138,8 @@ class Reformer:
                 array[...] = 0.0
             elif "layer_norm" in name:
                 array[...] = 1.0
+            elif ".act_fn." in name:
+                array[...] = WEIGHTED[self.config.activation].weights[name.rpartition(".")[2]]
             else:
                 axial = name.startswith("embeddings.position_embeddings.weights")
                 scale = self.config.axial_norm_std if axial else self.config.initializer_range
@@ -193,9 +205,9 @@ class Reformer:
             Name the argument and say what was expected.
         """
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = bool(self.config.output_hidden_states)
         if output_attentions is None:
-            output_attentions = self.config.output_attentions
+            output_attentions = bool(self.config.output_attentions)
         run, wanted = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
             False, targets, False, output_attentions,
@@ -236,11 +248,11 @@ class Reformer:
         return run, wanted
 
     def _pass(self, inputs: Inputs, **rest: Any) -> Pass:
-        return Pass(self.config, self.parameters, self.prefix, inputs, **rest)
+        return Pass(self.config, {**self.parameters, **self.buffers}, self.prefix, inputs, **rest)
 
     def _pad_vector(self) -> np.ndarray:
         words = self.parameters[self.prefix + WORDS]
-        return words[self.config.pad_token_id or 0]
+        return words[self.config.padding_id]
 
     # ---- files ----
 
@@ -254,11 +266,12 @@ class Reformer:
         """
         config = self.config.to_dict() | {"architectures": [type(self).__name__]}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        tensors = {**self.parameters, **self.buffers}
         save_folder(
             folder,
             {
                 "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-                "model.safetensors": lambda path: write_safetensors(path, self.parameters),
+                "model.safetensors": lambda path: write_safetensors(path, tensors),
             },
         )
 
@@ -307,7 +320,7 @@ class Reformer:
         model = cls.__new__(cls)
         model._allocate(ReformerConfig.from_json(folder) if config is None else config, dtype)
         missing, unexpected, misshapen = load_into(
-            model.parameters, read_folder(folder), model._own_name
+            {**model.parameters, **model.buffers}, read_folder(folder), model._own_name
         )
         found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
         message = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
@@ -319,7 +332,7 @@ class Reformer:
             )
         if message:
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
-            model._initialise(missing, rng)
+            model._initialise((name for name in missing if name in model.parameters), rng)
         return model
 
     def _own_name(self, name: str) -> str | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import ops
+from .activations import WEIGHTED
 
 __all__ = [
     "Embeddings",
@@ -23,12 +24,16 @@ __all__ = [
     "FinalNorm",
     "Parameters",
     "Sublayer",
+    "WeightedFeedForward",
     "Weights",
     "draw_seed",
     "random_key",
 ]
 
 Key = Callable[..., int]
+
+# hidden numbers in memory at a time, where the layer and not the kernel chooses
+HIDDEN_BLOCK = 2**18
 
 
 # ---- randomness ----
@@ -130,7 +135,10 @@ class Weights:
     """The parameters whose names begin with a prefix, and a place for their gradients."""
 
     def __init__(
-        self, parameters: Parameters, gradients: dict[str, np.ndarray], prefix: str = ""
+        self,
+        parameters: Mapping[str, np.ndarray],
+        gradients: dict[str, np.ndarray],
+        prefix: str = "",
     ) -> None:
         self._parameters, self._gradients, self._prefix = parameters, gradients, prefix
 
@@ -256,6 +264,60 @@ class FeedForward(Sublayer):
 
     def _kept_row(self, c: int) -> int:
         return 0
+
+
+class WeightedFeedForward(FeedForward):
+    """A feed-forward layer whose activation has weights of its own: in NumPy, between products."""
+
+    def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
+        w2, b2 = (self.weights[name] for name in self.names[2:])
+        y = np.empty_like(n)
+        for rows, h, _ in self._hidden(n):
+            a = WEIGHTED[self.activation].forward(h, **self._values())
+            ops.linear(a, w2, b2, out=_rows_of(y)[rows])
+        return y, [n]
+
+    def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
+        n = saved.pop()
+        dn = np.empty_like(n)
+        w2, b2 = (self.weights[name] for name in self.names[2:])
+        activation, values = WEIGHTED[self.activation], self._values()
+        for rows, h, dense in self._hidden(n):
+            _, projected = ops.linear_forward(activation.forward(h, **values), w2, b2)
+            da, dw2, db2 = ops.linear_backward(_rows_of(dy)[rows], projected)
+            dh, slopes = activation.backward(da, h, **values)
+            dn_rows, dw1, db1 = ops.linear_backward(self._drop_hidden(dh, rows), dense)
+            _rows_of(dn)[rows] = dn_rows
+            for name, gradient in zip(self.names, (dw1, db1, dw2, db2), strict=True):
+                self.weights.add_gradient(name, gradient)
+            for name, slope in slopes.items():
+                self.weights.add_gradient(f"dense.act_fn.{name}", np.array([slope], n.dtype))
+        return dn
+
+    def _hidden(self, n: np.ndarray) -> Iterator[tuple[slice, np.ndarray, Any]]:
+        """Some rows, their hidden units before the activation, and what the product saved."""
+        w1, b1 = (self.weights[name] for name in self.names[:2])
+        size = self.chunk_length or max(1, HIDDEN_BLOCK // len(w1))
+        for start in range(0, len(_rows_of(n)), size):
+            rows = slice(start, start + size)
+            h, dense = ops.linear_forward(_rows_of(n)[rows], w1, b1)
+            yield rows, self._drop_hidden(h, rows), dense
+
+    def _drop_hidden(self, h: np.ndarray, rows: slice) -> np.ndarray:
+        """Dropout, in place; also its own derivative."""
+        if self.dropout:
+            ops.dropout(h, self.dropout, key=self.key("hidden", rows.start), out=h)
+        return h
+
+    def _values(self) -> dict[str, float]:
+        """Weights and constants of the activation, by name."""
+        activation = WEIGHTED[self.activation]
+        names = (*activation.weights, *activation.constants)
+        return {name: self.weights[f"dense.act_fn.{name}"].item() for name in names}
+
+
+def _rows_of(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1, x.shape[-1])
 
 
 # ---- the model's two ends ----

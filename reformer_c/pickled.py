@@ -177,8 +177,7 @@ class Machine:
         arguments, function = self.pop(), self.pop()
         answer = WORDS.get(function) if isinstance(function, Name) else None
         if answer is None or not isinstance(arguments, tuple):
-            what = f"{function.module}.{function.name}" if isinstance(function, Name) else "a value"
-            raise Refused(f"a call of {what}")
+            raise Refused(f"a call of {shown(function)}")
         self.push(answer(*arguments))
 
     def build(self) -> None:
@@ -238,8 +237,7 @@ def storage_of(words: Any) -> Storage:
         raise Refused("a reference to something other than a storage")
     _, kind, key, _, size, *view = words
     if not isinstance(kind, Name) or kind.module != "torch" or kind.name not in DTYPES:
-        name = f"{kind.module}.{kind.name}" if isinstance(kind, Name) else repr(kind)
-        raise Refused(f"numbers of the kind {name}")
+        raise Refused(f"numbers of the kind {shown(kind)}")
     if isinstance(key, int):
         key = str(key)
     if not isinstance(key, str):
@@ -293,8 +291,15 @@ def counts(values: Any, length: int | None = None, *, first: int = 0) -> tuple[i
         raise Refused("a size that is none")
     for value in values[first:]:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-            raise Refused(f"the size {value!r}")
+            raise Refused(f"the size {shown(value)}")
     return values
+
+
+def shown(value: Any) -> str:
+    """A value in a message: by its type alone, where its text might never end."""
+    if isinstance(value, Name):
+        return f"{value.module}.{value.name}"
+    return repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 # ---- the files ----
@@ -360,6 +365,8 @@ def _iterate_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         system, state, keys = run(data), run(data), run(data)
         if not isinstance(system, dict) or not isinstance(keys, list):
             raise Refused("no list of storages")
+        if not all(isinstance(key, (str, int)) for key in keys):
+            raise Refused("a storage without a name")
         order: Order = "<" if system.get("little_endian", True) else ">"
         places = _legacy_places(data, state, keys, order)
 

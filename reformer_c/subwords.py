@@ -27,6 +27,8 @@ CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "ad
 # tokens that have a name, and what Reformer checkpoints call them; the others have none
 NAMED = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": None, "bos_token": None,
          "mask_token": None}  # fmt: skip
+# what pieces begin with that follow a space; both libraries drop the first of a text
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # a length in a tokenizer_config.json that means: none
 UNLIMITED = 10**15
 
@@ -118,6 +120,12 @@ class ReformerTokenizer(Tokenizer):
         self.vocabulary = self._pieces.vocabulary | self._added
         self._texts = {i: token for token, i in self.vocabulary.items()}
         self.additional_special_tokens = list(options.pop("additional_special_tokens", []))
+        for token in self.additional_special_tokens:
+            if token not in self.vocabulary:
+                raise ValueError(
+                    "additional_special_tokens: expected tokens of the vocabulary, or of "
+                    f"added_tokens, got {token!r}"
+                )
         for name, usual in NAMED.items():
             given = options.pop(name, None)
             setattr(self, name, usual if given is None and usual in self.vocabulary else given)
@@ -264,16 +272,25 @@ class ReformerTokenizer(Tokenizer):
             They are not integers, or there is no such piece.
         """
         special, run, parts = {self.vocabulary[t] for t in self._whole}, [], []
+        unknown = self.unk_token_id
         hidden = set(self.all_special_ids) if skip_special_tokens else set()
-        for i in check_token_ids(ids, len(self)).tolist():
-            if i not in special:
+        before = None  # the special token that the run follows
+        for i in [*check_token_ids(ids, len(self)).tolist(), None]:
+            if i is not None and i not in special:
                 run.append(i)
                 continue
-            parts += [self._pieces.decode(run)] * bool(run)
-            run = []
-            if i not in hidden:
+            parts.append(self._decode_run(run, inside=before is not None and before == unknown))
+            run, before = [], i
+            if i is not None and i not in hidden:
                 parts.append(self._texts[i])
-        return "".join([*parts, self._pieces.decode(run)] if run else parts)
+        return "".join(parts)
+
+    def _decode_run(self, run: list[int], *, inside: bool) -> str:
+        """The text of pieces; `inside` a text, a space before the first of them is one."""
+        if not run:
+            return ""
+        space = inside and self._texts[run[0]].startswith(SPACE)
+        return " " * space + self._pieces.decode(run)
 
 
 class ReformerTokenizerFast(ReformerTokenizer):
@@ -293,6 +310,8 @@ def _folder_options(folder: Path) -> dict[str, Any]:
         if values.get(name) is not None:
             options[name] = _text(values[name])
     more = values.get("additional_special_tokens") or values.get("extra_special_tokens") or []
+    if isinstance(more, dict):  # by names, which transformers makes attributes of
+        more = more.values()
     options["additional_special_tokens"] = [_text(token) for token in more]
     longest = values.get("model_max_length")
     if longest is not None and longest < UNLIMITED:

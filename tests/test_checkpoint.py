@@ -72,11 +72,22 @@ def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path):
         "t": a.transpose(2, 0, 1),
         "step": a[:, ::2, 1:],
         "flipped": a[::-1],
+        "columns": np.asfortranarray(a[0]),
+        "repeated": np.broadcast_to(np.float32(3), (2, 3)),
         "one": a[0, 0, 0],
     }
     tensors = {name: np.asarray(array) for name, array in tensors.items()}
-    write_safetensors(tmp_path / "a.safetensors", tensors)
-    assert same(read_safetensors(tmp_path / "a.safetensors"), tensors)
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, tensors)
+    assert same(read_safetensors(path), tensors)
+    # and by the format's own description, whatever version of the library wrote and read it
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    header, data = json.loads(data[8 : 8 + size]), data[8 + size :]
+    for name, array in tensors.items():
+        start, end = header[name]["data_offsets"]
+        assert header[name]["shape"] == list(array.shape)
+        assert data[start:end] == array.tobytes(), name
 
 
 # ---- what the files hold ----
@@ -130,6 +141,32 @@ def test_mask_constants_of_old_checkpoints_are_passed_over(tmp_path, model):
     names = [f"{at}{kind}_value_float{bits}" for kind in ("self_mask", "mask") for bits in (16, 32)]
     rewrite(tmp_path, lambda t: t.update({name: np.float32(-1e9) for name in names}))
     assert same(ReformerModelWithLMHead.from_pretrained(tmp_path).parameters, model.parameters)
+
+
+def test_constants_of_an_activation_are_saved_and_read_beside_its_weights(tmp_path):
+    config = small_config(hidden_act="xielu", attn_layers=["local"])
+    model = randomise(ReformerModelWithLMHead(config, rng=0))
+    at = "reformer.encoder.layers.0.feed_forward.dense.act_fn."
+    model.buffers[f"{at}beta"][...] = 0.25
+    model.save_pretrained(tmp_path)
+    back = ReformerModelWithLMHead.from_pretrained(tmp_path)
+    assert same(back.parameters, model.parameters)
+    assert same(back.buffers, model.buffers)
+    assert sorted(back.buffers) == [f"{at}beta", f"{at}eps"]
+    ids = random_ids((2, 17))
+    assert np.array_equal(back(ids).logits, model(ids).logits)
+    fresh = ReformerModelWithLMHead(config, rng=0)
+    assert fresh.buffers[f"{at}beta"] == 0.5
+    fresh.parameters.update(model.parameters)
+    assert not np.array_equal(fresh(ids).logits, model(ids).logits)
+
+    rewrite(tmp_path, lambda t: [t.pop(f"{at}eps"), t.pop(f"{at}alpha_p")])
+    with pytest.raises(ValueError, match=rf"missing: {at}alpha_p, {at}eps"):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="missing"):
+        back = ReformerModelWithLMHead.from_pretrained(tmp_path, strict=False)
+    assert back.parameters[f"{at}alpha_p"] == np.float32(0.2041015625)
+    assert same(back.buffers, model.buffers)
 
 
 def test_shards_are_read_by_their_index(tmp_path, model):
@@ -329,6 +366,16 @@ def test_saving_again_keeps_the_folders_other_files(tmp_path, model):
     model.save_pretrained(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "notes.txt"]
     assert ReformerModelWithLMHead.from_pretrained(tmp_path).parameters["lm_head.bias"][0] == 7
+
+
+@pytest.mark.parametrize("folder", [None, 3, b"model"])
+def test_what_is_no_path_is_said(model, folder):
+    with pytest.raises(TypeError, match=r"^folder: expected a path"):
+        model.save_pretrained(folder)
+    with pytest.raises(TypeError, match=r"^folder: expected a path"):
+        ReformerModelWithLMHead.from_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match="there is no folder ''"):
+        ReformerModelWithLMHead.from_pretrained("")
 
 
 def test_a_file_is_no_folder(tmp_path, model):

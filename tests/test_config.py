@@ -68,7 +68,7 @@ def test_defaults_are_those_of_hugging_face():
         "num_attention_heads": 12, "num_buckets": None, "num_hashes": 1, "num_labels": 2,
         "problem_type": None, "vocab_size": 320, "tie_word_embeddings": False, "use_cache": True,
         "num_hidden_layers": 6, "bos_token_id": None, "output_attentions": False,
-        "output_hidden_states": False,
+        "output_hidden_states": False, "return_dict": True, "is_encoder_decoder": False,
     }  # fmt: skip
     assert config.to_dict() == expected | {"model_type": "reformer"}
 
@@ -176,15 +176,7 @@ def test_activations_answer_to_the_names_of_transformers(name):
     expected = {"gelu_python": "gelu", "gelu_fast": "gelu_new", "swish": "silu"}
     config = ReformerConfig(hidden_act=name)
     assert config.activation == expected.get(name, ACTIVATIONS[name])
-    assert config.activation in reference.ACTIVATIONS
-
-
-@pytest.mark.parametrize("name", ["prelu", "xielu"])
-def test_activations_with_weights_are_refused_with_the_names_of_the_others(name):
-    with pytest.raises(
-        ValueError, match=f"^hidden_act: '{name}' has weights.*relu, gelu, .*linear"
-    ):
-        ReformerConfig(hidden_act=name)
+    assert config.activation in {**reference.ACTIVATIONS, **reference.WEIGHTED}
 
 
 WRONG = {
@@ -197,7 +189,7 @@ WRONG = {
     "axial_pos_embds": [1],
     "num_buckets": [3, [2, 5], [], 0, "auto"],
     "num_hashes": [0, None],
-    "hash_seed": [-1, 0.5],
+    "hash_seed": ["1", 0.5],
     "hidden_dropout_prob": [1.0, -0.1, "0.1", math.nan],
     "lsh_attention_probs_dropout_prob": [1.0, None],
     "local_attn_chunk_length": [0],
@@ -207,11 +199,16 @@ WRONG = {
     "is_decoder": ["yes"],
     "attention_scope": ["global"],
     "memory_budget": [-1, "2 GB"],
-    "problem_type": ["ranking"],
+    "problem_type": ["ranking", 1],
     "vocab_size": [0],
-    "pad_token_id": [-2],
-    "eos_token_id": [[1, -1]],
-    "bos_token_id": [-1],
+    "pad_token_id": ["0", 1.5],
+    "eos_token_id": [[1, None], "2"],
+    "bos_token_id": [True],
+    "architectures": ["ReformerModel", [1]],
+    "transformers_version": [5],
+    "dtype": [32],
+    "return_dict": ["no"],
+    "is_encoder_decoder": [None],
     "output_attentions": ["no"],
     "output_hidden_states": [1],
     "id2label": [["a", "b"]],
@@ -225,6 +222,18 @@ WRONG = {
 def test_wrong_values_are_named(name, value):
     with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
         ReformerConfig(**{name: value})
+
+
+def test_one_label_is_no_choice():
+    with pytest.raises(ValueError, match=r"^problem_type: expected num_labels > 1"):
+        ReformerConfig(problem_type="single_label_classification", num_labels=1)
+
+
+def test_ids_of_special_tokens_may_lie_outside_the_vocabulary():
+    assert ReformerConfig(pad_token_id=-1, eos_token_id=[-1, 400]).padding_id == 0
+    assert ReformerConfig(pad_token_id=320).padding_id == 0
+    assert ReformerConfig(pad_token_id=None).padding_id == 0
+    assert ReformerConfig(pad_token_id=319).padding_id == 319
 
 
 def test_other_models_and_unreadable_files_are_refused(tmp_path):

@@ -13,7 +13,7 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 
 # a module may import modules of lower floors only
 FLOORS = [
-    {"_core", "pickled", "tokenizer", "generate", "probabilities"},
+    {"_core", "activations", "pickled", "tokenizer", "generate", "probabilities"},
     {"runtime", "checkpoint"},
     {"ops"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},

@@ -675,6 +675,12 @@ def test_weights_keep_their_names_shapes_and_dtypes():
         ({"labels": np.zeros((1, 5))}, "labels"),
         ({"num_hashes": 0}, "num_hashes"),
         ({"num_hashes": 1.5}, "num_hashes"),
+        ({"num_hashes": True}, "num_hashes"),
+        ({"input_ids": [[1, 2], [3]]}, "input_ids"),
+        ({"attention_mask": [[1, 2], [3]]}, "attention_mask"),
+        ({"labels": [[1, 2], [3]]}, "labels"),
+        ({"rotations": 3}, "rotations"),
+        ({"rotations": [["a"]] * 2}, r"rotations\[0\]"),
         ({"rotations": []}, "rotations"),
         ({"rotations": [np.zeros((2, 6, 2, 3))] * 2}, r"rotations\[0\]"),
         ({"rng": "seed"}, "rng"),
@@ -721,6 +727,8 @@ def test_wrong_models_and_losses_are_refused():
         ReformerModel({"hidden_size": 16})
     with pytest.raises(TypeError, match=r"^dtype: "):
         ReformerModel(small_config(), dtype=np.float16)
+    with pytest.raises(TypeError, match=r"^dtype: "):
+        ReformerModel(small_config(), dtype="single precision")
     model = ReformerModelWithLMHead(small_config(), rng=0)
     with pytest.raises(TypeError, match=r"^labels: "):
         model.loss_and_gradients(random_ids((1, 5)))

@@ -228,6 +228,10 @@ def test_other_instructions_and_broken_programs_are_refused(tmp_path, form, name
 
 
 HUGE = 2**61
+# a few bytes in the file, and a text without an end
+NESTED: tuple = ()
+for _ in range(60):
+    NESTED = (NESTED, NESTED)
 BAD_TENSORS = {
     "beyond the storage": tensor(offset=1),
     "far beyond": tensor(shape=(HUGE, 2), strides=(1, 1)),
@@ -239,6 +243,8 @@ BAD_TENSORS = {
     "a negative stride": tensor(offset=3, strides=(-2, -1)),
     "a negative length": tensor(shape=(-2, 2)),
     "lengths that are no numbers": tensor(shape=("2", 2)),
+    "a length of 2^60 tuples": tensor(shape=(NESTED, 2)),
+    "a kind of 2^60 tuples": tensor(Stored(words=("storage", NESTED, "0", "cpu", 4))),
     "a length that is True": tensor(shape=(True, 2)),
     "a list of lengths": tensor(shape=[2, 2]),
     "fewer strides than lengths": tensor(strides=(1,)),
@@ -287,7 +293,7 @@ def test_legacy_files_of_another_magic_or_list_of_storages_are_refused(tmp_path)
     negative = struct.pack("<q", -4) + NUMBERS
     for content in (
         legacy(good, magic=3), legacy(good, keys=()), legacy(good, keys=("0", "1")),
-        legacy(good, storages=negative), legacy(good, storages=b""),
+        legacy(good, storages=negative), legacy(good, storages=b""), legacy(good, keys=(NESTED,)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"pytorch_model\.bin' is "):
             read(tmp_path, content)

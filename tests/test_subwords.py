@@ -85,6 +85,13 @@ def test_what_no_piece_holds_is_unknown(tokenizer):
     ]  # fmt: skip
 
 
+def test_the_text_around_what_is_unknown_comes_back(tokenizer):
+    for text in ("was \N{SNOWMAN} the", "was\N{SNOWMAN}the", "\N{SNOWMAN} the", "was \N{SNOWMAN}"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text.replace("\N{SNOWMAN}", "<unk>")
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text.replace("\N{SNOWMAN}", "")
+
+
 def test_pieces_and_ids_answer_each_other(tokenizer):
     text = LINES[0]
     pieces = tokenizer.tokenize(text)
@@ -147,6 +154,23 @@ def test_added_tokens_have_ids_behind_the_pieces(folder):
     assert tokenizer.model_max_length is None
     assert tokenizer.encode("To be<pad>")[-1] == count
     assert tokenizer.decode(tokenizer.encode("To be<pad>")) == "To be<pad>"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_special_tokens_without_a_usual_name_are_kept_whole(folder, named):
+    count = len(ReformerTokenizer.from_pretrained(folder))
+    config = {
+        "extra_special_tokens": {"speaker": "<A>"} if named else ["<A>"],
+        "added_tokens_decoder": {str(count): {"content": "<A>", "special": True}},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = ReformerTokenizer.from_pretrained(folder)
+    assert tokenizer.additional_special_tokens == ["<A>"]
+    assert tokenizer.decode(tokenizer.encode("<A>To be"), skip_special_tokens=True) == "To be"
+    del config["added_tokens_decoder"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"^additional_special_tokens: .*'<A>'"):
+        ReformerTokenizer.from_pretrained(folder)
 
 
 def test_each_class_takes_its_own_file_first_and_else_the_other(tmp_path):

@@ -16,10 +16,9 @@ MODELS = (
     "ReformerForQuestionAnswering",
 )
 LENGTHS = ("multiple", "ragged", "shorter than a chunk", "one")
-# the longer ones, which have chunks, more often
-CYCLE = ("multiple", "ragged", "multiple", "shorter than a chunk", "ragged", "one")
 MASKS = ("none", "right", "left", "both")
-COUNT = 64
+# configurations; each goes through every length with every mask
+COUNT = 40
 VOCABULARY = 19
 
 
@@ -33,39 +32,47 @@ class Case:
     # arguments of a call, and what the loss is measured against
     inputs: dict[str, np.ndarray]
     targets: dict[str, np.ndarray]
-    # only in evaluation
+    # more arguments of a call in evaluation, some of which transformers trains with
     extras: dict[str, Any] = field(default_factory=dict)
     # whether transformers can train on it: a ragged length it refuses
     trains: bool = True
     description: str = ""
 
 
-def draw_case(seed: int) -> Case:
-    """Kinds of model, length and mask alternate with the seed; the rest is drawn."""
+def draw_cases(seed: int, length: str) -> list[Case]:
+    """A configuration, drawn from `seed`, at a length: a batch with each kind of mask.
+
+    The cases share one configuration, but for what has to fit the length.
+    """
     rng = np.random.default_rng(seed)
-
-    def pick(*choices):
-        return choices[rng.integers(len(choices))]
-
     model = MODELS[seed % len(MODELS)]
-    length = CYCLE[seed // 2 % len(CYCLE)]
-    masked = MASKS[seed // 3 % len(MASKS)]
-    causal = model == MODELS[1] or (model == MODELS[0] and bool(rng.integers(2)))
-    config = draw_config(rng, pick, seed, causal)
+    config = draw_config(rng, picker(rng), seed, model)
+    rng = np.random.default_rng([seed, LENGTHS.index(length)])
     t, trains = draw_length(rng, config, length)
-    draw_positions(rng, pick, config, t, trains)
-    config["num_labels"] = pick(1, 3) if "Classification" in model else 2
-    b = int(rng.integers(1, 4))
-    inputs = {"input_ids": rng.integers(0, VOCABULARY, (b, t))}
-    if masked != "none":
-        inputs["attention_mask"] = draw_mask(rng, b, t, masked)
-    targets = draw_targets(rng, model, config, inputs["input_ids"])
-    extras = draw_extras(rng, pick, config, b, t)
-    description = f"{seed} {model} {length} t={t} mask {masked} {config['attn_layers']}"
-    return Case(seed, model, config, inputs, targets, extras, trains, description)
+    fit_to_length(rng, picker(rng), config, t, trains)
+    cases = []
+    # one token is all that there is
+    for masked in MASKS if t > 1 else MASKS[:1]:
+        rng = np.random.default_rng([seed, LENGTHS.index(length), MASKS.index(masked)])
+        b = int(rng.integers(1, 4))
+        inputs = {"input_ids": rng.integers(0, VOCABULARY, (b, t))}
+        if masked != "none":
+            inputs["attention_mask"] = draw_mask(rng, b, t, masked)
+        targets = draw_targets(rng, model, config, inputs["input_ids"])
+        extras = draw_extras(rng, picker(rng), config, b, t)
+        description = f"{seed} {model} {length} t={t} mask {masked} {config['attn_layers']}"
+        cases.append(Case(seed, model, config, inputs, targets, extras, trains, description))
+    return cases
 
 
-def draw_config(rng, pick, seed, causal):
+def picker(rng):
+    return lambda *choices: choices[rng.integers(len(choices))]
+
+
+def draw_config(rng, pick, seed, model):
+    causal = model == MODELS[1] or (model == MODELS[0] and bool(rng.integers(2)))
+    problem = pick(None, "multi_label_classification")
+    labels = pick(1, 3) if "Classification" in model else 2
     after = 0 if causal else pick(0, 1, 1, 2)
     layers = pick(["local"], ["lsh"], ["local", "lsh"], ["lsh", "lsh"], ["local", "lsh", "local"])
     return {
@@ -88,8 +95,10 @@ def draw_config(rng, pick, seed, causal):
         "hidden_dropout_prob": 0.0,
         "local_attention_probs_dropout_prob": 0.0,
         "lsh_attention_probs_dropout_prob": 0.0,
-        "chunk_size_feed_forward": pick(0, 0, 1),
-        "chunk_size_lm_head": pick(0, 0, 1),
+        "axial_pos_embds": bool(rng.integers(2)),
+        "axial_pos_embds_dim": pick([4, 12], [9, 7]),
+        "num_labels": labels,
+        "problem_type": problem if labels == 3 else None,
         # far from the first weights' smallness, so that attention has something to choose
         "initializer_range": pick(0.02, 0.3),
         "layer_norm_eps": pick(1e-12, 1e-5),
@@ -115,15 +124,20 @@ def draw_length(rng, config, length):
     return 1, True
 
 
-def draw_positions(rng, pick, config, t, trains):
-    """Tables: to train, transformers wants an axial rectangle of just the length."""
+def fit_to_length(rng, pick, config, t, trains):
+    """Tables and chunks: to train, transformers wants an axial rectangle of just the length, and
+    chunks of a size that divides it."""
     common = math.lcm(*chunk_lengths(config))
-    config["axial_pos_embds"] = bool(rng.integers(2))
     n = t if trains else -(-t // common) * common
-    n2 = pick(*(i for i in range(1, n + 1) if n % i == 0))
+
+    def divisor(n):
+        return pick(*(i for i in range(1, n + 1) if n % i == 0))
+
+    n2 = divisor(n)
     config["axial_pos_shape"] = [n // n2, n2]
-    config["axial_pos_embds_dim"] = pick([4, 12], [9, 7])
     config["max_position_embeddings"] = n
+    config["chunk_size_feed_forward"] = pick(0, divisor(n))
+    config["chunk_size_lm_head"] = pick(0, divisor(t))
 
 
 def draw_mask(rng, b, t, side):
@@ -146,8 +160,7 @@ def draw_targets(rng, model, config, ids):
     if "Classification" in model:
         if config["num_labels"] == 1:
             return {"labels": rng.standard_normal(b)}
-        if rng.integers(2):
-            config["problem_type"] = "multi_label_classification"
+        if config["problem_type"] is not None:
             return {"labels": rng.integers(0, 2, (b, 3)).astype(float)}
         return {"labels": rng.integers(0, 3, b)}
     if "Question" in model:

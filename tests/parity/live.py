@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from . import ours
-from .ours import evaluation_arguments, targets_of
+from .ours import evaluation_arguments, training_arguments
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with warnings.catch_warnings():
@@ -57,12 +57,12 @@ def their_model(case, model):
     """transformers' model of the case, with the weights of ours."""
     theirs = getattr(transformers, case.model)(transformers.ReformerConfig(**case.config))
     theirs = theirs.to(torch.float64 if model.dtype == np.float64 else torch.float32)
-    load(theirs, model.parameters)
+    load(theirs, {**model.parameters, **model.buffers})
     return theirs
 
 
-def load(theirs, parameters):
-    weights = {name: torch.tensor(array) for name, array in parameters.items()}
+def load(theirs, arrays):
+    weights = {name: torch.tensor(array) for name, array in arrays.items()}
     result = theirs.load_state_dict(weights, strict=False)
     assert not result.unexpected_keys, result
     # constants, and the second name that version 4 has for the head's bias
@@ -112,7 +112,7 @@ def train(theirs, case, dtype):
     """The loss and all gradients, and the rotations."""
     theirs.train()
     theirs.zero_grad()
-    arguments = tensors(case.inputs | targets_of(case, dtype))
+    arguments = tensors(training_arguments(case, dtype))
     with recorded_rotations(case.seed) as rotations:
         output = theirs(**arguments)
     loss = output.loss

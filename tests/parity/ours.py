@@ -21,14 +21,29 @@ def our_model(case, dtype, *, apply_lm_head_bias=False):
     model = getattr(reformer_c.model, case.model)(config, rng=case.seed, dtype=dtype)
     rng = np.random.default_rng(case.seed)
     for name, array in model.parameters.items():
-        if name.endswith("bias") or "layer_norm" in name:
+        if name.endswith("bias") or "layer_norm" in name or "act_fn" in name:
             array += 0.1 * rng.standard_normal(array.shape).astype(array.dtype)
     return model
 
 
 def evaluation_arguments(case, dtype):
     """What a call in evaluation is given, targets too."""
-    arguments = {**case.inputs, **case.extras}
+    return call_arguments(case, case.extras, dtype)
+
+
+def training_arguments(case, dtype):
+    """What a training step is given.
+
+    On the way back transformers forgets num_hashes, and in training its axial positions do not
+    read position_ids.
+    """
+    names = ["inputs_embeds"] + ["position_ids"] * (not case.config["axial_pos_embds"])
+    extras = {name: case.extras[name] for name in names if name in case.extras}
+    return call_arguments(case, extras, dtype)
+
+
+def call_arguments(case, extras, dtype):
+    arguments = {**case.inputs, **extras}
     if "inputs_embeds" in arguments:
         del arguments["input_ids"]
         arguments["inputs_embeds"] = arguments["inputs_embeds"].astype(dtype)
@@ -58,10 +73,8 @@ def evaluate(model, case, rotations):
 
 def train(model, case, rotations):
     """The loss and all gradients, without dropout."""
-    targets = targets_of(case, model.dtype)
-    loss, gradients = model.loss_and_gradients(
-        **case.inputs, **targets, rotations=rotations or None
-    )
+    arguments = training_arguments(case, model.dtype)
+    loss, gradients = model.loss_and_gradients(**arguments, rotations=rotations or None)
     return {"loss": loss} | {f"gradient.{name}": array for name, array in gradients.items()}
 
 

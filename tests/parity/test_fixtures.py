@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reformer_c.activations import WEIGHTED
+
 from . import ours
-from .cases import Case
+from .cases import LENGTHS, MASKS, MODELS, Case
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("[0-9]*.npz"))
 # those with a loss, and not of a ragged length, which transformers cannot train on
@@ -49,6 +51,12 @@ def test_gradients_of_every_weight(path):
     ours.assert_same(actual, below(arrays, "trained."), np.float32)
 
 
-def test_the_fixtures_are_there():
-    assert len(FIXTURES) == 11
+def test_the_fixtures_cover_what_they_should():
+    cases = [thaw(path)[0] for path in FIXTURES]
+    texts = " | ".join(case.description for case in cases)
+    for word in (*MODELS, *LENGTHS, *(f"mask {side}" for side in MASKS)):
+        assert f" {word} " in texts
+    assert {*WEIGHTED} <= {case.config["hidden_act"] for case in cases}
+    assert {kind for case in cases for kind in case.config["attn_layers"]} == {"local", "lsh"}
+    assert {case.config["axial_pos_embds"] for case in cases} == {True, False}
     assert len(TRAINED) >= 6

@@ -41,6 +41,19 @@ ACTIVATIONS = {
 }
 
 
+def xielu(x, alpha_p, alpha_n, beta, eps):
+    p, n = softplus(alpha_p), beta + softplus(alpha_n)
+    below = n * (np.exp(np.minimum(x, eps)) - 1 - x)
+    return np.where(x > 0, p * x**2, below) + beta * x
+
+
+# those with weights, one number each
+WEIGHTED = {
+    "prelu": lambda x, weight: np.where(x > 0, x, weight * x),
+    "xielu": xielu,
+}
+
+
 def feed_forward(x, w1, b1, w2, b2, activation="relu"):
     """x (..., c), w1 (f, c), b1 (f,), w2 (c, f), b2 (c,) -> (..., c)."""
     return linear(ACTIVATIONS[activation](linear(x, w1, b1)), w2, b2)
