@@ -40,15 +40,9 @@ def draw(seconds, title, file):
 
     mpl.rcParams["svg.hashsalt"] = "reformer_c"  # the same numbers make the same file
     figure, ax = plt.subplots(figsize=(6, 4))
-    for name, row in seconds.items():
-        ax.plot(list(row), list(row.values()), "o-", label=name)
-    ax.set(xscale="log", yscale="log", xlabel="length of a sequence", title=title)
-    ax.set(ylabel=f"seconds for {TOKENS:,} tokens")
-    lengths = sorted({length for row in seconds.values() for length in row})
-    ax.set_xticks(lengths, [f"{n:,}" for n in lengths], fontsize="small")
-    ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.legend()
+    rc.plot.speed(seconds, ax)
+    ax.set(title=title, xlabel="length of a sequence", ylabel=f"seconds for {TOKENS:,} tokens")
+    ax.tick_params("x", labelsize="small")
     figure.savefig(file, dpi=120, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
