@@ -81,9 +81,9 @@ def attention_pattern(
 ) -> Any:
     """Draw who attends to whom, a row for each query: the figure 2 of the Reformer's paper.
 
-    The darker, the more of a query's full attention a key has. With buckets, what LSH attention
-    looks at has a grey ground, attention that lies there is blue, and what it misses is red; the
-    title says how much is found.
+    The darker, the more of a query's full attention a key has, beside the key that has most. With
+    buckets, what LSH attention looks at has a grey ground, attention that lies there is blue, and
+    what it misses is red; the title says how much is found.
 
     Parameters
     ----------
@@ -141,8 +141,7 @@ def attention_pattern(
         ground = np.where(met[..., None], _SEEN, _UNSEEN)
         colours = np.where(met[..., None], _FOUND, _MISSED)
         title = f"{weights[met].sum() / len(qk):.0%} found"
-    # the root shows small weights too
-    depth = np.sqrt(weights / weights.max())[..., None]
+    depth = (weights / weights.max(axis=-1, keepdims=True))[..., None]
     picture = ground + depth * (colours - ground)
     if sort and ids is not None:
         order = np.argsort(ids[0], kind="stable")
