@@ -1,80 +1,91 @@
 """Time against length: full attention, and LSH attention with 1, 2, 4 and 8 rounds.
 
-The paper's Figure 5 (right), on this machine: every row attends over 32,768 tokens in all, as one
-long sequence or as a batch of shorter ones. Interleaved, minimum of several.
+The paper's Figure 5 (right), on this machine: 65,536 tokens in all, as one long sequence or as a
+batch of shorter ones.
 """
 
 import argparse
-import time
+from functools import partial
 
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine
+from reformer_c.bench import CHUNK, DEPTH, WINDOW, Case, describe_machine, measure, write_json
 
-TOKENS, HEADS, DEPTH = 32_768, 4, 64
-ROUNDS = (1, 2, 4, 8)
+TOKENS, HEADS = 65_536, 4
+LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768, 65536]
+ROUNDS = 1, 2, 4, 8
 
 
-def calls(length, rng):
-    """What is timed at one length, by name."""
-    qk, v = rng.standard_normal((2, TOKENS // length, HEADS, length, DEPTH), np.float32)
-    result = {"full": lambda: rc.full_attention(qk, None, v, shared_qk=True, is_causal=True)}
+def cases(length, threads, with_full):
+    """What is timed at one length."""
+    qk, v = np.random.default_rng(0).standard_normal(
+        (2, TOKENS // length, HEADS, length, DEPTH), np.float32
+    )
+    batch = len(qk) * HEADS
+    if with_full:
+        operations = 2.0 * batch * DEPTH * length * (length + 1)
+        call = partial(rc.full_attention, qk, None, v, shared_qk=True, is_causal=True)
+        yield Case("full", TOKENS, operations, call, threads)
     for rounds in ROUNDS:
-        result[f"LSH-{rounds}"] = lambda rounds=rounds: rc.lsh_attention(
-            qk, v, num_hashes=rounds, is_causal=True, rng=0
-        )
-    return result
+        operations = 4.0 * batch * length * rounds * (2 * CHUNK) * DEPTH
+        call = partial(rc.lsh_attention, qk, v, num_hashes=rounds, rng=0, **WINDOW)
+        yield Case(f"LSH-{rounds}", TOKENS, operations, call, threads)
 
 
-def measure(lengths, repeats):
-    """Seconds by name and length."""
-    times = {}
-    for length in lengths:
-        timed = calls(length, np.random.default_rng(0))
-        for _ in range(repeats):
-            for name, call in timed.items():
-                start = time.perf_counter()
-                call()
-                spent = time.perf_counter() - start
-                row = times.setdefault(name, {})
-                row[length] = min(row.get(length, np.inf), spent)
-    return times
-
-
-def draw(times, lengths, file):
+def draw(seconds, title, file):
+    """Into a picture, from seconds by name and length."""
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
 
+    mpl.rcParams["svg.hashsalt"] = "reformer_c"  # the same numbers make the same file
     figure, ax = plt.subplots(figsize=(6, 4))
-    for name, row in times.items():
-        ax.plot(lengths, [row[n] for n in lengths], "o-", label=name)
-    ax.set(xscale="log", yscale="log", xlabel="length", ylabel=f"seconds for {TOKENS:,} tokens")
-    ax.set_xticks(lengths, [f"{n:,}" for n in lengths])
-    ax.minorticks_off()
-    ax.legend()
-    figure.savefig(file, dpi=120, bbox_inches="tight")
+    rc.plot.speed(seconds, ax)
+    ax.set(title=title, xlabel="length of a sequence", ylabel=f"seconds for {TOKENS:,} tokens")
+    ax.tick_params("x", labelsize="small")
+    figure.savefig(file, dpi=120, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768]
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.length",
+        description=__doc__.splitlines()[0],
+        epilog="example: python -m benchmarks.length --plot length.svg",
     )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--plot", metavar="FILE", help="draw the table into this picture")
-    options = parser.parse_args()
+    add = parser.add_argument
+    add("--lengths", type=int, nargs="+", default=LENGTHS, metavar="N")
+    add("--longest-full", type=int, default=TOKENS, metavar="N",
+        help="no full attention above this length (it takes a minute at 65,536)")  # fmt: skip
+    add("--repeats", type=int, default=3, metavar="N", help="turns, the fastest counts (3)")
+    add("--plot", metavar="FILE", help="draw the table into this picture")
+    add("--json", metavar="FILE", help="write the seconds there, too")
+    options = parser.parse_args(arguments)
     if min(options.lengths) < 1 or max(options.lengths) > TOKENS:
         parser.error(f"--lengths: expected numbers from 1 to {TOKENS}")
+    if options.repeats < 1:
+        parser.error("--repeats: expected a number >= 1")
 
-    for key, value in describe_machine().items():
+    machine = describe_machine()
+    for key, value in machine.items():
         print(f"{key:10} {value}")
-    times = measure(options.lengths, options.repeats)
+    names = ["full", *(f"LSH-{rounds}" for rounds in ROUNDS)]
     print(f"\nseconds for {TOKENS:,} tokens, {HEADS} heads of {DEPTH}, causal, forward")
-    print("length  " + "".join(f"{name:>9}" for name in times))
+    print("length  " + "".join(f"{name:>9}" for name in names))
+    seconds = {name: {} for name in names}
+    threads = rc.get_num_threads()
     for length in options.lengths:
-        print(f"{length:6,}  " + "".join(f"{row[length]:9.3f}" for row in times.values()))
+        timed = list(cases(length, threads, with_full=length <= options.longest_full))
+        for row in measure(timed, options.repeats)[1]:
+            seconds[row.name][length] = row.milliseconds / 1e3
+        shown = (seconds[name].get(length) for name in names)
+        numbers = "".join(f"{'-':>9}" if s is None else f"{s:9.3f}" for s in shown)
+        print(f"{length:6,}  {numbers}", flush=True)
     if options.plot:
-        draw(times, options.lengths, options.plot)
+        title = f"{machine['processor']}, {machine['using'].split()[0]}, {threads} threads"
+        draw(seconds, title, options.plot)
+    if options.json:
+        write_json(options.json, {"machine": machine, "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from .ops import *  # noqa: F403
 from .runtime import get_num_threads, num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
+    from . import plot
     from .config import ReformerConfig
     from .model import (
         ReformerForMaskedLM,
@@ -67,6 +68,7 @@ __all__ = [
     "get_num_threads",
     "num_threads",
     "ops",
+    "plot",
     "set_num_threads",
     "show_config",
     *_LAZY,
@@ -74,6 +76,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return _import_module(".plot", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(_import_module(f".{_LAZY[name]}", __name__), name)

@@ -310,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", metavar="DIR", help="folder of a trained model")
 
     bench = _command(
-        commands, "bench", _bench, "time the ops beside the machine's peak",
+        commands, "bench", _bench, "time our ops beside the machine's peak",
         "reformer-c bench --json bench.json",
     )  # fmt: skip
     bench.add_argument(

@@ -24,9 +24,10 @@ from .runtime import get_num_threads, show_config
 __all__ = ["Measurement", "measure", "run_bench"]
 
 HEADS, DEPTH, CHUNK = 8, 64, 64
-PEAK_SECONDS = 0.02
+WINDOW: dict[str, Any] = {"chunk_length": CHUNK, "is_causal": True}
+PEAK_SECONDS, TURN_SECONDS = 0.02, 0.05
 EXPLANATION = f"""
-float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} runs.
+float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} turns.
 Operations are those of the dense windows (full attention: of the visible half); a backward pass
 counts 2.5 forwards in attention and 2 in feed-forward. Hashing, sorting, softmax and what a
 backward pass computes again are in the time and not in the count.
@@ -40,7 +41,9 @@ class Case:
     name: str
     tokens: int
     operations: float
-    call: Callable[..., Any]
+    call: Callable[..., Any]  # takes `workers`
+    threads: int
+    dtype: Any = np.float32  # of the peak beside it
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def run_bench(
     length : int
         Tokens of the LSH, local and feed-forward cases.
     repeats : int
-        Runs of each case, one after the other in turns; the fastest counts.
+        Turns, in each of which each case runs, one after the other; the fastest run counts.
     threads : sequence of int, optional
         Numbers of threads; one and all by default.
     json_file : path, optional
@@ -110,7 +113,7 @@ def run_bench(
     print(EXPLANATION.format(repeats=repeats), file=stream)
     peaks, rows = {}, []
     for count in threads:
-        peaks[count], measured = measure(list(cases(length)), count, repeats)
+        peaks[count], measured = measure(list(cases(length, count)), repeats)
         rows += measured
         print(f"{count} thread{'s' * (count > 1)}: peak {peaks[count]:.1f} GFLOP/s", file=stream)
         print(table(measured), end="\n\n", file=stream, flush=True)
@@ -120,78 +123,118 @@ def run_bench(
         "measurements": [asdict(row) for row in rows],
     }
     if json_file is not None:
-        text = json.dumps(result, indent=2) + "\n"
-        write_atomically(json_file, lambda part: part.write_text(text))
+        write_json(json_file, result)
     return result
 
 
-def measure(cases: Sequence[Case], threads: int, repeats: int) -> tuple[float, list[Measurement]]:
-    """The peak, and the fastest run of each case, all measured in turns."""
-    peak, best = 0.0, [float("inf")] * len(cases)
+def write_json(file: str | os.PathLike, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=2) + "\n"
+    write_atomically(file, lambda part: part.write_text(text))
+
+
+def measure(cases: Sequence[Case], repeats: int) -> tuple[float, list[Measurement]]:
+    """The highest peak, and the fastest run of each case, all measured in turns.
+
+    A case that is quick runs several times in a turn, `TURN_SECONDS` in all.
+    """
+    best = [float("inf")] * len(cases)
+    peaks = {(case.threads, case.dtype): 0.0 for case in cases}
     for case in cases:
-        case.call(workers=threads)  # the first call finds its memory
+        case.call(workers=case.threads)  # the first call finds its memory
     for _ in range(repeats):
         for i, case in enumerate(cases):
-            peak = max(peak, ops.fma_peak(PEAK_SECONDS, workers=threads))
-            begin = time.perf_counter()
-            case.call(workers=threads)
-            best[i] = min(best[i], time.perf_counter() - begin)
-    return peak, [
+            kind = case.threads, case.dtype
+            peak = ops.fma_peak(PEAK_SECONDS, dtype=case.dtype, workers=case.threads)
+            peaks[kind] = max(peaks[kind], peak)
+            best[i] = min(best[i], _fastest(case))
+    return max(peaks.values()), [
         Measurement(
             name=case.name,
             tokens=case.tokens,
-            threads=threads,
+            threads=case.threads,
             milliseconds=1e3 * seconds,
             tokens_per_second=case.tokens / seconds,
             gigaflops=1e-9 * case.operations / seconds,
-            share_of_peak=1e-9 * case.operations / seconds / peak,
+            share_of_peak=1e-9 * case.operations / seconds / peaks[case.threads, case.dtype],
         )
         for case, seconds in zip(cases, best, strict=True)
     ]
 
 
-def cases(t: int) -> Iterator[Case]:
+def _fastest(case: Case) -> float:
+    """Seconds of the fastest run of a turn."""
+    fastest, end = float("inf"), time.perf_counter() + TURN_SECONDS
+    while True:
+        begin = time.perf_counter()
+        case.call(workers=case.threads)
+        now = time.perf_counter()
+        fastest = min(fastest, now - begin)
+        if now >= end:
+            return fastest
+
+
+def cases(t: int, threads: int) -> Iterator[Case]:
     """What is timed: LSH and local attention and feed-forward at `t`, full attention below it."""
-    window = 4.0 * t * HEADS * (2 * CHUNK) * DEPTH
-    rng = np.random.default_rng(0)
-    qk, v, dout = rng.standard_normal((3, 1, HEADS, t, DEPTH), np.float32)
-    rules: dict[str, Any] = {"chunk_length": CHUNK, "is_causal": True}
-    lsh = partial(ops.lsh_attention_forward, qk, v, rng=0, **rules)
-    yield Case("LSH attention", t, window, lsh)
-    yield Case("  backward", t, 2.5 * window, _undo(ops.lsh_attention_backward, dout, lsh))
-    local = partial(ops.local_attention_forward, qk, qk, v, **rules)
-    yield Case("local attention", t, window, local)
-    yield Case("  backward", t, 2.5 * window, _undo(ops.local_attention_backward, dout, local))
-    yield from _feed_forward_cases(t, c=256, f=512)
+    qk, v, dout = draw(t)
+    lsh = partial(ops.lsh_attention_forward, qk, v, rng=0, **WINDOW)
+    local = partial(ops.local_attention_forward, qk, qk, v, **WINDOW)
+    for name, forward, backward in (
+        ("LSH attention", lsh, ops.lsh_attention_backward),
+        ("local attention", local, ops.local_attention_backward),
+    ):
+        yield Case(name, t, window_operations(t), forward, threads)
+        undo = partial(backward, dout, forward()[1])
+        yield Case("  backward", t, 2.5 * window_operations(t), undo, threads)
+    c, f = 256, 512
+    x, *weights = draw_feed_forward(t, c, f)
+    feed = partial(ops.feed_forward_forward, x, *weights)
+    yield Case(f"feed-forward {c}-{f}", t, feed_forward_operations(t, c, f), feed, threads)
+    unfeed = partial(ops.feed_forward_backward, np.ones_like(x), feed()[1])
+    yield Case("  backward", t, 2 * feed_forward_operations(t, c, f), unfeed, threads)
     for length in (1024, 4096):
         if length <= t:
             q, values = qk[:, :, :length], v[:, :, :length]
             full = partial(ops.full_attention, q, q, values, is_causal=True)
-            yield Case("full attention", length, 2.0 * HEADS * DEPTH * length * (length + 1), full)
+            yield Case("full attention", length, full_operations(length), full, threads)
 
 
-def _feed_forward_cases(t: int, c: int, f: int) -> Iterator[Case]:
+def draw(t: int, dtype: Any = np.float32) -> np.ndarray:
+    """Three arrays for attention: (3, 1, h, t, d)."""
+    return np.random.default_rng(0).standard_normal((3, 1, HEADS, t, DEPTH), dtype)
+
+
+def draw_feed_forward(t: int, c: int, f: int) -> tuple[np.ndarray, ...]:
+    """x (t, c), w1 (f, c), b1, w2 (c, f), b2."""
     rng = np.random.default_rng(1)
-    x, dout = rng.standard_normal((2, t, c), np.float32)
-    w1, w2 = (rng.standard_normal(shape, np.float32) / 16 for shape in ((f, c), (c, f)))
-    weights = (w1, np.zeros(f, np.float32), w2, np.zeros(c, np.float32))
-    forward = partial(ops.feed_forward_forward, x, *weights)
-    yield Case(f"feed-forward {c}-{f}", t, 4.0 * t * c * f, forward)
-    yield Case("  backward", t, 8.0 * t * c * f, _undo(ops.feed_forward_backward, dout, forward))
+    shapes = (t, c), (f, c), (f,), (c, f), (c,)
+    return tuple(rng.standard_normal(shape, np.float32) / 16 for shape in shapes)
 
 
-def _undo(backward: Callable, dout: np.ndarray, forward: Callable) -> Callable[..., Any]:
-    return partial(backward, dout, forward()[1])
+def window_operations(t: int) -> float:
+    """Of a round of LSH attention, or of local attention."""
+    return 4.0 * t * HEADS * (2 * CHUNK) * DEPTH
 
 
-def table(rows: Sequence[Measurement]) -> str:
-    """The measurements in columns."""
-    lines = [f"  {'':30} {'tokens':>7} {'ms':>9} {'tokens/s':>12} {'GFLOP/s':>9} {'of peak':>8}"]
+def full_operations(t: int) -> float:
+    """Of full causal attention, in its visible half."""
+    return 2.0 * HEADS * DEPTH * t * (t + 1)
+
+
+def feed_forward_operations(t: int, c: int, f: int) -> float:
+    return 4.0 * t * c * f
+
+
+def table(rows: Sequence[Measurement], ratios: bool = False) -> str:
+    """The measurements in columns; with `ratios`, each time as a multiple of the first's too."""
+    head = f"  {'':30} {'tokens':>7} {'ms':>9} {'tokens/s':>12} {'GFLOP/s':>9} {'of peak':>8}"
+    lines = [head + "   time" * ratios]
     for row in rows:
-        lines.append(
+        line = (
             f"  {row.name:30} {row.tokens:7,} {row.milliseconds:9.3f} "
             f"{row.tokens_per_second:12,.0f} {row.gigaflops:9.1f} {row.share_of_peak:8.1%}"
         )
+        ratio = row.milliseconds / rows[0].milliseconds
+        lines.append(f"{line} {ratio:5.2f}x" if ratios else line)
     return "\n".join(lines)
 
 

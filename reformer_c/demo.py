@@ -16,14 +16,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from . import ops
 from .bench import describe_machine
-from .config import ReformerConfig
 from .data import Windows, split_tokens
 from .model import ReformerModelWithLMHead
 from .optim import AdamW, schedules
 from .presets import PRESETS, preset_config
-from .report import LSHReport, lsh_report
+from .report import LSHReport, attention_inputs, lsh_report
 from .tokenizer import ByteTokenizer
 from .train import StepReport, Trainer, evaluate, show_progress
 
@@ -210,37 +208,17 @@ def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -
 
 def compare_with_full_attention(model: Any, tokens: np.ndarray, layer: int, seed: int) -> LSHReport:
     """LSH attention beside full attention, on a model's own queries and values in one layer."""
-    states = model(tokens[None].astype(np.int64), rng=seed, output_hidden_states=True)
-    states = states.hidden_states[layer]
-    weights = {
-        name.rpartition(f"layers.{layer}.attention.")[2]: array
-        for name, array in model.parameters.items()
-        if f"layers.{layer}.attention." in name
-    }
-    normal = ops.layer_norm(
-        states,
-        weights["layer_norm.weight"],
-        weights["layer_norm.bias"],
-        eps=model.config.layer_norm_eps,
-    )
-    qk, v = (
-        _heads(ops.linear(normal, weights[f"self_attention.{name}.weight"]), model.config)
-        for name in ("query_key", "value")
-    )
+    qk, v = attention_inputs(model, tokens[None].astype(np.int64), layer, rng=seed)
     return lsh_report(
         qk,
         v,
+        num_hashes=(1, 2, 4, 8),
         num_buckets=model.config.num_buckets,
         chunk_length=model.config.lsh_attn_chunk_length,
         is_causal=True,
         allow_duplicate_attention=False,
         rng=seed,
     )
-
-
-def _heads(x: np.ndarray, config: ReformerConfig) -> np.ndarray:
-    b, t, _ = x.shape
-    return x.reshape(b, t, config.num_attention_heads, -1).transpose(0, 2, 1, 3)
 
 
 def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO) -> bytes:

@@ -10,7 +10,14 @@ import numpy as np
 
 from . import ops
 
-__all__ = ["LSHReport", "RoundsReport", "lsh_report"]
+__all__ = [
+    "LSHReport",
+    "Pattern",
+    "RoundsReport",
+    "attention_inputs",
+    "attention_weights",
+    "lsh_report",
+]
 
 _BLOCK = 128  # query rows whose scores against all keys are in memory at once
 
@@ -23,6 +30,11 @@ class RoundsReport:
     ----------
     num_hashes : int
         Rounds.
+    num_buckets : int or tuple of int
+        Buckets of a round.
+    keys : float
+        Keys that a query looks at, mean over the queries; one that is found twice counts twice:
+        this is the work.
     seen : float
         Share of the keys, of those that a query may look at, that LSH attention looks at.
     recall : float
@@ -37,6 +49,8 @@ class RoundsReport:
     """
 
     num_hashes: int
+    num_buckets: int | tuple[int, ...]
+    keys: float
     seen: float
     recall: float
     error: float | None
@@ -45,15 +59,19 @@ class RoundsReport:
 
 
 class LSHReport(tuple[RoundsReport, ...]):
-    """One `RoundsReport` for each number of rounds; prints as a table."""
+    """`RoundsReport`, one for each number of rounds; prints as a table."""
 
     def __str__(self) -> str:
-        lines = ["rounds  keys seen  mass found  output error  duplicates  largest bucket"]
+        lines = [
+            "buckets  rounds  keys a query  keys seen  mass found  output error  duplicates"
+            "  largest bucket"
+        ]
         for row in self:
             error = "-" if row.error is None else f"{row.error:.4f}"
             lines.append(
-                f"{row.num_hashes:6d}  {row.seen:9.1%}  {row.recall:10.1%}  {error:>12}"
-                f"  {row.duplicates:10.1%}  {row.bucket_sizes.max():14,}"
+                f"{np.prod(row.num_buckets):7,}  {row.num_hashes:6d}  {row.keys:12,.1f}"
+                f"  {row.seen:9.1%}  {row.recall:10.1%}  {error:>12}  {row.duplicates:10.1%}"
+                f"  {row.bucket_sizes.max():14,}"
             )
         return "\n".join(lines)
 
@@ -62,12 +80,13 @@ def lsh_report(
     qk: np.ndarray,
     v: np.ndarray | None = None,
     *,
-    num_hashes: Sequence[int] = (1, 2, 4, 8),
+    num_hashes: Sequence[int] = (1, 2, 4, 8, 16),
     num_buckets: int | Sequence[int] | None = None,
     chunk_length: int = 64,
     num_chunks_before: int = 1,
     num_chunks_after: int = 0,
     is_causal: bool = False,
+    scope: str = "chunk",
     allow_duplicate_attention: bool = True,
     queries: int | None = 1024,
     rng: int | np.random.Generator | None = 0,
@@ -85,7 +104,7 @@ def lsh_report(
         Values; without them there is no output to compare.
     num_hashes : sequence of int
         Numbers of rounds; a smaller number uses the first rotations of the larger.
-    num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal
+    num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal, scope
         As in `lsh_attention`.
     allow_duplicate_attention : bool
         As in `lsh_attention`. False, the paper's equation, counts a key once however often it is
@@ -115,6 +134,19 @@ def lsh_report(
     True
     >>> bool(report[0].error > report[1].error > 0.0)
     True
+
+    With whole buckets the number of buckets decides how much is found, and at what cost. Reports
+    of several numbers, in one table:
+
+    >>> table = LSHReport(
+    ...     row
+    ...     for k in (4, 16, 64)
+    ...     for row in lsh_report(qk, num_buckets=k, num_hashes=(1, 8), scope="bucket")
+    ... )
+    >>> len(str(table).splitlines())
+    7
+    >>> bool(table[0].keys > table[2].keys > table[4].keys)
+    True
     """
     qk = _four_axes("qk", qk)
     v = None if v is None else _four_axes("v", v)
@@ -125,6 +157,7 @@ def lsh_report(
         raise ValueError(f"num_hashes: expected numbers >= 1, got {num_hashes!r}")
     if queries is not None and queries < 1:
         raise ValueError(f"queries: expected a number >= 1 or None, got {queries!r}")
+    pattern = Pattern(scope, chunk_length, num_chunks_before, num_chunks_after)
     _, h, t, d = qk.shape
     if num_buckets is None:
         num_buckets = ops.choose_num_buckets(t, chunk_length)
@@ -132,53 +165,126 @@ def lsh_report(
         h, d, num_hashes=max(rounds), num_buckets=num_buckets, rng=rng, dtype=qk.dtype
     )
     buckets = ops.lsh_hash(qk, num_hashes=max(rounds), num_buckets=num_buckets, rotations=rotations)
-    window = _Window(chunk_length, num_chunks_before, num_chunks_after)
     rows = np.arange(t) if queries is None else np.unique(np.linspace(0, t - 1, queries, dtype=int))
-    found = _found(qk, buckets, rounds, window, rows, is_causal)
+    found = _found(qk, buckets, rounds, pattern, rows, is_causal)
     switches = {
         "num_buckets": num_buckets,
         "chunk_length": chunk_length,
         "num_chunks_before": num_chunks_before,
         "num_chunks_after": num_chunks_after,
         "is_causal": is_causal,
+        "scope": scope,
         "allow_duplicate_attention": allow_duplicate_attention,
     }
     errors = _output_errors(qk, v, rounds, rotations, switches)
     sizes = _bucket_sizes(buckets, int(np.prod(num_buckets)))
+    number = num_buckets if isinstance(num_buckets, int) else tuple(num_buckets)
     return LSHReport(
-        RoundsReport(r, seen, recall, error, duplicates, sizes[:, :, :r])
-        for r, (seen, recall, duplicates), error in zip(rounds, found, errors, strict=True)
+        RoundsReport(r, number, keys, seen, recall, error, duplicates, sizes[:, :, :r])
+        for r, (keys, seen, recall, duplicates), error in zip(rounds, found, errors, strict=True)
     )
 
 
+def attention_inputs(
+    model: Any, input_ids: np.ndarray, layer: int, *, rng: int | np.random.Generator | None = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What an LSH layer of a model attends with, to give to `lsh_report`.
+
+    Parameters
+    ----------
+    model : a model of `reformer_c`
+    input_ids : array_like of int, (b, t)
+    layer : int
+        Which layer, from 0; its ``config.attn_layers`` must be "lsh".
+    rng : int, Generator or None
+        Of the rotations of the LSH layers below it.
+
+    Returns
+    -------
+    qk, v : ndarray (b, h, t, d)
+
+    Raises
+    ------
+    ValueError
+        There is no such layer, or it is a local one.
+
+    Examples
+    --------
+    >>> from reformer_c import ReformerModelWithLMHead
+    >>> from reformer_c.presets import preset_config
+    >>> model = ReformerModelWithLMHead(preset_config("tiny", 256), rng=0)
+    >>> qk, v = attention_inputs(model, np.arange(256)[None], layer=1)
+    >>> qk.shape, v.shape
+    ((1, 2, 256, 32), (1, 2, 256, 32))
+    """
+    config = model.config
+    kinds = list(config.attn_layers)
+    if not 0 <= layer < len(kinds) or kinds[layer] != "lsh":
+        raise ValueError(f"layer: expected the number of an LSH layer of {kinds}, got {layer!r}")
+    output = model(input_ids, rng=rng, output_hidden_states=True)
+    prefix = f"layers.{layer}.attention."
+    weights = {
+        name.rpartition(prefix)[2]: array
+        for name, array in model.parameters.items()
+        if prefix in name
+    }
+    states = ops.layer_norm(
+        output.hidden_states[layer],
+        weights["layer_norm.weight"],
+        weights["layer_norm.bias"],
+        eps=config.layer_norm_eps,
+    )
+    b, t, _ = states.shape
+    qk, v = (
+        ops.linear(states, weights[f"self_attention.{name}.weight"])
+        .reshape(b, t, config.num_attention_heads, -1)
+        .transpose(0, 2, 1, 3)
+        for name in ("query_key", "value")
+    )
+    return qk, v
+
+
 @dataclass(frozen=True)
-class _Window:
-    """The chunks that a chunk of queries looks at."""
+class Pattern:
+    """Who looks at whom, from buckets: the chunks that a chunk looks at, or whole buckets."""
 
-    length: int
-    before: int
-    after: int
+    scope: str = "chunk"
+    chunk_length: int = 64
+    before: int = 1
+    after: int = 0
 
-    def times_met(self, chunks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def __post_init__(self) -> None:
+        if self.scope not in ("chunk", "bucket"):
+            raise ValueError(f"scope: expected 'chunk' or 'bucket', got {self.scope!r}")
+
+    def places(self, buckets: np.ndarray) -> np.ndarray:
+        """Where each position stands in each round, (r, t): its chunk, or its bucket."""
+        return buckets if self.scope == "bucket" else _chunks(buckets, self.chunk_length)
+
+    def times_met(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """How often each row meets each key, over all rounds and offsets: (rows, t).
 
-        `chunks` (r, t) has the chunk of each position in each round. The chunks of all rounds lie
-        on one circle: the look-back of a round's first chunk is the last chunk of the round before.
+        The chunks of all rounds lie on one circle: the look-back of a round's first chunk is the
+        last chunk of the round before.
         """
-        r, t = chunks.shape
-        per_round = -(-t // self.length)
-        if per_round <= 1:
-            return np.ones((len(rows), t), np.uint16)
+        r, t = places.shape
         met = np.zeros((len(rows), t), np.uint16)
+        if self.scope == "bucket":
+            for own in range(r):
+                met += places[own, rows, None] == places[own]
+            return met
+        per_round = -(-t // self.chunk_length)
+        if per_round <= 1:
+            return met + np.uint16(1)
         for offset in range(-self.before, self.after + 1):
             if abs(offset) > r * per_round:
                 offset = 0  # Hugging Face's roll degenerates so
             for own in range(r):
-                target = (own * per_round + chunks[own, rows] + offset) % (r * per_round)
+                target = (own * per_round + places[own, rows] + offset) % (r * per_round)
                 target_round, target_chunk = np.divmod(target, per_round)
                 for other in np.unique(target_round):
                     here = target_round == other
-                    met[here] += chunks[other] == target_chunk[here, None]
+                    met[here] += places[other] == target_chunk[here, None]
         return met
 
 
@@ -186,31 +292,32 @@ def _found(
     qk: np.ndarray,
     buckets: np.ndarray,
     rounds: Sequence[int],
-    window: _Window,
+    pattern: Pattern,
     rows: np.ndarray,
     is_causal: bool,
-) -> list[tuple[float, float, float]]:
-    """(seen, recall, duplicates) for each number of rounds, exact for the given query rows."""
+) -> list[tuple[float, float, float, float]]:
+    """(keys, seen, recall, duplicates) for each number of rounds, exact for the given rows."""
     b, h, t, _ = qk.shape
     mass, pairs, unique = np.zeros((3, len(rounds)))
     all_pairs = 0
     for i, j in np.ndindex(b, h):
-        chunks = _chunks(buckets[i, j], window.length)
+        places = pattern.places(buckets[i, j])
         for block in np.array_split(rows, -(-len(rows) // _BLOCK)):
-            probability = _full_probabilities(qk[i, j], block, is_causal)
+            probability = attention_weights(qk[i, j], block, is_causal)
             countable = np.arange(t) != block[:, None]
             if is_causal:
                 countable &= np.arange(t) < block[:, None]
             all_pairs += np.count_nonzero(countable)
             for n, r in enumerate(rounds):
-                met = window.times_met(chunks[:r], block)
+                met = pattern.times_met(places[:r], block)
                 mass[n] += probability[met > 0].sum(dtype=np.float64)
                 pairs[n] += met[countable].sum()
                 unique[n] += np.count_nonzero(met[countable])
     duplicates = 1.0 - np.divide(unique, pairs, out=np.ones_like(pairs), where=pairs > 0)
     seen = unique / max(1, all_pairs)
-    recall = mass / (b * h * len(rows))
-    return list(zip(seen.tolist(), recall.tolist(), duplicates.tolist(), strict=True))
+    keys, recall = pairs / (b * h * len(rows)), mass / (b * h * len(rows))
+    figures = np.stack([keys, seen, recall, duplicates], axis=-1)
+    return [tuple(row) for row in figures.tolist()]
 
 
 def _output_errors(
@@ -232,8 +339,8 @@ def _output_errors(
     return errors
 
 
-def _full_probabilities(qk: np.ndarray, rows: np.ndarray, is_causal: bool) -> np.ndarray:
-    """Rows of the softmax of full shared-QK attention, (rows, t): the truth."""
+def attention_weights(qk: np.ndarray, rows: np.ndarray, is_causal: bool) -> np.ndarray:
+    """Rows of the softmax of full shared-QK attention of qk (t, d), (rows, t): the truth."""
     t, d = qk.shape
     keys = qk / np.sqrt(np.mean(qk * qk, axis=-1, keepdims=True) + 1e-6)
     scores = qk[rows] @ keys.T / np.sqrt(np.asarray(d, qk.dtype))

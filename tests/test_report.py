@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from small_models import random_ids, randomise, small_config
 
 import reformer_c as rc
 from reformer_c import ops
-from reformer_c.report import lsh_report
+from reformer_c.report import attention_inputs, lsh_report
 
 
 def draw(t, d=8, heads=2, dtype=np.float64, seed=0):
@@ -62,6 +63,7 @@ def test_shares_are_those_of_the_pairs_that_meet(t, before, after, causal):
             allowed += t * (t - 1) // (2 if causal else 1)
         assert row.recall == pytest.approx(mass / (2 * t))
         assert row.duplicates == pytest.approx(1 - unique / pairs)
+        assert row.keys == pytest.approx(pairs / (2 * t))
         assert row.seen == pytest.approx(unique / allowed)
         assert row.error is None
         assert row.bucket_sizes.shape == (1, 2, row.num_hashes, 8)
@@ -131,11 +133,63 @@ def test_float32_has_the_same_shares_to_its_precision():
     assert found[0] == pytest.approx(found[1], abs=0.02)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_whole_buckets_are_counted_pair_by_pair(causal):
+    t, factors = 40, (2, 4)
+    qk, v = draw(t)
+    rotations = ops.lsh_rotations(2, 8, num_hashes=2, num_buckets=factors, rng=7, dtype=qk.dtype)
+    buckets = ops.lsh_hash(qk, num_hashes=2, num_buckets=factors, rotations=rotations)
+    row = lsh_report(
+        qk, v, num_hashes=2, num_buckets=factors, is_causal=causal, queries=None, rng=7,
+        scope="bucket",
+    )[0]  # fmt: skip
+    mass, pairs, unique = 0.0, 0, 0
+    for h in range(2):
+        p = full_attention(qk[0, h], causal)
+        for i, j in np.ndindex(t, t):
+            met = sum(ids[i] == ids[j] for ids in buckets[0, h])
+            mass += p[i, j] * bool(met)
+            if j < i or (j != i and not causal):
+                pairs, unique = pairs + met, unique + bool(met)
+    assert row.num_buckets == factors
+    assert row.recall == pytest.approx(mass / (2 * t))
+    assert row.keys == pytest.approx(pairs / (2 * t))
+    assert row.duplicates == pytest.approx(1 - unique / pairs)
+    full = rc.full_attention(qk, None, v, shared_qk=True, is_causal=causal)
+    out = rc.lsh_attention(
+        qk, v, num_hashes=2, num_buckets=factors, rotations=rotations, is_causal=causal,
+        scope="bucket",
+    )  # fmt: skip
+    assert row.error == pytest.approx(np.linalg.norm(out - full) / np.linalg.norm(full))
+
+
+def test_what_a_layer_attends_with_is_what_the_model_hashes_and_attends():
+    config = small_config()
+    model = randomise(rc.ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
+    ids = random_ids((2, 24))
+    rotations = [
+        rc.lsh_rotations(2, 6, num_hashes=2, num_buckets=4, rng=i, dtype=np.float64) for i in (0, 1)
+    ]
+    output = model(ids, rotations=rotations, output_buckets=True)
+    # the layers below the second LSH layer draw from rng: the first alone is compared
+    qk, v = attention_inputs(model, ids, layer=1)
+    assert qk.shape == v.shape == (2, 2, 24, 6)
+    found = rc.lsh_hash(qk, num_hashes=2, num_buckets=4, rotations=rotations[0])
+    np.testing.assert_array_equal(found, output.buckets[0])
+
+
+@pytest.mark.parametrize("layer", [0, 3, -1])
+def test_a_layer_that_does_not_hash_is_named(layer):
+    model = rc.ReformerModelWithLMHead(small_config(), rng=0)
+    with pytest.raises(ValueError, match="layer: expected the number of an LSH layer"):
+        attention_inputs(model, random_ids((1, 24)), layer)
+
+
 def test_a_report_prints_as_a_table():
     qk, v = draw(64)
     lines = str(lsh_report(qk, v, chunk_length=16)).splitlines()
-    assert len(lines) == 5
-    assert [line.split()[0] for line in lines] == ["rounds", "1", "2", "4", "8"]
+    assert lines[0].split()[:2] == ["buckets", "rounds"]
+    assert [line.split()[:2] for line in lines[1:]] == [["8", str(r)] for r in (1, 2, 4, 8, 16)]
     assert len({len(line) for line in lines}) == 1
 
 
@@ -150,6 +204,7 @@ def test_a_report_prints_as_a_table():
         ({"num_hashes": ()}, ValueError, "num_hashes"),
         ({"num_hashes": (0, 1)}, ValueError, "num_hashes"),
         ({"queries": 0}, ValueError, "queries"),
+        ({"scope": "window"}, ValueError, "scope"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, word):

@@ -1,0 +1,1 @@
+"""reformer_c beside others, on this machine: ``python -m benchmarks``."""

@@ -1,0 +1,97 @@
+"""Time reformer_c beside every rival that is installed, and hold the figures against the goals."""
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from reformer_c.bench import describe_machine, measure, table, write_json
+from reformer_c.runtime import get_num_threads, num_threads
+
+from . import rivals
+from .groups import GROUPS, METHOD
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    threads = options.threads or get_num_threads()
+    with num_threads(threads), rivals.num_threads(threads):
+        machine = describe_machine() | rivals.describe()
+        for key, value in machine.items():
+            print(f"{key:10} {value}")
+        print(METHOD)
+        measured, goals = [], []
+        for name in options.only:
+            function, sizes = GROUPS[name]
+            for size in sizes[:1] if options.quick else sizes:
+                for group in function(size, threads):
+                    figures, reached = measure_group(group, options.repeats)
+                    measured.append({"group": name} | figures)
+                    goals += reached
+    print(goal_table(goals))
+    if options.json:
+        write_json(options.json, {"machine": machine, "groups": measured, "goals": goals})
+
+
+def measure_group(group, repeats):
+    """The figures of a group, which are printed too, and what they are for each of its goals."""
+    peak, rows = measure(group.cases, repeats)
+    print(f"{group.title} (peak {peak:.1f} GFLOP/s)")
+    print(table(rows, ratios=True), end="\n\n", flush=True)
+    first = rows[0].milliseconds
+    measurements = [asdict(row) | {"times_the_first": row.milliseconds / first} for row in rows]
+    by_name = {row.name: row for row in rows}
+    goals = []
+    for goal in group.goals:
+        value = goal.value(by_name)
+        goals.append(
+            {"work": goal.work, "unit": goal.unit, "required": goal.required}
+            | {"measured": value, "holds": goal.holds(value)}
+        )
+    return {"title": group.title, "peak": peak, "measurements": measurements}, goals
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="example: python -m benchmarks --only lsh local --json figures.json",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP",
+        help=f"groups to measure (all): {', '.join(GROUPS)}",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to use (all)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="turns (5; 1 if quick)")
+    parser.add_argument(
+        "--quick", action="store_true", help="the smallest size of each group, to see that it works"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    options = parser.parse_args(arguments)
+    if options.repeats is None:
+        options.repeats = 1 if options.quick else 5
+    for name in ("threads", "repeats"):
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            parser.error(f"--{name}: expected a whole number >= 1")
+    return options
+
+
+def goal_table(goals):
+    lines = [f"{'':62} {'measured':>10} {'required':>10}"]
+    for goal in goals:
+        measured, required = (words(goal[name], goal["unit"]) for name in ("measured", "required"))
+        verdict = {True: "yes", False: "NO", None: ""}[goal["holds"]]
+        lines.append(f"{goal['work']:62} {measured:>10} {required:>10} {verdict}".rstrip())
+    return "\n".join(lines)
+
+
+def words(number, unit):
+    if number is None:
+        return "-"
+    return (
+        f"{number:.1%}" if unit == "of peak" else f"{number:.3g} {'x' * (unit == 'times') or unit}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""What is measured, in groups of calls that do the same work, and what each has to reach."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import reformer_c as rc
+from reformer_c import _core
+from reformer_c.bench import (
+    CHUNK,
+    HEADS,
+    WINDOW,
+    Case,
+    Measurement,
+    draw,
+    draw_feed_forward,
+    feed_forward_operations,
+    full_operations,
+    window_operations,
+)
+
+from . import rivals
+
+OURS = "reformer_c"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of a group's measurements, and what it has to be.
+
+    The share of the peak that `case` reaches; or, given `than`, how many times faster it is; or how
+    many microseconds more it takes.
+    """
+
+    work: str
+    case: str
+    required: float | None
+    than: str | None = None
+    unit: str = "of peak"
+
+    def value(self, rows: dict[str, Measurement]) -> float | None:
+        """None where a rival is missing."""
+        if self.case not in rows or (self.than is not None and self.than not in rows):
+            return None
+        if self.than is None:
+            return rows[self.case].share_of_peak
+        mine, other = rows[self.case].milliseconds, rows[self.than].milliseconds
+        return 1e3 * (mine - other) if self.unit == "µs" else other / mine
+
+    def holds(self, value: float | None) -> bool | None:
+        if value is None or self.required is None:
+            return None
+        return value <= self.required if self.unit == "µs" else value >= self.required
+
+
+def faster(work: str, case: str, than: str, required: float | None) -> Goal:
+    return Goal(work, case, required, than, "times")
+
+
+@dataclass
+class Group:
+    """Calls that are measured in turns, and compared with the first."""
+
+    title: str
+    cases: list[Case]
+    goals: list[Goal] = field(default_factory=list)
+
+
+# ---- attention ----
+
+
+def lsh(t: int, threads: int) -> Iterator[Group]:
+    qk, v, dout = draw(t)
+    forward = partial(rc.lsh_attention_forward, qk, v, rng=0, **WINDOW)
+    backward = partial(rc.lsh_attention_backward, dout, forward()[1])
+    work = partial(Case, tokens=t, threads=threads)
+    alone, undo = window_operations(t), 2.5 * window_operations(t)
+    rival = t <= 16384
+    yield Group(
+        f"LSH attention, 1 round, {t:,} tokens, forward; our backward",
+        [
+            work(OURS, operations=alone, call=forward),
+            *_rivals(work, alone, rivals.lsh_attention(qk, v) if rival else {}),
+            work("backward", operations=undo, call=backward),
+        ],
+        [
+            Goal(f"LSH forward, {t:,}", OURS, {1024: 0.65, 16384: 0.80, 65536: 0.70}.get(t)),
+            Goal(f"LSH backward, {t:,}", "backward", {16384: 0.65, 65536: 0.65}.get(t)),
+            *_than_hugging_face(f"LSH forward, {t:,}", {16384: 16.0}.get(t), rival),
+        ],
+    )
+    if rival:
+        yield Group(
+            f"LSH attention, 1 round, {t:,} tokens, forward + backward",
+            [
+                work(
+                    OURS,
+                    operations=alone + undo,
+                    call=_both(forward, rc.lsh_attention_backward, dout),
+                ),
+                *_rivals(work, alone + undo, rivals.lsh_attention(qk, v, backward=True)),
+            ],
+            _than_hugging_face(f"LSH forward + backward, {t:,}", {16384: 10.0}.get(t)),
+        )
+
+
+def local(t: int, threads: int) -> Iterator[Group]:
+    q, v, dout = draw(t)
+    forward = partial(rc.local_attention_forward, q, q, v, **WINDOW)
+    work = partial(Case, tokens=t, threads=threads)
+    alone, both = window_operations(t), 3.5 * window_operations(t)
+    rival = t <= 16384
+    calls = rivals.local_attention(q, q, v) if rival else {}
+    if t == 16384:
+        calls |= rivals.flex_attention(q, q, v)
+    yield Group(
+        f"local attention, {t:,} tokens, forward",
+        [work(OURS, operations=alone, call=forward), *_rivals(work, alone, calls)],
+        [
+            Goal(f"local forward, {t:,}", OURS, {16384: 0.95}.get(t)),
+            *_than_hugging_face(f"local forward, {t:,}", None, rival),
+        ],
+    )
+    if rival:
+        pair = _both(forward, rc.local_attention_backward, dout)
+        yield Group(
+            f"local attention, {t:,} tokens, forward + backward",
+            [
+                work(OURS, operations=both, call=pair),
+                *_rivals(work, both, rivals.local_attention(q, q, v, backward=True)),
+            ],
+            _than_hugging_face(f"local forward + backward, {t:,}", None),
+        )
+
+
+def full(t: int, threads: int) -> Iterator[Group]:
+    q, k, v = draw(t)
+    work = partial(Case, tokens=t, threads=threads)
+    hashed, sdpa = "reformer_c, LSH-1", f"{rivals.TORCH} SDPA"
+    yield Group(
+        f"full causal attention, {t:,} tokens, forward; and LSH attention instead",
+        [
+            work(OURS, operations=full_operations(t),
+                 call=partial(rc.full_attention, q, k, v, is_causal=True)),
+            *_rivals(work, full_operations(t), rivals.full_attention(q, k, v)),
+            work(hashed, operations=window_operations(t),
+                 call=partial(rc.lsh_attention, q, v, rng=0, **WINDOW)),
+        ],
+        [
+            faster(f"full forward against torch SDPA, {t:,}", OURS, sdpa, 1.3),
+            faster(f"LSH forward against torch SDPA, {t:,}", hashed, sdpa,
+                   {1024: 4.0, 4096: 12.0}.get(t)),
+        ],
+    )  # fmt: skip
+
+
+def scope(t: int, threads: int) -> Iterator[Group]:
+    qk, v, _ = draw(t)
+    chunk, bucket = (f'{OURS}, scope="{name}"' for name in ("chunk", "bucket"))
+    yield Group(
+        f"LSH attention, 1 round, {t:,} tokens: chunks against whole buckets",
+        [
+            # counted alike, though whole buckets have fewer products
+            Case(name, t, window_operations(t),
+                 partial(rc.lsh_attention, qk, v, rng=0, scope=which, **WINDOW), threads)
+            for name, which in ((chunk, "chunk"), (bucket, "bucket"))
+        ],
+        [faster(f"whole buckets against chunks, {t:,}", bucket, chunk, 1.5 if t > 1024 else None)],
+    )  # fmt: skip
+
+
+# ---- products ----
+
+
+def feed_forward(sizes: tuple[int, int], threads: int) -> Iterator[Group]:
+    t, (c, f) = 4096, sizes
+    x, *weights = draw_feed_forward(t, c, f)
+    operations = feed_forward_operations(t, c, f)
+    work = partial(Case, tokens=t, threads=threads)
+    yield Group(
+        f"feed-forward {c:,}-{f:,}, relu, {t:,} tokens, forward",
+        [
+            work(OURS, operations=operations, call=partial(rc.feed_forward, x, *weights)),
+            *_rivals(work, operations, rivals.feed_forward(x, *weights)),
+        ],
+        [
+            Goal(f"feed-forward {c:,}-{f:,}", OURS, 0.85),
+            faster(f"feed-forward {c:,}-{f:,} against torch", OURS, rivals.TORCH, 0.95),
+        ],
+    )
+
+
+def product(n: int, threads: int) -> Iterator[Group]:
+    a, b = np.random.default_rng(0).standard_normal((2, n, n), np.float32)
+    work = partial(Case, tokens=n, threads=threads)
+    yield Group(
+        f"a @ b, {n:,} by {n:,}",
+        [
+            work(OURS, operations=2.0 * n**3, call=partial(rc.linear, a, b)),
+            *_rivals(work, 2.0 * n**3, rivals.product(a, b.T)),
+        ],
+    )
+
+
+# ---- ourselves, in two ways ----
+
+
+def threads(t: int, threads: int) -> Iterator[Group]:
+    if threads == 1:
+        return
+    qk, v, dout = draw(t)
+    forward = partial(rc.lsh_attention_forward, qk, v, rng=0, **WINDOW)
+    backward = partial(rc.lsh_attention_backward, dout, forward()[1])
+    cases, goals = [], []
+    for name, share, call in (("forward", 1.0, forward), ("backward", 2.5, backward)):
+        many, one = (f"{name}, {n} thread{'s' * (n > 1)}" for n in (threads, 1))
+        operations = share * window_operations(t)
+        cases += [
+            Case(many, t, operations, call, threads),
+            Case(one, t, operations, call, 1),
+        ]
+        required = 1.85 if threads == 2 and t >= 16384 else None
+        goals.append(faster(f"{threads} threads against 1, LSH {name}, {t:,}", many, one, required))
+    yield Group(f"LSH attention, 1 round, {t:,} tokens: threads", cases, goals)
+
+
+def float64(t: int, threads: int) -> Iterator[Group]:
+    cases = []
+    for dtype in (np.float32, np.float64):
+        qk, v, _ = draw(t, dtype)
+        call = partial(rc.lsh_attention, qk, v, rng=0, **WINDOW)
+        cases.append(Case(dtype.__name__, t, window_operations(t), call, threads, dtype))
+    single, double = (case.name for case in cases)
+    yield Group(
+        f"LSH attention, 1 round, {t:,} tokens: float64 against float32",
+        cases,
+        [faster(f"float64 against float32, LSH forward, {t:,}", double, single, 0.5)],
+    )
+
+
+def overhead(t: int, threads: int) -> Iterator[Group]:
+    """A small call beside one into the extension that does nothing."""
+    qk, v = np.random.default_rng(0).standard_normal((2, 1, 1, t, 16), np.float32)
+    bare = "a bare extension call"
+    calls: dict[str, Callable[..., Any]] = {
+        bare: lambda workers: _core.isa(),
+        "full attention": partial(rc.full_attention, qk, qk, v),
+        "LSH attention": partial(rc.lsh_attention, qk, v),
+        "local attention": partial(rc.local_attention, qk, qk, v),
+    }
+    yield Group(
+        f"a call at (1, 1, {t}, 16)",
+        [
+            Case(name, t, 4.0 * t * t * 16 * (name != bare), call, threads)
+            for name, call in calls.items()
+        ],
+        [
+            Goal(f"{name}, (1, 1, {t}, 16), over {bare}", name, 15.0, bare, "µs")
+            for name in calls
+            if name != bare
+        ],
+    )
+
+
+def _rivals(work: Callable[..., Case], operations: float, calls: dict[str, Any]) -> list[Case]:
+    return [
+        work(name, operations=operations, call=lambda workers, call=call: call())
+        for name, call in calls.items()
+    ]
+
+
+def _than_hugging_face(work: str, required: float | None, there: bool = True) -> list[Goal]:
+    name = f"{work}, against Hugging Face"
+    return [faster(name, OURS, rivals.HUGGING_FACE, required)] if there else []
+
+
+def _both(forward: Callable[..., Any], backward: Callable[..., Any], dout: np.ndarray) -> Callable:
+    def call(workers: int) -> Any:
+        return backward(dout, forward(workers=workers)[1], workers=workers)
+
+    return call
+
+
+# by name: the function, and the sizes that it is called with, the shortest first
+GROUPS: dict[str, tuple[Callable[[Any, int], Iterator[Group]], tuple[Any, ...]]] = {
+    "lsh": (lsh, (1024, 16384, 65536)),
+    "local": (local, (1024, 16384, 65536)),
+    "full": (full, (1024, 4096)),
+    "feed-forward": (feed_forward, ((256, 512), (512, 2048), (1024, 4096))),
+    "product": (product, (1024,)),
+    "scope": (scope, (1024, 16384, 65536)),
+    "threads": (threads, (1024, 16384)),
+    "float64": (float64, (1024, 16384)),
+    "overhead": (overhead, (64,)),
+}
+METHOD = f"""
+float32, {HEADS} heads of 64, chunks of {CHUNK} with one of look-back, causal.
+Operations are those of the dense windows, nothing discounted (full attention: of the visible half);
+a backward pass counts 2.5 forwards. Hashing, sorting and softmax are in the time and not in the
+count. Calls of a group run in turns, the peak is measured before each, the fastest run counts.
+"""

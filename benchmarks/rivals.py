@@ -1,0 +1,208 @@
+"""Other implementations of the same work, those of them that are installed.
+
+Each function gives calls without arguments, by name. Whatever is missing is left out.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import numpy as np
+
+from reformer_c.bench import CHUNK, DEPTH, HEADS
+
+TORCH, HUGGING_FACE, LUCIDRAINS, NUMPY = "torch", "Hugging Face", "lucidrains", "NumPy"
+FLEX = "torch FlexAttention, compiled"
+MODULES = {"torch": TORCH, "transformers": HUGGING_FACE, "reformer_pytorch": LUCIDRAINS}
+
+
+def installed():
+    """Names of the rivals that are here."""
+    return [NUMPY, *(name for module, name in MODULES.items() if find_spec(module))]
+
+
+@contextmanager
+def num_threads(n):
+    """All of them use `n` threads (NumPy, if threadpoolctl is installed)."""
+    with ExitStack() as stack:
+        if find_spec("threadpoolctl"):
+            import threadpoolctl
+
+            stack.enter_context(threadpoolctl.threadpool_limits(n, user_api="blas"))
+        if TORCH in installed():
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(n)
+        yield
+
+
+# ---- attention: q, k, v are arrays (1, HEADS, t, DEPTH) ----
+
+
+def full_attention(q, k, v):
+    if TORCH not in installed():
+        return {}
+    import torch
+
+    q, k, v = map(torch.from_numpy, (q, k, v))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    return {f"{TORCH} SDPA": _inference(lambda: attention(q, k, v, is_causal=True))}
+
+
+def lsh_attention(qk, v, backward=False):
+    """One round, causal; with `backward`, the gradients of qk and v too."""
+    calls = {}
+    if HUGGING_FACE in installed():
+        calls[HUGGING_FACE] = _hugging_face("LSHSelfAttention", qk, backward)
+    if LUCIDRAINS in installed():
+        import torch
+        from reformer_pytorch.reformer_pytorch import LSHAttention
+
+        layer = LSHAttention(bucket_size=CHUNK, n_hashes=1, causal=True).eval()
+        inputs = [torch.tensor(x[0], requires_grad=backward) for x in (qk, v)]
+        calls[LUCIDRAINS] = _pass(lambda: layer(*inputs)[0], inputs, backward)
+    return calls
+
+
+def local_attention(q, k, v, backward=False):
+    """Causal windows of a chunk and the one before."""
+    calls = {}
+    if HUGGING_FACE in installed():
+        calls[HUGGING_FACE] = _hugging_face("LocalSelfAttention", q, backward)
+    return calls
+
+
+def flex_attention(q, k, v):
+    """torch's compiled attention with the same windows; compiling takes half a minute."""
+    if TORCH not in installed():
+        return {}
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def visible(b, h, i, j):
+        return (j <= i) & (j // CHUNK >= i // CHUNK - 1)
+
+    t = q.shape[2]
+    q, k, v = map(torch.from_numpy, (q, k, v))
+    attention = torch.compile(flex_attention)
+    call = None
+    try:
+        mask = create_block_mask(visible, None, None, t, t, device="cpu")
+        call = _inference(lambda: attention(q, k, v, block_mask=mask))
+        call()
+    except Exception as error:  # a missing compiler, a processor that it does not know, ...
+        print(f"  {FLEX}: skipped, {type(error).__name__}: {str(error).splitlines()[0]}")
+        return {}
+    return {FLEX: call}
+
+
+def _hugging_face(name, x, backward):
+    """A layer's attention alone: its projections are replaced by the identity."""
+    import torch
+    import transformers
+    from transformers.models.reformer import modeling_reformer
+
+    transformers.logging.set_verbosity_error()
+    t = x.shape[2]
+    config = transformers.ReformerConfig(
+        hidden_size=HEADS * DEPTH, num_attention_heads=HEADS, attention_head_size=DEPTH,
+        is_decoder=True, max_position_embeddings=t, num_hashes=1,
+        lsh_attn_chunk_length=CHUNK, local_attn_chunk_length=CHUNK,
+        lsh_attention_probs_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    layer = getattr(modeling_reformer, name)(config).eval()
+    for projection in ("query_key", "query", "key", "value"):
+        if hasattr(layer, projection):
+            setattr(layer, projection, torch.nn.Identity())
+    states = torch.tensor(x.transpose(0, 2, 1, 3).reshape(1, t, -1), requires_grad=backward)
+    return _pass(lambda: layer(states).hidden_states, [states], backward)
+
+
+def _inference(call):
+    import torch
+
+    return torch.inference_mode()(call)
+
+
+def _pass(forward, inputs, backward):
+    """The call `forward`, with the gradients of its inputs where they are wanted."""
+    if not backward:
+        return _inference(forward)
+    import torch
+
+    dout = torch.ones_like(forward())
+    return lambda: torch.autograd.grad(forward(), inputs, dout)
+
+
+# ---- matrix products ----
+
+
+def feed_forward(x, w1, b1, w2, b2):
+    """Two linear layers with relu between them."""
+    calls = {NUMPY: lambda: np.maximum(x @ w1.T + b1, 0) @ w2.T + b2}
+    if TORCH in installed():
+        import torch
+        from torch.nn.functional import linear
+
+        tx, tw1, tb1, tw2, tb2 = map(torch.from_numpy, (x, w1, b1, w2, b2))
+        calls[TORCH] = _inference(lambda: linear(linear(tx, tw1, tb1).relu_(), tw2, tb2))
+    return calls
+
+
+def product(a, b):
+    """a @ b."""
+    calls = {NUMPY: lambda: a @ b}
+    if TORCH in installed():
+        import torch
+
+        ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+        calls[TORCH] = _inference(lambda: ta @ tb)
+    return calls
+
+
+# ---- who they are ----
+
+
+def describe():
+    """Versions, and the processor that each library for linear algebra takes this one for."""
+    words = {}
+    packages = ("torch", "transformers", "reformer-pytorch")
+    words["rivals"] = ", ".join(
+        f"{package} {version(package)}" if find_spec(package.replace("-", "_")) else f"no {package}"
+        for package in packages
+    )
+    if find_spec("threadpoolctl"):
+        import threadpoolctl
+
+        for library in threadpoolctl.threadpool_info():
+            if library["user_api"] == "blas":
+                words["BLAS"] = (
+                    f"{library['internal_api']} {library['version']} (of NumPy), kernels for "
+                    f"{library.get('architecture', 'an unknown core')}, "
+                    f"{library['threading_layer']}"
+                )
+    else:
+        words["BLAS"] = "unknown: threadpoolctl is not installed"
+    if TORCH in installed():
+        import torch
+
+        words["torch"] = f"{torch.backends.cpu.get_cpu_capability()}, {_mkl()}"
+    return words
+
+
+def _mkl():
+    """MKL's own words about itself, which it says before its first product."""
+    import torch
+
+    if not torch.backends.mkl.is_available():
+        return "without MKL"
+    said = subprocess.run(
+        [sys.executable, "-c", "import torch; torch.ones(8, 8) @ torch.ones(8, 8)"],
+        env=os.environ | {"MKL_VERBOSE": "1"}, capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    lines = [line for line in said.splitlines() if line.startswith("MKL_VERBOSE ")]
+    return lines[0].removeprefix("MKL_VERBOSE ").split(", Lnx")[0] if lines else "MKL is silent"

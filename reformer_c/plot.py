@@ -1,0 +1,249 @@
+"""Pictures of buckets, attention, memory and speed: matplotlib axes in, axes out.
+
+Each function draws into `ax`, or into pyplot's current axes, and returns them. matplotlib is
+imported when a function needs it: ``pip install 'reformer_c[notebook]'``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .report import Pattern, attention_weights
+
+__all__ = ["attention_pattern", "buckets", "memory", "speed"]
+
+# red, green, blue
+_FOUND, _MISSED, _SEEN, _UNSEEN = np.array(
+    [(0.03, 0.19, 0.42), (0.80, 0.09, 0.11), (0.90, 0.92, 0.94), (1.0, 1.0, 1.0)], np.float32
+)
+
+
+def buckets(ids: np.ndarray, ax: Any = None, *, labels: Sequence[str] | None = None) -> Any:
+    """Draw which tokens share a bucket: positions from left to right, a line for each bucket.
+
+    Parameters
+    ----------
+    ids : ndarray of int, (t,)
+        Bucket of each position in one round of one head, as ``lsh_hash(...)[0, 0, 0]``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot's current axes by default.
+    labels : sequence of str, optional
+        Texts to write at the positions, such as the tokens, instead of dots.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        Names the argument and says what was expected.
+    ImportError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> ax = buckets(np.array([2, 0, 2]), Figure().subplots(), labels=["a", "b", "a"])
+    >>> [(text.get_text(), text.get_position()) for text in ax.texts]
+    [('a', (0, 2)), ('b', (1, 0)), ('a', (2, 2))]
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size:
+        raise ValueError(f"ids: expected integers of shape (t,), got {ids.dtype} of {ids.shape}")
+    if labels is not None and len(labels) != len(ids):
+        raise ValueError(f"labels: expected {len(ids)}, one for each position, got {len(labels)}")
+    ax = _axes(ax)
+    ax.set(xlabel="position", ylabel="bucket", xlim=(-1, len(ids)))
+    if labels is None:
+        ax.plot(np.arange(len(ids)), ids, ".", markersize=3)
+        return ax
+    ax.set_ylim(ids.min() - 1, ids.max() + 1)
+    for position, (bucket, label) in enumerate(zip(ids.tolist(), labels, strict=True)):
+        ax.text(position, bucket, label, ha="center", va="center", family="monospace")
+    return ax
+
+
+def attention_pattern(
+    qk: np.ndarray,
+    ids: np.ndarray | None = None,
+    ax: Any = None,
+    *,
+    scope: str = "chunk",
+    chunk_length: int = 64,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    is_causal: bool = False,
+    sort: bool = False,
+) -> Any:
+    """Draw who attends to whom, a row for each query: the figure 2 of the Reformer's paper.
+
+    The darker, the more of a query's full attention a key has, beside the key that has most. With
+    buckets, what LSH attention looks at has a grey ground, attention that lies there is blue, and
+    what it misses is red; the title says how much is found.
+
+    Parameters
+    ----------
+    qk : ndarray (t, d)
+        Shared queries and keys of one head, float32 or float64. The picture has t x t points: take
+        a part of a long sequence.
+    ids : ndarray of int, (r, t) or (t,), optional
+        Buckets of each round, as ``lsh_hash(...)[0, 0]``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot's current axes by default.
+    scope, chunk_length, num_chunks_before, num_chunks_after, is_causal
+        As in `lsh_attention`.
+    sort : bool
+        Positions in the order of the first round's buckets, instead of the text's.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        Names the argument and says what was expected.
+    ImportError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from reformer_c import lsh_hash
+    >>> qk = np.random.default_rng(0).standard_normal((128, 16))
+    >>> ids = lsh_hash(qk, num_hashes=4, num_buckets=8, rng=0)
+    >>> ax = attention_pattern(qk, ids, Figure().subplots(), chunk_length=16)
+    >>> ax.get_title()
+    '75% found'
+    """
+    qk = np.asarray(qk)
+    if qk.ndim != 2 or qk.dtype not in (np.float32, np.float64) or not qk.size:
+        raise ValueError(f"qk: expected floats of shape (t, d), got {qk.dtype} of {qk.shape}")
+    pattern = Pattern(scope, chunk_length, num_chunks_before, num_chunks_after)
+    if ids is not None:
+        ids = np.atleast_2d(ids)
+        if ids.ndim != 2 or ids.shape[1] != len(qk) or ids.dtype.kind not in "iu":
+            expected = f"integers of shape (r, {len(qk)})"
+            raise ValueError(f"ids: expected {expected}, got {ids.dtype} of {ids.shape}")
+    elif sort:
+        raise ValueError("sort: there is no order without ids")
+    rows = np.arange(len(qk))
+    weights = attention_weights(qk, rows, is_causal)
+    ground, colours, title = _UNSEEN, _FOUND, ""
+    if ids is not None:
+        met = pattern.times_met(pattern.places(ids), rows) > 0
+        if is_causal:
+            met &= rows <= rows[:, None]
+        ground = np.where(met[..., None], _SEEN, _UNSEEN)
+        colours = np.where(met[..., None], _FOUND, _MISSED)
+        title = f"{weights[met].sum() / len(qk):.0%} found"
+    depth = (weights / weights.max(axis=-1, keepdims=True))[..., None]
+    picture = ground + depth * (colours - ground)
+    if sort and ids is not None:
+        order = np.argsort(ids[0], kind="stable")
+        picture = picture[order][:, order]
+    ax = _axes(ax)
+    ax.imshow(np.clip(picture, 0, 1), interpolation="nearest")
+    ax.set(xlabel="key", ylabel="query", title=title)
+    return ax
+
+
+def memory(figures: Mapping[str, Mapping[int, float]], ax: Any = None) -> Any:
+    """Draw memory against length, a line for each name.
+
+    Parameters
+    ----------
+    figures : {name: {length: bytes}}
+        Such as a model's peak with and without kept activations.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot's current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        There is nothing to draw, or a number is not above 0.
+    ImportError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> ax = memory({"full": {1024: 4e6, 4096: 6.4e7}}, Figure().subplots())
+    >>> ax.get_ylabel(), ax.lines[0].get_ydata().tolist()
+    ('memory in MB', [4.0, 64.0])
+    """
+    in_mb = {
+        name: {length: size / 1e6 for length, size in row.items()} for name, row in figures.items()
+    }
+    return _against_length(in_mb, ax, "memory in MB")
+
+
+def speed(figures: Mapping[str, Mapping[int, float]], ax: Any = None) -> Any:
+    """Draw time against length, a line for each name: the figure 5 of the Reformer's paper.
+
+    Parameters
+    ----------
+    figures : {name: {length: seconds}}
+        As ``python -m benchmarks.length`` measures them.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; pyplot's current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        There is nothing to draw, or a number is not above 0.
+    ImportError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> times = {"full": {1024: 0.2, 4096: 0.8}, "LSH-1": {1024: 0.06, 4096: 0.07}}
+    >>> ax = speed(times, Figure().subplots())
+    >>> [line.get_label() for line in ax.lines]
+    ['full', 'LSH-1']
+    """
+    return _against_length(figures, ax, "seconds")
+
+
+def _against_length(figures: Mapping[str, Mapping[int, float]], ax: Any, ylabel: str) -> Any:
+    """Both axes logarithmic, a tick at each length."""
+    lengths = sorted({length for row in figures.values() for length in row})
+    if not lengths:
+        raise ValueError("figures: expected {name: {length: number}}, got nothing to draw")
+    for name, row in figures.items():
+        if not all(length > 0 and number > 0 for length, number in row.items()):
+            raise ValueError(f"figures: expected numbers above 0, got {dict(row)} for {name!r}")
+    ax = _axes(ax)
+    for name, row in figures.items():
+        ax.plot(sorted(row), [row[length] for length in sorted(row)], "o-", label=name)
+    ax.set(xscale="log", yscale="log", xlabel="length", ylabel=ylabel)
+    ax.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "pictures need the matplotlib library: pip install 'reformer_c[notebook]'"
+        ) from error
+    return plt.gca()
