@@ -153,6 +153,22 @@ def adamw(
     workers: int,
     /,
 ) -> None: ...
+def adafactor(
+    g: Real,
+    w: Real,
+    m: Real | None,
+    row: Real | None,
+    column: Real | None,
+    s: Real | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    clip_threshold: float,
+    weight_decay: float,
+    workers: int,
+    /,
+) -> None: ...
 def fma_peak(like: Real, seconds: float, workers: int, /) -> float: ...
 def select_isa(name: str, /) -> None: ...
 def isa() -> str: ...

@@ -24,6 +24,7 @@
     BINDING(add_scaled)                                                                            \
     BINDING(sum_of_squares)                                                                        \
     BINDING(adamw)                                                                                 \
+    BINDING(adafactor)                                                                             \
     BINDING(fma_peak)
 
 #define DECLARE(op) PyObject *bind_##op(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
