@@ -27,6 +27,7 @@ from .ops import *  # noqa: F403
 from .runtime import get_num_threads, num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
+    from . import plot
     from .config import ReformerConfig
     from .model import (
         ReformerForMaskedLM,
@@ -71,10 +72,13 @@ __all__ = [
     "set_num_threads",
     "show_config",
     *_LAZY,
+    "plot",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return _import_module(".plot", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(_import_module(f".{_LAZY[name]}", __name__), name)

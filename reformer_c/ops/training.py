@@ -152,7 +152,8 @@ def adafactor_step(
     if s is not None:
         # the core knows matrices: a vector is one row
         axes = (None,) * (2 - w.ndim)
-        w, g, s, m = (None if x is None else np.asarray(x)[axes] for x in (w, g, s, m))
+        w, g, s = w[axes], g[axes], np.asarray(s)[axes]
+        m = None if m is None else np.asarray(m)[axes]
     _core.adafactor(
         g, w, m, row, column, s, lr, beta1, beta2, eps, clip_threshold, weight_decay,
         resolve_workers(workers),
