@@ -185,19 +185,17 @@ def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace)
     from .model import ReformerModelWithLMHead
     from .presets import preset_config
 
-    fields = dict(options.set)
-    if options.dropout is not None:
-        for name in ("hidden", "local_attention_probs", "lsh_attention_probs"):
-            fields.setdefault(f"{name}_dropout_prob", options.dropout)
-    if options.memory_budget is not None:
-        fields.setdefault("memory_budget", options.memory_budget)
+    given = {
+        "hidden_dropout_prob": options.dropout,
+        "local_attention_probs_dropout_prob": options.dropout,
+        "lsh_attention_probs_dropout_prob": options.dropout,
+        "memory_budget": options.memory_budget,
+        "num_hashes": options.hashes,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    fields |= dict(options.set)
     config = preset_config(
-        options.preset,
-        data.length,
-        layers=options.layers,
-        width=options.width,
-        num_hashes=options.hashes,
-        **fields,
+        options.preset, data.length, layers=options.layers, width=options.width, **fields
     )
     largest = max(int(part.max()) for part in data.tokens if len(part))
     if largest >= config.vocab_size:

@@ -122,9 +122,16 @@ def _iterate_texts(
             continue
         for file, named in _files_of(Path(source)):
             if arrays and file.suffix == ".npy":
-                yield str(file), np.load(file, mmap_mode="r", allow_pickle=False)
+                yield str(file), _map(file)
             elif b"\0" not in (text := file.read_bytes()) or named:
                 yield str(file), text
+
+
+def _map(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file}: expected an array of token ids: {error}") from error
 
 
 def _files_of(path: Path) -> Iterator[tuple[Path, bool]]:

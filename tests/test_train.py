@@ -221,7 +221,7 @@ def test_an_update_that_overflows_is_named_and_never_saved(tmp_path):
     trainer = make(folder=tmp_path, save_every=1)
     reports = iter(trainer)
     next(reports), next(reports)
-    trainer.optimizer.lr = 1e308
+    trainer.optimizer.lr = 1e300
     trainer.model.parameters["unused"][...] = 1e308  # its decay alone overflows
     with pytest.raises(FloatingPointError, match="step 3: the parameter 'unused' is not finite"):
         next(reports)
