@@ -189,7 +189,7 @@ def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace)
         "hidden_dropout_prob": options.dropout,
         "local_attention_probs_dropout_prob": options.dropout,
         "lsh_attention_probs_dropout_prob": options.dropout,
-        "memory_budget": options.memory_budget,
+        "memory_budget": _bytes_of(options.memory_budget),
         "num_hashes": options.hashes,
     }
     fields = {name: value for name, value in given.items() if value is not None}
@@ -207,12 +207,21 @@ def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace)
         return ReformerModelWithLMHead(config, rng=options.seed)
     saved = ReformerConfig.from_json(folder)
     for name, value in vars(config).items():
-        # how much memory a step may take changes nothing else; what is unknown is not ours
+        # the budget stays what it was: a share is of other bytes now, and roundings would differ
         if name not in ("memory_budget", "extra") and value != getattr(saved, name):
             raise ValueError(
                 f"--resume: {name} is {value} here and {getattr(saved, name)} in {str(folder)!r}"
             )
-    return ReformerModelWithLMHead.from_pretrained(folder, config=config)
+    return ReformerModelWithLMHead.from_pretrained(folder)
+
+
+def _bytes_of(budget: float | None) -> int | None:
+    """Of a memory budget that may be a share of what is free now."""
+    from .runtime import available_memory
+
+    if budget is None:
+        return None
+    return int(budget * (available_memory() or 0)) if budget <= 1 else int(budget)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -474,7 +483,7 @@ def _add_model_arguments(add: Callable) -> None:
     add("--dropout", type=_share_below_one, metavar="X", help="share dropped (the preset's)")
     add(
         "--memory-budget",
-        type=_budget,
+        type=_share_or_more,
         metavar="X",
         help="bytes, or share of the free memory up to 1, in which activations are kept (none)",
     )
@@ -586,11 +595,6 @@ def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], expected: 
     return convert
 
 
-def _budget_of(text: str) -> float:
-    value = float(text)
-    return value if value <= 1 else int(value)
-
-
 def _field_of(text: str) -> tuple[str, Any] | None:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -608,7 +612,6 @@ _positive = _checked(float, lambda x: x > 0, "a number > 0")
 _share_or_more = _checked(float, lambda x: 0 <= x < math.inf, "a number >= 0")
 _share = _checked(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 _share_or_none = _checked(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
-_budget = _checked(_budget_of, lambda x: x >= 0, "a number >= 0")
 _field = _checked(_field_of, lambda pair: True, "FIELD=VALUE")
 _share_below_one = _checked(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
 

@@ -197,8 +197,9 @@ def test_options_come_from_a_file_and_the_command_line_comes_first(text, tmp_pat
     assert [line["learning_rate"] for line in lines] == pytest.approx(rates)
     config = json.loads(Path(folder, "config.json").read_text())
     expected = {"num_hashes": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
-                "memory_budget": 0.25, "hidden_size": 32}  # fmt: skip
+                "hidden_size": 32}  # fmt: skip
     assert {name: config[name] for name in expected} == expected
+    assert config["memory_budget"] > 1e6  # bytes, so that a resumed run rounds alike
     # the same command goes on; another model does not
     command = ["train", "--config", file, "--steps", "5", "--log", log, "--resume"]
     assert main(command) == 0

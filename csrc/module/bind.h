@@ -31,4 +31,8 @@
 RF_BINDINGS(DECLARE)
 #undef DECLARE
 
+/* bind_scratch.c: bytes of scratch (forward, backward). */
+PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
 #endif
