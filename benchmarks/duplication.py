@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 import reformer_c as rc
 from reformer_c.bench import describe_machine
 from reformer_c.checkpoint import write_atomically
+from reformer_c.log import read_log
 from reformer_c.train import has_checkpoint
 
 SYMBOLS = 127
@@ -124,12 +124,15 @@ def train(model, name, length, options, steps, folder):
         seed=options.seed,
         folder=folder,
         save_every=200 if folder else 0,
+        log=folder and folder / "log.jsonl",
     )
+    spent = share = 0.0
     if folder and has_checkpoint(folder):
         trainer.resume(folder)
-    begin, share = time.monotonic(), 0.0
+        lines = read_log(folder / "log.jsonl")[: trainer.step]
+        spent = sum(batch * length / line["tokens_per_second"] for line in lines)
     for report in trainer:
-        spent = time.monotonic() - begin
+        spent += batch * length / report.tokens_per_second
         late = options.seconds is not None and spent > options.seconds
         if report.step % 25 and report.step != steps and not late:
             continue
@@ -147,7 +150,7 @@ def train(model, name, length, options, steps, folder):
     print()
     if folder:
         trainer.save(folder)
-    return trainer.step, time.monotonic() - begin, share
+    return trainer.step, spent, share
 
 
 def run(name, options, results, save):

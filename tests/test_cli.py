@@ -162,9 +162,11 @@ def test_temperature_zero_takes_the_likeliest_bytes(trained, capsys):
     assert len(texts) == 1
 
 
-def test_resuming_continues_bit_for_bit(text, tmp_path):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resuming_continues_bit_for_bit(text, tmp_path, optimizer):
     once, twice = str(tmp_path / "once"), str(tmp_path / "twice")
-    command = ["train", text, *SMALL, "--seed", "3", "--steps", "6"]
+    command = ["train", text, *SMALL, "--seed", "3", "--steps", "6", "--dropout", "0.1"]
+    command += ["--optimizer", optimizer, "--memory-budget", "0.5"]
     assert main([*command, "--save", once]) == 0
     process = start(*command, "--save", twice, "--save-every", "1")
     while not os.path.exists(os.path.join(twice, "trainer_state.json")):
@@ -174,6 +176,15 @@ def test_resuming_continues_bit_for_bit(text, tmp_path):
     assert main([*command, "--save", twice, "--resume"]) == 0
     for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
         assert Path(once, name).read_bytes() == Path(twice, name).read_bytes()
+
+
+def test_a_step_that_cannot_fit_is_refused_in_one_line(text, monkeypatch, capsys):
+    monkeypatch.setattr("reformer_c.model.available_memory", lambda: 1_000_000)
+    assert main(["train", text, *SMALL, "--steps", "1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("reformer-c train: error: not enough memory: a step of 1 x 256 tokens")
+    assert said.endswith("0.001 GB are free\n")
+    assert said.count("\n") == 1
 
 
 OPTIONS = {

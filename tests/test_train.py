@@ -636,13 +636,14 @@ def small_reformer(dropout=0.1):
     return rc.ReformerModelWithLMHead(config, rng=0)
 
 
-def test_a_reformer_with_dropout_continues_bit_for_bit(tmp_path):
-    straight = make(small_reformer())
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_reformer_with_dropout_continues_bit_for_bit(tmp_path, optimizer):
+    straight = make(small_reformer(), optimizer=optimizer)
     expected = run(straight)
-    first = make(small_reformer(), steps=7)
+    first = make(small_reformer(), steps=7, optimizer=optimizer)
     begun = run(first)
     first.save(tmp_path)
-    second = make(rc.ReformerModelWithLMHead.from_pretrained(tmp_path))
+    second = make(rc.ReformerModelWithLMHead.from_pretrained(tmp_path), optimizer=optimizer)
     second.resume(tmp_path)
     assert begun + run(second) == expected
     for name, array in straight.model.parameters.items():
