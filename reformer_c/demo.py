@@ -21,7 +21,7 @@ from .bench import describe_machine
 from .config import ReformerConfig
 from .data import Windows, split_tokens
 from .model import ReformerModelWithLMHead
-from .optim import AdamW, schedules
+from .optim import AdamW, Schedule, schedules
 from .presets import PRESETS, preset_config
 from .report import LSHReport, lsh_report
 from .tokenizer import ByteTokenizer
@@ -177,9 +177,7 @@ def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: i
         AdamW(model.parameters, lr=PRESETS["tiny"].lr),
         steps=STEPS if steps is None else steps,
         # the end may move while a machine turns out faster or slower
-        schedule=lambda step: schedules.cosine(
-            trainer.steps, warmup=min(WARMUP, trainer.steps // 5)
-        )(step),
+        schedule=lambda step: _schedule(trainer.steps or STEPS)(step),
         seed=seed,
     )
     for report in show_progress(trainer):
@@ -187,6 +185,10 @@ def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: i
             share = (time.perf_counter() - begin) / seconds
             trainer.steps = min(STEPS, max(report.step, int(report.step / share)))
     return report
+
+
+def _schedule(steps: int) -> Schedule:
+    return schedules.cosine(steps, warmup=min(WARMUP, steps // 5))
 
 
 def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -> float:
@@ -243,7 +245,7 @@ def _heads(x: np.ndarray, config: ReformerConfig) -> np.ndarray:
     return x.reshape(b, t, config.num_attention_heads, -1).transpose(0, 2, 1, 3)
 
 
-def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO) -> bytes:
+def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO | None) -> bytes:
     """Let a model continue a prompt, and show what it writes as it comes; the bytes written."""
     written = ByteStream(stream)
     model.generate(
@@ -276,7 +278,7 @@ class ByteStream:
     True
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self.bytes = b""
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
