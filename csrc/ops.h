@@ -190,6 +190,19 @@ typedef struct {
                   size_t n, double lr, double beta1, double beta2, double eps, double weight_decay,
                   double grad_scale, uint64_t step);
 
+    /* One step of Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) on b matrices, in place:
+       the second moment is kept as the means of its rows and of its columns, or whole in s. */
+    size_t (*adafactor_workspace)(size_t b, size_t rows, size_t n);
+    void (*adafactor)(rf_run *run,
+                      real *w,       // b rows n
+                      real *m,       // b rows n, running mean of the updates, or NULL
+                      real *row,     // b rows, or NULL
+                      real *column,  // b n, or NULL with row
+                      real *s,       // b rows n, or NULL where there is row
+                      const real *g, // b rows n
+                      size_t b, size_t rows, size_t n, double lr, double beta1, double beta2,
+                      double eps, double clip_threshold, double weight_decay, void *scratch);
+
     /* GFLOP/s of independent fused multiply-adds in registers, on `workers` threads: the peak
        that benchmarks measure against. Spins for about `seconds`. */
     double (*fma_peak)(rf_run *run, double seconds);

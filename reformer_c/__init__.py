@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         ReformerModel,
         ReformerModelWithLMHead,
     )
-    from .optim import AdamW, clip_gradients, schedules
+    from .optim import Adafactor, AdamW, clip_gradients, schedules
     from .report import lsh_report
     from .reversible import reversible_backward, reversible_forward
     from .subwords import ReformerTokenizer, ReformerTokenizerFast
@@ -56,6 +56,7 @@ _LAZY = {
     "ByteTokenizer": "tokenizer",
     "ReformerTokenizer": "subwords",
     "ReformerTokenizerFast": "subwords",
+    "Adafactor": "optim",
     "AdamW": "optim",
     "clip_gradients": "optim",
     "schedules": "optim",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import signal
@@ -14,13 +15,17 @@ from typing import Any, NoReturn
 
 USAGE_ERROR, FAILURE = 2, 1
 
-# of presets.py, which help and errors should not wait for
+# of presets.py and optim.py, which help and errors should not wait for
 PRESETS = ("tiny", "book", "enwik8")
+OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
+# tokens of a window
+LENGTH = 8192
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     name = f"reformer-c {options.command}"
     try:
         if options.threads is not None:
@@ -63,51 +68,102 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .data import Windows, read_text, split_tokens
-    from .optim import AdamW, schedules
-    from .presets import PRESETS
-    from .tokenizer import ByteTokenizer
-    from .train import Trainer, evaluate, show_progress
+    from .train import Trainer, show_progress
 
     folder = Path(options.save) if options.save else None
     _check_folder(folder, options)
-    tokens = ByteTokenizer().encode(read_text(options.files)).astype("uint16")
-    train, held_out = split_tokens(tokens, options.held_out)
-    data = Windows(train, options.length, batch=options.batch, seed=options.seed)
-    model = _model_to_train(folder, options)
-    rate = PRESETS[options.preset].lr if options.lr is None else options.lr
-    warmup = min(100, options.steps // 10) if options.warmup is None else options.warmup
+    data, held_out = _data(options)
+    model = _model_to_train(folder, data, options)
     trainer = Trainer(
         model,
         data,
-        AdamW(model.parameters, lr=rate),
+        _optimizer(model, options),
         steps=options.steps,
-        schedule=schedules.cosine(options.steps, warmup=warmup, floor=0.1),
+        schedule=_schedule(options),
         accumulate=options.accumulate,
         max_grad_norm=options.clip,
         seed=options.seed,
+        held_out=held_out if len(held_out) > 1 else None,
+        evaluate_every=options.eval_every,
         folder=folder,
         save_every=options.save_every,
+        log=options.log,
     )
-    if options.resume:
+    if options.resume and folder is not None:
         trainer.resume(folder)
-    print(f"{model!r}\n{len(train):,} bytes to train on, {len(held_out):,} held out", flush=True)
+    count = sum(len(part) for part in data.tokens)
+    print(f"{model!r}\n{count:,} tokens to train on, {len(held_out):,} held out", flush=True)
+    bits = None
     try:
-        for _ in show_progress(trainer):
-            pass
+        for report in show_progress(trainer):
+            bits = report.held_out
     except (KeyboardInterrupt, SystemExit):
         if folder is not None:
             print(f"saved: {folder}, step {trainer.step}", flush=True)
         raise
     if len(held_out) > 1:
-        bits = evaluate(model, held_out, options.length, seed=options.seed).bits_per_byte
+        bits = trainer.evaluate().bits_per_byte if bits is None else bits
         print(f"held out: {bits:.3f} bits per byte")
     if folder is not None:
         print(f"saved: {folder}")
 
 
+def _data(options: argparse.Namespace) -> tuple[Any, Any]:
+    """What is trained on, and the tokens that are held out."""
+    import numpy as np
+
+    from .data import Sequences, Windows, read_tokens, split_tokens
+
+    tokens = read_tokens(options.files, whole_files=options.whole_files)
+    if options.evaluate_on:
+        train, held_out = tokens, read_tokens(options.evaluate_on)
+    else:
+        pairs = [split_tokens(part, options.held_out) for part in tokens]
+        train, held_out = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    common = {
+        "order": options.order,
+        "seed": options.seed,
+        "bytes_per_token": options.bytes_per_token,
+    }
+    data: Windows | Sequences
+    if not options.whole_files:
+        data = Windows(train, options.length or LENGTH, batch=options.batch, **common)
+    elif options.batch > 1:
+        raise ValueError("--batch: expected 1 with --whole-files; --accumulate adds files up")
+    else:
+        data = Sequences(train, options.length, **common)
+    return data, held_out[0] if len(held_out) == 1 else np.concatenate(held_out)
+
+
+def _optimizer(model: Any, options: argparse.Namespace) -> Any:
+    from .optim import Adafactor, AdamW
+    from .presets import PRESETS
+
+    preset = PRESETS[options.preset]
+    decay = {} if options.weight_decay is None else {"weight_decay": options.weight_decay}
+    if (options.optimizer or preset.optimizer) == "adamw":
+        rate = preset.lr if options.lr is None else options.lr
+        return AdamW(model.parameters, lr=rate, **decay)
+    if options.lr is None:
+        return Adafactor(model.parameters, **decay)
+    # with a rate of one's own, that is the rate
+    manual = {"lr": options.lr, "relative_step": False, "scale_parameter": False}
+    return Adafactor(model.parameters, **manual, **decay)
+
+
+def _schedule(options: argparse.Namespace) -> Any:
+    from .optim import schedules
+
+    warmup = min(100, options.steps // 10) if options.warmup is None else options.warmup
+    if options.schedule in ("constant", "rsqrt"):
+        return getattr(schedules, options.schedule)(warmup=warmup)
+    make = getattr(schedules, options.schedule)
+    return make(options.steps, warmup=warmup, floor=options.floor)
+
+
 def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
-    from .train import finish_checkpoint, has_checkpoint
+    from .folder import finish_checkpoint
+    from .train import has_checkpoint
 
     if folder is None:
         for name in ("resume", "save_every"):
@@ -124,26 +180,56 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
         )
 
 
-def _model_to_train(folder: Path | None, options: argparse.Namespace) -> Any:
+def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace) -> Any:
+    from .config import ReformerConfig
     from .model import ReformerModelWithLMHead
     from .presets import preset_config
 
-    if options.resume:
-        return ReformerModelWithLMHead.from_pretrained(folder)
+    given = {
+        "hidden_dropout_prob": options.dropout,
+        "local_attention_probs_dropout_prob": options.dropout,
+        "lsh_attention_probs_dropout_prob": options.dropout,
+        "memory_budget": _bytes_of(options.memory_budget),
+        "num_hashes": options.hashes,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    fields |= dict(options.set)
     config = preset_config(
-        options.preset,
-        options.length,
-        layers=options.layers,
-        width=options.width,
-        num_hashes=options.hashes,
+        options.preset, data.length, layers=options.layers, width=options.width, **fields
     )
-    return ReformerModelWithLMHead(config, rng=options.seed)
+    largest = max(int(part.max()) for part in data.tokens if len(part))
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"FILE: token {largest} is beyond the model's vocabulary of {config.vocab_size}: "
+            f"--set vocab_size={largest + 1}"
+        )
+    if not options.resume or folder is None:
+        return ReformerModelWithLMHead(config, rng=options.seed)
+    saved = ReformerConfig.from_json(folder)
+    for name, value in vars(config).items():
+        # the budget stays what it was: a share is of other bytes now, and roundings would differ
+        if name not in ("memory_budget", "extra") and value != getattr(saved, name):
+            raise ValueError(
+                f"--resume: {name} is {value} here and {getattr(saved, name)} in {str(folder)!r}"
+            )
+    return ReformerModelWithLMHead.from_pretrained(folder)
+
+
+def _bytes_of(budget: float | None) -> int | None:
+    """Of a memory budget that may be a share of what is free now."""
+    from .runtime import available_memory
+
+    if budget is None:
+        return None
+    return int(budget * (available_memory() or 0)) if budget <= 1 else int(budget)
 
 
 def _generate(options: argparse.Namespace) -> None:
     from .demo import ByteStream
 
     tokenizer, model = _open(options.model)
+    # ids beyond the bytes stand for nothing
+    model.parameters["lm_head.bias"][tokenizer.vocab_size :] = -1e9
     prompt = tokenizer.encode(options.prompt)[None]
     longest = model.config.num_positions
     if prompt.shape[1] + options.length > longest:
@@ -219,17 +305,19 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _open(folder: str) -> tuple[Any, Any]:
     """The tokenizer and the language model of a folder."""
+    from .folder import finish_checkpoint
     from .model import ReformerModelWithLMHead
     from .tokenizer import ByteTokenizer
-    from .train import finish_checkpoint
 
     finish_checkpoint(Path(folder))
     model = ReformerModelWithLMHead.from_pretrained(folder)
-    if model.config.vocab_size != 258:
+    tokenizer = ByteTokenizer()
+    if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
-            f"DIR: expected a byte-level model (vocab_size 258), got {model.config.vocab_size}"
+            f"DIR: expected a model of bytes (vocab_size {tokenizer.vocab_size} or more), got "
+            f"{model.config.vocab_size}"
         )
-    return ByteTokenizer(), model
+    return tokenizer, model
 
 
 # ---- arguments ----
@@ -269,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="a tiny model, to see that all works")
 
     train = _command(
-        commands, "train", _train, "train a byte-level model on text files",
+        commands, "train", _train, "train a language model on text files",
         "reformer-c train book.txt --length 8192 --steps 1000 --save model",
     )  # fmt: skip
     _add_training_arguments(train)
@@ -339,11 +427,78 @@ def _command(
 
 
 def _add_training_arguments(train: argparse.ArgumentParser) -> None:
-    add = train.add_argument
-    add("files", nargs="+", metavar="FILE", help="text file, folder, or - for standard input")
-    add("--length", type=_count, metavar="N", default=8192, help="bytes of a sequence (8192)")
-    add("--steps", type=_count, metavar="N", default=1000, help="training steps in all (1000)")
+    train.add_argument(
+        "files", nargs="*", metavar="FILE",
+        help="text file, folder, .npy array of token ids, or - for standard input",
+    )  # fmt: skip
+    train.add_argument(
+        "--config", metavar="FILE",
+        help='JSON: {"length": 65536, "model": {"num_hashes": 2}, ...}, or a model\'s config.json; '
+        "options given here come first",
+    )  # fmt: skip
+    _add_data_arguments(train.add_argument_group("data").add_argument)
+    _add_model_arguments(train.add_argument_group("model").add_argument)
+    _add_step_arguments(train.add_argument_group("steps").add_argument)
+    _add_run_arguments(train.add_argument_group("what is kept").add_argument)
+
+
+def _add_data_arguments(add: Callable) -> None:
+    add(
+        "--length",
+        type=_count,
+        metavar="N",
+        help=f"tokens of a sequence ({LENGTH}; of whole files: the longest)",
+    )
     add("--batch", type=_count, metavar="N", default=1, help="sequences of a pass (1)")
+    add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
+    add("--whole-files", action="store_true", help="each file is one sequence")
+    add(
+        "--held-out",
+        type=_share_below_one,
+        metavar="X",
+        default=0.1,
+        help="share of each file that is not trained on, its end (0.1)",
+    )
+    add(
+        "--evaluate-on",
+        metavar="FILE",
+        action="append",
+        help="held-out text of its own; may be repeated",
+    )
+    add("--eval-every", type=_whole, metavar="N", default=0, help="steps between evaluations (end)")
+    add(
+        "--bytes-per-token",
+        type=_positive,
+        metavar="X",
+        default=1.0,
+        help="of a .npy array, for losses in bits per byte (1)",
+    )
+
+
+def _add_model_arguments(add: Callable) -> None:
+    add("--preset", choices=PRESETS, default="tiny", help="size of the model (tiny)")
+    add("--layers", type=_count, metavar="N", help="number of layers (the preset's)")
+    add("--width", type=_count, metavar="N", help="channels of the model (the preset's)")
+    add("--hashes", type=_count, metavar="N", help="rounds of LSH attention (the preset's)")
+    add("--dropout", type=_share_below_one, metavar="X", help="share dropped (the preset's)")
+    add(
+        "--memory-budget",
+        type=_share_or_more,
+        metavar="X",
+        help="bytes, or share of the free memory up to 1, in which activations are kept (none)",
+    )
+    add(
+        "--set",
+        type=_field,
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="any field of ReformerConfig; may be repeated",
+    )
+
+
+def _add_step_arguments(add: Callable) -> None:
+    add("--steps", type=_count, metavar="N", default=1000, help="training steps in all (1000)")
     add(
         "--accumulate",
         type=_count,
@@ -351,7 +506,9 @@ def _add_training_arguments(train: argparse.ArgumentParser) -> None:
         default=1,
         help="passes whose gradients make a step (1)",
     )
-    add("--lr", type=_positive, metavar="X", help="highest learning rate (the preset's)")
+    add("--optimizer", choices=OPTIMIZERS, help="(the preset's)")
+    add("--lr", type=_positive, metavar="X", help="highest learning rate (the optimizer's)")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate (cosine)")
     add(
         "--warmup",
         type=_whole,
@@ -359,26 +516,70 @@ def _add_training_arguments(train: argparse.ArgumentParser) -> None:
         help="steps until it is reached (a tenth, at most 100)",
     )
     add(
+        "--floor",
+        type=_share_or_none,
+        metavar="X",
+        default=0.1,
+        help="share of it that cosine and linear end at (0.1)",
+    )
+    add("--weight-decay", type=_share_or_more, metavar="X", help="(the optimizer's)")
+    add(
         "--clip",
         type=_positive,
         metavar="X",
         default=1.0,
         help="largest norm of the gradient (1.0)",
     )
-    add(
-        "--held-out",
-        type=_share_below_one,
-        metavar="X",
-        default=0.1,
-        help="share not trained on (0.1)",
-    )
-    add("--preset", choices=PRESETS, default="tiny", help="size of the model (tiny)")
-    add("--layers", type=_count, metavar="N", help="number of layers (the preset's)")
-    add("--width", type=_count, metavar="N", help="channels of the model (the preset's)")
-    add("--hashes", type=_count, metavar="N", help="rounds of LSH attention (the preset's)")
+
+
+def _add_run_arguments(add: Callable) -> None:
     add("--save", metavar="DIR", help="folder for the model and all that --resume needs")
     add("--save-every", type=_whole, metavar="N", default=0, help="steps between saves (the end)")
     add("--resume", action="store_true", help="go on from DIR, bit for bit")
+    add("--log", metavar="FILE", help="a line of JSON for each step")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; those of a --config file as if they stood before the others."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if getattr(options, "config", None):
+        try:
+            words, files = _words_of(options.config)
+        except (OSError, ValueError) as error:
+            parser.exit(FAILURE, f"reformer-c {options.command}: error: --config: {error}\n")
+        given = options.files
+        options = parser.parse_args([options.command, *words, *arguments[1:]])
+        options.files = given or files
+    if not getattr(options, "files", True):
+        parser.exit(
+            USAGE_ERROR, f"reformer-c {options.command}: error: FILE is missing (see --help)\n"
+        )
+    return options
+
+
+def _words_of(file: str) -> tuple[list[str], list[str]]:
+    """The options of a --config file as words of a command line, and its `files`."""
+    values = json.loads(Path(file).read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{file!r} has no options by name")
+    if "model_type" in values:
+        from .config import ReformerConfig
+
+        model = dict(vars(ReformerConfig.from_dict(values)))
+        del model["extra"]
+        values = {"model": model}
+    model, files = values.pop("model", {}), values.pop("files", [])
+    words = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                words.append(option)
+            elif one is not None and one is not False:
+                words.append(f"{option}={one}")
+    words += [f"--set={name}={json.dumps(value)}" for name, value in model.items()]
+    return words, [files] if isinstance(files, str) else files
 
 
 def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], expected: str) -> Callable:
@@ -394,12 +595,24 @@ def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], expected: 
     return convert
 
 
+def _field_of(text: str) -> tuple[str, Any] | None:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        return None
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value  # a word needs no quotes
+
+
 _text = _checked(str, lambda text: text != "", "at least one character")
 _whole = _checked(int, lambda n: n >= 0, "a whole number >= 0")
 _count = _checked(int, lambda n: n >= 1, "a whole number >= 1")
 _positive = _checked(float, lambda x: x > 0, "a number > 0")
 _share_or_more = _checked(float, lambda x: 0 <= x < math.inf, "a number >= 0")
 _share = _checked(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
+_share_or_none = _checked(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+_field = _checked(_field_of, lambda pair: True, "FIELD=VALUE")
 _share_below_one = _checked(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 

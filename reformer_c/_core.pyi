@@ -153,7 +153,36 @@ def adamw(
     workers: int,
     /,
 ) -> None: ...
+def adafactor(
+    g: Real,
+    w: Real,
+    m: Real | None,
+    row: Real | None,
+    column: Real | None,
+    s: Real | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    clip_threshold: float,
+    weight_decay: float,
+    workers: int,
+    /,
+) -> None: ...
 def fma_peak(like: Real, seconds: float, workers: int, /) -> float: ...
+def layer_scratch(
+    like: Real,
+    op: str,
+    n: int,
+    columns_in: int,
+    columns_out: int,
+    chunk_length: int,
+    workers: int,
+    /,
+) -> tuple[float, float]: ...
+def attention_scratch(
+    like: Real, attention: Attention, b: int, h: int, t: int, d: int, r: int, workers: int, /
+) -> tuple[float, float]: ...
 def select_isa(name: str, /) -> None: ...
 def isa() -> str: ...
 def isas() -> tuple[str, ...]: ...

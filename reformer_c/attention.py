@@ -9,9 +9,14 @@ import numpy as np
 
 from . import ops
 from .nn import Key, Sublayer, Weights
+from .ops.attention import attention_scratch
+from .ops.machine import layer_scratch
 from .probabilities import local_probabilities, lsh_probabilities
 
 __all__ = ["LocalAttention", "LSHAttention"]
+
+# what an op's scratch depends on, but for the sizes of its arrays
+WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
 
 
 class Attention(Sublayer):
@@ -87,8 +92,32 @@ class Attention(Sublayer):
 
     def _kept_row(self, c: int) -> int:
         # the heads' projections, their output, and its log-sum-exp
-        width = len(self.weights[f"self_attention.{self.projections[0]}.weight"])
-        return (len(self.projections) + 1) * width + self.num_heads
+        return (len(self.projections) + 1) * self._width() + self.num_heads
+
+    def _working_bytes(self, x: np.ndarray) -> tuple[int, int]:
+        b, t, c = x.shape
+        width, parts = self._width(), len(self.projections)
+        heads = b * t * width * x.itemsize
+        linear, _ = layer_scratch("linear", b * t, c, width, dtype=x.dtype)
+        shape = (b, self.num_heads, t, width // self.num_heads)
+        forward, backward = self._attention_scratch(shape, x.dtype)
+        # while attending: the output's gradient and those of the heads
+        attending = (1 + parts) * heads + backward
+        # while projecting the second of them: two streams, and all that attention saved is gone
+        saved = (1 + parts) * heads + b * t * self.num_heads * x.itemsize
+        projecting = 2 * x.nbytes + parts * heads - saved + linear
+        output = self._dropped_bytes(x) + heads + linear
+        return max(linear, forward), max(output, attending, projecting)
+
+    def _width(self) -> int:
+        """Of the heads side by side."""
+        return len(self.weights[f"self_attention.{self.projections[0]}.weight"])
+
+    @abstractmethod
+    def _attention_scratch(
+        self, shape: tuple[int, int, int, int], dtype: np.dtype
+    ) -> tuple[int, int]:
+        """Bytes of the op's own, forward and backward, for heads (b, h, t, d)."""
 
     def _split(self, x: np.ndarray) -> np.ndarray:
         """(b, t, h d) -> (b, h, t, d), the same memory."""
@@ -123,6 +152,12 @@ class LocalAttention(Attention):
 
     def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
         return ops.local_attention_backward(dout, saved)
+
+    def _attention_scratch(
+        self, shape: tuple[int, int, int, int], dtype: np.dtype
+    ) -> tuple[int, int]:
+        windows = {name: self.rules[name] for name in WINDOW}
+        return attention_scratch("local", shape, dtype=dtype, **windows)
 
     def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
         return local_probabilities(*heads[:2], **self.rules)
@@ -162,6 +197,18 @@ class LSHAttention(Attention):
 
     def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
         return ops.lsh_attention_backward(dout, saved)
+
+    def _attention_scratch(
+        self, shape: tuple[int, int, int, int], dtype: np.dtype
+    ) -> tuple[int, int]:
+        rules = {name: self.rules[name] for name in (*WINDOW, "num_hashes", "num_buckets")}
+        return attention_scratch(self.rules["scope"], shape, dtype=dtype, **rules)
+
+    def bucket_bytes(self, shape: tuple[int, ...]) -> int:
+        """Of the bucket ids (b, h, r, t), which stay from the first pass to the last."""
+        b, t, _ = shape
+        one_chunk = t <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
+        return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * t
 
     def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
         return lsh_probabilities(heads[0], self.buckets, **self.rules)

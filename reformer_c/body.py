@@ -7,6 +7,7 @@ afterwards. It holds the keys of its random bits, so the way back repeats them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,12 +21,43 @@ from .inputs import Inputs
 from .nn import Embeddings, FeedForward, FinalNorm, WeightedFeedForward, Weights, random_key
 from .reversible import reversible_backward, reversible_forward
 
-__all__ = ["Pass", "body_constants", "body_shapes", "dense_shapes"]
+__all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
 
 # final states in memory at a time, in numbers: 16 MB of float32
 HEAD_BLOCK = 2**22
 # the name of the word vectors
 WORDS = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a training step takes, beside the weights and the optimiser's state.
+
+    Attributes
+    ----------
+    streams : int
+        The two residual streams and their gradients, bucket ids, positions and labels.
+    gradients : int
+        Of the weights.
+    kept : int
+        Activations that are kept instead of rebuilt.
+    working : int
+        The most that the loss, or a layer's way back, needs beside these.
+    """
+
+    streams: int
+    gradients: int
+    kept: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """All of them: how much the process grows."""
+        return self.streams + self.gradients + self.kept + self.working
+
+    def __str__(self) -> str:
+        parts = [f"{name} {value / 1e9:.3g} GB" for name, value in vars(self).items() if value]
+        return f"{self.total / 1e9:.3g} GB ({', '.join(parts)})"
 
 
 class Pass:
@@ -48,7 +80,7 @@ class Pass:
         self.key = partial(random_key, seed)
         self.gradients: dict[str, np.ndarray] = {}
         self.weights = Weights(parameters, self.gradients)
-        body = self.weights.below(prefix)
+        self.body = body = self.weights.below(prefix)
         common = {"dropout": config.hidden_dropout_prob if training else 0.0}
         self.embeddings = Embeddings(
             body.below("embeddings."), axial=config.axial_pos_embds,
@@ -150,8 +182,6 @@ class Pass:
         y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
         y2 = y1.copy()
         states = [y2[:, : inputs.t].copy()] if record else []
-        if differentiate:
-            self._keep_within_budget(y1)
         for layer in self.layers:
             reversible_forward([layer], y1, y2)
             if record:
@@ -161,15 +191,39 @@ class Pass:
             self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
         return states
 
-    def _keep_within_budget(self, x: np.ndarray) -> None:
-        """Let the last layers keep their activations, which the backward pass needs first."""
-        left = self.config.memory_budget or 0
+    def plan(self, budget: float, head_bytes: int) -> StepMemory:
+        """Let the last layers keep their activations, which the backward pass needs first, as far
+        as `budget` goes; what the step takes then, with `head_bytes` for the loss."""
+        shape = (self.inputs.b, self.inputs.n, self.config.hidden_size)
+        dtype = self.weights.dtype
+        # as large as a stream, to ask the layers with, and no memory of its own
+        x = np.broadcast_to(dtype.type(0), shape)
+        left = budget
         for layer in reversed(self.layers):
             left -= sum(branch.kept_bytes(x) for branch in layer)
             if left < 0:
-                return
+                break
             for branch in layer:
                 branch.keep = True
+        kept = sum(f.kept_bytes(x) for layer in self.layers for f in layer if f.keep)
+        # on the way back kept activations go, layer by layer, and gradients come
+        gradients = self.weights.nbytes - self.body.nbytes
+        peak, still = kept + gradients + head_bytes, kept
+        for branch in (f for layer in reversed(self.layers) for f in reversed(layer)):
+            gradients += branch.weights.nbytes
+            peak = max(peak, still + gradients + branch.backward_bytes(x))
+            still -= branch.kept_bytes(x) if branch.keep else 0
+        # glibc gives larger blocks back at once; smaller ones leave gaps in its heap, measured
+        gaps = 0.7 * x.nbytes if x.nbytes < 2**25 else 0.0
+        lsh = [f for f, _ in self.layers if isinstance(f, LSHAttention)]
+        tokens = self.inputs.b * self.inputs.n
+        return StepMemory(
+            # positions, and labels moved to where they are predicted
+            streams=4 * x.nbytes + 16 * tokens + sum(f.bucket_bytes(shape) for f in lsh),
+            gradients=self.weights.nbytes,
+            kept=kept,
+            working=max(0, peak - kept - self.weights.nbytes) + int(gaps),
+        )
 
     @property
     def attentions(self) -> tuple[np.ndarray, ...]:
@@ -184,9 +238,13 @@ class Pass:
 
     # ---- final states, some rows of (b n, 2 c) at a time ----
 
-    def blocks(self) -> Iterator[slice]:
+    @property
+    def block_rows(self) -> int:
         count = self.inputs.b * self.inputs.n
-        size = max(1024, HEAD_BLOCK // (2 * self.config.hidden_size))
+        return min(count, max(1024, HEAD_BLOCK // (2 * self.config.hidden_size)))
+
+    def blocks(self) -> Iterator[slice]:
+        count, size = self.inputs.b * self.inputs.n, self.block_rows
         return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
     def every(self, offset: int) -> slice:

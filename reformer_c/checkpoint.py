@@ -127,6 +127,8 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     ------
     ImportError
         The safetensors library is not installed.
+    OSError
+        The file cannot be written, or the disk is full; what was at `path` is still there.
 
     Examples
     --------
@@ -137,14 +139,21 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     ...     read_safetensors(file)["a"].shape
     (3, 2)
     """
-    _safetensors()
+    library = _safetensors()
     from safetensors.numpy import save_file
+
+    def save(part: Path) -> None:
+        try:
+            save_file(contiguous, part, metadata={"format": "pt"})
+        except library.SafetensorError as error:
+            # what the system said, in the library's own wrapping
+            raise OSError(f"{os.fspath(path)!r} could not be written: {error}") from error
 
     # the library's version 0.8.0 writes an array's memory as it lies: contiguous, it is the array
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     # ascontiguousarray gives scalars an axis
     contiguous = {name: a.reshape(np.shape(tensors[name])) for name, a in contiguous.items()}
-    write_atomically(path, lambda part: save_file(contiguous, part, metadata={"format": "pt"}))
+    write_atomically(path, save)
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:

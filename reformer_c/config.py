@@ -173,7 +173,8 @@ class ReformerConfig:
 
     # "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper
     attention_scope: str = "chunk"
-    # bytes in which training may keep activations that it would rebuild; None: always rebuild
+    # bytes in which training may keep activations that it would rebuild, or as a float up to 1 a
+    # share of the memory that is free; None: always rebuild
     memory_budget: int | float | None = None
     # False gives what transformers from version 5 on computes: lm_head.bias is not added
     apply_lm_head_bias: bool = True
@@ -435,9 +436,14 @@ class ReformerConfig:
             for i in ids if isinstance(ids, list) else [ids]:
                 _integer("eos_token_id", i)
         if self.memory_budget is not None:
-            _real("memory_budget", self.memory_budget, 0.0, finite=False)
+            check_memory_budget(self.memory_budget)
         if not isinstance(self.extra, dict):
             raise TypeError(f"extra: expected a dictionary, got {type(self.extra).__name__}")
+
+
+def check_memory_budget(value: Any) -> None:
+    """Raise TypeError or ValueError unless it is bytes, or a share of the free memory."""
+    _real("memory_budget", value, 0.0, finite=False)
 
 
 def _plain(value: Any) -> Any:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["TextSource", "Windows", "read_text", "split_tokens"]
+from .tokenizer import ByteTokenizer
+
+__all__ = ["Sequences", "TextSource", "Windows", "read_text", "read_tokens", "split_tokens"]
 
 TextSource = str | os.PathLike
 
@@ -50,29 +54,96 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
     ...     read_text(folder)
     b'one\\ntwo'
     """
-    if isinstance(sources, (str, os.PathLike)):
-        sources = [sources]
-    texts = [text for source in sources for text in _texts_of(source)]
-    joined = b"\n".join(texts)
+    joined = b"\n".join(text for _, text in _iterate_texts(sources))
     if not joined:
         raise ValueError("files: there is no text in them")
     return joined
 
 
-def _texts_of(source: TextSource) -> list[bytes]:
-    if source == "-":
-        return [sys.stdin.buffer.read()]
-    path = Path(source)
+def read_tokens(
+    sources: TextSource | Iterable[TextSource], *, whole_files: bool = False
+) -> list[np.ndarray]:
+    """Token ids of text files, folders, standard input and ``.npy`` files.
+
+    Parameters
+    ----------
+    sources : path or iterable of paths
+        As in `read_text`; texts become the ids of `ByteTokenizer`. A file whose name ends in
+        ``.npy`` has ids of its own, (n,) of any integer dtype, and is mapped into memory, not read.
+    whole_files : bool
+        Keep each text apart; else they are joined by newlines.
+
+    Returns
+    -------
+    list of ndarray (n,)
+        The arrays of ``.npy`` files and then the texts, uint16.
+
+    Raises
+    ------
+    FileNotFoundError, OSError
+        A path that does not exist or cannot be read.
+    TypeError, ValueError
+        A ``.npy`` file with something else in it, or no tokens at all.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "a.txt").write_text("one")
+    ...     _ = pathlib.Path(folder, "b.txt").write_text("two")
+    ...     [len(ids) for ids in read_tokens(folder)]
+    ...     [len(ids) for ids in read_tokens(folder, whole_files=True)]
+    [7]
+    [3, 3]
+    """
+    arrays, texts = [], []
+    for name, text in _iterate_texts(sources, arrays=True):
+        if isinstance(text, np.ndarray):
+            arrays.append(_check_tokens(name, text))
+        elif text:
+            texts.append(text)
+    if texts and not whole_files:
+        texts = [b"\n".join(texts)]
+    arrays += [ByteTokenizer().encode(text).astype(np.uint16) for text in texts]
+    if not any(len(array) for array in arrays):
+        raise ValueError("files: there are no tokens in them")
+    return arrays
+
+
+def _iterate_texts(
+    sources: TextSource | Iterable[TextSource], arrays: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """(name, text) of every file; with `arrays`, (name, mapped array) of those of NumPy."""
+    if isinstance(sources, (str, os.PathLike)):
+        sources = [sources]
+    for source in sources:
+        if source == "-":
+            yield "-", sys.stdin.buffer.read()
+            continue
+        for file, named in _files_of(Path(source)):
+            if arrays and file.suffix == ".npy":
+                yield str(file), _map(file)
+            elif b"\0" not in (text := file.read_bytes()) or named:
+                yield str(file), text
+
+
+def _map(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file}: expected an array of token ids: {error}") from error
+
+
+def _files_of(path: Path) -> Iterator[tuple[Path, bool]]:
+    """The files of a path, and whether they were named themselves."""
     if not path.is_dir():
-        return [path.read_bytes()]
-    texts = []
+        yield path, True
+        return
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in files if not name.startswith(".")):
-            file = Path(folder, name)
-            if file.is_file() and b"\0" not in (text := file.read_bytes()):
-                texts.append(text)
-    return texts
+            if (file := Path(folder, name)).is_file():
+                yield file, False
 
 
 def split_tokens(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
@@ -102,13 +173,75 @@ def split_tokens(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.nd
     return tokens[:border], tokens[border:]
 
 
-class Windows:
+class Data:
+    """What a step sees as a function of (seed, step): what `Windows` and `Sequences` share."""
+
+    # tokens of the longest row, and the rows of a batch
+    length: int
+    batch_size: int
+
+    def __init__(
+        self,
+        tokens: np.ndarray | Sequence[np.ndarray],
+        *,
+        order: str,
+        seed: int,
+        bytes_per_token: float,
+    ) -> None:
+        several = isinstance(tokens, (list, tuple)) and any(np.ndim(part) for part in tokens)
+        parts: list[Any] = list(tokens) if several else [tokens]
+        self.tokens = [
+            _check_tokens(f"tokens[{i}]" if several else "tokens", part)
+            for i, part in enumerate(parts)
+        ]
+        if order not in ("random", "sequential"):
+            raise ValueError(f"order: expected 'random' or 'sequential', got {order!r}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
+        if not bytes_per_token > 0:
+            raise ValueError(f"bytes_per_token: expected a number > 0, got {bytes_per_token!r}")
+        self.order = order
+        self.seed = int(seed)
+        self.bytes_per_token = float(bytes_per_token)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({sum(map(len, self.tokens))} tokens, length={self.length}, "
+            f"batch={self.batch_size}, order={self.order!r}, seed={self.seed})"
+        )
+
+    def describe(self) -> dict[str, int | str]:
+        """What tells one stream of windows from another: a resumed run must find the same."""
+        return {
+            "tokens": sum(map(len, self.tokens)),
+            "checksum": self._checksum,
+            "dtype": ", ".join(sorted({str(part.dtype) for part in self.tokens})),
+            "length": self.length,
+            "batch": self.batch_size,
+            "order": self.order,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def _checksum(self) -> int:
+        checksum = 0
+        for part in self.tokens:
+            # by pieces: a map may be larger than the memory
+            for start in range(0, len(part), 2**24):
+                piece = np.ascontiguousarray(part[start : start + 2**24])
+                checksum = zlib.crc32(piece.view(np.uint8).data, checksum)
+            checksum = zlib.crc32(f"{len(part)};".encode(), checksum)
+        return checksum
+
+
+class Windows(Data):
     """Batches of windows of one length out of a text, a function of (seed, step) alone.
 
     Parameters
     ----------
-    tokens : ndarray (n,)
-        Token ids of any integer dtype, at least `length` of them. A memory map does as well.
+    tokens : ndarray (n,), or a list of them
+        Token ids of any integer dtype; memory maps do as well. A window never reaches from one
+        array into the next, and at least one of them has to be `length` long.
     length : int
         Tokens of a window.
     batch : int
@@ -126,6 +259,10 @@ class Windows:
     TypeError, ValueError
         Name the argument and say what was expected.
 
+    See Also
+    --------
+    Sequences : whole texts of their own lengths.
+
     Examples
     --------
     >>> windows = Windows(np.arange(10), length=4, batch=2, order="sequential")
@@ -138,7 +275,7 @@ class Windows:
 
     def __init__(
         self,
-        tokens: np.ndarray,
+        tokens: np.ndarray | Sequence[np.ndarray],
         length: int,
         *,
         batch: int = 1,
@@ -146,56 +283,104 @@ class Windows:
         seed: int = 0,
         bytes_per_token: float = 1.0,
     ) -> None:
-        self.tokens = _check_tokens("tokens", tokens)
+        super().__init__(tokens, order=order, seed=seed, bytes_per_token=bytes_per_token)
         self.length = _positive("length", length)
         self.batch_size = _positive("batch", batch)
-        if order not in ("random", "sequential"):
-            raise ValueError(f"order: expected 'random' or 'sequential', got {order!r}")
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
-        if not bytes_per_token > 0:
-            raise ValueError(f"bytes_per_token: expected a number > 0, got {bytes_per_token!r}")
-        if len(self.tokens) < self.length:
+        longest = max(map(len, self.tokens))
+        if longest < self.length:
             raise ValueError(
-                f"length: a window of {self.length} tokens does not fit into a text of "
-                f"{len(self.tokens)}"
+                f"length: a window of {self.length} tokens does not fit into a text of {longest}"
             )
-        self.order = order
-        self.seed = int(seed)
-        self.bytes_per_token = float(bytes_per_token)
-
-    def __repr__(self) -> str:
-        return (
-            f"Windows({len(self.tokens)} tokens, length={self.length}, batch={self.batch_size}, "
-            f"order={self.order!r}, seed={self.seed})"
-        )
+        # where a window may begin, and the windows side by side: up to the end of each array
+        self._starts = np.cumsum([max(0, len(part) - self.length + 1) for part in self.tokens])
+        self._full = np.cumsum([len(part) // self.length for part in self.tokens])
 
     def __len__(self) -> int:
         """How many full windows there are, side by side."""
-        return len(self.tokens) // self.length
+        return int(self._full[-1])
 
     def batch(self, step: int) -> np.ndarray:
         """The windows of one step, int64 (batch, length); steps count from 0."""
         if self.order == "sequential":
             first = step * self.batch_size
-            starts = [(first + row) % len(self) * self.length for row in range(self.batch_size)]
+            places = (first + np.arange(self.batch_size)) % len(self)
+            ends, stride = self._full, self.length
         else:
             rng = np.random.default_rng((self.seed, step))
-            starts = rng.integers(0, len(self.tokens) - self.length + 1, self.batch_size)
-        rows = [self.tokens[start : start + self.length] for start in starts]
+            places = rng.integers(0, int(self._starts[-1]), self.batch_size)
+            ends, stride = self._starts, 1
+        rows = []
+        for place in places:
+            part = int(np.searchsorted(ends, place, side="right"))
+            start = int(place - (ends[part - 1] if part else 0)) * stride
+            rows.append(self.tokens[part][start : start + self.length])
         return np.stack(rows).astype(np.int64)
 
-    def describe(self) -> dict[str, int | str]:
-        """What tells one stream of windows from another: a resumed run must find the same."""
-        return {
-            "tokens": len(self.tokens),
-            "checksum": zlib.crc32(np.ascontiguousarray(self.tokens)),
-            "dtype": str(self.tokens.dtype),
-            "length": self.length,
-            "batch": self.batch_size,
-            "order": self.order,
-            "seed": self.seed,
-        }
+
+class Sequences(Data):
+    """Whole texts, one a step and each of its own length: a book as one sequence.
+
+    Parameters
+    ----------
+    tokens : list of ndarray (n,)
+        Token ids of any integer dtype, at least 2 of each text.
+    length : int, optional
+        Of a longer text, a window of that length is taken: at a random place, or with a sequential
+        order at its beginning. By default all texts are whole.
+    order : {"random", "sequential"}
+        Random: all texts in a random order, and then all in another.
+    seed : int
+        Of the random order and of the windows.
+    bytes_per_token : float
+        How many bytes of text a token stands for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument and say what was expected.
+
+    Examples
+    --------
+    >>> texts = Sequences([np.arange(3), np.arange(5)], order="sequential")
+    >>> [texts.batch(step).shape for step in range(3)]
+    [(1, 3), (1, 5), (1, 3)]
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        tokens: Sequence[np.ndarray],
+        length: int | None = None,
+        *,
+        order: str = "random",
+        seed: int = 0,
+        bytes_per_token: float = 1.0,
+    ) -> None:
+        super().__init__(tokens, order=order, seed=seed, bytes_per_token=bytes_per_token)
+        for i, part in enumerate(self.tokens):
+            if len(part) < 2:
+                raise ValueError(f"tokens[{i}]: expected at least 2 tokens, got {len(part)}")
+        longest = max(map(len, self.tokens))
+        self.length = longest if length is None else min(longest, _positive("length", length))
+        if self.length < 2:
+            raise ValueError(f"length: expected at least 2, got {length}")
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+        return len(self.tokens)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The text of one step, int64 (1, n); steps count from 0."""
+        epoch, place = divmod(step, len(self))
+        start = 0
+        if self.order == "random":
+            place = np.random.default_rng((self.seed, epoch)).permutation(len(self))[place]
+        part = self.tokens[place]
+        if self.order == "random" and len(part) > self.length:
+            rng = np.random.default_rng((self.seed, epoch, int(place)))
+            start = int(rng.integers(0, len(part) - self.length + 1))
+        return part[start : start + self.length].astype(np.int64)[None]
 
 
 def _check_tokens(name: str, tokens: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from .bench import describe_machine
 from .data import Windows, split_tokens
 from .model import ReformerModelWithLMHead
-from .optim import AdamW, schedules
+from .optim import AdamW, Schedule, schedules
 from .presets import PRESETS, preset_config
 from .report import LSHReport, attention_inputs, lsh_report
 from .tokenizer import ByteTokenizer
@@ -175,9 +175,7 @@ def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: i
         AdamW(model.parameters, lr=PRESETS["tiny"].lr),
         steps=STEPS if steps is None else steps,
         # the end may move while a machine turns out faster or slower
-        schedule=lambda step: schedules.cosine(
-            trainer.steps, warmup=min(WARMUP, trainer.steps // 5)
-        )(step),
+        schedule=lambda step: _schedule(trainer.steps or STEPS)(step),
         seed=seed,
     )
     for report in show_progress(trainer):
@@ -185,6 +183,10 @@ def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: i
             share = (time.perf_counter() - begin) / seconds
             trainer.steps = min(STEPS, max(report.step, int(report.step / share)))
     return report
+
+
+def _schedule(steps: int) -> Schedule:
+    return schedules.cosine(steps, warmup=min(WARMUP, steps // 5))
 
 
 def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -> float:
@@ -221,7 +223,7 @@ def compare_with_full_attention(model: Any, tokens: np.ndarray, layer: int, seed
     )
 
 
-def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO) -> bytes:
+def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO | None) -> bytes:
     """Let a model continue a prompt, and show what it writes as it comes; the bytes written."""
     written = ByteStream(stream)
     model.generate(
@@ -254,7 +256,7 @@ class ByteStream:
     True
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self.bytes = b""
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

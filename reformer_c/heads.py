@@ -17,6 +17,7 @@ from . import ops
 from .body import Pass, dense_shapes
 from .config import ReformerConfig
 from .inputs import IGNORE, Inputs, as_array, check_ids
+from .ops.machine import layer_scratch
 
 __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
 
@@ -43,6 +44,10 @@ class Head:
 
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
         raise TypeError("this model has no head, and so no loss")
+
+    def loss_bytes(self, run: Pass) -> int:
+        """The most that `loss` takes where it differentiates, beside the streams' gradients."""
+        return 0
 
 
 def last_hidden_state(run: Pass) -> np.ndarray:
@@ -126,6 +131,14 @@ class LanguageModel(Head):
                 head.add_gradient("bias", dbias)
                 run.final_backward(rows, dh, normed)
         return float(loss)
+
+    def loss_bytes(self, run: Pass) -> int:
+        rows, width = run.block_rows, 2 * run.config.hidden_size
+        _, scratch = layer_scratch(
+            "cross_entropy_head", rows, width, run.config.vocab_size,
+            chunk_length=run.config.chunk_size_lm_head, dtype=run.weights.dtype,
+        )  # fmt: skip
+        return blocks_bytes(run, scratch)
 
 
 class Classifier(Head):
@@ -256,6 +269,19 @@ class QuestionAnswering(Head):
                 head.add_gradient("bias", dbias)
                 run.final_backward(rows, dh, normed)
         return (start + end) / 2
+
+    def loss_bytes(self, run: Pass) -> int:
+        _, scratch = layer_scratch(
+            "linear", run.block_rows, 2 * run.config.hidden_size, 2, dtype=run.weights.dtype
+        )
+        return blocks_bytes(run, scratch)
+
+
+def blocks_bytes(run: Pass, scratch: int) -> int:
+    """Of a loss that goes through the final states in blocks."""
+    block = run.block_rows * 2 * run.config.hidden_size * run.weights.dtype.itemsize
+    # both streams, their norm and its gradient; then scratch, or dropout's and the norm's gradients
+    return 3 * block + max(scratch, block * (2 if run.config.hidden_dropout_prob else 1))
 
 
 # ---- losses of few logits, with their gradients ----

@@ -17,13 +17,14 @@ import numpy as np
 
 from . import ops
 from .activations import WEIGHTED
-from .body import WORDS, Pass, body_constants, body_shapes
+from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
-from .config import ReformerConfig
+from .config import ReformerConfig, check_memory_budget
 from .generate import generate_tokens
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
+from .runtime import available_memory
 
 __all__ = [
     "ReformerForMaskedLM",
@@ -403,16 +404,21 @@ class _WithLoss(Reformer):
         rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
         training: bool = True,
+        memory_budget: float | None = None,
         **targets: Any,
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss, and its gradient with respect to every parameter.
 
         Activations are rebuilt on the way back (Kitaev et al. 2020, section 3): memory does not
-        grow with the number of layers, except for what ``config.memory_budget`` lets it keep.
-        The gradients are exact for the dropout and the buckets that were drawn.
+        grow with the number of layers, except for what `memory_budget` lets it keep. The gradients
+        are exact for the dropout and the buckets that were drawn.
 
         Parameters
         ----------
+        memory_budget : int or float, optional
+            In place of ``config.memory_budget``: bytes in which activations are kept, layer by
+            layer from the last, instead of being rebuilt; a float up to 1 is a share of the memory
+            that is free now. What is rebuilt differs from what was kept by rounding.
         rng : int, numpy Generator or None
             Draws dropout and rotations: an integer repeats them, bit for bit.
         training : bool
@@ -428,11 +434,25 @@ class _WithLoss(Reformer):
             nan where no target counts.
         gradients : dict of str to ndarray
             By the names of `parameters`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the argument and say what was expected.
+        MemoryError
+            The step takes more memory than is free: with the numbers, and before it starts.
         """
         run, wanted = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
             training, targets, True,
         )  # fmt: skip
+        free = available_memory()
+        needed = run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
+        if free is not None and needed.total > free:
+            raise MemoryError(
+                f"a step of {run.inputs.b} x {run.inputs.t} tokens takes {needed}, and "
+                f"{free / 1e9:.3g} GB are free"
+            )
         run.forward(differentiate=True)
         loss = self.head.loss(run, wanted, differentiate=True)
         run.backward()
@@ -441,6 +461,66 @@ class _WithLoss(Reformer):
             if name not in gradients:
                 gradients[name] = np.zeros_like(array)
         return loss, {name: gradients[name] for name in self.parameters}
+
+    def memory(
+        self,
+        length: int,
+        batch: int = 1,
+        *,
+        num_hashes: int | None = None,
+        memory_budget: float | None = None,
+    ) -> StepMemory:
+        """What a training step takes, before it is taken: `loss_and_gradients` of (batch, length).
+
+        Parameters
+        ----------
+        length, batch : int
+            Tokens of a sequence, and sequences.
+        num_hashes : int, optional
+            Rounds of LSH attention, in place of ``config.num_hashes``.
+        memory_budget : int or float, optional
+            In place of ``config.memory_budget``.
+
+        Returns
+        -------
+        StepMemory
+            Bytes by part, and their `total`. The weights are there already, and so is the state of
+            an optimiser, which steps in place.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the argument and say what was expected.
+
+        Examples
+        --------
+        >>> config = ReformerConfig(attn_layers=["local", "lsh"], num_attention_heads=2)
+        >>> deeper = ReformerConfig(attn_layers=["local", "lsh"] * 4, num_attention_heads=2)
+        >>> shallow, deep = (ReformerForMaskedLM(c, rng=0).memory(4096) for c in (config, deeper))
+        >>> deep.working <= shallow.working, deep.total < 1.5 * shallow.total
+        (True, True)
+        """
+        for name, value in (("length", length), ("batch", batch)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        if length > self.config.num_positions:
+            raise ValueError(
+                f"length: expected at most {self.config.num_positions} (positions), got {length}"
+            )
+        inputs = Inputs(None, None, np.empty((1, 0)), None, int(batch), int(length), int(length))
+        run = self._pass(inputs, seed=0, training=True, num_hashes=num_hashes)
+        return run.plan(self._budget(memory_budget, available_memory()), self.head.loss_bytes(run))
+
+    def _budget(self, memory_budget: float | None, free: int | None) -> float:
+        """Bytes, of a budget that may be a share of those that are free."""
+        if memory_budget is None:
+            memory_budget = self.config.memory_budget or 0
+        else:
+            check_memory_budget(memory_budget)
+        if isinstance(memory_budget, float) and memory_budget <= 1.0:
+            # where nobody knows what is free, nothing is kept
+            return memory_budget * (free or 0)
+        return memory_budget
 
 
 class ReformerModelWithLMHead(_WithLoss):

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import ops
 from .activations import WEIGHTED
+from .ops.machine import layer_scratch
 
 __all__ = [
     "Embeddings",
@@ -145,6 +146,16 @@ class Weights:
     def __getitem__(self, name: str) -> np.ndarray:
         return self._parameters[self._prefix + name]
 
+    @property
+    def dtype(self) -> np.dtype:
+        return next(iter(self._parameters.values())).dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of these parameters, and so of their gradients."""
+        arrays = self._parameters.items()
+        return sum(array.nbytes for name, array in arrays if name.startswith(self._prefix))
+
     def below(self, prefix: str) -> Weights:
         return Weights(self._parameters, self._gradients, self._prefix + prefix)
 
@@ -206,6 +217,17 @@ class Sublayer(ABC):
         # the stream, its norm, the norm's mean and deviation
         return x.size // c * (2 * c + 2 + self._kept_row(c)) * x.itemsize
 
+    def backward_bytes(self, x: np.ndarray) -> int:
+        """The most that `backward_add` takes for a stream like x, beside what is kept already."""
+        rebuilt = 0 if self.keep else self.kept_bytes(x) - x.nbytes
+        forward, backward = self._working_bytes(x)
+        # with the function's value
+        return rebuilt + (backward if self.keep else max(forward + x.nbytes, backward))
+
+    def _dropped_bytes(self, x: np.ndarray) -> int:
+        """Of the gradient of the function's value, which without dropout is the stream's."""
+        return x.nbytes if self.dropout else 0
+
     def _run(self, x: np.ndarray) -> tuple[np.ndarray, list]:
         n, normed = ops.layer_norm_forward(
             x, self.weights["layer_norm.weight"], self.weights["layer_norm.bias"], eps=self.eps
@@ -231,6 +253,11 @@ class Sublayer(ABC):
     @abstractmethod
     def _kept_row(self, c: int) -> int:
         """How many numbers of `saved` there are for each row of width c."""
+
+    @abstractmethod
+    def _working_bytes(self, x: np.ndarray) -> tuple[int, int]:
+        """The most that `_forward` takes beside `saved` and its value, and `_backward` beside
+        `saved`."""
 
 
 class FeedForward(Sublayer):
@@ -264,6 +291,15 @@ class FeedForward(Sublayer):
 
     def _kept_row(self, c: int) -> int:
         return 0
+
+    def _working_bytes(self, x: np.ndarray) -> tuple[int, int]:
+        c = x.shape[-1]
+        forward, backward = layer_scratch(
+            "feed_forward", x.size // c, c, len(self.weights[self.names[0]]),
+            chunk_length=self.chunk_length, dtype=x.dtype,
+        )  # fmt: skip
+        # dn, and in its layer norm's backward the change of the stream instead of scratch
+        return forward, self._dropped_bytes(x) + x.nbytes + max(backward, x.nbytes)
 
 
 class WeightedFeedForward(FeedForward):

@@ -7,19 +7,107 @@ arrays in place; the arithmetic runs in the C core, on all threads.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from . import ops
 
-__all__ = ["AdamW", "clip_gradients", "schedules"]
+__all__ = ["Adafactor", "AdamW", "Optimizer", "clip_gradients", "schedules"]
 
 Schedule = Callable[[int], float]
 
 
-class AdamW:
+class Optimizer(ABC):
+    """What optimisers share: the parameters, the state beside them, and the checks of both."""
+
+    lr: float | None
+
+    def __init__(self, parameters: Mapping[str, np.ndarray]) -> None:
+        if not isinstance(parameters, Mapping) or not parameters:
+            raise TypeError("parameters: expected a non-empty dictionary of arrays by name")
+        for name, array in parameters.items():
+            _check_float_array(f"parameters[{name!r}]", array)
+        self.parameters = parameters
+        self.steps = 0
+        self._kinds = {name: (array.shape, array.dtype) for name, array in parameters.items()}
+        # "first.NAME" and the like
+        self._state: dict[str, np.ndarray] = {}
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the next step, unless `step` is told another."""
+        assert self.lr is not None
+        return self.lr
+
+    def step(self, grads: Mapping[str, np.ndarray], lr: float | None = None) -> None:
+        """Move every parameter one step against its gradient, in place.
+
+        Parameters
+        ----------
+        grads : dict of str to ndarray
+            One gradient for each parameter, of its shape and dtype.
+        lr : float, optional
+            Step size of this step alone; ``learning_rate`` by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient is missing, unknown, or of another shape or dtype.
+        FloatingPointError
+            A gradient is NaN or infinite: the message names the step and the parameter.
+
+        Nothing has changed when an exception is raised.
+        """
+        lr = self.learning_rate if lr is None else _number("lr", lr, 0.0)
+        self._check_gradients(grads)
+        self.steps += 1
+        for name, weight in self.parameters.items():
+            self._update(name, weight, grads[name], lr)
+
+    @abstractmethod
+    def _update(self, name: str, weight: np.ndarray, grad: np.ndarray, lr: float) -> None:
+        """Step number `steps` of one parameter, in place."""
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The whole state in flat arrays by name: `steps`, and the moments of each parameter.
+
+        The moments are the live arrays, not copies: ``"first.NAME"`` and so on.
+        """
+        return {"steps": np.array(self.steps, np.int64), **self._state}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over a state that `state_dict` gave, by copy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the entry that is missing, unknown, or of another shape or dtype; nothing has
+            changed then.
+        """
+        own = self.state_dict()
+        _check_same_names("state", state, own)
+        for name, array in own.items():
+            _check_like(f"state[{name!r}]", state[name], array.shape, array.dtype)
+        if int(state["steps"]) < 0:
+            raise ValueError(f"state['steps']: expected a count, got {int(state['steps'])}")
+        self.steps = int(state["steps"])
+        for name, array in self._state.items():
+            array[...] = state[name]
+
+    def _check_gradients(self, grads: Mapping[str, np.ndarray]) -> None:
+        _check_same_names("grads", grads, self.parameters)
+        for name, weight in self.parameters.items():
+            _check_float_array(f"parameters[{name!r}]", weight)
+            _check_like(f"parameters[{name!r}]", weight, *self._kinds[name])
+            _check_like(f"grads[{name!r}]", grads[name], *self._kinds[name])
+        check_finite(grads, self.steps + 1)
+
+
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
 
     Parameters
@@ -41,6 +129,10 @@ class AdamW:
     TypeError, ValueError
         Name the argument, or the parameter, and say what was expected.
 
+    See Also
+    --------
+    Adafactor : needs next to no memory of its own.
+
     Examples
     --------
     >>> import numpy as np
@@ -51,30 +143,24 @@ class AdamW:
     array([0.9, 1.1, 1. ], dtype=float32)
     """
 
+    lr: float
+
     def __init__(
         self,
-        parameters: dict[str, np.ndarray],
+        parameters: Mapping[str, np.ndarray],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        if not isinstance(parameters, Mapping) or not parameters:
-            raise TypeError("parameters: expected a non-empty dictionary of arrays by name")
-        for name, array in parameters.items():
-            _check_float_array(f"parameters[{name!r}]", array)
-        if np.shape(betas) != (2,):
-            raise ValueError(f"betas: expected two numbers, got {betas!r}")
-        self.parameters = parameters
+        super().__init__(parameters)
         self.lr = _number("lr", lr, 0.0)
-        self.betas = tuple(_number("betas", beta, 0.0, below=1.0) for beta in betas)
-        self.eps = _number("eps", eps, 0.0)
-        if self.eps == 0.0:
-            raise ValueError("eps: expected a number > 0, got 0.0")
+        self.betas = _pair("betas", betas, below=1.0)
+        self.eps = _positive("eps", eps)
         self.weight_decay = _number("weight_decay", weight_decay, 0.0)
-        self.steps = 0
-        self._first = {name: np.zeros_like(a, order="C") for name, a in parameters.items()}
-        self._second = {name: np.zeros_like(a, order="C") for name, a in parameters.items()}
+        for name, array in parameters.items():
+            self._state[f"first.{name}"] = np.zeros_like(array, order="C")
+            self._state[f"second.{name}"] = np.zeros_like(array, order="C")
 
     def __repr__(self) -> str:
         return (
@@ -82,79 +168,154 @@ class AdamW:
             f"eps={self.eps:g}, weight_decay={self.weight_decay:g}, steps={self.steps})"
         )
 
-    def step(self, grads: Mapping[str, np.ndarray], lr: float | None = None) -> None:
-        """Move every parameter one step against its gradient, in place.
+    def _update(self, name: str, weight: np.ndarray, grad: np.ndarray, lr: float) -> None:
+        ops.adamw_step(
+            weight,
+            self._state[f"first.{name}"],
+            self._state[f"second.{name}"],
+            grad,
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            step=self.steps,
+        )
 
-        Parameters
-        ----------
-        grads : dict of str to ndarray
-            One gradient for each parameter, of its shape and dtype.
-        lr : float, optional
-            Step size of this step alone; the optimiser's own by default.
 
-        Raises
-        ------
-        TypeError, ValueError
-            A gradient is missing, unknown, or of another shape or dtype.
-        FloatingPointError
-            A gradient is NaN or infinite: the message names the step and the parameter.
+class Adafactor(Optimizer):
+    """Adaptive steps with next to no memory of their own (Shazeer and Stern 2018).
 
-        Nothing has changed when an exception is raised.
-        """
-        lr = self.lr if lr is None else _number("lr", lr, 0.0)
-        self._check_gradients(grads)
-        self.steps += 1
-        for name, weight in self.parameters.items():
-            ops.adamw_step(
-                weight,
-                self._first[name],
-                self._second[name],
-                grads[name],
-                lr=lr,
-                beta1=self.betas[0],
-                beta2=self.betas[1],
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                step=self.steps,
+    Of a matrix it keeps the running means of the squared gradients' rows and columns, where AdamW
+    keeps two numbers a weight. Arguments, defaults and numbers are those of transformers' class of
+    this name: without any, the step size follows from the number of steps and from the size of the
+    parameter.
+
+    Parameters
+    ----------
+    parameters : dict of str to ndarray
+        What is trained, as in `AdamW`. The last two axes of an array are a matrix; arrays of fewer
+        axes keep all of their second moment.
+    lr : float, optional
+        Step size where `relative_step` is False.
+    eps : (float, float)
+        Added to the squares of the gradient, > 0; and the least root mean square that
+        `scale_parameter` takes a parameter to have, >= 0.
+    clip_threshold : float
+        Largest root mean square of an update before the step size, > 0.
+    decay_rate : float
+        In [-1, 0]: the second moment of step n decays by ``1 - n ** decay_rate``.
+    beta1 : float, optional
+        Decay of the running mean of the updates, in [0, 1); None keeps none.
+    weight_decay : float
+        Share of each weight (times its step size) that is taken off at each step, >= 0.
+    scale_parameter : bool
+        Multiply the step size by the parameter's own root mean square.
+    relative_step : bool
+        The step size of step n is ``min(1e-2, 1 / sqrt(n))``.
+    warmup_init : bool
+        ... or with this ``min(1e-6 n, 1 / sqrt(n))``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument, or the parameter, and say what was expected.
+
+    References
+    ----------
+    Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = {"w": np.ones((2, 2), np.float32)}
+    >>> optimizer = Adafactor(w)
+    >>> optimizer.step({"w": np.array([[1.0, -2.0], [2.0, 4.0]], np.float32)})
+    >>> w["w"]
+    array([[0.99, 1.01],
+           [0.99, 0.99]], dtype=float32)
+    >>> sorted(optimizer.state_dict())
+    ['column.w', 'row.w', 'steps']
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        lr: float | None = None,
+        eps: tuple[float, float] = (1e-30, 1e-3),
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        beta1: float | None = None,
+        weight_decay: float = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
+    ) -> None:
+        super().__init__(parameters)
+        if (lr is None) != bool(relative_step):
+            raise ValueError(
+                f"lr: expected None with relative_step=True and a number without, got {lr!r}"
             )
+        if warmup_init and not relative_step:
+            raise ValueError("warmup_init: expected False without relative_step")
+        self.lr = None if lr is None else _number("lr", lr, 0.0)
+        self.eps = _pair("eps", eps)
+        _positive("eps", self.eps[0])
+        self.clip_threshold = _positive("clip_threshold", clip_threshold)
+        self.decay_rate = _number("decay_rate", decay_rate, -1.0)
+        if self.decay_rate > 0.0:
+            raise ValueError(f"decay_rate: expected a number in [-1, 0], got {decay_rate!r}")
+        self.beta1 = None if beta1 is None else _number("beta1", beta1, 0.0, below=1.0)
+        self.weight_decay = _number("weight_decay", weight_decay, 0.0)
+        self.scale_parameter = bool(scale_parameter)
+        self.relative_step = bool(relative_step)
+        self.warmup_init = bool(warmup_init)
+        for name, array in parameters.items():
+            shapes = {"second": array.shape}
+            if array.ndim >= 2:
+                *batch, rows, columns = array.shape
+                shapes = {"row": (*batch, rows), "column": (*batch, columns)}
+            if self.beta1 is not None:
+                shapes["first"] = array.shape
+            for moment, shape in shapes.items():
+                self._state[f"{moment}.{name}"] = np.zeros(shape, array.dtype)
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """The whole state in flat arrays by name: `steps`, and two moments for each parameter.
+    def __repr__(self) -> str:
+        lr = "relative" if self.lr is None else f"{self.lr:g}"
+        return (
+            f"Adafactor({len(self.parameters)} parameters, lr={lr}, eps={self.eps}, "
+            f"clip_threshold={self.clip_threshold:g}, decay_rate={self.decay_rate:g}, "
+            f"beta1={self.beta1}, weight_decay={self.weight_decay:g}, "
+            f"scale_parameter={self.scale_parameter}, warmup_init={self.warmup_init}, "
+            f"steps={self.steps})"
+        )
 
-        The moments are the live arrays, not copies: ``"first.NAME"`` and ``"second.NAME"``.
-        """
-        state = {"steps": np.array(self.steps, np.int64)}
-        for name in self.parameters:
-            state[f"first.{name}"] = self._first[name]
-            state[f"second.{name}"] = self._second[name]
-        return state
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the next step, before the parameter's own scale."""
+        if self.lr is not None:
+            return self.lr
+        step = self.steps + 1
+        return min(1e-6 * step if self.warmup_init else 1e-2, 1.0 / math.sqrt(step))
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over a state that `state_dict` gave, by copy.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Name the entry that is missing, unknown, or of another shape or dtype; nothing has
-            changed then.
-        """
-        own = self.state_dict()
-        _check_same_names("state", state, own)
-        for name, array in own.items():
-            _check_like(f"state[{name!r}]", state[name], array)
-        if int(state["steps"]) < 0:
-            raise ValueError(f"state['steps']: expected a count, got {int(state['steps'])}")
-        self.steps = int(state["steps"])
-        for name in own.keys() - {"steps"}:
-            own[name][...] = state[name]
-
-    def _check_gradients(self, grads: Mapping[str, np.ndarray]) -> None:
-        _check_same_names("grads", grads, self.parameters)
-        for name, weight in self.parameters.items():
-            _check_float_array(f"parameters[{name!r}]", weight)
-            _check_like(f"parameters[{name!r}]", weight, self._first[name])
-            _check_like(f"grads[{name!r}]", grads[name], weight)
-        check_finite(grads, self.steps + 1)
+    def _update(self, name: str, weight: np.ndarray, grad: np.ndarray, lr: float) -> None:
+        if self.scale_parameter and weight.size:
+            lr *= max(self.eps[1], math.sqrt(ops.sum_of_squares(weight) / weight.size))
+        state = self._state.get
+        ops.adafactor_step(
+            weight,
+            grad,
+            row=state(f"row.{name}"),
+            column=state(f"column.{name}"),
+            s=state(f"second.{name}"),
+            m=state(f"first.{name}"),
+            lr=lr,
+            beta1=self.beta1 or 0.0,
+            beta2=1.0 - self.steps**self.decay_rate,
+            eps=self.eps[0],
+            clip_threshold=self.clip_threshold,
+            weight_decay=self.weight_decay,
+        )
 
 
 def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
@@ -292,13 +453,13 @@ def _check_float_array(name: str, array: object) -> None:
         raise ValueError(f"{name}: expected a writable C-contiguous array")
 
 
-def _check_like(name: str, array: object, like: np.ndarray) -> None:
+def _check_like(name: str, array: object, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a {like.dtype} array, got {type(array).__name__}")
-    if array.shape != like.shape:
-        raise ValueError(f"{name}: expected shape {like.shape}, got {array.shape}")
-    if array.dtype != like.dtype:
-        raise TypeError(f"{name}: expected {like.dtype}, got {array.dtype}")
+        raise TypeError(f"{name}: expected a {dtype} array, got {type(array).__name__}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    if array.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {array.dtype}")
 
 
 def _check_same_names(name: str, got: object, expected: Mapping) -> None:
@@ -319,6 +480,20 @@ def _number(name: str, value: float, least: float, below: float = math.inf) -> f
         bound = f" and < {below:g}" if below < math.inf else ""
         raise ValueError(f"{name}: expected a finite number >= {least:g}{bound}, got {value!r}")
     return number
+
+
+def _positive(name: str, value: float) -> float:
+    number = _number(name, value, 0.0)
+    if number == 0.0:
+        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    return number
+
+
+def _pair(name: str, value: Any, below: float = math.inf) -> tuple[float, float]:
+    if np.shape(value) != (2,):
+        raise ValueError(f"{name}: expected two numbers, got {value!r}")
+    first, second = (_number(name, part, 0.0, below) for part in value)
+    return first, second
 
 
 def _count(name: str, value: int) -> int:

@@ -1,9 +1,10 @@
-"""Byte-level language models of a few sizes, for any length."""
+"""Language models of a few sizes, for any length."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from .config import ReformerConfig
@@ -14,10 +15,16 @@ __all__ = ["PRESETS", "Preset", "preset_config"]
 
 @dataclass(frozen=True)
 class Preset:
-    """The size of a model: a pattern of layers, fields of its configuration, AdamW's peak `lr`."""
+    """The size of a model: a pattern of layers, fields of its configuration; how it is trained.
+
+    `lr` is AdamW's peak; `rows` is the share of `hidden_size` that tells the row of a position in
+    its rectangle, the rest tells the column.
+    """
 
     layers: tuple[str, ...]
     lr: float
+    optimizer: str = "adamw"
+    rows: float = 0.5
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -28,6 +35,7 @@ PRESETS = {
         layers=("local", "lsh", "local"),
         lr=2e-3,
         fields={
+            "vocab_size": ByteTokenizer.vocab_size,
             "hidden_size": 64,
             "feed_forward_size": 256,
             "num_attention_heads": 2,
@@ -37,30 +45,43 @@ PRESETS = {
             "local_attention_probs_dropout_prob": 0.0,
         },
     ),
-    # the model that the paper's authors trained on a novel as one sequence
+    # the model that the paper's authors trained on a novel as one sequence of half a million tokens
     "book": Preset(
         layers=("local", "lsh") * 3,
         lr=1e-3,
+        optimizer="adafactor",
+        rows=0.25,
         fields={
+            "vocab_size": 320,
             "hidden_size": 256,
             "feed_forward_size": 512,
             "num_attention_heads": 2,
+            "attention_head_size": 64,
+            "local_attn_chunk_length": 64,
+            "lsh_attn_chunk_length": 64,
+            "num_hashes": 1,
+            "num_buckets": [64, 128],
         },
     ),
-    # 12 layers for 64k bytes of Wikipedia
+    # the 12 layers of the paper, for 64k bytes of Wikipedia
     "enwik8": Preset(
-        layers=("local", "local", "lsh") * 4,
+        layers=("local", "local", "lsh", "local") * 3,
         lr=7e-4,
+        optimizer="adafactor",
+        rows=0.25,
         fields={
-            "hidden_size": 768,
-            "feed_forward_size": 2048,
+            "vocab_size": ByteTokenizer.vocab_size,
+            "hidden_size": 1024,
+            "feed_forward_size": 4096,
             "num_attention_heads": 8,
+            "attention_head_size": 128,
             "local_attn_chunk_length": 128,
             "lsh_attn_chunk_length": 256,
-            "num_hashes": 2,
+            "num_hashes": 4,
+            "num_buckets": 512,
             "hidden_dropout_prob": 0.2,
             "local_attention_probs_dropout_prob": 0.2,
-            "lsh_attention_probs_dropout_prob": 0.2,
+            "lsh_attention_probs_dropout_prob": 0.1,
         },
     ),
 }
@@ -73,8 +94,9 @@ def preset_config(
     layers: int | None = None,
     width: int | None = None,
     num_hashes: int | None = None,
+    **fields: Any,
 ) -> ReformerConfig:
-    """The configuration of a preset for sequences of `length` bytes.
+    """The configuration of a preset for sequences of `length` tokens.
 
     Parameters
     ----------
@@ -88,37 +110,43 @@ def preset_config(
         `hidden_size`; the feed-forward layers keep their ratio to it.
     num_hashes : int, optional
         Rounds of LSH attention.
+    **fields
+        Fields of `ReformerConfig` that take the place of all of these.
 
     Raises
     ------
-    ValueError
-        There is no such preset, or the configuration does not go together.
+    TypeError, ValueError
+        There is no such preset or field, or the configuration does not go together.
 
     Examples
     --------
-    >>> config = preset_config("book", 8192, layers=4)
-    >>> config.attn_layers, config.axial_pos_shape
-    (['local', 'lsh', 'local', 'lsh'], [64, 128])
+    >>> config = preset_config("book", 8192, layers=4, hidden_dropout_prob=0.0)
+    >>> config.attn_layers, config.axial_pos_shape, config.hidden_dropout_prob
+    (['local', 'lsh', 'local', 'lsh'], [64, 128], 0.0)
     """
     if name not in PRESETS:
         raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
+    for unknown in fields.keys() - {f.name for f in dataclass_fields(ReformerConfig)}:
+        raise ValueError(f"{unknown}: ReformerConfig has no such field")
     preset = PRESETS[name]
-    fields = dict(preset.fields)
+    values = dict(preset.fields)
     if width is not None:
-        ratio = fields["feed_forward_size"] / fields["hidden_size"]
-        fields |= {"hidden_size": width, "feed_forward_size": math.ceil(ratio * width)}
+        ratio = values["feed_forward_size"] / values["hidden_size"]
+        values |= {"hidden_size": width, "feed_forward_size": math.ceil(ratio * width)}
     if num_hashes is not None:
-        fields["num_hashes"] = num_hashes
+        values["num_hashes"] = num_hashes
     count = len(preset.layers) if layers is None else layers
     columns = 2 ** math.ceil(math.log2(length) / 2)
-    return ReformerConfig(
-        vocab_size=ByteTokenizer.vocab_size,
-        attn_layers=[preset.layers[i % len(preset.layers)] for i in range(count)],
-        axial_pos_shape=[-(-length // columns), columns],
-        axial_pos_embds_dim=[fields["hidden_size"] // 2, -(-fields["hidden_size"] // 2)],
+    values |= {
+        "attn_layers": [preset.layers[i % len(preset.layers)] for i in range(count)],
+        "axial_pos_shape": [-(-length // columns), columns],
         # positions as loud as the words (0.02) would drown them in the first steps
-        axial_norm_std=0.005,
-        max_position_embeddings=length,
-        is_decoder=True,
-        **fields,
-    )
+        "axial_norm_std": 0.005,
+        "max_position_embeddings": length,
+        "is_decoder": True,
+    }
+    values |= fields
+    if values.get("axial_pos_embds", True) and isinstance(values["hidden_size"], int):
+        rows = max(1, int(preset.rows * values["hidden_size"]))
+        values.setdefault("axial_pos_embds_dim", [rows, values["hidden_size"] - rows])
+    return ReformerConfig(**values)

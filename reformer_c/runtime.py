@@ -1,4 +1,4 @@
-"""Threads, and what this build and this machine are."""
+"""Threads, memory, and what this build and this machine are."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/
     return min(quotas, default=None)
 
 
-def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, int]]:
+def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[tuple[Path, int]]:
     """The folders of our control group and its parents: (folder, version)."""
     try:
         lines = own.read_text().splitlines()
@@ -179,8 +179,8 @@ def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, int]]:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             tops, version = [root, root / "unified"], 2
-        elif "cpu" in controllers.split(","):
-            tops, version = [root / "cpu", root / controllers], 1
+        elif controller in controllers.split(","):
+            tops, version = [root / controller, root / controllers], 1
         else:
             continue
         for top in tops:
@@ -189,6 +189,43 @@ def _cgroup_folders(root: Path, own: Path) -> Iterator[tuple[Path, int]]:
             while folder != top and top in folder.parents:
                 folder = folder.parent
                 yield folder, version
+
+
+# ---- how much memory there is ----
+
+
+def available_memory(
+    root: str | Path = "/sys/fs/cgroup",
+    own: str | Path = "/proc/self/cgroup",
+    system: str | Path = "/proc/meminfo",
+) -> int | None:
+    """Bytes that this process may still take; None where the system does not tell.
+
+    What the system has left, without swapping, and what the control group and its parents allow.
+    Files that are only cached count as free.
+
+    Examples
+    --------
+    >>> available_memory() is None or available_memory() > 0
+    True
+    """
+    try:
+        lines = Path(system).read_text().splitlines()
+        free = [1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        free = []
+    for folder, version in _cgroup_folders(Path(root), Path(own), "memory"):
+        names = ("memory.max", "memory.current", "inactive_file")
+        if version == 1:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        try:
+            limit, used = (int((folder / name).read_text()) for name in names[:2])
+            entries = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            cached = sum(int(value) for name, value in entries if name == names[2])
+        except (OSError, ValueError):
+            continue  # no such file, or "max"
+        free.append(max(0, limit - used + cached))
+    return min(free, default=None)
 
 
 _MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -23,7 +23,9 @@ import numpy as np
 
 from . import ops
 from .checkpoint import read_safetensors, write_atomically, write_safetensors
-from .optim import AdamW, Schedule, check_finite, clip_gradients
+from .folder import check_writable, finish_checkpoint, replace_files
+from .log import TrainingLog
+from .optim import AdamW, Optimizer, Schedule, check_finite, clip_gradients
 
 __all__ = ["Evaluation", "StepReport", "Trainer", "evaluate", "peak_memory"]
 
@@ -143,15 +145,16 @@ class Trainer:
     model : ReformerModelWithLMHead
         Anything with ``parameters``, ``loss_and_gradients(input_ids, labels=, rng=)`` and
         ``save_pretrained(folder)``.
-    data : Windows
-        Anything with ``batch(step)`` that gives token ids (b, t); ``describe()`` and
+    data : Windows or Sequences
+        Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length`` and
         ``bytes_per_token`` are used where they exist.
-    optimizer : AdamW, optional
+    optimizer : AdamW or Adafactor, optional
         ``AdamW(model.parameters)`` by default. Parameters that it does not hold stay as they are.
     steps : int, optional
         Stop after this many steps, those before a resume included; None goes on for ever.
     schedule : callable, optional
-        From the number of steps taken to a factor on the optimiser's `lr`: see ``schedules``.
+        From the number of steps taken to a factor on the optimiser's ``learning_rate``: see
+        ``schedules``.
     accumulate : int
         Micro-batches whose gradients are averaged for one step.
     max_grad_norm : float
@@ -167,12 +170,25 @@ class Trainer:
         Where `save` writes every `save_every` steps, after the last step and on interruption.
     save_every : int
         0 saves after the last step and on interruption alone.
+    log : path, optional
+        Gets a line of JSON for each step: the fields of `StepReport`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the argument and say what was expected.
+    OSError
+        The folder or the log cannot be written, or the disk has no room for a checkpoint.
 
     Notes
     -----
     While a loop over a trainer runs in the main thread, Ctrl-C and SIGTERM let the step finish and
     save, and then end the loop with ``KeyboardInterrupt`` or ``SystemExit(143)``. A second Ctrl-C
     does not wait.
+
+    A loss, a gradient or a parameter that is NaN or infinite ends the loop with
+    ``FloatingPointError``, which names the step and the parameter; what is saved then, and later,
+    is the state before that step.
 
     Examples
     --------
@@ -193,7 +209,7 @@ class Trainer:
         self,
         model: Any,
         data: Data,
-        optimizer: AdamW | None = None,
+        optimizer: Optimizer | None = None,
         *,
         steps: int | None = None,
         schedule: Schedule | None = None,
@@ -204,6 +220,7 @@ class Trainer:
         evaluate_every: int = 0,
         folder: str | os.PathLike | None = None,
         save_every: int = 0,
+        log: str | os.PathLike | None = None,
     ) -> None:
         if not callable(getattr(data, "batch", None)):
             raise TypeError(f"data: expected an object with batch(step), got {data!r}")
@@ -217,7 +234,7 @@ class Trainer:
             raise ValueError("folder: save_every needs a folder to save to")
         self.model = model
         self.data = data
-        self.optimizer = AdamW(model.parameters) if optimizer is None else optimizer
+        self.optimizer: Optimizer = AdamW(model.parameters) if optimizer is None else optimizer
         self.steps = None if steps is None else _whole("steps", steps)
         self.schedule = schedule
         self.accumulate = _whole("accumulate", accumulate, least=1)
@@ -230,12 +247,19 @@ class Trainer:
         self.step = 0
         self._saved_step = -1
         if self.folder is not None:
-            check_writable(self.folder)
+            arrays = [*model.parameters.values(), *self.optimizer.state_dict().values()]
+            check_writable(self.folder, sum(array.nbytes for array in arrays))
+        self._log = None if log is None else TrainingLog(log)
 
     def __iter__(self) -> Iterator[StepReport]:
-        with _Interruption() as interruption:
+        if self.step == self.steps:
+            return
+        log: AbstractContextManager = (
+            nullcontext() if self._log is None else self._log.begin(after=self.step)
+        )
+        with log, _Interruption() as interruption:
             while self.steps is None or self.step < self.steps:
-                report = self._take_step()
+                report = self._take_step_or_save()
                 due = self.save_every and self.step % self.save_every == 0
                 if due or self.step == self.steps or interruption.signal:
                     self._save_once()
@@ -269,23 +293,14 @@ class Trainer:
         OSError
             The folder cannot be written, or the disk is full: the last checkpoint is still there.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        finish_checkpoint(folder)
-        stage = folder / _STAGE
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir()
-        try:
+        text = json.dumps(self._state(), indent=2) + "\n"
+
+        def write(stage: Path) -> None:
             self.model.save_pretrained(stage)
             write_safetensors(stage / OPTIMIZER_FILE, self.optimizer.state_dict())
-            text = json.dumps(self._state(), indent=2) + "\n"
             write_atomically(stage / STATE_FILE, lambda part: part.write_text(text))
-        except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
-            raise
-        _sync_folder(stage)
-        os.replace(stage, folder / _COMMIT)
-        finish_checkpoint(folder)
+
+        replace_files(Path(folder), write)
 
     def resume(self, folder: str | os.PathLike) -> None:
         """Go on, bit for bit, from what `save` wrote.
@@ -325,13 +340,42 @@ class Trainer:
             "step": self.step,
             "seed": self.seed,
             "accumulate": self.accumulate,
+            "optimizer": type(self.optimizer).__name__,
             "data": describe() if describe else None,
         }
 
     def _save_once(self) -> None:
-        if self.folder is not None and self._saved_step != self.step:
+        if self.folder is None or self._saved_step == self.step:
+            return
+        try:
             self.save(self.folder)
-            self._saved_step = self.step
+        except OSError as error:
+            last = f"that of step {self._saved_step} is" if self._saved_step >= 0 else "none is"
+            raise OSError(
+                f"step {self.step}: the checkpoint could not be written ({error}); {last} in "
+                f"{os.fspath(self.folder)!r}"
+            ) from error
+        self._saved_step = self.step
+
+    def _take_step_or_save(self) -> StepReport:
+        """A step, and its line in the log; what fails leaves the last good state in the folder."""
+        try:
+            report = self._take_step()
+            if self._log is not None:
+                self._log.write(asdict(report))
+            return report
+        except (FloatingPointError, OSError):
+            if self._bad_parameter() is None:
+                self._save_once()
+            raise
+
+    def _bad_parameter(self) -> str | None:
+        """The first parameter that has a NaN or an infinity in it."""
+        for name, array in self.model.parameters.items():
+            # one pass in C; a sum that overflowed says nothing yet, so then look at the elements
+            if not math.isfinite(ops.sum_of_squares(array)) and not np.isfinite(array).all():
+                return name
+        return None
 
     def _take_step(self) -> StepReport:
         begin = time.perf_counter()
@@ -339,8 +383,13 @@ class Trainer:
         self._check_loss(loss, grads)
         norm = clip_gradients(grads, self.max_grad_norm)
         factor = 1.0 if self.schedule is None else float(self.schedule(self.step))
-        rate = self.optimizer.lr * factor
+        rate = self.optimizer.learning_rate * factor
         self.optimizer.step(grads, lr=rate)
+        if (name := self._bad_parameter()) is not None:
+            raise FloatingPointError(
+                f"step {self.step + 1}: the parameter {name!r} is not finite after an update with "
+                f"the learning rate {rate:g}"
+            )
         self.step += 1
         seconds = time.perf_counter() - begin
         asked = self.evaluate_every and self.step % self.evaluate_every == 0
@@ -386,11 +435,10 @@ class Trainer:
         if math.isfinite(loss):
             return
         step = self.step + 1
-        for name, array in self.model.parameters.items():
-            if not np.isfinite(array).all():
-                raise FloatingPointError(
-                    f"step {step}: the loss is {loss}, and the parameter {name!r} is not finite"
-                )
+        if (name := self._bad_parameter()) is not None:
+            raise FloatingPointError(
+                f"step {step}: the loss is {loss}, and the parameter {name!r} is not finite"
+            )
         check_finite(grads, step)
         raise FloatingPointError(f"step {step}: the loss is {loss}")
 
@@ -423,48 +471,9 @@ class _Interruption:
         raise KeyboardInterrupt
 
 
-# ---- a checkpoint folder changes as a whole ----
-#
-# Everything is written into .saving; one rename to .saved makes it the checkpoint; then its files
-# are moved up, over the old ones. Who is killed before the rename leaves the old checkpoint, who is
-# killed after it leaves moves that the next save or resume finishes.
-
-_STAGE, _COMMIT = ".saving", ".saved"
-
-
-def check_writable(folder: Path) -> None:
-    """Make the folder and write a small file, so that what cannot be saved is known beforehand."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".writable-{os.getpid()}"
-    try:
-        write_safetensors(probe, {"probe": np.zeros(1, np.float32)})
-    finally:
-        probe.unlink(missing_ok=True)
-
-
 def has_checkpoint(folder: Path) -> bool:
     """Whether `Trainer.resume` finds a run in the folder."""
     return (folder / STATE_FILE).is_file()
-
-
-def finish_checkpoint(folder: Path) -> None:
-    """Finish the moves of a save that was killed after its rename, if there was one."""
-    commit = folder / _COMMIT
-    if not commit.is_dir():
-        return
-    for file in sorted(commit.iterdir()):
-        os.replace(file, folder / file.name)
-    _sync_folder(folder)
-    commit.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):  # elsewhere folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> None:

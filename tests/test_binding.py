@@ -34,6 +34,9 @@ RIGHT = {
                      rotations=ones(3, 4, 2, 2)),
     "adamw_step": dict(w=ones(4), m=ones(4), s=ones(4), g=ones(4), lr=0.1, beta1=0.9, beta2=0.9,
                        eps=1e-8, weight_decay=0.1, step=1),
+    "adafactor_step": dict(w=ones(3, 4), g=ones(3, 4), row=ones(3), column=ones(4), m=ones(3, 4),
+                           lr=0.1, beta1=0.5, beta2=0.9, eps=1e-30, clip_threshold=1.0,
+                           weight_decay=0.1),
     "sum_of_squares": dict(x=ones(4)),
     "add_scaled": dict(y=ones(4), x=ones(4), alpha=1.0),
 }  # fmt: skip
@@ -49,6 +52,7 @@ ANY_SHAPE = {("dropout", "x"), ("sum_of_squares", "x"), ("adamw_step", "g"), ("a
 # ... and those with any number of leading axes
 ANY_ROWS = {(op, "x") for op in ("linear", "layer_norm", "feed_forward")}
 IN_PLACE = {("adamw_step", "w"), ("adamw_step", "m"), ("adamw_step", "s"), ("add_scaled", "y")}
+IN_PLACE |= {("adafactor_step", name) for name in ("w", "m", "row", "column")}
 
 
 def call(op, **changes):
@@ -196,6 +200,12 @@ SCALARS = {
     ("adamw_step", "weight_decay"): [np.nan],
     ("adamw_step", "step"): [0, -1, 1.5],
     ("adamw_step", "grad_scale"): [np.inf],
+    ("adafactor_step", "lr"): ["x", np.nan],
+    ("adafactor_step", "beta1"): [1.0, -0.1],
+    ("adafactor_step", "beta2"): [1.0, "x"],
+    ("adafactor_step", "eps"): [0.0, np.inf],
+    ("adafactor_step", "clip_threshold"): [0.0, -1.0, np.nan],
+    ("adafactor_step", "weight_decay"): [np.nan],
     ("add_scaled", "alpha"): ["x", np.nan],
 }
 
@@ -248,6 +258,13 @@ def test_arguments_that_contradict_each_other_are_named():
         call("lsh_hash", num_hashes=3)
     with pytest.raises(ValueError, match="rng"):
         call("lsh_hash", rng=0)
+    with pytest.raises(TypeError, match=r"^row and column must"):
+        call("adafactor_step", row=None)
+    for second in (dict(s=ones(3, 4)), dict(row=None, column=None)):
+        with pytest.raises(TypeError, match=r"^s must be given where"):
+            call("adafactor_step", **second)
+    with pytest.raises(ValueError, match=r"^w must have two axes"):
+        call("adafactor_step", w=ones(4), g=ones(4))
 
 
 def test_a_switch_of_hashing_does_not_matter_to_one_chunk():
@@ -332,8 +349,8 @@ def test_masks_are_checked(op):
 # ---- out= ----
 
 
-WITH_OUT = [op for op in RIGHT if op not in ("cross_entropy_head", "adamw_step", "sum_of_squares",
-                                             "add_scaled")]  # fmt: skip
+WITHOUT_OUT = {"cross_entropy_head", "adamw_step", "adafactor_step", "sum_of_squares", "add_scaled"}
+WITH_OUT = [op for op in RIGHT if op not in WITHOUT_OUT]
 
 
 @pytest.mark.parametrize("op", WITH_OUT)

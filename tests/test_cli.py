@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 
 from reformer_c import presets
-from reformer_c.__main__ import PRESETS, main
+from reformer_c.__main__ import OPTIMIZERS, PRESETS, SCHEDULES, main
+from reformer_c.config import ReformerConfig
+from reformer_c.log import read_log
+from reformer_c.model import ReformerModelWithLMHead
+from reformer_c.optim import schedules
 
 COMMANDS = ["demo", "train", "generate", "evaluate", "info", "bench"]
 SMALL = ["--length", "256", "--layers", "2", "--width", "32", "--threads", "1"]
@@ -77,6 +81,10 @@ def test_help_lists_every_command(capsys):
         (["generate", "model"], "--prompt"),
         (["generate", "model", "--prompt", "a", "--top-p", "2"], "--top-p: expected a number in"),
         (["generate", "model", "--prompt", ""], "--prompt: expected at least one character"),
+        (["train", "a.txt", "--set", "num_hashes"], "--set: expected FIELD=VALUE"),
+        (["train", "a.txt", "--optimizer", "sgd"], "--optimizer"),
+        (["train", "a.txt", "--schedule", "step"], "--schedule"),
+        (["train", "a.txt", "--memory-budget", "-1"], "--memory-budget: expected a number >= 0"),
         (["demo", "--threads", "two"], "--threads: expected a whole number >= 1, got 'two'"),
     ],
 )
@@ -98,6 +106,9 @@ def test_wrong_usage_is_one_line_that_names_the_argument(arguments, words, capsy
         (["train", "TEXT", "--save-every", "5"], "--save-every: needs --save"),
         (["train", "TEXT", "--save", "EMPTY", "--resume"], "--resume: there is no checkpoint"),
         (["train", "TEXT", "--save", "TEXT"], "TEXT"),
+        (["train", "TEXT", "--set", "hashes=3"], "hashes: ReformerConfig has no such field"),
+        (["train", "TEXT", "--set", "vocab_size=100"], "beyond the model's vocabulary of 100"),
+        (["train", "TEXT", "--whole-files", "--batch", "2"], "--batch: expected 1"),
         (["evaluate", "EMPTY", "TEXT"], "config.json"),
         (["generate", "nowhere", "--prompt", "a"], "nowhere"),
         (["generate", "MODEL", "--prompt", "a", "--length", "256"], "--length: 1 bytes of prompt"),
@@ -151,9 +162,11 @@ def test_temperature_zero_takes_the_likeliest_bytes(trained, capsys):
     assert len(texts) == 1
 
 
-def test_resuming_continues_bit_for_bit(text, tmp_path):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resuming_continues_bit_for_bit(text, tmp_path, optimizer):
     once, twice = str(tmp_path / "once"), str(tmp_path / "twice")
-    command = ["train", text, *SMALL, "--seed", "3", "--steps", "6"]
+    command = ["train", text, *SMALL, "--seed", "3", "--steps", "6", "--dropout", "0.1"]
+    command += ["--optimizer", optimizer, "--memory-budget", "0.5"]
     assert main([*command, "--save", once]) == 0
     process = start(*command, "--save", twice, "--save-every", "1")
     while not os.path.exists(os.path.join(twice, "trainer_state.json")):
@@ -163,6 +176,102 @@ def test_resuming_continues_bit_for_bit(text, tmp_path):
     assert main([*command, "--save", twice, "--resume"]) == 0
     for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
         assert Path(once, name).read_bytes() == Path(twice, name).read_bytes()
+
+
+def test_a_step_that_cannot_fit_is_refused_in_one_line(text, monkeypatch, capsys):
+    monkeypatch.setattr("reformer_c.model.available_memory", lambda: 1_000_000)
+    assert main(["train", text, *SMALL, "--steps", "1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("reformer-c train: error: not enough memory: a step of 1 x 256 tokens")
+    assert said.endswith("0.001 GB are free\n")
+    assert said.count("\n") == 1
+
+
+OPTIONS = {
+    "length": 256, "batch": 2, "order": "sequential", "held_out": 0.2, "eval_every": 2, "layers": 2,
+    "width": 32, "dropout": 0.1, "memory_budget": 0.25, "steps": 4, "optimizer": "adafactor",
+    "accumulate": 2, "schedule": "rsqrt", "warmup": 2, "weight_decay": 0.01, "clip": 0.5,
+    "threads": 1, "model": {"num_hashes": 2, "hidden_act": "gelu"},
+}  # fmt: skip
+
+
+def test_options_come_from_a_file_and_the_command_line_comes_first(text, tmp_path, capsys):
+    file, log, folder = (str(tmp_path / name) for name in ("options.json", "log", "model"))
+    Path(file).write_text(json.dumps(OPTIONS | {"files": text, "save": folder}))
+    assert main(["train", "--config", file, "--steps", "3", "--log", log]) == 0
+    assert "held out: " in capsys.readouterr().out
+    lines = read_log(log)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines if "held_out" in line] == [2, 3]
+    # Adafactor's own step size, times the factor of the schedule
+    rates = [1e-2 * factor for factor in (0.5, 1.0, (2 / 3) ** 0.5)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(rates)
+    config = json.loads(Path(folder, "config.json").read_text())
+    expected = {"num_hashes": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+                "hidden_size": 32}  # fmt: skip
+    assert {name: config[name] for name in expected} == expected
+    assert config["memory_budget"] > 1e6  # bytes, so that a resumed run rounds alike
+    # the same command goes on; another model does not
+    command = ["train", "--config", file, "--steps", "5", "--log", log, "--resume"]
+    assert main(command) == 0
+    assert [line["step"] for line in read_log(log)] == [1, 2, 3, 4, 5]
+    assert main([*command, "--set", "num_hashes=4"]) == 1
+    assert "--resume: num_hashes is 4 here and 2 in" in capsys.readouterr().err
+
+
+def test_a_models_own_config_is_taken_as_it_is(text, trained, tmp_path):
+    config = json.loads(Path(trained, "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"feed_forward_size": 48}))
+    folder = tmp_path / "model"
+    command = ["train", text, "--config", str(tmp_path / "config.json"), "--threads", "1"]
+    assert main([*command, "--length", "200", "--steps", "1", "--save", str(folder)]) == 0
+    assert json.loads((folder / "config.json").read_text())["feed_forward_size"] == 48
+
+
+@pytest.mark.parametrize(
+    ("written", "words", "code"),
+    [
+        ("{", "--config", 1),
+        ("[]", "has no options by name", 1),
+        ('{"speed": 3}', "--speed=3", 2),
+        ('{"length": 0}', "--length: expected a whole number >= 1, got '0'", 2),
+        (None, "No such file", 1),
+    ],
+)
+def test_a_wrong_config_file_is_named(written, words, code, text, tmp_path, capsys):
+    file = tmp_path / "options.json"
+    if written is not None:
+        file.write_text(written)
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", text, "--config", str(file)])
+    assert leaving.value.code == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+def test_token_arrays_and_whole_files_are_trained_on(text, tmp_path, capsys):
+    np.save(tmp_path / "ids.npy", np.arange(1000, dtype=np.int32) % 300)
+    array = ["train", str(tmp_path / "ids.npy"), *SMALL, "--steps", "1"]
+    assert main(array) == 1
+    assert "token 299 is beyond the model's vocabulary of 258" in capsys.readouterr().err
+    assert main([*array, "--set", "vocab_size=300", "--bytes-per-token", "4"]) == 0
+    (tmp_path / "short.txt").write_text("a short one\n" * 20)
+    for words in (["--whole-files"], ["--whole-files", "--length", "300"]):
+        files = ["train", text, str(tmp_path / "short.txt"), "--evaluate-on", text]
+        options = [*SMALL[2:], "--steps", "2", "--held-out", "0.5"]
+        assert main([*files, *options, *words]) == 0
+        assert "tokens to train on" in capsys.readouterr().out
+
+
+def test_a_model_with_more_ids_than_bytes_writes_bytes(text, tmp_path, capsys):
+    folder = str(tmp_path / "model")
+    command = ["train", text, *SMALL, "--preset", "book", "--steps", "1", "--save", folder]
+    assert main(command) == 0
+    capsys.readouterr()
+    generate = ["generate", folder, "--prompt", "a", "--length", "30", "--temperature", "5"]
+    assert main([*generate, "--top-p", "1"]) == 0
+    assert capsys.readouterr().out.startswith("a")
 
 
 def test_a_checkpoint_is_not_trained_over(trained, text, capsys):
@@ -240,5 +349,28 @@ def test_presets_change_width_depth_and_rounds():
     assert config.num_hashes == 4
 
 
-def test_the_command_line_offers_all_presets():
+def test_the_command_line_offers_all_presets_optimizers_and_schedules():
     assert set(presets.PRESETS) == set(PRESETS)
+    assert {preset.optimizer for preset in presets.PRESETS.values()} <= set(OPTIMIZERS)
+    assert set(vars(schedules)) == set(SCHEDULES)
+
+
+def test_book_is_the_model_that_read_a_novel_as_one_sequence():
+    config = presets.preset_config("book", 524_288)
+    published = ReformerConfig(
+        attn_layers=["local", "lsh"] * 3, hidden_size=256, feed_forward_size=512,
+        num_attention_heads=2, attention_head_size=64, local_attn_chunk_length=64,
+        lsh_attn_chunk_length=64, num_hashes=1, num_buckets=[64, 128], vocab_size=320,
+        axial_pos_shape=[512, 1024], axial_pos_embds_dim=[64, 192], is_decoder=True,
+        max_position_embeddings=524_288, axial_norm_std=config.axial_norm_std,
+    )  # fmt: skip
+    assert config == published
+    sizes = sum(array.size for array in ReformerModelWithLMHead(config).parameters.values())
+    assert sizes == 2_748_224  # of the checkpoint that Hugging Face has
+
+
+def test_enwik8_has_the_papers_twelve_layers():
+    config = presets.preset_config("enwik8", 65_536)
+    assert config.attn_layers.count("lsh") == 3
+    assert config.num_hidden_layers == 12
+    assert config.axial_pos_embds_dim == [256, 768]

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from reformer_c.data import Windows, read_text, split_tokens
+from reformer_c.data import Sequences, Windows, read_text, read_tokens, split_tokens
 
 TOKENS = np.arange(100) % 37
 
@@ -38,6 +38,34 @@ def test_a_missing_file_and_no_text_are_named(tmp_path):
         read_text(tmp_path / "nowhere.txt")
     with pytest.raises(ValueError, match="no text"):
         read_text(tmp_path)
+
+
+def test_token_arrays_are_mapped_and_texts_are_joined_or_kept_apart(tmp_path):
+    np.save(tmp_path / "c.npy", TOKENS.astype(np.int32))
+    (tmp_path / "a.txt").write_bytes(b"one")
+    (tmp_path / "b.txt").write_bytes(b"")
+    (tmp_path / "d.txt").write_bytes(b"four")
+    array, text = read_tokens(tmp_path)
+    assert isinstance(array, np.memmap)
+    assert np.array_equal(array, TOKENS)
+    assert text.dtype == np.uint16
+    assert (text - 2).astype(np.uint8).tobytes() == b"one\nfour"
+    assert [len(part) for part in read_tokens(tmp_path, whole_files=True)] == [100, 3, 4]
+    assert len(read_tokens([tmp_path / "c.npy"])) == 1
+
+
+def test_wrong_token_arrays_are_named(tmp_path):
+    np.save(tmp_path / "real.npy", np.zeros(5))
+    np.save(tmp_path / "square.npy", np.zeros((5, 5), int))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.save(tmp_path / "empty.npy", np.zeros(0, int))
+    for name in ("real", "square"):
+        with pytest.raises(TypeError, match=rf"{name}\.npy: expected a 1-d array of integers"):
+            read_tokens(tmp_path / f"{name}.npy")
+    with pytest.raises(ValueError, match=r"objects\.npy: expected an array"):
+        read_tokens(tmp_path / "objects.npy")
+    with pytest.raises(ValueError, match="no tokens"):
+        read_tokens(tmp_path / "empty.npy")
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.1, 10), (0.256, 26), (0.99, 99)])
@@ -84,12 +112,67 @@ def test_a_window_may_be_the_whole_text():
     assert np.array_equal(Windows(TOKENS, 100).batch(5)[0], TOKENS)
 
 
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_windows_never_reach_from_one_array_into_the_next(order):
+    parts = [np.arange(12), np.arange(100, 103), np.arange(200, 225), np.arange(0)]
+    windows = Windows(parts, 10, batch=3, order=order)
+    assert len(windows) == 3
+    seen = set()
+    for step in range(60):
+        for row in windows.batch(step):
+            assert np.array_equal(row, row[0] + np.arange(10))
+            seen.add(int(row[0]))
+    everywhere = {0, 1, 2} | set(range(200, 216))
+    assert seen == (everywhere if order == "random" else {0, 200, 210})
+
+
+def test_whole_texts_come_in_order_or_all_once_in_a_random_one():
+    parts = [np.arange(n) for n in (3, 7, 5, 2)]
+    texts = Sequences(parts, order="sequential")
+    assert [texts.batch(i).shape for i in range(5)] == [(1, 3), (1, 7), (1, 5), (1, 2), (1, 3)]
+    assert texts.batch(1).dtype == np.int64
+    texts = Sequences(parts, seed=2)
+    for epoch in range(5):
+        lengths = [texts.batch(4 * epoch + i).shape[1] for i in range(4)]
+        assert sorted(lengths) == [2, 3, 5, 7]
+    assert np.array_equal(Sequences(parts, seed=2).batch(17), texts.batch(17))
+    assert texts.length == 7
+
+
+def test_a_text_that_is_too_long_is_read_in_a_window():
+    parts = [np.arange(30), np.arange(4)]
+    texts = Sequences(parts, 10)
+    starts = set()
+    for step in range(60):
+        batch = texts.batch(step)[0]
+        assert len(batch) in (4, 10)
+        assert np.array_equal(batch, batch[0] + np.arange(len(batch)))
+        starts.add(int(batch[0]))
+    assert len(starts) > 10
+    assert np.array_equal(Sequences(parts, 10, order="sequential").batch(0)[0], np.arange(10))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"tokens": [np.arange(5), np.arange(1)]}, r"tokens\[1\]: expected at least 2"),
+        ({"length": 0}, "length"),
+        ({"length": 1}, "length"),
+        ({"order": "shuffled"}, "order"),
+    ],
+)
+def test_bad_arguments_of_sequences_are_named(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        Sequences(**({"tokens": [np.arange(5)]} | arguments))
+
+
 def test_a_description_tells_texts_and_orders_apart():
     base = Windows(TOKENS, 10).describe()
     other = TOKENS.copy()
     other[50] += 1
     assert Windows(TOKENS.copy(), 10).describe() == base
     assert Windows(other, 10).describe() != base
+    assert Windows([TOKENS[:50], TOKENS[50:]], 10).describe() != base
     assert Windows(TOKENS, 10, order="sequential").describe() != base
     assert Windows(TOKENS, 10, seed=1).describe() != base
 

@@ -15,7 +15,7 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 FLOORS = [
     {"_core", "activations", "pickled", "tokenizer", "generate", "probabilities"},
     {"runtime", "checkpoint"},
-    {"ops"},
+    {"ops", "folder", "log"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},
     {"attention", "inputs", "presets"},
     {"body"},

@@ -1,16 +1,21 @@
-"""AdamW, clipping and schedules, against formulas written out in float64."""
+"""AdamW, Adafactor, clipping and schedules, against formulas written out in float64."""
 
 import itertools
 import math
 
 import numpy as np
 import pytest
+from reference.adafactor import adafactor_step
 from reference.adamw import adamw_step
 
 import reformer_c as rc
-from reformer_c.optim import AdamW, clip_gradients, schedules
+from reformer_c.optim import Adafactor, AdamW, clip_gradients, schedules
 
 SHAPES = {"scalar": (), "bias": (5,), "weight": (7, 33), "empty": (0, 3), "large": (70, 1001)}
+
+
+BOTH = [AdamW, Adafactor, lambda parameters: Adafactor(parameters, beta1=0.9)]
+both = pytest.mark.parametrize("make", BOTH, ids=["AdamW", "Adafactor", "Adafactor, beta1"])
 
 
 def draw(seed, dtype=np.float32, scale=1.0):
@@ -37,18 +42,67 @@ def test_adamw_takes_the_steps_of_the_paper(dtype, tolerance, decay):
         np.testing.assert_allclose(array, w, rtol=tolerance, atol=tolerance)
 
 
-def test_one_step_may_have_a_learning_rate_of_its_own():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 1e-13)])
+@pytest.mark.parametrize("beta1", [None, 0.9])
+def test_adafactor_takes_the_steps_of_the_paper(dtype, tolerance, beta1):
+    parameters = {name: a for name, a in draw(0, dtype).items() if a.size}
+    expected = {name: (a.copy(), None, None, None, None) for name, a in parameters.items()}
+    for name, a in parameters.items():
+        factored = (np.zeros(a.shape[:-1]), np.zeros(a.shape[-1:]), None)
+        second = factored if a.ndim > 1 else (None, None, np.zeros(a.shape))
+        expected[name] = (a.copy(), *second, None if beta1 is None else np.zeros(a.shape))
+    optimizer = Adafactor(parameters, beta1=beta1, weight_decay=0.1, decay_rate=-0.7)
+    for step in range(1, 6):
+        grads = draw(step, dtype)
+        optimizer.step({name: grads[name] for name in parameters})
+        for name in parameters:
+            w, row, column, s, m = expected[name]
+            scale = max(1e-3, np.sqrt((w.astype(float) ** 2).mean()))
+            expected[name] = adafactor_step(
+                w, grads[name], row=row, column=column, s=s, m=m, lr=scale * min(1e-2, step**-0.5),
+                beta1=beta1 or 0.0, beta2=1 - step**-0.7, eps=1e-30, clip_threshold=1.0,
+                weight_decay=0.1,
+            )  # fmt: skip
+    for name, array in parameters.items():
+        np.testing.assert_allclose(array, expected[name][0], rtol=tolerance, atol=tolerance)
+
+
+def test_adafactors_relative_step_warms_up_and_decays():
+    fixed, warming = (Adafactor({"w": np.ones(2)}, warmup_init=warm) for warm in (False, True))
+    manual = Adafactor({"w": np.ones(2)}, lr=0.3, relative_step=False)
+    for steps, plain, warm in [(0, 1e-2, 1e-6), (99, 1e-2, 1e-4), (999_999, 1e-3, 1e-3)]:
+        fixed.steps = warming.steps = manual.steps = steps
+        assert fixed.learning_rate == pytest.approx(plain)
+        assert warming.learning_rate == pytest.approx(warm)
+        assert manual.learning_rate == 0.3
+
+
+def test_adafactor_keeps_rows_and_columns_where_adamw_keeps_two_copies():
+    parameters = {"w": np.zeros((300, 200), np.float32), "axial": np.zeros((5, 1, 6), np.float32)}
+    sizes = {name: a.size for name, a in Adafactor(parameters).state_dict().items()}
+    assert sizes == {"steps": 1, "row.w": 300, "column.w": 200, "row.axial": 5, "column.axial": 30}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: AdamW(parameters, lr=1.0, weight_decay=0.0),
+        lambda parameters: Adafactor(parameters, scale_parameter=False),
+    ],
+)
+def test_one_step_may_have_a_learning_rate_of_its_own(make):
     parameters = {"w": np.ones(3)}
-    AdamW(parameters, lr=1.0, weight_decay=0.0).step({"w": np.full(3, 2.0)}, lr=0.25)
+    make(parameters).step({"w": np.full(3, 2.0)}, lr=0.25)
     np.testing.assert_allclose(parameters["w"], 0.75, atol=1e-7)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_steps_are_the_same_bits_with_any_number_of_threads(workers):
+@both
+@pytest.mark.parametrize("workers", [2, 3])
+def test_steps_are_the_same_bits_with_any_number_of_threads(make, workers):
     def run(count):
         parameters = draw(0)
         with rc.num_threads(count):
-            optimizer = AdamW(parameters)
+            optimizer = make(parameters)
             for seed in range(3):
                 grads = draw(seed)
                 clip_gradients(grads, 0.5)
@@ -60,15 +114,16 @@ def test_steps_are_the_same_bits_with_any_number_of_threads(workers):
         assert one[name].tobytes() == many[name].tobytes()
 
 
-def test_a_loaded_state_continues_bit_for_bit():
+@both
+def test_a_loaded_state_continues_bit_for_bit(make):
     straight, broken = draw(0), draw(0)
-    optimizer = AdamW(straight)
+    optimizer = make(straight)
     for seed in range(4):
         optimizer.step(draw(seed))
-    first = AdamW(broken)
+    first = make(broken)
     for seed in range(2):
         first.step(draw(seed))
-    second = AdamW(broken)
+    second = make(broken)
     second.load_state_dict({name: a.copy() for name, a in first.state_dict().items()})
     for seed in range(2, 4):
         second.step(draw(seed))
@@ -76,19 +131,21 @@ def test_a_loaded_state_continues_bit_for_bit():
         assert straight[name].tobytes() == broken[name].tobytes()
 
 
-def test_parameters_that_are_not_held_are_not_touched():
+@both
+def test_parameters_that_are_not_held_are_not_touched(make):
     parameters = draw(0)
     held = {name: parameters[name] for name in ("weight", "bias")}
     before = parameters["large"].copy()
-    optimizer = AdamW(held)
+    optimizer = make(held)
     optimizer.step({name: draw(1)[name] for name in held})
     assert np.array_equal(parameters["large"], before)
 
 
+@both
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_gradient_that_is_not_finite_names_step_and_parameter_and_changes_nothing(bad):
+def test_a_gradient_that_is_not_finite_names_step_and_parameter_and_changes_nothing(make, bad):
     parameters = draw(0)
-    optimizer = AdamW(parameters)
+    optimizer = make(parameters)
     optimizer.step(draw(1))
     before = {name: array.copy() for name, array in parameters.items()}
     state = {name: array.copy() for name, array in optimizer.state_dict().items()}
@@ -145,6 +202,37 @@ def test_bad_gradients_are_named(change, error, words):
 def test_bad_arguments_are_named(arguments, error, words):
     with pytest.raises(error, match=words):
         AdamW(**({"parameters": {"w": np.zeros(2)}} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"parameters": {"w": np.zeros(2, int)}}, r"parameters\['w'\]"),
+        ({"lr": 0.1}, "lr: expected None"),
+        ({"relative_step": False}, "lr: .* a number"),
+        ({"lr": -0.1, "relative_step": False}, "lr"),
+        ({"lr": 0.1, "relative_step": False, "warmup_init": True}, "warmup_init"),
+        ({"eps": 1e-30}, "eps: expected two numbers"),
+        ({"eps": (0.0, 1e-3)}, "eps"),
+        ({"eps": (1e-30, -1.0)}, "eps"),
+        ({"clip_threshold": 0.0}, "clip_threshold"),
+        ({"decay_rate": 0.8}, "decay_rate"),
+        ({"decay_rate": -1.5}, "decay_rate"),
+        ({"beta1": 1.0}, "beta1"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+    ],
+)
+def test_bad_arguments_of_adafactor_are_named(arguments, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        Adafactor(**({"parameters": {"w": np.zeros(2)}} | arguments))
+
+
+@both
+def test_an_optimizer_tells_what_it_does(make):
+    optimizer = make(draw(0))
+    optimizer.step(draw(1))
+    assert repr(optimizer).startswith(f"{type(optimizer).__name__}(5 parameters, lr=")
+    assert repr(optimizer).endswith("steps=1)")
 
 
 def test_a_state_that_does_not_fit_is_named_and_changes_nothing():

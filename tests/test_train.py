@@ -4,6 +4,7 @@ import json
 import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 
 import reformer_c as rc
-from reformer_c.checkpoint import read_safetensors, write_safetensors
+from reformer_c.checkpoint import write_safetensors
 from reformer_c.data import Windows
-from reformer_c.optim import AdamW, schedules
+from reformer_c.folder import finish_checkpoint
+from reformer_c.log import read_log
+from reformer_c.optim import Adafactor, AdamW, schedules
 from reformer_c.train import (
     Trainer,
     evaluate,
-    finish_checkpoint,
     has_checkpoint,
     peak_memory,
     show_progress,
@@ -65,10 +67,16 @@ class Bigrams:
         (folder / "config.json").write_text("{}")
 
 
-def make(model=None, *, steps=12, seed=5, **options):
+OPTIMIZERS = {
+    "adamw": lambda parameters: AdamW(parameters, lr=0.1),
+    "adafactor": lambda parameters: Adafactor(parameters, beta1=0.5),
+}
+
+
+def make(model=None, *, steps=12, seed=5, optimizer="adamw", **options):
     model = Bigrams() if model is None else model
     data = Windows(TEXT, 64, batch=2, seed=seed)
-    optimizer = AdamW(model.parameters, lr=0.1)
+    optimizer = OPTIMIZERS[optimizer](model.parameters)
     options = {"schedule": schedules.cosine(12, warmup=3), "seed": seed, "steps": steps} | options
     return Trainer(model, data, optimizer, **options)
 
@@ -200,16 +208,99 @@ def test_a_parameter_that_is_not_finite_is_named():
         list(make(model))
 
 
+def test_what_ends_in_a_nan_leaves_the_last_good_state(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 6: the gradient of 'table'"):
+        run(make(Broken(6, bad="table"), folder=tmp_path, save_every=2))
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert resumed.step == 5
+    assert run(resumed) == run(make())[5:]
+
+
+def test_an_update_that_overflows_is_named_and_never_saved(tmp_path):
+    trainer = make(folder=tmp_path, save_every=1)
+    reports = iter(trainer)
+    next(reports), next(reports)
+    trainer.optimizer.lr = 1e300
+    trainer.model.parameters["unused"][...] = 1e308  # its decay alone overflows
+    with pytest.raises(FloatingPointError, match="step 3: the parameter 'unused' is not finite"):
+        next(reports)
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert resumed.step == 2
+
+
+# ---- the log ----
+
+
+def test_the_log_has_a_line_for_each_step_of_a_run_that_was_resumed(tmp_path):
+    log, folder = tmp_path / "run.jsonl", tmp_path / "model"
+    options = {"log": log, "held_out": TEXT[:200], "evaluate_every": 4}
+    first = make(steps=7, folder=folder, save_every=5, **options)
+    reports = iter(first)
+    for _ in range(6):
+        next(reports)
+    with open(log, "a") as file:  # killed in the middle of a line
+        file.write('{"step": 7, "lo')
+    assert [line["step"] for line in read_log(log)] == [1, 2, 3, 4, 5, 6]
+    second = make(folder=folder, **options)
+    second.resume(folder)
+    assert second.step == 5
+    run(second)
+    lines = read_log(log)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [(line["step"], line["loss"]) for line in lines] == run(make())
+    assert [line["step"] for line in lines if "held_out" in line] == [4, 8, 12]
+    assert {"bits_per_byte", "learning_rate", "gradient_norm"} <= lines[0].keys()
+
+
+def test_the_log_of_another_run_is_not_written_over(tmp_path):
+    log = tmp_path / "run.jsonl"
+    run(make(steps=2, log=log))
+    with pytest.raises(FileExistsError, match=r"log: .*has the steps of a run"):
+        run(make(log=log))
+    assert len(read_log(log)) == 2
+    (tmp_path / "text").write_text("no log\n")
+    with pytest.raises(ValueError, match="log: "):
+        read_log(tmp_path / "text")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_log_that_cannot_be_written_ends_the_run_and_saves_it(tmp_path):
+    with pytest.raises(OSError, match="No space"):
+        run(make(log="/dev/full", folder=tmp_path))
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert resumed.step == 1
+
+
+def test_the_picture_of_a_log_shows_its_steps_and_held_out_points(tmp_path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    log = tmp_path / "run.jsonl"
+    run(make(log=log, held_out=TEXT[:200], evaluate_every=5))
+    for source in (log, read_log(log)):
+        ax = rc.plot.training(source)
+        steps, mean, held_out = ax.get_lines()
+        assert steps.get_xdata().tolist() == mean.get_xdata().tolist() == list(range(1, 13))
+        assert held_out.get_xdata().tolist() == [5, 10, 12]
+        assert rc.plot.training(source, ax) is ax
+        pyplot.close(ax.figure)
+    with pytest.raises(ValueError, match="log"):
+        rc.plot.training([])
+
+
 # ---- checkpoints ----
 
 
-def test_a_resumed_run_continues_bit_for_bit(tmp_path):
-    straight = make()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_run_continues_bit_for_bit(tmp_path, optimizer):
+    straight = make(optimizer=optimizer)
     expected = run(straight)
-    first = make(steps=5)
+    first = make(steps=5, optimizer=optimizer)
     begun = run(first)
     first.save(tmp_path)
-    second = make()
+    second = make(optimizer=optimizer)
     second.resume(tmp_path)
     assert begun + run(second) == expected
     for name, array in straight.model.parameters.items():
@@ -239,6 +330,8 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path):
         other.resume(tmp_path)
     assert other.step == 0
     assert not other.model.parameters["table"].any()
+    with pytest.raises(ValueError, match="optimizer is Adafactor here and AdamW"):
+        make(optimizer="adafactor").resume(tmp_path)
     larger = Bigrams()
     larger.parameters["table"] = np.zeros((24, 24))
     with pytest.raises(ValueError, match=r"'table' is float64 \(24, 24\) here"):
@@ -294,8 +387,51 @@ def test_a_save_that_was_killed_among_its_moves_is_finished(tmp_path, monkeypatc
 
 def test_an_unwritable_folder_is_said_before_training(tmp_path):
     (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"folder: .*file.* cannot be saved to"):
+            make(folder=folder)
     with pytest.raises(OSError, match="file"):
-        make(folder=tmp_path / "file")
+        make(log=tmp_path / "file" / "log")
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_training(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="a checkpoint takes 12,752 bytes, and the disk has 1,000"):
+        make(folder=tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+LIMITED = """
+    import resource, sys
+    sys.path.insert(0, {tests!r})
+    from test_train import make
+    {before}
+    trainer = make(folder={folder!r}, save_every=2, steps=6)
+    for report in trainer:
+        if report.step == 3:
+            {after}
+"""
+LIMIT = "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
+    def run_limited(before="pass", after="pass"):
+        script = textwrap.dedent(LIMITED).format(
+            tests=os.path.dirname(__file__), folder=str(tmp_path), before=before, after=after
+        )
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        return result.stderr.strip().split("\n")[-1]
+
+    assert "cannot be saved to: " in run_limited(before=LIMIT)
+    assert os.listdir(tmp_path) == []
+    said = run_limited(after=LIMIT)
+    assert said.startswith("OSError: step 4: the checkpoint could not be written")
+    assert said.endswith(f"that of step 2 is in {str(tmp_path)!r}")
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert run(resumed) == run(make())[2:]
 
 
 @pytest.mark.parametrize(
@@ -365,36 +501,62 @@ def test_leaving_the_loop_restores_the_handlers():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-SAVES_FOR_EVER = """
-    import sys
+KILLED_OFTEN = """
+    import os, signal, sys, time
+    import numpy as np
     sys.path.insert(0, {tests!r})
-    from test_train import make
-    for report in make(steps=None, schedule=None, folder={folder!r}, save_every=1):
-        print(report.step, flush=True)
+    from test_train import has_checkpoint, make
+    from reformer_c.checkpoint import read_safetensors
+    from pathlib import Path
+
+    folder, kills = Path({folder!r}), {kills}
+    expected = make(steps=None, schedule=None, optimizer={optimizer!r})
+    reports, tables = iter(expected), [expected.model.parameters["table"].copy()]
+    draw, last = np.random.default_rng(0), 0
+    for delay in draw.uniform(0.0, 0.012, kills):
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            trainer = make(
+                steps=None, schedule=None, folder=folder, save_every=1, optimizer={optimizer!r}
+            )
+            if has_checkpoint(folder):
+                trainer.resume(folder)
+            os.write(theirs, b".")
+            for _ in trainer:
+                pass
+        os.read(ours, 1)
+        if not has_checkpoint(folder):
+            time.sleep(0.05)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ours), os.close(theirs)
+        if not has_checkpoint(folder):
+            continue
+        resumed = make(steps=None, schedule=None, optimizer={optimizer!r})
+        resumed.resume(folder)
+        assert resumed.step >= last, (resumed.step, last)
+        last = resumed.step
+        while len(tables) <= last:
+            next(reports)
+            tables.append(expected.model.parameters["table"].copy())
+        assert np.array_equal(resumed.model.parameters["table"], tables[last])
+        assert int(read_safetensors(folder / "optimizer.safetensors")["steps"]) == last
+    print(last)
 """
 
 
-def test_killed_at_any_instant_the_last_checkpoint_is_good(tmp_path):
-    expected = make(steps=None, schedule=None)
-    reports, tables = iter(expected), [expected.model.parameters["table"].copy()]
-    script = textwrap.dedent(SAVES_FOR_EVER).format(
-        tests=os.path.dirname(__file__), folder=str(tmp_path)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are quick to start")
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_killed_at_any_instant_the_last_checkpoint_is_good(tmp_path, optimizer):
+    script = textwrap.dedent(KILLED_OFTEN).format(
+        tests=os.path.dirname(__file__), folder=str(tmp_path), kills=30, optimizer=optimizer
     )
-    for delay in (0.0, 0.003, 0.007, 0.012, 0.02):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(delay)
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        resumed = make(steps=None, schedule=None)
-        resumed.resume(tmp_path)
-        while len(tables) <= resumed.step:
-            next(reports)
-            tables.append(expected.model.parameters["table"].copy())
-        assert resumed.step >= 1
-        assert np.array_equal(resumed.model.parameters["table"], tables[resumed.step])
-        assert int(read_safetensors(tmp_path / "optimizer.safetensors")["steps"]) == resumed.step
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    # it got on, from kill to kill
+    assert int(result.stdout) > 3
 
 
 def test_a_folder_without_a_checkpoint_is_told(tmp_path):
@@ -474,13 +636,14 @@ def small_reformer(dropout=0.1):
     return rc.ReformerModelWithLMHead(config, rng=0)
 
 
-def test_a_reformer_with_dropout_continues_bit_for_bit(tmp_path):
-    straight = make(small_reformer())
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_reformer_with_dropout_continues_bit_for_bit(tmp_path, optimizer):
+    straight = make(small_reformer(), optimizer=optimizer)
     expected = run(straight)
-    first = make(small_reformer(), steps=7)
+    first = make(small_reformer(), steps=7, optimizer=optimizer)
     begun = run(first)
     first.save(tmp_path)
-    second = make(rc.ReformerModelWithLMHead.from_pretrained(tmp_path))
+    second = make(rc.ReformerModelWithLMHead.from_pretrained(tmp_path), optimizer=optimizer)
     second.resume(tmp_path)
     assert begun + run(second) == expected
     for name, array in straight.model.parameters.items():

@@ -1,4 +1,4 @@
-/* optimizer.c: the step of AdamW, and the norm that gradients are clipped by. */
+/* optimizer.c: the steps of AdamW and Adafactor, and the norm that gradients are clipped by. */
 #include "core.h"
 
 #define OPTIMIZER_BLOCK 16384
@@ -61,5 +61,150 @@ static void adamw(rf_run *run, real *restrict w, real *restrict m, real *restric
             s[i] = si;
             w[i] = wi - size * mi / (square_root(si) * correction + floor);
         }
+    }
+}
+
+/* ---- Adafactor ---- */
+
+#define STRIP 64   // columns whose squares one task adds up
+#define PIECE 1024 // elements of an update that are made at a time, on the stack
+
+/* The gradient over the root of its second moment, which is row x column or s. */
+typedef struct {
+    const real *g, *s;
+    const real *row, *column; // inverse roots of the factors, or NULL
+    size_t rows, n;           // of a matrix
+    size_t pieces;            // of a row
+} direction;
+
+/* Means of the squares of rows and of columns, and what the direction multiplies by. */
+static void factored_moment(rf_run *run, real *restrict row, real *restrict column,
+                            real *restrict row_factor, real *restrict column_factor, const real *g,
+                            size_t b, size_t rows, size_t n, double beta2, double eps) {
+    const double size = (double)b * (double)rows * (double)n;
+#pragma omp parallel for num_threads(team(run, size)) schedule(static)
+    for (size_t i = 0; i < b * rows; i++) {
+        if (stopped(run)) continue;
+        const double mean = squares_of(g + i * n, n) / (double)n + eps;
+        row[i] = (real)(beta2 * row[i] + (1 - beta2) * mean);
+    }
+    const size_t strips = blocks_of(n, STRIP);
+#pragma omp parallel for num_threads(team(run, size)) schedule(static)
+    for (size_t task = 0; task < b * strips; task++) {
+        if (stopped(run)) continue;
+        const size_t matrix = task / strips, begin = task % strips * STRIP;
+        const size_t width = min_size(STRIP, n - begin), first = matrix * n + begin;
+        double sum[STRIP] = {0};
+        for (size_t i = 0; i < rows; i++) {
+            const real *x = g + (matrix * rows + i) * n + begin;
+#pragma omp simd
+            for (size_t j = 0; j < width; j++) sum[j] += (double)x[j] * (double)x[j];
+        }
+        for (size_t j = 0; j < width; j++) {
+            const double mean = sum[j] / (double)rows + eps;
+            const real c = (real)(beta2 * column[first + j] + (1 - beta2) * mean);
+            column[first + j] = c;
+            column_factor[first + j] = (real)(1 / sqrt((double)c));
+        }
+    }
+    for (size_t matrix = 0; matrix < b; matrix++) {
+        const real *r = row + matrix * rows;
+        double mean = 0;
+        for (size_t i = 0; i < rows; i++) mean += r[i];
+        mean /= (double)rows;
+        for (size_t i = 0; i < rows; i++)
+            row_factor[matrix * rows + i] = (real)sqrt(mean / (double)r[i]);
+    }
+}
+
+static void whole_moment(rf_run *run, real *restrict s, const real *restrict g, size_t n,
+                         double beta2, double eps) {
+    const real b2 = (real)beta2, a2 = (real)(1 - beta2), floor = (real)eps;
+#pragma omp parallel for num_threads(team(run, 4.0 * (double)n)) schedule(static)
+    for (size_t block = 0; block < blocks_of(n, OPTIMIZER_BLOCK); block++) {
+        if (stopped(run)) continue;
+        const size_t end = min_size(n, (block + 1) * OPTIMIZER_BLOCK);
+#pragma omp simd
+        for (size_t i = block * OPTIMIZER_BLOCK; i < end; i++)
+            s[i] = b2 * s[i] + a2 * (g[i] * g[i] + floor);
+    }
+}
+
+/* Piece number `piece` of the direction; where it begins, and its length. */
+static size_t direction_piece(real *restrict u, size_t *begin, const direction *d, size_t piece) {
+    const size_t i = piece / d->pieces, j = piece % d->pieces * PIECE;
+    const size_t length = min_size(PIECE, d->n - j);
+    *begin = i * d->n + j;
+    const real *g = d->g + *begin;
+    if (d->row) {
+        const real r = d->row[i], *c = d->column + i / d->rows * d->n + j;
+#pragma omp simd
+        for (size_t k = 0; k < length; k++) u[k] = r * c[k] * g[k];
+    } else {
+        const real *s = d->s + *begin;
+#pragma omp simd
+        for (size_t k = 0; k < length; k++) u[k] = g[k] / square_root(s[k]);
+    }
+    return length;
+}
+
+static double direction_squares(rf_run *run, const direction *d, size_t pieces) {
+    const size_t blocks = min_size(SQUARES_BLOCKS, pieces);
+    double part[SQUARES_BLOCKS] = {0};
+#pragma omp parallel for num_threads(team(run, (double)(pieces * PIECE))) schedule(static)
+    for (size_t block = 0; block < blocks; block++) {
+        const size_t end = pieces * (block + 1) / blocks;
+        for (size_t piece = pieces * block / blocks; piece < end && !stopped(run); piece++) {
+            real u[PIECE];
+            size_t begin;
+            const size_t length = direction_piece(u, &begin, d, piece);
+            part[block] += squares_of(u, length);
+        }
+    }
+    double sum = 0;
+    for (size_t block = 0; block < blocks; block++) sum += part[block];
+    return sum;
+}
+
+static size_t adafactor_workspace(size_t b, size_t rows, size_t n) {
+    return bytes_add(bytes_of(bytes_mul(b, rows), sizeof(real)),
+                     bytes_of(bytes_mul(b, n), sizeof(real)));
+}
+
+static void adafactor(rf_run *run, real *restrict w, real *restrict m, real *restrict row,
+                      real *restrict column, real *restrict s, const real *g, size_t b, size_t rows,
+                      size_t n, double lr, double beta1, double beta2, double eps,
+                      double clip_threshold, double weight_decay, void *scratch) {
+    const size_t size = b * rows * n;
+    if (size == 0) return;
+    direction d = {.g = g, .s = s, .rows = rows, .n = n, .pieces = blocks_of(n, PIECE)};
+    if (row) {
+        real *row_factor = take(&scratch, b * rows, sizeof(real));
+        real *column_factor = take(&scratch, b * n, sizeof(real));
+        factored_moment(run, row, column, row_factor, column_factor, g, b, rows, n, beta2, eps);
+        d.row = row_factor, d.column = column_factor;
+    } else {
+        whole_moment(run, s, g, size, beta2, eps);
+    }
+
+    const size_t pieces = b * rows * d.pieces;
+    const double rms = sqrt(direction_squares(run, &d, pieces) / (double)size);
+    const real step = (real)(lr / fmax(1, rms / clip_threshold));
+    const real b1 = (real)beta1, a1 = (real)((1 - beta1) * step);
+    const real decay = (real)(lr * weight_decay);
+#pragma omp parallel for num_threads(team(run, 4.0 * (double)size)) schedule(static)
+    for (size_t piece = 0; piece < pieces; piece++) {
+        if (stopped(run)) continue;
+        real u[PIECE];
+        size_t begin;
+        const size_t length = direction_piece(u, &begin, &d, piece);
+        real *wi = w + begin, *mi = m ? m + begin : NULL;
+        if (m) {
+#pragma omp simd
+            for (size_t k = 0; k < length; k++) u[k] = mi[k] = b1 * mi[k] + a1 * u[k];
+        }
+        const real times = m ? 1 : step;
+#pragma omp simd
+        for (size_t k = 0; k < length; k++) wi[k] = wi[k] - decay * wi[k] - times * u[k];
     }
 }

@@ -40,5 +40,7 @@ const RF_OPS RF_TABLE = {
     .add_scaled = add_scaled,
     .sum_of_squares = sum_of_squares,
     .adamw = adamw,
+    .adafactor_workspace = adafactor_workspace,
+    .adafactor = adafactor,
     .fma_peak = fma_peak,
 };

@@ -24,10 +24,15 @@
     BINDING(add_scaled)                                                                            \
     BINDING(sum_of_squares)                                                                        \
     BINDING(adamw)                                                                                 \
+    BINDING(adafactor)                                                                             \
     BINDING(fma_peak)
 
 #define DECLARE(op) PyObject *bind_##op(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 RF_BINDINGS(DECLARE)
 #undef DECLARE
+
+/* bind_scratch.c: bytes of scratch (forward, backward). */
+PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
 #endif

@@ -1,4 +1,4 @@
-/* bind_train.c: the loss, the optimizer's loops, and the machine's peak. */
+/* bind_train.c: the loss, the optimizers' loops, and the machine's peak. */
 #include "bind.h"
 
 PyObject *bind_cross_entropy_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
@@ -85,6 +85,30 @@ PyObject *bind_adamw(PyObject *module, PyObject *const *args, Py_ssize_t nargs) 
 
     RF_RUN(&c, adamw, w, m, s, g, rf_size(&c, "n"), lr, beta1, beta2, eps, weight_decay, grad_scale,
            step);
+    return rf_return(&c);
+}
+
+PyObject *bind_adafactor(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "adafactor_step");
+    const void *g = rf_in(&c, "g", "b... rows n");
+    void *w = rf_inout(&c, "w", "b... rows n");
+    void *m = rf_inout_or_none(&c, "m", "b... rows n");
+    void *row = rf_inout_or_none(&c, "row", "b... rows");
+    void *column = rf_inout_or_none(&c, "column", "b... n");
+    void *s = rf_inout_or_none(&c, "s", "b... rows n");
+    const double lr = rf_double(&c, "lr");
+    const double beta1 = rf_double(&c, "beta1");
+    const double beta2 = rf_double(&c, "beta2");
+    const double eps = rf_double(&c, "eps");
+    const double clip_threshold = rf_double(&c, "clip_threshold");
+    const double weight_decay = rf_double(&c, "weight_decay");
+    rf_workers(&c);
+
+    const size_t b = rf_size(&c, "b"), rows = rf_size(&c, "rows"), n = rf_size(&c, "n");
+    void *scratch = rf_scratch(&c, RF_CALL(&c, adafactor_workspace, b, rows, n));
+    RF_RUN(&c, adafactor, w, m, row, column, s, g, b, rows, n, lr, beta1, beta2, eps,
+           clip_threshold, weight_decay, scratch);
     return rf_return(&c);
 }
 

@@ -75,11 +75,14 @@ static PyObject *forked(PyObject *module, PyObject *none) {
     return PyBool_FromLong(rf_forked());
 }
 
-#define METHOD(op) {#op, (PyCFunction)(void (*)(void))bind_##op, METH_FASTCALL, NULL},
+#define FAST(name, function) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, NULL},
+#define METHOD(op) FAST(#op, bind_##op)
 
 static PyMethodDef methods[] = {
     // clang-format off
     RF_BINDINGS(METHOD)
+    FAST("layer_scratch", rf_layer_scratch)
+    FAST("attention_scratch", rf_attention_scratch)
     // clang-format on
     {"select_isa", select_isa, METH_O, "Use this instruction set from the next call on."},
     {"isa", isa, METH_NOARGS, "The instruction set in use."},

@@ -42,10 +42,11 @@ from .tables import (
     embedding_backward,
     embedding_forward,
 )
-from .training import adamw_step, add_scaled, sum_of_squares
+from .training import adafactor_step, adamw_step, add_scaled, sum_of_squares
 
 __all__ = [
     "AttentionSaved",
+    "adafactor_step",
     "adamw_step",
     "add_scaled",
     "axial_positions",

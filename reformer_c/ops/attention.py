@@ -103,6 +103,56 @@ def _windows(t: int, m: int, before: int, after: int, wrap: bool) -> tuple[int, 
     return (before, after) if wrap else (min(before, t // m), min(after, t // m))
 
 
+def attention_scratch(
+    scope: str,
+    shape: tuple[int, int, int, int],
+    *,
+    chunk_length: int,
+    num_chunks_before: int,
+    num_chunks_after: int,
+    num_hashes: int = 1,
+    num_buckets: int | Sequence[int] = 2,
+    dtype: Any = np.float32,
+    workers: int | None = None,
+) -> tuple[int, int]:
+    """Bytes that an attention takes beside its arrays, forward and backward; nothing is computed.
+
+    Parameters
+    ----------
+    scope : {"local", "chunk", "bucket"}
+        `local_attention`, or `lsh_attention` of that scope.
+    shape : (b, h, t, d)
+        Of the queries.
+    chunk_length, num_chunks_before, num_chunks_after, num_hashes, num_buckets
+        Of the call.
+    dtype : float32 or float64
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    forward, backward : int
+
+    Examples
+    --------
+    >>> rules = dict(chunk_length=64, num_chunks_before=1, num_chunks_after=0)
+    >>> attention_scratch("local", (1, 2, 65536, 64), **rules)[1] < 65536 * 64 * 4
+    True
+    """
+    t = shape[2]
+    number = {"local": LOCAL, "chunk": CHUNK, "bucket": BUCKET}[scope]
+    if t <= chunk_length and scope != "bucket":
+        number = FULL
+    rule = Attention(
+        "q", number, chunk_length, num_chunks_before, num_chunks_after,
+        math.prod(factors_of(num_buckets)), shared_qk=scope != "local",
+    )  # fmt: skip
+    forward, backward = _core.attention_scratch(
+        np.empty(0, dtype), rule, *shape, num_hashes, resolve_workers(workers)
+    )
+    return int(forward), int(backward)
+
+
 # ---- full ----
 
 

@@ -1,4 +1,4 @@
-"""What this machine can do at most."""
+"""What this machine can do at most, and what operations take of its memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .. import _core
 from ..runtime import resolve_workers
 from ._arguments import finite, real_type
 
-__all__ = ["fma_peak"]
+__all__ = ["fma_peak", "layer_scratch"]
 
 
 def fma_peak(seconds: float = 0.1, *, dtype: Any = np.float32, workers: int | None = None) -> float:
@@ -44,3 +44,44 @@ def fma_peak(seconds: float = 0.1, *, dtype: Any = np.float32, workers: int | No
     like = np.empty(0, dtype)
     real_type(like, "dtype")
     return _core.fma_peak(like, seconds, resolve_workers(workers))
+
+
+def layer_scratch(
+    op: str,
+    n: int,
+    columns_in: int,
+    columns_out: int,
+    *,
+    chunk_length: int = 0,
+    dtype: Any = np.float32,
+    workers: int | None = None,
+) -> tuple[int, int]:
+    """Bytes that a call takes beside its arrays, forward and backward; nothing is computed.
+
+    Parameters
+    ----------
+    op : {"linear", "feed_forward", "cross_entropy_head"}
+    n : int
+        Rows, of all leading axes together.
+    columns_in, columns_out : int
+        Width of the rows, and of what they become: of the hidden layer, of the vocabulary.
+    chunk_length : int
+        Of the call.
+    dtype : float32 or float64
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Returns
+    -------
+    forward, backward : int
+
+    Examples
+    --------
+    >>> forward, backward = layer_scratch("feed_forward", 65536, 256, 512, workers=2)
+    >>> forward < backward < 65536 * 512 * 4
+    True
+    """
+    forward, backward = _core.layer_scratch(
+        np.empty(0, dtype), op, n, columns_in, columns_out, chunk_length, resolve_workers(workers)
+    )
+    return int(forward), int(backward)

@@ -8,7 +8,7 @@ from .. import _core
 from ..runtime import resolve_workers
 from ._arguments import finite, probability, whole
 
-__all__ = ["adamw_step", "add_scaled", "sum_of_squares"]
+__all__ = ["adafactor_step", "adamw_step", "add_scaled", "sum_of_squares"]
 
 
 def adamw_step(
@@ -71,6 +71,93 @@ def adamw_step(
     _core.adamw(
         g, w, m, s, lr, beta1, beta2, eps, weight_decay, step, grad_scale, resolve_workers(workers)
     )
+
+
+def adafactor_step(
+    w: np.ndarray,
+    g: np.ndarray,
+    *,
+    row: np.ndarray | None = None,
+    column: np.ndarray | None = None,
+    s: np.ndarray | None = None,
+    m: np.ndarray | None = None,
+    lr: float,
+    beta1: float = 0.0,
+    beta2: float,
+    eps: float,
+    clip_threshold: float,
+    weight_decay: float,
+    workers: int | None = None,
+) -> None:
+    """One step of Adafactor, in place: w and the moments that are given are updated.
+
+    The second moment of a matrix is kept as the running means of its rows and of its columns,
+    ``row = beta2 row + (1 - beta2) mean(g**2 + eps, -1)`` and `column` alike; its estimate is
+    ``s = row column / mean(row)``. Without them ``s = beta2 s + (1 - beta2) (g**2 + eps)``. Then
+    ``u = g / sqrt(s)``, divided by ``max(1, rms(u) / clip_threshold)``, and
+    ``w -= lr (u + weight_decay w)``, with the running mean of ``lr u`` in place of it where there
+    is a first moment.
+
+    Parameters
+    ----------
+    w : (...) float32 or float64, writeable
+        Weights.
+    g : (...) same dtype
+        The gradient.
+    row, column : same dtype, writeable, optional
+        Of the shape of w without its last axis, and without its last but one. For w of two axes or
+        more; all axes before them are a batch of matrices.
+    s : (...) same dtype, writeable
+        Where `row` and `column` are not given.
+    m : (...) same dtype, writeable, optional
+        First moment.
+    lr, beta1, beta2, eps, clip_threshold, weight_decay : float
+        The betas at least 0 and below 1; eps and clip_threshold above 0. All moments start at 0,
+        and are not corrected for it: beta2 of the first step is 0.
+    workers : int, optional
+        Threads, see `reformer_c.set_num_threads`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or range; naming the argument.
+
+    References
+    ----------
+    Shazeer and Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+    algorithms 4 and 5; with a first moment as transformers' class of that name has it.
+
+    Examples
+    --------
+    >>> w, row, column = np.zeros((2, 2)), np.zeros(2), np.zeros(2)
+    >>> adafactor_step(w, np.array([[1.0, -2.0], [2.0, 4.0]]), row=row, column=column, lr=0.1,
+    ...                beta2=0.0, eps=1e-30, clip_threshold=1.0, weight_decay=0.0)
+    >>> w
+    array([[-0.1,  0.1],
+           [-0.1, -0.1]])
+    >>> row, column
+    (array([ 2.5, 10. ]), array([ 2.5, 10. ]))
+    """
+    if (row is None) != (column is None):
+        raise TypeError("row and column must be given together")
+    if (row is None) == (s is None):
+        raise TypeError("s must be given where row and column are not, and only there")
+    w, g = np.asarray(w), np.asarray(g)
+    if row is not None and w.ndim < 2:
+        raise ValueError(f"w must have two axes at least to have rows and columns, got {w.shape}")
+    beta1, beta2 = probability(beta1, "beta1"), probability(beta2, "beta2")
+    for name, value in (("eps", eps), ("clip_threshold", clip_threshold)):
+        if finite(value, name) <= 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+    if s is not None:
+        # the core knows matrices: a vector is one row
+        axes = (None,) * (2 - w.ndim)
+        w, g, s = w[axes], g[axes], np.asarray(s)[axes]
+        m = None if m is None else np.asarray(m)[axes]
+    _core.adafactor(
+        g, w, m, row, column, s, lr, beta1, beta2, eps, clip_threshold, weight_decay,
+        resolve_workers(workers),
+    )  # fmt: skip
 
 
 def sum_of_squares(x: np.ndarray, *, workers: int | None = None) -> float:

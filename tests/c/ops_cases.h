@@ -222,6 +222,32 @@ static void NAME(test_elements)(size_t n, double dropout) {
                 NAME(run_elements));
 }
 
+/* Adafactor, with rows and columns and then without. */
+static void NAME(run_adafactor)(const OPS *ops, rf_run *run, const NAME(problem) * p,
+                                NAME(results) * to) {
+    const size_t b = p->n, rows = p->ci, n = p->co, size = b * rows * n;
+    REAL *const *in = p->in;
+    REAL *w = NAME(result)(to, 0, size, in[0]), *m = NAME(result)(to, 1, size, in[1]);
+    REAL *row = NAME(result)(to, 2, b * rows, in[2]), *column = NAME(result)(to, 3, b * n, in[3]);
+    REAL *s = NAME(result)(to, 4, size, in[4]);
+    for (size_t i = 0; i < b * rows; i++) row[i] *= row[i];
+    for (size_t i = 0; i < b * n; i++) column[i] *= column[i];
+    for (size_t i = 0; i < size; i++) s[i] *= s[i];
+    const size_t bytes = ops->adafactor_workspace(b, rows, n);
+    ops->adafactor(run, w, m, row, column, NULL, in[5], b, rows, n, 0.01, 0.9, 0.9, 1e-3, 1, 0.1,
+                   NAME(scratch)(bytes));
+    ops->adafactor(run, w, NULL, NULL, NULL, s, in[5], b, rows, n, 0.01, 0, 0.9, 1e-3, 1e3, 0,
+                   NAME(scratch)(bytes));
+}
+
+static void NAME(test_adafactor)(size_t b, size_t rows, size_t n) {
+    NAME(problem) p = {.n = b, .ci = rows, .co = n, .tolerance = 10 * ROUNDING};
+    const size_t sizes[] = {b * rows * n, b * rows * n, b * rows,
+                            b * n,        b * rows * n, b * rows * n};
+    for (int i = 0; i < 6; i++) p.in[i] = NAME(random)(sizes[i]);
+    NAME(check)(&p, NAME(run_adafactor));
+}
+
 /* ---- attention ---- */
 
 static void NAME(run_hash)(const OPS *ops, rf_run *run, const NAME(problem) * p,
@@ -323,6 +349,10 @@ static void NAME(test_all)(void) {
     what = "elements";
     for (int i = 0; i < EDGES; i++) NAME(test_elements)(edges[i], below(2) * 0.4);
     NAME(test_elements)(100001, 0.3);
+    what = "Adafactor";
+    for (int i = 0; i < 3 * EDGES; i++)
+        NAME(test_adafactor)(i % 3, i % 3 ? edges[i / 3] : 5, i % 3 == 1 ? 3 : edges[i / 3]);
+    NAME(test_adafactor)(3, 50, 2100);
 
     for (int i = 0; i < 400; i++) {
         rf_attention a = {.scope = (rf_scope)(i % 4), .b = below(3), .h = below(3), .tk = 1};

@@ -1,0 +1,248 @@
+"""The paper's Table 2: does LSH attention do the work of full attention?
+
+A text 0w0w, with w of random symbols, can be continued in its second half by whoever looks back
+at the first. One layer is trained to do it with full shared-QK attention and with LSH attention of
+1, 2 and 4 rounds, and each is evaluated with full attention and with 1, 2, 4 and 8 rounds. Local
+attention alone is the control: it sees two chunks at most, and has to fail.
+
+    python benchmarks/duplication.py --save runs/duplication      # length 1,024, within an hour
+    python benchmarks/duplication.py --quick                      # length 128, in minutes
+    python benchmarks/duplication.py --lengths 1024 4096 --train LSH-4 local --save runs/long
+
+Everything is saved as it goes: the same command goes on where it was interrupted.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import reformer_c as rc
+from reformer_c.bench import describe_machine
+from reformer_c.checkpoint import write_atomically
+from reformer_c.log import read_log
+from reformer_c.train import has_checkpoint
+
+SYMBOLS = 127
+ROUNDS = (8, 4, 2, 1)
+TRAINED = ("full", "LSH-4", "LSH-2", "LSH-1", "local")
+EVALUATED = ("full", *(f"LSH-{rounds}" for rounds in ROUNDS))
+EMBEDDINGS = "reformer.embeddings."
+# Kitaev et al. 2020, table 2, in per cent
+PAPER = {
+    "full": (100, 94.8, 92.5, 76.9, 52.5),
+    "LSH-4": (0.8, 100, 99.9, 99.4, 91.9),
+    "LSH-2": (0.8, 100, 99.9, 98.1, 86.8),
+    "LSH-1": (0.8, 99.9, 99.6, 94.8, 77.9),
+}
+
+
+class Duplication:
+    """Batches of 0w0w, a function of (seed, step)."""
+
+    def __init__(self, length, batch, seed=0):
+        self.length, self.batch_size, self.seed = length, batch, seed
+
+    def batch(self, step):
+        rng = np.random.default_rng((self.seed, self.length, step))
+        half = rng.integers(1, SYMBOLS + 1, (self.batch_size, self.length // 2))
+        half[:, 0] = 0
+        return np.tile(half, 2)
+
+    def describe(self):
+        return {"length": self.length, "batch": self.batch_size, "seed": self.seed}
+
+
+class SecondHalf:
+    """A language model whose loss counts what can be known: the second w."""
+
+    def __init__(self, model):
+        self.model, self.parameters = model, model.parameters
+        self.save_pretrained = model.save_pretrained
+
+    def loss_and_gradients(self, input_ids, *, labels, rng):
+        labels = labels.copy()
+        labels[:, : labels.shape[1] // 2 + 1] = -100
+        return self.model.loss_and_gradients(input_ids, labels=labels, rng=rng)
+
+
+def make_model(attention, length, chunk, seed):
+    """One layer, width and feed-forward 256, 4 heads, learned positions.
+
+    Words and positions start with deviation 0.5, one as loud as the other.
+    """
+    config = rc.ReformerConfig(
+        vocab_size=SYMBOLS + 1, hidden_size=256, feed_forward_size=256, num_attention_heads=4,
+        attention_head_size=64, attn_layers=["local" if attention == "local" else "lsh"],
+        local_attn_chunk_length=chunk, is_decoder=True, axial_pos_embds=False,
+        max_position_embeddings=length, hidden_dropout_prob=0.0,
+        local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = rc.ReformerModelWithLMHead(config, rng=seed)
+    for name, array in model.parameters.items():
+        if name.startswith(EMBEDDINGS):
+            array *= 0.5 / config.initializer_range
+    return model
+
+
+def attend(model, name, length):
+    """Let a model attend as `name` says. A chunk as long as the text is full attention."""
+    if name == "full":
+        model.config.lsh_attn_chunk_length = length
+    elif name != "local":
+        model.config.lsh_attn_chunk_length = model.config.local_attn_chunk_length
+        model.config.num_hashes = int(name.removeprefix("LSH-"))
+
+
+def accuracy(model, name, length, *, texts, seed):
+    """Share of the second w that is predicted, where the model attends as `name` says."""
+    attend(model, name, length)
+    right = count = 0
+    data = Duplication(length, 1, seed=seed)
+    for i in range(texts):
+        ids = data.batch(i)
+        guess = model(ids, rng=(seed, i)).logits[:, length // 2 : -1].argmax(-1)
+        right += np.count_nonzero(guess == ids[:, length // 2 + 1 :])
+        count += guess.size
+    return right / count
+
+
+def train(model, name, length, options, steps, folder):
+    """Steps at one length until the target is met: (steps, seconds, accuracy)."""
+    attend(model, name, length)
+    batch = options.batch or max(1, min(16, 8192 // length))
+    trainer = rc.Trainer(
+        SecondHalf(model),
+        Duplication(length, batch, seed=options.seed),
+        rc.AdamW(model.parameters, lr=options.lr, weight_decay=0.0),
+        steps=steps,
+        schedule=rc.schedules.constant(warmup=200),
+        max_grad_norm=math.inf,
+        seed=options.seed,
+        folder=folder,
+        save_every=200 if folder else 0,
+        log=folder and folder / "log.jsonl",
+    )
+    spent = share = 0.0
+    if folder and has_checkpoint(folder):
+        trainer.resume(folder)
+        lines = read_log(folder / "log.jsonl")[: trainer.step]
+        spent = sum(batch * length / line["tokens_per_second"] for line in lines)
+    for report in trainer:
+        spent += batch * length / report.tokens_per_second
+        late = options.seconds is not None and spent > options.seconds
+        if report.step % 25 and report.step != steps and not late:
+            continue
+        # a round misses now and then what it has learned to look for; eight rounds find it
+        judge = name if name in ("full", "local") else "LSH-8"
+        share = accuracy(model, judge, length, texts=8, seed=options.seed + 1)
+        attend(model, name, length)
+        print(
+            f"\r  {name}, length {length:,}, step {report.step}: loss {report.loss:.3f}, "
+            f"{100 * share:.1f} %, {spent:.0f} s ",
+            end="", flush=True,
+        )  # fmt: skip
+        if share >= options.target or late:
+            break
+    print()
+    if folder:
+        trainer.save(folder)
+    return trainer.step, spent, share
+
+
+def run(name, options, results, save):
+    """Train one row through all lengths, and evaluate it; what `results` has is not done again."""
+    done = results.setdefault(name, {})
+    model = make_model(name, max(options.lengths), options.chunk, options.seed)
+    for length in options.lengths:
+        folder = options.save and Path(options.save, f"{name}-{length}")
+        if str(length) in done:
+            if folder:
+                saved = rc.ReformerModelWithLMHead.from_pretrained(folder).parameters
+                for key, array in model.parameters.items():
+                    array[...] = saved[key]
+            continue
+        limit = options.steps
+        others = [row[str(length)]["steps"] for row in results.values() if str(length) in row]
+        if name == "local" and others:
+            limit = min(limit, 2 * max(others))  # the control may have twice what the others took
+        steps, seconds, share = train(model, name, length, options, limit, folder)
+        columns = ("local",) if name == "local" else EVALUATED
+        grid = {
+            column: accuracy(model, column, length, texts=options.texts, seed=options.seed + 2)
+            for column in columns
+        }
+        done[str(length)] = {
+            "steps": steps, "seconds": seconds, "accuracy": share, "evaluated": grid,
+        }  # fmt: skip
+        save(results)
+        if share < options.target:
+            break  # a longer text would not do better
+
+
+def print_grid(results, length):
+    print(f"\nlength {length:,}, accuracy in per cent (in brackets: the paper's, at 1,024)")
+    print("trained  steps seconds  " + "".join(f"{name:>15}" for name in EVALUATED))
+    for name, lengths in results.items():
+        row = lengths.get(str(length))
+        if row is None:
+            continue
+        line = f"{name:7} {row['steps']:6} {row['seconds']:7.0f}  "
+        if name == "local":
+            line += f"{100 * row['evaluated']['local']:15.1f} with itself: the control"
+        for i, column in enumerate(EVALUATED if name != "local" else ()):
+            paper = f" ({PAPER[name][i]:5.1f})"
+            line += f"{100 * row['evaluated'][column]:7.1f}{paper}"
+        print(line)
+
+
+def parse():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--lengths", type=int, nargs="+", default=[1024], help="trained one after the other (1024)")
+    add("--train", nargs="+", choices=TRAINED, default=list(TRAINED), help="rows (all)")
+    add("--chunk", type=int, default=64, help="tokens of a chunk (64)")
+    add("--quick", action="store_true", help="length 128 in chunks of 16")
+    add("--steps", type=int, default=5000, help="most steps of a row (5000)")
+    add("--seconds", type=float, help="most seconds of a row")
+    add("--target", type=float, default=0.999, help="accuracy at which training ends (0.999)")
+    add("--batch", type=int, help="texts of a step (16, and fewer beyond length 512)")
+    add("--texts", type=int, default=32, help="texts that a row is evaluated on (32)")
+    add("--lr", type=float, default=1e-3)
+    add("--seed", type=int, default=0)
+    add("--save", metavar="DIR", help="for checkpoints and results.json; the command goes on there")
+    options = parser.parse_args()
+    if options.quick:
+        options.lengths, options.chunk = [128], 16
+    if any(length < 4 or length % 2 for length in options.lengths):
+        parser.error("--lengths: expected even numbers >= 4")
+    return options
+
+
+def main():
+    options = parse()
+    for key, value in describe_machine().items():
+        print(f"{key:10} {value}")
+    file = options.save and Path(options.save, "results.json")
+    results = json.loads(file.read_text()) if file and file.is_file() else {}
+
+    def save(results):
+        if file:
+            write_atomically(file, lambda part: part.write_text(json.dumps(results, indent=2)))
+
+    for name in options.train:
+        run(name, options, results, save)
+    for length in options.lengths:
+        print_grid(results, length)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")

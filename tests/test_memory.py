@@ -1,0 +1,212 @@
+"""What a step takes is said before it, and what cannot fit is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import random_ids, small_config
+
+import reformer_c as rc
+from reformer_c import runtime
+from reformer_c.heads import Classifier
+from reformer_c.ops.machine import layer_scratch
+
+MEASURE = """
+import sys
+import numpy as np
+import reformer_c as rc
+from reformer_c.presets import preset_config
+
+name, length, batch, budget = sys.argv[1], *map(int, sys.argv[2:])
+rc.set_num_threads(2)
+model = rc.ReformerModelWithLMHead(preset_config(name, length), rng=0)
+ids = np.random.default_rng(0).integers(2, 258, (batch, length))
+
+def resident(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+rc.fma_peak(0.01)  # threads are there
+open("/proc/self/clear_refs", "w").write("5")  # forget the largest size so far
+before = resident("VmRSS")
+model.loss_and_gradients(ids, labels=ids, rng=0, memory_budget=budget)
+print(resident("VmHWM") - before, model.memory(length, batch, memory_budget=budget).total)
+"""
+
+
+def can_measure():
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not can_measure(), reason="needs a system that tells the peak of a process")
+@pytest.mark.parametrize(
+    ("name", "length", "batch", "budget"),
+    [
+        ("tiny", 16_384, 1, 0),
+        ("tiny", 4096, 4, 2**30),
+        ("book", 4096, 1, 0),
+        ("book", 2048, 2, 100_000_000),
+    ],
+)
+def test_a_step_takes_what_was_said_within_a_tenth(name, length, batch, budget):
+    arguments = [str(x) for x in (name, length, batch, budget)]
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    measured, said = map(int, result.stdout.split())
+    assert said == pytest.approx(measured, rel=0.1)
+
+
+def model_of(kind=rc.ReformerModelWithLMHead, **changes):
+    return kind(small_config(**changes), rng=0)
+
+
+def test_the_parts_add_up_and_are_told():
+    memory = model_of().memory(42, 2, memory_budget=10**9)
+    parts = vars(memory)
+    assert memory.total == sum(parts.values())
+    assert all(name in str(memory) for name in parts)
+    assert memory.gradients == sum(a.nbytes for a in model_of().parameters.values())
+
+
+def test_depth_adds_gradients_and_bucket_ids_alone():
+    shallow, deep = (
+        model_of(attn_layers=["local", "lsh"] * n, hidden_dropout_prob=0.1).memory(42, 8)
+        for n in (1, 10)
+    )
+    assert deep.streams - shallow.streams == 9 * 8 * 42 * 2 * 2 * 4  # b t h r, int32
+    assert deep.working <= shallow.working
+    assert deep.kept == shallow.kept == 0
+
+
+def test_a_budget_keeps_as_many_layers_as_it_has_room_for():
+    model, kept = model_of(), []
+    for budget in range(0, 400_000, 5000):
+        memory = model.memory(42, memory_budget=budget)
+        assert memory.kept <= budget
+        kept.append(memory.kept)
+    assert kept == sorted(kept)
+    assert len(set(kept)) == 4  # none of three layers, one, two, three
+    assert model.memory(42, memory_budget=np.inf).kept == kept[-1]
+
+
+def test_a_budget_may_be_a_share_of_what_is_free(monkeypatch):
+    model = model_of()
+    everything = model.memory(42, memory_budget=np.inf).kept
+    monkeypatch.setattr("reformer_c.model.available_memory", lambda: 4 * everything)
+    assert model.memory(42, memory_budget=0.25).kept == everything
+    assert model.memory(42, memory_budget=0.24).kept < everything
+    assert model.memory(42, memory_budget=1).kept == 0  # a byte
+    monkeypatch.setattr("reformer_c.model.available_memory", lambda: None)
+    assert model.memory(42, memory_budget=0.25).kept == 0
+
+
+def test_a_calls_budget_takes_the_place_of_the_configurations():
+    model = model_of(memory_budget=np.inf)
+    assert model.memory(42).kept > 0
+    assert model.memory(42, memory_budget=0).kept == 0
+    ids = random_ids((1, 42))
+    kept, rebuilt = (
+        model.loss_and_gradients(ids, labels=ids, rng=0, memory_budget=budget)
+        for budget in (None, 0)
+    )
+    assert kept[0] == rebuilt[0]
+    for name, gradient in kept[1].items():
+        np.testing.assert_allclose(gradient, rebuilt[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_cannot_fit_is_refused_with_the_numbers(monkeypatch):
+    model, ids = model_of(), random_ids((2, 42))
+    needed = model.memory(42, 2)
+    monkeypatch.setattr("reformer_c.model.available_memory", lambda: needed.total)
+    model.loss_and_gradients(ids, labels=ids, rng=0)
+    monkeypatch.setattr("reformer_c.model.available_memory", lambda: needed.total - 1)
+    monkeypatch.setattr("reformer_c.body.Pass.forward", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(MemoryError) as refusal:
+        model.loss_and_gradients(ids, labels=ids, rng=0)
+    for words in ("2 x 42 tokens", str(needed), "are free", "streams", "working"):
+        assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "word"),
+    [
+        ({"length": 0}, ValueError, "length"),
+        ({"length": 43}, ValueError, "length: expected at most 42"),
+        ({"length": 2.0}, ValueError, "length"),
+        ({"batch": 0}, ValueError, "batch"),
+        ({"num_hashes": 0}, ValueError, "num_hashes"),
+        ({"memory_budget": -1}, ValueError, "memory_budget"),
+        ({"memory_budget": "2 GB"}, TypeError, "memory_budget"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, word):
+    with pytest.raises(error, match=word):
+        model_of().memory(**({"length": 42} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (rc.ReformerForMaskedLM, {"is_decoder": False}),
+        (rc.ReformerForSequenceClassification, {"is_decoder": False}),
+        (rc.ReformerForQuestionAnswering, {"is_decoder": False}),
+        (rc.ReformerModelWithLMHead, {"attention_scope": "bucket"}),
+        (rc.ReformerModelWithLMHead, {"lsh_attn_chunk_length": 64, "num_buckets": None}),
+    ],
+)
+def test_every_model_tells_its_memory(kind, changes):
+    model = model_of(kind, **changes)
+    memory = model.memory(42)
+    assert memory.total > memory.gradients
+    assert (memory.working > 0) or isinstance(model.head, Classifier)
+
+
+def test_scratch_of_an_unknown_op_is_refused():
+    with pytest.raises(ValueError, match="op must be"):
+        layer_scratch("dropout", 1, 2, 3)
+
+
+# ---- what is free ----
+
+
+def group(root, **files):
+    root.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (root / name.replace("__", ".")).write_text(text)
+
+
+def free(tmp_path, own):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    (tmp_path / "own").write_text(own)
+    return runtime.available_memory(tmp_path / "root", tmp_path / "own", tmp_path / "meminfo")
+
+
+def test_free_memory_is_the_systems_or_less_where_the_group_is_bounded(tmp_path):
+    assert free(tmp_path, "") == 5000 * 1024
+    used = {"memory__current": "900000\n", "memory__stat": "anon 3\ninactive_file 200000\n"}
+    group(tmp_path / "root" / "a" / "b", memory__max="max\n", **used)
+    assert free(tmp_path, "0::/a/b\n") == 5000 * 1024
+    group(tmp_path / "root" / "a", memory__max="1000000\n", **used)
+    assert free(tmp_path, "0::/a/b\n") == 300_000
+    group(tmp_path / "root" / "a", memory__max="600000\n", **used)
+    assert free(tmp_path, "0::/a/b\n") == 0
+    older = {
+        "memory__limit_in_bytes": "1000000",
+        "memory__usage_in_bytes": "600000",
+        "memory__stat": "inactive_file 7\ntotal_inactive_file 50000\n",
+    }
+    group(tmp_path / "root" / "memory" / "c", **older)
+    assert free(tmp_path, "4:memory:/c\n1:cpu:/\n") == 450_000
+
+
+def test_where_nobody_tells_nothing_is_refused(tmp_path):
+    nowhere = tmp_path / "nowhere"
+    assert runtime.available_memory(nowhere, nowhere, nowhere) is None
