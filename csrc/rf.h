@@ -69,6 +69,17 @@ typedef struct {
     uint64_t key;       // of the dropout's random bits
 } rf_attention;
 
+/* Attention for one more token of each text, beside the cache of a layer. */
+typedef struct {
+    rf_scope scope;    // LOCAL, CHUNK or BUCKET
+    size_t n, c, h, d; // tokens, one of a text; channels, heads, depth of a head
+    size_t b, s;       // texts of the cache; tokens it has room for, which LOCAL takes in turn
+    size_t r, k;       // hash rounds, buckets
+    size_t m, before;  // chunk length, chunks of look-back (scopes LOCAL and CHUNK)
+    size_t cap;        // tokens of a segment (scope BUCKET), 0: none
+    double scale, eps; // of the logits; of the layer norm
+} rf_decoding;
+
 #define real float
 #define rf_ops rf_ops_f32
 #include "ops.h"

@@ -80,7 +80,9 @@ class Pass:
         attend = weights.below("attention.")
         attention: LocalAttention | LSHAttention
         if kind == "local":
-            attention = LocalAttention(attend, **rules, **common)
+            # a causal circle only repeats chunks: whose number a strictly causal model must not feel
+            wrap = not (config.is_decoder and config.attention_scope == "bucket")
+            attention = LocalAttention(attend, wrap=wrap, **rules, **common)
         else:
             # hash_seed decides the rotations of every call
             draw = key if config.hash_seed is None else partial(random_key, config.hash_seed, i)
@@ -109,7 +111,8 @@ class Pass:
         if not isinstance(num_hashes, (int, np.integer)) or num_hashes < 1:
             raise ValueError(f"num_hashes: expected an integer >= 1, got {num_hashes!r}")
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
-        num_buckets = config.num_buckets if num_buckets is None else num_buckets
+        chosen = num_buckets is not None
+        num_buckets = num_buckets if chosen else config.num_buckets
         if num_buckets is None:
             num_buckets = ops.choose_num_buckets(n, m, config.max_position_embeddings)
         if not isinstance(num_buckets, int):
@@ -119,7 +122,7 @@ class Pass:
             "num_buckets": num_buckets,
             "scope": config.attention_scope,
         }
-        if rotations is None or (n <= m and config.attention_scope == "chunk"):
+        if rotations is None or (n <= m and config.attention_scope == "chunk" and not chosen):
             return iter([rules | {"rotations": None}] * count)
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         heads = (config.num_attention_heads, config.attention_head_size)

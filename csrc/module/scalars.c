@@ -170,3 +170,46 @@ void rf_attention_sizes(rf_call *c, rf_attention *a) {
     if (!c->failed && rf_product(a->r, a->k + 1) > INT32_MAX)
         RF_FAIL(c, PyExc_ValueError, "num_hashes times the number of buckets must be below 2**31");
 }
+
+rf_decoding rf_decoding_of(rf_call *c) {
+    rf_decoding a = {0};
+    Py_ssize_t m = 1, before = 0, cap = 0;
+    int scope = 0;
+    PyObject *argument = rf_next(c, "decoding");
+    if (argument && !PyTuple_Check(argument))
+        RF_FAIL(c, PyExc_TypeError, "decoding must be a tuple, got %s", Py_TYPE(argument)->tp_name);
+    else if (argument && !PyArg_ParseTuple(argument, "innndd:decoding", &scope, &m, &before, &cap,
+                                           &a.scale, &a.eps))
+        c->failed = 1;
+    if (!c->failed && (scope < RF_LOCAL || scope > RF_BUCKET || m < 1 || before < 0 ||
+                       before > INT32_MAX || cap < 0 || !isfinite(a.scale) || !isfinite(a.eps)))
+        RF_FAIL(c, PyExc_ValueError, "decoding has an element out of range: %R", argument);
+    a.scope = (rf_scope)scope;
+    a.m = (size_t)m;
+    a.before = (size_t)before;
+    a.cap = (size_t)cap;
+    return a;
+}
+
+void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets) {
+    a->n = rf_size(c, "n");
+    a->c = rf_size(c, "c");
+    a->h = rf_size(c, "h");
+    a->d = rf_size(c, "d");
+    a->b = rf_size(c, "b");
+    a->s = rf_size(c, "s");
+    a->r = rf_size(c, "r");
+    a->k = rf_size(c, "k");
+    const int local = a->scope == RF_LOCAL;
+    if (!c->failed && (has_keys != local || (!local && !has_buckets)))
+        RF_FAIL(c, PyExc_TypeError, "wk belongs to local layers; rotations, buckets and previous to "
+                                    "those that hash");
+    if (!c->failed && rf_size(c, "hd") != rf_product(a->h, a->d))
+        RF_FAIL(c, PyExc_ValueError, "wq must have as many rows as keys have h d, %zu, got %zu",
+                rf_product(a->h, a->d), rf_size(c, "hd"));
+    if (!c->failed && a->s > INT32_MAX)
+        RF_FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", a->s);
+    if (!c->failed && local && a->s < rf_product(a->before + 1, a->m))
+        RF_FAIL(c, PyExc_ValueError, "keys must have room for %zu tokens, got %zu",
+                rf_product(a->before + 1, a->m), a->s);
+}

@@ -17,6 +17,7 @@ from .attention import (
     lsh_attention_backward,
     lsh_attention_forward,
 )
+from .decoding import AttentionCache
 from .hashing import choose_num_buckets, lsh_hash, lsh_rotations
 from .layers import (
     dropout,
@@ -45,6 +46,7 @@ from .tables import (
 from .training import adamw_step, add_scaled, sum_of_squares
 
 __all__ = [
+    "AttentionCache",
     "AttentionSaved",
     "adamw_step",
     "add_scaled",
