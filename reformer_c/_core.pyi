@@ -13,8 +13,10 @@ Real = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[Any] | None
 # (query name, scope, m, before, after, k, causal, shared_qk, wrap, across_buckets, duplicates,
-#  scale, dropout, key)
-Attention = tuple[str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int]
+#  scale, dropout, key, cap)
+Attention = tuple[
+    str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int, int
+]
 # (scope, m, before, cap, scale, eps)
 Decoding = tuple[int, int, int, int, float, float]
 

@@ -6,6 +6,7 @@ afterwards. It holds the keys of its random bits, so the way back repeats them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -121,6 +122,7 @@ class Pass:
             "num_hashes": int(num_hashes),
             "num_buckets": num_buckets,
             "scope": config.attention_scope,
+            "bucket_cap": config.bucket_cap,
         }
         if rotations is None or (n <= m and config.attention_scope == "chunk" and not chosen):
             return iter([rules | {"rotations": None}] * count)
@@ -152,6 +154,7 @@ class Pass:
             if record:
                 states.append(y2[:, : inputs.t].copy())
         self.y1, self.y2 = y1, y2
+        warn_of_cut(self.config.bucket_cap, self.cut_shares or ())
         if differentiate:
             self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
         return states
@@ -176,6 +179,16 @@ class Pass:
     def buckets(self) -> tuple[np.ndarray | None, ...]:
         found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
         return tuple(None if ids is None else ids[..., : self.inputs.t] for ids in found)
+
+    @property
+    def cut_shares(self) -> tuple[float, ...] | None:
+        """Of each LSH layer, the share of pairs that ``config.bucket_cap`` left out."""
+        cap = self.config.bucket_cap
+        if cap is None:
+            return None
+        found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
+        mask = self.inputs.mask
+        return tuple(ops.cut_share(ids, cap, attention_mask=mask) for ids in found)
 
     # ---- final states, some rows of (b n, 2 c) at a time ----
 
@@ -216,6 +229,16 @@ class Pass:
         # both streams began as the embeddings
         ops.add_scaled(dx1, dx2, 1.0)
         self.embeddings.backward(dx1)
+
+
+def warn_of_cut(bucket_cap: int | None, shares: Sequence[float]) -> None:
+    """Say so where a cap leaves pairs of tokens out."""
+    if max(shares, default=0.0) > 0.0:
+        warnings.warn(
+            f"bucket_cap={bucket_cap} leaves out up to {max(shares):.1%} of the pairs of tokens in "
+            "one bucket: more buckets or a larger cap would keep them",
+            stacklevel=4,
+        )
 
 
 # ---- names and shapes of the weights ----

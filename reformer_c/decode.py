@@ -21,11 +21,14 @@ import numpy as np
 
 from . import ops
 from .attention import LSHAttention
-from .body import Pass
+from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
 
 __all__ = ["Decoder", "cache_bytes"]
+
+# steps from one look at what a cap leaves out to the next
+CUT_STEPS = 256
 
 
 class Decoder:
@@ -54,6 +57,11 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches)
+
+    @property
+    def cut_shares(self) -> tuple[float, ...]:
+        """Of each LSH layer, the share of pairs that ``config.bucket_cap`` has left out."""
+        return tuple(cache.cut_share for cache in self._caches if cache.hashes)
 
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """Logits (n, v) of what follows n texts; those of one length go through a forward pass
@@ -129,6 +137,8 @@ class Decoder:
             cache.step(y1, y2, *weights, rows, positions)
             feed_forward.forward_add(y2, y1)
         self._lengths[rows] += 1
+        if run.config.bucket_cap is not None and positions.max() % CUT_STEPS == 0:
+            warn_of_cut(run.config.bucket_cap, self.cut_shares)
         h, _ = run.norm.forward(y1, y2, slice(None))
         return ops.linear(h, *self._head.decoder(run))
 

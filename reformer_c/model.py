@@ -69,6 +69,8 @@ class ReformerOutput:
     attentions: tuple[np.ndarray, ...] | None = None
     # of each LSH layer, int32 (b, h, r, t); None of one whose sequence is a single chunk
     buckets: tuple[np.ndarray | None, ...] | None = None
+    # of each LSH layer, the share of pairs in one bucket that config.bucket_cap left out; with a cap
+    cut_shares: tuple[float, ...] | None = None
 
 
 class Reformer:
@@ -210,6 +212,7 @@ class Reformer:
             output.hidden_states = tuple(states)
         if output_attentions:
             output.attentions = run.attentions
+        output.cut_shares = run.cut_shares
         if output_buckets:
             output.buckets = run.buckets
         return output

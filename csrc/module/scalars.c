@@ -125,7 +125,7 @@ size_t rf_factors(rf_call *c, const char *name, int32_t *factors, size_t *produc
 
 rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask) {
     rf_attention a = {0};
-    Py_ssize_t m = 1, before = 0, after = 0, k = 0;
+    Py_ssize_t m = 1, before = 0, after = 0, k = 0, cap = 0;
     int scope = 0;
     PyObject *key = NULL, *argument = rf_next(c, "attention");
     *query = "q";
@@ -133,16 +133,17 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
         RF_FAIL(c, PyExc_TypeError, "attention must be a tuple, got %s",
                 Py_TYPE(argument)->tp_name);
     else if (argument &&
-             !PyArg_ParseTuple(argument, "sinnnnpppppddO:attention", query, &scope, &m, &before,
+             !PyArg_ParseTuple(argument, "sinnnnpppppddOn:attention", query, &scope, &m, &before,
                                &after, &k, &a.causal, &a.shared_qk, &a.wrap, &a.across_buckets,
-                               &a.duplicates, &a.scale, &a.dropout, &key))
+                               &a.duplicates, &a.scale, &a.dropout, &key, &cap))
         c->failed = 1;
     else if (argument && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;
     if (!c->failed &&
         (scope < RF_FULL || scope > RF_BUCKET || (scope >= RF_CHUNK && !a.shared_qk) ||
          (scope == RF_LOCAL && a.shared_qk) || m < 1 || before < 0 || before > INT32_MAX ||
-         after < 0 || after > INT32_MAX || k < 0 || k > INT32_MAX || !isfinite(a.scale) ||
+         after < 0 || after > INT32_MAX || k < 0 || k > INT32_MAX || cap < 0 || cap % 64 || (cap && scope != RF_BUCKET) ||
+         !isfinite(a.scale) ||
          !(a.dropout >= 0 && a.dropout < 1)))
         RF_FAIL(c, PyExc_ValueError, "attention has an element out of range: %R", argument);
     a.scope = (rf_scope)scope;
@@ -150,6 +151,7 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     a.before = (size_t)before;
     a.after = (size_t)after;
     a.k = (size_t)k;
+    a.cap = (size_t)cap;
     if (a.scope == RF_FULL || a.scope == RF_LOCAL)
         a.across_buckets = a.duplicates = 1;                   // no buckets
     const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may be more or fewer

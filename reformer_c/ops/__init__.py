@@ -7,6 +7,7 @@ float64, all of a call alike. Results do not depend on the number of threads, bi
 
 from .attention import (
     AttentionSaved,
+    cut_share,
     full_attention,
     full_attention_backward,
     full_attention_forward,
@@ -57,6 +58,7 @@ __all__ = [
     "cross_entropy_head",
     "cross_entropy_head_backward",
     "cross_entropy_head_forward",
+    "cut_share",
     "dropout",
     "dropout_backward",
     "dropout_forward",

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from .attention import BUCKET, CHUNK, LOCAL
+from .attention import BUCKET, CHUNK, LOCAL, cut_of_sizes
 
 __all__ = ["AttentionCache"]
 
@@ -104,6 +104,15 @@ class AttentionCache:
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in self._arrays())
+
+    @property
+    def cut_share(self) -> float:
+        """The share of pairs in one bucket that `bucket_cap` leaves out: see `ops.cut_share`."""
+        cap = self.rule.cap
+        if self.buckets is None or not cap:
+            return 0.0
+        n = self.buckets[..., 1].astype(np.int64).ravel()
+        return cut_of_sizes(n, cap) / max(1, int((n * (n - 1) // 2).sum()))
 
     def _arrays(self) -> list[np.ndarray]:
         arrays = (self.keys, self.values, self.buckets, self.previous)
