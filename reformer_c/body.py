@@ -81,7 +81,7 @@ class Pass:
         attend = weights.below("attention.")
         attention: LocalAttention | LSHAttention
         if kind == "local":
-            # a causal circle only repeats chunks: whose number a strictly causal model must not feel
+            # a causal circle only repeats chunks, if there are few: not in a strictly causal model
             wrap = not (config.is_decoder and config.attention_scope == "bucket")
             attention = LocalAttention(attend, wrap=wrap, **rules, **common)
         else:

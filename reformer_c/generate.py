@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
 
@@ -102,6 +102,11 @@ class Choice:
     pad_token_id: int = 0
     logits_processor: Processor | Sequence[Processor] | None = None
     stopping_criteria: Criterion | Sequence[Criterion] | None = None
+    # what these come to: the tokens that end a text, the words that do not occur, the functions
+    end_tokens: list[int] = field(init=False, repr=False)
+    _bad: list[list[int]] = field(init=False, repr=False)
+    _processors: list[Processor] = field(init=False, repr=False)
+    _criteria: list[Criterion] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -139,34 +144,26 @@ class Choice:
             for name in ("logits_processor", "stopping_criteria")
         ]
         for name, value in zip(
-            ("_ends", "_bad", "_processors", "_criteria"), (end, bad, *functions), strict=True
+            ("end_tokens", "_bad", "_processors", "_criteria"), (end, bad, *functions), strict=True
         ):
             object.__setattr__(self, name, value)
 
     def check_tokens(self, v: int) -> None:
         """Raise ValueError where a token is not below v."""
         found = {
-            "eos_token_id": self._ends,  # type: ignore[attr-defined]
-            "bad_words_ids": sum(self._bad, []),  # type: ignore[attr-defined]
+            "eos_token_id": self.end_tokens,
+            "bad_words_ids": [token for word in self._bad for token in word],
         }
         for name, tokens in found.items():
             if max(tokens, default=0) >= v:
                 raise ValueError(f"{name}: expected ids in [0, {v}), got {max(tokens)}")
 
-    def is_end(self, token: int) -> bool:
-        return token in self._ends  # type: ignore[attr-defined]
-
-    @property
-    def end_tokens(self) -> list[int]:
-        return self._ends  # type: ignore[attr-defined]
-
     def stops(self, text: _Text, logits: np.ndarray) -> bool:
         """Whether a text, with its newest token, has ended."""
-        criteria = self._criteria  # type: ignore[attr-defined]
         return (
-            self.is_end(int(text.ids[-1]))
+            int(text.ids[-1]) in self.end_tokens
             or text.new >= self.max_new_tokens
-            or any(bool(stop(text.ids, logits)) for stop in criteria)
+            or any(bool(stop(text.ids, logits)) for stop in self._criteria)
         )
 
     def process(self, logits: np.ndarray, text: _Text) -> np.ndarray:
@@ -176,13 +173,13 @@ class Choice:
             seen = text.seen(len(z))
             penalty = self.repetition_penalty
             z[seen] = np.where(z[seen] > 0, z[seen] / penalty, z[seen] * penalty)
-        for word in self._bad:  # type: ignore[attr-defined]
+        for word in self._bad:
             before = len(word) - 1
             if before == 0 or text.ids[-before:].tolist() == word[:-1]:
-                z[word[-1 :]] = -math.inf
+                z[word[-1]] = -math.inf
         if text.new < self.min_new_tokens and self.end_tokens:
             z[self.end_tokens] = -math.inf
-        for processor in self._processors:  # type: ignore[attr-defined]
+        for processor in self._processors:
             z = np.asarray(processor(text.ids, z), np.float64)
             if z.shape != np.shape(logits):
                 raise ValueError(

@@ -69,7 +69,7 @@ class ReformerOutput:
     attentions: tuple[np.ndarray, ...] | None = None
     # of each LSH layer, int32 (b, h, r, t); None of one whose sequence is a single chunk
     buckets: tuple[np.ndarray | None, ...] | None = None
-    # of each LSH layer, the share of pairs in one bucket that config.bucket_cap left out; with a cap
+    # of each LSH layer, the share of pairs in one bucket that config.bucket_cap left out
     cut_shares: tuple[float, ...] | None = None
 
 
@@ -606,7 +606,11 @@ class ReformerModelWithLMHead(_WithLoss):
         return stream_tokens(source, prompts, chosen, draws)
 
     def cache_bytes(self, t: int, *, batch: int = 1) -> int:
-        """Bytes of the cache of `generate` for `batch` texts of t tokens: see `decode.cache_bytes`."""
+        """Bytes of the cache of `generate` for `batch` texts of t tokens.
+
+        A local layer's does not grow with t. While texts grow, room is made for up to twice their
+        length, and never for more than prompt and new tokens together.
+        """
         return cache_bytes(self.config, t, batch=batch, itemsize=self.dtype.itemsize)
 
     def _prepare(
@@ -614,7 +618,7 @@ class ReformerModelWithLMHead(_WithLoss):
         use_cache: bool, choice: dict,
     ) -> tuple[np.ndarray, list[np.ndarray], Source, Choice, np.random.Generator]:  # fmt: skip
         """Check everything: the ids, the prompts without padding, and what continues them."""
-        unknown = choice.keys() - {field.name for field in fields(Choice)}
+        unknown = choice.keys() - {field.name for field in fields(Choice) if field.init}
         if unknown:
             raise TypeError(f"{min(unknown)}: generate has no such argument")
         config, chosen = self.config, Choice(**choice)

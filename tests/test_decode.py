@@ -5,8 +5,10 @@ import pytest
 from reference import decoding as reference
 from small_models import random_ids, randomise, small_config
 
-from reformer_c.decode import cache_bytes
+from reformer_c import num_threads, ops
+from reformer_c.decode import Decoder, cache_bytes
 from reformer_c.model import ReformerModelWithLMHead
+from reformer_c.nn import draw_seed
 
 
 def language_model(dtype=np.float64, **changes):
@@ -41,7 +43,7 @@ def decoded(model, ids, prompt, **options):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("prompt", [1, 900, 2000])
 def test_with_whole_buckets_every_step_is_the_full_forward_pass(dtype, prompt):
-    """4,099 tokens, a ragged length; a causal model's forward pass gives the logits of all steps."""
+    """A ragged length; a causal model's forward pass gives the logits of all steps."""
     t = 4100
     model = language_model(dtype, **long_config(t, attention_scope="bucket"))
     ids = random_ids((1, t - 1))
@@ -54,11 +56,8 @@ def test_with_whole_buckets_every_step_is_the_full_forward_pass(dtype, prompt):
 
 def rotations_of(model, longest, seed):
     """The rotations that generate draws from a seed."""
-    from reformer_c.nn import draw_seed
-
     begin = model._beginning(draw_seed(seed), longest, None, None)
-    decoder_type = __import__("reformer_c.decode", fromlist=["Decoder"]).Decoder
-    decoder = decoder_type(begin, model.head, longest)
+    decoder = Decoder(begin, model.head, longest)
     decoder.start([np.array([0])])
     found = [cache.rotations for cache in decoder._caches if cache.hashes]
     return decoder, found
@@ -135,8 +134,6 @@ def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt):
         x, norm, (wq, wk if scope == "local" else None, wv, wo), rotations, (2, 4), scope=scope,
         h=h, m=m, before=before,
     )  # fmt: skip
-    from reformer_c import ops
-
     cache = ops.AttentionCache(
         b, h, d, scope=scope, longest=t, rotations=rotations, num_buckets=(2, 4), chunk_length=m,
         num_chunks_before=before, dtype=dtype,
@@ -154,8 +151,6 @@ def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt):
 def test_workers_and_other_rows_do_not_change_a_row(isa, rng):
     model = language_model(np.float32, **long_config(300, attention_scope="bucket"))
     ids = random_ids((6, 200))
-    from reformer_c import num_threads
-
     one, more = [], []
     for n, found in [(1, one), (3, more)]:
         with num_threads(n):
@@ -176,8 +171,6 @@ def test_the_cache_grows_with_the_text_and_is_stated():
 
 
 def test_a_cache_names_what_does_not_fit(rng):
-    from reformer_c import ops
-
     cache = ops.AttentionCache(1, 2, 3, scope="local", longest=9, chunk_length=4, dtype=np.float64)
     x, norm = np.zeros((1, 5)), (np.ones(5), np.zeros(5))
     w, wo, at = np.zeros((6, 5)), np.zeros((5, 6)), np.array([0])

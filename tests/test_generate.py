@@ -1,5 +1,7 @@
 """generate: the rules of choosing a token, and texts that can be repeated."""
 
+import itertools
+
 import numpy as np
 import pytest
 from small_models import random_ids, randomise, small_config
@@ -134,7 +136,7 @@ def best_texts(table, first, n, length):
     scored = []
     for tokens in np.ndindex(*[len(table)] * n):
         path = [first, *tokens]
-        total = sum(table[i, j] for i, j in zip(path[:-1], path[1:], strict=True))
+        total = sum(table[i, j] for i, j in itertools.pairwise(path))
         scored.append((-total / n**length, tokens))
     return [list(tokens) for _, tokens in sorted(scored)]
 

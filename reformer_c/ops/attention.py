@@ -546,7 +546,8 @@ def lsh_attention(
         qk, v, num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
         num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
         is_causal=is_causal, attention_mask=attention_mask, scope=scope, bucket_cap=bucket_cap,
-        rotations=rotations, buckets=buckets, rng=rng, scale=scale, attend_across_buckets=attend_across_buckets,
+        rotations=rotations, buckets=buckets, rng=rng, scale=scale,
+        attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=dropout_key, out=out, workers=workers,
     )[0]  # fmt: skip
@@ -690,11 +691,11 @@ def cut_share(
     """
     buckets = np.asarray(buckets)
     lists = buckets.reshape(-1, buckets.shape[-1])
-    real = None if attention_mask is None else np.asarray(attention_mask).reshape(-1, lists.shape[1])
+    real = None if attention_mask is None else np.asarray(attention_mask) != 0
     pairs = cut = 0
     for i, ids in enumerate(lists):
         if real is not None:
-            ids = ids[real[i * len(real) // len(lists)] != 0]
+            ids = ids[real[i * len(real) // len(lists)]]
         n = np.bincount(ids).astype(np.int64)
         pairs += int((n * (n - 1) // 2).sum())
         cut += cut_of_sizes(n, bucket_cap)

@@ -146,8 +146,8 @@ class AttentionCache:
             self.values[row][:, slots] = v[i][:, kept]
 
     def _fill_buckets(self, rows: np.ndarray, buckets: np.ndarray) -> None:
-        assert self.buckets is not None and self.previous is not None
-        t = buckets.shape[-1]
+        assert self.buckets is not None
+        assert self.previous is not None
         for at in np.ndindex(buckets.shape[:-1]):
             to = (rows[at[0]], *at[1:])
             order = np.argsort(buckets[at], kind="stable").astype(np.int32)
@@ -159,7 +159,6 @@ class AttentionCache:
             lists[:, 0], lists[:, 1] = -1, 0
             lists[ids[last], 0] = order[last]
             lists[ids[last], 1] = np.diff(np.flatnonzero(np.r_[first, True]))
-        assert t <= self.previous.shape[-1]
 
     def take(self, parents: np.ndarray, start: int = 0, end: int | None = None) -> None:
         """Make text i a copy of text parents[i]: of its tokens [start, end), where the ones before
