@@ -80,7 +80,8 @@ def main():
     options = parser.parse_args()
     warnings.simplefilter("ignore")
 
-    print(describe_machine())
+    machine = describe_machine()
+    print(", ".join(machine.values()))
     models = {
         f"reformer_c, scope={scope}": rc.ReformerModelWithLMHead(
             rc.ReformerConfig(**FIELDS, attention_scope=scope), rng=0

@@ -29,6 +29,7 @@ def decoding_error(model, ids, prompt):
     and in forward passes over the text so far."""
     found = {True: [], False: []}
     for use_cache, seen in found.items():
+
         def force(text, z, seen=seen):
             seen.append(np.exp(z - z.max()) / np.exp(z - z.max()).sum())
             return np.eye(len(z))[ids[0, len(text)]]
@@ -78,7 +79,8 @@ def main():
     text, source = python_text()
     train, held_out = split_tokens(encode(text), 0.1)
     held_out = held_out[: 16 * options.length]
-    print(describe_machine())
+    machine = describe_machine()
+    print(", ".join(machine.values()))
     print(f"{source}; {options.steps} steps of {options.length:,} bytes, {options.hashes} rounds")
     print(f"{'':8} {'bits/byte':>10} {'train, tok/s':>12} {'write, tok/s':>12} "
           f"{'past changed':>14} {'decoding: mean':>14} {'most':>6}")  # fmt: skip

@@ -188,7 +188,9 @@ class Pass:
             return None
         found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
         mask = self.inputs.mask
-        return tuple(ops.cut_share(ids, cap, attention_mask=mask) for ids in found)
+        return tuple(
+            ops.cut_share(ids, cap, attention_mask=mask) for ids in found if ids is not None
+        )
 
     # ---- final states, some rows of (b n, 2 c) at a time ----
 

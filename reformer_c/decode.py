@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Decoder:
         logits: np.ndarray | None = None
         for t in np.unique(self._lengths):
             rows = np.flatnonzero(self._lengths == t)
-            run = self._begin(np.stack([texts[row] for row in rows]))
+            run = self._begin(np.stack([texts[int(row)] for row in rows]))
             if not self._caches:
                 self._open(run, len(texts))
             for cache, (attention, _) in zip(self._caches, run.layers, strict=True):
@@ -103,7 +104,7 @@ class Decoder:
                 ((norm, (first, key, others[-1], weights["output.dense.weight"])), feed_forward)
             )
             h, d = attention.num_heads, len(first) // attention.num_heads
-            hashing = {"scope": "local"}
+            hashing: dict[str, Any] = {"scope": "local"}
             if isinstance(attention, LSHAttention):
                 hashing = lsh_rules(attention, h, d, first.dtype)
             self._caches.append(
@@ -186,9 +187,9 @@ def cache_bytes(config: ReformerConfig, t: int, *, batch: int = 1, itemsize: int
         room = t if kind == "lsh" else (config.attention(kind, "num_chunks_before") + 1) * m
         total += 2 * h * room * d * itemsize
         if kind == "lsh":
-            buckets = config.num_buckets
-            if buckets is None:
-                buckets = ops.choose_num_buckets(t, m, config.max_position_embeddings)
+            buckets = config.num_buckets or ops.choose_num_buckets(
+                t, m, config.max_position_embeddings
+            )
             count = buckets if isinstance(buckets, int) else math.prod(buckets)
             total += 4 * h * (config.num_hashes or 1) * (t + 2 * count)
     return batch * total

@@ -306,7 +306,7 @@ def stream_tokens(
     if choice.num_return_sequences > 1:
         source.take(parents)
         logits = logits[parents]
-    texts = [_Text(prompts[parent], choice.max_new_tokens) for parent in parents]
+    texts = [_Text(prompts[int(parent)], choice.max_new_tokens) for parent in parents]
     rows = np.arange(len(texts))
     while len(rows):
         new = np.full(len(texts), choice.pad_token_id, np.int64)
@@ -348,7 +348,8 @@ class _Beams:
         keep = min(max(2, 1 + len(choice.end_tokens)) * beams, len(total))
         best = np.argsort(-total, kind="stable")[:keep]
         going: list[tuple[int, int]] = []
-        texts, scores = [], []
+        texts: list[_Text] = []
+        scores: list[float] = []
         for rank, at in enumerate(best):
             parent, token = divmod(int(at), logits.shape[1])
             text = self.texts[parent].extended(token)

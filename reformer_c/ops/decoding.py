@@ -91,7 +91,8 @@ class AttentionCache:
         )
         self.hashes = rotations is not None
         room = 0 if self.hashes else (num_chunks_before + 1) * chunk_length
-        self.keys, self.values = np.zeros((2, b, h, room, d), dtype)
+        self.keys: np.ndarray = np.zeros((b, h, room, d), dtype)
+        self.values: np.ndarray = np.zeros_like(self.keys)
         self.buckets: np.ndarray | None = None
         self.previous: np.ndarray | None = None
         if rotations is not None:
@@ -206,8 +207,9 @@ class AttentionCache:
         """
         if self.hashes and int(positions.max(initial=0)) >= self.keys.shape[2]:
             self.reserve(int(positions.max()) + 1)
+        (weight, bias), (wq, wk, wv, wo) = norm, projections
         _core.decode_attention(
-            self.rule, x, *norm, *projections, self.num_buckets, self.rotations, self.keys,
+            self.rule, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations, self.keys,
             self.values, self.buckets, self.previous, rows, positions, y,
             resolve_workers(workers),
         )  # fmt: skip

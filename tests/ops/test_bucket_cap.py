@@ -7,6 +7,7 @@ from reference import attention as reference
 from tolerances import assert_all_close, assert_close
 
 from reformer_c import ops
+from reformer_c.probabilities import lsh_probabilities
 
 T = 700
 
@@ -64,6 +65,17 @@ def test_the_share_that_is_cut_is_counted(rng, cap):
                 pairs, seen = (pairs + found, seen) if limit is None else (pairs, seen + found)
         share = ops.cut_share(buckets, cap, attention_mask=None if real.all() else real)
         assert share == pytest.approx(1 - seen / pairs)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_recorded_probabilities_know_the_cap(rng, is_causal):
+    qk = normal(rng, np.float64, 1, 1, 300, 4)
+    options = {"is_causal": is_causal, "scope": "bucket", "attention_mask": None, "bucket_cap": 64}
+    buckets = buckets_of("uneven", (1, 1, 2, 300), 4, None, rng)
+    found = lsh_probabilities(
+        qk, buckets, chunk_length=64, num_chunks_before=1, num_chunks_after=0, **options
+    )
+    np.testing.assert_allclose(found, reference.lsh(qk, buckets, **options).weights, atol=1e-12)
 
 
 @pytest.mark.parametrize("cap", [0, 63, 65, 2.0])
