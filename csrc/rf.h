@@ -64,8 +64,8 @@ typedef struct {
     int wrap;           // the first chunk looks back at the last one
     int across_buckets; // attend to other buckets that share the chunk; 1 unless scope is CHUNK
     int duplicates;     // a key met in several rounds counts once a round; 1 where nothing is hashed
-    size_t cap;         // scope BUCKET: a bucket is cut into segments of `cap` tokens, a query
-                        // sees its own and those beside it; a multiple of 64, or 0: not cut
+    size_t cap;         // tokens of the segments that a bucket is cut into, a query sees its own
+                        // and those beside it; a multiple of 64, or 0 (scope BUCKET)
     double scale;       // of the logits
     double dropout;     // of the attention probabilities
     uint64_t key;       // of the dropout's random bits

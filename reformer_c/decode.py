@@ -171,8 +171,8 @@ def lsh_rules(attention: LSHAttention, h: int, d: int, dtype: np.dtype) -> dict:
 def cache_bytes(config: ReformerConfig, t: int, *, batch: int = 1, itemsize: int = 4) -> int:
     """Bytes of the cache for `batch` texts of t tokens.
 
-    A local layer's does not grow with t. While texts grow, room is made for up to twice their
-    length, and never for more than prompt and new tokens together.
+    With t the prompt and all new tokens it is what a `Decoder` sets aside; pages that are not
+    written yet take no memory. A local layer's share does not grow with t.
 
     Examples
     --------

@@ -608,8 +608,8 @@ class ReformerModelWithLMHead(_WithLoss):
     def cache_bytes(self, t: int, *, batch: int = 1) -> int:
         """Bytes of the cache of `generate` for `batch` texts of t tokens.
 
-        A local layer's does not grow with t. While texts grow, room is made for up to twice their
-        length, and never for more than prompt and new tokens together.
+        With t the prompt and all new tokens it is what `generate` sets aside; pages that are not
+        written yet take no memory. A local layer's share does not grow with t.
         """
         return cache_bytes(self.config, t, batch=batch, itemsize=self.dtype.itemsize)
 

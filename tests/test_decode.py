@@ -159,15 +159,14 @@ def test_workers_and_other_rows_do_not_change_a_row(isa, rng):
     assert np.array_equal(one, more)
 
 
-def test_the_cache_grows_with_the_text_and_is_stated():
-    model = language_model(**long_config(1000, attention_scope="bucket"))
-    decoder, _ = rotations_of(model, 1000, 0)
-    for t in range(1, 1000):
-        decoder.step(np.array([0]), np.array([t % 13]))
-        if t in (1, 300, 998):
-            assert decoder.nbytes >= model.cache_bytes(t + 1)
-            assert decoder.nbytes <= model.cache_bytes(min(1000, max(256, 2 * t)))
-    assert decoder.nbytes == model.cache_bytes(1000) == cache_bytes(model.config, 1000, itemsize=8)
+@pytest.mark.parametrize("scope", ["chunk", "bucket"])
+def test_the_cache_is_as_large_as_stated(scope):
+    model = language_model(**long_config(1000, attention_scope=scope))
+    decoder, _ = rotations_of(model, 700, 0)
+    assert decoder.nbytes == model.cache_bytes(700) == cache_bytes(model.config, 700, itemsize=8)
+    assert 3 * decoder.nbytes == model.cache_bytes(700, batch=3)
+    local = language_model(**long_config(1000, attn_layers=["local"]))
+    assert local.cache_bytes(50) == local.cache_bytes(1000) == 2 * 2 * 32 * 6 * 8
 
 
 def test_a_cache_names_what_does_not_fit(rng):

@@ -31,7 +31,8 @@ static void weigh(encounter *e) {
     e->sum *= fade;
     for (size_t j = 0; j < d; j++) e->out[j] *= fade;
     for (size_t i = e->n; i < round_up(e->n, VEC_LANES); i++) score[i] = most;
-    for (size_t i = 0; i < e->n; i += VEC_LANES) vstore(score + i, vec_exp(vload(score + i) - most));
+    for (size_t i = 0; i < e->n; i += VEC_LANES)
+        vstore(score + i, vec_exp(vload(score + i) - most));
     for (size_t i = 0; i < e->n; i++) {
         const real p = score[i], *restrict v = e->values + e->token[i] * d;
         real *restrict out = e->out;
@@ -211,27 +212,29 @@ static size_t decode_attention_workspace(const rf_decoding *a, size_t columns, i
 }
 
 static void decode_attention(rf_run *run, real *y, real *keys, real *values, int32_t *buckets,
-                             int32_t *previous, const real *x, const real *weight,
-                             const real *bias, const real *wq, const real *wk, const real *wv,
-                             const real *wo, const real *rotations, const int64_t *rows,
-                             const int64_t *positions, const rf_decoding *a,
-                             const int32_t *factors, size_t nf, size_t columns, void *scratch) {
+                             int32_t *previous, const real *x, const real *weight, const real *bias,
+                             const real *wq, const real *wk, const real *wv, const real *wo,
+                             const real *rotations, const int64_t *rows, const int64_t *positions,
+                             const rf_decoding *a, const int32_t *factors, size_t nf,
+                             size_t columns, void *scratch) {
     const size_t n = a->n, c = a->c, width = a->h * a->d;
     real *norm = take(&scratch, n * c, sizeof(real));
     real *mean = take(&scratch, n, sizeof(real)), *rstd = take(&scratch, n, sizeof(real));
     real *q = take(&scratch, n * width, sizeof(real)), *k = take(&scratch, n * width, sizeof(real));
-    real *v = take(&scratch, n * width, sizeof(real)), *out = take(&scratch, n * width, sizeof(real));
+    real *v = take(&scratch, n * width, sizeof(real)),
+         *out = take(&scratch, n * width, sizeof(real));
     const size_t each = bytes_of(columns, sizeof(real)) / sizeof(real);
     real *hashes = scratch;
-    const decode_arrays arrays = {a, keys, values, buckets, previous, rotations, q, k, v, out,
-                                  rows, positions, factors, nf, columns};
+    const decode_arrays arrays = {a, keys, values, buckets,   previous, rotations, q,      k,
+                                  v, out,  rows,   positions, factors,  nf,        columns};
 
     layer_norm_forward(run, norm, mean, rstd, x, weight, bias, n, c, a->eps);
     linear_few(run, q, norm, wq, NULL, n, c, width);
     if (wk) linear_few(run, k, norm, wk, NULL, n, c, width);
     linear_few(run, v, norm, wv, NULL, n, c, width);
-    const size_t keys_met = a->scope == RF_BUCKET ? 64 * a->r : (a->before + 1) * a->m * max_size(1, a->r);
-#pragma omp parallel for num_threads(team(run, 4.0 * (double)(n * width * keys_met)))               \
+    const size_t keys_met =
+        a->scope == RF_BUCKET ? 64 * a->r : (a->before + 1) * a->m * max_size(1, a->r);
+#pragma omp parallel for num_threads(team(run, 4.0 * (double)(n * width * keys_met)))              \
     schedule(static)
     for (size_t task = 0; task < n * a->h; task++)
         if (!stopped(run))

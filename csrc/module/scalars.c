@@ -142,9 +142,8 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     if (!c->failed &&
         (scope < RF_FULL || scope > RF_BUCKET || (scope >= RF_CHUNK && !a.shared_qk) ||
          (scope == RF_LOCAL && a.shared_qk) || m < 1 || before < 0 || before > INT32_MAX ||
-         after < 0 || after > INT32_MAX || k < 0 || k > INT32_MAX || cap < 0 || cap % 64 || (cap && scope != RF_BUCKET) ||
-         !isfinite(a.scale) ||
-         !(a.dropout >= 0 && a.dropout < 1)))
+         after < 0 || after > INT32_MAX || k < 0 || k > INT32_MAX || cap < 0 || cap % 64 ||
+         (cap && scope != RF_BUCKET) || !isfinite(a.scale) || !(a.dropout >= 0 && a.dropout < 1)))
         RF_FAIL(c, PyExc_ValueError, "attention has an element out of range: %R", argument);
     a.scope = (rf_scope)scope;
     a.m = (size_t)m;
@@ -204,8 +203,9 @@ void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets
     a->k = rf_size(c, "k");
     const int local = a->scope == RF_LOCAL;
     if (!c->failed && (has_keys != local || (!local && !has_buckets)))
-        RF_FAIL(c, PyExc_TypeError, "wk belongs to local layers; rotations, buckets and previous to "
-                                    "those that hash");
+        RF_FAIL(c, PyExc_TypeError,
+                "wk belongs to local layers; rotations, buckets and previous to "
+                "those that hash");
     if (!c->failed && rf_size(c, "hd") != rf_product(a->h, a->d))
         RF_FAIL(c, PyExc_ValueError, "wq must have as many rows as keys have h d, %zu, got %zu",
                 rf_product(a->h, a->d), rf_size(c, "hd"));

@@ -32,8 +32,7 @@ class AttentionCache:
 
     A layer of scope "local" keeps the keys and values of its window, in a ring. One that hashes
     keeps all of them, and for each hash round the bucket lists: each bucket's newest token and
-    size, and for each token the one that joined its bucket before it. Room for tokens doubles when
-    it is used up, to at most `longest`.
+    size, and for each token the one that joined its bucket before it.
 
     Parameters
     ----------
@@ -90,7 +89,8 @@ class AttentionCache:
             SCOPES[scope], chunk_length, num_chunks_before, bucket_cap or 0, 1 / math.sqrt(d), eps
         )
         self.hashes = rotations is not None
-        room = 0 if self.hashes else (num_chunks_before + 1) * chunk_length
+        # fresh zeros take no memory until they are written
+        room = longest if self.hashes else (num_chunks_before + 1) * chunk_length
         self.keys: np.ndarray = np.zeros((b, h, room, d), dtype)
         self.values: np.ndarray = np.zeros_like(self.keys)
         self.buckets: np.ndarray | None = None
@@ -119,32 +119,25 @@ class AttentionCache:
         arrays = (self.keys, self.values, self.buckets, self.previous)
         return [array for array in arrays if array is not None]
 
-    def reserve(self, t: int) -> None:
-        """Make room for texts of `t` tokens."""
-        room = self.keys.shape[2]
-        if self.previous is None or t <= room:
-            return
-        more = [(0, 0)] * 3 + [(0, min(self.longest, max(t, 2 * room, 256)) - room)]
-        self.previous = np.pad(self.previous, more)
-        more = [more[0], more[1], more[3], (0, 0)]
-        self.keys, self.values = np.pad(self.keys, more), np.pad(self.values, more)
-
     def fill(
         self, rows: np.ndarray, k: np.ndarray, v: np.ndarray, buckets: np.ndarray | None
     ) -> None:
         """Begin the texts `rows` (n,) with the keys or shared queries k and the values v
         (n, h, t, d), and their bucket ids (n, h, num_hashes, t)."""
-        t = k.shape[2]
-        self.reserve(t)
-        room = self.keys.shape[2]
-        kept = np.arange(max(0, t - room) if buckets is None else 0, t)
-        slots = kept % room
-        if buckets is not None:
-            k = k / np.sqrt(np.square(k).mean(axis=-1, keepdims=True) + 1e-6)
-            self._fill_buckets(rows, buckets)
+        t, room = k.shape[2], self.keys.shape[2]
         for i, row in enumerate(rows):
-            self.keys[row][:, slots] = k[i][:, kept] * k.dtype.type(self.rule.scale)
-            self.values[row][:, slots] = v[i][:, kept]
+            keys, values = self.keys[row], self.values[row]
+            if buckets is None:
+                kept = np.arange(max(0, t - room), t)
+                keys[:, kept % room] = k[i][:, kept] * k.dtype.type(self.rule.scale)
+                values[:, kept % room] = v[i][:, kept]
+                continue
+            square = np.einsum("htd,htd->ht", k[i], k[i]) / k.shape[3]
+            scale = k.dtype.type(self.rule.scale) / np.sqrt(square + k.dtype.type(1e-6))
+            np.multiply(k[i], scale[..., None], out=keys[:, :t])
+            values[:, :t] = v[i]
+        if buckets is not None:
+            self._fill_buckets(rows, buckets)
 
     def _fill_buckets(self, rows: np.ndarray, buckets: np.ndarray) -> None:
         assert self.buckets is not None
@@ -205,8 +198,6 @@ class AttentionCache:
         workers : int, optional
             Threads, see `reformer_c.set_num_threads`.
         """
-        if self.hashes and int(positions.max(initial=0)) >= self.keys.shape[2]:
-            self.reserve(int(positions.max()) + 1)
         (weight, bias), (wq, wk, wv, wo) = norm, projections
         _core.decode_attention(
             self.rule, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations, self.keys,
