@@ -33,7 +33,7 @@ CUT_STEPS = 256
 
 
 class Decoder:
-    """Texts that grow token by token: what ``generate_tokens`` asks for logits.
+    """Texts that grow token by token: the `Source` of ``reformer_c.generate``, with a cache.
 
     Parameters
     ----------
