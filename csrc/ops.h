@@ -172,6 +172,30 @@ typedef struct {
                                rf_strides sdv, rf_strides sdout, rf_strides sout, rf_strides sq,
                                rf_strides sk, rf_strides sv, void *scratch);
 
+    /* y += attention(layer_norm(x) wq' ...) wo' for one new token of each of n texts, whose key and
+       value join the cache: keys are scaled, and normalised where they are shared queries. With
+       scope LOCAL token t lies in slot t % s. previous[t] is the token that joined t's bucket
+       before it. `columns` is the sum of factors / 2. */
+    size_t (*decode_attention_workspace)(const rf_decoding *a, size_t columns, int workers);
+    void (*decode_attention)(rf_run *run,
+                             real *y,            // n c, added to
+                             real *keys,         // b h s d, added to
+                             real *values,       // b h s d, added to
+                             int32_t *buckets,   // b h r k 2: newest token, count; or NULL (LOCAL)
+                             int32_t *previous,  // b h r s, or NULL (LOCAL)
+                             const real *x,      // n c
+                             const real *weight, // c
+                             const real *bias,   // c
+                             const real *wq,     // hd c
+                             const real *wk,     // hd c; NULL unless LOCAL
+                             const real *wv,     // hd c
+                             const real *wo,     // c hd
+                             const real *rotations,    // h d r k/2, or NULL (LOCAL)
+                             const int64_t *rows,      // n, texts of the cache, all different
+                             const int64_t *positions, // n, of the new tokens
+                             const rf_decoding *a, const int32_t *factors, size_t nf,
+                             size_t columns, void *scratch);
+
     /* y += alpha * x: how a sublayer joins the residual stream, and how it is taken out again. */
     void (*add_scaled)(rf_run *run,
                        real *y,       // n

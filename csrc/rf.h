@@ -64,10 +64,23 @@ typedef struct {
     int wrap;           // the first chunk looks back at the last one
     int across_buckets; // attend to other buckets that share the chunk; 1 unless scope is CHUNK
     int duplicates;     // a key met in several rounds counts once a round; 1 where nothing is hashed
+    size_t cap;         // tokens of the segments that a bucket is cut into, a query sees its own
+                        // and those beside it; a multiple of 64, or 0 (scope BUCKET)
     double scale;       // of the logits
     double dropout;     // of the attention probabilities
     uint64_t key;       // of the dropout's random bits
 } rf_attention;
+
+/* Attention for one more token of each text, beside the cache of a layer. */
+typedef struct {
+    rf_scope scope;    // LOCAL, CHUNK or BUCKET
+    size_t n, c, h, d; // tokens, one of a text; channels, heads, depth of a head
+    size_t b, s;       // texts of the cache; tokens it has room for, which LOCAL takes in turn
+    size_t r, k;       // hash rounds, buckets
+    size_t m, before;  // chunk length, chunks of look-back (scopes LOCAL and CHUNK)
+    size_t cap;        // tokens of a segment (scope BUCKET), 0: none
+    double scale, eps; // of the logits; of the layer norm
+} rf_decoding;
 
 #define real float
 #define rf_ops rf_ops_f32

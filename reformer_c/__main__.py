@@ -227,10 +227,15 @@ def _bytes_of(budget: float | None) -> int | None:
 def _generate(options: argparse.Namespace) -> None:
     from .demo import ByteStream
 
+    if options.stream and options.beams > 1:
+        raise ValueError("--stream: not with --beams, which change to the end")
     tokenizer, model = _open(options.model)
     # ids beyond the bytes stand for nothing
     model.parameters["lm_head.bias"][tokenizer.vocab_size :] = -1e9
-    prompt = tokenizer.encode(options.prompt)[None]
+    text = options.prompt
+    if text is None:
+        text = _prompt_text(options.prompt_file)
+    prompt = tokenizer.encode(text)[None]
     longest = model.config.num_positions
     if prompt.shape[1] + options.length > longest:
         raise ValueError(
@@ -239,21 +244,41 @@ def _generate(options: argparse.Namespace) -> None:
         )
     stream = ByteStream(sys.stdout) if options.stream else None
     if options.stream:
-        print(options.prompt, end="", flush=True)
+        print(text, end="", flush=True)
+    beams = options.beams > 1
     ids = model.generate(
         prompt,
         max_new_tokens=options.length,
-        do_sample=options.temperature > 0,
+        min_new_tokens=min(options.min_length, options.length),
+        do_sample=options.temperature > 0 and not beams,
         temperature=options.temperature or 1.0,
+        top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        bad_words_ids=[tokenizer.encode(word).tolist() for word in options.without],
+        eos_token_id=[int(tokenizer.encode(word)[0]) for word in options.until] or None,
+        num_beams=options.beams,
+        length_penalty=options.length_penalty,
+        num_return_sequences=options.texts,
         rng=options.seed,
         streamer=stream,
     )
     if stream is None:
-        print(tokenizer.decode(ids[0]))
+        for row in ids:
+            print(tokenizer.decode(row))
     else:
         stream.end()
         print()
+
+
+def _prompt_text(file: str | None) -> str:
+    """The prompt from a file or, where there is none or it is "-", from standard input."""
+    if file is not None and file != "-":
+        return Path(file).read_bytes().decode("utf-8", "surrogateescape")
+    if file is None and sys.stdin.isatty():
+        raise ValueError("--prompt: expected --prompt, --prompt-file or text on standard input")
+    return sys.stdin.read()
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -266,27 +291,68 @@ def _evaluate(options: argparse.Namespace) -> None:
     length = options.length or min(len(tokens), longest)
     if length > longest:
         raise ValueError(f"--length: expected at most {longest}, which the model reads")
+    if options.sliding is not None and options.sliding >= length:
+        raise ValueError(f"--sliding: expected fewer bytes than a window's {length}")
     begin = time.perf_counter()
-    result = evaluate(model, tokens, length, seed=options.seed)
+    result = evaluate(model, tokens, length, stride=options.sliding, seed=options.seed)
     seconds = time.perf_counter() - begin
+    windows = f"windows of {length:,}"
+    if options.sliding is not None:
+        windows += f", each {options.sliding:,} further"
     print(
-        f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} bytes predicted in windows "
-        f"of {length:,}, {seconds:.1f} s)"
+        f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} bytes predicted in "
+        f"{windows}, {seconds:.1f} s)"
     )
 
 
 def _info(options: argparse.Namespace) -> None:
     _, model = _open(options.model)
     config = model.config
+    longest = config.num_positions
+    for length in options.lengths:
+        if length > longest:
+            raise ValueError(f"--lengths: expected at most {longest}, which the model reads")
     groups: dict[str, int] = {}
     for name, array in model.parameters.items():
         group = _group(name)
         groups[group] = groups.get(group, 0) + array.size
     print(repr(model))
-    print(f"longest sequence  {config.num_positions:,} tokens, vocabulary {config.vocab_size}")
+    print(f"longest sequence  {longest:,} tokens, vocabulary {config.vocab_size}")
     for group, count in groups.items():
         print(f"{group:40} {count:12,} parameters")
-    print(f"{'all':40} {sum(groups.values()):12,} parameters")
+    total = sum(groups.values())
+    print(f"{'all':40} {total:12,} parameters, {4 * total / 2**20:,.1f} MB")
+    if options.lengths:
+        print(
+            "\nmeasured, of a text of some length: speed of reading it and of what is written then"
+        )
+        print(f"{'length':>10} {'read':>16} {'written':>16} {'cache':>10} {'peak memory':>12}")
+    for length in options.lengths:
+        _measure(model, length)
+
+
+def _measure(model: Any, length: int) -> None:
+    """One line of what a text of this length costs: a forward pass over it, and what follows."""
+    import numpy as np
+
+    from .train import peak_memory
+
+    tokens = min(32, model.config.num_positions - length + 1)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, max(1, length - 1)))
+    begin = time.perf_counter()
+    stream = model.stream(ids, max_new_tokens=tokens, rng=0)
+    next(stream)
+    read = time.perf_counter()
+    written = sum(1 for _ in stream)
+    seconds = time.perf_counter() - read
+    speeds = [
+        f"{count / time_:,.0f} tokens/s" if count else "-"
+        for count, time_ in ((ids.shape[1], read - begin), (written, seconds))
+    ]
+    peak = peak_memory()
+    memory = "-" if peak is None else f"{peak / 2**20:,.0f} MB"
+    cache = f"{model.cache_bytes(length) / 2**20:.1f} MB"
+    print(f"{length:10,} {speeds[0]:>16} {speeds[1]:>16} {cache:>10} {memory:>12}")
 
 
 def _group(name: str) -> str:
@@ -367,8 +433,10 @@ def _parser() -> argparse.ArgumentParser:
         'reformer-c generate model --prompt "It was " --length 200 --stream',
     )  # fmt: skip
     generate.add_argument("model", metavar="DIR", help="folder of a trained model")
-    generate.add_argument(
-        "--prompt", type=_text, required=True, metavar="TEXT", help="text to continue"
+    prompt = generate.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", type=_text, metavar="TEXT", help="text to continue")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", help="file with it (default and -: standard input)"
     )
     generate.add_argument(
         "--length", type=_count, metavar="N", default=200, help="bytes to write (200)"
@@ -380,7 +448,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--top-p", type=_share, metavar="X", default=0.95, help="leave out the unlikely rest (0.95)"
     )
-    generate.add_argument("--stream", action="store_true", help="show the bytes as they come")
+    _add_choice_arguments(generate)
 
     evaluate = _command(
         commands, "evaluate", _evaluate, "bits per byte of a model on text files",
@@ -391,11 +459,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--length", type=_count, metavar="N", help="bytes of a window (the model's longest)"
     )
+    evaluate.add_argument(
+        "--sliding", type=_count, metavar="N",
+        help="windows overlap: each begins N bytes after the last, and its last N bytes count",
+    )  # fmt: skip
 
     info = _command(
-        commands, "info", _info, "what a saved model is made of", "reformer-c info model"
-    )
+        commands, "info", _info, "what a saved model is made of, and what it costs",
+        "reformer-c info model --lengths 1024 8192",
+    )  # fmt: skip
     info.add_argument("model", metavar="DIR", help="folder of a trained model")
+    info.add_argument(
+        "--lengths", type=_count, nargs="+", metavar="N", default=[],
+        help="measure reading and writing at these lengths, in tokens/s and memory",
+    )  # fmt: skip
 
     bench = _command(
         commands, "bench", _bench, "time our ops beside the machine's peak",
@@ -424,6 +501,24 @@ def _command(
     )
     parser.add_argument("--threads", type=_count, metavar="N", help="threads to use (default: all)")
     return parser
+
+
+def _add_choice_arguments(generate: argparse.ArgumentParser) -> None:
+    add = generate.add_argument
+    add("--top-k", type=_whole, metavar="N", default=0, help="draw from the N likeliest (0: all)")
+    add("--min-p", type=_share_or_none, metavar="X", default=0.0,
+        help="leave out what is less than X times as likely as the likeliest (0)")  # fmt: skip
+    add("--repetition-penalty", type=_positive, metavar="X", default=1.0,
+        help="above 1: what is in the text becomes less likely (1)")  # fmt: skip
+    add("--without", type=_text, nargs="+", metavar="TEXT", default=[], help="not to be written")
+    add("--until", type=_byte, nargs="+", metavar="CHARACTER", default=[], help="ends the text")
+    add("--min-length", type=_whole, metavar="N", default=0, help="bytes before it may end (0)")
+    add("--beams", type=_count, metavar="N", default=1,
+        help="beam search with N beams, in place of drawing (1)")  # fmt: skip
+    add("--length-penalty", type=_finite, metavar="X", default=1.0,
+        help="of beams: above 0 favours long texts (1)")  # fmt: skip
+    add("--texts", type=_count, metavar="N", default=1, help="texts to write (1)")
+    add("--stream", action="store_true", help="show the bytes as they come")
 
 
 def _add_training_arguments(train: argparse.ArgumentParser) -> None:
@@ -610,9 +705,11 @@ _whole = _checked(int, lambda n: n >= 0, "a whole number >= 0")
 _count = _checked(int, lambda n: n >= 1, "a whole number >= 1")
 _positive = _checked(float, lambda x: x > 0, "a number > 0")
 _share_or_more = _checked(float, lambda x: 0 <= x < math.inf, "a number >= 0")
+_finite = _checked(float, math.isfinite, "a finite number")
 _share = _checked(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 _share_or_none = _checked(float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 _field = _checked(_field_of, lambda pair: True, "FIELD=VALUE")
+_byte = _checked(str, lambda text: len(text.encode()) == 1, "one ASCII character")
 _share_below_one = _checked(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 

@@ -13,8 +13,12 @@ Real = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[Any] | None
 # (query name, scope, m, before, after, k, causal, shared_qk, wrap, across_buckets, duplicates,
-#  scale, dropout, key)
-Attention = tuple[str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int]
+#  scale, dropout, key, cap)
+Attention = tuple[
+    str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int, int
+]
+# (scope, m, before, cap, scale, eps)
+Decoding = tuple[int, int, int, int, float, float]
 
 compiler: str
 openmp: int
@@ -136,6 +140,27 @@ def attention_backward(
     workers: int,
     /,
 ) -> tuple[Real, ...]: ...
+def decode_attention(
+    decoding: Decoding,
+    x: Real,
+    weight: Real,
+    bias: Real,
+    wq: Real,
+    wk: Real | None,
+    wv: Real,
+    wo: Real,
+    num_buckets: tuple[int, ...],
+    rotations: Real | None,
+    keys: Real,
+    values: Real,
+    buckets: NDArray[np.int32] | None,
+    previous: NDArray[np.int32] | None,
+    rows: Integers,
+    positions: Integers,
+    y: Real,
+    workers: int,
+    /,
+) -> None: ...
 def add_scaled(x: Real, y: Real, alpha: float, workers: int, /) -> None: ...
 def sum_of_squares(x: Real, workers: int, /) -> float: ...
 def adamw(

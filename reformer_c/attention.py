@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class Attention(Sublayer):
     projections: tuple[str, ...]
     # whether the next forward pass leaves its probabilities behind
     record = False
+    # called with the heads (b, h, t, d) of a forward pass, and the buckets where there are any
+    remember: Callable[[Sequence[np.ndarray], np.ndarray | None], None] | None = None
+    # (b, h, r, t) after a pass of a layer that hashes; None where the sequence is one chunk
+    buckets: np.ndarray | None = None
 
     def __init__(
         self,
@@ -69,6 +74,8 @@ class Attention(Sublayer):
             saved.append(projected)
             heads.append(self._split(y))
         out, attended = self._attend(*heads)
+        if self.remember is not None:
+            self.remember(heads, self.buckets)
         if self.record:
             self.probabilities = self._probabilities(*heads)
         y, projected = ops.linear_forward(self._merge(out), self.weights["output.dense.weight"])
@@ -143,12 +150,20 @@ class Attention(Sublayer):
 
 
 class LocalAttention(Attention):
-    """Attention to the own chunk of the sequence and its neighbours, on Hugging Face's circle."""
+    """Attention to the own chunk of the sequence and its neighbours.
+
+    `wrap`: on Hugging Face's circle, where a text of no more than `num_chunks_before` chunks shows
+    some of them twice.
+    """
 
     projections = ("query", "key", "value")
 
+    def __init__(self, weights: Weights, *, wrap: bool = True, **rest: Any) -> None:
+        super().__init__(weights, **rest)
+        self.wrap = wrap
+
     def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
-        return ops.local_attention_forward(*heads, wrap=True, **self.rules)
+        return ops.local_attention_forward(*heads, wrap=self.wrap, **self.rules)
 
     def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
         return ops.local_attention_backward(dout, saved)
@@ -179,8 +194,6 @@ class LSHAttention(Attention):
     ) -> None:
         super().__init__(weights, **rest)
         self.rotations, self.rotations_key = rotations, rotations_key
-        # (b, h, r, t) after a pass; None where the sequence is one chunk
-        self.buckets: np.ndarray | None = None
 
     def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
         qk, v = heads

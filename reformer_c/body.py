@@ -6,6 +6,7 @@ afterwards. It holds the keys of its random bits, so the way back repeats them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +114,9 @@ class Pass:
         attend = weights.below("attention.")
         attention: LocalAttention | LSHAttention
         if kind == "local":
-            attention = LocalAttention(attend, **rules, **common)
+            # a causal circle only repeats chunks, if there are few: not in a strictly causal model
+            wrap = not (config.is_decoder and config.attention_scope == "bucket")
+            attention = LocalAttention(attend, wrap=wrap, **rules, **common)
         else:
             # hash_seed decides the rotations of every call
             draw = key if config.hash_seed is None else partial(random_key, config.hash_seed, i)
@@ -146,7 +149,8 @@ class Pass:
         if not whole or num_hashes < 1:
             raise ValueError(f"num_hashes: expected an integer >= 1, got {num_hashes!r}")
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
-        num_buckets = config.num_buckets if num_buckets is None else num_buckets
+        chosen = num_buckets is not None
+        num_buckets = num_buckets if chosen else config.num_buckets
         if num_buckets is None:
             num_buckets = ops.choose_num_buckets(n, m, config.max_position_embeddings)
         if not isinstance(num_buckets, int):
@@ -155,8 +159,9 @@ class Pass:
             "num_hashes": int(num_hashes),
             "num_buckets": num_buckets,
             "scope": config.attention_scope,
+            "bucket_cap": config.bucket_cap,
         }
-        if rotations is None or (n <= m and config.attention_scope == "chunk"):
+        if rotations is None or (n <= m and config.attention_scope == "chunk" and not chosen):
             return iter([rules | {"rotations": None}] * count)
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         heads = (config.num_attention_heads, config.attention_head_size)
@@ -187,6 +192,7 @@ class Pass:
             if record:
                 states.append(y2[:, : inputs.t].copy())
         self.y1, self.y2 = y1, y2
+        warn_of_cut(self.config.bucket_cap, self.cut_shares or ())
         if differentiate:
             self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
         return states
@@ -236,6 +242,18 @@ class Pass:
         found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
         return tuple(None if ids is None else ids[..., : self.inputs.t] for ids in found)
 
+    @property
+    def cut_shares(self) -> tuple[float, ...] | None:
+        """Of each LSH layer, the share of pairs that ``config.bucket_cap`` left out."""
+        cap = self.config.bucket_cap
+        if cap is None:
+            return None
+        found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
+        mask = self.inputs.mask
+        return tuple(
+            ops.cut_share(ids, cap, attention_mask=mask) for ids in found if ids is not None
+        )
+
     # ---- final states, some rows of (b n, 2 c) at a time ----
 
     @property
@@ -279,6 +297,16 @@ class Pass:
         # both streams began as the embeddings
         ops.add_scaled(dx1, dx2, 1.0)
         self.embeddings.backward(dx1)
+
+
+def warn_of_cut(bucket_cap: int | None, shares: Sequence[float]) -> None:
+    """Say so where a cap leaves pairs of tokens out."""
+    if max(shares, default=0.0) > 0.0:
+        warnings.warn(
+            f"bucket_cap={bucket_cap} leaves out up to {max(shares):.1%} of the pairs of tokens in "
+            "one bucket: more buckets or a larger cap would keep them",
+            stacklevel=4,
+        )
 
 
 # ---- names and shapes of the weights ----

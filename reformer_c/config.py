@@ -58,7 +58,7 @@ LEGACY_KEYS = {
     "seed": ("hash_seed",),
 }
 
-OURS = ("attention_scope", "memory_budget", "apply_lm_head_bias")
+OURS = ("attention_scope", "bucket_cap", "memory_budget", "apply_lm_head_bias")
 
 
 @dataclass
@@ -66,7 +66,7 @@ class ReformerConfig:
     """What a Reformer is made of.
 
     The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; the last
-    three are ours and off by default. A field whose layer type does not occur may be None.
+    four are ours and off by default. A field whose layer type does not occur may be None.
 
     Raises
     ------
@@ -173,6 +173,9 @@ class ReformerConfig:
 
     # "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper
     attention_scope: str = "chunk"
+    # with "bucket": tokens of the segments that large buckets are cut into, a multiple of 64, see
+    # lsh_attention; None: buckets of any size are whole
+    bucket_cap: int | None = None
     # bytes in which training may keep activations that it would rebuild, or as a float up to 1 a
     # share of the memory that is free; None: always rebuild
     memory_budget: int | float | None = None
@@ -406,6 +409,13 @@ class ReformerConfig:
     def _check_choices(self) -> None:
         _choice("hidden_act", self.hidden_act, ACTIVATIONS)
         _choice("attention_scope", self.attention_scope, SCOPES)
+        if self.bucket_cap is not None:
+            _integer("bucket_cap", self.bucket_cap, 64)
+            if self.bucket_cap % 64 or self.attention_scope != "bucket":
+                raise ValueError(
+                    f"bucket_cap: expected a multiple of 64 with attention_scope='bucket', got "
+                    f"{self.bucket_cap} with attention_scope={self.attention_scope!r}"
+                )
         if self.problem_type is not None:
             _choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:

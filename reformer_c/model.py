@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,8 @@ from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
 from .config import ReformerConfig, check_memory_budget
-from .generate import generate_tokens
+from .decode import Decoder, cache_bytes
+from .generate import Choice, Recomputed, Source, beam_search, stream_tokens
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
@@ -69,6 +71,8 @@ class ReformerOutput:
     attentions: tuple[np.ndarray, ...] | None = None
     # of each LSH layer, int32 (b, h, r, t); None of one whose sequence is a single chunk
     buckets: tuple[np.ndarray | None, ...] | None = None
+    # of each LSH layer, the share of pairs in one bucket that config.bucket_cap left out
+    cut_shares: tuple[float, ...] | None = None
 
 
 class Reformer:
@@ -221,6 +225,7 @@ class Reformer:
             output.hidden_states = tuple(states)
         if output_attentions:
             output.attentions = run.attentions
+        output.cut_shares = run.cut_shares
         if output_buckets:
             output.buckets = run.buckets
         return output
@@ -544,102 +549,208 @@ class ReformerModelWithLMHead(_WithLoss):
     (1, 105)
     """
 
-    head = LanguageModel(causal=True)
+    head: ClassVar[LanguageModel] = LanguageModel(causal=True)
 
     def generate(
         self,
         input_ids: Any,
         *,
-        max_new_tokens: int = 100,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int = 0,
         attention_mask: Any = None,
         num_hashes: int | None = None,
         rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
         streamer: Callable[[np.ndarray], Any] | None = None,
+        use_cache: bool = True,
+        **choice: Any,
     ) -> np.ndarray:
-        """Continue texts, token by token.
+        """Continue texts, token by token: greedily, by sampling, or by beam search.
 
-        Every token comes from a forward pass over all tokens before it. The rotations of the LSH
-        layers stay the same, and so does the number of buckets: it is the one for the full length.
-        Each row is computed as it would be alone, without its padding.
+        The prompts go through one forward pass; then a token costs as much as its bucket and
+        window, whatever the length of the text. `reformer_c.decode` says how that compares with a
+        forward pass over the text so far. The rotations of the LSH layers stay the same, and so
+        does the number of buckets: it is the one for the full length. Each row is computed as it
+        would be alone, without its padding.
 
         Parameters
         ----------
         input_ids : array_like of int, (b, t)
-            The prompts, of at least one token each.
-        max_new_tokens : int
-            Together with the prompt at most ``config.num_positions``.
-        do_sample : bool
-            Draw from the distribution; False takes the likeliest token, which temperature, top_k
-            and top_p do not change.
-        temperature : float
-            Logits are divided by it, > 0.
-        top_k : int
-            Draw from the k likeliest tokens; 0: from all.
-        top_p : float
-            Draw from the likeliest tokens that together have this probability, in (0, 1].
-        repetition_penalty : float
-            Logits of tokens that are in the text are divided by it where they are positive, and
-            multiplied where they are negative, > 0.
-        eos_token_id : int or sequence of int, optional
-            A row ends with one of them; all rows' end ends the generation.
-        pad_token_id : int
-            Follows the end of a row.
+            The prompts. One without tokens is begun with ``config.bos_token_id``, or with the pad
+            token where there is none; that token is not part of the result.
         attention_mask : array_like, (b, t), optional
             Nonzero for a real token: prompts of several lengths, padded on any side.
+        max_new_tokens : int, 100
+            Together with the prompt at most ``config.num_positions``.
+        min_new_tokens : int, 0
+            Before that many, `eos_token_id` is not chosen.
+        do_sample : bool, False
+            Draw from the distribution. False takes the likeliest token, which temperature, top_k,
+            top_p and min_p do not change.
+        temperature : float, 1.0
+            Logits are divided by it, > 0.
+        top_k : int, 0
+            Draw from the k likeliest tokens; 0: from all.
+        top_p : float, 1.0
+            Draw from the likeliest tokens that together have this probability, in (0, 1].
+        min_p : float, 0.0
+            Draw from tokens that are at least this many times as likely as the likeliest.
+        repetition_penalty : float, 1.0
+            Logits of tokens that are in the text are divided by it where they are positive, and
+            multiplied where they are negative, > 0 (Keskar et al. 2019, section 4.1).
+        bad_words_ids : list of lists of int, optional
+            Sequences of tokens that do not occur in what is new.
+        num_beams : int, 1
+            More than one: beam search, without sampling. It keeps that many texts at a time.
+        length_penalty : float, 1.0
+            A beam's score is divided by its new tokens' number to this power.
+        early_stopping : bool or "never", False
+            True ends a search with `num_beams` ended texts; False where no beam can become better
+            at its present length; "never" where none can at any.
+        num_return_sequences : int, 1
+            Texts for each prompt, side by side: draws, or the n best of `num_beams`.
+        eos_token_id : int or sequence of int, optional
+            A row ends with one of them; all rows' end ends the generation.
+        pad_token_id : int, 0
+            Follows the end of a row.
+        logits_processor, stopping_criteria : callable or list of them, optional
+            ``processor(ids, logits)`` gives the logits (v,) to choose from; ``criterion(ids,
+            logits)`` says after each token whether the row has ended. `ids` (t,) are the row's
+            tokens so far without padding. Logits are log-probabilities in a beam search.
         num_hashes, rotations
             As in a call; rotations for the number of buckets of the full length.
         rng : int, numpy Generator or None
             An integer repeats rotations and draws.
         streamer : callable, optional
-            Called with the new tokens (b,) of each step.
+            Called with the new tokens (b * num_return_sequences,) of each step; not with beams.
+        use_cache : bool
+            False takes every token from a forward pass over all tokens before it.
 
         Returns
         -------
-        ndarray of int64, (b, t + new)
+        ndarray of int64, (b * num_return_sequences, t + new)
             The prompts as they came, and the new tokens.
 
         Raises
         ------
         TypeError, ValueError
             Name the argument and say what was expected.
+
+        See Also
+        --------
+        stream : an iterator over the new tokens.
+
+        Examples
+        --------
+        >>> config = ReformerConfig(
+        ...     attn_layers=["local", "lsh"], num_attention_heads=2, is_decoder=True
+        ... )
+        >>> model = ReformerModelWithLMHead(config, rng=0)
+        >>> model.generate([[3, 4, 5]], max_new_tokens=4, num_beams=3, rng=0).shape
+        (1, 7)
         """
-        ids = check_ids("input_ids", input_ids, self.config.vocab_size)
-        b, t = ids.shape
-        if b == 0 or t == 0:
-            raise ValueError(
-                f"input_ids: expected prompts of at least one token, got shape {ids.shape}; "
-                "the pad token is a neutral start"
-            )
-        mask = check_mask(attention_mask, b, t)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)):
-            raise TypeError(f"max_new_tokens: expected an integer, got {max_new_tokens!r}")
-        longest = int(t if mask is None else mask.sum(axis=1).max()) + max_new_tokens
-        if longest > self.config.num_positions:
+        ids, prompts, source, chosen, draws = self._prepare(
+            input_ids, attention_mask, num_hashes, rotations, rng, use_cache, choice
+        )
+        if streamer is not None and not callable(streamer):
+            raise TypeError(f"streamer: expected a function of the new tokens, got {streamer!r}")
+        if chosen.num_beams > 1:
+            if streamer is not None:
+                raise ValueError("streamer: expected None with num_beams: beams change to the end")
+            found = [row for rows in beam_search(source, prompts, chosen) for row in rows]
+            new = np.full((len(found), max(map(len, found))), chosen.pad_token_id, np.int64)
+            for row, tokens in zip(new, found, strict=True):
+                row[: len(tokens)] = tokens
+        else:
+            steps = []
+            for step in stream_tokens(source, prompts, chosen, draws):
+                steps.append(step)
+                if streamer is not None:
+                    streamer(step.copy())
+            rows = len(prompts) * chosen.num_return_sequences
+            new = np.array(steps, np.int64).reshape(-1, rows).T
+        return np.concatenate([np.repeat(ids, chosen.num_return_sequences, axis=0), new], axis=1)
+
+    def stream(
+        self,
+        input_ids: Any,
+        *,
+        attention_mask: Any = None,
+        num_hashes: int | None = None,
+        rotations: Sequence[np.ndarray] | None = None,
+        rng: Any = None,
+        use_cache: bool = True,
+        **choice: Any,
+    ) -> Iterator[np.ndarray]:
+        """The new tokens of `generate` one step after another: an iterator over (b,) int64.
+
+        The parameters are those of `generate`, without beams. Arguments are checked at once.
+
+        Examples
+        --------
+        >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+        >>> model = ReformerModelWithLMHead(config, rng=0)
+        >>> len(list(model.stream([[3, 4, 5]], max_new_tokens=4, rng=0)))
+        4
+        """
+        _, prompts, source, chosen, draws = self._prepare(
+            input_ids, attention_mask, num_hashes, rotations, rng, use_cache, choice
+        )
+        if chosen.num_beams > 1:
+            raise ValueError("num_beams: expected 1 for a stream: beams change to the end")
+        return stream_tokens(source, prompts, chosen, draws)
+
+    def cache_bytes(self, t: int, *, batch: int = 1) -> int:
+        """Bytes of the cache of `generate` for `batch` texts of t tokens.
+
+        With t the prompt and all new tokens it is what `generate` sets aside; pages that are not
+        written yet take no memory. A local layer's share does not grow with t.
+        """
+        return cache_bytes(self.config, t, batch=batch, itemsize=self.dtype.itemsize)
+
+    def _prepare(
+        self, input_ids: Any, attention_mask: Any, num_hashes: Any, rotations: Any, rng: Any,
+        use_cache: bool, choice: dict,
+    ) -> tuple[np.ndarray, list[np.ndarray], Source, Choice, np.random.Generator]:  # fmt: skip
+        """Check everything: the ids, the prompts without padding, and what continues them."""
+        unknown = choice.keys() - {field.name for field in fields(Choice) if field.init}
+        if unknown:
+            raise TypeError(f"{min(unknown)}: generate has no such argument")
+        config, chosen = self.config, Choice(**choice)
+        ids = np.asarray(input_ids)
+        if ids.size == 0 and ids.ndim == 2:
+            ids = ids.astype(np.int64)  # an empty list has no integers
+        ids = check_ids("input_ids", ids, config.vocab_size)
+        if len(ids) == 0:
+            raise ValueError(f"input_ids: expected at least one row, got shape {ids.shape}")
+        mask = check_mask(attention_mask, *ids.shape)
+        first = config.pad_token_id or 0 if config.bos_token_id is None else config.bos_token_id
+        prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
+        prompts = [row if len(row) else np.array([first], np.int64) for row in prompts]
+        chosen.check_tokens(config.vocab_size)
+        longest = max(map(len, prompts)) + chosen.max_new_tokens
+        if longest > config.num_positions:
             raise ValueError(
                 f"max_new_tokens: prompt and new tokens make {longest}, and the model has "
-                f"{self.config.num_positions} positions"
+                f"{config.num_positions} positions"
             )
         seed = draw_seed(rng)
-        return generate_tokens(
-            self._next_logits(seed, longest, num_hashes, rotations), ids, mask,
-            max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-            top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty,
-            eos_token_id=eos_token_id, pad_token_id=pad_token_id, streamer=streamer,
-            draws=np.random.default_rng(random_key(seed, "sampling")),
-        )  # fmt: skip
+        begin = self._beginning(seed, longest, num_hashes, rotations)
+        source: Source
+        if use_cache:
+            source = Decoder(begin, self.head, longest)
+        else:
+            source = Recomputed(partial(self._next_logits, begin))
+        return ids, prompts, source, chosen, np.random.default_rng(random_key(seed, "sampling"))
 
-    def _next_logits(
+    def _next_logits(self, begin: Callable[[np.ndarray], Pass], ids: np.ndarray) -> np.ndarray:
+        """Logits (b, v) of what follows ids (b, t)."""
+        run = begin(ids)
+        run.forward()
+        return self.head.next_logits(run)
+
+    def _beginning(
         self, seed: int, longest: int, num_hashes: Any, rotations: Any
-    ) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of ids (b, t) that gives the logits (b, v) of what follows them."""
+    ) -> Callable[[np.ndarray], Pass]:
+        """A function of ids (b, t) that gives a pass over them."""
         config = self.config
         num_buckets: int | Sequence[int] | None = config.num_buckets
         if num_buckets is None and "lsh" in config.layer_types:
@@ -649,18 +760,17 @@ class ReformerModelWithLMHead(_WithLoss):
                 config.max_position_embeddings,
             )
 
-        def next_logits(ids: np.ndarray) -> np.ndarray:
+        def begin(ids: np.ndarray) -> Pass:
             inputs = check_inputs(
                 config, self.dtype, self._pad_vector, ids, None, None, None, False
             )
-            run = self._pass(
+            return self._pass(
                 inputs, seed=seed, training=False, num_hashes=num_hashes,
                 num_buckets=num_buckets, rotations=rotations,
             )  # fmt: skip
-            run.forward()
-            return self.head.next_logits(run)
 
-        return next_logits
+        begin(np.zeros((1, 1), np.int64))  # what is wrong with the hashing shows before any work
+        return begin
 
 
 class ReformerForMaskedLM(_WithLoss):

@@ -60,6 +60,7 @@ def lsh_probabilities(
     num_chunks_after: int,
     is_causal: bool,
     attention_mask: np.ndarray | None,
+    bucket_cap: int | None = None,
     **_: Any,
 ) -> np.ndarray:
     """Probabilities of LSH attention.
@@ -81,7 +82,7 @@ def lsh_probabilities(
     norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
     k = qk / norm * qk.dtype.type(d**-0.5)
     if scope == "bucket" and buckets is not None:
-        return _bucket_probabilities(qk, k, buckets, is_causal, attention_mask)
+        return _bucket_probabilities(qk, k, buckets, bucket_cap, is_causal, attention_mask)
     b, h, t, _ = qk.shape
     places = np.broadcast_to(np.arange(t), (b, h, t))
     reach = (0, 0)
@@ -142,6 +143,7 @@ def _bucket_probabilities(
     q: np.ndarray,
     k: np.ndarray,
     buckets: np.ndarray,
+    bucket_cap: int | None,
     is_causal: bool,
     attention_mask: np.ndarray | None,
 ) -> np.ndarray:
@@ -150,7 +152,12 @@ def _bucket_probabilities(
     scores = (q @ k.swapaxes(-1, -2)).astype(np.float64)
     itself = np.eye(t, dtype=bool)
     scores[..., itself] = ITSELF
-    meetings = (buckets[..., :, None] == buckets[..., None, :]).sum(axis=2)
+    met = buckets[..., :, None] == buckets[..., None, :]
+    if bucket_cap is not None:
+        # a token's rank in its bucket is how many of the bucket came before it
+        segments = np.tril(met, -1).sum(axis=-1) // bucket_cap
+        met &= np.abs(segments[..., :, None] - segments[..., None, :]) <= 1
+    meetings = met.sum(axis=2)
     visible = np.ones((1, 1, t, t), bool) if attention_mask is None else (
         attention_mask[:, None, None, :]
     )  # fmt: skip

@@ -82,9 +82,15 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any, tokens: np.ndarray, length: int, *, bytes_per_token: float = 1.0, seed: int = 0
+    model: Any,
+    tokens: np.ndarray,
+    length: int,
+    *,
+    stride: int | None = None,
+    bytes_per_token: float = 1.0,
+    seed: int = 0,
 ) -> Evaluation:
-    """Mean loss of a language model over a text, read in windows that follow each other.
+    """Mean loss of a language model over a text, read in windows.
 
     Parameters
     ----------
@@ -94,6 +100,10 @@ def evaluate(
         Token ids; the first of each window is given, the others are predicted.
     length : int
         Tokens of a window, >= 2; the last window may be shorter.
+    stride : int, optional
+        Below `length`: windows begin that many tokens apart, and after the first the last `stride`
+        of each are predicted, with at least ``length - stride`` before them. None: windows follow
+        each other.
     bytes_per_token : float
         Bytes of text that a token stands for.
     seed : int
@@ -112,12 +122,19 @@ def evaluate(
         raise ValueError(
             f"tokens, length: expected at least 2, got {len(tokens)} tokens in windows of {length}"
         )
-    total, count = 0.0, 0
-    for start in range(0, len(tokens) - 1, length):
+    if stride is not None and not 1 <= stride < length:
+        raise ValueError(f"stride: expected a number in [1, {length}), got {stride}")
+    total, count, end = 0.0, 0, 0
+    for start in range(0, len(tokens) - 1, stride or length):
         ids = np.asarray(tokens[start : start + length], np.int64)[None]
-        if ids.shape[1] > 1:
-            total += model.loss(ids, labels=ids, rng=seed) * (ids.shape[1] - 1)
-            count += ids.shape[1] - 1
+        # with a stride, what an earlier window has predicted does not count again
+        done = end - start if stride is not None and start > 0 else 1
+        labels, end = ids.copy(), start + ids.shape[1]
+        labels[:, :done] = -100
+        new = ids.shape[1] - done
+        if new > 0:
+            total += model.loss(ids, labels=labels, rng=seed) * new
+            count += new
     return Evaluation(total / count, total / count / math.log(2) / bytes_per_token, count)
 
 

@@ -1,5 +1,6 @@
 """The command line: what is typed, what comes out, and how it ends."""
 
+import io
 import json
 import os
 import re
@@ -78,7 +79,9 @@ def test_help_lists_every_command(capsys):
         (["train", "a.txt", "--lr", "nan"], "--lr: expected a number > 0, got 'nan'"),
         (["train", "a.txt", "--preset", "huge"], "--preset"),
         (["train", "a.txt", "--held-out", "1"], "--held-out: expected a number in [0, 1)"),
-        (["generate", "model"], "--prompt"),
+        (["generate", "model", "--prompt", "a", "--prompt-file", "b"], "--prompt-file"),
+        (["generate", "model", "--prompt", "a", "--until", "ab"], "--until: expected one ASCII"),
+        (["info", "model", "--lengths", "0"], "--lengths: expected a whole number >= 1"),
         (["generate", "model", "--prompt", "a", "--top-p", "2"], "--top-p: expected a number in"),
         (["generate", "model", "--prompt", ""], "--prompt: expected at least one character"),
         (["train", "a.txt", "--set", "num_hashes"], "--set: expected FIELD=VALUE"),
@@ -113,6 +116,9 @@ def test_wrong_usage_is_one_line_that_names_the_argument(arguments, words, capsy
         (["generate", "nowhere", "--prompt", "a"], "nowhere"),
         (["generate", "MODEL", "--prompt", "a", "--length", "256"], "--length: 1 bytes of prompt"),
         (["evaluate", "MODEL", "TEXT", "--length", "257"], "--length: expected at most 256"),
+        (["evaluate", "MODEL", "TEXT", "--sliding", "256"], "--sliding: expected fewer bytes"),
+        (["generate", "MODEL", "--prompt", "a", "--stream", "--beams", "2"], "--stream"),
+        (["info", "MODEL", "--lengths", "257"], "--lengths: expected at most 256"),
         (["info", "EMPTY"], "config.json"),
         (["demo", "--length", "10"], "length: expected at least 456 bytes, got 10"),
     ],
@@ -146,6 +152,45 @@ def test_a_trained_model_evaluates_generates_and_tells_about_itself(trained, tex
     told = capsys.readouterr().out
     assert "reformer.encoder.layers.1" in told
     assert "256 tokens" in told
+
+
+def test_a_prompt_comes_from_an_argument_a_file_or_standard_input(
+    trained, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "prompt.txt").write_text("the cat")
+    texts = set()
+    for source in (["--prompt", "the cat"], ["--prompt-file", str(tmp_path / "prompt.txt")], []):
+        monkeypatch.setattr("sys.stdin", io.StringIO("the cat"))
+        assert main(["generate", trained, *source, "--length", "12"]) == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+
+
+def test_every_way_to_choose_bytes(trained, capsys):
+    common = ["generate", trained, "--prompt", "the ", "--length", "12"]
+    assert main([*common, "--beams", "3", "--texts", "2", "--length-penalty", "0.5"]) == 0
+    assert capsys.readouterr().out.count("the ") >= 2
+    assert main([*common, "--top-k", "5", "--min-p", "0.01", "--repetition-penalty", "1.2"]) == 0
+    assert main([*common, "--temperature", "0", "--without", "e", "a"]) == 0
+    capsys.readouterr()
+    assert main([*common, "--temperature", "0", "--until", "e", "t", "a", " ", "o"]) == 0
+
+
+def test_sliding_windows_predict_each_byte_once(trained, text, capsys):
+    found = []
+    for more in ([], ["--sliding", "64"], ["--sliding", "200"]):
+        assert main(["evaluate", trained, text, "--length", "256", *more]) == 0
+        found.append(re.match(r"([\d.]+) bits per byte \(([\d,]+)", capsys.readouterr().out))
+    whole, *sliding = (int(match[2].replace(",", "")) for match in found)
+    assert sliding[0] == sliding[1] >= whole
+    assert all(0 < float(match[1]) < 8 for match in found)
+
+
+def test_info_measures_what_a_length_costs(trained, capsys):
+    assert main(["info", trained, "--lengths", "64", "256"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("tokens/s") == 3
+    assert told.count(" MB") >= 3
 
 
 def test_temperature_zero_takes_the_likeliest_bytes(trained, capsys):

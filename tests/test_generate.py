@@ -1,10 +1,12 @@
 """generate: the rules of choosing a token, and texts that can be repeated."""
 
+import itertools
+
 import numpy as np
 import pytest
 from small_models import random_ids, randomise, small_config
 
-from reformer_c.generate import generate_tokens, probabilities
+from reformer_c.generate import Choice, Recomputed, beam_search, probabilities, stream_tokens
 from reformer_c.model import ReformerModelWithLMHead
 
 
@@ -13,13 +15,14 @@ def model():
     return randomise(ReformerModelWithLMHead(small_config(num_buckets=None), rng=0))
 
 
-def decode(next_logits, ids, mask=None, **changes):
-    options = {
-        "max_new_tokens": 4, "do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-        "repetition_penalty": 1.0, "eos_token_id": None, "pad_token_id": 0, "streamer": None,
-        "draws": np.random.default_rng(0),
-    }  # fmt: skip
-    return generate_tokens(next_logits, np.array(ids), mask, **options | changes)
+def decode(next_logits, prompts, **changes):
+    """Prompts and new tokens (n, t + new) from a function of ids."""
+    choice = Choice(**{"max_new_tokens": 4} | changes)
+    prompts = [np.array(prompt) for prompt in prompts]
+    steps = stream_tokens(Recomputed(next_logits), prompts, choice, np.random.default_rng(0))
+    new = np.array(list(steps)).T
+    prompts = np.repeat(np.stack(prompts), choice.num_return_sequences, axis=0)
+    return np.concatenate([prompts, new], axis=1)
 
 
 # ---- which tokens may come ----
@@ -35,6 +38,11 @@ def test_top_k_keeps_the_likeliest():
     p = probabilities(np.log([0.1, 0.4, 0.2, 0.3]), top_k=2)
     np.testing.assert_allclose(p, [0, 4 / 7, 0, 3 / 7])
     np.testing.assert_allclose(probabilities(np.log([0.1, 0.9]), top_k=5), [0.1, 0.9])
+
+
+def test_min_p_leaves_what_is_that_likely_beside_the_likeliest():
+    p = probabilities(np.log([0.1, 0.4, 0.2, 0.3]), min_p=0.5)
+    np.testing.assert_allclose(p, [0, 4 / 9, 2 / 9, 3 / 9])
 
 
 @pytest.mark.parametrize(
@@ -81,24 +89,89 @@ def test_a_row_ends_with_its_end_token_and_is_padded():
     assert ids.tolist() == [[3, 4, 5, 1, 1], [6, 7, 8, 9, 0]]
 
 
-def test_the_streamer_sees_each_step():
-    steps = []
-    ids = decode(count_up, [[3], [6]], streamer=lambda new: steps.append(new.tolist()))
-    assert steps == [[4, 7], [5, 8], [6, 9], [7, 0]]
-    assert ids[:, 1:].T.tolist() == steps
+def test_a_criterion_ends_a_row():
+    ids = decode(count_up, [[3], [6]], stopping_criteria=lambda ids, z: len(ids) == 3 and z[5] > 0)
+    assert ids.tolist() == [[3, 4, 5, 0, 0], [6, 7, 8, 9, 0]]
 
 
-def test_padding_does_not_go_through_the_model():
+def test_no_end_before_the_least_number_of_tokens():
+    flat = np.log([0.1, 0.7, 0.2])
+    ids = decode(lambda ids: np.tile(flat, (len(ids), 1)), [[0]], eos_token_id=1, min_new_tokens=2)
+    assert ids.tolist() == [[0, 2, 2, 1]]
+
+
+def test_bad_words_do_not_occur():
+    ids = decode(count_up, [[3]], bad_words_ids=[[4]], max_new_tokens=3)
+    assert 4 not in ids
+    # only the second token of a word is out of the question, and only after the first
+    ids = decode(count_up, [[3], [4]], bad_words_ids=[[4, 5], [8, 6]], max_new_tokens=3)
+    assert ids[0, :2].tolist() == [3, 4]
+    assert [4, 5] not in [row[i : i + 2].tolist() for row in ids for i in range(3)]
+
+
+def test_a_processor_sees_the_text_and_has_the_last_word():
     seen = []
 
-    def recording(ids):
+    def at_length_three(ids, z):
         seen.append(ids.tolist())
-        return count_up(ids)
+        return np.eye(10)[0] if len(ids) == 3 else z
 
-    mask = np.array([[False, True], [True, True], [True, False]])
-    ids = decode(recording, [[9, 1], [2, 3], [4, 9]], mask, max_new_tokens=2)
-    assert ids.tolist() == [[9, 1, 2, 3], [2, 3, 4, 5], [4, 9, 5, 6]]
-    assert seen == [[[1], [4]], [[2, 3]], [[1, 2], [4, 5]], [[2, 3, 4]]]
+    assert decode(count_up, [[3]], logits_processor=[at_length_three]).tolist() == [[3, 4, 5, 0, 1]]
+    assert seen == [[3], [3, 4], [3, 4, 5], [3, 4, 5, 0]]
+
+
+def test_several_draws_of_a_prompt_stand_side_by_side():
+    flat = np.zeros(10)
+    ids = decode(lambda ids: np.tile(flat, (len(ids), 1)), [[3], [6]], do_sample=True,
+                 num_return_sequences=3, max_new_tokens=8)  # fmt: skip
+    assert ids[:, 0].tolist() == [3, 3, 3, 6, 6, 6]
+    assert len({tuple(row) for row in ids[:, 1:].tolist()}) == 6
+
+
+# ---- beam search ----
+
+
+def best_texts(table, first, n, length):
+    """All texts of n tokens, best first, by their mean log-probability."""
+    scored = []
+    for tokens in np.ndindex(*[len(table)] * n):
+        path = [first, *tokens]
+        total = sum(table[i, j] for i, j in itertools.pairwise(path))
+        scored.append((-total / n**length, tokens))
+    return [list(tokens) for _, tokens in sorted(scored)]
+
+
+def test_as_many_beams_as_texts_find_the_best_of_all():
+    rng = np.random.default_rng(0)
+    table = np.log(rng.dirichlet(np.ones(3), 3))
+    choice = Choice(num_beams=27, max_new_tokens=3, num_return_sequences=5)
+    found = beam_search(Recomputed(lambda ids: table[ids[:, -1]]), [np.array([0])], choice)
+    assert [ids.tolist() for ids in found[0]] == best_texts(table, 0, 3, 1.0)[:5]
+
+
+def test_the_length_penalty_decides_between_short_and_long():
+    # 0: the end. Ending at once has probability 0.4, going on as long as possible 0.6 * 0.8 ** n
+    table = np.log([[1.0, 1e-30], [0.2, 0.8]])
+    first = np.log([[0.4, 0.6]])
+    source = lambda: Recomputed(  # noqa: E731
+        lambda ids: np.repeat(first, len(ids), 0) if ids.shape[1] == 1 else table[ids[:, -1]]
+    )
+    search = {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": 0}
+    short = beam_search(source(), [np.array([1])], Choice(length_penalty=-1.0, **search))
+    long = beam_search(source(), [np.array([1])], Choice(length_penalty=2.0, **search))
+    assert short[0][0].tolist() == [0]
+    assert long[0][0].tolist() == [1] * 5
+
+
+def test_beams_of_a_batch_are_those_of_each_prompt_alone():
+    table = np.log(np.random.default_rng(1).dirichlet(np.ones(7), 7))
+    choice = Choice(num_beams=3, max_new_tokens=6, num_return_sequences=3, eos_token_id=[2, 5])
+    prompts = [np.array([0]), np.array([1, 3]), np.array([6])]
+    source = lambda: Recomputed(lambda ids: table[ids[:, -1]])  # noqa: E731
+    together = beam_search(source(), prompts, choice)
+    for prompt, rows in zip(prompts, together, strict=True):
+        alone = beam_search(source(), [prompt], choice)[0]
+        assert [ids.tolist() for ids in rows] == [ids.tolist() for ids in alone]
 
 
 # ---- with a model ----
@@ -127,20 +200,31 @@ def test_a_seed_repeats_a_text(model, do_sample):
         assert not np.array_equal(one, model.generate(ids, rng=4, **options))
 
 
-def test_rotations_stay_the_same_during_a_generation(model, monkeypatch):
-    from reformer_c import ops
+def test_the_streamer_and_the_iterator_see_each_step(model):
+    steps, options = [], {"max_new_tokens": 5, "do_sample": True, "rng": 0}
+    ids = model.generate(random_ids((2, 3)), streamer=lambda new: steps.append(new), **options)
+    assert np.array_equal(ids[:, 3:].T, steps)
+    assert np.array_equal(list(model.stream(random_ids((2, 3)), **options)), steps)
 
-    keys = []
-    original = ops.lsh_attention_forward
 
-    def recording(*heads, **rules):
-        keys.append((rules["rng"], rules["num_buckets"]))
-        return original(*heads, **rules)
+def test_padding_does_not_go_through_the_model(model, monkeypatch):
+    from reformer_c import decode
 
-    monkeypatch.setattr(ops, "lsh_attention_forward", recording)
-    model.generate(random_ids((1, 3)), max_new_tokens=20, rng=0)
-    assert len(keys) == 2 * 20
-    assert len(set(keys)) == 2
+    seen = []
+    start = decode.Decoder.start
+    monkeypatch.setattr(decode.Decoder, "start", lambda self, texts: (
+        seen.extend(text.tolist() for text in texts), start(self, texts))[1])  # fmt: skip
+    mask = np.array([[0, 1], [1, 1], [1, 0], [0, 0]])
+    model.generate([[9, 1], [2, 3], [4, 9], [9, 9]], attention_mask=mask, max_new_tokens=1)
+    assert seen == [[1], [2, 3], [4], [model.config.pad_token_id]]
+
+
+def test_a_prompt_without_tokens_begins_with_the_start_token():
+    for bos, first in [(None, 0), (7, 7)]:
+        config = small_config(attn_layers=["local"], bos_token_id=bos)
+        model = randomise(ReformerModelWithLMHead(config, rng=0))
+        ids = model.generate([[]], max_new_tokens=5)
+        assert np.array_equal(ids, model.generate([[first]], max_new_tokens=5)[:, 1:])
 
 
 def test_injected_rotations_decide(model):
@@ -154,16 +238,22 @@ def test_injected_rotations_decide(model):
         model.generate(ids, max_new_tokens=20, rotations=[r[..., :2] for r in rotations])
 
 
-def test_a_row_comes_out_as_it_does_alone(model):
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("scope", ["chunk", "bucket"])
+def test_a_row_comes_out_as_it_does_alone(scope, beams):
+    config = small_config(num_buckets=None, attention_scope=scope)
+    model = randomise(ReformerModelWithLMHead(config, rng=0))
     ids, mask = random_ids((3, 7)), np.ones((3, 7), int)
     mask[0, :4], mask[1, 5:] = 0, 0
-    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, rng=0)
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, num_beams=beams, rng=0)
     for row in range(3):
         prompt = ids[row][mask[row] == 1][None]
         # the number of buckets follows from the longest row: 7 + 8
-        alone = model.generate(prompt, max_new_tokens=15 - prompt.shape[1], rng=0)
-        new = together[row, 7:]
-        assert np.array_equal(alone[0, prompt.shape[1] :][: len(new)], new)
+        alone = model.generate(prompt, max_new_tokens=15 - prompt.shape[1], num_beams=beams, rng=0)
+        if beams == 1:  # else what comes later decides, too
+            assert np.array_equal(alone[0, prompt.shape[1] :][:8], together[row, 7:])
+        elif prompt.shape[1] == 7:
+            assert np.array_equal(alone[0], together[row])
 
 
 def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
@@ -174,7 +264,7 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"input_ids": np.zeros((1, 0), int)}, "input_ids"),
+        ({"input_ids": np.zeros((0, 3), int)}, "input_ids"),
         ({"input_ids": [3]}, "input_ids"),
         ({"input_ids": [[13]]}, "input_ids"),
         ({"input_ids": [[0.5]]}, "input_ids"),
@@ -190,7 +280,20 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"eos_token_id": -1}, "eos_token_id"),
         ({"eos_token_id": [1, "a"]}, "eos_token_id"),
         ({"pad_token_id": -1}, "pad_token_id"),
-        ({"attention_mask": [[0]]}, "attention_mask"),
+        ({"eos_token_id": 13}, "eos_token_id"),
+        ({"bad_words_ids": [[13]]}, "bad_words_ids"),
+        ({"bad_words_ids": [[]]}, "bad_words_ids"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"min_new_tokens": 3}, "min_new_tokens"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"num_beams": 2}, "num_beams"),
+        ({"do_sample": False, "num_return_sequences": 2}, "num_return_sequences"),
+        ({"do_sample": False, "num_beams": 2, "streamer": print}, "streamer"),
+        ({"length_penalty": np.inf}, "length_penalty"),
+        ({"early_stopping": "soon"}, "early_stopping"),
+        ({"logits_processor": 3}, "logits_processor"),
+        ({"stopping_criteria": [3]}, "stopping_criteria"),
+        ({"num_beam": 2}, "num_beam"),
         ({"attention_mask": [[1, 1]]}, "attention_mask"),
         ({"rotations": []}, "rotations"),
         ({"num_hashes": 0}, "num_hashes"),

@@ -20,6 +20,7 @@ FLOORS = [
     {"attention", "inputs", "presets"},
     {"body"},
     {"heads"},
+    {"decode"},
     {"model", "train"},
     {"plot", "demo"},
     {"__main__"},
@@ -30,6 +31,7 @@ OPS_FLOORS = [
     {"_arguments"},
     {"hashing", "layers", "loss", "machine", "tables", "training"},
     {"attention"},
+    {"decoding"},
 ]
 OPS_FLOOR = {name: i for i, floor in enumerate(OPS_FLOORS) for name in floor}
 # beside the house: they look in, nobody looks at them

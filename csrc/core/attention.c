@@ -334,11 +334,22 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
     }
 }
 
+/* Does any block of a piece meet block j of its bucket? */
+static int piece_meets(const rf_attention *a, piece p, size_t j) {
+    const size_t cap = a->cap / BLOCK;
+    for (size_t i = 0; i < p.count; i++)
+        if (are_near(p.first + i, j, cap)) return 1;
+    return 0;
+}
+
 static void forward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span keys,
                          size_t slot) {
     for (size_t j = 0; j < blocks_of(keys.end - keys.start, BLOCK); j++) {
+        if (x->a->cap && !piece_meets(x->a, p, j)) continue;
         const block *k = span_block(x, w, bh, keys, j, 0);
-        for (size_t i = 0; i < p.count; i++) forward_pair(x, w, w->owners + i, k, slot);
+        for (size_t i = 0; i < p.count; i++)
+            if (are_near(p.first + i, j, x->a->cap / BLOCK))
+                forward_pair(x, w, w->owners + i, k, slot);
     }
 }
 
@@ -492,9 +503,12 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
 static void backward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span others,
                           size_t slot, int as_queries, int as_keys) {
     for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
+        const size_t at = x->a->cap ? (others.start - p.base.start) / BLOCK + j : 0;
+        if (x->a->cap && !piece_meets(x->a, p, at)) continue;
         const block *other = span_block(x, w, bh, others, j, 1);
         for (size_t i = 0; i < p.count; i++) {
             owner *o = w->owners + i;
+            if (x->a->cap && !are_near(p.first + i, at, x->a->cap / BLOCK)) continue;
             const int same = other == o->blk;
             if (as_queries)
                 backward_pair(x, w, o->blk, other, slot, o->dq, same && as_keys ? o->dk : NULL,

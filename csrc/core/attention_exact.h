@@ -94,7 +94,7 @@ static void meet_keys(const attention_arrays *x, size_t bh, size_t round, size_t
         meet_span(x, bh, round, i, (span){0, 0, a->tk}, 0, keys);
     } else if (a->scope == RF_BUCKET) {
         const int32_t bucket = x->buckets[(bh * a->r + round) * a->t + i];
-        meet_span(x, bh, round, i, bucket_span(&x->order, bh, round, bucket), 0, keys);
+        meet_span(x, bh, round, i, bucket_segments(&x->order, bh, round, bucket, i), 0, keys);
     } else {
         const size_t place = a->scope == RF_CHUNK ? x->order.place[(bh * a->r + round) * a->t + i] : i;
         const size_t chunk = round * chunks_of(a) + place / a->m;

@@ -133,6 +133,27 @@ static inline span bucket_span(const layout *l, size_t bh, size_t round, int32_t
     return (span){round, starts[bucket], starts[bucket + 1]};
 }
 
+/* Do two tokens (or blocks, of a cap in blocks) of a bucket, by their ranks in it, meet? Only where
+   a bucket is cut do they ever not. */
+static inline int are_near(size_t rank, size_t other, size_t cap) {
+    if (!cap) return 1;
+    const size_t one = rank / cap, two = other / cap;
+    return one <= two + 1 && two <= one + 1;
+}
+
+/* Of a token's bucket, the segments that it meets. */
+static inline span bucket_segments(const layout *l, size_t bh, size_t round, int32_t bucket,
+                                   size_t token) {
+    const size_t cap = l->a->cap;
+    span s = bucket_span(l, bh, round, bucket);
+    if (!cap) return s;
+    const size_t rank = l->place[(bh * l->a->r + round) * l->a->t + token] - s.start;
+    const size_t segment = rank / cap;
+    s.end = min_size(s.end, s.start + (segment + 2) * cap);
+    s.start += (segment ? segment - 1 : 0) * cap;
+    return s;
+}
+
 /* How often query i meets key j, over all rounds and windows. */
 static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_t i, size_t j) {
     const rf_attention *a = l->a;
@@ -141,7 +162,9 @@ static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_
     for (size_t r = 0; r < a->r; r++) {
         const size_t list = (bh * a->r + r) * a->t;
         if (a->scope == RF_BUCKET) {
-            count += buckets[list + i] == buckets[list + j];
+            if (buckets[list + i] != buckets[list + j]) continue;
+            const size_t start = bucket_span(l, bh, r, buckets[list + i]).start;
+            count += (size_t)are_near(l->place[list + i] - start, l->place[list + j] - start, a->cap);
             continue;
         }
         for (ptrdiff_t o = -(ptrdiff_t)a->before; o <= (ptrdiff_t)a->after; o++) {

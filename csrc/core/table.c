@@ -8,6 +8,7 @@
 #include "feed_forward.c"
 #include "layer_norm.c"
 #include "linear.c"
+#include "decode.c" // stands on layer_norm.c and linear.c
 #include "lsh_hash.c"
 #include "optimizer.c"
 #include "peak.c"
@@ -37,6 +38,8 @@ const RF_OPS RF_TABLE = {
     .attention_forward = attention_forward,
     .attention_backward_workspace = attention_backward_workspace,
     .attention_backward = attention_backward,
+    .decode_attention_workspace = decode_attention_workspace,
+    .decode_attention = decode_attention,
     .add_scaled = add_scaled,
     .sum_of_squares = sum_of_squares,
     .adamw = adamw,

@@ -21,6 +21,7 @@
     BINDING(lsh_hash)                                                                              \
     BINDING(attention_forward)                                                                     \
     BINDING(attention_backward)                                                                    \
+    BINDING(decode_attention)                                                                      \
     BINDING(add_scaled)                                                                            \
     BINDING(sum_of_squares)                                                                        \
     BINDING(adamw)                                                                                 \

@@ -69,3 +69,39 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
            sdv, sdout, sout, sq, sk, sv, scratch);
     return rf_return(&c);
 }
+
+PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "decode_attention");
+    rf_decoding a = rf_decoding_of(&c);
+    int32_t factors[RF_MAX_FACTORS];
+    size_t half;
+    const void *x = rf_in(&c, "x", "n c");
+    const void *weight = rf_in(&c, "weight", "c");
+    const void *bias = rf_in(&c, "bias", "c");
+    const void *wq = rf_in(&c, "wq", "hd c");
+    const void *wk = rf_in_or_none(&c, "wk", "hd c");
+    const void *wv = rf_in(&c, "wv", "hd c");
+    const void *wo = rf_in(&c, "wo", "c hd");
+    const size_t nf = rf_factors(&c, "num_buckets", factors, &a.k, &half);
+    rf_let(&c, "k", a.k, "num_buckets");
+    rf_let(&c, "k/2", half, "num_buckets");
+    rf_let(&c, "2", 2, "a newest token and a count");
+    const void *rotations = rf_in_or_none(&c, "rotations", "h d r k/2");
+    void *keys = rf_inout(&c, "keys", "b h s d");
+    void *values = rf_inout(&c, "values", "b h s d");
+    int32_t *buckets = rf_inout_int32_or_none(&c, "buckets", "b h r k 2");
+    int32_t *previous = rf_inout_int32_or_none(&c, "previous", "b h r s");
+    const int64_t *rows = rf_in_ids(&c, "rows", "n", rf_size(&c, "b"));
+    const size_t longest = a.scope == RF_LOCAL ? INT32_MAX : rf_size(&c, "s");
+    const int64_t *positions = rf_in_ids(&c, "positions", "n", longest);
+    void *y = rf_inout(&c, "y", "n c");
+    rf_workers(&c);
+
+    rf_decoding_sizes(&c, &a, wk != NULL, rotations && buckets && previous);
+    void *scratch =
+        rf_scratch(&c, RF_CALL(&c, decode_attention_workspace, &a, half, c.run.workers));
+    RF_RUN(&c, decode_attention, y, keys, values, buckets, previous, x, weight, bias, wq, wk, wv,
+           wo, rotations, rows, positions, &a, factors, nf, half, scratch);
+    return rf_return(&c);
+}

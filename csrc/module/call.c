@@ -478,21 +478,29 @@ void *rf_nothing(rf_strides *strides) {
     return NULL;
 }
 
-void *rf_inout(rf_call *c, const char *name, const char *shape) {
-    PyArrayObject *given = next_target(c, name, shape, -1);
+static void *inout(rf_call *c, const char *name, const char *shape, int type) {
+    PyArrayObject *given = next_target(c, name, shape, type);
     if (!given) return NULL;
     const int usable =
         PyArray_ISCARRAY(given) && !overlaps_itself(given) && !overlaps_an_input(c, given, 0);
     PyArrayObject *used = usable ? (PyArrayObject *)Py_NewRef((PyObject *)given)
-                                 : plain(given, c->type, NPY_ARRAY_ENSURECOPY);
+                                 : plain(given, type < 0 ? c->type : type, NPY_ARRAY_ENSURECOPY);
     used = hold(c, given, used, name);
     if (!used) return NULL;
     c->array[c->arrays - 1].written = 1;
     return PyArray_DATA(used);
 }
 
+void *rf_inout(rf_call *c, const char *name, const char *shape) {
+    return inout(c, name, shape, -1);
+}
+
 void *rf_inout_or_none(rf_call *c, const char *name, const char *shape) {
     return next_is_none(c) ? (c->next++, NULL) : rf_inout(c, name, shape);
+}
+
+int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape) {
+    return next_is_none(c) ? (c->next++, NULL) : inout(c, name, shape, NPY_INT32);
 }
 
 /* ---- the end of a call --------------------------------------------------------------------- */

@@ -107,6 +107,7 @@ void *rf_nothing(rf_strides *strides); // NULL
 /* An array to update in place; `_or_none` gives NULL for None. Not part of rf_return's result. */
 void *rf_inout(rf_call *c, const char *name, const char *shape);
 void *rf_inout_or_none(rf_call *c, const char *name, const char *shape);
+int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape);
 
 /* Scalars. Floating-point ones are finite. */
 double rf_double(rf_call *c, const char *name);
@@ -124,6 +125,12 @@ void rf_workers(rf_call *c); // the last argument: threads the call may use, c->
    keys and the mask have; the sizes in it are known once all arrays are, by rf_attention_sizes. */
 rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask);
 void rf_attention_sizes(rf_call *c, rf_attention *a);
+
+/* One token's attention beside a cache: a tuple with the elements of
+   reformer_c.ops.decoding.Decoding; and its sizes once all arrays are known, if those that it has
+   to have are there. */
+rf_decoding rf_decoding_of(rf_call *c);
+void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets);
 
 /* Arrays that an attention has or has not: keys (not with shared_qk) and buckets (only where it
    hashes). NULL, and None is the only argument accepted, where it has not. */

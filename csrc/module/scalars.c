@@ -125,7 +125,7 @@ size_t rf_factors(rf_call *c, const char *name, int32_t *factors, size_t *produc
 
 rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask) {
     rf_attention a = {0};
-    Py_ssize_t m = 1, before = 0, after = 0, k = 0;
+    Py_ssize_t m = 1, before = 0, after = 0, k = 0, cap = 0;
     int scope = 0;
     PyObject *key = NULL, *argument = rf_next(c, "attention");
     *query = "q";
@@ -133,23 +133,24 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
         RF_FAIL(c, PyExc_TypeError, "attention must be a tuple, got %s",
                 Py_TYPE(argument)->tp_name);
     else if (argument &&
-             !PyArg_ParseTuple(argument, "sinnnnpppppddO:attention", query, &scope, &m, &before,
+             !PyArg_ParseTuple(argument, "sinnnnpppppddOn:attention", query, &scope, &m, &before,
                                &after, &k, &a.causal, &a.shared_qk, &a.wrap, &a.across_buckets,
-                               &a.duplicates, &a.scale, &a.dropout, &key))
+                               &a.duplicates, &a.scale, &a.dropout, &key, &cap))
         c->failed = 1;
     else if (argument && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;
     if (!c->failed &&
         (scope < RF_FULL || scope > RF_BUCKET || (scope >= RF_CHUNK && !a.shared_qk) ||
          (scope == RF_LOCAL && a.shared_qk) || m < 1 || before < 0 || before > INT32_MAX ||
-         after < 0 || after > INT32_MAX || k < 0 || k > INT32_MAX || !isfinite(a.scale) ||
-         !(a.dropout >= 0 && a.dropout < 1)))
+         after < 0 || after > INT32_MAX || k < 0 || k > INT32_MAX || cap < 0 || cap % 64 ||
+         (cap && scope != RF_BUCKET) || !isfinite(a.scale) || !(a.dropout >= 0 && a.dropout < 1)))
         RF_FAIL(c, PyExc_ValueError, "attention has an element out of range: %R", argument);
     a.scope = (rf_scope)scope;
     a.m = (size_t)m;
     a.before = (size_t)before;
     a.after = (size_t)after;
     a.k = (size_t)k;
+    a.cap = (size_t)cap;
     if (a.scope == RF_FULL || a.scope == RF_LOCAL)
         a.across_buckets = a.duplicates = 1;                   // no buckets
     const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may be more or fewer
@@ -169,4 +170,48 @@ void rf_attention_sizes(rf_call *c, rf_attention *a) {
         RF_FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", Py_MAX(a->t, a->tk));
     if (!c->failed && rf_product(a->r, a->k + 1) > INT32_MAX)
         RF_FAIL(c, PyExc_ValueError, "num_hashes times the number of buckets must be below 2**31");
+}
+
+rf_decoding rf_decoding_of(rf_call *c) {
+    rf_decoding a = {0};
+    Py_ssize_t m = 1, before = 0, cap = 0;
+    int scope = 0;
+    PyObject *argument = rf_next(c, "decoding");
+    if (argument && !PyTuple_Check(argument))
+        RF_FAIL(c, PyExc_TypeError, "decoding must be a tuple, got %s", Py_TYPE(argument)->tp_name);
+    else if (argument && !PyArg_ParseTuple(argument, "innndd:decoding", &scope, &m, &before, &cap,
+                                           &a.scale, &a.eps))
+        c->failed = 1;
+    if (!c->failed && (scope < RF_LOCAL || scope > RF_BUCKET || m < 1 || before < 0 ||
+                       before > INT32_MAX || cap < 0 || !isfinite(a.scale) || !isfinite(a.eps)))
+        RF_FAIL(c, PyExc_ValueError, "decoding has an element out of range: %R", argument);
+    a.scope = (rf_scope)scope;
+    a.m = (size_t)m;
+    a.before = (size_t)before;
+    a.cap = (size_t)cap;
+    return a;
+}
+
+void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets) {
+    a->n = rf_size(c, "n");
+    a->c = rf_size(c, "c");
+    a->h = rf_size(c, "h");
+    a->d = rf_size(c, "d");
+    a->b = rf_size(c, "b");
+    a->s = rf_size(c, "s");
+    a->r = rf_size(c, "r");
+    a->k = rf_size(c, "k");
+    const int local = a->scope == RF_LOCAL;
+    if (!c->failed && (has_keys != local || (!local && !has_buckets)))
+        RF_FAIL(c, PyExc_TypeError,
+                "wk belongs to local layers; rotations, buckets and previous to "
+                "those that hash");
+    if (!c->failed && rf_size(c, "hd") != rf_product(a->h, a->d))
+        RF_FAIL(c, PyExc_ValueError, "wq must have as many rows as keys have h d, %zu, got %zu",
+                rf_product(a->h, a->d), rf_size(c, "hd"));
+    if (!c->failed && a->s > INT32_MAX)
+        RF_FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", a->s);
+    if (!c->failed && local && a->s < rf_product(a->before + 1, a->m))
+        RF_FAIL(c, PyExc_ValueError, "keys must have room for %zu tokens, got %zu",
+                rf_product(a->before + 1, a->m), a->s);
 }

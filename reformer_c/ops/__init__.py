@@ -7,6 +7,7 @@ float64, all of a call alike. Results do not depend on the number of threads, bi
 
 from .attention import (
     AttentionSaved,
+    cut_share,
     full_attention,
     full_attention_backward,
     full_attention_forward,
@@ -17,6 +18,7 @@ from .attention import (
     lsh_attention_backward,
     lsh_attention_forward,
 )
+from .decoding import AttentionCache
 from .hashing import choose_num_buckets, lsh_hash, lsh_rotations
 from .layers import (
     dropout,
@@ -45,6 +47,7 @@ from .tables import (
 from .training import adafactor_step, adamw_step, add_scaled, sum_of_squares
 
 __all__ = [
+    "AttentionCache",
     "AttentionSaved",
     "adafactor_step",
     "adamw_step",
@@ -56,6 +59,7 @@ __all__ = [
     "cross_entropy_head",
     "cross_entropy_head_backward",
     "cross_entropy_head_forward",
+    "cut_share",
     "dropout",
     "dropout_backward",
     "dropout_forward",

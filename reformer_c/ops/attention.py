@@ -16,6 +16,7 @@ from .hashing import buckets_of, choose_num_buckets
 
 __all__ = [
     "AttentionSaved",
+    "cut_share",
     "full_attention",
     "full_attention_backward",
     "full_attention_forward",
@@ -47,6 +48,7 @@ class Attention(NamedTuple):
     scale: float = 1.0
     dropout: float = 0.0
     dropout_key: int = 0
+    cap: int = 0
 
 
 class AttentionSaved(NamedTuple):
@@ -489,6 +491,7 @@ def lsh_attention(
     is_causal: bool = False,
     attention_mask: np.ndarray | None = None,
     scope: str = "chunk",
+    bucket_cap: int | None = None,
     rotations: np.ndarray | None = None,
     buckets: np.ndarray | None = None,
     rng: Any = None,
@@ -530,6 +533,11 @@ def lsh_attention(
         "bucket": a query sees all of its bucket, of any size, and nothing else; chunks, neighbours,
         wrap and attend_across_buckets do not matter. With is_causal this attention is strictly
         causal, which chunks are not: their edges depend on later tokens.
+    bucket_cap : int, optional
+        With ``scope="bucket"``, a multiple of 64 that bounds the work of large buckets: they are
+        cut into segments of that many tokens, in order, and a query sees its own segment and the
+        ones beside it. So it sees its nearest `bucket_cap` predecessors at least, and is_causal
+        stays strict. `cut_share` says how much that leaves out.
     rotations : (h, d, num_hashes, sum(factors) // 2) same dtype, optional
         Directions of the hash, as `lsh_rotations` draws them.
     buckets : (b, h, num_hashes, t) integers, optional
@@ -587,8 +595,9 @@ def lsh_attention(
     return lsh_attention_forward(
         qk, v, num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
         num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
-        is_causal=is_causal, attention_mask=attention_mask, scope=scope, rotations=rotations,
-        buckets=buckets, rng=rng, scale=scale, attend_across_buckets=attend_across_buckets,
+        is_causal=is_causal, attention_mask=attention_mask, scope=scope, bucket_cap=bucket_cap,
+        rotations=rotations, buckets=buckets, rng=rng, scale=scale,
+        attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=dropout_key, out=out, workers=workers,
     )[0]  # fmt: skip
@@ -606,6 +615,7 @@ def lsh_attention_forward(
     is_causal: bool = False,
     attention_mask: np.ndarray | None = None,
     scope: str = "chunk",
+    bucket_cap: int | None = None,
     rotations: np.ndarray | None = None,
     buckets: np.ndarray | None = None,
     rng: Any = None,
@@ -640,6 +650,12 @@ def lsh_attention_forward(
     rounds = whole(num_hashes, "num_hashes", 1)
     if scope not in ("chunk", "bucket"):
         raise ValueError(f"scope must be 'chunk' or 'bucket', got {scope!r}")
+    cap = 0 if bucket_cap is None else whole(bucket_cap, "bucket_cap", 64)
+    if cap % 64 or (cap and scope == "chunk"):
+        raise ValueError(
+            f"bucket_cap must be a multiple of 64 with scope='bucket', or None, got {bucket_cap} "
+            f"with scope={scope!r}"
+        )
     if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
     rule = Attention(
@@ -662,6 +678,7 @@ def lsh_attention_forward(
     rule = rule._replace(
         scope=CHUNK if scope == "chunk" else BUCKET,
         num_buckets=_bucket_ids(buckets, factors, attention_mask),
+        cap=cap,
     )
     return _forward(rule, qk, None, np.asarray(v), attention_mask, buckets, out, workers)
 
@@ -695,6 +712,50 @@ def lsh_attention_backward(
     """
     dqk, dv = _backward(dout, saved, workers)
     return dqk, dv
+
+
+def cut_share(
+    buckets: np.ndarray, bucket_cap: int, *, attention_mask: np.ndarray | None = None
+) -> float:
+    """The share of pairs of tokens in one bucket that `bucket_cap` of `lsh_attention` leaves out.
+
+    Parameters
+    ----------
+    buckets : (..., t) integers
+        As `lsh_hash` gives them.
+    bucket_cap : int
+    attention_mask : (b, t), optional
+        Nonzero for a real token: pairs of real ones are counted.
+
+    Returns
+    -------
+    float
+        In [0, 1): 0 where no bucket has more than ``2 * bucket_cap`` tokens.
+
+    Examples
+    --------
+    >>> cut_share(np.zeros((1, 1, 1, 128), int), 64)
+    0.0
+    >>> round(cut_share(np.zeros((1, 1, 1, 256), int), 64), 3)
+    0.376
+    """
+    buckets = np.asarray(buckets)
+    lists = buckets.reshape(-1, buckets.shape[-1])
+    real = None if attention_mask is None else np.asarray(attention_mask) != 0
+    pairs = cut = 0
+    for i, ids in enumerate(lists):
+        if real is not None:
+            ids = ids[real[i * len(real) // len(lists)]]
+        n = np.bincount(ids).astype(np.int64)
+        pairs += int((n * (n - 1) // 2).sum())
+        cut += cut_of_sizes(n, bucket_cap)
+    return cut / pairs if pairs else 0.0
+
+
+def cut_of_sizes(n: np.ndarray, cap: int) -> int:
+    """How many pairs a cap leaves out of buckets with n tokens."""
+    beyond = np.maximum(n // cap - 1, 0)  # segments that a token of the last one misses
+    return int((cap * (cap * (beyond * (beyond - 1) // 2) + n % cap * beyond)).sum())
 
 
 def _given_buckets(buckets: Any, rounds: int) -> np.ndarray:

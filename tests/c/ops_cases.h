@@ -6,7 +6,7 @@
 
 typedef struct {
     size_t n, ci, co, f, chunk;
-    REAL *in[6];
+    REAL *in[9];
     int64_t *ids;
     int32_t *buckets, factors[2];
     uint8_t *mask;
@@ -317,6 +317,45 @@ static void NAME(test_hash)(size_t b, size_t h, size_t t, size_t d, size_t r, in
     NAME(check)(&p, NAME(run_hash));
 }
 
+/* t tokens of b texts, one after another. */
+static void NAME(run_decode)(const OPS *ops, rf_run *run, const NAME(problem) * p,
+                             NAME(results) * to) {
+    const rf_attention *of = &p->a;
+    const size_t n = of->b, c = p->ci, h = of->h, d = of->d, columns = 1 + of->k / 4;
+    const int local = of->scope == RF_LOCAL;
+    const size_t s = local ? (of->before + 1) * of->m : of->t;
+    const rf_decoding a = {of->scope, n,     c,     h,          d,       n,   s,
+                           of->r,     of->k, of->m, of->before, of->cap, 0.3, 1e-6};
+    const size_t lists = n * h * of->r;
+    REAL *y = NAME(result)(to, 0, n * c, p->in[0]);
+    REAL *keys = buffer(n * h * s * d * sizeof *keys),
+         *values = buffer(n * h * s * d * sizeof *keys);
+    int32_t *buckets = buffer(lists * of->k * 2 * sizeof *buckets);
+    int32_t *previous = buffer(lists * s * sizeof *previous);
+    for (size_t i = 0; i < lists * of->k; i++) buckets[2 * i] = -1, buckets[2 * i + 1] = 0;
+    int64_t *rows = buffer(n * sizeof *rows), *positions = buffer(n * sizeof *positions);
+    REAL *const *in = p->in;
+    void *scratch = NAME(scratch)(ops->decode_attention_workspace(&a, columns, run->workers));
+    for (size_t t = 0; t < of->t; t++) {
+        for (size_t i = 0; i < n; i++) rows[i] = (int64_t)(n - 1 - i), positions[i] = (int64_t)t;
+        ops->decode_attention(run, y, keys, values, local ? NULL : buckets, local ? NULL : previous,
+                              in[1] + t * n * c, in[2], in[3], in[4], local ? in[5] : NULL, in[6],
+                              in[7], local ? NULL : in[8], rows, positions, &a, p->factors, 2,
+                              columns, scratch);
+    }
+}
+
+static void NAME(test_decode)(rf_attention a, size_t c) {
+    NAME(problem) p = {.a = a, .ci = c, .tolerance = sizeof(REAL) == 4 ? 0.05 : 1e-8};
+    const size_t width = a.h * a.d;
+    p.factors[0] = 2, p.factors[1] = (int32_t)a.k / 2;
+    const size_t sizes[] = {a.b * c,   a.t * a.b * c, c,
+                            c,         width * c,     width * c,
+                            width * c, c * width,     width * a.r * (1 + a.k / 4)};
+    for (int i = 0; i < 9; i++) p.in[i] = NAME(random)(sizes[i]);
+    NAME(check)(&p, NAME(run_decode));
+}
+
 static void NAME(test_all)(void) {
     static const size_t edges[] = {0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
     enum { EDGES = sizeof edges / sizeof *edges };
@@ -354,6 +393,15 @@ static void NAME(test_all)(void) {
         NAME(test_adafactor)(i % 3, i % 3 ? edges[i / 3] : 5, i % 3 == 1 ? 3 : edges[i / 3]);
     NAME(test_adafactor)(3, 50, 2100);
 
+    what = "decoding";
+    for (int i = 0; i < 60; i++) {
+        rf_attention a = {.scope = (rf_scope)(1 + i % 3), .b = below(4), .h = 1 + below(3)};
+        a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
+        a.r = 1 + below(3), a.k = 4 * (1 + below(4)), a.m = 1 + below(20), a.before = below(3);
+        a.cap = a.scope == RF_BUCKET && below(2) ? 1 + below(20) : 0;
+        NAME(test_decode)(a, 1 + below(20));
+    }
+
     for (int i = 0; i < 400; i++) {
         rf_attention a = {.scope = (rf_scope)(i % 4), .b = below(3), .h = below(3), .tk = 1};
         a.t = edges[below(EDGES)];
@@ -365,6 +413,7 @@ static void NAME(test_all)(void) {
         a.causal = below(2) && a.tk == a.t;
         a.wrap = (int)below(2), a.across_buckets = (int)below(2), a.duplicates = (int)below(2);
         if (a.scope == RF_FULL || a.scope == RF_LOCAL) a.across_buckets = a.duplicates = 1;
+        a.cap = a.scope == RF_BUCKET && below(2) ? 64 : 0;
         a.scale = 0.3, a.dropout = below(3) ? 0 : 0.3, a.key = draw();
         static char text[200];
         snprintf(

@@ -53,16 +53,21 @@ def see_chunks(orders, m, before, after, wrap):
     return [np.concatenate(windows) for windows in seen]
 
 
-def see_buckets(buckets):
-    """In each round, the keys of the query's own bucket: buckets is (r, t)."""
+def see_buckets(buckets, cap=None):
+    """In each round, the keys of the query's own bucket: buckets is (r, t).
+
+    A cap cuts buckets into segments of that many tokens: the query's own and those beside it.
+    """
     t = buckets.shape[1]
     seen = [[occurrences(0, 0, [])] for _ in range(t)]
     for r, of_round in enumerate(buckets):
         for bucket in set(of_round.tolist()):
             members = np.flatnonzero(of_round == bucket)
-            window = occurrences(r, r, members)
-            for i in members:
-                seen[i].append(window)
+            for rank, i in enumerate(members):
+                first, last = 0, len(members)
+                if cap is not None:
+                    first, last = max(0, rank // cap - 1) * cap, (rank // cap + 2) * cap
+                seen[i].append(occurrences(r, r, members[first:last]))
     return [np.concatenate(windows) for windows in seen]
 
 
@@ -193,7 +198,7 @@ def local(
 def lsh(
     qk, buckets, *, chunk_length=64, num_chunks_before=1, num_chunks_after=0, is_causal=False,
     attention_mask=None, scope="chunk", scale=None, attend_across_buckets=True,
-    allow_duplicate_attention=True, wrap=True,
+    allow_duplicate_attention=True, wrap=True, bucket_cap=None,
 ):  # fmt: skip
     """A query sees, each round, its chunk of the sequence sorted by bucket, and the neighbours;
     or its whole bucket (scope="bucket"). buckets (b, h, r, t). One chunk is full attention."""
@@ -203,7 +208,7 @@ def lsh(
 
     def seen(b, h):
         if scope == "bucket":
-            return see_buckets(buckets[b, h])
+            return see_buckets(buckets[b, h], bucket_cap)
         orders = [np.argsort(round_, kind="stable") for round_ in buckets[b, h]]
         return see_chunks(orders, chunk_length, num_chunks_before, num_chunks_after, wrap)
 

@@ -1,0 +1,109 @@
+"""Tokens a second after a prompt: this package, with and without strictly causal buckets, and
+Hugging Face's Reformer.
+
+The `book` model with random weights: the same in both, in one process. Reading the prompt is timed
+up to the first new token; writing, token by token, as the median of several batches of tokens.
+"""
+
+import argparse
+import time
+import warnings
+
+import numpy as np
+
+import reformer_c as rc
+from reformer_c.bench import describe_machine
+
+BATCHES = 5
+FIELDS = {
+    "attn_layers": ["local", "lsh"] * 3, "num_attention_heads": 2, "hidden_size": 256,
+    "feed_forward_size": 512, "vocab_size": 320, "num_buckets": [64, 128], "is_decoder": True,
+    "axial_pos_shape": [512, 1024], "max_position_embeddings": 524288, "hash_seed": 0,
+}  # fmt: skip
+
+
+def ours(model, ids, tokens):
+    """Seconds for the prompt, and for a token after it."""
+    start = time.perf_counter()
+    stream = model.stream(ids, max_new_tokens=BATCHES * tokens + 1, rng=0)
+    next(stream)
+    prompt = time.perf_counter() - start
+    return prompt, batches(lambda: next(stream), tokens)
+
+
+def theirs(model, ids, tokens):
+    import torch
+
+    with torch.no_grad():
+        start = time.perf_counter()
+        state = model(torch.tensor(ids), use_cache=True)
+        token = state.logits[:, -1:].argmax(-1)
+        prompt = time.perf_counter() - start
+
+        def step():
+            nonlocal state, token
+            state = model(token, past_buckets_states=state.past_buckets_states, use_cache=True)
+            token = state.logits[:, -1:].argmax(-1)
+
+        return prompt, batches(step, tokens)
+
+
+def batches(step, tokens):
+    """Median over batches of the seconds for one step."""
+    found = []
+    for _ in range(BATCHES):
+        start = time.perf_counter()
+        for _ in range(tokens):
+            step()
+        found.append((time.perf_counter() - start) / tokens)
+    return float(np.median(found))
+
+
+def their_model(parameters):
+    """transformers' model with the same weights, or None where it is not installed."""
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        return None
+    transformers.logging.set_verbosity_error()
+    model = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**FIELDS)).eval()
+    weights = {name: torch.from_numpy(array) for name, array in parameters.items()}
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[4096, 65536], metavar="N")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens of a batch")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+
+    machine = describe_machine()
+    print(", ".join(machine.values()))
+    models = {
+        f"reformer_c, scope={scope}": rc.ReformerModelWithLMHead(
+            rc.ReformerConfig(**FIELDS, attention_scope=scope), rng=0
+        )
+        for scope in ("chunk", "bucket")
+    }
+    parameters = next(iter(models.values())).parameters
+    hugging_face = their_model(parameters)
+    print(f"{'':28} {'prompt':>8} {'read, tokens/s':>15} {'write, tokens/s':>16} {'ratio':>7}")
+    for length in options.prompts:
+        ids = np.random.default_rng(0).integers(2, 320, (1, length))
+        rows = {}
+        if hugging_face is not None:
+            rows["Hugging Face"] = theirs(hugging_face, ids, max(2, options.tokens // 10))
+        rows |= {name: ours(model, ids, options.tokens) for name, model in models.items()}
+        for name, (prompt, token) in rows.items():
+            ratio = f"{rows['Hugging Face'][1] / token:6.1f}x" if "Hugging Face" in rows else ""
+            print(f"{name:28} {length:8,} {length / prompt:15,.0f} {1 / token:16,.0f} {ratio:>7}")
+    for name, model in models.items():
+        sizes = ", ".join(f"{model.cache_bytes(n) / 2**20:.1f} MB" for n in options.prompts)
+        print(f"cache of {name}: {sizes}")
+
+
+if __name__ == "__main__":
+    main()

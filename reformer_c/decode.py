@@ -1,0 +1,195 @@
+"""Decoding with a cache: a forward pass over the prompt, and then one token at a time.
+
+With ``config.attention_scope="bucket"`` every token gets the logits that a forward pass over the
+text so far gives it, to rounding: a token sees its bucket's earlier members, whatever comes later.
+(A token whose two likeliest buckets are equally near, to rounding, may fall into the other one.)
+
+With ``attention_scope="chunk"`` a new token is hashed, ranked among the sorted tokens of its text,
+and attends to the chunk that it falls into and the chunks before it, as in Hugging Face's cached
+decoding, but with the same rotations in every step and for each row of a batch by itself. A forward
+pass over the text so far cuts the chunks elsewhere, and what it gives is close but not the same:
+`docs/generation.md` has figures. Local layers give what a forward pass gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .attention import LSHAttention
+from .body import Pass, warn_of_cut
+from .config import ReformerConfig
+from .heads import LanguageModel
+
+__all__ = ["Decoder", "cache_bytes"]
+
+# steps from one look at what a cap leaves out to the next
+CUT_STEPS = 256
+
+
+class Decoder:
+    """Texts that grow token by token: the `Source` of ``reformer_c.generate``, with a cache.
+
+    Parameters
+    ----------
+    begin : callable
+        From ids (n, t) to a `Pass` over them.
+    head : LanguageModel
+    longest : int
+        The most tokens that a text will have.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of the cache.
+    """
+
+    def __init__(
+        self, begin: Callable[[np.ndarray], Pass], head: LanguageModel, longest: int
+    ) -> None:
+        self._begin, self._head, self._longest = begin, head, longest
+        self._caches: list[ops.AttentionCache] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches)
+
+    @property
+    def cut_shares(self) -> tuple[float, ...]:
+        """Of each LSH layer, the share of pairs that ``config.bucket_cap`` has left out."""
+        return tuple(cache.cut_share for cache in self._caches if cache.hashes)
+
+    def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
+        """Logits (n, v) of what follows n texts; those of one length go through a forward pass
+        together."""
+        self._lengths = np.array([len(text) for text in texts], np.int64)
+        self._caches = []
+        logits: np.ndarray | None = None
+        for t in np.unique(self._lengths):
+            rows = np.flatnonzero(self._lengths == t)
+            run = self._begin(np.stack([texts[int(row)] for row in rows]))
+            if not self._caches:
+                self._open(run, len(texts))
+            for cache, (attention, _) in zip(self._caches, run.layers, strict=True):
+                if isinstance(attention, LSHAttention):
+                    attention.rotations = cache.rotations
+                attention.remember = partial(self._fill, cache, rows, int(t))
+            run.forward()
+            found = self._head.next_logits(run)
+            if logits is None:
+                logits = np.empty((len(texts), found.shape[1]), found.dtype)
+            logits[rows] = found
+        assert logits is not None
+        # for the steps: the streams of the prompt are not needed any more
+        del run.y1, run.y2
+        self._run = run
+        self._prompt = int(self._lengths.min())
+        return logits
+
+    def _open(self, run: Pass, b: int) -> None:
+        """Empty caches, and the layers' weights in the order that a step takes them."""
+        self._layers = []
+        for attention, feed_forward in run.layers:
+            weights, rules = attention.weights, attention.rules
+            norm = (weights["layer_norm.weight"], weights["layer_norm.bias"])
+            names = [f"self_attention.{name}.weight" for name in attention.projections]
+            first, *others = (weights[name] for name in names)
+            key = others[0] if len(others) == 2 else None
+            self._layers.append(
+                ((norm, (first, key, others[-1], weights["output.dense.weight"])), feed_forward)
+            )
+            h, d = attention.num_heads, len(first) // attention.num_heads
+            hashing: dict[str, Any] = {"scope": "local"}
+            if isinstance(attention, LSHAttention):
+                hashing = lsh_rules(attention, h, d, first.dtype)
+            self._caches.append(
+                ops.AttentionCache(
+                    b, h, d, longest=self._longest, chunk_length=rules["chunk_length"],
+                    num_chunks_before=rules["num_chunks_before"], eps=attention.eps,
+                    dtype=first.dtype.type, **hashing,
+                )
+            )  # fmt: skip
+
+    @staticmethod
+    def _fill(
+        cache: ops.AttentionCache, rows: np.ndarray, t: int, heads: Sequence[np.ndarray],
+        buckets: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """Put the first t tokens of a layer's projections into its cache: the rest is padding."""
+        *_, k, v = (x[:, :, :t] for x in heads)
+        if cache.rotations is not None and buckets is None:  # a text of one chunk was not hashed
+            buckets = ops.lsh_hash(
+                k, num_hashes=cache.rotations.shape[2], num_buckets=cache.num_buckets,
+                rotations=cache.rotations,
+            )  # fmt: skip
+        cache.fill(rows, k, v, None if buckets is None else buckets[..., :t])
+
+    def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Append a token to each of the texts `rows`; logits (n, v) of what follows."""
+        positions, run = self._lengths[rows], self._run
+        y1 = run.embeddings.forward(tokens[None], None, positions[None])[0]
+        y2 = y1.copy()
+        for cache, (weights, feed_forward) in zip(self._caches, self._layers, strict=True):
+            cache.step(y1, y2, *weights, rows, positions)
+            feed_forward.forward_add(y2, y1)
+        self._lengths[rows] += 1
+        if run.config.bucket_cap is not None and positions.max() % CUT_STEPS == 0:
+            warn_of_cut(run.config.bucket_cap, self.cut_shares)
+        h, _ = run.norm.forward(y1, y2, slice(None))
+        return ops.linear(h, *self._head.decoder(run))
+
+    def take(self, parents: np.ndarray) -> None:
+        """Make text i a copy of text parents[i], which began with the same prompt."""
+        most = int(self._lengths.max(initial=0))
+        for cache in self._caches:
+            cache.take(parents, self._prompt, most)
+        self._lengths = self._lengths[parents]
+
+
+def lsh_rules(attention: LSHAttention, h: int, d: int, dtype: np.dtype) -> dict:
+    """How an LSH layer's cache hashes: with the rotations that its forward pass draws."""
+    rules = attention.rules
+    buckets = rules["num_buckets"]
+    rotations = attention.rotations
+    if rotations is None:
+        rotations = ops.lsh_rotations(
+            h, d, num_hashes=rules["num_hashes"], num_buckets=buckets,
+            rng=attention.rotations_key, dtype=dtype,
+        )  # fmt: skip
+    factors = (buckets,) if isinstance(buckets, int) else tuple(buckets)
+    return {
+        "scope": rules["scope"], "rotations": np.ascontiguousarray(rotations),
+        "num_buckets": factors, "bucket_cap": rules.get("bucket_cap"),
+    }  # fmt: skip
+
+
+def cache_bytes(config: ReformerConfig, t: int, *, batch: int = 1, itemsize: int = 4) -> int:
+    """Bytes of the cache for `batch` texts of t tokens.
+
+    With t the prompt and all new tokens it is what a `Decoder` sets aside; pages that are not
+    written yet take no memory. A local layer's share does not grow with t.
+
+    Examples
+    --------
+    >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+    >>> cache_bytes(config, 1000) == cache_bytes(config, 4000) == 2 * 2 * 128 * 64 * 4
+    True
+    """
+    h, d = config.num_attention_heads, config.attention_head_size
+    total = 0
+    for kind in config.layer_types:
+        m = config.attention(kind, "attn_chunk_length")
+        room = t if kind == "lsh" else (config.attention(kind, "num_chunks_before") + 1) * m
+        total += 2 * h * room * d * itemsize
+        if kind == "lsh":
+            buckets = config.num_buckets or ops.choose_num_buckets(
+                t, m, config.max_position_embeddings
+            )
+            count = buckets if isinstance(buckets, int) else math.prod(buckets)
+            total += 4 * h * (config.num_hashes or 1) * (t + 2 * count)
+    return batch * total

@@ -1,0 +1,206 @@
+"""Attention for one more token of each text, beside a cache of the tokens before it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import _core
+from ..runtime import resolve_workers
+from .attention import BUCKET, CHUNK, LOCAL, cut_of_sizes
+
+__all__ = ["AttentionCache"]
+
+SCOPES = {"local": LOCAL, "chunk": CHUNK, "bucket": BUCKET}
+
+
+class Decoding(NamedTuple):
+    """What a new token may attend to: `rf_decoding` of the core, but for the sizes."""
+
+    scope: int
+    chunk_length: int
+    before: int
+    cap: int
+    scale: float
+    eps: float
+
+
+class AttentionCache:
+    """Keys, values and buckets of one layer's past tokens, for b texts of different lengths.
+
+    A layer of scope "local" keeps the keys and values of its window, in a ring. One that hashes
+    keeps all of them, and for each hash round the bucket lists: each bucket's newest token and
+    size, and for each token the one that joined its bucket before it.
+
+    Parameters
+    ----------
+    b, h, d : int
+        Texts, heads, depth of a head.
+    scope : {"local", "chunk", "bucket"}
+        "bucket": a token attends to the tokens of its bucket that came before it, as
+        `lsh_attention` with ``scope="bucket", is_causal=True``. "chunk": to the chunk of the
+        sorted tokens that it falls into when it is hashed, and `num_chunks_before` more, as Hugging
+        Face's cache; while it fits into one chunk, to the whole text. "local": to its chunk of the
+        text and those before it.
+    longest : int
+        The most tokens of a text.
+    rotations : (h, d, num_hashes, sum(num_buckets) // 2), optional
+        Of a layer that hashes.
+    num_buckets : tuple of int
+        Factors of the number of buckets.
+    chunk_length, num_chunks_before, bucket_cap
+        As in `lsh_attention` and `local_attention`.
+    eps : float
+        Of the layer norm.
+    dtype : float32 or float64
+
+    Notes
+    -----
+    The arrays are read and written by the extension, which trusts the bucket lists: let only this
+    class change them.
+
+    Examples
+    --------
+    >>> cache = AttentionCache(1, 2, 4, scope="local", longest=100, chunk_length=8)
+    >>> cache.keys.shape, cache.nbytes
+    ((1, 2, 16, 4), 1024)
+    """
+
+    def __init__(
+        self,
+        b: int,
+        h: int,
+        d: int,
+        *,
+        scope: str,
+        longest: int,
+        rotations: np.ndarray | None = None,
+        num_buckets: tuple[int, ...] = (2,),
+        chunk_length: int = 64,
+        num_chunks_before: int = 1,
+        bucket_cap: int | None = None,
+        eps: float = 1e-12,
+        dtype: type = np.float32,
+    ) -> None:
+        self.longest, self.rotations, self.num_buckets = longest, rotations, num_buckets
+        self.rule = Decoding(
+            SCOPES[scope], chunk_length, num_chunks_before, bucket_cap or 0, 1 / math.sqrt(d), eps
+        )
+        self.hashes = rotations is not None
+        # fresh zeros take no memory until they are written
+        room = longest if self.hashes else (num_chunks_before + 1) * chunk_length
+        self.keys: np.ndarray = np.zeros((b, h, room, d), dtype)
+        self.values: np.ndarray = np.zeros_like(self.keys)
+        self.buckets: np.ndarray | None = None
+        self.previous: np.ndarray | None = None
+        if rotations is not None:
+            rounds = rotations.shape[2]
+            self.buckets = np.zeros((b, h, rounds, math.prod(num_buckets), 2), np.int32)
+            self.buckets[..., 0] = -1
+            self.previous = np.zeros((b, h, rounds, room), np.int32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self._arrays())
+
+    @property
+    def cut_share(self) -> float:
+        """The share of pairs in one bucket that `bucket_cap` leaves out: see `ops.cut_share`."""
+        cap = self.rule.cap
+        if self.buckets is None or not cap:
+            return 0.0
+        n = self.buckets[..., 1].astype(np.int64).ravel()
+        return cut_of_sizes(n, cap) / max(1, int((n * (n - 1) // 2).sum()))
+
+    def _arrays(self) -> list[np.ndarray]:
+        arrays = (self.keys, self.values, self.buckets, self.previous)
+        return [array for array in arrays if array is not None]
+
+    def fill(
+        self, rows: np.ndarray, k: np.ndarray, v: np.ndarray, buckets: np.ndarray | None
+    ) -> None:
+        """Begin the texts `rows` (n,) with the keys or shared queries k and the values v
+        (n, h, t, d), and their bucket ids (n, h, num_hashes, t)."""
+        t, room = k.shape[2], self.keys.shape[2]
+        for i, row in enumerate(rows):
+            keys, values = self.keys[row], self.values[row]
+            if buckets is None:
+                kept = np.arange(max(0, t - room), t)
+                keys[:, kept % room] = k[i][:, kept] * k.dtype.type(self.rule.scale)
+                values[:, kept % room] = v[i][:, kept]
+                continue
+            square = np.einsum("htd,htd->ht", k[i], k[i]) / k.shape[3]
+            scale = k.dtype.type(self.rule.scale) / np.sqrt(square + k.dtype.type(1e-6))
+            np.multiply(k[i], scale[..., None], out=keys[:, :t])
+            values[:, :t] = v[i]
+        if buckets is not None:
+            self._fill_buckets(rows, buckets)
+
+    def _fill_buckets(self, rows: np.ndarray, buckets: np.ndarray) -> None:
+        assert self.buckets is not None
+        assert self.previous is not None
+        for at in np.ndindex(buckets.shape[:-1]):
+            to = (rows[at[0]], *at[1:])
+            order = np.argsort(buckets[at], kind="stable").astype(np.int32)
+            ids = buckets[at][order]
+            first = np.r_[True, ids[1:] != ids[:-1]]
+            self.previous[to][order] = np.where(first, -1, np.r_[-1, order[:-1]])
+            last = np.r_[first[1:], True]
+            lists = self.buckets[to]
+            lists[:, 0], lists[:, 1] = -1, 0
+            lists[ids[last], 0] = order[last]
+            lists[ids[last], 1] = np.diff(np.flatnonzero(np.r_[first, True]))
+
+    def take(self, parents: np.ndarray, start: int = 0, end: int | None = None) -> None:
+        """Make text i a copy of text parents[i]: of its tokens [start, end), where the ones before
+        `start` are the same already."""
+        if len(parents) != len(self.keys):
+            self.keys, self.values = self.keys[parents], self.values[parents]
+            if self.previous is not None and self.buckets is not None:
+                self.previous, self.buckets = self.previous[parents], self.buckets[parents]
+            return
+        changed = np.flatnonzero(parents != np.arange(len(parents)))
+        if len(changed) == 0:
+            return
+        parents, tokens = parents[changed], slice(start, end) if self.hashes else slice(None)
+        for array in (self.keys, self.values):
+            array[changed, :, tokens] = array[parents, :, tokens]
+        if self.previous is not None and self.buckets is not None:
+            self.previous[changed, ..., tokens] = self.previous[parents, ..., tokens]
+            self.buckets[changed] = self.buckets[parents]
+
+    def step(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        norm: tuple[np.ndarray, np.ndarray],
+        projections: tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray],
+        rows: np.ndarray,
+        positions: np.ndarray,
+        workers: int | None = None,
+    ) -> None:
+        """Add the attention of one new token of each text to y (n, c).
+
+        Parameters
+        ----------
+        y, x : (n, c)
+            The stream to add to, and the one to read.
+        norm : pair of (c,)
+            Weight and bias of the layer norm.
+        projections : (wq, wk, wv, wo)
+            (h d, c) each, wo (c, h d); wk None with shared queries and keys.
+        rows, positions : (n,) int64
+            Which texts of the cache, all different, and their lengths so far: the new tokens'
+            positions.
+        workers : int, optional
+            Threads, see `reformer_c.set_num_threads`.
+        """
+        (weight, bias), (wq, wk, wv, wo) = norm, projections
+        _core.decode_attention(
+            self.rule, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations, self.keys,
+            self.values, self.buckets, self.previous, rows, positions, y,
+            resolve_workers(workers),
+        )  # fmt: skip

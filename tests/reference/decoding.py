@@ -1,0 +1,65 @@
+"""Attention of a text that comes token by token: each token by itself, from the definitions."""
+
+import numpy as np
+
+from reference import attention, hashing
+
+
+def projections(x, norm, wq, wk, wv, rotations, num_buckets, h):
+    """Keys or shared queries, values (b, h, t, d), and bucket ids (b, h, r, t) or None."""
+    n = normed(x, norm)
+    k, v = heads(n @ (wk if rotations is None else wq).T, h), heads(n @ wv.T, h)
+    if rotations is None:
+        return k.astype(wv.dtype), v.astype(wv.dtype), None
+    ids = hashing.lsh_hash(k, rotations, num_buckets)
+    return k.astype(wv.dtype), v.astype(wv.dtype), ids.astype(np.int32)
+
+
+def normed(x, norm):
+    x = np.float64(x)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12) * norm[0] + norm[1]
+
+
+def heads(y, h):
+    b, t, width = y.shape
+    return y.reshape(b, t, h, width // h).transpose(0, 2, 1, 3)
+
+
+def window(ids, i, m, before):
+    """The sorted tokens around token i, the newest: its chunk and those before, on a circle."""
+    order = np.argsort(ids[: i + 1], kind="stable")
+    first = (int(np.flatnonzero(order == i)[0]) // m - before) * m
+    return order[np.arange(first, first + (1 + before) * m) % (i + 1)]
+
+
+def outputs(x, norm, weights, rotations, num_buckets, *, scope, h, m, before):
+    """(b, t, c): row i is what a cache that holds the tokens before gives for token i."""
+    wq, wk, wv, wo = (None if w is None else np.float64(w) for w in weights)
+    n = normed(x, norm)
+    q, v = heads(n @ wq.T, h), heads(n @ wv.T, h)
+    k = attention.normalised(q) if wk is None else heads(n @ wk.T, h)
+    ids = None if rotations is None else hashing.lsh_hash(q, np.float64(rotations), num_buckets)
+    b, _, t, d = q.shape
+    out = np.zeros(q.shape)
+    for at in np.ndindex(b, h):
+        for i in range(t):
+            if scope == "local":
+                met = np.arange(max(0, i // m - before) * m, i + 1)
+            elif scope == "chunk" and i < m:
+                met = np.arange(i + 1)
+            elif scope == "chunk":
+                met = np.concatenate([window(round_, i, m, before) for round_ in ids[at]])
+            else:
+                met = np.concatenate(
+                    [np.flatnonzero(round_[: i + 1] == round_[i]) for round_ in ids[at]]
+                )
+            s = k[at][met] @ q[at][i] / np.sqrt(d)
+            if scope != "local":
+                s = np.where(met == i, attention.SELF, s)
+            p = attention.softmax(s)
+            if scope != "local" and (met == i).all():  # constants, as Hugging Face rounds them
+                rounds = np.arange(len(met))
+                p = attention.softmax_as_rounded(s.astype(np.asarray(x).dtype), rounds)
+            out[at][i] = p @ v[at][met]
+    return out.transpose(0, 2, 1, 3).reshape(b, t, -1) @ wo.T
