@@ -295,7 +295,9 @@ static void owner_begin(const attention_arrays *x, owner *o, const forward_resul
         const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
         o->most[i] = f->lse[row];
         o->sum[i] = f->sum[row];
-        copy_row(o->num + i * x->dp, row_of(f->out, f->sout, a, q->bh, token), a->d);
+        real *num = o->num + i * x->dp;
+        copy_row(num, row_of(f->out, f->sout, a, q->bh, token), a->d);
+        for (size_t j = a->d; j < x->dp; j++) num[j] = 0;
     }
 }
 
