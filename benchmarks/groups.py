@@ -74,7 +74,7 @@ class Group:
 
 def lsh(t: int, threads: int) -> Iterator[Group]:
     qk, v, dout = draw(t)
-    forward = partial(rc.lsh_attention_forward, qk, v, rng=0, **WINDOW)
+    forward = partial(rc.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
     backward = partial(rc.lsh_attention_backward, dout, forward()[1])
     work = partial(Case, tokens=t, threads=threads)
     alone, undo = window_operations(t), 2.5 * window_operations(t)
@@ -109,7 +109,7 @@ def lsh(t: int, threads: int) -> Iterator[Group]:
 
 def local(t: int, threads: int) -> Iterator[Group]:
     q, v, dout = draw(t)
-    forward = partial(rc.local_attention_forward, q, q, v, **WINDOW)
+    forward = partial(rc.local_attention_forward, q, q, v, out=np.empty_like(v), **WINDOW)
     work = partial(Case, tokens=t, threads=threads)
     alone, both = window_operations(t), 3.5 * window_operations(t)
     rival = t <= 16384
@@ -138,16 +138,17 @@ def local(t: int, threads: int) -> Iterator[Group]:
 
 def full(t: int, threads: int) -> Iterator[Group]:
     q, k, v = draw(t)
+    out = np.empty_like(v)
     work = partial(Case, tokens=t, threads=threads)
     hashed, sdpa = "reformer_c, LSH-1", f"{rivals.TORCH} SDPA"
     yield Group(
         f"full causal attention, {t:,} tokens, forward; and LSH attention instead",
         [
             work(OURS, operations=full_operations(t),
-                 call=partial(rc.full_attention, q, k, v, is_causal=True)),
+                 call=partial(rc.full_attention, q, k, v, is_causal=True, out=out)),
             *_rivals(work, full_operations(t), rivals.full_attention(q, k, v)),
             work(hashed, operations=window_operations(t),
-                 call=partial(rc.lsh_attention, q, v, rng=0, **WINDOW)),
+                 call=partial(rc.lsh_attention, q, v, rng=0, out=out, **WINDOW)),
         ],
         [
             faster(f"full forward against torch SDPA, {t:,}", OURS, sdpa, 1.3),
@@ -159,13 +160,14 @@ def full(t: int, threads: int) -> Iterator[Group]:
 
 def scope(t: int, threads: int) -> Iterator[Group]:
     qk, v, _ = draw(t)
+    out = np.empty_like(v)
     chunk, bucket = (f'{OURS}, scope="{name}"' for name in ("chunk", "bucket"))
     yield Group(
         f"LSH attention, 1 round, {t:,} tokens: chunks against whole buckets",
         [
             # counted alike, though whole buckets have fewer products
             Case(name, t, window_operations(t),
-                 partial(rc.lsh_attention, qk, v, rng=0, scope=which, **WINDOW), threads)
+                 partial(rc.lsh_attention, qk, v, rng=0, scope=which, out=out, **WINDOW), threads)
             for name, which in ((chunk, "chunk"), (bucket, "bucket"))
         ],
         [faster(f"whole buckets against chunks, {t:,}", bucket, chunk, 1.5 if t > 1024 else None)],
@@ -183,7 +185,11 @@ def feed_forward(sizes: tuple[int, int], threads: int) -> Iterator[Group]:
     yield Group(
         f"feed-forward {c:,}-{f:,}, relu, {t:,} tokens, forward",
         [
-            work(OURS, operations=operations, call=partial(rc.feed_forward, x, *weights)),
+            work(
+                OURS,
+                operations=operations,
+                call=partial(rc.feed_forward, x, *weights, out=np.empty_like(x)),
+            ),
             *_rivals(work, operations, rivals.feed_forward(x, *weights)),
         ],
         [
@@ -212,7 +218,7 @@ def threads(t: int, threads: int) -> Iterator[Group]:
     if threads == 1:
         return
     qk, v, dout = draw(t)
-    forward = partial(rc.lsh_attention_forward, qk, v, rng=0, **WINDOW)
+    forward = partial(rc.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
     backward = partial(rc.lsh_attention_backward, dout, forward()[1])
     cases, goals = [], []
     for name, share, call in (("forward", 1.0, forward), ("backward", 2.5, backward)):
@@ -231,7 +237,7 @@ def float64(t: int, threads: int) -> Iterator[Group]:
     cases = []
     for dtype in (np.float32, np.float64):
         qk, v, _ = draw(t, dtype)
-        call = partial(rc.lsh_attention, qk, v, rng=0, **WINDOW)
+        call = partial(rc.lsh_attention, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
         cases.append(Case(dtype.__name__, t, window_operations(t), call, threads, dtype))
     single, double = (case.name for case in cases)
     yield Group(

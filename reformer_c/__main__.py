@@ -209,7 +209,9 @@ def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace)
     for name, value in vars(config).items():
         # the budget stays what it was: a share is of other bytes now, and roundings would differ;
         # who wrote the file does not matter
-        if name not in ("memory_budget", "architectures", "extra") and value != getattr(saved, name):
+        if name not in ("memory_budget", "architectures", "extra") and value != getattr(
+            saved, name
+        ):
             raise ValueError(
                 f"--resume: {name} is {value} here and {getattr(saved, name)} in {str(folder)!r}"
             )

@@ -30,7 +30,8 @@ EXPLANATION = f"""
 float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} turns.
 Operations are those of the dense windows (full attention: of the visible half); a backward pass
 counts 2.5 forwards in attention and 2 in feed-forward. Hashing, sorting, softmax and what a
-backward pass computes again are in the time and not in the count.
+backward pass computes again are in the time and not in the count. Forward results are written into
+an array that is there (out=).
 """
 
 
@@ -176,8 +177,8 @@ def _fastest(case: Case) -> float:
 def cases(t: int, threads: int) -> Iterator[Case]:
     """What is timed: LSH and local attention and feed-forward at `t`, full attention below it."""
     qk, v, dout = draw(t)
-    lsh = partial(ops.lsh_attention_forward, qk, v, rng=0, **WINDOW)
-    local = partial(ops.local_attention_forward, qk, qk, v, **WINDOW)
+    lsh = partial(ops.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
+    local = partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW)
     for name, forward, backward in (
         ("LSH attention", lsh, ops.lsh_attention_backward),
         ("local attention", local, ops.local_attention_backward),
@@ -194,7 +195,9 @@ def cases(t: int, threads: int) -> Iterator[Case]:
     for length in (1024, 4096):
         if length <= t:
             q, values = qk[:, :, :length], v[:, :, :length]
-            full = partial(ops.full_attention, q, q, values, is_causal=True)
+            full = partial(
+                ops.full_attention, q, q, values, is_causal=True, out=np.empty_like(values)
+            )
             yield Case("full attention", length, full_operations(length), full, threads)
 
 
