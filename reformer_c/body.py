@@ -266,11 +266,12 @@ class Pass:
 
     def backward(self) -> None:
         """From dy1, dy2 to the gradients of the body's weights."""
-        _, _, dx1, dx2 = reversible_backward(self.layers, self.y1, self.y2, self.dy1, self.dy2)
+        reversible_backward(self.layers, self.y1, self.y2, self.dy1, self.dy2)
         del self.y1, self.y2
         # both streams began as the embeddings
-        ops.add_scaled(dx1, dx2, 1.0)
-        self.embeddings.backward(dx1)
+        ops.add_scaled(self.dy1, self.dy2, 1.0)
+        del self.dy2
+        self.embeddings.backward(self.dy1)
 
 
 # ---- names and shapes of the weights ----
