@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,8 @@ def blocks(rows: slice, size: int) -> Iterator[slice]:
 class Attention(Sublayer):
     """drop(attend(n w_q', n w_v', ...) w_o'), for heads side by side in a row.
 
-    A subclass names its `projections`, and gives `_split`, `_attend` and `_attend_backward`.
+    A subclass names its `projections`, and gives `_split`, `_attend` and `_attend_backward`. Beside
+    the arrays of a part's heads, rows are normed, projected and dropped a block at a time.
 
     Parameters
     ----------
@@ -152,25 +154,32 @@ class Attention(Sublayer):
         self, part: Part, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
     ) -> None:
         dheads = self._attend_backward(self._output_backward(part, dout, saved[0]), saved.pop())
-        heads = [self._merged(dhead) for dhead in dheads]
+        dheads = tuple(self._merged(dhead) for dhead in dheads)
         for at, rows in part.blocks(self.rows_at_a_time(x.shape[-1])):
             n, normed = self._normed(x[rows])
-            dn = None
-            for name, dhead in zip(self.projections, heads, strict=True):
-                linear = LinearSaved(n, self._projection_weight(name, part), False)
-                change, dweight, _ = ops.linear_backward(dhead[at], linear)
-                weight = f"self_attention.{name}.weight"
-                self.weights.add_gradient(weight, dweight, self._columns(part))
-                if dn is None:
-                    dn = change
-                else:
-                    ops.add_scaled(dn, change, 1.0)
+            first, *others = (
+                partial(self._project_backward, part, name, n, dhead[at])
+                for name, dhead in zip(self.projections, dheads, strict=True)
+            )
+            dn = first()
+            for other in others:
+                ops.add_scaled(dn, other(), 1.0)
             self._add_normed_gradient(dx[rows], dn, normed)
+
+    def _project_backward(
+        self, part: Part, name: str, n: np.ndarray, dhead: np.ndarray
+    ) -> np.ndarray:
+        """dn of one projection."""
+        linear = LinearSaved(n, self._projection_weight(name, part), False)
+        dn, dweight, _ = ops.linear_backward(dhead, linear)
+        name = f"self_attention.{name}.weight"
+        self.weights.add_gradient(name, dweight, self._columns(part))
+        return dn
 
     def _output_backward(self, part: Part, dout: np.ndarray, saved: AttentionSaved) -> np.ndarray:
         """The gradient of the heads' output: 0 where it is not the part's own."""
         attended, weight = self._merged(saved.out), self._output_weight(part)
-        dattended = np.zeros_like(attended)
+        dattended = np.zeros(attended.shape, attended.dtype)
         for at, rows in part.own_blocks(self.rows_at_a_time(dout.shape[-1])):
             linear = LinearSaved(attended[at], weight, False)
             dy = self._undropped(dout, rows)
@@ -240,7 +249,7 @@ class Attention(Sublayer):
         output = saved + heads + (block if self.dropout else 0) + linear
         attending = saved + (1 + count) * heads + backward
         # the norm, its gradient by two projections, and the norm's own
-        projecting = count * heads + 3 * block + max(linear, 0)
+        projecting = count * heads + 3 * block + linear
         if not self.keep:
             return max(adding, output, attending, projecting)
         return max(output, attending, projecting) - saved

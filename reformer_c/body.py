@@ -180,7 +180,8 @@ class Pass:
                 states.append(y2[:, : inputs.t].copy())
         self.y1, self.y2 = y1, y2
         if differentiate:
-            self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
+            # zeros that take no memory before they are written to, unlike those of zeros_like
+            self.dy1, self.dy2 = (np.zeros(y.shape, y.dtype) for y in (y1, y2))
         return states
 
     def plan(self, budget: float, head_bytes: int) -> StepMemory:
@@ -206,7 +207,7 @@ class Pass:
             peak = max(peak, still + gradients + branch.backward_bytes(x))
             still -= branch.kept_bytes(x) if branch.keep else 0
         # glibc gives larger blocks back at once; smaller ones leave gaps in its heap, measured
-        gaps = 0.7 * x.nbytes if x.nbytes < 2**25 else 0.0
+        gaps = min(0.7 * x.nbytes, 2**25)
         lsh = [f for f, _ in self.layers if isinstance(f, LSHAttention)]
         tokens = self.inputs.b * self.inputs.n
         return StepMemory(

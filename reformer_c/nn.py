@@ -220,9 +220,9 @@ class Sublayer(ABC):
 
     @staticmethod
     def rows_at_a_time(c: int) -> int:
-        """Rows (n, c) that exist at a time beside the streams: 16 MB of float32, or as many as
+        """Rows (n, c) that exist at a time beside the streams: 8 MB of float32, or as many as
         repay the preparation of wide weights."""
-        return max(8192, 2**22 // c)
+        return max(8192, 2**21 // c)
 
     def _normed(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         weight, bias = self.weights["layer_norm.weight"], self.weights["layer_norm.bias"]
