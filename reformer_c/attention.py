@@ -356,10 +356,11 @@ class LSHAttention(Attention):
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         qk, v = heads
         key = part.own.start, part.heads.start
-        source = {"buckets": self._buckets.get(key)}
-        if source["buckets"] is None:
-            source = {"rotations": self._rotations(qk)[part.heads]}
-        _, saved = ops.lsh_attention_forward(qk, v, **source, **self._rules(part))
+        buckets = self._buckets.get(key)
+        rotations = self._rotations(qk)[part.heads] if buckets is None else None
+        _, saved = ops.lsh_attention_forward(
+            qk, v, buckets=buckets, rotations=rotations, **self._rules(part)
+        )
         self._buckets[key] = saved.buckets
         if self.record:
             self.probabilities = lsh_probabilities(qk, saved.buckets, **self._rules(part))

@@ -13,6 +13,7 @@ from reformer_c.inputs import check_inputs
 from reformer_c.model import ReformerForMaskedLM, ReformerModelWithLMHead
 from reformer_c.nn import Sublayer
 from reformer_c.reversible import reversible_backward, reversible_forward
+from reformer_c.runtime import num_threads
 
 # Drift after 48 layers in float32, as a share of the largest value in the streams, by the standard
 # deviation of the weights; and how far gradients move, as a share of each array's largest.
@@ -164,6 +165,18 @@ def test_parts_with_dropout_repeat_it_and_may_be_kept(monkeypatch):
     again, kept = model.loss_and_gradients(ids, labels=ids, rng=5, memory_budget=np.inf)
     assert again == loss
     assert largest_difference(rebuilt, kept) < 1e-9
+
+
+def test_parts_give_the_same_bits_on_any_number_of_threads(monkeypatch):
+    in_parts(monkeypatch, 64)
+    model, ids = wide(**DROPOUT), random_ids((2, 300))
+    results = []
+    for threads in (1, 2, 3):
+        with num_threads(threads):
+            results.append(model.loss_and_gradients(ids, labels=ids, rng=5))
+    for loss, gradients in results[1:]:
+        assert loss == results[0][0]
+        assert all(np.array_equal(g, results[0][1][name]) for name, g in gradients.items())
 
 
 def test_buckets_of_parts_are_those_of_the_whole(monkeypatch):
