@@ -27,7 +27,14 @@ def linear_forward(
     x: Real, weight: Real, bias: Real | None, out: Real | None, workers: int, /
 ) -> Real: ...
 def linear_backward(
-    x: Real, weight: Real, dout: Real, dweight: Real, dbias: Real | None, workers: int, /
+    x: Real,
+    weight: Real,
+    dout: Real,
+    dweight: Real,
+    dbias: Real | None,
+    out: Real | None,
+    workers: int,
+    /,
 ) -> Real: ...
 def embedding_forward(weight: Real, ids: Integers, out: Real | None, workers: int, /) -> Real: ...
 def embedding_backward(dout: Real, dweight: Real, ids: Integers, workers: int, /) -> None: ...

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import ops
 from .nn import Key, Sublayer, Weights
-from .ops.attention import attention_scratch
+from .ops.attention import AttentionSaved, attention_scratch
+from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
 from .probabilities import local_probabilities, lsh_probabilities
 
@@ -20,10 +22,52 @@ __all__ = ["LocalAttention", "LSHAttention"]
 WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
 
 
+class Part(NamedTuple):
+    """What attention works on at a time: some sequences, or a stretch of one, and some heads.
+
+    Rows are those of streams (b t, c).
+    """
+
+    sequences: int
+    # whose output the part gives
+    own: slice
+    # with the neighbours that they see, in order: one stretch, or the two ends of a sequence
+    seen: tuple[slice, ...]
+    heads: slice
+
+    @property
+    def rows(self) -> int:
+        return sum(piece.stop - piece.start for piece in self.seen)
+
+    def blocks(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """All rows, at most `size` at a time: where they stand in the part, and in the streams."""
+        at = 0
+        for piece in self.seen:
+            for rows in blocks(piece, size):
+                yield slice(at, at + rows.stop - rows.start), rows
+                at += rows.stop - rows.start
+
+    def own_blocks(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """The same of its own rows."""
+        at = 0
+        for piece in self.seen:
+            if piece.start <= self.own.start < piece.stop:
+                shift = at - piece.start
+            at += piece.stop - piece.start
+        for rows in blocks(self.own, size):
+            yield slice(rows.start + shift, rows.stop + shift), rows
+
+
+def blocks(rows: slice, size: int) -> Iterator[slice]:
+    starts = range(rows.start, rows.stop, size)
+    return (slice(start, min(start + size, rows.stop)) for start in starts)
+
+
 class Attention(Sublayer):
     """drop(attend(n w_q', n w_v', ...) w_o'), for heads side by side in a row.
 
-    A subclass names its `projections`, and gives `_attend(*heads)` and `_attend_backward`.
+    A subclass names its `projections`, and gives `_split`, `_attend` and `_attend_backward`. Beside
+    the arrays of a part's heads, rows are normed, projected and dropped a block at a time.
 
     Parameters
     ----------
@@ -43,8 +87,6 @@ class Attention(Sublayer):
     record = False
     # called with the heads (b, h, t, d) of a forward pass, and the buckets where there are any
     remember: Callable[[Sequence[np.ndarray], np.ndarray | None], None] | None = None
-    # (b, h, r, t) after a pass of a layer that hashes; None where the sequence is one chunk
-    buckets: np.ndarray | None = None
 
     def __init__(
         self,
@@ -59,66 +101,163 @@ class Attention(Sublayer):
         **rules: Any,
     ) -> None:
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
-        self.num_heads = num_heads
+        self.num_heads, self.mask = num_heads, attention_mask
         self.probabilities: np.ndarray | None = None
-        self.rules = rules | {
-            "attention_mask": attention_mask,
-            "dropout": attention_dropout,
-            "dropout_key": key("probabilities"),
-        }
+        self.rules = rules | {"dropout": attention_dropout}
 
-    def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
-        saved, heads = [], []
-        for name in self.projections:
-            y, projected = ops.linear_forward(n, self.weights[f"self_attention.{name}.weight"])
-            saved.append(projected)
-            heads.append(self._split(y))
-        out, attended = self._attend(*heads)
+    # ---- what to work on at a time ----
+
+    def _parts(self, x: np.ndarray) -> list[Part]:
+        b, t, _ = x.shape
+        if self.record or self.remember is not None:
+            return self._sequences(b, t, b)
+        return self._split(x)
+
+    @abstractmethod
+    def _split(self, x: np.ndarray) -> list[Part]:
+        """Parts of which some arrays exist at a time."""
+
+    def _sequences(self, b: int, t: int, count: int) -> list[Part]:
+        """Whole sequences with all their heads, at most `count` at a time."""
+        own = blocks(slice(0, b * t), count * t)
+        heads = slice(0, self.num_heads)
+        return [Part((s.stop - s.start) // t, s, (s,), heads) for s in own]
+
+    def _rules(self, part: Part) -> dict[str, Any]:
+        """The op's keywords."""
+        mask = None
+        if self.mask is not None:
+            mask = np.concatenate([self.mask.reshape(-1)[piece] for piece in part.seen])
+            mask = mask.reshape(part.sequences, -1)
+        key = self.key("probabilities", part.own.start, part.heads.start)
+        return self.rules | {"attention_mask": mask, "dropout_key": key}
+
+    # ---- there and back ----
+
+    def _add(self, part: Part, out: np.ndarray, x: np.ndarray, sign: float) -> list:
+        heads = self._project(part, x)
+        saved = self._attend(part, heads)
         if self.remember is not None:
-            self.remember(heads, self.buckets)
-        if self.record:
-            self.probabilities = self._probabilities(*heads)
-        y, projected = ops.linear_forward(self._merge(out), self.weights["output.dense.weight"])
-        return y, [*saved, attended, projected]
+            self.remember(heads, saved.buckets)
+        attended, weight = self._merged(saved.out), self._output_weight(part)
+        for at, rows in part.own_blocks(self.rows_at_a_time(x.shape[-1])):
+            self._add_dropped(out, rows, ops.linear(attended[at], weight), sign)
+        return [saved]
 
-    def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
-        dout, dweight, _ = ops.linear_backward(dy, saved.pop())
-        del dy  # as large as a stream, and not needed while attention takes its memory
-        self.weights.add_gradient("output.dense.weight", dweight)
-        dheads = list(self._attend_backward(self._split(dout), saved.pop()))
-        *others, last = self.projections
-        dn = self._project_backward(last, dheads.pop(), saved)
-        for name in reversed(others):
-            ops.add_scaled(dn, self._project_backward(name, dheads.pop(), saved), 1.0)
+    def _project(self, part: Part, x: np.ndarray) -> list[np.ndarray]:
+        """The heads (b, h, t, d), by projection."""
+        c, columns = x.shape[-1], self._columns(part)
+        width = columns.stop - columns.start
+        heads = [np.empty((part.rows, width), x.dtype) for _ in self.projections]
+        for at, rows in part.blocks(self.rows_at_a_time(c)):
+            n, _ = self._normed(x[rows])
+            for name, head in zip(self.projections, heads, strict=True):
+                ops.linear(n, self._projection_weight(name, part), out=head[at])
+        return [self._side_by_side(part, head) for head in heads]
+
+    def _backward(
+        self, part: Part, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
+    ) -> None:
+        dheads = self._attend_backward(self._output_backward(part, dout, saved[0]), saved.pop())
+        dheads = tuple(self._merged(dhead) for dhead in dheads)
+        for at, rows in part.blocks(self.rows_at_a_time(x.shape[-1])):
+            n, normed = self._normed(x[rows])
+            first, *others = (
+                partial(self._project_backward, part, name, n, dhead[at])
+                for name, dhead in zip(self.projections, dheads, strict=True)
+            )
+            dn = first()
+            for other in others:
+                ops.add_scaled(dn, other(), 1.0)
+            self._add_normed_gradient(dx[rows], dn, normed)
+
+    def _project_backward(
+        self, part: Part, name: str, n: np.ndarray, dhead: np.ndarray
+    ) -> np.ndarray:
+        """dn of one projection."""
+        linear = LinearSaved(n, self._projection_weight(name, part), False)
+        dn, dweight, _ = ops.linear_backward(dhead, linear)
+        name = f"self_attention.{name}.weight"
+        self.weights.add_gradient(name, dweight, self._columns(part))
         return dn
 
-    def _project_backward(self, name: str, dhead: np.ndarray, saved: list) -> np.ndarray:
-        dn, dweight, _ = ops.linear_backward(self._merge(dhead), saved.pop())
-        self.weights.add_gradient(f"self_attention.{name}.weight", dweight)
-        return dn
+    def _output_backward(self, part: Part, dout: np.ndarray, saved: AttentionSaved) -> np.ndarray:
+        """The gradient of the heads' output: 0 where it is not the part's own."""
+        attended, weight = self._merged(saved.out), self._output_weight(part)
+        dattended = np.zeros(attended.shape, attended.dtype)
+        for at, rows in part.own_blocks(self.rows_at_a_time(dout.shape[-1])):
+            linear = LinearSaved(attended[at], weight, False)
+            dy = self._undropped(dout, rows)
+            _, dweight, _ = ops.linear_backward(dy, linear, out=dattended[at])
+            at_columns = np.s_[:, self._columns(part)]
+            self.weights.add_gradient("output.dense.weight", dweight, at_columns)
+        return self._side_by_side(part, dattended)
 
-    def _kept_row(self, c: int) -> int:
-        # the heads' projections, their output, and its log-sum-exp
-        return (len(self.projections) + 1) * self._width() + self.num_heads
+    # ---- heads ----
 
-    def _working_bytes(self, x: np.ndarray) -> tuple[int, int]:
-        b, t, c = x.shape
-        width, parts = self._width(), len(self.projections)
-        heads = b * t * width * x.itemsize
-        linear, _ = layer_scratch("linear", b * t, c, width, dtype=x.dtype)
-        shape = (b, self.num_heads, t, width // self.num_heads)
-        forward, backward = self._attention_scratch(shape, x.dtype)
-        # while attending: the output's gradient and those of the heads
-        attending = (1 + parts) * heads + backward
-        # while projecting the second of them: two streams, and all that attention saved is gone
-        saved = (1 + parts) * heads + b * t * self.num_heads * x.itemsize
-        projecting = 2 * x.nbytes + parts * heads - saved + linear
-        output = self._dropped_bytes(x) + heads + linear
-        return max(linear, forward), max(output, attending, projecting)
+    def _columns(self, part: Part) -> slice:
+        """The part's heads, of all that stand side by side in a row."""
+        d = self._width() // self.num_heads
+        return slice(part.heads.start * d, part.heads.stop * d)
 
     def _width(self) -> int:
         """Of the heads side by side."""
         return len(self.weights[f"self_attention.{self.projections[0]}.weight"])
+
+    def _projection_weight(self, name: str, part: Part) -> np.ndarray:
+        return self.weights[f"self_attention.{name}.weight"][self._columns(part)]
+
+    def _output_weight(self, part: Part) -> np.ndarray:
+        return np.ascontiguousarray(self.weights["output.dense.weight"][:, self._columns(part)])
+
+    def _side_by_side(self, part: Part, x: np.ndarray) -> np.ndarray:
+        """(b t, h d) -> (b, h, t, d), the same memory."""
+        h = part.heads.stop - part.heads.start
+        return x.reshape(part.sequences, -1, h, x.shape[-1] // h).transpose(0, 2, 1, 3)
+
+    def _merged(self, x: np.ndarray) -> np.ndarray:
+        """(b, h, t, d) -> (b t, h d), the same memory."""
+        _, h, _, d = x.shape
+        return x.transpose(0, 2, 1, 3).reshape(-1, h * d)
+
+    @abstractmethod
+    def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
+        """Attention of the heads of each projection, output included."""
+
+    @abstractmethod
+    def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
+        """The gradients of the heads, in the order of `projections`."""
+
+    # ---- memory ----
+
+    def _saved_bytes(self, part: Part, x: np.ndarray) -> int:
+        # the heads' projections, their output, and its log-sum-exp
+        h = part.heads.stop - part.heads.start
+        return (len(self.projections) + 1) * self._head_bytes(part, x) + part.rows * h * x.itemsize
+
+    def _head_bytes(self, part: Part, x: np.ndarray) -> int:
+        """Of one array of the part's heads."""
+        columns = self._columns(part)
+        return part.rows * (columns.stop - columns.start) * x.itemsize
+
+    def _working_bytes(self, part: Part, x: np.ndarray) -> int:
+        c, columns, count = x.shape[-1], self._columns(part), len(self.projections)
+        rows, width = min(part.rows, self.rows_at_a_time(c)), columns.stop - columns.start
+        block, heads = rows * c * x.itemsize, self._head_bytes(part, x)
+        linear, _ = layer_scratch("linear", rows, c, width, dtype=x.dtype)
+        h = part.heads.stop - part.heads.start
+        shape = (part.sequences, h, part.rows // part.sequences, width // h)
+        forward, backward = self._attention_scratch(shape, x.dtype)
+        saved = self._saved_bytes(part, x)
+        # a block's value, or its gradient; then of all rows those of the heads' output and theirs
+        adding = saved + max(forward, block + linear)
+        output = saved + heads + (block if self.dropout else 0) + linear
+        attending = saved + (1 + count) * heads + backward
+        # the norm, its gradient by two projections, and the norm's own
+        projecting = count * heads + 3 * block + linear
+        if not self.keep:
+            return max(adding, output, attending, projecting)
+        return max(output, attending, projecting) - saved
 
     @abstractmethod
     def _attention_scratch(
@@ -126,31 +265,12 @@ class Attention(Sublayer):
     ) -> tuple[int, int]:
         """Bytes of the op's own, forward and backward, for heads (b, h, t, d)."""
 
-    def _split(self, x: np.ndarray) -> np.ndarray:
-        """(b, t, h d) -> (b, h, t, d), the same memory."""
-        b, t, width = x.shape
-        return x.reshape(b, t, self.num_heads, width // self.num_heads).transpose(0, 2, 1, 3)
-
-    def _merge(self, x: np.ndarray) -> np.ndarray:
-        """(b, h, t, d) -> (b, t, h d), the same memory where it was split."""
-        b, h, t, d = x.shape
-        return x.transpose(0, 2, 1, 3).reshape(b, t, h * d)
-
-    @abstractmethod
-    def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
-        """The heads' output (b, h, t, d), and what the op saved."""
-
-    @abstractmethod
-    def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
-        """The probabilities that `_attend` used, in the shape of Hugging Face's."""
-
-    @abstractmethod
-    def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
-        """The gradients of the heads, in the order of `projections`."""
-
 
 class LocalAttention(Attention):
     """Attention to the own chunk of the sequence and its neighbours.
+
+    A long sequence is taken in stretches of whole chunks. Each is given the chunks around it too,
+    whose own output does not count.
 
     `wrap`: on Hugging Face's circle, where a text of no more than `num_chunks_before` chunks shows
     some of them twice.
@@ -162,10 +282,46 @@ class LocalAttention(Attention):
         super().__init__(weights, **rest)
         self.wrap = wrap
 
-    def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
-        return ops.local_attention_forward(*heads, wrap=self.wrap, **self.rules)
+    def _split(self, x: np.ndarray) -> list[Part]:
+        b, t, c = x.shape
+        m, before, after = (self.rules[name] for name in WINDOW)
+        # long enough that the chunks around it, which are computed twice, are a small share
+        longest = max(self.rows_at_a_time(c), 64 * (before + after) * m)
+        if t <= longest:
+            return self._sequences(b, t, longest // t)
+        chunks = -(-t // m)
+        count = -(-chunks // (longest // m))
+        bounds = [chunks * i // count for i in range(count + 1)]
+        return [
+            self._stretch(row * t, t, m, bounds[i], bounds[i + 1])
+            for row in range(b)
+            for i in range(count)
+        ]
 
-    def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
+    def _stretch(self, start: int, t: int, m: int, first: int, last: int) -> Part:
+        """Chunks [first, last) of the sequence whose first row is `start`."""
+        chunks = -(-t // m)
+        low, high = first - self.rules[WINDOW[1]], last + self.rules[WINDOW[2]]
+        seen = [(max(low, 0), min(high, chunks))]
+        # chunks on a circle stay in the order of their positions, and neighbours on it
+        if self.wrap and low < 0:
+            seen.append((chunks + low, chunks))
+        if self.wrap and high > chunks:
+            seen.insert(0, (0, high - chunks))
+
+        def rows(begin: int, end: int) -> slice:
+            return slice(start + begin * m, start + min(end * m, t))
+
+        pieces = tuple(rows(*piece) for piece in seen)
+        return Part(1, rows(first, last), pieces, slice(0, self.num_heads))
+
+    def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
+        _, saved = ops.local_attention_forward(*heads, wrap=self.wrap, **self._rules(part))
+        if self.record:
+            self.probabilities = local_probabilities(*heads[:2], **self._rules(part))
+        return saved
+
+    def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         return ops.local_attention_backward(dout, saved)
 
     def _attention_scratch(
@@ -174,9 +330,6 @@ class LocalAttention(Attention):
         windows = {name: self.rules[name] for name in WINDOW}
         return attention_scratch("local", shape, dtype=dtype, **windows)
 
-    def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
-        return local_probabilities(*heads[:2], **self.rules)
-
 
 class LSHAttention(Attention):
     """Attention among the tokens whose shared query and key falls into the same bucket.
@@ -184,31 +337,69 @@ class LSHAttention(Attention):
     The buckets of the first pass are kept, and used again in the backward pass: there the input
     is rebuilt with other rounding, and a second hash could give other buckets.
 
+    A sequence cannot be cut here, but heads do not know of each other: where the arrays of all
+    would be large, there are those of one or a few.
+
     `rotations` (h, d, r, s) may be None: then they are drawn from the key `rotations_key`.
     """
 
     projections = ("query_key", "value")
+    # bytes of an array of heads (b, h, t, d), as long as it has more than one
+    most_bytes = 2**25
 
     def __init__(
         self, weights: Weights, *, rotations: np.ndarray | None, rotations_key: int, **rest: Any
     ) -> None:
         super().__init__(weights, **rest)
         self.rotations, self.rotations_key = rotations, rotations_key
+        # of each part, after a pass: (b, h, r, t), or None where the sequence is one chunk
+        self._buckets: dict[tuple[int, int], np.ndarray | None] = {}
 
-    def _attend(self, *heads: np.ndarray) -> tuple[np.ndarray, Any]:
+    def _split(self, x: np.ndarray) -> list[Part]:
+        b, t, _ = x.shape
+        head = t * self._width() // self.num_heads * x.itemsize
+        fitting = self.most_bytes // head
+        if fitting >= self.num_heads:
+            return self._sequences(b, t, fitting // self.num_heads)
+        heads = list(blocks(slice(0, self.num_heads), max(1, fitting)))
+        rows = blocks(slice(0, b * t), t)
+        return [Part(1, own, (own,), some) for own in rows for some in heads]
+
+    def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         qk, v = heads
-        source: dict[str, Any]
-        if self.buckets is not None:
-            source = {"buckets": self.buckets}
-        elif self.rotations is not None:
-            source = {"rotations": self.rotations}
-        else:
-            source = {"rng": self.rotations_key}
-        out, saved = ops.lsh_attention_forward(qk, v, **source, **self.rules)
-        self.buckets = saved.buckets
-        return out, saved
+        key = part.own.start, part.heads.start
+        buckets = self._buckets.get(key)
+        rotations = self._rotations(qk)[part.heads] if buckets is None else None
+        _, saved = ops.lsh_attention_forward(
+            qk, v, buckets=buckets, rotations=rotations, **self._rules(part)
+        )
+        self._buckets[key] = saved.buckets
+        if self.record:
+            self.probabilities = lsh_probabilities(qk, saved.buckets, **self._rules(part))
+        return saved
 
-    def _attend_backward(self, dout: np.ndarray, saved: Any) -> tuple[np.ndarray, ...]:
+    def _rotations(self, qk: np.ndarray) -> np.ndarray:
+        """Of all heads."""
+        if self.rotations is None:
+            rules = {name: self.rules[name] for name in ("num_hashes", "num_buckets")}
+            self.rotations = ops.lsh_rotations(
+                self.num_heads, qk.shape[-1], rng=self.rotations_key, dtype=qk.dtype, **rules
+            )
+        return self.rotations
+
+    @property
+    def buckets(self) -> np.ndarray | None:
+        """(b, h, r, t) after a pass; None where the sequence is one chunk."""
+        rows: dict[int, list[np.ndarray]] = {}
+        for (start, _), ids in self._buckets.items():
+            if ids is None:
+                return None
+            rows.setdefault(start, []).append(ids)
+        if not rows:
+            return None
+        return np.concatenate([np.concatenate(heads, axis=1) for heads in rows.values()])
+
+    def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         return ops.lsh_attention_backward(dout, saved)
 
     def _attention_scratch(
@@ -222,6 +413,3 @@ class LSHAttention(Attention):
         b, t, _ = shape
         one_chunk = t <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
         return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * t
-
-    def _probabilities(self, *heads: np.ndarray) -> np.ndarray:
-        return lsh_probabilities(heads[0], self.buckets, **self.rules)

@@ -194,7 +194,8 @@ class Pass:
         self.y1, self.y2 = y1, y2
         warn_of_cut(self.config.bucket_cap, self.cut_shares or ())
         if differentiate:
-            self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
+            # zeros that take no memory before they are written to, unlike those of zeros_like
+            self.dy1, self.dy2 = (np.zeros(y.shape, y.dtype) for y in (y1, y2))
         return states
 
     def plan(self, budget: float, head_bytes: int) -> StepMemory:
@@ -220,7 +221,7 @@ class Pass:
             peak = max(peak, still + gradients + branch.backward_bytes(x))
             still -= branch.kept_bytes(x) if branch.keep else 0
         # glibc gives larger blocks back at once; smaller ones leave gaps in its heap, measured
-        gaps = 0.7 * x.nbytes if x.nbytes < 2**25 else 0.0
+        gaps = min(0.7 * x.nbytes, 2**25)
         lsh = [f for f, _ in self.layers if isinstance(f, LSHAttention)]
         tokens = self.inputs.b * self.inputs.n
         return StepMemory(
@@ -292,11 +293,12 @@ class Pass:
 
     def backward(self) -> None:
         """From dy1, dy2 to the gradients of the body's weights."""
-        _, _, dx1, dx2 = reversible_backward(self.layers, self.y1, self.y2, self.dy1, self.dy2)
+        reversible_backward(self.layers, self.y1, self.y2, self.dy1, self.dy2)
         del self.y1, self.y2
         # both streams began as the embeddings
-        ops.add_scaled(dx1, dx2, 1.0)
-        self.embeddings.backward(dx1)
+        ops.add_scaled(self.dy1, self.dy2, 1.0)
+        del self.dy2
+        self.embeddings.backward(self.dy1)
 
 
 def warn_of_cut(bucket_cap: int | None, shares: Sequence[float]) -> None:

@@ -130,6 +130,8 @@ class LanguageModel(Head):
                 head.add_gradient("decoder.weight", dweight)
                 head.add_gradient("bias", dbias)
                 run.final_backward(rows, dh, normed)
+                del dh
+            del h, normed, saved  # before the next block's take memory
         return float(loss)
 
     def loss_bytes(self, run: Pass) -> int:
@@ -268,6 +270,7 @@ class QuestionAnswering(Head):
                 head.add_gradient("weight", dweight)
                 head.add_gradient("bias", dbias)
                 run.final_backward(rows, dh, normed)
+                del h, normed, saved, dh
         return (start + end) / 2
 
     def loss_bytes(self, run: Pass) -> int:

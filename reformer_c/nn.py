@@ -159,12 +159,19 @@ class Weights:
     def below(self, prefix: str) -> Weights:
         return Weights(self._parameters, self._gradients, self._prefix + prefix)
 
-    def add_gradient(self, name: str, gradient: np.ndarray | None) -> None:
-        """Keep a gradient that is nobody else's, or add to the one that is there; None is none."""
+    def add_gradient(self, name: str, gradient: np.ndarray | None, at: Any = None) -> None:
+        """Keep a gradient that is nobody else's, or add to the one that is there; None is none.
+
+        `at` is an index: the gradient is that of these elements alone.
+        """
         name = self._prefix + name
         if gradient is None:
             return
-        if name in self._gradients:
+        if at is not None:
+            if name not in self._gradients:
+                self._gradients[name] = np.zeros_like(self._parameters[name])
+            self._gradients[name][at] += gradient
+        elif name in self._gradients:
             ops.add_scaled(self._gradients[name], gradient, 1.0)
         else:
             self._gradients[name] = gradient
@@ -176,88 +183,103 @@ class Weights:
 class Sublayer(ABC):
     """A branch of a reversible layer: y = drop(function(layer_norm(x))), added to a stream.
 
-    With `keep`, forward_add keeps `saved` and the stream as it was, and backward_add rebuilds
-    nothing.
+    It works on one part of the streams after another and normalises rows where it needs them, so
+    that beside the streams no other array of their size is made. With `keep`, forward_add keeps
+    what `_add` saved and the stream as it was, and backward_add rebuilds nothing.
     """
 
     keep = False
 
     def __init__(self, weights: Weights, *, eps: float, dropout: float, key: Key) -> None:
         self.weights, self.eps, self.dropout, self.key = weights, eps, dropout, key
-        self._kept: tuple[np.ndarray, list] | None = None
+        self._kept: tuple[np.ndarray, list[list]] | None = None
 
     def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
-        y, saved = self._run(x)
-        if self.keep:
-            self._kept = out.copy(), saved
-        ops.add_scaled(out, y, 1.0)
+        before, kept = out.copy() if self.keep else None, []
+        for part in self._parts(x):
+            saved = self._add(part, rows_of(out), rows_of(x), 1.0)
+            if self.keep:
+                kept.append(saved)
+        if before is not None:
+            self._kept = before, kept
 
     def backward_add(
         self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
     ) -> None:
-        if self._kept is None:
-            y, saved = self._run(x)
-            ops.add_scaled(out, y, -1.0)
-            del y
-        else:
-            # `saved` may hold the stream x itself: it has its old contents again by now
-            before, saved = self._kept
+        kept = None
+        if self._kept is not None:
+            before, kept = self._kept
             self._kept = None
             out[...] = before
             del before
-        dn = self._backward(self._undrop(dout), saved)
-        change, dweight, dbias = ops.layer_norm_backward(dn, saved.pop())
+        parts = self._parts(x)
+        dx, dout, out, x = map(rows_of, (dx, dout, out, x))
+        for i, part in enumerate(parts):
+            saved = self._add(part, out, x, -1.0) if kept is None else kept[i]
+            self._backward(part, dx, dout, x, saved)
+
+    def kept_bytes(self, x: np.ndarray) -> int:
+        """What `keep` costs for a stream like x."""
+        return x.nbytes + sum(self._saved_bytes(part, x) for part in self._parts(x))
+
+    def backward_bytes(self, x: np.ndarray) -> int:
+        """The most that `backward_add` takes for a stream like x, beside what is kept already."""
+        return max(self._working_bytes(part, x) for part in self._parts(x))
+
+    @staticmethod
+    def rows_at_a_time(c: int) -> int:
+        """Rows (n, c) that exist at a time beside the streams: 8 MB of float32, or as many as
+        repay the preparation of wide weights."""
+        return max(8192, 2**21 // c)
+
+    def _normed(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
+        weight, bias = self.weights["layer_norm.weight"], self.weights["layer_norm.bias"]
+        return ops.layer_norm_forward(x, weight, bias, eps=self.eps)
+
+    def _add_normed_gradient(self, dx: np.ndarray, dn: np.ndarray, normed: Any) -> None:
+        change, dweight, dbias = ops.layer_norm_backward(dn, normed)
         self.weights.add_gradient("layer_norm.weight", dweight)
         self.weights.add_gradient("layer_norm.bias", dbias)
         ops.add_scaled(dx, change, 1.0)
 
-    def kept_bytes(self, x: np.ndarray) -> int:
-        """What `keep` costs for a stream like x."""
-        c = x.shape[-1]
-        # the stream, its norm, the norm's mean and deviation
-        return x.size // c * (2 * c + 2 + self._kept_row(c)) * x.itemsize
-
-    def backward_bytes(self, x: np.ndarray) -> int:
-        """The most that `backward_add` takes for a stream like x, beside what is kept already."""
-        rebuilt = 0 if self.keep else self.kept_bytes(x) - x.nbytes
-        forward, backward = self._working_bytes(x)
-        # with the function's value
-        return rebuilt + (backward if self.keep else max(forward + x.nbytes, backward))
-
-    def _dropped_bytes(self, x: np.ndarray) -> int:
-        """Of the gradient of the function's value, which without dropout is the stream's."""
-        return x.nbytes if self.dropout else 0
-
-    def _run(self, x: np.ndarray) -> tuple[np.ndarray, list]:
-        n, normed = ops.layer_norm_forward(
-            x, self.weights["layer_norm.weight"], self.weights["layer_norm.bias"], eps=self.eps
-        )
-        y, saved = self._forward(n)
+    def _add_dropped(self, out: np.ndarray, rows: slice, y: np.ndarray, sign: float) -> None:
         if self.dropout:
-            ops.dropout(y, self.dropout, key=self.key("output"), out=y)
-        return y, [normed, *saved]
+            ops.dropout(y, self.dropout, key=self.key("output", rows.start), out=y)
+        ops.add_scaled(out[rows], y, sign)
 
-    def _undrop(self, dout: np.ndarray) -> np.ndarray:
+    def _undropped(self, dout: np.ndarray, rows: slice) -> np.ndarray:
+        """The gradient of what `_add_dropped` was given."""
         if self.dropout:
-            return ops.dropout(dout, self.dropout, key=self.key("output"))
-        return dout
+            return ops.dropout(dout[rows], self.dropout, key=self.key("output", rows.start))
+        return dout[rows]
 
     @abstractmethod
-    def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
-        """function(n), and what the ops saved, in their order."""
+    def _parts(self, x: np.ndarray) -> list:
+        """What to work on at a time: depends on sizes alone."""
 
     @abstractmethod
-    def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
-        """dn; takes what `_forward` saved off the end of `saved`."""
+    def _add(self, part: Any, out: np.ndarray, x: np.ndarray, sign: float) -> list:
+        """Add the part's value to the rows of `out` (n, c), with this sign; what `_backward`
+        needs of it."""
 
     @abstractmethod
-    def _kept_row(self, c: int) -> int:
-        """How many numbers of `saved` there are for each row of width c."""
+    def _backward(
+        self, part: Any, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
+    ) -> None:
+        """Add to the rows of dx what flows back through the part; takes all off `saved`."""
 
     @abstractmethod
-    def _working_bytes(self, x: np.ndarray) -> tuple[int, int]:
-        """The most that `_forward` takes beside `saved` and its value, and `_backward` beside
-        `saved`."""
+    def _saved_bytes(self, part: Any, x: np.ndarray) -> int:
+        """Of what `_add` gives."""
+
+    @abstractmethod
+    def _working_bytes(self, part: Any, x: np.ndarray) -> int:
+        """The most that the part's way back takes, beside what is kept."""
+
+
+def rows_of(x: np.ndarray) -> np.ndarray:
+    """(b, t, c) -> (b t, c), the same memory."""
+    return x.reshape(-1, x.shape[-1])
 
 
 class FeedForward(Sublayer):
@@ -272,88 +294,114 @@ class FeedForward(Sublayer):
 
     names = ("dense.dense.weight", "dense.dense.bias", "output.dense.weight", "output.dense.bias")
 
-    def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
-        y, saved = ops.feed_forward_forward(
+    def _parts(self, x: np.ndarray) -> list[slice]:
+        c = x.shape[-1]
+        n, size = x.size // c, self.rows_at_a_time(c)
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def _add(self, part: slice, out: np.ndarray, x: np.ndarray, sign: float) -> list:
+        n, normed = self._normed(x[part])
+        y, saved = self._value(n, part.start)
+        self._add_dropped(out, part, y, sign)
+        return [normed, saved]
+
+    def _value(self, n: np.ndarray, first: int) -> tuple[np.ndarray, Any]:
+        """Of normed rows, the first of which is row `first` of the stream; and what is saved."""
+        return ops.feed_forward_forward(
             n,
             *(self.weights[name] for name in self.names),
             activation=self.activation,
             chunk_length=self.chunk_length,
             dropout=self.dropout,
-            dropout_key=self.key("hidden"),
+            dropout_key=self.key("hidden", first),
         )
-        return y, [saved]
 
-    def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
-        dn, *gradients = ops.feed_forward_backward(dy, saved.pop())
+    def _backward(
+        self, part: slice, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
+    ) -> None:
+        dn = self._value_backward(self._undropped(dout, part), saved.pop(), part.start)
+        self._add_normed_gradient(dx[part], dn, saved.pop())
+
+    def _value_backward(self, dy: np.ndarray, saved: Any, first: int) -> np.ndarray:
+        """The gradient of the normed rows."""
+        dn, *gradients = ops.feed_forward_backward(dy, saved)
         for name, gradient in zip(self.names, gradients, strict=True):
             self.weights.add_gradient(name, gradient)
         return dn
 
-    def _kept_row(self, c: int) -> int:
-        return 0
+    def _saved_bytes(self, part: slice, x: np.ndarray) -> int:
+        # the norm of the stream, and its mean and deviation
+        return (part.stop - part.start) * (x.shape[-1] + 2) * x.itemsize
 
-    def _working_bytes(self, x: np.ndarray) -> tuple[int, int]:
-        c = x.shape[-1]
+    def _working_bytes(self, part: slice, x: np.ndarray) -> int:
+        c, rows = x.shape[-1], part.stop - part.start
+        block = rows * c * x.itemsize
         forward, backward = layer_scratch(
-            "feed_forward", x.size // c, c, len(self.weights[self.names[0]]),
+            "feed_forward", rows, c, len(self.weights[self.names[0]]),
             chunk_length=self.chunk_length, dtype=x.dtype,
         )  # fmt: skip
         # dn, and in its layer norm's backward the change of the stream instead of scratch
-        return forward, self._dropped_bytes(x) + x.nbytes + max(backward, x.nbytes)
+        back = (block if self.dropout else 0) + block + max(backward, block)
+        return back if self.keep else self._saved_bytes(part, x) + max(block + forward, back)
 
 
 class WeightedFeedForward(FeedForward):
     """A feed-forward layer whose activation has weights of its own: in NumPy, between products."""
 
-    def _forward(self, n: np.ndarray) -> tuple[np.ndarray, list]:
+    def _value(self, n: np.ndarray, first: int) -> tuple[np.ndarray, Any]:
         w2, b2 = (self.weights[name] for name in self.names[2:])
         y = np.empty_like(n)
-        for rows, h, _ in self._hidden(n):
+        for rows, h, _ in self._hidden(n, first):
             a = WEIGHTED[self.activation].forward(h, **self._values())
-            ops.linear(a, w2, b2, out=_rows_of(y)[rows])
-        return y, [n]
+            ops.linear(a, w2, b2, out=y[rows])
+        return y, n
 
-    def _backward(self, dy: np.ndarray, saved: list) -> np.ndarray:
-        n = saved.pop()
-        dn = np.empty_like(n)
+    def _value_backward(self, dy: np.ndarray, saved: Any, first: int) -> np.ndarray:
+        n, dn = saved, np.empty_like(saved)
         w2, b2 = (self.weights[name] for name in self.names[2:])
         activation, values = WEIGHTED[self.activation], self._values()
-        for rows, h, dense in self._hidden(n):
+        for rows, h, dense in self._hidden(n, first):
             _, projected = ops.linear_forward(activation.forward(h, **values), w2, b2)
-            da, dw2, db2 = ops.linear_backward(_rows_of(dy)[rows], projected)
+            da, dw2, db2 = ops.linear_backward(dy[rows], projected)
             dh, slopes = activation.backward(da, h, **values)
-            dn_rows, dw1, db1 = ops.linear_backward(self._drop_hidden(dh, rows), dense)
-            _rows_of(dn)[rows] = dn_rows
+            dh = self._drop_hidden(dh, first + rows.start)
+            dn[rows], dw1, db1 = ops.linear_backward(dh, dense)
             for name, gradient in zip(self.names, (dw1, db1, dw2, db2), strict=True):
                 self.weights.add_gradient(name, gradient)
             for name, slope in slopes.items():
                 self.weights.add_gradient(f"dense.act_fn.{name}", np.array([slope], n.dtype))
         return dn
 
-    def _hidden(self, n: np.ndarray) -> Iterator[tuple[slice, np.ndarray, Any]]:
+    def _hidden(self, n: np.ndarray, first: int) -> Iterator[tuple[slice, np.ndarray, Any]]:
         """Some rows, their hidden units before the activation, and what the product saved."""
         w1, b1 = (self.weights[name] for name in self.names[:2])
-        size = self.chunk_length or max(1, HIDDEN_BLOCK // len(w1))
-        for start in range(0, len(_rows_of(n)), size):
-            rows = slice(start, start + size)
-            h, dense = ops.linear_forward(_rows_of(n)[rows], w1, b1)
-            yield rows, self._drop_hidden(h, rows), dense
+        size = self._hidden_rows()
+        for start in range(0, len(n), size):
+            rows = slice(start, min(start + size, len(n)))
+            h, dense = ops.linear_forward(n[rows], w1, b1)
+            yield rows, self._drop_hidden(h, first + start), dense
 
-    def _drop_hidden(self, h: np.ndarray, rows: slice) -> np.ndarray:
+    def _hidden_rows(self) -> int:
+        return self.chunk_length or max(1, HIDDEN_BLOCK // len(self.weights[self.names[0]]))
+
+    def _drop_hidden(self, h: np.ndarray, first: int) -> np.ndarray:
         """Dropout, in place; also its own derivative."""
         if self.dropout:
-            ops.dropout(h, self.dropout, key=self.key("hidden", rows.start), out=h)
+            ops.dropout(h, self.dropout, key=self.key("hidden", first), out=h)
         return h
+
+    def _working_bytes(self, part: slice, x: np.ndarray) -> int:
+        rows, f = part.stop - part.start, len(self.weights[self.names[0]])
+        # h, its activation, their gradients, and what NumPy makes on the way
+        hidden = 6 * min(rows, self._hidden_rows()) * f * x.itemsize
+        back = (3 if self.dropout else 2) * rows * x.shape[-1] * x.itemsize + hidden
+        return back if self.keep else self._saved_bytes(part, x) + back
 
     def _values(self) -> dict[str, float]:
         """Weights and constants of the activation, by name."""
         activation = WEIGHTED[self.activation]
         names = (*activation.weights, *activation.constants)
         return {name: self.weights[f"dense.act_fn.{name}"].item() for name in names}
-
-
-def _rows_of(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1, x.shape[-1])
 
 
 # ---- the model's two ends ----
@@ -380,7 +428,7 @@ class Embeddings:
         if input_ids is not None:
             x, words = ops.embedding_forward(input_ids, self.words["weight"])
         else:
-            x = np.array(inputs_embeds)
+            x = np.array(inputs_embeds, order="C")
         if self.dropout:
             ops.dropout(x, self.dropout, key=self.key("words"), out=x)
         drop = self._position_dropout(len(x))

@@ -8,9 +8,12 @@ from reference import reversible as reference
 from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
 
 from reformer_c import ops
+from reformer_c.attention import LSHAttention
 from reformer_c.inputs import check_inputs
-from reformer_c.model import ReformerModelWithLMHead
+from reformer_c.model import ReformerForMaskedLM, ReformerModelWithLMHead
+from reformer_c.nn import Sublayer
 from reformer_c.reversible import reversible_backward, reversible_forward
+from reformer_c.runtime import num_threads
 
 # Drift after 48 layers in float32, as a share of the largest value in the streams, by the standard
 # deviation of the weights; and how far gradients move, as a share of each array's largest.
@@ -111,6 +114,89 @@ def test_a_memory_budget_is_kept():
         more = peak_of_a_step(8, memory_budget=budget) - step
         assert more <= budget + 50_000
     assert more > 0.6 * budget
+
+
+def in_parts(monkeypatch, rows):
+    """Layers take so few rows at a time, and LSH attention one head of one sequence."""
+    monkeypatch.setattr(Sublayer, "rows_at_a_time", staticmethod(lambda c: rows))
+    monkeypatch.setattr(LSHAttention, "most_bytes", 1)
+
+
+def wide(**changes):
+    """Sequences of up to 330 tokens in chunks of 2: local attention is cut at 128."""
+    fields = {"axial_pos_shape": [33, 10], "max_position_embeddings": 330,
+              "local_attn_chunk_length": 2, "num_buckets": 8}  # fmt: skip
+    return randomise(ReformerModelWithLMHead(small_config(**fields | changes), rng=0, dtype=float))
+
+
+@pytest.mark.parametrize("t", [129, 256, 330])
+@pytest.mark.parametrize("changes", [{}, {"local_num_chunks_before": 0}])
+def test_parts_of_the_streams_give_the_gradients_of_the_whole(monkeypatch, t, changes):
+    model, ids = wide(**changes), random_ids((2, t))
+    mask = np.ones((2, t), bool)
+    mask[0, : t // 2] = mask[1, -3:] = False
+    for more in ({}, {"attention_mask": mask}):
+        loss, whole = model.loss_and_gradients(ids, labels=ids, rng=0, **more)
+        with monkeypatch.context() as patch:
+            in_parts(patch, 7)
+            again, parts = model.loss_and_gradients(ids, labels=ids, rng=0, **more)
+        assert again == pytest.approx(loss, rel=1e-12)
+        assert largest_difference(parts, whole) < 1e-9
+
+
+def test_stretches_of_a_circle_see_both_neighbours(monkeypatch):
+    config = small_config(
+        is_decoder=False, axial_pos_shape=[33, 10], max_position_embeddings=330,
+        local_attn_chunk_length=2, local_num_chunks_after=1, attn_layers=["local"],
+    )  # fmt: skip
+    model = randomise(ReformerForMaskedLM(config, rng=0, dtype=float))
+    ids = random_ids((1, 325))
+    loss, whole = model.loss_and_gradients(ids, labels=ids, rng=0)
+    in_parts(monkeypatch, 7)
+    again, parts = model.loss_and_gradients(ids, labels=ids, rng=0)
+    assert again == pytest.approx(loss, rel=1e-12)
+    assert largest_difference(parts, whole) < 1e-9
+
+
+def test_parts_with_dropout_repeat_it_and_may_be_kept(monkeypatch):
+    in_parts(monkeypatch, 7)
+    model, ids = wide(**DROPOUT), random_ids((2, 300))
+    loss, rebuilt = model.loss_and_gradients(ids, labels=ids, rng=5)
+    again, kept = model.loss_and_gradients(ids, labels=ids, rng=5, memory_budget=np.inf)
+    assert again == loss
+    assert largest_difference(rebuilt, kept) < 1e-9
+
+
+def test_parts_give_the_same_bits_on_any_number_of_threads(monkeypatch):
+    in_parts(monkeypatch, 64)
+    model, ids = wide(**DROPOUT), random_ids((2, 300))
+    results = []
+    for threads in (1, 2, 3):
+        with num_threads(threads):
+            results.append(model.loss_and_gradients(ids, labels=ids, rng=5))
+    for loss, gradients in results[1:]:
+        assert loss == results[0][0]
+        assert all(np.array_equal(g, results[0][1][name]) for name, g in gradients.items())
+
+
+def test_buckets_of_parts_are_those_of_the_whole(monkeypatch):
+    model, ids = wide(), random_ids((3, 300))
+    whole = model(ids, rng=0, output_buckets=True).buckets
+    in_parts(monkeypatch, 7)
+    parts = model(ids, rng=0, output_buckets=True).buckets
+    assert whole[0].shape == (3, 2, 2, 300)
+    np.testing.assert_array_equal(parts[0], whole[0])
+
+
+def test_vectors_in_any_memory_layout_give_the_same_loss():
+    model = deep(2)
+    x = np.random.default_rng(0).standard_normal((2, 30, 16), np.float32)
+    ids = random_ids((2, 30))
+    plain, reordered = (
+        model.loss_and_gradients(inputs_embeds=np.array(x, order=order), labels=ids, rng=0)[0]
+        for order in "CF"
+    )
+    assert plain == reordered
 
 
 @pytest.mark.parametrize("budget", [10_000, 60_000, np.inf])

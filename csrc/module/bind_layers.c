@@ -24,7 +24,7 @@ PyObject *bind_linear_backward(PyObject *module, PyObject *const *args, Py_ssize
     const void *dy = rf_in(&c, "dout", "n... co");
     void *dw = rf_inout(&c, "dweight", "co ci");
     void *dbias = rf_inout_or_none(&c, "dbias", "co");
-    void *dx = rf_new(&c, "n... ci");
+    void *dx = rf_out(&c, "out", "n... ci");
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), ci = rf_size(&c, "ci"), co = rf_size(&c, "co");

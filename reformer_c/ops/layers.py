@@ -101,7 +101,11 @@ def linear_forward(
 
 
 def linear_backward(
-    dout: np.ndarray, saved: LinearSaved, *, workers: int | None = None
+    dout: np.ndarray,
+    saved: LinearSaved,
+    *,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of `linear`.
 
@@ -111,6 +115,8 @@ def linear_backward(
         Gradient of its output.
     saved : LinearSaved
         Of `linear_forward`.
+    out : (..., ci) same dtype, optional
+        Where to write dx. It may overlap an input.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
@@ -130,7 +136,7 @@ def linear_backward(
     x, weight, has_bias = saved
     dweight = zeros_for(weight)
     dbias = np.zeros(len(weight), dweight.dtype) if has_bias else None
-    dx = _core.linear_backward(x, weight, dout, dweight, dbias, resolve_workers(workers))
+    dx = _core.linear_backward(x, weight, dout, dweight, dbias, out, resolve_workers(workers))
     return dx, dweight, dbias
 
 

@@ -53,6 +53,15 @@ def test_without_bias_there_is_no_gradient_of_it(isa, dtype, rng):
     )
 
 
+def test_the_gradient_is_written_where_it_is_wanted(isa, dtype, rng):
+    x, weight, bias = draw(rng, dtype, 9, 8, 7)
+    dout, saved = ops.linear_forward(x, weight, bias)
+    out = np.empty_like(x)
+    dx, *_ = ops.linear_backward(dout, saved, out=out)
+    assert dx is out
+    np.testing.assert_array_equal(out, ops.linear_backward(dout, saved)[0])
+
+
 def test_leading_axes_are_kept(isa, dtype, rng):
     x, weight, bias = draw(rng, dtype, 24, 6, 5)
     flat = ops.linear(x, weight, bias)
