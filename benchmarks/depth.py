@@ -3,7 +3,7 @@
 Each depth trains one step in a process of its own, and the table says beside what was measured what
 `model.memory` had said before, and what keeping every layer's activations would have taken.
 
-    python benchmarks/depth.py --length 65536 --plot depth.svg
+    python -m benchmarks.depth --length 65536 --plot depth.svg
 """
 
 import argparse

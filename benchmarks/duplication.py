@@ -5,9 +5,9 @@ at the first. One layer is trained to do it with full shared-QK attention and wi
 1, 2 and 4 rounds, and each is evaluated with full attention and with 1, 2, 4 and 8 rounds. Local
 attention alone is the control: it sees two chunks at most, and has to fail.
 
-    python benchmarks/duplication.py --save runs/duplication      # length 1,024, within an hour
-    python benchmarks/duplication.py --quick                      # length 128, in minutes
-    python benchmarks/duplication.py --lengths 1024 4096 --train LSH-4 local --save runs/long
+    python -m benchmarks.duplication --save runs/duplication      # length 1,024, within an hour
+    python -m benchmarks.duplication --quick                      # length 128, in minutes
+    python -m benchmarks.duplication --lengths 1024 4096 --train LSH-4 local --save runs/long
 
 Everything is saved as it goes: the same command goes on where it was interrupted.
 """
