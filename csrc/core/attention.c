@@ -113,7 +113,7 @@ static size_t owners_of(const rf_attention *a) {
 /* Consecutive owners of a task: enough tasks for many threads, few enough that what neighbours
    share is mostly gathered once. Sizes alone decide. */
 static size_t owners_per_task(const rf_attention *a) {
-    return max_size(1, min_size(16, a->b * a->h * owners_of(a) / 64));
+    return max_size(1, min_size(32, a->b * a->h * owners_of(a) / 64));
 }
 
 /* One owner's queries: blocks [first, first + count) of the span. */

@@ -221,7 +221,7 @@ static inline void wish(wish_list *w, const real *row) {
 }
 
 static inline void grant_wishes(wish_list *w) {
-    const size_t end = min_size(w->count, w->next + 12);
+    const size_t end = min_size(w->count, w->next + 8);
     for (; w->next < end; w->next++) prefetch_row(w->rows[w->next], w->depth);
 }
 
