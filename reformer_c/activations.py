@@ -24,6 +24,8 @@ class WeightedActivation(NamedTuple):
     weights: dict[str, float]
     # what is saved beside them and is not trained
     constants: dict[str, float]
+    # arrays of the size of h that exist at a time on the way back: h, act(h), da, NumPy's own
+    arrays: int
 
 
 # ---- prelu: He et al. 2015, "Delving Deep into Rectifiers", section 2.1 ----
@@ -104,10 +106,10 @@ def _sum(x: np.ndarray) -> float:
 
 
 WEIGHTED = {
-    "prelu": WeightedActivation(prelu, prelu_backward, {"weight": 0.25}, {}),
+    "prelu": WeightedActivation(prelu, prelu_backward, {"weight": 0.25}, {}, arrays=6),
     # transformers rounds these to bfloat16; without that they are 0.2035, -1.0502 and -1e-6
     "xielu": WeightedActivation(
         xielu, xielu_backward, {"alpha_p": 0.2041015625, "alpha_n": -1.046875},
-        {"beta": 0.5, "eps": -9.98377799987793e-07},
+        {"beta": 0.5, "eps": -9.98377799987793e-07}, arrays=8,
     ),
 }  # fmt: skip

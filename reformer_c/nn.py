@@ -392,8 +392,8 @@ class WeightedFeedForward(FeedForward):
 
     def _working_bytes(self, part: slice, x: np.ndarray) -> int:
         rows, f = part.stop - part.start, len(self.weights[self.names[0]])
-        # h, its activation, their gradients, and what NumPy makes on the way
-        hidden = 6 * min(rows, self._hidden_rows()) * f * x.itemsize
+        arrays = WEIGHTED[self.activation].arrays
+        hidden = arrays * min(rows, self._hidden_rows()) * f * x.itemsize
         back = (3 if self.dropout else 2) * rows * x.shape[-1] * x.itemsize + hidden
         return back if self.keep else self._saved_bytes(part, x) + back
 
