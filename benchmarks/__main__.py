@@ -4,7 +4,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from reformer_c.bench import describe_machine, measure, table, write_json
+from reformer_c.bench import describe_machine, measure, print_machine, table, write_json
 from reformer_c.runtime import get_num_threads, num_threads
 
 from . import rivals
@@ -16,8 +16,7 @@ def main(arguments=None):
     threads = options.threads or get_num_threads()
     with num_threads(threads), rivals.num_threads(threads):
         machine = describe_machine() | rivals.describe()
-        for key, value in machine.items():
-            print(f"{key:10} {value}")
+        print_machine(machine)
         print(METHOD)
         measured, goals = [], []
         for name in options.only:

@@ -1,5 +1,4 @@
-"""Tokens a second after a prompt: this package, with and without strictly causal buckets, and
-Hugging Face's Reformer.
+"""Tokens a second after a prompt: fixed chunks, whole buckets, and Hugging Face's Reformer.
 
 The `book` model with random weights: the same in both, in one process. Reading the prompt is timed
 up to the first new token; writing, token by token, as the median of several batches of tokens.
@@ -12,7 +11,9 @@ import warnings
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine
+from reformer_c.bench import describe_machine, print_machine
+
+from . import rivals
 
 BATCHES = 5
 FIELDS = {
@@ -61,11 +62,11 @@ def batches(step, tokens):
 
 def their_model(parameters):
     """transformers' model with the same weights, or None where it is not installed."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
+    if rivals.HUGGING_FACE not in rivals.installed():
         return None
+    import torch
+    import transformers
+
     transformers.logging.set_verbosity_error()
     model = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**FIELDS)).eval()
     weights = {name: torch.from_numpy(array) for name, array in parameters.items()}
@@ -80,8 +81,12 @@ def main():
     options = parser.parse_args()
     warnings.simplefilter("ignore")
 
-    machine = describe_machine()
-    print(", ".join(machine.values()))
+    print_machine(describe_machine() | rivals.describe())
+    with rivals.num_threads(rc.get_num_threads()):
+        compare(options)
+
+
+def compare(options):
     models = {
         f"reformer_c, scope={scope}": rc.ReformerModelWithLMHead(
             rc.ReformerConfig(**FIELDS, attention_scope=scope), rng=0
@@ -95,10 +100,11 @@ def main():
         ids = np.random.default_rng(0).integers(2, 320, (1, length))
         rows = {}
         if hugging_face is not None:
-            rows["Hugging Face"] = theirs(hugging_face, ids, max(2, options.tokens // 10))
+            rows[rivals.HUGGING_FACE] = theirs(hugging_face, ids, max(2, options.tokens // 10))
         rows |= {name: ours(model, ids, options.tokens) for name, model in models.items()}
         for name, (prompt, token) in rows.items():
-            ratio = f"{rows['Hugging Face'][1] / token:6.1f}x" if "Hugging Face" in rows else ""
+            base = rows.get(rivals.HUGGING_FACE)
+            ratio = f"{base[1] / token:6.1f}x" if base else ""
             print(f"{name:28} {length:8,} {length / prompt:15,.0f} {1 / token:16,.0f} {ratio:>7}")
     for name, model in models.items():
         sizes = ", ".join(f"{model.cache_bytes(n) / 2**20:.1f} MB" for n in options.prompts)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine
+from reformer_c.bench import describe_machine, print_machine
 from reformer_c.presets import preset_config
 
 
@@ -90,8 +90,7 @@ def main():
         print(measure(options.measure, options.length))
         return
 
-    for key, value in describe_machine().items():
-        print(f"{key:10} {value}")
+    print_machine(describe_machine())
     print(f"\nMB in a step of {options.length:,} tokens, beside the weights")
     names = ("measured", "said", "parameters", "bucket ids", "keeping all")
     print("layers  " + "".join(f"{name:>13}" for name in names))

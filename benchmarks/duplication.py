@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine
+from reformer_c.bench import describe_machine, print_machine
 from reformer_c.checkpoint import write_atomically
 from reformer_c.log import read_log
 from reformer_c.train import has_checkpoint
@@ -226,8 +226,7 @@ def parse():
 
 def main():
     options = parse()
-    for key, value in describe_machine().items():
-        print(f"{key:10} {value}")
+    print_machine(describe_machine())
     file = options.save and Path(options.save, "results.json")
     results = json.loads(file.read_text()) if file and file.is_file() else {}
 

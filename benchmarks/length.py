@@ -10,7 +10,16 @@ from functools import partial
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import CHUNK, DEPTH, WINDOW, Case, describe_machine, measure, write_json
+from reformer_c.bench import (
+    CHUNK,
+    DEPTH,
+    WINDOW,
+    Case,
+    describe_machine,
+    measure,
+    print_machine,
+    write_json,
+)
 
 TOKENS, HEADS = 65_536, 4
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768, 65536]
@@ -67,8 +76,7 @@ def main(arguments=None):
         parser.error("--repeats: expected a number >= 1")
 
     machine = describe_machine()
-    for key, value in machine.items():
-        print(f"{key:10} {value}")
+    print_machine(machine)
     names = ["full", *(f"LSH-{rounds}" for rounds in ROUNDS)]
     print(f"\nseconds for {TOKENS:,} tokens, {HEADS} heads of {DEPTH}, causal, forward")
     print("length  " + "".join(f"{name:>9}" for name in names))

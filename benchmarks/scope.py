@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine
+from reformer_c.bench import describe_machine, print_machine
 from reformer_c.data import Windows, split_tokens
 from reformer_c.demo import encode, python_text
 from reformer_c.presets import preset_config
@@ -79,8 +79,7 @@ def main():
     text, source = python_text()
     train, held_out = split_tokens(encode(text), 0.1)
     held_out = held_out[: 16 * options.length]
-    machine = describe_machine()
-    print(", ".join(machine.values()))
+    print_machine(describe_machine())
     print(f"{source}; {options.steps} steps of {options.length:,} bytes, {options.hashes} rounds")
     print(f"{'':8} {'bits/byte':>10} {'train, tok/s':>12} {'write, tok/s':>12} "
           f"{'past changed':>14} {'decoding: mean':>14} {'most':>6}")  # fmt: skip

@@ -109,8 +109,7 @@ def run_bench(
             raise ValueError(f"{name}: expected a number >= 1, got {number!r}")
     threads = sorted({1, get_num_threads()}) if threads is None else list(threads)
     machine = describe_machine()
-    for key, value in machine.items():
-        print(f"{key:10} {value}", file=stream)
+    print_machine(machine, stream)
     print(EXPLANATION.format(repeats=repeats), file=stream)
     peaks, rows = {}, []
     for count in threads:
@@ -252,6 +251,11 @@ def describe_machine() -> dict[str, str]:
         "versions": f"reformer_c {package['reformer_c']}, NumPy {package['numpy']}, "
         f"Python {package['python']}, {config['Build']['compiler']}",
     }
+
+
+def print_machine(machine: dict[str, str], stream: TextIO | None = None) -> None:
+    for key, value in machine.items():
+        print(f"{key:10} {value}", file=stream)
 
 
 def processor_name() -> str:

@@ -113,3 +113,24 @@ def test_depth_adds_parameters_and_bucket_ids_and_nothing_else(monkeypatch, caps
     assert measured < 1.2 * (parameters + buckets)
     assert deep[5] - shallow[5] > 4 * (parameters + buckets)
     assert picture.stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("default")  # transformers warns about itself
+def test_decoding_is_timed_after_each_prompt(monkeypatch, capsys):
+    from benchmarks import decode, rivals
+
+    printed = run(decode, monkeypatch, capsys, "--prompts", 70, 130, "--tokens", 2)
+    for name in ("scope=chunk", "scope=bucket", rivals.HUGGING_FACE):
+        rows = re.findall(rf"{name} +(70|130) +[\d,]+ +[\d,]+", printed)
+        there = name.startswith("scope") or name in rivals.installed()
+        assert rows == (["70", "130"] if there else []), name
+
+
+def test_scopes_are_trained_and_compared(monkeypatch, capsys):
+    from benchmarks import scope
+
+    printed = run(scope, monkeypatch, capsys, "--steps", 2, "--length", 256)
+    chunk, bucket = (line.split() for line in printed.splitlines()[-2:])
+    assert (chunk[0], bucket[0]) == ("chunk", "bucket")
+    assert bucket[4] == "0%"  # strictly causal
+    assert float(bucket[6]) < 1e-4
