@@ -38,7 +38,6 @@ static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_row
     for (int e = 0; e < mr * nv; e++) acc[e] = (vec){0};
 
     const real *a0 = a, *a3 = a + 3 * lda;
-#pragma GCC unroll 4
     for (size_t p = 0; p < k; p++) {
 #pragma GCC unroll 4
         for (int j = 0; j < nv; j++) bp[j] = vload(b + j * VEC_LANES);
