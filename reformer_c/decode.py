@@ -28,7 +28,7 @@ from .heads import LanguageModel
 
 __all__ = ["Decoder", "cache_bytes"]
 
-# steps from one look at what a cap leaves out to the next
+# steps from one look at what a cap leaves out to the next, once it does
 CUT_STEPS = 256
 
 
@@ -89,6 +89,7 @@ class Decoder:
         del run.y1, run.y2
         self._run = run
         self._prompt = int(self._lengths.min())
+        self._quiet = self._quiet_steps()
         return logits
 
     def _open(self, run: Pass, b: int) -> None:
@@ -138,10 +139,17 @@ class Decoder:
             cache.step(y1, y2, *weights, rows, positions)
             feed_forward.forward_add(y2, y1)
         self._lengths[rows] += 1
-        if run.config.bucket_cap is not None and positions.max() % CUT_STEPS == 0:
+        self._quiet -= 1
+        if self._quiet < 0:
             warn_of_cut(run.config.bucket_cap, self.cut_shares)
+            self._quiet = self._quiet_steps()
         h, _ = run.norm.forward(y1, y2, slice(None))
         return ops.linear(h, *self._head.decoder(run))
+
+    def _quiet_steps(self) -> float:
+        """Steps after which nobody has to hear of the cap again."""
+        uncut = min((cache.steps_uncut for cache in self._caches), default=math.inf)
+        return uncut if uncut >= 0 else CUT_STEPS - 1
 
     def take(self, parents: np.ndarray) -> None:
         """Make text i a copy of text parents[i], which began with the same prompt."""

@@ -195,3 +195,25 @@ def test_a_cap_bounds_a_skewed_bucket_the_same_way_and_says_so():
     with pytest.warns(UserWarning, match="leaves out"):
         decoder.start([ids[0]])
     np.testing.assert_allclose(decoder.cut_shares, whole.cut_shares)
+
+
+def test_a_short_continuation_says_when_the_cap_begins_to_cut():
+    fields = long_config(200, attention_scope="bucket", bucket_cap=64, num_buckets=2)
+    model = language_model(**fields)
+    ids = random_ids((1, 170))
+    decoder, rotations = rotations_of(model, 200, 5)
+
+    def largest(t):
+        found = model(ids[:, :t], rotations=rotations, output_buckets=True).buckets
+        return max(np.bincount(row).max() for layer in found for row in layer.reshape(-1, t))
+
+    t = next(t for t in range(128, 170) if largest(t) == 128)  # two whole segments
+    logits = decoder.start([ids[0, :t]])
+    assert max(decoder.cut_shares) == 0.0
+    with pytest.warns(UserWarning, match="bucket_cap=64 leaves out up to"):
+        for token in ids[0, t:]:
+            logits = decoder.step(np.array([0]), np.array([token]))
+            if max(decoder.cut_shares) > 0.0:
+                break
+    assert np.isfinite(logits).all()
+    assert decoder.cut_shares != (0.0,) * len(decoder.cut_shares)

@@ -115,6 +115,14 @@ class AttentionCache:
         n = self.buckets[..., 1].astype(np.int64).ravel()
         return cut_of_sizes(n, cap) / max(1, int((n * (n - 1) // 2).sum()))
 
+    @property
+    def steps_uncut(self) -> float:
+        """Steps that are sure to cut nothing: a step adds at most one token to a bucket, and two
+        segments are whole. Negative where something is cut already."""
+        if self.buckets is None or not self.rule.cap:
+            return math.inf
+        return 2 * self.rule.cap - int(self.buckets[..., 1].max(initial=0))
+
     def _arrays(self) -> list[np.ndarray]:
         arrays = (self.keys, self.values, self.buckets, self.previous)
         return [array for array in arrays if array is not None]
