@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import ops
-from .nn import Key, Sublayer, Weights
+from .nn import Key, Sublayer, Weights, blocks
 from .ops.attention import AttentionSaved, attention_scratch
 from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
@@ -56,11 +56,6 @@ class Part(NamedTuple):
             at += piece.stop - piece.start
         for rows in blocks(self.own, size):
             yield slice(rows.start + shift, rows.stop + shift), rows
-
-
-def blocks(rows: slice, size: int) -> Iterator[slice]:
-    starts = range(rows.start, rows.stop, size)
-    return (slice(start, min(start + size, rows.stop)) for start in starts)
 
 
 class Attention(Sublayer):

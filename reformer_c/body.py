@@ -19,7 +19,15 @@ from .activations import WEIGHTED
 from .attention import LocalAttention, LSHAttention
 from .config import ReformerConfig
 from .inputs import Inputs
-from .nn import Embeddings, FeedForward, FinalNorm, WeightedFeedForward, Weights, random_key
+from .nn import (
+    Embeddings,
+    FeedForward,
+    FinalNorm,
+    WeightedFeedForward,
+    Weights,
+    blocks,
+    random_key,
+)
 from .reversible import reversible_backward, reversible_forward
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
@@ -263,8 +271,7 @@ class Pass:
         return min(count, max(1024, HEAD_BLOCK // (2 * self.config.hidden_size)))
 
     def blocks(self) -> Iterator[slice]:
-        count, size = self.inputs.b * self.inputs.n, self.block_rows
-        return (slice(start, min(start + size, count)) for start in range(0, count, size))
+        return blocks(slice(0, self.inputs.b * self.inputs.n), self.block_rows)
 
     def every(self, offset: int) -> slice:
         """The rows of each sequence's token at `offset`."""

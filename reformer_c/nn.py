@@ -27,6 +27,7 @@ __all__ = [
     "Sublayer",
     "WeightedFeedForward",
     "Weights",
+    "blocks",
     "draw_seed",
     "random_key",
 ]
@@ -277,6 +278,12 @@ class Sublayer(ABC):
         """The most that the part's way back takes, beside what is kept."""
 
 
+def blocks(rows: slice, size: int) -> Iterator[slice]:
+    """Rows, at most `size` at a time."""
+    starts = range(rows.start, rows.stop, size)
+    return (slice(start, min(start + size, rows.stop)) for start in starts)
+
+
 def rows_of(x: np.ndarray) -> np.ndarray:
     """(b, t, c) -> (b t, c), the same memory."""
     return x.reshape(-1, x.shape[-1])
@@ -296,8 +303,7 @@ class FeedForward(Sublayer):
 
     def _parts(self, x: np.ndarray) -> list[slice]:
         c = x.shape[-1]
-        n, size = x.size // c, self.rows_at_a_time(c)
-        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        return list(blocks(slice(0, x.size // c), self.rows_at_a_time(c)))
 
     def _add(self, part: slice, out: np.ndarray, x: np.ndarray, sign: float) -> list:
         n, normed = self._normed(x[part])
@@ -375,11 +381,9 @@ class WeightedFeedForward(FeedForward):
     def _hidden(self, n: np.ndarray, first: int) -> Iterator[tuple[slice, np.ndarray, Any]]:
         """Some rows, their hidden units before the activation, and what the product saved."""
         w1, b1 = (self.weights[name] for name in self.names[:2])
-        size = self._hidden_rows()
-        for start in range(0, len(n), size):
-            rows = slice(start, min(start + size, len(n)))
+        for rows in blocks(slice(0, len(n)), self._hidden_rows()):
             h, dense = ops.linear_forward(n[rows], w1, b1)
-            yield rows, self._drop_hidden(h, first + start), dense
+            yield rows, self._drop_hidden(h, first + rows.start), dense
 
     def _hidden_rows(self) -> int:
         return self.chunk_length or max(1, HIDDEN_BLOCK // len(self.weights[self.names[0]]))

@@ -208,12 +208,15 @@ def test_a_short_continuation_says_when_the_cap_begins_to_cut():
         return max(np.bincount(row).max() for layer in found for row in layer.reshape(-1, t))
 
     t = next(t for t in range(128, 170) if largest(t) == 128)  # two whole segments
-    logits = decoder.start([ids[0, :t]])
+    decoder.start([ids[0, :t]])
     assert max(decoder.cut_shares) == 0.0
-    with pytest.warns(UserWarning, match="bucket_cap=64 leaves out up to"):
+
+    def go_on_until_cut():
         for token in ids[0, t:]:
-            logits = decoder.step(np.array([0]), np.array([token]))
+            decoder.step(np.array([0]), np.array([token]))
             if max(decoder.cut_shares) > 0.0:
-                break
-    assert np.isfinite(logits).all()
-    assert decoder.cut_shares != (0.0,) * len(decoder.cut_shares)
+                return
+
+    with pytest.warns(UserWarning, match="bucket_cap=64 leaves out up to"):
+        go_on_until_cut()
+    assert max(decoder.cut_shares) > 0.0
