@@ -7,9 +7,11 @@ attention alone is the control: it sees two chunks at most, and has to fail.
 
     python -m benchmarks.duplication --save runs/duplication      # length 1,024, within an hour
     python -m benchmarks.duplication --quick                      # length 128, in minutes
-    python -m benchmarks.duplication --lengths 1024 4096 --train LSH-4 local --save runs/long
+    python -m benchmarks.duplication --lengths 512 1024 2048 4096 8192 16384 32768 65536 \\
+        --train LSH-4 local --save runs/long                      # longer and longer, in an hour
 
-Everything is saved as it goes: the same command goes on where it was interrupted.
+A longer text goes on from the shorter: a position begins as what held its place there. The control
+begins from the same. Everything is saved as it goes: the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -31,6 +33,7 @@ ROUNDS = (8, 4, 2, 1)
 TRAINED = ("full", "LSH-4", "LSH-2", "LSH-1", "local")
 EVALUATED = ("full", *(f"LSH-{rounds}" for rounds in ROUNDS))
 EMBEDDINGS = "reformer.embeddings."
+POSITIONS = EMBEDDINGS + "position_embeddings.embedding.weight"
 # Kitaev et al. 2020, table 2, in per cent
 PAPER = {
     "full": (100, 94.8, 92.5, 76.9, 52.5),
@@ -88,6 +91,21 @@ def make_model(attention, length, chunk, seed):
     return model
 
 
+def grow(short, long):
+    """Let a model of longer texts begin as a trained one of shorter texts.
+
+    In 0w0w the symbol after position i of the second half is found at i + 1 - length / 2. Each half
+    is stretched so that what was close to it there is close to it here.
+    """
+    for name, array in long.items():
+        if name != POSITIONS:
+            array[...] = short[name]
+    few, many = len(short[POSITIONS]), len(long[POSITIONS])
+    first = np.arange(many // 2)
+    places = np.concatenate([first * few // many, (first + 1) * few // many + few // 2 - 1])
+    long[POSITIONS] = short[POSITIONS][places]
+
+
 def attend(model, name, length):
     """Let a model attend as `name` says. A chunk as long as the text is full attention."""
     if name == "full":
@@ -102,7 +120,7 @@ def accuracy(model, name, length, *, texts, seed):
     attend(model, name, length)
     right = count = 0
     data = Duplication(length, 1, seed=seed)
-    for i in range(texts):
+    for i in range(max(1, min(texts, texts * 1024 // length))):  # of long texts, fewer say as much
         ids = data.batch(i)
         guess = model(ids, rng=(seed, i)).logits[:, length // 2 : -1].argmax(-1)
         right += np.count_nonzero(guess == ids[:, length // 2 + 1 :])
@@ -119,7 +137,7 @@ def train(model, name, length, options, steps, folder):
         Duplication(length, batch, seed=options.seed),
         rc.AdamW(model.parameters, lr=options.lr, weight_decay=0.0),
         steps=steps,
-        schedule=rc.schedules.constant(warmup=200),
+        schedule=rc.schedules.constant(warmup=options.warmup),
         max_grad_norm=math.inf,
         seed=options.seed,
         folder=folder,
@@ -156,15 +174,17 @@ def train(model, name, length, options, steps, folder):
 def run(name, options, results, save):
     """Train one row through all lengths, and evaluate it; what `results` has is not done again."""
     done = results.setdefault(name, {})
-    model = make_model(name, max(options.lengths), options.chunk, options.seed)
+    last = None
     for length in options.lengths:
+        model = make_model(name, length, options.chunk, options.seed)
         folder = options.save and Path(options.save, f"{name}-{length}")
         if str(length) in done:
             if folder:
-                saved = rc.ReformerModelWithLMHead.from_pretrained(folder).parameters
-                for key, array in model.parameters.items():
-                    array[...] = saved[key]
+                last = rc.ReformerModelWithLMHead.from_pretrained(folder).parameters
             continue
+        if last is not None:
+            grow(last, model.parameters)
+        last = model.parameters
         limit = options.steps
         others = [row[str(length)]["steps"] for row in results.values() if str(length) in row]
         if name == "local" and others:
@@ -213,6 +233,7 @@ def parse():
     add("--target", type=float, default=0.999, help="accuracy at which training ends (0.999)")
     add("--batch", type=int, help="texts of a step (16, and fewer beyond length 512)")
     add("--texts", type=int, default=32, help="texts that a row is evaluated on (32)")
+    add("--warmup", type=int, default=200, help="steps of every length's warm-up (200)")
     add("--lr", type=float, default=1e-3)
     add("--seed", type=int, default=0)
     add("--save", metavar="DIR", help="for checkpoints and results.json; the command goes on there")

@@ -100,11 +100,13 @@ typedef struct {
                                   real *db1,      // f, added to
                                   real *dw2,      // c f, added to
                                   real *db2,      // c, added to
+                                  real *y,        // n c, the forward's value again; or NULL
                                   const real *dy, // n c
                                   const real *x,  // n c
                                   const real *w1, // f c
                                   const real *b1, // f
                                   const real *w2, // c f
+                                  const real *b2, // c
                                   size_t n, size_t c, size_t f, rf_activation activation,
                                   size_t chunk, double dropout, uint64_t key, void *scratch);
 

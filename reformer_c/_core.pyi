@@ -78,6 +78,7 @@ def feed_forward_backward(
     w1: Real,
     b1: Real,
     w2: Real,
+    b2: Real,
     dout: Real,
     activation: str,
     chunk_length: int,
@@ -87,6 +88,7 @@ def feed_forward_backward(
     db1: Real,
     dw2: Real,
     db2: Real,
+    out: Real | None,
     workers: int,
     /,
 ) -> Real: ...

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import ops
 from .activations import WEIGHTED
+from .ops.layers import FeedForwardSaved
 from .ops.machine import layer_scratch
 
 __all__ = [
@@ -216,8 +217,10 @@ class Sublayer(ABC):
         parts = self._parts(x)
         dx, dout, out, x = map(rows_of, (dx, dout, out, x))
         for i, part in enumerate(parts):
-            saved = self._add(part, out, x, -1.0) if kept is None else kept[i]
-            self._backward(part, dx, dout, x, saved)
+            if kept is None:
+                self._rebuild(part, dx, dout, out, x)
+            else:
+                self._backward(part, dx, dout, x, kept[i])
 
     def kept_bytes(self, x: np.ndarray) -> int:
         """What `keep` costs for a stream like x."""
@@ -253,6 +256,12 @@ class Sublayer(ABC):
         if self.dropout:
             return ops.dropout(dout[rows], self.dropout, key=self.key("output", rows.start))
         return dout[rows]
+
+    def _rebuild(
+        self, part: Any, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        """Take the part's value off `out` again, and add to dx what flows back."""
+        self._backward(part, dx, dout, x, self._add(part, out, x, -1.0))
 
     @abstractmethod
     def _parts(self, x: np.ndarray) -> list:
@@ -307,20 +316,8 @@ class FeedForward(Sublayer):
 
     def _add(self, part: slice, out: np.ndarray, x: np.ndarray, sign: float) -> list:
         n, normed = self._normed(x[part])
-        y, saved = self._value(n, part.start)
-        self._add_dropped(out, part, y, sign)
-        return [normed, saved]
-
-    def _value(self, n: np.ndarray, first: int) -> tuple[np.ndarray, Any]:
-        """Of normed rows, the first of which is row `first` of the stream; and what is saved."""
-        return ops.feed_forward_forward(
-            n,
-            *(self.weights[name] for name in self.names),
-            activation=self.activation,
-            chunk_length=self.chunk_length,
-            dropout=self.dropout,
-            dropout_key=self.key("hidden", first),
-        )
+        self._add_dropped(out, part, self._value(n, part.start), sign)
+        return [normed, n]
 
     def _backward(
         self, part: slice, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
@@ -328,9 +325,35 @@ class FeedForward(Sublayer):
         dn = self._value_backward(self._undropped(dout, part), saved.pop(), part.start)
         self._add_normed_gradient(dx[part], dn, saved.pop())
 
-    def _value_backward(self, dy: np.ndarray, saved: Any, first: int) -> np.ndarray:
-        """The gradient of the normed rows."""
-        dn, *gradients = ops.feed_forward_backward(dy, saved)
+    def _rebuild(
+        self, part: slice, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        n, normed = self._normed(x[part])
+        y = np.empty_like(n)
+        dn = self._value_backward(self._undropped(dout, part), n, part.start, y)
+        self._add_dropped(out, part, y, -1.0)
+        del y, n
+        self._add_normed_gradient(dx[part], dn, normed)
+
+    def _value(self, n: np.ndarray, first: int) -> np.ndarray:
+        """Of normed rows, the first of which is row `first` of the stream."""
+        *arrays, activation, chunk_length, dropout, key = self._saved(n, first)
+        return ops.feed_forward(
+            *arrays, activation=activation, chunk_length=chunk_length, dropout=dropout,
+            dropout_key=key,
+        )  # fmt: skip
+
+    def _saved(self, n: np.ndarray, first: int) -> FeedForwardSaved:
+        return FeedForwardSaved(
+            n, *(self.weights[name] for name in self.names), self.activation, self.chunk_length,
+            self.dropout, self.key("hidden", first),
+        )  # fmt: skip
+
+    def _value_backward(
+        self, dy: np.ndarray, n: np.ndarray, first: int, y: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The gradient of the normed rows; and their value again, into y."""
+        dn, *gradients = ops.feed_forward_backward(dy, self._saved(n, first), out=y)
         for name, gradient in zip(self.names, gradients, strict=True):
             self.weights.add_gradient(name, gradient)
         return dn
@@ -342,32 +365,37 @@ class FeedForward(Sublayer):
     def _working_bytes(self, part: slice, x: np.ndarray) -> int:
         c, rows = x.shape[-1], part.stop - part.start
         block = rows * c * x.itemsize
-        forward, backward = layer_scratch(
+        _, backward = layer_scratch(
             "feed_forward", rows, c, len(self.weights[self.names[0]]),
             chunk_length=self.chunk_length, dtype=x.dtype,
         )  # fmt: skip
         # dn, and in its layer norm's backward the change of the stream instead of scratch
         back = (block if self.dropout else 0) + block + max(backward, block)
-        return back if self.keep else self._saved_bytes(part, x) + max(block + forward, back)
+        # without what was kept, the norm and its value are made on the way
+        return back if self.keep else self._saved_bytes(part, x) + block + back
 
 
 class WeightedFeedForward(FeedForward):
     """A feed-forward layer whose activation has weights of its own: in NumPy, between products."""
 
-    def _value(self, n: np.ndarray, first: int) -> tuple[np.ndarray, Any]:
+    def _value(self, n: np.ndarray, first: int) -> np.ndarray:
         w2, b2 = (self.weights[name] for name in self.names[2:])
         y = np.empty_like(n)
         for rows, h, _ in self._hidden(n, first):
             a = WEIGHTED[self.activation].forward(h, **self._values())
             ops.linear(a, w2, b2, out=y[rows])
-        return y, n
+        return y
 
-    def _value_backward(self, dy: np.ndarray, saved: Any, first: int) -> np.ndarray:
-        n, dn = saved, np.empty_like(saved)
+    def _value_backward(
+        self, dy: np.ndarray, n: np.ndarray, first: int, y: np.ndarray | None = None
+    ) -> np.ndarray:
+        dn = np.empty_like(n)
         w2, b2 = (self.weights[name] for name in self.names[2:])
         activation, values = WEIGHTED[self.activation], self._values()
         for rows, h, dense in self._hidden(n, first):
-            _, projected = ops.linear_forward(activation.forward(h, **values), w2, b2)
+            _, projected = ops.linear_forward(
+                activation.forward(h, **values), w2, b2, out=None if y is None else y[rows]
+            )
             da, dw2, db2 = ops.linear_backward(dy[rows], projected)
             dh, slopes = activation.backward(da, h, **values)
             dh = self._drop_hidden(dh, first + rows.start)
@@ -398,8 +426,9 @@ class WeightedFeedForward(FeedForward):
         rows, f = part.stop - part.start, len(self.weights[self.names[0]])
         arrays = WEIGHTED[self.activation].arrays
         hidden = arrays * min(rows, self._hidden_rows()) * f * x.itemsize
-        back = (3 if self.dropout else 2) * rows * x.shape[-1] * x.itemsize + hidden
-        return back if self.keep else self._saved_bytes(part, x) + back
+        block = rows * x.shape[-1] * x.itemsize
+        back = (3 if self.dropout else 2) * block + hidden
+        return back if self.keep else self._saved_bytes(part, x) + block + back
 
     def _values(self) -> dict[str, float]:
         """Weights and constants of the activation, by name."""

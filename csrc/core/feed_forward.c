@@ -128,9 +128,10 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
 /* The scratch of the backward pass. */
 typedef struct {
     real *w1, *w1t, *w2;     // packed: f x c in pieces, c x f, c x f
+    real *w2t;               // packed: f x c in pieces, for y
     real *hidden, *dhidden;  // rows of a chunk, act(drop(h)) and dh
     real *parts;             // f + c a task: its part of db1 and db2
-    real *rows;              // x, dy and dx of a task, one a thread
+    real *rows;              // x, dy and dx (or y) of a task, one a thread
     void *gradient;          // for weight_gradient, which does not run beside the tasks
     size_t chunk, task, ldh; // rows, rows, columns
 } feed_forward_scratch;
@@ -147,7 +148,7 @@ static size_t feed_forward_backward_workspace(size_t n, size_t c, size_t f, size
                                      weight_gradient_workspace(rows, c, f, workers));
     const size_t own = bytes_mul(3, bytes_mul(task_rows(rows, 0), padded(c)));
     const size_t last = max_size(gradient, bytes_mul((size_t)workers, bytes_of(own, sizeof(real))));
-    return bytes_add(bytes_add(packed1, bytes_mul(2, packed)),
+    return bytes_add(bytes_add(bytes_mul(2, packed1), bytes_mul(2, packed)),
                      bytes_add(bytes_add(bytes_mul(2, hidden), parts), last));
 }
 
@@ -160,6 +161,7 @@ static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, siz
     s.w1 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
     s.w1t = take(&scratch, gemm_packed_size(c, f), sizeof(real));
     s.w2 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
+    s.w2t = take(&scratch, gemm_packed_size(f, c), sizeof(real));
     s.hidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
     s.dhidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
     s.parts = take(&scratch, blocks_of(s.chunk, s.task) * (f + c), sizeof(real));
@@ -168,11 +170,26 @@ static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, siz
     return s;
 }
 
+/* y of a task, from its rows of the hidden layer: the same bits as the forward pass. */
+static void feed_forward_rows_again(const feed_forward *ff, const feed_forward_scratch *s, real *y,
+                                    real *yr, const real *b2, size_t row, size_t at, size_t rows) {
+    const size_t c = ff->c, f = ff->f, ld = padded(c);
+    size_t j = 0;
+    do {
+        const size_t width = min_size(HIDDEN_PIECE, f - j);
+        gemm_packed(yr, ld, s->hidden + at * s->ldh + j, (ptrdiff_t)s->ldh, 1,
+                    s->w2t + j * gemm_packed_size(1, c), rows, c, width, j > 0);
+        j += width;
+    } while (j < f);
+    add_bias(y + row * c, c, yr, ld, b2, rows, c);
+}
+
 /* One task: dx, and its rows of the hidden layer and of its gradient, which the gradients of the
-   weights will want. `at` is its first row within the chunk. */
+   weights will want; and y, if it is wanted. `at` is its first row within the chunk. */
 static void feed_forward_rows_backward(const feed_forward *ff, const feed_forward_scratch *s,
-                                       real *dx, const real *dy, const real *x, const real *b1,
-                                       size_t row, size_t at, size_t rows) {
+                                       real *dx, real *y, const real *dy, const real *x,
+                                       const real *b1, const real *b2, size_t row, size_t at,
+                                       size_t rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c);
     real *part = s->parts + at / s->task * (f + c);
     real *xr = s->rows + thread_index() * 3 * s->task * ld;
@@ -200,18 +217,20 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
     } while (j < f);
     copy_rows(dx + row * c, c, dxr, ld, rows, c);
     sum_rows(part + f, dyr, ld, rows, c);
+    if (y) feed_forward_rows_again(ff, s, y, dxr, b2, row, at, rows);
 }
 
 static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, real *dw2, real *db2,
-                                  const real *dy, const real *x, const real *w1, const real *b1,
-                                  const real *w2, size_t n, size_t c, size_t f,
-                                  rf_activation activation, size_t chunk, double dropout,
+                                  real *y, const real *dy, const real *x, const real *w1,
+                                  const real *b1, const real *w2, const real *b2, size_t n,
+                                  size_t c, size_t f, rf_activation activation, size_t chunk, double dropout,
                                   uint64_t key, void *scratch) {
     const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
     const feed_forward_scratch s = feed_forward_scratch_of(scratch, n, c, f, chunk);
     pack_parallel(run, s.w1t, w1, 1, (ptrdiff_t)c, c, f);
     pack_parallel(run, s.w2, w2, (ptrdiff_t)f, 1, c, f);
     pack_pieces(run, s.w1, w1, (ptrdiff_t)c, 1, f, c);
+    if (y) pack_pieces(run, s.w2t, w2, 1, (ptrdiff_t)f, f, c);
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
@@ -220,7 +239,7 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;
             const size_t at = block * s.task;
-            feed_forward_rows_backward(&ff, &s, dx, dy, x, b1, first + at, at,
+            feed_forward_rows_backward(&ff, &s, dx, y, dy, x, b1, b2, first + at, at,
                                        min_size(s.task, rows - at));
         }
         if (stopped(run)) return;

@@ -169,6 +169,7 @@ PyObject *bind_feed_forward_backward(PyObject *module, PyObject *const *args, Py
     const void *w1 = rf_in(&c, "w1", "f c");
     const void *b1 = rf_in(&c, "b1", "f");
     const void *w2 = rf_in(&c, "w2", "c f");
+    const void *b2 = rf_in(&c, "b2", "c");
     const void *dy = rf_in(&c, "dout", "n... c");
     const rf_activation activation = rf_activation_of(&c, "activation");
     const size_t chunk = rf_count(&c, "chunk_length");
@@ -178,13 +179,14 @@ PyObject *bind_feed_forward_backward(PyObject *module, PyObject *const *args, Py
     void *db1 = rf_inout(&c, "db1", "f");
     void *dw2 = rf_inout(&c, "dw2", "c f");
     void *db2 = rf_inout(&c, "db2", "c");
+    void *y = rf_inout_or_none(&c, "out", "n... c");
     void *dx = rf_new(&c, "n... c");
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
     void *scratch = rf_scratch(
         &c, RF_CALL(&c, feed_forward_backward_workspace, n, width, f, chunk, c.run.workers));
-    RF_RUN(&c, feed_forward_backward, dx, dw1, db1, dw2, db2, dy, x, w1, b1, w2, n, width, f,
-           activation, chunk, dropout, key, scratch);
+    RF_RUN(&c, feed_forward_backward, dx, dw1, db1, dw2, db2, y, dy, x, w1, b1, w2, b2, n, width,
+           f, activation, chunk, dropout, key, scratch);
     return rf_return(&c);
 }

@@ -376,6 +376,7 @@ class FeedForwardSaved(NamedTuple):
     w1: np.ndarray
     b1: np.ndarray
     w2: np.ndarray
+    b2: np.ndarray
     activation: str
     chunk_length: int
     dropout: float
@@ -482,13 +483,16 @@ def feed_forward_forward(
         dropout_key=dropout_key, out=out, workers=workers,
     )  # fmt: skip
     return y, FeedForwardSaved(
-        np.asarray(x), np.asarray(w1), np.asarray(b1), np.asarray(w2), activation, chunk_length,
-        dropout, dropout_key,
+        *map(np.asarray, (x, w1, b1, w2, b2)), activation, chunk_length, dropout, dropout_key
     )  # fmt: skip
 
 
 def feed_forward_backward(
-    dout: np.ndarray, saved: FeedForwardSaved, *, workers: int | None = None
+    dout: np.ndarray,
+    saved: FeedForwardSaved,
+    *,
+    out: np.ndarray | None = None,
+    workers: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `feed_forward`.
 
@@ -498,6 +502,9 @@ def feed_forward_backward(
         Gradient of its output.
     saved : FeedForwardSaved
         Of `feed_forward_forward`.
+    out : (..., c) same dtype, optional
+        Where to write what the forward pass gives, too: a reversible layer, which rebuilds its
+        input with it, so computes the hidden units once.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
@@ -516,11 +523,11 @@ def feed_forward_backward(
     >>> [gradient.tolist() for gradient in feed_forward_backward(np.ones((1, 1)), saved)]
     [[[-1.0]], [[0.0], [-2.0]], [0.0, 1.0], [[0.0, 2.0]], [1.0]]
     """
-    x, w1, b1, w2, activation, chunk_length, p, key = saved
+    x, w1, b1, w2, b2, activation, chunk_length, p, key = saved
     dw1, db1, dw2 = zeros_for(w1), zeros_for(b1), zeros_for(w2)
-    db2 = np.zeros(len(w2), dw2.dtype)
+    db2 = zeros_for(b2)
     dx = _core.feed_forward_backward(
-        x, w1, b1, w2, dout, activation, chunk_length, p, key, dw1, db1, dw2, db2,
+        x, w1, b1, w2, b2, dout, activation, chunk_length, p, key, dw1, db1, dw2, db2, out,
         resolve_workers(workers),
     )  # fmt: skip
     return dx, dw1, db1, dw2, db2

@@ -19,7 +19,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(where, bytes) ((void)(where), (void)(bytes))
 #endif
 
-enum { GUARD = 128, MOST_BUFFERS = 256, RESULTS = 5 };
+enum { GUARD = 128, MOST_BUFFERS = 256, RESULTS = 6 };
 
 static struct {
     unsigned char *start;

@@ -157,10 +157,10 @@ static void NAME(run_feed_forward)(const OPS *ops, rf_run *run, const NAME(probl
         NAME(scratch)(ops->feed_forward_workspace(n, c, f, p->chunk, workers)));
     REAL *dx = NAME(result)(to, 1, n * c, NULL), *dw1 = NAME(result)(to, 2, f * c, in[1]);
     REAL *db1 = NAME(result)(to, 3, f, in[2]), *dw2 = NAME(result)(to, 4, c * f, in[3]);
-    REAL *db2 = buffer(c * sizeof(REAL));
+    REAL *db2 = buffer(c * sizeof(REAL)), *again = NAME(result)(to, 5, n * c, NULL);
     ops->feed_forward_backward(
-        run, dx, dw1, db1, dw2, db2, in[5], in[0], in[1], in[2], in[3], n, c, f, p->activation,
-        p->chunk, p->dropout, 7,
+        run, dx, dw1, db1, dw2, db2, again, in[5], in[0], in[1], in[2], in[3], in[4], n, c, f,
+        p->activation, p->chunk, p->dropout, 7,
         NAME(scratch)(ops->feed_forward_backward_workspace(n, c, f, p->chunk, workers)));
 }
 

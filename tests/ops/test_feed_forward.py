@@ -94,6 +94,26 @@ def test_chunks_of_any_length_change_nothing(isa, dtype, rng, chunk_length):
     assert_all_close(ops.feed_forward_backward(dout, saved), whole, "backward")
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("chunk_length", [0, 30])
+@pytest.mark.parametrize(("n", "c", "f"), [(0, 5, 7), (3, 5, 7), (9, 1, 1), (150, 17, 600)])
+def test_backward_gives_the_value_again_bit_for_bit(
+    isa, dtype, rng, n, c, f, chunk_length, dropout
+):
+    options = {"chunk_length": chunk_length, "dropout": dropout, "dropout_key": 3}
+    y, saved = ops.feed_forward_forward(*draw(rng, dtype, n, c, f), **options)
+    dout = rng.standard_normal(y.shape).astype(dtype)
+    again = np.full((2 * n, c), np.nan, dtype)[::2]
+    gradients = ops.feed_forward_backward(dout, saved, out=again)
+    # fewer rows than these are summed in another order
+    np.testing.assert_array_equal(again, y) if n >= 8 else assert_close(again, y, "forward")
+    for one, other in zip(gradients, ops.feed_forward_backward(dout, saved), strict=True):
+        np.testing.assert_array_equal(one, other)
+    one = ops.feed_forward_backward(dout, saved, out=again, workers=3)
+    for a, b in zip(one, gradients, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def dropped_units(dtype, n, f, **options):
     """y for hidden units that are all 1, each seen on its own: w2 is the identity."""
     x, w1, b1 = np.zeros((n, f), dtype), np.zeros((f, f), dtype), np.ones(f, dtype)
