@@ -10,8 +10,8 @@ attention alone is the control: it sees two chunks at most, and has to fail.
     python -m benchmarks.duplication --lengths 512 1024 2048 4096 8192 16384 32768 65536 \\
         --train LSH-4 local --save runs/long                      # longer and longer, in an hour
 
-A longer text goes on from the shorter: a position begins as what held its place there. The control
-begins from the same. Everything is saved as it goes: the same command goes on where it was interrupted.
+A longer text goes on from the shorter: a position begins as what held its place there. Everything
+is saved as it goes: the same command goes on where it was interrupted.
 """
 
 import argparse

@@ -25,6 +25,7 @@ from .attention import LSHAttention
 from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
+from .runtime import memory_used_again
 
 __all__ = ["Decoder", "cache_bytes"]
 
@@ -64,6 +65,7 @@ class Decoder:
         """Of each LSH layer, the share of pairs that ``config.bucket_cap`` has left out."""
         return tuple(cache.cut_share for cache in self._caches if cache.hashes)
 
+    @memory_used_again()
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """Logits (n, v) of what follows n texts; those of one length go through a forward pass
         together."""

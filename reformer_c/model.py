@@ -26,7 +26,7 @@ from .generate import Choice, Recomputed, Source, beam_search, stream_tokens
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
-from .runtime import available_memory
+from .runtime import available_memory, memory_used_again
 
 __all__ = [
     "ReformerForMaskedLM",
@@ -154,6 +154,7 @@ class Reformer:
 
     # ---- calls ----
 
+    @memory_used_again()
     def __call__(
         self,
         input_ids: Any = None,
@@ -398,6 +399,7 @@ class _WithLoss(Reformer):
         run.forward()
         return self.head.loss(run, wanted, differentiate=False)
 
+    @memory_used_again()
     def loss_and_gradients(
         self,
         input_ids: Any = None,

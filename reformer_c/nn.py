@@ -344,10 +344,11 @@ class FeedForward(Sublayer):
         )  # fmt: skip
 
     def _saved(self, n: np.ndarray, first: int) -> FeedForwardSaved:
+        w1, b1, w2, b2 = (self.weights[name] for name in self.names)
+        key = self.key("hidden", first)
         return FeedForwardSaved(
-            n, *(self.weights[name] for name in self.names), self.activation, self.chunk_length,
-            self.dropout, self.key("hidden", first),
-        )  # fmt: skip
+            n, w1, b1, w2, b2, self.activation, self.chunk_length, self.dropout, key
+        )
 
     def _value_backward(
         self, dy: np.ndarray, n: np.ndarray, first: int, y: np.ndarray | None = None

@@ -191,7 +191,7 @@ def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[
                 yield folder, version
 
 
-# ---- how much memory there is ----
+# ---- memory ----
 
 
 def available_memory(
@@ -232,6 +232,27 @@ _MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))
 _available = _allowed_processors()
 _process_threads = _default_threads()
 _block_threads: ContextVar[int | None] = ContextVar("reformer_c_num_threads", default=None)
+
+
+@contextmanager
+def memory_used_again() -> Iterator[None]:
+    """In a ``with`` block, or a function so decorated, large arrays and scratch that are freed
+    serve the next of their size.
+
+    The block's highest use of memory is what it would be otherwise; after it, what was freed is
+    the system's again.
+
+    Examples
+    --------
+    >>> with memory_used_again():
+    ...     first = np.ones(10**6).sum()
+    ...     second = np.ones(10**6).sum()  # where the first was
+    """
+    before = _core.pool_enter()
+    try:
+        yield
+    finally:
+        _core.pool_exit(before)
 
 
 # ---- what this is ----

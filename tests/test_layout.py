@@ -110,7 +110,8 @@ def test_kernels_never_allocate_print_or_fail():
 def test_one_place_looks_inside_arrays():
     for path in files(CSRC / "module", ".c", ".h"):
         looks = re.search(r"\bPyArray|\bNPY_|numpy/", text_of(path) + "".join(includes(path)))
-        assert bool(looks) == (path.name == "call.c"), path
+        # pool.c gives NumPy the memory that arrays lie in
+        assert bool(looks) == (path.name in ("call.c", "pool.c")), path
 
 
 def test_bindings_have_no_loops_no_arithmetic_and_no_goto():

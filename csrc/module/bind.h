@@ -36,4 +36,9 @@ RF_BINDINGS(DECLARE)
 PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
+/* pool.c: memory that a pass uses again. */
+int rf_pool_init(void);
+PyObject *rf_pool_enter(PyObject *module, PyObject *none);
+PyObject *rf_pool_exit(PyObject *module, PyObject *before);
+
 #endif

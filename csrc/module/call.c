@@ -517,7 +517,7 @@ static PyObject *release(rf_call *c, PyObject *result) {
         Py_DECREF(a->used);
         Py_DECREF(a->given);
     }
-    PyMem_RawFree(c->scratch);
+    rf_pool_give(c->scratch);
     if (c->failed) Py_CLEAR(result);
     return result;
 }

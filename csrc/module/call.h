@@ -182,6 +182,10 @@ int rf_is_double(const rf_call *c);
 PyObject *rf_return(rf_call *c); // one array, or a tuple, or None where there is none
 PyObject *rf_return_doubles(rf_call *c, const double *values, Py_ssize_t n);
 
+/* pool.c: memory, 64-byte aligned; NULL where there is none. */
+void *rf_pool_take(size_t bytes);
+void rf_pool_give(void *memory);
+
 /* run.c: scratch for the kernel (64-byte aligned), the GIL, Ctrl-C and fork. */
 void *rf_scratch(rf_call *c, size_t bytes);
 int rf_start(rf_call *c);   // let go of the GIL; 0 if the call has failed

@@ -88,6 +88,8 @@ static PyMethodDef methods[] = {
     {"isa", isa, METH_NOARGS, "The instruction set in use."},
     {"isas", isas, METH_NOARGS, "The instruction sets that this machine can run, best first."},
     {"isas_built", isas_built, METH_NOARGS, "All instruction sets that were built."},
+    {"pool_enter", rf_pool_enter, METH_NOARGS, "Use freed memory again; for pool_exit."},
+    {"pool_exit", rf_pool_exit, METH_O, "No longer; what pool_enter gave."},
     {"forked", forked, METH_NOARGS, "Is this process a child of a fork? Its calls are serial."},
     {NULL, NULL, 0, NULL},
 };
@@ -98,7 +100,7 @@ static int execute(PyObject *module) {
 #else
     const long openmp = 0;
 #endif
-    if (rf_call_init() < 0 || rf_run_init() < 0) return -1;
+    if (rf_call_init() < 0 || rf_run_init() < 0 || rf_pool_init() < 0) return -1;
     if (PyModule_AddIntConstant(module, "openmp", openmp) < 0) return -1;
     if (PyModule_AddStringConstant(module, "compiler", COMPILER) < 0) return -1;
     const char *wanted = getenv("REFORMER_C_ISA");

@@ -4,11 +4,8 @@
 
 #include <pthread.h>
 #include <time.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
-enum { POLL_MILLISECONDS = 50, ALIGN = 64 };
+enum { POLL_MILLISECONDS = 50 };
 
 static void no_memory(rf_call *c, size_t bytes) {
     static const char *const unit[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
@@ -25,22 +22,11 @@ static void no_memory(rf_call *c, size_t bytes) {
             needed);
 }
 
-/* From Python's raw allocator, so that tracemalloc sees it. Large pages where the system has them:
-   scratch is written at once, and page faults of 4 KiB each would cost as much as the work. */
 void *rf_scratch(rf_call *c, size_t bytes) {
     if (c->failed || bytes == 0) return NULL;
-    c->scratch = bytes > SIZE_MAX - ALIGN ? NULL : PyMem_RawMalloc(bytes + ALIGN);
-    if (!c->scratch) {
-        no_memory(c, bytes);
-        return NULL;
-    }
-    const uintptr_t start = ((uintptr_t)c->scratch + ALIGN - 1) / ALIGN * ALIGN;
-#ifdef MADV_HUGEPAGE
-    const uintptr_t huge = (uintptr_t)1 << 21;
-    const uintptr_t first = (start + huge - 1) / huge * huge, last = (start + bytes) / huge * huge;
-    if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
-#endif
-    return (void *)start;
+    c->scratch = rf_pool_take(bytes);
+    if (!c->scratch) no_memory(c, bytes);
+    return c->scratch;
 }
 
 /* libgomp's threads do not survive a fork, and it waits for them for ever. */

@@ -483,7 +483,8 @@ def feed_forward_forward(
         dropout_key=dropout_key, out=out, workers=workers,
     )  # fmt: skip
     return y, FeedForwardSaved(
-        *map(np.asarray, (x, w1, b1, w2, b2)), activation, chunk_length, dropout, dropout_key
+        np.asarray(x), np.asarray(w1), np.asarray(b1), np.asarray(w2), np.asarray(b2), activation,
+        chunk_length, dropout, dropout_key,
     )  # fmt: skip
 
 

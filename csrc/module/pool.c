@@ -1,0 +1,334 @@
+/* pool.c: memory that a pass through a model uses again.
+
+   A pass makes and frees large arrays and scratch hundreds of times. The system gives memory back
+   zeroed, page by page, which can cost a tenth of a training step. So between rf_pool_enter and
+   rf_pool_exit large blocks come from one region of addresses: blocks that are freed become one
+   with free neighbours and serve whoever fits best, NumPy's arrays by way of its data memory
+   handler (NEP 49). Pages that would make the pass take more than it ever used at once go back to
+   the system. After the last rf_pool_exit so do all that are not in use. */
+#include "bind.h"
+
+#include <numpy/arrayobject.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define LARGE ((size_t)1 << 18)
+#define HUGE_PAGE ((size_t)1 << 21)
+#define SLACK ((size_t)1 << 25) // that waits between blocks, where none fits
+enum { ALIGN = 64, TRACED = 0x5246 };
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+/* Addresses that blocks tile from the bottom up. */
+typedef struct {
+    char *base;
+    size_t reserved, open, top; // of them; that may be touched; where blocks end
+    size_t used, waiting, most; // bytes in use, free and kept; the most that was in use
+    struct block *last;
+} region;
+
+/* What lies before a block's memory. */
+typedef struct block {
+    region *in; // NULL is from malloc
+    void *raw;  // from malloc
+    size_t size, bytes; // with this header; of memory
+    struct block *below;
+    enum { USED, WAITING, EMPTY } state; // empty: free, and its pages are the system's
+} block;
+
+_Static_assert(sizeof(block) <= ALIGN, "the header leaves the memory aligned");
+
+static struct {
+    pthread_mutex_t lock;
+    size_t passes; // that are under way
+    region *now;   // theirs
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void lock(void) {
+    pthread_mutex_lock(&pool.lock);
+}
+
+static void unlock(void) {
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static size_t up_to(size_t multiple, size_t bytes) {
+    return (bytes + multiple - 1) / multiple * multiple;
+}
+
+/* Large pages where the system has them: memory that is used at once would cost more in page
+   faults of 4 KiB than in work. */
+static void ask_for_large_pages(void *start, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const size_t first = up_to(HUGE_PAGE, (uintptr_t)start);
+    const size_t last = ((uintptr_t)start + bytes) / HUGE_PAGE * HUGE_PAGE;
+    if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
+/* ---- a region ---- */
+
+/* As many addresses as the machine has memory, or as it lets us have; they cost nothing. */
+static region *new_region(void) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t bytes = up_to(HUGE_PAGE, (size_t)sysconf(_SC_PHYS_PAGES) * page);
+    region *r = calloc(1, sizeof *r);
+    for (; r && bytes >= 64 * HUGE_PAGE; bytes = up_to(HUGE_PAGE, bytes / 2)) {
+        char *at = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (at == MAP_FAILED) continue;
+        const size_t before = up_to(HUGE_PAGE, (uintptr_t)at) - (uintptr_t)at;
+        if (before) munmap(at, before);
+        if (before < HUGE_PAGE) munmap(at + before + bytes, HUGE_PAGE - before);
+        r->base = at + before;
+        r->reserved = bytes;
+        return r;
+    }
+    free(r);
+    return NULL;
+}
+
+static block *above(const block *b) {
+    return b == b->in->last ? NULL : (block *)((char *)b + b->size);
+}
+
+/* Give pages of free blocks back to the system, the largest first, until `limit` bytes wait. */
+static void empty(region *r, size_t limit) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    while (r->waiting > limit) {
+        block *b = NULL;
+        for (block *other = r->last; other; other = other->below)
+            if (other->state == WAITING && (!b || other->size > b->size)) b = other;
+        const size_t first = up_to(page, (uintptr_t)b + sizeof *b);
+        const size_t last = ((uintptr_t)b + b->size) / page * page;
+        if (first < last) madvise((void *)first, last - first, MADV_DONTNEED);
+        b->state = EMPTY;
+        r->waiting -= b->size;
+    }
+}
+
+/* Let blocks end at `top`. */
+static int raise_top(region *r, size_t top) {
+    if (top > r->reserved) return 0;
+    const size_t open = up_to(HUGE_PAGE, top);
+    if (open > r->open) {
+        if (mprotect(r->base + r->open, open - r->open, PROT_READ | PROT_WRITE) < 0) return 0;
+        ask_for_large_pages(r->base + r->open, open - r->open);
+        r->open = open;
+    }
+    r->top = top;
+    return 1;
+}
+
+/* A free block of at least `size`: the smallest, else one at the top. */
+static block *find(region *r, size_t size) {
+    block *best = NULL;
+    for (block *b = r->last; b; b = b->below)
+        if (b->state != USED && b->size >= size && (!best || b->size <= best->size)) best = b;
+    if (best) return best;
+    block *last = r->last;
+    if (last && last->state != USED) {
+        if (!raise_top(r, r->top - last->size + size)) return NULL;
+        if (last->state == WAITING) r->waiting += size - last->size;
+        last->size = size;
+        return last;
+    }
+    block *b = (block *)(r->base + r->top);
+    if (!raise_top(r, r->top + size)) return NULL;
+    *b = (block){.in = r, .size = size, .below = last, .state = EMPTY};
+    r->last = b;
+    return b;
+}
+
+/* Leave what is above `size` to others, if that is worth a block. */
+static void split(block *b, size_t size) {
+    if (b->size - size < LARGE) return;
+    block *rest = (block *)((char *)b + size), *next = above(b);
+    *rest = (block){.in = b->in, .size = b->size - size, .below = b, .state = b->state};
+    if (next)
+        next->below = rest;
+    else
+        b->in->last = rest;
+    b->size = size;
+}
+
+static block *take_from(region *r, size_t bytes) {
+    const size_t size = up_to(ALIGN, bytes + ALIGN);
+    block *b = find(r, size);
+    if (!b) return NULL;
+    split(b, size);
+    if (b->state == WAITING) r->waiting -= b->size;
+    b->state = USED;
+    b->bytes = bytes;
+    r->used += b->size;
+    if (r->used > r->most) r->most = r->used;
+    empty(r, r->most - r->used + SLACK);
+    return b;
+}
+
+/* One block in place of two neighbours that are free. */
+static void join(block *lower, block *upper) {
+    region *r = lower->in;
+    if (lower->state != upper->state) { // as if the pages of both were here
+        r->waiting += lower->state == EMPTY ? lower->size : upper->size;
+        lower->state = WAITING;
+    }
+    block *next = above(upper);
+    lower->size += upper->size;
+    if (next)
+        next->below = lower;
+    else
+        r->last = lower;
+}
+
+static void give_back(block *b) {
+    region *r = b->in;
+    r->used -= b->size;
+    r->waiting += b->size;
+    b->state = WAITING;
+    if (r != pool.now) empty(r, 0);
+    block *next = above(b);
+    if (next && next->state != USED) join(b, next);
+    if (b->below && b->below->state != USED) join(b->below, b);
+}
+
+/* A region whose passes are over lives until its last block is freed. */
+static void leave(region *r) {
+    if (r->used == 0) {
+        munmap(r->base, r->reserved);
+        free(r);
+        return;
+    }
+    empty(r, 0);
+    if (r->reserved > r->open) munmap(r->base + r->open, r->reserved - r->open);
+    r->reserved = r->open;
+}
+
+/* ---- memory from a region, or from the system ---- */
+
+static block *new_block(size_t bytes, int zeroed) {
+    if (bytes > SIZE_MAX - 2 * ALIGN) return NULL;
+    void *raw = zeroed ? calloc(1, bytes + 2 * ALIGN) : malloc(bytes + 2 * ALIGN);
+    if (!raw) return NULL;
+    block *b = (block *)up_to(ALIGN, (uintptr_t)raw);
+    *b = (block){.raw = raw, .bytes = bytes};
+    ask_for_large_pages((char *)b + ALIGN, bytes);
+    return b;
+}
+
+static void *take(size_t bytes, int zeroed) {
+    block *b = NULL;
+    if (bytes >= LARGE && bytes < SIZE_MAX / 2) {
+        lock();
+        if (pool.passes && !pool.now) pool.now = new_region();
+        if (pool.now) b = take_from(pool.now, bytes);
+        unlock();
+        if (b && zeroed) memset((char *)b + ALIGN, 0, bytes);
+    }
+    if (!b) b = new_block(bytes, zeroed);
+    return b ? (char *)b + ALIGN : NULL;
+}
+
+static void give(void *memory) {
+    if (!memory) return;
+    block *b = (block *)((char *)memory - ALIGN);
+    if (!b->in) {
+        free(b->raw);
+        return;
+    }
+    lock();
+    region *r = b->in;
+    give_back(b);
+    if (r != pool.now && r->used == 0) leave(r);
+    unlock();
+}
+
+/* Scratch of a kernel, which tracemalloc sees. */
+void *rf_pool_take(size_t bytes) {
+    void *memory = take(bytes, 0);
+    if (memory) PyTraceMalloc_Track(TRACED, (uintptr_t)memory, bytes);
+    return memory;
+}
+
+void rf_pool_give(void *memory) {
+    if (memory) PyTraceMalloc_Untrack(TRACED, (uintptr_t)memory);
+    give(memory);
+}
+
+/* ---- NumPy's arrays ---- */
+
+static void *array_malloc(void *context, size_t bytes) {
+    (void)context;
+    return take(bytes, 0);
+}
+
+static void *array_calloc(void *context, size_t count, size_t bytes) {
+    (void)context;
+    return bytes && count > SIZE_MAX / bytes ? NULL : take(count * bytes, 1);
+}
+
+static void array_free(void *context, void *memory, size_t bytes) {
+    (void)context, (void)bytes;
+    give(memory);
+}
+
+static void *array_realloc(void *context, void *memory, size_t bytes) {
+    void *larger = array_malloc(context, bytes);
+    if (!memory || !larger) return larger;
+    const size_t had = ((block *)((char *)memory - ALIGN))->bytes;
+    memcpy(larger, memory, had < bytes ? had : bytes);
+    give(memory);
+    return larger;
+}
+
+static PyDataMem_Handler handler = {
+    .name = "reformer_c",
+    .version = 1,
+    .allocator = {NULL, array_malloc, array_calloc, array_realloc, array_free},
+};
+
+/* From now on arrays of this context come from the pool; the handler that they came from. */
+PyObject *rf_pool_enter(PyObject *module, PyObject *none) {
+    (void)module, (void)none;
+    PyObject *capsule = PyCapsule_New(&handler, "mem_handler", NULL);
+    PyObject *before = capsule ? PyDataMem_SetHandler(capsule) : NULL;
+    Py_XDECREF(capsule);
+    if (!before) return NULL;
+    lock();
+    pool.passes++;
+    unlock();
+    return before;
+}
+
+PyObject *rf_pool_exit(PyObject *module, PyObject *before) {
+    (void)module;
+    if (!PyCapsule_IsValid(before, "mem_handler")) {
+        PyErr_SetString(PyExc_TypeError, "before must be what pool_enter gave");
+        return NULL;
+    }
+    PyObject *mine = PyDataMem_SetHandler(before);
+    if (!mine) return NULL;
+    Py_DECREF(mine);
+    lock();
+    if (pool.passes > 0 && --pool.passes == 0 && pool.now) {
+        region *r = pool.now;
+        pool.now = NULL;
+        leave(r);
+    }
+    unlock();
+    Py_RETURN_NONE;
+}
+
+int rf_pool_init(void) {
+    static atomic_flag watching = ATOMIC_FLAG_INIT;
+    if (PyArray_ImportNumPyAPI() < 0) return -1;
+    if (atomic_flag_test_and_set(&watching)) return 0;
+    if (pthread_atfork(lock, unlock, unlock) == 0) return 0;
+    PyErr_NoMemory();
+    return -1;
+}

@@ -1,0 +1,153 @@
+"""runtime.memory_used_again: within it large arrays are made of what was freed, and stay right."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import small_config
+
+import reformer_c as rc
+from reformer_c.runtime import memory_used_again
+
+LARGE = 2**20
+needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+
+
+def address(x):
+    return x.__array_interface__["data"][0]
+
+
+def churn(rng, steps):
+    """Make and free arrays of many sizes, each full of its own number; those that are left."""
+    live = []
+    for i in range(1, steps):
+        if live and rng.random() < 0.3 + 0.02 * len(live):
+            x, value = live.pop(rng.integers(len(live)))
+            assert (x == value).all()
+            continue
+        n = int(2 ** rng.uniform(12, 19))
+        kind = rng.integers(3)
+        if kind == 0:
+            x = np.zeros(n, np.int32)
+            assert not x.any()
+        elif kind == 1:
+            x = np.arange(n // 2 + 1, dtype=np.int32)
+            x.resize(n, refcheck=False)
+            assert (x[: n // 2 + 1] == np.arange(n // 2 + 1)).all()
+        else:
+            x = np.empty(n, np.int32)
+        assert address(x) % 64 == 0
+        x[:] = i
+        live.append((x, i))
+    return live
+
+
+def test_what_is_freed_serves_the_next_of_its_size():
+    with memory_used_again():
+        first = np.ones(LARGE)
+        where = address(first)
+        del first
+        second = np.zeros(LARGE)
+        assert address(second) == where
+        assert not second.any()
+        third = np.ones(LARGE)
+        assert address(third) != where
+
+
+def test_free_neighbours_become_one():
+    with memory_used_again():
+        parts = [np.ones(LARGE) for _ in range(4)]
+        where = min(map(address, parts))
+        wall = np.ones(LARGE)
+        for i in (1, 3, 0, 2):  # each way of having neighbours
+            parts[i] = None
+        whole = np.zeros(4 * LARGE)
+        assert address(whole) == where
+        assert (wall == 1).all()
+
+
+def test_arrays_keep_what_is_in_them_through_any_order_of_frees(rng):
+    left = []
+    for _ in range(3):
+        with memory_used_again():
+            left += churn(rng, 1500)
+        # from a region that is closed
+        left, gone = left[::2], left[1::2]
+        assert all((x == value).all() for x, value in gone)
+        del gone
+        assert all((x == value).all() for x, value in left)
+
+
+def test_blocks_may_lie_in_each_other_and_end_with_an_error(rng):
+    inner, outer = [], []
+
+    @memory_used_again()
+    def fails():
+        with memory_used_again():
+            inner.extend(churn(rng, 200))
+        outer.extend(churn(rng, 200))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert all((x == value).all() for x, value in inner + outer)
+    outside = np.ones(LARGE)
+    core = np._core if hasattr(np, "_core") else np.core
+    assert core.multiarray.get_handler_name(outside) == "default_allocator"
+
+
+def test_threads_share_it():
+    errors = []
+
+    def work(seed):
+        try:
+            with memory_used_again():
+                left = churn(np.random.default_rng(seed), 800)
+            assert all((x == value).all() for x, value in left)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@needs_proc
+def test_what_was_freed_is_the_systems_again_afterwards():
+    before = resident()
+    with memory_used_again():
+        held = [np.ones(LARGE) for _ in range(20)]
+        kept = held[7]
+        del held
+    assert resident() - before < 5 * kept.nbytes
+    assert (kept == 1).all()
+
+
+@needs_proc
+def test_a_high_tide_leaves_no_more_than_it_took():
+    """Many sizes one after another would pile up, if all that is freed waited for its like."""
+    before = resident()
+    with memory_used_again():
+        for size in range(LARGE, 2 * LARGE, LARGE // 16):
+            held = np.ones(size)
+            assert resident() - before < 16 * LARGE + 2**26
+            del held
+
+
+def test_what_a_model_gives_stays_after_its_pass():
+    model = rc.ReformerModelWithLMHead(small_config(vocab_size=3000), rng=0)
+    ids = np.random.default_rng(0).integers(0, 3000, (2, 42))
+    logits = model(ids, rng=0).logits
+    assert logits.nbytes > 2**18
+    copy = logits.copy()
+    for _ in range(3):
+        model.loss_and_gradients(ids, labels=ids, rng=0)
+    np.testing.assert_array_equal(logits, copy)
