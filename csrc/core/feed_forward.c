@@ -71,14 +71,15 @@ static size_t feed_forward_task(size_t rows, size_t c) {
 
 static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, const real *packed1,
                               const real *b1, const real *packed2, const real *b2, real *scratch,
-                              size_t row, size_t rows) {
+                              size_t row, size_t rows, const rows_ahead *ahead) {
     const size_t c = ff->c, f = ff->f, ld = padded(c), ldh = padded(HIDDEN_PIECE);
     real *xr = scratch, *yr = xr + rows * ld, *h = yr + rows * ld;
     copy_rows(xr, ld, x + row * c, c, rows, c);
     size_t j = 0;
     do { // once even if f is 0: y is b2 then
         const size_t width = min_size(HIDDEN_PIECE, f - j);
-        gemm_packed(h, ldh, xr, (ptrdiff_t)ld, 1, packed1 + j * c, rows, width, c, 0);
+        gemm_packed_ahead(h, ldh, xr, (ptrdiff_t)ld, 1, packed1 + j * c, rows, width, c, 0,
+                          j + width < f ? NULL : ahead);
         add_bias(h, ldh, h, ldh, b1 + j, rows, width);
         for (size_t i = 0; i < rows; i++) {
             drop_hidden(ff, h + i * ldh, row + i, j, width);
@@ -115,13 +116,15 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
     pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c, c, f);
     pack_pieces(run, packed2, w2, 1, (ptrdiff_t)f, f, c);
 
-#pragma omp parallel for num_threads(team(run, 4.0 * (double)n * (double)c * (double)f))           \
-    schedule(dynamic)
+    const int workers = team(run, 4.0 * (double)n * (double)c * (double)f);
+#pragma omp parallel for num_threads(workers) schedule(dynamic)
     for (size_t block = 0; block < blocks_of(n, task); block++) {
         if (stopped(run)) continue;
-        const size_t row = block * task;
+        const size_t row = block * task, next = row + (size_t)workers * task;
+        const rows_ahead of_y = next_rows(y, c, n, next, task, NULL);
+        const rows_ahead ahead = next_rows(x, c, n, next, task, &of_y);
         feed_forward_rows(&ff, y, x, packed1, b1, packed2, b2, tasks + thread_index() * own, row,
-                          min_size(task, n - row));
+                          min_size(task, n - row), &ahead);
     }
 }
 
@@ -189,7 +192,7 @@ static void feed_forward_rows_again(const feed_forward *ff, const feed_forward_s
 static void feed_forward_rows_backward(const feed_forward *ff, const feed_forward_scratch *s,
                                        real *dx, real *y, const real *dy, const real *x,
                                        const real *b1, const real *b2, size_t row, size_t at,
-                                       size_t rows) {
+                                       size_t rows, const rows_ahead *ahead) {
     const size_t c = ff->c, f = ff->f, ld = padded(c);
     real *part = s->parts + at / s->task * (f + c);
     real *xr = s->rows + thread_index() * 3 * s->task * ld;
@@ -201,7 +204,8 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         real *h = s->hidden + at * s->ldh + j, *dh = s->dhidden + at * s->ldh + j;
         // forward was y = a w2' + b2
-        gemm_packed(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, s->w2 + j * c, rows, width, c, 0);
+        gemm_packed_ahead(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, s->w2 + j * c, rows, width, c, 0,
+                          j + width < f ? NULL : ahead);
         // forward was a = act(drop(h)), with h = x w1' + b1
         gemm_packed(h, s->ldh, xr, (ptrdiff_t)ld, 1, s->w1t + j * c, rows, width, c, 0);
         add_bias(h, s->ldh, h, s->ldh, b1 + j, rows, width);
@@ -234,13 +238,17 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
-#pragma omp parallel for num_threads(team(run, 6.0 * (double)rows * (double)c * (double)f))        \
-    schedule(dynamic)
+        const int workers = team(run, 6.0 * (double)rows * (double)c * (double)f);
+#pragma omp parallel for num_threads(workers) schedule(dynamic)
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;
-            const size_t at = block * s.task;
+            const size_t at = block * s.task, next = first + at + (size_t)workers * s.task;
+            const rows_ahead of_y = next_rows(y ? y : dx, c, y ? n : 0, next, s.task, NULL);
+            const rows_ahead of_dx = next_rows(dx, c, n, next, s.task, &of_y);
+            const rows_ahead of_x = next_rows(x, c, n, next, s.task, &of_dx);
+            const rows_ahead ahead = next_rows(dy, c, n, next, s.task, &of_x);
             feed_forward_rows_backward(&ff, &s, dx, y, dy, x, b1, b2, first + at, at,
-                                       min_size(s.task, rows - at));
+                                       min_size(s.task, rows - at), &ahead);
         }
         if (stopped(run)) return;
         // forward was y = a w2' + b2, with a = act(drop(h)) and h = x w1' + b1

@@ -163,16 +163,46 @@ static void tile_edge(tile_function tile, size_t mr, size_t k, const real *a, si
             c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * GEMM_NR + j] : whole[i * GEMM_NR + j];
 }
 
+/* Rows that the next product will want, and then those of `also`; NULL is none. */
+typedef struct rows_ahead {
+    const real *row;
+    size_t ld, columns, rows;
+    const struct rows_ahead *also;
+} rows_ahead;
+
+/* Those of a task that is likely the thread's next: `rows` after `row`, of n x columns. */
+static inline rows_ahead next_rows(const real *x, size_t columns, size_t n, size_t row, size_t rows,
+                                   const rows_ahead *also) {
+    row = min_size(n, row);
+    return (rows_ahead){x + row * columns, columns, columns, min_size(rows, n - row), also};
+}
+
+static inline size_t count_ahead(const rows_ahead *ahead) {
+    return ahead ? ahead->rows + count_ahead(ahead->also) : 0;
+}
+
+static ALWAYS_INLINE void bring_nearer(const rows_ahead *ahead, size_t first, size_t end) {
+    for (; first < end; first++) {
+        const rows_ahead *of = ahead;
+        size_t i = first;
+        for (; i >= of->rows; of = of->also) i -= of->rows;
+        prefetch_row(of->row + i * of->ld, of->columns);
+    }
+}
+
 /* One panel's columns of all rows. While its steps are used, `next` is brought nearer, a share at
-   each tile: the hardware does not follow from one panel to another by itself. */
+   each tile: the hardware does not follow from one panel to another by itself. So are the rows
+   from `first` to `end` of those ahead. */
 static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_rows, const real *b,
-                       const real *next, size_t m, size_t columns, size_t k, int add) {
+                       const real *next, size_t m, size_t columns, size_t k, int add,
+                       const rows_ahead *ahead, size_t first, size_t end) {
     const size_t bytes = k * GEMM_NR * sizeof(real);
     for (size_t i = 0, mr; i < m; i += mr) {
         mr = tile_height(m - i);
         if (next)
             for (size_t at = bytes * i / m; at < bytes * (i + mr) / m; at += RF_ALIGN)
                 __builtin_prefetch((const char *)next + at, 0, 2);
+        bring_nearer(ahead, first + (end - first) * i / m, first + (end - first) * (i + mr) / m);
         const real *ai = by_rows ? a + i * lda : a + i;
         const tile_function tile = tile_for(mr, by_rows, columns);
         if (columns == GEMM_NR)
@@ -186,8 +216,11 @@ static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_ro
    a[i * ars + p * acs] and one of the strides of A is 1. On the calling thread: tasks call this
    with some 50 to 200 rows. Of a wide C, GEMM_NC columns at a time stay in the cache while the
    steps of the inner dimension add up. */
-static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
-                        const real *packed, size_t m, size_t n, size_t k, int add) {
+static void gemm_packed_ahead(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
+                              const real *packed, size_t m, size_t n, size_t k, int add,
+                              const rows_ahead *ahead) {
+    const size_t calls = gemm_panels(n) * blocks_of(k, GEMM_KC), far = count_ahead(ahead);
+    size_t call = 0;
     const int by_rows = acs == 1;
     const size_t lda = (size_t)(by_rows ? ars : acs);
     if (k == 0 && !add)
@@ -200,10 +233,16 @@ static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdi
                 const real *b = packed + j * k + p * GEMM_NR;
                 gemm_panel(c + j, ldc, by_rows ? a + p : a + p * lda, lda, by_rows, b,
                            j + GEMM_NR < j1 ? b + k * GEMM_NR : NULL, m, min_size(GEMM_NR, n - j),
-                           kc, add || p);
+                           kc, add || p, ahead, far * call / calls, far * (call + 1) / calls);
+                call++;
             }
         }
     }
+}
+
+static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
+                        const real *packed, size_t m, size_t n, size_t k, int add) {
+    gemm_packed_ahead(c, ldc, a, ars, acs, packed, m, n, k, add, NULL);
 }
 
 /* ----------------------------------------------------------------------- dw += dy' x -------- */
@@ -241,7 +280,10 @@ static void weight_gradient_block(real *c, size_t ldc, const real *dy, size_t ld
         for (size_t i = 0; i < kc; i++)
             memcpy(a + i * WG_MC, dy + (p + i) * ldy, mc * sizeof(real));
         gemm_pack(b, x + p * ldx, (ptrdiff_t)ldx, 1, kc, nc, 0, gemm_panels(nc));
-        gemm_packed(c, ldc, a, 1, WG_MC, b, mc, nc, kc, 1);
+        const size_t next = min_size(WG_KC, rows - p - kc);
+        const rows_ahead of_x = {x + (p + kc) * ldx, ldx, nc, next, NULL};
+        const rows_ahead ahead = {dy + (p + kc) * ldy, ldy, mc, next, &of_x};
+        gemm_packed_ahead(c, ldc, a, 1, WG_MC, b, mc, nc, kc, 1, &ahead);
     }
 }
 

@@ -27,16 +27,19 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
     real *packed = take(&scratch, gemm_packed_size(k, m), sizeof(real));
     real *copied = scratch;
     pack_parallel(run, packed, b, brs, bcs, k, m);
-#pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)m * (double)k))           \
-    schedule(dynamic)
+    const int workers = team(run, 2.0 * (double)n * (double)m * (double)k);
+#pragma omp parallel for num_threads(workers) schedule(dynamic)
     for (size_t block = 0; block < blocks_of(n, task); block++) {
         if (stopped(run)) continue;
         const size_t row = block * task, rows = min_size(task, n - row);
         const real *left = a + row * k;
         real *mine = copied + thread_index() * (bytes_of(TASK_ROWS * ld, sizeof(real)) / sizeof(real));
         if (copies) copy_rows(mine, ld, left, k, rows, k);
-        gemm_packed(c + row * m, m, copies ? mine : left, (ptrdiff_t)(copies ? ld : k), 1, packed,
-                    rows, m, k, 0);
+        const size_t next = row + (size_t)workers * task;
+        const rows_ahead of_c = next_rows(c, m, n, next, task, NULL);
+        const rows_ahead ahead = next_rows(a, k, n, next, task, &of_c);
+        gemm_packed_ahead(c + row * m, m, copies ? mine : left, (ptrdiff_t)(copies ? ld : k), 1,
+                          packed, rows, m, k, 0, &ahead);
         if (bias) add_bias(c + row * m, m, c + row * m, m, bias, rows, m);
     }
 }
