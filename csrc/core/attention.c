@@ -302,10 +302,16 @@ static void owner_begin(const attention_arrays *x, owner *o, const forward_resul
 }
 
 static int owner_is_finite(const attention_arrays *x, const owner *o) {
-    vec zero[4] = {{0}, {0}, {0}, {0}}; // stays 0 unless a numerator is not finite
-    for (size_t i = 0; i < o->blk->nq * x->dp && o->started; i += VEC_LANES)
-        zero[i / VEC_LANES % 4] += vload(o->num + i) * (real)0;
-    return vsum((zero[0] + zero[1]) + (zero[2] + zero[3])) == 0;
+    vec even = {0}, odd = {0}; // stay 0 unless a numerator is not finite
+    if (!o->started) return 1;
+    const size_t end = o->blk->nq * x->dp;
+    size_t i = 0;
+    for (; i + 2 * VEC_LANES <= end; i += 2 * VEC_LANES) {
+        even += vload(o->num + i) * (real)0;
+        odd += vload(o->num + i + VEC_LANES) * (real)0;
+    }
+    if (i < end) even += vload(o->num + i) * (real)0;
+    return vsum(even + odd) == 0;
 }
 
 /* After the last round a row is num / sum; before that its three parts wait in out, lse and sum. */
@@ -361,7 +367,9 @@ static void forward_spans(const attention_arrays *x, workbench *w, size_t bh, pi
     const rf_attention *a = x->a;
     for (size_t i = 0; i < p.count; i++) owner_begin(x, w->owners + i, f);
     if (is_window_scope(a)) {
-        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
+        // the queries' own chunk first: what is most like them sets the levels
+        for (size_t i = 0; i <= a->before + a->after; i++) {
+            const size_t slot = i == 0 ? a->before : i <= a->before ? i - 1 : i;
             size_t to;
             if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
                 forward_span(x, w, bh, p, chunk_span(a, to), slot);
