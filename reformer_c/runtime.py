@@ -202,7 +202,7 @@ def available_memory(
     """Bytes that this process may still take; None where the system does not tell.
 
     What the system has left, without swapping, and what the control group and its parents allow.
-    Files that are only cached count as free.
+    Files that are only cached count as free, and so does what this process keeps for its next pass.
 
     Examples
     --------
@@ -225,7 +225,7 @@ def available_memory(
         except (OSError, ValueError):
             continue  # no such file, or "max"
         free.append(max(0, limit - used + cached))
-    return min(free, default=None)
+    return min(free) + _core.pool_waiting() if free else None
 
 
 _MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))
@@ -239,8 +239,8 @@ def memory_used_again() -> Iterator[None]:
     """In a ``with`` block, or a function so decorated, large arrays and scratch that are freed
     serve the next of their size.
 
-    The block's highest use of memory is what it would be otherwise; after it, what was freed is
-    the system's again.
+    The block's highest use of memory is what it would be otherwise. After it at most a sixteenth of
+    the machine's memory stays for the next; the rest is the system's again.
 
     Examples
     --------

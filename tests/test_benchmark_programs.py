@@ -115,6 +115,34 @@ def test_depth_adds_parameters_and_bucket_ids_and_nothing_else(monkeypatch, caps
     assert picture.stat().st_size > 1000
 
 
+def test_a_duplication_grows_from_what_was_learned_of_a_shorter_one(duplication):
+    """Whoever finds i + 1 - 4 from i of a text of 8 finds i' + 1 - 12 from i' of one of 24."""
+    short, long = (duplication.make_model("full", t, 4, t).parameters for t in (8, 24))
+    table = short[duplication.POSITIONS]
+    table[:] = 0
+    # a position of the second half and the place that it looks at have one number
+    table[np.arange(4), 0] = np.arange(4)
+    table[np.arange(4) + 3, 1] = np.arange(4)
+    duplication.grow(short, long)
+    grown = long[duplication.POSITIONS]
+    np.testing.assert_array_equal(grown[:12, 0], np.arange(12) // 3)
+    np.testing.assert_array_equal(grown[12 - 1 + np.arange(1, 12), 1], np.arange(1, 12) // 3)
+    for name in set(long) - {duplication.POSITIONS}:
+        np.testing.assert_array_equal(long[name], short[name])
+
+
+@pytest.mark.filterwarnings("default")  # transformers warns about itself
+def test_a_step_is_timed_alone_and_beside_hugging_faces(monkeypatch, capfd):
+    from benchmarks import rivals, step
+
+    options = ("--lengths", 256, 512, "--beside", 256, "--repeats", 1)
+    printed = run(step, monkeypatch, capfd, *options)
+    assert re.findall(r"^ +(256|512) .*%", printed, re.MULTILINE) == ["256", "512"]
+    rows = re.findall(r"^(.*?) +[\d.]+ s +[\d,]+ tokens/s", printed, re.MULTILINE)
+    there = [rivals.HUGGING_FACE] if rivals.HUGGING_FACE in rivals.installed() else []
+    assert rows == ["reformer_c", "reformer_c, memory_budget", *there]
+
+
 @pytest.mark.filterwarnings("default")  # transformers warns about itself
 def test_decoding_is_timed_after_each_prompt(monkeypatch, capsys):
     from benchmarks import decode, rivals

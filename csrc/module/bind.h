@@ -40,5 +40,6 @@ PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize
 int rf_pool_init(void);
 PyObject *rf_pool_enter(PyObject *module, PyObject *none);
 PyObject *rf_pool_exit(PyObject *module, PyObject *before);
+PyObject *rf_pool_waiting(PyObject *module, PyObject *none);
 
 #endif

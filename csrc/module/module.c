@@ -90,6 +90,7 @@ static PyMethodDef methods[] = {
     {"isas_built", isas_built, METH_NOARGS, "All instruction sets that were built."},
     {"pool_enter", rf_pool_enter, METH_NOARGS, "Use freed memory again; for pool_exit."},
     {"pool_exit", rf_pool_exit, METH_O, "No longer; what pool_enter gave."},
+    {"pool_waiting", rf_pool_waiting, METH_NOARGS, "Bytes that are free and kept."},
     {"forked", forked, METH_NOARGS, "Is this process a child of a fork? Its calls are serial."},
     {NULL, NULL, 0, NULL},
 };

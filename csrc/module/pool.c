@@ -4,8 +4,8 @@
    zeroed, page by page, which can cost a tenth of a training step. So between rf_pool_enter and
    rf_pool_exit large blocks come from one region of addresses: blocks that are freed become one
    with free neighbours and serve whoever fits best, NumPy's arrays by way of its data memory
-   handler (NEP 49). Pages that would make the pass take more than it ever used at once go back to
-   the system. After the last rf_pool_exit so do all that are not in use. */
+   handler (NEP 49). Pages that would make a pass take more than it ever used at once go back to
+   the system, and between passes all but some that the next one begins with. */
 #include "bind.h"
 
 #include <numpy/arrayobject.h>
@@ -15,25 +15,16 @@
 
 #define LARGE ((size_t)1 << 18)
 #define HUGE_PAGE ((size_t)1 << 21)
-#define SLACK ((size_t)1 << 25) // that waits between blocks, where none fits
+#define SLACK ((size_t)1 << 25) // bytes that may wait between blocks, where none fits
 enum { ALIGN = 64, TRACED = 0x5246 };
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif
 
-/* Addresses that blocks tile from the bottom up. */
-typedef struct {
-    char *base;
-    size_t reserved, open, top; // of them; that may be touched; where blocks end
-    size_t used, waiting, most; // bytes in use, free and kept; the most that was in use
-    struct block *last;
-} region;
-
 /* What lies before a block's memory. */
 typedef struct block {
-    region *in; // NULL is from malloc
-    void *raw;  // from malloc
+    void *raw;          // from malloc; NULL is from the region
     size_t size, bytes; // with this header; of memory
     struct block *below;
     enum { USED, WAITING, EMPTY } state; // empty: free, and its pages are the system's
@@ -44,7 +35,12 @@ _Static_assert(sizeof(block) <= ALIGN, "the header leaves the memory aligned");
 static struct {
     pthread_mutex_t lock;
     size_t passes; // that are under way
-    region *now;   // theirs
+
+    // the region: addresses that blocks tile from the bottom up
+    char *base;
+    size_t reserved, open, top; // of them; that may be touched; where blocks end
+    size_t used, waiting, most; // bytes in use, free and kept; the most that was in use
+    block *last;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static void lock(void) {
@@ -71,145 +67,128 @@ static void ask_for_large_pages(void *start, size_t bytes) {
 #endif
 }
 
-/* ---- a region ---- */
+/* ---- the region ---- */
 
 /* As many addresses as the machine has memory, or as it lets us have; they cost nothing. */
-static region *new_region(void) {
+static void reserve(void) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t bytes = up_to(HUGE_PAGE, (size_t)sysconf(_SC_PHYS_PAGES) * page);
-    region *r = calloc(1, sizeof *r);
-    for (; r && bytes >= 64 * HUGE_PAGE; bytes = up_to(HUGE_PAGE, bytes / 2)) {
+    for (; bytes >= 64 * HUGE_PAGE; bytes = up_to(HUGE_PAGE, bytes / 2)) {
         char *at = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (at == MAP_FAILED) continue;
-        const size_t before = up_to(HUGE_PAGE, (uintptr_t)at) - (uintptr_t)at;
-        if (before) munmap(at, before);
-        if (before < HUGE_PAGE) munmap(at + before + bytes, HUGE_PAGE - before);
-        r->base = at + before;
-        r->reserved = bytes;
-        return r;
+        pool.base = (char *)up_to(HUGE_PAGE, (uintptr_t)at);
+        pool.reserved = bytes;
+        return;
     }
-    free(r);
-    return NULL;
 }
 
 static block *above(const block *b) {
-    return b == b->in->last ? NULL : (block *)((char *)b + b->size);
+    return b == pool.last ? NULL : (block *)((char *)b + b->size);
 }
 
-/* Give pages of free blocks back to the system, the largest first, until `limit` bytes wait. */
-static void empty(region *r, size_t limit) {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    while (r->waiting > limit) {
+/* Give pages of free blocks back to the system, the largest first, until `limit` bytes wait. Whole
+   large pages: half of one would come back in small ones. */
+static void empty(size_t limit) {
+    while (pool.waiting > limit) {
         block *b = NULL;
-        for (block *other = r->last; other; other = other->below)
+        for (block *other = pool.last; other; other = other->below)
             if (other->state == WAITING && (!b || other->size > b->size)) b = other;
-        const size_t first = up_to(page, (uintptr_t)b + sizeof *b);
-        const size_t last = ((uintptr_t)b + b->size) / page * page;
+        const size_t first = up_to(HUGE_PAGE, (uintptr_t)b + sizeof *b);
+        const size_t last = ((uintptr_t)b + b->size) / HUGE_PAGE * HUGE_PAGE;
         if (first < last) madvise((void *)first, last - first, MADV_DONTNEED);
         b->state = EMPTY;
-        r->waiting -= b->size;
+        pool.waiting -= b->size;
     }
 }
 
 /* Let blocks end at `top`. */
-static int raise_top(region *r, size_t top) {
-    if (top > r->reserved) return 0;
+static int raise_top(size_t top) {
+    if (top > pool.reserved) return 0;
     const size_t open = up_to(HUGE_PAGE, top);
-    if (open > r->open) {
-        if (mprotect(r->base + r->open, open - r->open, PROT_READ | PROT_WRITE) < 0) return 0;
-        ask_for_large_pages(r->base + r->open, open - r->open);
-        r->open = open;
+    if (open > pool.open) {
+        char *at = pool.base + pool.open;
+        if (mprotect(at, open - pool.open, PROT_READ | PROT_WRITE) < 0) return 0;
+        ask_for_large_pages(at, open - pool.open);
+        pool.open = open;
     }
-    r->top = top;
+    pool.top = top;
     return 1;
 }
 
 /* A free block of at least `size`: the smallest, else one at the top. */
-static block *find(region *r, size_t size) {
-    block *best = NULL;
-    for (block *b = r->last; b; b = b->below)
+static block *find(size_t size) {
+    block *best = NULL, *last = pool.last;
+    for (block *b = last; b; b = b->below)
         if (b->state != USED && b->size >= size && (!best || b->size <= best->size)) best = b;
     if (best) return best;
-    block *last = r->last;
     if (last && last->state != USED) {
-        if (!raise_top(r, r->top - last->size + size)) return NULL;
-        if (last->state == WAITING) r->waiting += size - last->size;
+        if (!raise_top(pool.top - last->size + size)) return NULL;
+        if (last->state == WAITING) pool.waiting += size - last->size;
         last->size = size;
         return last;
     }
-    block *b = (block *)(r->base + r->top);
-    if (!raise_top(r, r->top + size)) return NULL;
-    *b = (block){.in = r, .size = size, .below = last, .state = EMPTY};
-    r->last = b;
+    block *b = (block *)(pool.base + pool.top);
+    if (!raise_top(pool.top + size)) return NULL;
+    *b = (block){.size = size, .below = last, .state = EMPTY};
+    pool.last = b;
     return b;
+}
+
+/* `upper` is the block above, or there is none. */
+static void put_on(block *b, block *upper) {
+    if (upper)
+        upper->below = b;
+    else
+        pool.last = b;
 }
 
 /* Leave what is above `size` to others, if that is worth a block. */
 static void split(block *b, size_t size) {
     if (b->size - size < LARGE) return;
-    block *rest = (block *)((char *)b + size), *next = above(b);
-    *rest = (block){.in = b->in, .size = b->size - size, .below = b, .state = b->state};
-    if (next)
-        next->below = rest;
-    else
-        b->in->last = rest;
+    block *upper = above(b), *rest = (block *)((char *)b + size);
+    *rest = (block){.size = b->size - size, .below = b, .state = b->state};
+    put_on(rest, upper);
     b->size = size;
 }
 
-static block *take_from(region *r, size_t bytes) {
+static block *take_from_region(size_t bytes) {
     const size_t size = up_to(ALIGN, bytes + ALIGN);
-    block *b = find(r, size);
+    if (!pool.base) reserve();
+    block *b = find(size);
     if (!b) return NULL;
     split(b, size);
-    if (b->state == WAITING) r->waiting -= b->size;
+    if (b->state == WAITING) pool.waiting -= b->size;
     b->state = USED;
     b->bytes = bytes;
-    r->used += b->size;
-    if (r->used > r->most) r->most = r->used;
-    empty(r, r->most - r->used + SLACK);
+    pool.used += b->size;
+    if (pool.used > pool.most) pool.most = pool.used;
+    empty(pool.most - pool.used + SLACK);
     return b;
 }
 
 /* One block in place of two neighbours that are free. */
 static void join(block *lower, block *upper) {
-    region *r = lower->in;
     if (lower->state != upper->state) { // as if the pages of both were here
-        r->waiting += lower->state == EMPTY ? lower->size : upper->size;
+        pool.waiting += lower->state == EMPTY ? lower->size : upper->size;
         lower->state = WAITING;
     }
     block *next = above(upper);
     lower->size += upper->size;
-    if (next)
-        next->below = lower;
-    else
-        r->last = lower;
+    put_on(lower, next);
 }
 
-static void give_back(block *b) {
-    region *r = b->in;
-    r->used -= b->size;
-    r->waiting += b->size;
+static void give_to_region(block *b) {
+    pool.used -= b->size;
+    pool.waiting += b->size;
     b->state = WAITING;
-    if (r != pool.now) empty(r, 0);
-    block *next = above(b);
-    if (next && next->state != USED) join(b, next);
+    block *upper = above(b);
+    if (upper && upper->state != USED) join(b, upper);
     if (b->below && b->below->state != USED) join(b->below, b);
+    if (!pool.passes) empty(pool.reserved / 16);
 }
 
-/* A region whose passes are over lives until its last block is freed. */
-static void leave(region *r) {
-    if (r->used == 0) {
-        munmap(r->base, r->reserved);
-        free(r);
-        return;
-    }
-    empty(r, 0);
-    if (r->reserved > r->open) munmap(r->base + r->open, r->reserved - r->open);
-    r->reserved = r->open;
-}
-
-/* ---- memory from a region, or from the system ---- */
+/* ---- memory from the region, or from the system ---- */
 
 static block *new_block(size_t bytes, int zeroed) {
     if (bytes > SIZE_MAX - 2 * ALIGN) return NULL;
@@ -225,8 +204,7 @@ static void *take(size_t bytes, int zeroed) {
     block *b = NULL;
     if (bytes >= LARGE && bytes < SIZE_MAX / 2) {
         lock();
-        if (pool.passes && !pool.now) pool.now = new_region();
-        if (pool.now) b = take_from(pool.now, bytes);
+        if (pool.passes) b = take_from_region(bytes);
         unlock();
         if (b && zeroed) memset((char *)b + ALIGN, 0, bytes);
     }
@@ -237,14 +215,12 @@ static void *take(size_t bytes, int zeroed) {
 static void give(void *memory) {
     if (!memory) return;
     block *b = (block *)((char *)memory - ALIGN);
-    if (!b->in) {
+    if (b->raw) {
         free(b->raw);
         return;
     }
     lock();
-    region *r = b->in;
-    give_back(b);
-    if (r != pool.now && r->used == 0) leave(r);
+    give_to_region(b);
     unlock();
 }
 
@@ -300,7 +276,8 @@ PyObject *rf_pool_enter(PyObject *module, PyObject *none) {
     Py_XDECREF(capsule);
     if (!before) return NULL;
     lock();
-    pool.passes++;
+    // what is here now has been paid for
+    if (pool.passes++ == 0) pool.most = pool.used + pool.waiting;
     unlock();
     return before;
 }
@@ -315,13 +292,18 @@ PyObject *rf_pool_exit(PyObject *module, PyObject *before) {
     if (!mine) return NULL;
     Py_DECREF(mine);
     lock();
-    if (pool.passes > 0 && --pool.passes == 0 && pool.now) {
-        region *r = pool.now;
-        pool.now = NULL;
-        leave(r);
-    }
+    if (pool.passes > 0 && --pool.passes == 0) empty(pool.reserved / 16);
     unlock();
     Py_RETURN_NONE;
+}
+
+/* Bytes that are free and kept: the process has them, and a pass may use them. */
+PyObject *rf_pool_waiting(PyObject *module, PyObject *none) {
+    (void)module, (void)none;
+    lock();
+    const size_t waiting = pool.waiting;
+    unlock();
+    return PyLong_FromSize_t(waiting);
 }
 
 int rf_pool_init(void) {
