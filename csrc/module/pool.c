@@ -116,11 +116,16 @@ static int raise_top(size_t top) {
     return 1;
 }
 
-/* A free block of at least `size`: the smallest, else one at the top. */
+/* Does a free block serve better than another? One with pages does, then the smaller one. */
+static int is_better(const block *b, const block *other) {
+    return !other || b->state < other->state || (b->state == other->state && b->size <= other->size);
+}
+
+/* A free block of at least `size`, or else a new one at the top. */
 static block *find(size_t size) {
     block *best = NULL, *last = pool.last;
     for (block *b = last; b; b = b->below)
-        if (b->state != USED && b->size >= size && (!best || b->size <= best->size)) best = b;
+        if (b->state != USED && b->size >= size && is_better(b, best)) best = b;
     if (best) return best;
     if (last && last->state != USED) {
         if (!raise_top(pool.top - last->size + size)) return NULL;
