@@ -8,7 +8,7 @@ attention alone is the control: it sees two chunks at most, and has to fail.
     python -m benchmarks.duplication --save runs/duplication      # length 1,024, within an hour
     python -m benchmarks.duplication --quick                      # length 128, in minutes
     python -m benchmarks.duplication --lengths 512 1024 2048 4096 8192 16384 32768 65536 \\
-        --train LSH-4 local --target 0.99 --save runs/long        # longer and longer, in an hour
+        --train LSH-4 local --warmup 100 --target 0.98 --save runs/long      # longer and longer
 
 Lengths are trained one after the other, 1,024 by way of 256 and 512: a longer text goes on from the
 shorter, and a position begins as what held its place there. `--lengths 1024` begins at 1,024.
