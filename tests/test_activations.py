@@ -82,9 +82,9 @@ def test_a_models_gradients_are_the_slope_of_its_loss(name, chunk):
         return model.loss_and_gradients(ids, labels=ids, rng=1)[0]
 
     inputs = [model.parameters[key].copy() for key in moved]
-    # small enough a step that no bucket and few signs change
+    # small enough a step that no bucket and few signs change, large enough for slopes of 1e-5
     assert_is_the_derivative(
-        loss, inputs, [gradients[key] for key in moved], np.random.default_rng(0), step=1e-6
+        loss, inputs, [gradients[key] for key in moved], np.random.default_rng(0), step=4e-6
     )
 
 
