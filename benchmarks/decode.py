@@ -60,20 +60,6 @@ def batches(step, tokens):
     return float(np.median(found))
 
 
-def their_model(parameters):
-    """transformers' model with the same weights, or None where it is not installed."""
-    if rivals.HUGGING_FACE not in rivals.installed():
-        return None
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    model = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**FIELDS)).eval()
-    weights = {name: torch.from_numpy(array) for name, array in parameters.items()}
-    model.load_state_dict(weights, strict=False)
-    return model
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, nargs="+", default=[4096, 65536], metavar="N")
@@ -94,7 +80,9 @@ def compare(options):
         for scope in ("chunk", "bucket")
     }
     parameters = next(iter(models.values())).parameters
-    hugging_face = their_model(parameters)
+    hugging_face = None
+    if rivals.HUGGING_FACE in rivals.installed():
+        hugging_face = rivals.hugging_face_model(FIELDS, parameters).eval()
     print(f"{'':28} {'prompt':>8} {'read, tokens/s':>15} {'write, tokens/s':>16} {'ratio':>7}")
     for length in options.prompts:
         ids = np.random.default_rng(0).integers(2, 320, (1, length))

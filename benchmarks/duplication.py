@@ -177,12 +177,12 @@ def run(name, options, results, save):
     done = results.setdefault(name, {})
     last = None
     for length in options.lengths:
-        model = make_model(name, length, options.chunk, options.seed)
         folder = options.save and Path(options.save, f"{name}-{length}")
         if str(length) in done:
             if folder:
                 last = rc.ReformerModelWithLMHead.from_pretrained(folder).parameters
             continue
+        model = make_model(name, length, options.chunk, options.seed)
         if last is not None:
             grow(last, model.parameters)
         last = model.parameters

@@ -167,6 +167,18 @@ def product(a, b):
 # ---- who they are ----
 
 
+def hugging_face_model(fields, parameters):
+    """transformers' language model of this configuration, with copies of our weights."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    model = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**fields))
+    weights = {name: torch.tensor(array) for name, array in parameters.items()}
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
 def describe():
     """Versions, and the processor that each library for linear algebra takes this one for."""
     words = {}

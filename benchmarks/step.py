@@ -51,14 +51,10 @@ def our_step(model, ids, memory_budget=None):
 def their_step(config, parameters, ids):
     """The same step with transformers' model and optimiser."""
     import torch
-    import transformers
     from transformers.optimization import Adafactor
 
-    transformers.logging.set_verbosity_error()
     fields = {name: value for name, value in config.to_dict().items() if value is not None}
-    model = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**fields)).train()
-    weights = {name: torch.from_numpy(array.copy()) for name, array in parameters.items()}
-    model.load_state_dict(weights, strict=False)
+    model = rivals.hugging_face_model(fields, parameters).train()
     optimizer = Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=False)
     tokens = torch.tensor(ids)
 

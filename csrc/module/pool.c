@@ -102,6 +102,11 @@ static void empty(size_t limit) {
     }
 }
 
+/* A sixteenth of the machine's memory may wait for the next pass. */
+static void empty_between_passes(void) {
+    empty(pool.reserved / 16);
+}
+
 /* Let blocks end at `top`. */
 static int raise_top(size_t top) {
     if (top > pool.reserved) return 0;
@@ -190,7 +195,7 @@ static void give_to_region(block *b) {
     block *upper = above(b);
     if (upper && upper->state != USED) join(b, upper);
     if (b->below && b->below->state != USED) join(b->below, b);
-    if (!pool.passes) empty(pool.reserved / 16);
+    if (!pool.passes) empty_between_passes();
 }
 
 /* ---- memory from the region, or from the system ---- */
@@ -297,7 +302,7 @@ PyObject *rf_pool_exit(PyObject *module, PyObject *before) {
     if (!mine) return NULL;
     Py_DECREF(mine);
     lock();
-    if (pool.passes > 0 && --pool.passes == 0) empty(pool.reserved / 16);
+    if (pool.passes > 0 && --pool.passes == 0) empty_between_passes();
     unlock();
     Py_RETURN_NONE;
 }
