@@ -181,8 +181,9 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
 /* Wish for the rows at places [from, to) of a round in an array: in hash order they lie anywhere. */
 static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size_t round,
                         size_t from, size_t to, const real *array, rf_strides strides) {
+    const real *head = head_of(array, strides, x->a, bh);
     for (size_t at = from; at < min_size(to, from + BLOCK); at++)
-        wish(&w->wishes, row_of(array, strides, x->a, bh, token_at(x, bh, round, at)));
+        wish(&w->wishes, head + (ptrdiff_t)token_at(x, bh, round, at) * strides.t);
 }
 
 static void wish_chunk(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
@@ -320,16 +321,21 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
     const block *q = o->blk;
     const int last = q->round + 1 == rounds_of(a);
     if (!o->started) memset(o->num, 0, q->nq * x->dp * sizeof(real));
+    // with one round the book has nothing to add to a row that saw itself: its value, as it is
+    const ivec alone = (ivec){0} - (lane)(a->shared_qk && rounds_of(a) == 1);
     real lse[BLOCK];
     for (size_t i = 0; i < BLOCK && last; i += VEC_LANES) {
         const vec most = vload(o->most + i), sum = vload(o->sum + i);
         const ivec nothing = most < vset1(SCORE_NOTHING);
-        vstore(lse + i, vselect(nothing, vset1(-(real)INFINITY), most * LN_2 + vec_log(sum)));
+        const ivec itself = (most == vset1(SCORE_SELF)) & (sum == vset1(1));
+        const vec none = vselect(itself & alone, vset1(LSE_ITSELF), vset1(-(real)INFINITY));
+        vstore(lse + i, vselect(nothing, none, most * LN_2 + vec_log(sum)));
         vstore(o->sum + i, (real)1 / sum);
     }
+    real *head = (real *)head_of(f->out, f->sout, a, q->bh);
     for (size_t i = 0; i < q->nq; i++) {
         const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
-        real *out = (real *)row_of(f->out, f->sout, a, q->bh, token);
+        real *out = head + (ptrdiff_t)token * f->sout.t;
         const real *num = o->num + i * x->dp;
         if (!last) {
             copy_row(out, num, a->d);
@@ -419,6 +425,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         forward_spans(x, w, bh, p, f);
         w->careful = 0;
     }
+    while (w->wishes.next < w->wishes.count) grant_wishes(&w->wishes);
     for (size_t i = 0; i < p.count; i++) {
         owner_end(x, w->owners + i, f);
         w->owners[i].blk->pinned = 0;

@@ -20,6 +20,7 @@
 #define SCORE_HIDDEN ((real)-1e9) // Hugging Face's constants: a masked key,
 #define SCORE_SELF ((real)-1e5)   // and, with shared_qk, the query itself
 #define SCORE_NOTHING ((real)-5e4) // a maximum below this: the row saw no other key
+#define LSE_ITSELF ((real)-FLT_MAX) // stands for a log-sum-exp: the row saw itself, and that is all
 
 /* The arrays of one call. `dout` is NULL in a forward. */
 typedef struct {
@@ -70,10 +71,14 @@ static void block_place(block *x, real *at, size_t dp, int backward) {
     for (size_t i = 0; i < (backward ? 6 : 4); i++) *parts[i] = at + i * BLOCK * dp;
 }
 
+static inline const real *head_of(const real *base, rf_strides s, const rf_attention *a,
+                                  size_t bh) {
+    return base + (ptrdiff_t)(bh / a->h) * s.b + (ptrdiff_t)(bh % a->h) * s.h;
+}
+
 static inline const real *row_of(const real *base, rf_strides s, const rf_attention *a, size_t bh,
                                  size_t token) {
-    return base + (ptrdiff_t)(bh / a->h) * s.b + (ptrdiff_t)(bh % a->h) * s.h +
-           (ptrdiff_t)token * s.t;
+    return head_of(base, s, a, bh) + (ptrdiff_t)token * s.t;
 }
 
 static inline int is_hidden(const attention_arrays *x, size_t bh, size_t token) {
@@ -124,11 +129,8 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     // queries and keys of self-attention are the same tokens, one list for both
     for (size_t i = 0; i < blk->nq; i++)
         blk->qpos[i] = is_self_attention(a) ? blk->kpos[i] : (lane)(blk->start + i);
-    blk->earliest = blk->latest = blk->qpos[0];
-    for (size_t i = 1; i < blk->nq; i++) {
-        blk->earliest = blk->qpos[i] < blk->earliest ? blk->qpos[i] : blk->earliest;
-        blk->latest = blk->qpos[i] > blk->latest ? blk->qpos[i] : blk->latest;
-    }
+    blk->earliest = (lane)token_at(x, bh, blk->round, blk->start);
+    blk->latest = (lane)token_at(x, bh, blk->round, blk->start + max_size(blk->nq, 1) - 1);
     if (!a->across_buckets)
         for (size_t i = 0; i < blk->nk; i++)
             blk->kbucket[i] = blk->qbucket[i] = bucket_of(x, bh, blk->round, (size_t)blk->kpos[i]);
@@ -139,10 +141,11 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
 static const real *block_rows(const attention_arrays *x, const block *blk, const lane *tokens,
                               size_t n, const real *base, rf_strides s, real *space) {
     const size_t d = x->a->d, dp = x->dp;
+    const real *head = head_of(base, s, x->a, blk->bh);
     if (blk->in_order && n == BLOCK && d == dp && s.t == (ptrdiff_t)d)
-        return row_of(base, s, x->a, blk->bh, (size_t)tokens[0]);
+        return head + (ptrdiff_t)tokens[0] * s.t;
     for (size_t i = 0; i < n; i++)
-        copy_row(space + i * dp, row_of(base, s, x->a, blk->bh, (size_t)tokens[i]), d);
+        copy_row(space + i * dp, head + (ptrdiff_t)tokens[i] * s.t, d);
     return space;
 }
 
@@ -154,6 +157,7 @@ static void key_scales(const attention_arrays *x, block *blk) {
     if (a->shared_qk) {
         blk->q_rows = blk->k_rows;
         const size_t rows = round_up(blk->nk, VEC_LANES);
+        real mean[BLOCK];
         transpose(blk->q_columns, BLOCK, blk->k_rows, x->dp, rows, x->dp);
         for (size_t i = 0; i < rows; i += VEC_LANES) {
             vec sum[2] = {{0}, {0}};
@@ -162,10 +166,9 @@ static void key_scales(const attention_arrays *x, block *blk) {
                 const vec odd = vload(blk->q_columns + (j + 1) * BLOCK + i);
                 sum[0] += even * even, sum[1] += odd * odd;
             }
-            real mean[VEC_LANES];
-            vstore(mean, (sum[0] + sum[1]) / (real)a->d + (real)1e-6);
-            for (size_t j = 0; j < VEC_LANES; j++) blk->kscale[i + j] *= inverse_root(mean[j]);
+            vstore(mean + i, (sum[0] + sum[1]) / (real)a->d + (real)1e-6);
         }
+        for (size_t i = 0; i < rows; i++) blk->kscale[i] *= inverse_root(mean[i]);
     }
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
 }
@@ -198,7 +201,8 @@ static void block_queries(const attention_arrays *x, block *blk) {
             const size_t token = (size_t)blk->qpos[i];
             const real lse = x->lse[blk->bh * a->t + token];
             // rows that saw nothing are done elsewhere: a huge lse makes every probability 0 here
-            if (lse != -(real)INFINITY) blk->lse[i] = lse * LOG2_E;
+            if (lse != -(real)INFINITY)
+                blk->lse[i] = lse == LSE_ITSELF ? SCORE_SELF : lse * LOG2_E;
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
         blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_space);
