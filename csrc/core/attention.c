@@ -149,9 +149,9 @@ static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_
         return;
     }
     const size_t to = min_size(a->t, from + OWNERS * BLOCK);
-    const int32_t *buckets = x->buckets + (bh * a->r + round) * a->t;
-    for (size_t at = from; at < to;) {
-        const span s = bucket_span(&x->order, bh, round, buckets[token_at(x, bh, round, at)]);
+    int32_t bucket = x->buckets[(bh * a->r + round) * a->t + token_at(x, bh, round, from)];
+    for (size_t at = from; at < to; bucket++) {
+        const span s = bucket_span(&x->order, bh, round, bucket);
         const size_t first = blocks_of(at - s.start, BLOCK);
         const size_t end = blocks_of(min_size(to, s.end) - s.start, BLOCK);
         if (first < end) each(x, w, bh, (piece){s, 0, first, end - first}, more);

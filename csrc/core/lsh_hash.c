@@ -1,8 +1,7 @@
 /* lsh_hash.c: Angular LSH (Reformer, section 2, "LSH attention") and the order that it gives. */
 #include "gemm.h"
 
-#define HASH_ROWS 64  // tokens of a task, one to a lane
-#define HASH_AHEAD 16 // rows that are asked for before they are read: the next task's first ones, too
+#define HASH_ROWS 64 // tokens of a block, one to a lane
 
 static size_t hash_columns(const int32_t *factors, size_t nf) {
     size_t columns = 0;
@@ -42,47 +41,68 @@ static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t ha
     }
 }
 
+/* u (columns x HASH_ROWS) = rotation' lanes, one round. Rows [first, end) of those ahead are asked for
+   on the way, a few at each tile. */
+static void hash_products(real *u, const real *rotation, size_t ld, const real *lanes, size_t columns,
+                          size_t d, const rows_ahead *ahead, size_t first, size_t end) {
+    for (size_t i = 0, mr; i < columns; i += mr) {
+        mr = tile_height(columns - i);
+        bring_nearer(ahead, first + (end - first) * i / columns,
+                     first + (end - first) * (i + mr) / columns);
+        gemm_small(u + i * HASH_ROWS, HASH_ROWS, rotation + i, ld, 0, lanes, HASH_ROWS, mr, HASH_ROWS,
+                   d, 0);
+    }
+}
+
+/* Blocks of a task: a thread that goes on with the next block can ask for its rows. */
+static size_t hash_blocks_per_task(const rf_attention *a) {
+    return max_size(1, min_size(16, a->b * a->h * blocks_of(a->t, HASH_ROWS) / 64));
+}
+
 static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *rotations,
                      const uint8_t *mask, const rf_attention *a, rf_strides sx,
                      const int32_t *factors, size_t nf, void *scratch) {
     const size_t d = a->d, dp = round_up(d, VEC_LANES), columns = hash_columns(factors, nf);
-    const size_t blocks = blocks_of(a->t, HASH_ROWS);
+    const size_t blocks = blocks_of(a->t, HASH_ROWS), step = hash_blocks_per_task(a);
+    const size_t tasks = blocks_of(blocks, step);
     const size_t each = bytes_of(hash_thread(d, columns), sizeof(real));
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
     int32_t hidden = 1; // the extra id of masked positions: past every bucket
     for (size_t i = 0; i < nf; i++) hidden *= factors[i];
 
 #pragma omp parallel for num_threads(team(run, work)) schedule(dynamic)
-    for (size_t task = 0; task < a->b * a->h * blocks; task++) {
-        if (stopped(run)) continue;
+    for (size_t task = 0; task < a->b * a->h * tasks; task++) {
         real *rows = (real *)((char *)scratch + thread_index() * each);
         real *lanes = rows + HASH_ROWS * dp, *u = lanes + HASH_ROWS * dp;
-        const size_t bh = task / blocks, b = bh / a->h, h = bh % a->h;
-        const size_t t0 = task % blocks * HASH_ROWS, n = min_size(HASH_ROWS, a->t - t0);
+        const size_t bh = task / tasks, b = bh / a->h, h = bh % a->h;
+        const real *head = x + (ptrdiff_t)b * sx.b + (ptrdiff_t)h * sx.h;
+        const size_t first = task % tasks * step;
+        for (size_t block = first; block < min_size(blocks, first + step) && !stopped(run); block++) {
+            // one token to a lane, so that the search for the maximum runs across tokens
+            const size_t t0 = block * HASH_ROWS, n = min_size(HASH_ROWS, a->t - t0);
+            const real *from = head + (ptrdiff_t)t0 * sx.t;
+            const int in_place = n == HASH_ROWS && d == dp && sx.t == (ptrdiff_t)d;
+            if (n < HASH_ROWS || d < dp) memset(rows, 0, HASH_ROWS * dp * sizeof(real));
+            for (size_t i = 0; i < n && !in_place; i++)
+                copy_row(rows + i * dp, from + (ptrdiff_t)i * sx.t, d);
+            transpose(lanes, HASH_ROWS, in_place ? from : rows, dp, HASH_ROWS, dp);
 
-        // one token to a lane, so that the search for the maximum runs across tokens
-        const real *from = x + (ptrdiff_t)b * sx.b + (ptrdiff_t)h * sx.h + (ptrdiff_t)t0 * sx.t;
-        if (n < HASH_ROWS || d < dp) memset(rows, 0, HASH_ROWS * dp * sizeof(real));
-        for (size_t i = 0; i < n; i++) {
-            if (t0 + i + HASH_AHEAD < a->t) prefetch_row(from + (ptrdiff_t)(i + HASH_AHEAD) * sx.t, d);
-            copy_row(rows + i * dp, from + (ptrdiff_t)i * sx.t, d);
-        }
-        transpose(lanes, HASH_ROWS, rows, dp, HASH_ROWS, dp);
-
-        for (size_t r = 0; r < a->r; r++) {
-            const real *rotation = rotations + (h * d * a->r + r) * columns;
-            gemm_small(u, HASH_ROWS, rotation, a->r * columns, 0, lanes, HASH_ROWS, columns,
-                       HASH_ROWS, d, 0);
-            int32_t ids[HASH_ROWS] = {0}, stride = 1;
-            const real *piece = u;
-            for (size_t i = 0; i < nf; i++) {
-                hash_argmax(ids, piece, (size_t)factors[i] / 2, stride);
-                piece += (size_t)factors[i] / 2 * HASH_ROWS;
-                stride *= factors[i];
+            const size_t next = min_size(HASH_ROWS, a->t - t0 - n);
+            const rows_ahead ahead = {from + (ptrdiff_t)n * sx.t, (size_t)sx.t, d, next, NULL};
+            for (size_t r = 0; r < a->r; r++) {
+                hash_products(u, rotations + (h * d * a->r + r) * columns, a->r * columns, lanes,
+                              columns, d, &ahead, next * r / a->r, next * (r + 1) / a->r);
+                int32_t ids[HASH_ROWS] = {0}, stride = 1;
+                const real *piece = u;
+                for (size_t i = 0; i < nf; i++) {
+                    hash_argmax(ids, piece, (size_t)factors[i] / 2, stride);
+                    piece += (size_t)factors[i] / 2 * HASH_ROWS;
+                    stride *= factors[i];
+                }
+                int32_t *to = buckets + (bh * a->r + r) * a->t + t0;
+                for (size_t i = 0; i < n; i++)
+                    to[i] = mask && !mask[b * a->t + t0 + i] ? hidden : ids[i];
             }
-            int32_t *to = buckets + (bh * a->r + r) * a->t + t0;
-            for (size_t i = 0; i < n; i++)
-                to[i] = mask && !mask[b * a->t + t0 + i] ? hidden : ids[i];
         }
     }
 }
