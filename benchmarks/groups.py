@@ -75,7 +75,7 @@ class Group:
 def lsh(t: int, threads: int) -> Iterator[Group]:
     qk, v, dout = draw(t)
     forward = partial(rc.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
-    backward = partial(rc.lsh_attention_backward, dout, forward()[1])
+    backward = rc.memory_used_again()(partial(rc.lsh_attention_backward, dout, forward()[1]))
     work = partial(Case, tokens=t, threads=threads)
     alone, undo = window_operations(t), 2.5 * window_operations(t)
     rival = t <= 16384
@@ -219,7 +219,7 @@ def threads(t: int, threads: int) -> Iterator[Group]:
         return
     qk, v, dout = draw(t)
     forward = partial(rc.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
-    backward = partial(rc.lsh_attention_backward, dout, forward()[1])
+    backward = rc.memory_used_again()(partial(rc.lsh_attention_backward, dout, forward()[1]))
     cases, goals = [], []
     for name, share, call in (("forward", 1.0, forward), ("backward", 2.5, backward)):
         many, one = (f"{name}, {n} thread{'s' * (n > 1)}" for n in (threads, 1))
@@ -306,5 +306,6 @@ METHOD = f"""
 float32, {HEADS} heads of 64, chunks of {CHUNK} with one of look-back, causal.
 Operations are those of the dense windows, nothing discounted (full attention: of the visible half);
 a backward pass counts 2.5 forwards. Hashing, sorting and softmax are in the time and not in the
-count. Calls of a group run in turns, the peak is measured before each, the fastest run counts.
+count. What a backward alone returns lies in memory used again. Calls of a group run in turns, the
+peak is measured before each, the fastest run counts.
 """

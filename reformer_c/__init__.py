@@ -24,7 +24,13 @@ else:
 
 from . import ops
 from .ops import *  # noqa: F403
-from .runtime import get_num_threads, num_threads, set_num_threads, show_config
+from .runtime import (
+    get_num_threads,
+    memory_used_again,
+    num_threads,
+    set_num_threads,
+    show_config,
+)
 
 if TYPE_CHECKING:
     from . import plot
@@ -67,6 +73,7 @@ _LAZY = {
 __all__ = [
     *ops.__all__,
     "get_num_threads",
+    "memory_used_again",
     "num_threads",
     "ops",
     "plot",

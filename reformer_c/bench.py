@@ -19,7 +19,7 @@ import numpy as np
 
 from . import ops
 from .checkpoint import write_atomically
-from .runtime import get_num_threads, show_config
+from .runtime import get_num_threads, memory_used_again, show_config
 
 __all__ = ["Measurement", "measure", "run_bench"]
 
@@ -31,7 +31,7 @@ float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of
 Operations are those of the dense windows (full attention: of the visible half); a backward pass
 counts 2.5 forwards in attention and 2 in feed-forward. Hashing, sorting, softmax and what a
 backward pass computes again are in the time and not in the count. Forward results are written into
-an array that is there (out=).
+an array that is there (out=), those of a backward into memory used again.
 """
 
 
@@ -183,13 +183,13 @@ def cases(t: int, threads: int) -> Iterator[Case]:
         ("local attention", local, ops.local_attention_backward),
     ):
         yield Case(name, t, window_operations(t), forward, threads)
-        undo = partial(backward, dout, forward()[1])
+        undo = memory_used_again()(partial(backward, dout, forward()[1]))
         yield Case("  backward", t, 2.5 * window_operations(t), undo, threads)
     c, f = 256, 512
     x, *weights = draw_feed_forward(t, c, f)
     feed = partial(ops.feed_forward_forward, x, *weights)
     yield Case(f"feed-forward {c}-{f}", t, feed_forward_operations(t, c, f), feed, threads)
-    unfeed = partial(ops.feed_forward_backward, np.ones_like(x), feed()[1])
+    unfeed = memory_used_again()(partial(ops.feed_forward_backward, np.ones_like(x), feed()[1]))
     yield Case("  backward", t, 2 * feed_forward_operations(t, c, f), unfeed, threads)
     for length in (1024, 4096):
         if length <= t:

@@ -239,6 +239,9 @@ def memory_used_again() -> Iterator[None]:
     """In a ``with`` block, or a function so decorated, large arrays and scratch that are freed
     serve the next of their size.
 
+    The system gives new memory zeroed, page by page: a tenth of a call whose result is new. Models
+    do this by themselves; around a loop of operations it is worth as much.
+
     The block's highest use of memory is what it would be otherwise, or 32 MB more. After it at most
     a sixteenth of the machine's memory stays for the next; the rest is the system's again.
 

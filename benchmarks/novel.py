@@ -1,0 +1,122 @@
+"""An hour with a novel: the `book` model reads it as one sequence, and then writes.
+
+The novel is cut into 320 pieces of words, as the model's authors did; the first nine tenths are the
+one sequence of every step, the last tenth is never trained on.
+
+    python -m benchmarks.novel NOVEL.txt --save runs/novel --plot novel.svg
+
+The folder then holds the model, its tokenizer and the log. The same command goes on where it was
+interrupted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import reformer_c as rc
+from reformer_c.bench import describe_machine, print_machine
+from reformer_c.data import Sequences, split_tokens
+from reformer_c.log import read_log
+from reformer_c.presets import PRESETS, preset_config
+from reformer_c.subwords import TOKENIZERS
+from reformer_c.train import has_checkpoint, show_progress
+
+PIECES = PRESETS["book"].fields["vocab_size"]
+PROMPT = 1000
+
+
+def learn_pieces(text, folder):
+    """Byte-pair encoding of the text itself, into a tokenizer.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    # not all bytes, but those that there are: the other pieces are longer
+    trainer = trainers.BpeTrainer(vocab_size=PIECES, show_progress=False)
+    pieces.train_from_iterator([text], trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces.save(str(folder / TOKENIZERS))
+
+
+def make_trainer(train, held_out, bytes_per_token, options):
+    config = preset_config(
+        "book", len(train), hidden_dropout_prob=0.0,
+        local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = rc.ReformerModelWithLMHead(config, rng=options.seed)
+    return rc.Trainer(
+        model,
+        Sequences([train], bytes_per_token=bytes_per_token),
+        rc.AdamW(model.parameters, lr=options.lr, weight_decay=0.0),
+        steps=options.steps,
+        schedule=rc.schedules.linear(options.steps, warmup=3, floor=0.1),
+        seed=options.seed,
+        held_out=held_out,
+        evaluate_every=options.eval_every,
+        folder=options.save,
+        save_every=options.eval_every,
+        log=Path(options.save, "log.jsonl"),
+    )
+
+
+def draw(lines, file):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4))
+    rc.plot.training(lines, figure.subplots())
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("novel", metavar="FILE", help="a long text, UTF-8")
+    add("--save", metavar="DIR", required=True, help="for model, tokenizer and log")
+    add("--steps", type=int, default=55, help="an hour of whole texts on two cores (55)")
+    add("--eval-every", type=int, default=5, help="steps between evaluations and saves (5)")
+    add("--lr", type=float, default=1.2e-3)
+    add("--write", type=int, default=300, help="pieces to write in the end (300)")
+    add("--seed", type=int, default=0)
+    add("--plot", metavar="FILE", help="draw the loss into this picture")
+    options = parser.parse_args()
+
+    print_machine(describe_machine())
+    folder = Path(options.save)
+    text = Path(options.novel).read_text(encoding="utf-8")
+    if not (folder / TOKENIZERS).is_file():
+        learn_pieces(text, folder)
+    tokenizer = rc.ReformerTokenizerFast.from_pretrained(folder)
+    ids = tokenizer.encode(text)
+    bytes_per_token = len(text.encode()) / len(ids)
+    train, held_out = split_tokens(ids, 0.1)
+    print(f"{len(train):,} pieces to train on, {len(held_out):,} held out; ", end="")
+    print(f"{bytes_per_token:.2f} bytes each")
+
+    trainer = make_trainer(train, held_out, bytes_per_token, options)
+    if has_checkpoint(folder):
+        trainer.resume(folder)
+    for _ in show_progress(trainer):
+        pass
+
+    lines = read_log(folder / "log.jsonl")
+    minutes = sum(len(train) / line["tokens_per_second"] for line in lines) / 60
+    print(f"{len(lines)} steps in {minutes:.0f} minutes; ", end="")
+    print(f"held out: {trainer.evaluate().bits_per_byte:.3f} bits per byte")
+    if options.plot:
+        draw(lines, options.plot)
+    prompt = held_out[None, :PROMPT]
+    written = trainer.model.generate(
+        prompt, max_new_tokens=options.write, do_sample=True, temperature=0.8, rng=options.seed
+    )
+    print(f"\n{tokenizer.decode(prompt[0, -100:])} >>>", end="")
+    print(tokenizer.decode(written[0, prompt.shape[1] :]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
