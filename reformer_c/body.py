@@ -17,6 +17,7 @@ import numpy as np
 from . import ops
 from .activations import WEIGHTED
 from .attention import LocalAttention, LSHAttention
+from .checks import integer
 from .config import ReformerConfig
 from .inputs import Inputs
 from .nn import (
@@ -153,9 +154,7 @@ class Pass:
         if count == 0:
             return iter(())
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
-        whole = isinstance(num_hashes, (int, np.integer)) and not isinstance(num_hashes, bool)
-        if not whole or num_hashes < 1:
-            raise ValueError(f"num_hashes: expected an integer >= 1, got {num_hashes!r}")
+        num_hashes = integer("num_hashes", num_hashes, 1)
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
         chosen = num_buckets is not None
         num_buckets = num_buckets if chosen else config.num_buckets
@@ -164,7 +163,7 @@ class Pass:
         if not isinstance(num_buckets, int):
             num_buckets = tuple(num_buckets)
         rules = {
-            "num_hashes": int(num_hashes),
+            "num_hashes": num_hashes,
             "num_buckets": num_buckets,
             "scope": config.attention_scope,
             "bucket_cap": config.bucket_cap,
@@ -173,7 +172,7 @@ class Pass:
             return iter([rules | {"rotations": None}] * count)
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         heads = (config.num_attention_heads, config.attention_head_size)
-        shape = (*heads, int(num_hashes), sum(factors) // 2)
+        shape = (*heads, num_hashes, sum(factors) // 2)
         checked = []
         for i, rotation in enumerate(map(np.asarray, rotations)):
             if rotation.dtype.kind not in "iuf":

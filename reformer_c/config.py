@@ -13,6 +13,7 @@ from typing import Any
 
 from .activations import WEIGHTED
 from .checkpoint import local_folder, write_atomically
+from .checks import integer
 
 __all__ = ["ReformerConfig"]
 
@@ -337,7 +338,7 @@ class ReformerConfig:
             )
         for layer_type in self.attn_layers:
             _choice("attn_layers", layer_type, LAYER_TYPES)
-        _integer("num_hidden_layers", self.num_hidden_layers, 1)
+        integer("num_hidden_layers", self.num_hidden_layers, 1)
         if self.num_hidden_layers > len(self.attn_layers):
             raise ValueError(
                 f"num_hidden_layers: expected at most the {len(self.attn_layers)} of attn_layers, "
@@ -349,9 +350,9 @@ class ReformerConfig:
             "attention_head_size", "feed_forward_size", "hidden_size", "max_position_embeddings",
             "num_attention_heads", "num_labels", "vocab_size",
         ):  # fmt: skip
-            _integer(name, getattr(self, name), 1)
+            integer(name, getattr(self, name), 1)
         for name in ("chunk_size_lm_head", "chunk_size_feed_forward"):
-            _integer(name, getattr(self, name), 0)
+            integer(name, getattr(self, name), 0)
         for name in ("axial_norm_std", "initializer_range", "layer_norm_eps"):
             _real(name, getattr(self, name), 0.0)
         _real("hidden_dropout_prob", self.hidden_dropout_prob, 0.0, below=1.0)
@@ -373,7 +374,7 @@ class ReformerConfig:
             if not isinstance(value, list) or len(value) != 2:
                 raise TypeError(f"{name}: expected a list of two integers, got {value!r}")
             for part in value:
-                _integer(name, part, 1)
+                integer(name, part, 1)
         if sum(self.axial_pos_embds_dim) != self.hidden_size:
             raise ValueError(
                 f"axial_pos_embds_dim: its parts {self.axial_pos_embds_dim} have to add up to "
@@ -384,7 +385,7 @@ class ReformerConfig:
         for name, least in (
             ("attn_chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
         ):  # fmt: skip
-            _integer(f"{layer_type}_{name}", self.attention(layer_type, name), least)
+            integer(f"{layer_type}_{name}", self.attention(layer_type, name), least)
         name = "attention_probs_dropout_prob"
         _real(f"{layer_type}_{name}", self.attention(layer_type, name), 0.0, below=1.0)
 
@@ -393,16 +394,16 @@ class ReformerConfig:
         return getattr(self, f"{layer_type}_{name}")
 
     def _check_hashing(self) -> None:
-        _integer("num_hashes", self.num_hashes, 1)
+        integer("num_hashes", self.num_hashes, 1)
         if self.hash_seed is not None:
-            _integer("hash_seed", self.hash_seed)
+            integer("hash_seed", self.hash_seed)
         if self.num_buckets is None:
             return
         factors = self.num_buckets if isinstance(self.num_buckets, list) else [self.num_buckets]
         if not factors:
             raise ValueError("num_buckets: expected at least one factor, got []")
         for factor in factors:
-            _integer("num_buckets", factor, 2)
+            integer("num_buckets", factor, 2)
             if factor % 2:
                 raise ValueError(f"num_buckets: expected even numbers, got {self.num_buckets}")
 
@@ -410,7 +411,7 @@ class ReformerConfig:
         _choice("hidden_act", self.hidden_act, ACTIVATIONS)
         _choice("attention_scope", self.attention_scope, SCOPES)
         if self.bucket_cap is not None:
-            _integer("bucket_cap", self.bucket_cap, 64)
+            integer("bucket_cap", self.bucket_cap, 64)
             if self.bucket_cap % 64 or self.attention_scope != "bucket":
                 raise ValueError(
                     f"bucket_cap: expected a multiple of 64 with attention_scope='bucket', got "
@@ -440,11 +441,11 @@ class ReformerConfig:
         # checkpoints have -1 for none, and ids that a tokenizer added
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
-                _integer(name, getattr(self, name))
+                integer(name, getattr(self, name))
         if self.eos_token_id is not None:
             ids = self.eos_token_id
             for i in ids if isinstance(ids, list) else [ids]:
-                _integer("eos_token_id", i)
+                integer("eos_token_id", i)
         if self.memory_budget is not None:
             check_memory_budget(self.memory_budget)
         if not isinstance(self.extra, dict):
@@ -469,14 +470,6 @@ def _plain(value: Any) -> Any:
 
 def _number(key: Any) -> Any:
     return int(key) if isinstance(key, str) and key.isdecimal() else key
-
-
-def _integer(name: str, value: Any, least: int | None = None) -> None:
-    expected = "an integer" if least is None else f"an integer >= {least}"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def _real(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import integer
 from .tokenizer import ByteTokenizer
 
 __all__ = ["Sequences", "TextSource", "Windows", "read_text", "read_tokens", "split_tokens"]
@@ -196,12 +197,10 @@ class Data:
         ]
         if order not in ("random", "sequential"):
             raise ValueError(f"order: expected 'random' or 'sequential', got {order!r}")
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
         if not bytes_per_token > 0:
             raise ValueError(f"bytes_per_token: expected a number > 0, got {bytes_per_token!r}")
         self.order = order
-        self.seed = int(seed)
+        self.seed = integer("seed", seed, 0)
         self.bytes_per_token = float(bytes_per_token)
 
     def __repr__(self) -> str:
@@ -284,8 +283,8 @@ class Windows(Data):
         bytes_per_token: float = 1.0,
     ) -> None:
         super().__init__(tokens, order=order, seed=seed, bytes_per_token=bytes_per_token)
-        self.length = _positive("length", length)
-        self.batch_size = _positive("batch", batch)
+        self.length = integer("length", length, 1)
+        self.batch_size = integer("batch", batch, 1)
         longest = max(map(len, self.tokens))
         if longest < self.length:
             raise ValueError(
@@ -362,7 +361,7 @@ class Sequences(Data):
             if len(part) < 2:
                 raise ValueError(f"tokens[{i}]: expected at least 2 tokens, got {len(part)}")
         longest = max(map(len, self.tokens))
-        self.length = longest if length is None else min(longest, _positive("length", length))
+        self.length = longest if length is None else min(longest, integer("length", length, 1))
         if self.length < 2:
             raise ValueError(f"length: expected at least 2, got {length}")
 
@@ -390,9 +389,3 @@ def _check_tokens(name: str, tokens: np.ndarray | Sequence[int]) -> np.ndarray:
             f"{name}: expected a 1-d array of integers, got {tokens.dtype} of shape {tokens.shape}"
         )
     return tokens
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
-    return int(value)

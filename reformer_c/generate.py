@@ -7,13 +7,14 @@ Nothing here knows what a model is: a `Source` gives the logits of what follows 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
+
+from .checks import integer
 
 __all__ = ["Choice", "Recomputed", "Source", "beam_search", "probabilities", "stream_tokens"]
 
@@ -113,7 +114,7 @@ class Choice:
             ("max_new_tokens", 0), ("min_new_tokens", 0), ("top_k", 0), ("num_beams", 1),
             ("num_return_sequences", 1), ("pad_token_id", 0),
         ):  # fmt: skip
-            _integer(name, getattr(self, name), least)
+            integer(name, getattr(self, name), least)
         for name in ("temperature", "repetition_penalty"):
             _real(name, getattr(self, name), 0.0, math.inf, "a number > 0", open_below=True)
         _real("top_p", self.top_p, 0.0, 1.0, "a number in (0, 1]", open_below=True)
@@ -441,17 +442,7 @@ def _functions(name: str, value: Any) -> list:
 def _tokens(name: str, value: Any) -> list[int]:
     if value is None:
         return []
-    return [_integer(name, token, 0) for token in ([value] if np.ndim(value) == 0 else value)]
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer >= {least}, got {value!r}") from None
-    if number < least or isinstance(value, bool):
-        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
-    return number
+    return [integer(name, token, 0) for token in ([value] if np.ndim(value) == 0 else value)]
 
 
 def _real(

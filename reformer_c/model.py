@@ -20,6 +20,7 @@ from . import ops
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
+from .checks import integer
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes
 from .generate import Choice, Recomputed, Source, beam_search, stream_tokens
@@ -507,14 +508,12 @@ class _WithLoss(Reformer):
         >>> deep.working <= shallow.working, deep.total < 1.5 * shallow.total
         (True, True)
         """
-        for name, value in (("length", length), ("batch", batch)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        length, batch = integer("length", length, 1), integer("batch", batch, 1)
         if length > self.config.num_positions:
             raise ValueError(
                 f"length: expected at most {self.config.num_positions} (positions), got {length}"
             )
-        inputs = Inputs(None, None, np.empty((1, 0)), None, int(batch), int(length), int(length))
+        inputs = Inputs(None, None, np.empty((1, 0)), None, batch, length, length)
         run = self._pass(inputs, seed=0, training=True, num_hashes=num_hashes)
         return run.plan(self._budget(memory_budget, available_memory()), self.head.loss_bytes(run))
 

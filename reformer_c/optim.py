@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
+from .checks import integer
 
 __all__ = ["Adafactor", "AdamW", "Optimizer", "clip_gradients", "schedules"]
 
@@ -381,7 +382,7 @@ def _constant(*, warmup: int = 0) -> Schedule:
     >>> [schedules.constant(warmup=2)(step) for step in range(3)]
     [0.5, 1.0, 1.0]
     """
-    warmup = _count("warmup", warmup)
+    warmup = integer("warmup", warmup, 0)
     return lambda step: _warm(step, warmup)
 
 
@@ -415,7 +416,7 @@ def _rsqrt(*, warmup: int = 1) -> Schedule:
     >>> [schedules.rsqrt(warmup=4)(step) for step in (0, 3, 15, 63)]
     [0.25, 1.0, 0.5, 0.25]
     """
-    warmup = max(1, _count("warmup", warmup))
+    warmup = max(1, integer("warmup", warmup, 0))
     return lambda step: _warm(step, warmup) * math.sqrt(warmup / max(warmup, step + 1))
 
 
@@ -424,7 +425,7 @@ def _warm(step: int, warmup: int) -> float:
 
 
 def _decay(shape: Callable[[float], float], steps: int, warmup: int, floor: float) -> Schedule:
-    steps, warmup = _count("steps", steps), _count("warmup", warmup)
+    steps, warmup = integer("steps", steps, 0), integer("warmup", warmup, 0)
     floor = _number("floor", floor, 0.0, below=math.nextafter(1.0, 2.0))
 
     def factor(step: int) -> float:
@@ -494,9 +495,3 @@ def _pair(name: str, value: Any, below: float = math.inf) -> tuple[float, float]
         raise ValueError(f"{name}: expected two numbers, got {value!r}")
     first, second = (_number(name, part, 0.0, below) for part in value)
     return first, second
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name}: expected a whole number >= 0, got {value!r}")
-    return int(value)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .checks import integer
+
 __all__ = ["ByteTokenizer", "Tokenizer"]
 
 Text = str | bytes | bytearray | memoryview
@@ -20,7 +22,7 @@ class Tokenizer(ABC):
 
     def __init__(self, model_max_length: int | None = None) -> None:
         if model_max_length is not None:
-            _check_length("model_max_length", model_max_length)
+            integer("model_max_length", model_max_length, 1)
         self.model_max_length = model_max_length
 
     @abstractmethod
@@ -66,7 +68,7 @@ class Tokenizer(ABC):
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side: expected 'left' or 'right', got {padding_side!r}")
-        _check_length("pad_to_multiple_of", pad_to_multiple_of)
+        integer("pad_to_multiple_of", pad_to_multiple_of, 1)
         rows = [np.asarray(row, np.int64) for row in rows]
         if any(row.ndim != 1 for row in rows):
             raise ValueError("rows: expected rows of ids, one dimension each")
@@ -138,7 +140,7 @@ class Tokenizer(ABC):
             if limit is None:
                 name = "truncation" if truncation else "padding"
                 raise ValueError(f"{name}: needs max_length, or a model_max_length")
-            _check_length("max_length", limit)
+            integer("max_length", limit, 1)
             rows = [row[:limit] if truncation else row for row in rows]
         elif max_length is not None:
             raise ValueError("max_length: needs truncation=True or padding='max_length'")
@@ -221,11 +223,6 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Any) -> str:
         """The text of ids (t,). Bytes that are not UTF-8 show as U+FFFD: see `decode_bytes`."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-
-def _check_length(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
 
 
 def check_token_ids(ids: Any, vocab_size: int) -> np.ndarray:

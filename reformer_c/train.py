@@ -23,6 +23,7 @@ import numpy as np
 
 from . import ops
 from .checkpoint import read_safetensors, write_atomically, write_safetensors
+from .checks import integer
 from .folder import check_writable, finish_checkpoint, replace_files
 from .log import TrainingLog
 from .optim import AdamW, Optimizer, Schedule, check_finite, clip_gradients
@@ -252,15 +253,15 @@ class Trainer:
         self.model = model
         self.data = data
         self.optimizer: Optimizer = AdamW(model.parameters) if optimizer is None else optimizer
-        self.steps = None if steps is None else _whole("steps", steps)
+        self.steps = None if steps is None else integer("steps", steps, 0)
         self.schedule = schedule
-        self.accumulate = _whole("accumulate", accumulate, least=1)
+        self.accumulate = integer("accumulate", accumulate, 1)
         self.max_grad_norm = max_grad_norm
-        self.seed = _whole("seed", seed)
+        self.seed = integer("seed", seed, 0)
         self.held_out = held_out
-        self.evaluate_every = _whole("evaluate_every", evaluate_every)
+        self.evaluate_every = integer("evaluate_every", evaluate_every, 0)
         self.folder = None if folder is None else Path(folder)
-        self.save_every = _whole("save_every", save_every)
+        self.save_every = integer("save_every", save_every, 0)
         self.step = 0
         self._saved_step = -1
         if self.folder is not None:
@@ -502,12 +503,6 @@ def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarr
                 f"resume: the parameter {name!r} is {array.dtype} {array.shape} here and "
                 f"{weights[name].dtype} {weights[name].shape} in the checkpoint"
             )
-
-
-def _whole(name: str, value: int, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
-    return int(value)
 
 
 # ---- how a run is watched ----

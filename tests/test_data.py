@@ -190,7 +190,7 @@ def test_tokens_may_be_of_any_integer_dtype_and_read_only(dtype, tmp_path):
         ({"tokens": TOKENS.astype(float)}, TypeError, "tokens"),
         ({"tokens": TOKENS.reshape(10, 10)}, TypeError, "tokens"),
         ({"length": 0}, ValueError, "length"),
-        ({"length": 2.5}, ValueError, "length"),
+        ({"length": 2.5}, TypeError, "length"),
         ({"length": 101}, ValueError, "length.* 101 .* 100"),
         ({"batch": 0}, ValueError, "batch"),
         ({"order": "shuffled"}, ValueError, "order"),

@@ -13,8 +13,8 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 
 # a module may import modules of lower floors only
 FLOORS = [
-    {"_core", "activations", "pickled", "tokenizer", "generate", "probabilities"},
-    {"runtime", "checkpoint"},
+    {"_core", "activations", "checks", "pickled", "probabilities"},
+    {"runtime", "checkpoint", "tokenizer", "generate"},
     {"ops", "folder", "log"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},
     {"attention", "inputs", "presets"},

@@ -313,14 +313,14 @@ def test_decays_end_at_the_floor_and_stay_there(name):
 
 
 @pytest.mark.parametrize(
-    ("make", "word"),
+    ("make", "error", "word"),
     [
-        (lambda: schedules.constant(warmup=-1), "warmup"),
-        (lambda: schedules.linear(-5), "steps"),
-        (lambda: schedules.cosine(5, floor=1.5), "floor"),
-        (lambda: schedules.rsqrt(warmup=0.5), "warmup"),
+        (lambda: schedules.constant(warmup=-1), ValueError, "warmup"),
+        (lambda: schedules.linear(-5), ValueError, "steps"),
+        (lambda: schedules.cosine(5, floor=1.5), ValueError, "floor"),
+        (lambda: schedules.rsqrt(warmup=0.5), TypeError, "warmup"),
     ],
 )
-def test_bad_schedules_are_named(make, word):
-    with pytest.raises(ValueError, match=word):
+def test_bad_schedules_are_named(make, error, word):
+    with pytest.raises(error, match=word):
         make()
