@@ -7,9 +7,6 @@ Each depth trains one step in a process of its own, and the table says beside wh
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,8 @@ import numpy as np
 import reformer_c as rc
 from reformer_c.bench import describe_machine, print_machine
 from reformer_c.presets import preset_config
+
+from .alone import measure_alone
 
 
 def make_model(layers, length):
@@ -45,15 +44,13 @@ def resident(key):
 
 def row(layers, length):
     """Bytes at one depth: measured in a child, and what the model says."""
-    command = [sys.executable, __file__, "--measure", str(layers), "--length", str(length)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    measured = measure_alone("benchmarks.depth", "--measure", layers, "--length", length)
     model = make_model(layers, length)
     said, everything = (model.memory(length, memory_budget=x) for x in (0, np.inf))
     buckets = 4 * length * model.config.num_attention_heads * model.config.num_hashes
     return {
         "layers": layers,
-        "measured": int(child.stdout),
+        "measured": measured,
         "said": said.total,
         "parameters": said.gradients,
         "bucket ids": 0 if length <= 64 else buckets * model.config.layer_types.count("lsh"),

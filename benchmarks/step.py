@@ -10,9 +10,6 @@ Hugging Face's, where that is installed; nothing is dropped in any.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 import warnings
 
@@ -24,6 +21,7 @@ from reformer_c.presets import preset_config
 from reformer_c.train import peak_memory
 
 from . import rivals
+from .alone import measure_alone
 
 # forward and backward products of a token, those of rebuilding the layers too
 OPERATIONS = 21.2e6
@@ -83,22 +81,13 @@ def measure(length, repeats):
     return {"seconds": best, "peak": peak, "memory": peak_memory(), "said": said}
 
 
-def row(length, repeats):
-    command = [sys.executable, "-m", "benchmarks.step", "--measure", str(length)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.run(
-        [*command, "--repeats", str(repeats)], stdout=subprocess.PIPE, text=True, check=True,
-        env=environment,
-    )  # fmt: skip
-    return json.loads(child.stdout)
-
-
 def print_lengths(options):
     print(
         f"\n{'tokens':>9} {'seconds':>8} {'tokens/s':>9} {'of peak':>8} {'GB':>6} {'GB, said':>9}"
     )
     for length in options.lengths:
-        found = row(length, max(1, min(options.repeats, 200_000 // length)))
+        words = ("--measure", length, "--repeats", options.repeats)
+        found = measure_alone("benchmarks.step", *words)
         share = OPERATIONS * length / found["seconds"] / found["peak"] / 1e9
         print(
             f"{length:9,} {found['seconds']:8.2f} {length / found['seconds']:9,.0f} "
