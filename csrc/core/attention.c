@@ -315,23 +315,22 @@ static int owner_is_finite(const attention_arrays *x, const owner *o) {
     return vsum(even + odd) == 0;
 }
 
-/* After the last round a row is num / sum; before that its three parts wait in out, lse and sum. */
-static void owner_end(const attention_arrays *x, owner *o, const forward_results *f) {
+/* After the last round a row is num / sum; before that its three parts wait in out, lse and sum.
+   `alone`: the first row can have seen itself, and nothing else. */
+static void owner_end(const attention_arrays *x, owner *o, const forward_results *f, int alone) {
     const rf_attention *a = x->a;
     const block *q = o->blk;
     const int last = q->round + 1 == rounds_of(a);
     if (!o->started) memset(o->num, 0, q->nq * x->dp * sizeof(real));
-    // with one round the book has nothing to add to a row that saw itself: its value, as it is
-    const ivec alone = (ivec){0} - (lane)(a->shared_qk && rounds_of(a) == 1);
     real lse[BLOCK];
     for (size_t i = 0; i < BLOCK && last; i += VEC_LANES) {
         const vec most = vload(o->most + i), sum = vload(o->sum + i);
         const ivec nothing = most < vset1(SCORE_NOTHING);
-        const ivec itself = (most == vset1(SCORE_SELF)) & (sum == vset1(1));
-        const vec none = vselect(itself & alone, vset1(LSE_ITSELF), vset1(-(real)INFINITY));
-        vstore(lse + i, vselect(nothing, none, most * LN_2 + vec_log(sum)));
+        vstore(lse + i, vselect(nothing, vset1(-(real)INFINITY), most * LN_2 + vec_log(sum)));
         vstore(o->sum + i, (real)1 / sum);
     }
+    // with one round the book has nothing to add to that: the row is its value, as it is
+    if (alone && rounds_of(a) == 1 && o->most[0] == SCORE_SELF) lse[0] = LSE_ITSELF;
     real *head = (real *)head_of(f->out, f->sout, a, q->bh);
     for (size_t i = 0; i < q->nq; i++) {
         const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
@@ -427,7 +426,8 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
     }
     while (w->wishes.next < w->wishes.count) grant_wishes(&w->wishes);
     for (size_t i = 0; i < p.count; i++) {
-        owner_end(x, w->owners + i, f);
+        const int leads_bucket = a->scope == RF_BUCKET && p.first + i == 0;
+        owner_end(x, w->owners + i, f, leads_bucket && a->causal && a->shared_qk);
         w->owners[i].blk->pinned = 0;
     }
 }

@@ -323,6 +323,18 @@ def test_equal_rounds_are_one_round(isa, dtype, rng):
             assert_close(out[seeing], once[seeing], "attention")
 
 
+@pytest.mark.parametrize("scope", ["chunk", "bucket"])
+@pytest.mark.parametrize("score", [-6e4, -8e4, -99e3])
+def test_a_dreadful_score_still_beats_the_token_itself(isa, dtype, rng, scope, score):
+    qk = normal(rng, dtype, 1, 1, 1, 64) * np.array([1, score], dtype)[:, None]
+    qk[..., 1, :] /= np.linalg.norm(qk[..., 0, :])
+    v, buckets = normal(rng, dtype, 1, 1, 2, 64), np.zeros((1, 1, 1, 2), np.int32)
+    rules = {"chunk_length": 1 if scope == "chunk" else 64, "scope": scope, "is_causal": True}
+    out = ops.lsh_attention(qk, v, num_buckets=2, buckets=buckets, **rules)
+    np.testing.assert_array_equal(out[..., 1, :], v[..., 0, :])
+    np.testing.assert_array_equal(out[..., 0, :], v[..., 0, :])
+
+
 def test_every_bucket_is_alone_where_each_token_has_its_own(isa, dtype, rng):
     qk, v = normal(rng, dtype, 1, 1, 20, 4), normal(rng, dtype, 1, 1, 20, 4)
     own = np.arange(20, dtype=np.int32)[None, None, None]
