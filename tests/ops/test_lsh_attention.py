@@ -338,9 +338,17 @@ def test_a_dreadful_score_still_beats_the_token_itself(isa, dtype, rng, scope, s
 def test_every_bucket_is_alone_where_each_token_has_its_own(isa, dtype, rng):
     qk, v = normal(rng, dtype, 1, 1, 20, 4), normal(rng, dtype, 1, 1, 20, 4)
     own = np.arange(20, dtype=np.int32)[None, None, None]
-    for options in [{"scope": "bucket"}, {"attend_across_buckets": False, "chunk_length": 6}]:
-        out = ops.lsh_attention(qk, v, buckets=own, num_buckets=20, **options)
+    for options in [
+        {"scope": "bucket"},
+        {"scope": "bucket", "is_causal": True},
+        {"attend_across_buckets": False, "chunk_length": 6},
+    ]:
+        out, saved = ops.lsh_attention_forward(qk, v, buckets=own, num_buckets=20, **options)
         assert_close(out, v, "self_only")
+        dout = normal(rng, dtype, 1, 1, 20, 4)
+        dqk, dv = ops.lsh_attention_backward(dout, saved)
+        assert_close(dv, dout, "self_only")
+        assert not dqk.any()
 
 
 def test_the_sort_keeps_positions_in_order_within_a_bucket(isa, dtype, rng):
