@@ -17,6 +17,7 @@ typedef struct {
     block *blk;
     real *most, *sum, *num; // forward: running maximum, denominator, numerator
     real *dq, *dk, *dv;     // backward
+    lane seen[BLOCK];       // forward: keys that each row has met
     int started;
 } owner;
 
@@ -253,6 +254,7 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
     if (!r.most) return;
     staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp, &w->wishes);
 
+    for (size_t i = 0; i < BLOCK; i++) o->seen[i] += r.seen[i];
     for (size_t g = 0; g < r.groups; g++) {
         real *s = w->s + g * VEC_LANES;
         const size_t low = r.low[g], mid = max_size(r.mid[g], low), high = r.high[g];
@@ -290,6 +292,7 @@ static void owner_begin(const attention_arrays *x, owner *o, const forward_resul
     for (size_t i = 0; i < BLOCK; i++) {
         o->most[i] = (real)(sizeof(real) == 4 ? -FLT_MAX : -DBL_MAX);
         o->sum[i] = 0;
+        o->seen[i] = 0;
     }
     if (!o->started) return;
     for (size_t i = 0; i < q->nq; i++) {
@@ -316,21 +319,23 @@ static int owner_is_finite(const attention_arrays *x, const owner *o) {
 }
 
 /* After the last round a row is num / sum; before that its three parts wait in out, lse and sum.
-   `alone`: the first row can have seen itself, and nothing else. */
-static void owner_end(const attention_arrays *x, owner *o, const forward_results *f, int alone) {
+   A row that saw itself and nothing else is its value, if there is one round: the book has nothing
+   to add. */
+static void owner_end(const attention_arrays *x, owner *o, const forward_results *f) {
     const rf_attention *a = x->a;
     const block *q = o->blk;
     const int last = q->round + 1 == rounds_of(a);
     if (!o->started) memset(o->num, 0, q->nq * x->dp * sizeof(real));
+    const ivec by_value = (ivec){0} - (lane)(a->shared_qk && rounds_of(a) == 1);
     real lse[BLOCK];
     for (size_t i = 0; i < BLOCK && last; i += VEC_LANES) {
         const vec most = vload(o->most + i), sum = vload(o->sum + i);
         const ivec nothing = most < vset1(SCORE_NOTHING);
-        vstore(lse + i, vselect(nothing, vset1(-(real)INFINITY), most * LN_2 + vec_log(sum)));
+        const ivec itself = (iload(o->seen + i) == 1) & (most == vset1(SCORE_SELF)) & by_value;
+        const vec none = vselect(itself, vset1(LSE_ITSELF), vset1(-(real)INFINITY));
+        vstore(lse + i, vselect(nothing, none, most * LN_2 + vec_log(sum)));
         vstore(o->sum + i, (real)1 / sum);
     }
-    // with one round the book has nothing to add to that: the row is its value, as it is
-    if (alone && rounds_of(a) == 1 && o->most[0] == SCORE_SELF) lse[0] = LSE_ITSELF;
     real *head = (real *)head_of(f->out, f->sout, a, q->bh);
     for (size_t i = 0; i < q->nq; i++) {
         const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
@@ -426,8 +431,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
     }
     while (w->wishes.next < w->wishes.count) grant_wishes(&w->wishes);
     for (size_t i = 0; i < p.count; i++) {
-        const int leads_bucket = a->scope == RF_BUCKET && p.first + i == 0;
-        owner_end(x, w->owners + i, f, leads_bucket && a->causal && a->shared_qk);
+        owner_end(x, w->owners + i, f);
         w->owners[i].blk->pinned = 0;
     }
 }
