@@ -166,7 +166,8 @@ static void tile_edge(tile_function tile, size_t mr, size_t k, const real *a, si
 /* Rows that the next product will want, and then those of `also`; NULL is none. */
 typedef struct rows_ahead {
     const real *row;
-    size_t ld, columns, rows;
+    ptrdiff_t ld;
+    size_t columns, rows;
     const struct rows_ahead *also;
 } rows_ahead;
 
@@ -174,7 +175,7 @@ typedef struct rows_ahead {
 static inline rows_ahead next_rows(const real *x, size_t columns, size_t n, size_t row, size_t rows,
                                    const rows_ahead *also) {
     row = min_size(n, row);
-    return (rows_ahead){x + row * columns, columns, columns, min_size(rows, n - row), also};
+    return (rows_ahead){x + row * columns, (ptrdiff_t)columns, columns, min_size(rows, n - row), also};
 }
 
 static inline size_t count_ahead(const rows_ahead *ahead) {
@@ -186,7 +187,7 @@ static ALWAYS_INLINE void bring_nearer(const rows_ahead *ahead, size_t first, si
         const rows_ahead *of = ahead;
         size_t i = first;
         for (; i >= of->rows; of = of->also) i -= of->rows;
-        prefetch_row(of->row + i * of->ld, of->columns);
+        prefetch_row(of->row + (ptrdiff_t)i * of->ld, of->columns);
     }
 }
 
@@ -281,8 +282,8 @@ static void weight_gradient_block(real *c, size_t ldc, const real *dy, size_t ld
             memcpy(a + i * WG_MC, dy + (p + i) * ldy, mc * sizeof(real));
         gemm_pack(b, x + p * ldx, (ptrdiff_t)ldx, 1, kc, nc, 0, gemm_panels(nc));
         const size_t next = min_size(WG_KC, rows - p - kc);
-        const rows_ahead of_x = {x + (p + kc) * ldx, ldx, nc, next, NULL};
-        const rows_ahead ahead = {dy + (p + kc) * ldy, ldy, mc, next, &of_x};
+        const rows_ahead of_x = {x + (p + kc) * ldx, (ptrdiff_t)ldx, nc, next, NULL};
+        const rows_ahead ahead = {dy + (p + kc) * ldy, (ptrdiff_t)ldy, mc, next, &of_x};
         gemm_packed_ahead(c, ldc, a, 1, WG_MC, b, mc, nc, kc, 1, &ahead);
     }
 }

@@ -88,7 +88,7 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
             transpose(lanes, HASH_ROWS, in_place ? from : rows, dp, HASH_ROWS, dp);
 
             const size_t next = min_size(HASH_ROWS, a->t - t0 - n);
-            const rows_ahead ahead = {from + (ptrdiff_t)n * sx.t, (size_t)sx.t, d, next, NULL};
+            const rows_ahead ahead = {from + (ptrdiff_t)n * sx.t, sx.t, d, next, NULL};
             for (size_t r = 0; r < a->r; r++) {
                 hash_products(u, rotations + (h * d * a->r + r) * columns, a->r * columns, lanes,
                               columns, d, &ahead, next * r / a->r, next * (r + 1) / a->r);
