@@ -1,7 +1,8 @@
 """An hour with a novel: the `book` model reads it as one sequence, and then writes.
 
-The novel is cut into 320 pieces of words, as the model's authors did; the first nine tenths are the
-one sequence of every step, the last tenth is never trained on.
+The novel is cut into pieces of words, of which there are 320 kinds as in the authors' model, learnt
+from all of its text; the first nine tenths are the one sequence of every step, and the model is never
+trained on the last tenth. Bits per byte count a piece as long as it is on average.
 
     python -m benchmarks.novel NOVEL.txt --save runs/novel --plot novel.svg
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import reformer_c as rc
 from reformer_c.bench import describe_machine, print_machine
 from reformer_c.data import Sequences, split_tokens
+from reformer_c.folder import finish_checkpoint
 from reformer_c.log import read_log
 from reformer_c.presets import PRESETS, preset_config
 from reformer_c.subwords import TOKENIZERS
@@ -23,6 +25,7 @@ from reformer_c.train import has_checkpoint, show_progress
 
 PIECES = PRESETS["book"].fields["vocab_size"]
 PROMPT = 1000
+LOG = "log.jsonl"
 
 
 def learn_pieces(text, folder):
@@ -56,7 +59,7 @@ def make_trainer(train, held_out, bytes_per_token, options):
         evaluate_every=options.eval_every,
         folder=options.save,
         save_every=options.eval_every,
-        log=Path(options.save, "log.jsonl"),
+        log=Path(options.save, LOG),
     )
 
 
@@ -85,11 +88,21 @@ def main():
 
     print_machine(describe_machine())
     folder = Path(options.save)
-    text = Path(options.novel).read_text(encoding="utf-8")
+    try:
+        text = Path(options.novel).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"FILE: {error}")
+    if not text:
+        parser.error(f"FILE: there is no text in {options.novel!r}")
+    finish_checkpoint(folder)
+    if not has_checkpoint(folder):  # what a run wrote that never came to save
+        (folder / LOG).unlink(missing_ok=True)
     if not (folder / TOKENIZERS).is_file():
         learn_pieces(text, folder)
     tokenizer = rc.ReformerTokenizerFast.from_pretrained(folder)
     ids = tokenizer.encode(text)
+    if tokenizer.decode(ids) != text:
+        parser.error(f"--save: {options.save!r} has the tokenizer of another text")
     bytes_per_token = len(text.encode()) / len(ids)
     train, held_out = split_tokens(ids, 0.1)
     print(f"{len(train):,} pieces to train on, {len(held_out):,} held out; ", end="")
@@ -101,9 +114,9 @@ def main():
     for _ in show_progress(trainer):
         pass
 
-    lines = read_log(folder / "log.jsonl")
+    lines = read_log(folder / LOG)
     minutes = sum(len(train) / line["tokens_per_second"] for line in lines) / 60
-    print(f"{len(lines)} steps in {minutes:.0f} minutes; ", end="")
+    print(f"{len(lines)} steps, {minutes:.0f} minutes in all; ", end="")
     print(f"held out: {trainer.evaluate().bits_per_byte:.3f} bits per byte")
     if options.plot:
         draw(lines, options.plot)

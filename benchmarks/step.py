@@ -5,7 +5,7 @@ time, and its share of the peak of fused multiply-adds, counting 21.2 MFLOP a to
 `--beside` tokens, the step in turns with one that keeps activations (`memory_budget`) and with
 Hugging Face's, where that is installed; nothing is dropped in any.
 
-    python -m benchmarks.step --lengths 65536 524288 1048576      # seven minutes
+    python -m benchmarks.step --lengths 65536 524288 1048576      # twelve minutes
 """
 
 import argparse

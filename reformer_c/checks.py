@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import operator
 from typing import Any
 
 __all__ = ["integer"]
@@ -30,8 +30,12 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     TypeError: steps: expected an integer >= 1, got 3.0
     """
     expected = "an integer" if least is None else f"an integer >= {least}"
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
-    if least is not None and value < least:
+    if least is not None and number < least:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return int(value)
+    return number

@@ -151,7 +151,7 @@ static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_
     }
     const size_t to = min_size(a->t, from + OWNERS * BLOCK);
     int32_t bucket = x->buckets[(bh * a->r + round) * a->t + token_at(x, bh, round, from)];
-    for (size_t at = from; at < to; bucket++) {
+    for (size_t at = from; at < to; bucket++) { // an empty bucket has no block
         const span s = bucket_span(&x->order, bh, round, bucket);
         const size_t first = blocks_of(at - s.start, BLOCK);
         const size_t end = blocks_of(min_size(to, s.end) - s.start, BLOCK);

@@ -19,8 +19,10 @@
 
 #define SCORE_HIDDEN ((real)-1e9) // Hugging Face's constants: a masked key,
 #define SCORE_SELF ((real)-1e5)   // and, with shared_qk, the query itself
-#define SCORE_NOTHING ((real)-5e4) // a maximum below this: the row saw no other key
-#define LSE_ITSELF ((real)-FLT_MAX) // stands for a log-sum-exp: the row saw itself, and that is all
+#define SCORE_NOTHING ((real)-5e4) // a maximum below this: no other key, or only dreadful ones
+/* Stands for the log-sum-exp of a row that saw itself, and that is all: SCORE_SELF in natural units
+   and back is not always SCORE_SELF. */
+#define LSE_ITSELF ((real)-FLT_MAX)
 
 /* The arrays of one call. `dout` is NULL in a forward. */
 typedef struct {
