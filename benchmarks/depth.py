@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import reformer_c as rc
+from benchmarks.alone import measure_alone
 from reformer_c.bench import describe_machine, print_machine
 from reformer_c.presets import preset_config
-
-from .alone import measure_alone
 
 
 def make_model(layers, length):
