@@ -1,8 +1,8 @@
 """An hour with a novel: the `book` model reads it as one sequence, and then writes.
 
 The novel is cut into pieces of words, of which there are 320 kinds as in the authors' model, learnt
-from all of its text; the first nine tenths are the one sequence of every step, the last tenth is never
-trained on. Bits per byte count a piece as long as it is on average.
+from all of its text; the first nine tenths are the one sequence of every step, the last tenth is
+never trained on. Bits per byte count a piece as long as it is on average.
 
     python -m benchmarks.novel NOVEL.txt --save runs/novel --plot novel.svg
 
