@@ -19,7 +19,7 @@ from reformer_c.bench import describe_machine, print_machine
 from reformer_c.data import Sequences, split_tokens
 from reformer_c.folder import finish_checkpoint
 from reformer_c.log import read_log
-from reformer_c.presets import PRESETS, preset_config
+from reformer_c.presets import DROPOUTS, PRESETS, preset_config
 from reformer_c.subwords import TOKENIZERS
 from reformer_c.train import has_checkpoint, show_progress
 
@@ -43,10 +43,7 @@ def learn_pieces(text, folder):
 
 
 def make_trainer(train, held_out, bytes_per_token, options):
-    config = preset_config(
-        "book", len(train), hidden_dropout_prob=0.0,
-        local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+    config = preset_config("book", len(train), **dict.fromkeys(DROPOUTS, 0.0))
     model = rc.ReformerModelWithLMHead(config, rng=options.seed)
     return rc.Trainer(
         model,

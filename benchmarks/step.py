@@ -17,7 +17,7 @@ import numpy as np
 
 import reformer_c as rc
 from reformer_c.bench import describe_machine, print_machine
-from reformer_c.presets import preset_config
+from reformer_c.presets import DROPOUTS, preset_config
 from reformer_c.train import peak_memory
 
 from . import rivals
@@ -28,10 +28,7 @@ OPERATIONS = 21.2e6
 
 
 def make(length):
-    config = preset_config(
-        "book", length, hidden_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
-        local_attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+    config = preset_config("book", length, **dict.fromkeys(DROPOUTS, 0.0))
     model = rc.ReformerModelWithLMHead(config, rng=0)
     return model, np.random.default_rng(0).integers(2, 258, (1, length))
 

@@ -183,12 +183,9 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
 def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace) -> Any:
     from .config import ReformerConfig
     from .model import ReformerModelWithLMHead
-    from .presets import preset_config
+    from .presets import DROPOUTS, preset_config
 
-    given = {
-        "hidden_dropout_prob": options.dropout,
-        "local_attention_probs_dropout_prob": options.dropout,
-        "lsh_attention_probs_dropout_prob": options.dropout,
+    given = dict.fromkeys(DROPOUTS, options.dropout) | {
         "memory_budget": _bytes_of(options.memory_budget),
         "num_hashes": options.hashes,
     }

@@ -10,7 +10,15 @@ from typing import Any
 from .config import ReformerConfig
 from .tokenizer import ByteTokenizer
 
-__all__ = ["PRESETS", "Preset", "preset_config"]
+__all__ = ["DROPOUTS", "PRESETS", "Preset", "preset_config"]
+
+
+# the fields that say what share of a model is dropped
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "local_attention_probs_dropout_prob",
+    "lsh_attention_probs_dropout_prob",
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Tokenizer(ABC):
 
     def __init__(self, model_max_length: int | None = None) -> None:
         if model_max_length is not None:
-            integer("model_max_length", model_max_length, 1)
+            model_max_length = integer("model_max_length", model_max_length, 1)
         self.model_max_length = model_max_length
 
     @abstractmethod

@@ -111,12 +111,6 @@ static size_t owners_of(const rf_attention *a) {
     return blocks_of(max_size(a->t, a->scope == RF_FULL ? a->tk : 0), OWNERS * BLOCK);
 }
 
-/* Consecutive owners of a task: enough tasks for many threads, few enough that what neighbours
-   share is mostly gathered once. Sizes alone decide. */
-static size_t owners_per_task(const rf_attention *a) {
-    return max_size(1, min_size(32, a->b * a->h * owners_of(a) / 64));
-}
-
 /* One owner's queries: blocks [first, first + count) of the span. */
 typedef struct {
     span base;
@@ -164,7 +158,8 @@ static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_
 static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *benches,
                       int backward, piece_function each, void *more) {
     const rf_attention *a = x->a;
-    const size_t owners = owners_of(a), step = owners_per_task(a), tasks = blocks_of(owners, step);
+    const size_t owners = owners_of(a), step = pieces_per_task(a->b * a->h * owners, 32);
+    const size_t tasks = blocks_of(owners, step);
     const size_t bench = workbench_bytes(a, backward);
 #pragma omp parallel num_threads(team(run, attention_work(a)))
     {
@@ -429,6 +424,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         forward_spans(x, w, bh, p, f);
         w->careful = 0;
     }
+    // what so few tiles have left over
     while (w->wishes.next < w->wishes.count) grant_wishes(&w->wishes);
     for (size_t i = 0; i < p.count; i++) {
         owner_end(x, w->owners + i, f);

@@ -1,5 +1,5 @@
-/* attention_exact.h: the rows that see no key but themselves, one at a time, exactly as Hugging Face
-   rounds them.
+/* attention_exact.h: the rows that see no key, or in several rounds none but themselves, one at a
+   time, exactly as Hugging Face rounds them.
 
    There every score is a constant as large as 1e9, and the rounding of its log-sum-exp shows: in
    float32, lse = -1e9 + log(n) is -1e9 again, so each of n masked keys gets probability 1 and the

@@ -54,16 +54,12 @@ static void hash_products(real *u, const real *rotation, size_t ld, const real *
     }
 }
 
-/* Blocks of a task: a thread that goes on with the next block can ask for its rows. */
-static size_t hash_blocks_per_task(const rf_attention *a) {
-    return max_size(1, min_size(16, a->b * a->h * blocks_of(a->t, HASH_ROWS) / 64));
-}
-
 static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *rotations,
                      const uint8_t *mask, const rf_attention *a, rf_strides sx,
                      const int32_t *factors, size_t nf, void *scratch) {
     const size_t d = a->d, dp = round_up(d, VEC_LANES), columns = hash_columns(factors, nf);
-    const size_t blocks = blocks_of(a->t, HASH_ROWS), step = hash_blocks_per_task(a);
+    const size_t blocks = blocks_of(a->t, HASH_ROWS);
+    const size_t step = pieces_per_task(a->b * a->h * blocks, 16); // the next block's rows are asked for
     const size_t tasks = blocks_of(blocks, step);
     const size_t each = bytes_of(hash_thread(d, columns), sizeof(real));
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
