@@ -201,8 +201,7 @@ class Pass:
         self.y1, self.y2 = y1, y2
         warn_of_cut(self.config.bucket_cap, self.cut_shares or ())
         if differentiate:
-            # zeros that take no memory before they are written to, unlike those of zeros_like
-            self.dy1, self.dy2 = (np.zeros(y.shape, y.dtype) for y in (y1, y2))
+            self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
         return states
 
     def plan(self, budget: float, head_bytes: int) -> StepMemory:

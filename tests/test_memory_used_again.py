@@ -1,6 +1,7 @@
 """runtime.memory_used_again: within it large arrays are made of what was freed, and stay right."""
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -159,6 +160,25 @@ def test_a_high_tide_leaves_no_more_than_it_took():
             held = np.ones(size)
             assert resident() - before < 16 * LARGE + 2**26
             del held
+
+
+@needs_proc
+def test_pages_beside_empty_ones_stay():
+    """What is small and comes and goes beside a large gap keeps its pages, and the gap none."""
+    with memory_used_again():
+        gap, held = np.ones(16 * LARGE), [np.ones(8 * LARGE)]
+        del gap
+        held.append(np.ones(20 * LARGE))  # fits nowhere: pages of the gap go back
+        before, faults = resident(), []
+        for _ in range(8):
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+            small = [np.ones(2 * LARGE), np.ones(2 * LARGE)]
+            del small
+        assert faults[-1] - faults[1] < 8
+        assert resident() - before < 5 * LARGE * 8
+        # all of the gap, and what is above it
+        held.append(np.ones(17 * LARGE))
+        assert all((x == 1).all() for x in held)
 
 
 def test_what_a_model_gives_stays_after_its_pass():

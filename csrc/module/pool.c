@@ -1,11 +1,12 @@
 /* pool.c: memory that a pass through a model uses again.
 
-   A pass makes and frees large arrays and scratch hundreds of times. The system gives memory back
-   zeroed, page by page, which can cost a tenth of a training step. So between rf_pool_enter and
-   rf_pool_exit large blocks come from one region of addresses: blocks that are freed become one
-   with free neighbours and serve whoever fits best, NumPy's arrays by way of its data memory
-   handler (NEP 49). Pages that would make a pass take more than it ever used at once go back to
-   the system, and between passes all but some that the next one begins with. */
+   A pass (through a model, or whatever runs within rc.memory_used_again) makes and frees large
+   arrays and scratch hundreds of times. The system gives memory back zeroed, page by page, which
+   can cost a tenth of a training step. So between rf_pool_enter and rf_pool_exit large blocks come
+   from one region of addresses: what is freed waits, with its pages, and serves whoever fits where
+   most pages are, NumPy's arrays by way of its data memory handler (NEP 49). Pages that would make
+   a pass take more than it ever used at once go back to the system, and between passes all but some
+   that the next one begins with. */
 #include "bind.h"
 
 #include <numpy/arrayobject.h>
@@ -87,64 +88,6 @@ static block *above(const block *b) {
     return b == pool.last ? NULL : (block *)((char *)b + b->size);
 }
 
-/* Give pages of free blocks back to the system, the largest first, until `limit` bytes wait. Whole
-   large pages: half of one would come back in small ones. */
-static void empty(size_t limit) {
-    while (pool.waiting > limit) {
-        block *b = NULL;
-        for (block *other = pool.last; other; other = other->below)
-            if (other->state == WAITING && (!b || other->size > b->size)) b = other;
-        const size_t first = up_to(HUGE_PAGE, (uintptr_t)b + sizeof *b);
-        const size_t last = ((uintptr_t)b + b->size) / HUGE_PAGE * HUGE_PAGE;
-        if (first < last) madvise((void *)first, last - first, MADV_DONTNEED);
-        b->state = EMPTY;
-        pool.waiting -= b->size;
-    }
-}
-
-/* A sixteenth of the machine's memory may wait for the next pass. */
-static void empty_between_passes(void) {
-    empty(pool.reserved / 16);
-}
-
-/* Let blocks end at `top`. */
-static int raise_top(size_t top) {
-    if (top > pool.reserved) return 0;
-    const size_t open = up_to(HUGE_PAGE, top);
-    if (open > pool.open) {
-        char *at = pool.base + pool.open;
-        if (mprotect(at, open - pool.open, PROT_READ | PROT_WRITE) < 0) return 0;
-        ask_for_large_pages(at, open - pool.open);
-        pool.open = open;
-    }
-    pool.top = top;
-    return 1;
-}
-
-/* Does a free block serve better than another? One with pages does, then the smaller one. */
-static int is_better(const block *b, const block *other) {
-    return !other || b->state < other->state || (b->state == other->state && b->size <= other->size);
-}
-
-/* A free block of at least `size`, or else a new one at the top. */
-static block *find(size_t size) {
-    block *best = NULL, *last = pool.last;
-    for (block *b = last; b; b = b->below)
-        if (b->state != USED && b->size >= size && is_better(b, best)) best = b;
-    if (best) return best;
-    if (last && last->state != USED) {
-        if (!raise_top(pool.top - last->size + size)) return NULL;
-        if (last->state == WAITING) pool.waiting += size - last->size;
-        last->size = size;
-        return last;
-    }
-    block *b = (block *)(pool.base + pool.top);
-    if (!raise_top(pool.top + size)) return NULL;
-    *b = (block){.size = size, .below = last, .state = EMPTY};
-    pool.last = b;
-    return b;
-}
-
 /* `upper` is the block above, or there is none. */
 static void put_on(block *b, block *upper) {
     if (upper)
@@ -155,21 +98,131 @@ static void put_on(block *b, block *upper) {
 
 /* Leave what is above `size` to others, if that is worth a block. */
 static void split(block *b, size_t size) {
-    if (b->size - size < LARGE) return;
+    if (b->size < size + LARGE) return;
     block *upper = above(b), *rest = (block *)((char *)b + size);
     *rest = (block){.size = b->size - size, .below = b, .state = b->state};
     put_on(rest, upper);
     b->size = size;
 }
 
+/* One block in place of two. */
+static void join(block *lower, block *upper) {
+    block *next = above(upper);
+    lower->size += upper->size;
+    put_on(lower, next);
+}
+
+/* One block in place of a free one and its neighbours that are as it is. */
+static block *join_neighbours(block *b) {
+    block *upper = above(b);
+    if (upper && upper->state == b->state) join(b, upper);
+    if (!b->below || b->below->state != b->state) return b;
+    block *lower = b->below;
+    join(lower, b);
+    return lower;
+}
+
+/* Give the pages of the upper `bytes` of a block that waits back to the system, or of all of it.
+   Whole large pages: parts of one would come back in small ones. */
+static void give_back(block *b, size_t bytes) {
+    char *end = (char *)b + b->size;
+    char *cut = (char *)((uintptr_t)end / HUGE_PAGE * HUGE_PAGE) - up_to(HUGE_PAGE, bytes) - ALIGN;
+    if (cut > (char *)b + LARGE) {
+        split(b, (size_t)(cut - (char *)b));
+        b = (block *)cut;
+    }
+    pool.waiting -= b->size;
+    b->state = EMPTY;
+    uintptr_t first = (uintptr_t)b / HUGE_PAGE * HUGE_PAGE, last = up_to(HUGE_PAGE, (uintptr_t)end);
+    // pages that lie in neighbours too, if those are as empty, but never the header
+    b = join_neighbours(b);
+    const uintptr_t from = up_to(HUGE_PAGE, (uintptr_t)b + ALIGN);
+    const uintptr_t to = ((uintptr_t)b + b->size) / HUGE_PAGE * HUGE_PAGE;
+    first = first < from ? from : first, last = last > to ? to : last;
+    if (first < last) madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
+/* Give pages back, of the largest blocks first, until no more than `limit` bytes wait. */
+static void empty(size_t limit) {
+    while (pool.waiting > limit) {
+        block *largest = NULL;
+        for (block *b = pool.last; b; b = b->below)
+            if (b->state == WAITING && (!largest || b->size > largest->size)) largest = b;
+        give_back(largest, pool.waiting - limit);
+    }
+}
+
+/* A sixteenth of the machine's memory may wait for the next pass. */
+static void empty_between_passes(void) {
+    empty(pool.reserved / 16);
+}
+
+/* A new block at the top, empty. */
+static block *new_top(size_t size) {
+    if (size > pool.reserved - pool.top) return NULL;
+    const size_t top = pool.top + size, open = up_to(HUGE_PAGE, top);
+    if (open > pool.open) {
+        char *at = pool.base + pool.open;
+        if (mprotect(at, open - pool.open, PROT_READ | PROT_WRITE) < 0) return NULL;
+        ask_for_large_pages(at, open - pool.open);
+        pool.open = open;
+    }
+    block *b = (block *)(pool.base + pool.top);
+    *b = (block){.size = size, .below = pool.last, .state = EMPTY};
+    pool.last = b;
+    pool.top = top;
+    return b;
+}
+
+/* Bytes without pages among the `size` from free block b on, new ones past the top included;
+   SIZE_MAX where a block in use is in the way. */
+static size_t cold_bytes(const block *b, size_t size) {
+    size_t cold = 0;
+    for (; b && size > 0; b = above(b)) {
+        if (b->state == USED) return SIZE_MAX;
+        const size_t part = b->size < size ? b->size : size;
+        if (b->state == EMPTY) cold += part;
+        size -= part;
+    }
+    return size > pool.reserved - pool.top ? SIZE_MAX : cold + size;
+}
+
+/* Where `size` bytes fit: the place that has most pages, and of such the smallest block. */
+static block *find(size_t size) {
+    block *best = NULL;
+    size_t least = SIZE_MAX;
+    for (block *b = pool.last; b; b = b->below) {
+        if (b->state == USED) continue;
+        const size_t cold = cold_bytes(b, size);
+        if (cold == SIZE_MAX || cold > least) continue;
+        if (cold == least && b->size > best->size) continue;
+        best = b, least = cold;
+    }
+    return best ? best : new_top(size);
+}
+
+/* Make one block in use of the first `size` bytes from free block b on. */
+static int occupy(block *b, size_t size) {
+    size_t free = 0;
+    for (block *upper = b; upper && free < size; upper = above(upper)) free += upper->size;
+    if (free < size && !new_top(size - free)) return 0;
+    split(b, size);
+    if (b->state == WAITING) pool.waiting -= b->size;
+    b->state = USED;
+    while (b->size < size) {
+        block *upper = above(b);
+        split(upper, size - b->size);
+        if (upper->state == WAITING) pool.waiting -= upper->size;
+        join(b, upper);
+    }
+    return 1;
+}
+
 static block *take_from_region(size_t bytes) {
     const size_t size = up_to(ALIGN, bytes + ALIGN);
     if (!pool.base) reserve();
     block *b = find(size);
-    if (!b) return NULL;
-    split(b, size);
-    if (b->state == WAITING) pool.waiting -= b->size;
-    b->state = USED;
+    if (!b || !occupy(b, size)) return NULL;
     b->bytes = bytes;
     pool.used += b->size;
     if (pool.used > pool.most) pool.most = pool.used;
@@ -177,24 +230,11 @@ static block *take_from_region(size_t bytes) {
     return b;
 }
 
-/* One block in place of two neighbours that are free. */
-static void join(block *lower, block *upper) {
-    if (lower->state != upper->state) { // as if the pages of both were here
-        pool.waiting += lower->state == EMPTY ? lower->size : upper->size;
-        lower->state = WAITING;
-    }
-    block *next = above(upper);
-    lower->size += upper->size;
-    put_on(lower, next);
-}
-
 static void give_to_region(block *b) {
     pool.used -= b->size;
     pool.waiting += b->size;
     b->state = WAITING;
-    block *upper = above(b);
-    if (upper && upper->state != USED) join(b, upper);
-    if (b->below && b->below->state != USED) join(b->below, b);
+    join_neighbours(b);
     if (!pool.passes) empty_between_passes();
 }
 
