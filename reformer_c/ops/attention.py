@@ -54,9 +54,9 @@ class Attention(NamedTuple):
 class AttentionSaved(NamedTuple):
     """What the backward pass of an attention needs: references, and one number a query.
 
-    `buckets` is (b, h, num_hashes, t) int32 where the attention hashes, else None. `lse` (b, h, t) is
-    the logarithm of each softmax's denominator, with two marks for the backward pass: -inf of a row
-    that saw no key, and the lowest float32 of one that saw itself alone.
+    `buckets` is (b, h, num_hashes, t) int32 where the attention hashes, else None. `lse` (b, h, t)
+    is the logarithm of each softmax's denominator, with two marks for the backward pass: the lowest
+    float32 of a row that saw itself alone in its only round, and -inf of other rows without a key.
     """
 
     rule: Attention
