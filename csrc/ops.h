@@ -81,7 +81,7 @@ typedef struct {
                     const real *x, // n
                     size_t n, double p, uint64_t key);
 
-    /* y = act(drop(x w1' + b1)) w2' + b2, in chunks of rows. The mask's element is row * f + column. */
+    /* y = act(drop(x w1' + b1)) w2' + b2, in chunks of rows; the mask has (n, f) elements. */
     size_t (*feed_forward_workspace)(size_t n, size_t c, size_t f, size_t chunk, int workers);
     void (*feed_forward_forward)(rf_run *run,
                                  real *y,        // n c
@@ -134,7 +134,7 @@ typedef struct {
                                    size_t chunk, void *scratch);
 
     /* Bucket ids of Angular LSH: argmax of [u, -u], u = x rotations, in factors[0..nf) pieces,
-       combined with the first factor fastest. Masked positions get the extra id k = prod factors. */
+       combined with the first factor fastest. Masked positions get an extra id, prod factors. */
     size_t (*lsh_hash_workspace)(const rf_attention *a, const int32_t *factors, size_t nf,
                                  int workers);
     void (*lsh_hash)(rf_run *run,
@@ -207,7 +207,7 @@ typedef struct {
     /* Sum of squares of a gradient, in blocks whose number depends on n alone. */
     double (*sum_of_squares)(rf_run *run, const real *x, size_t n);
 
-    /* One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place; `step` counts from 1. */
+    /* A step of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place; `step` counts from 1. */
     void (*adamw)(rf_run *run,
                   real *w,       // n
                   real *m,       // n, first moment

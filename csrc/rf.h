@@ -63,12 +63,12 @@ typedef struct {
     int shared_qk;      // keys are normalised queries, and a query avoids itself
     int wrap;           // the first chunk looks back at the last one
     int across_buckets; // attend to other buckets that share the chunk; 1 unless scope is CHUNK
-    int duplicates;     // a key met in several rounds counts once a round; 1 where nothing is hashed
-    size_t cap;         // tokens of the segments that a bucket is cut into, a query sees its own
-                        // and those beside it; a multiple of 64, or 0 (scope BUCKET)
-    double scale;       // of the logits
-    double dropout;     // of the attention probabilities
-    uint64_t key;       // of the dropout's random bits
+    int duplicates; // a key met in several rounds counts once a round; 1 where nothing is hashed
+    size_t cap;     // tokens of the segments that a bucket is cut into, a query sees its own
+                    // and those beside it; a multiple of 64, or 0 (scope BUCKET)
+    double scale;   // of the logits
+    double dropout; // of the attention probabilities
+    uint64_t key;   // of the dropout's random bits
 } rf_attention;
 
 /* Attention for one more token of each text, beside the cache of a layer. */

@@ -56,17 +56,17 @@ static inline curve gelu_new(vec x) {
    mapping is that of Shepherd and Laframboise (1981) for erfc; coefficients interpolate at
    Chebyshev nodes, relative error 1.4e-8 (float), 1.6e-16 (double). */
 static inline vec normal_tail(vec x) {
-    static const real few[] = {0.7552851386,    -0.6078966285,  0.3871366583,   -0.1865224576,
+    static const real few[] = {0.7552851386,    -0.6078966285,   0.3871366583,    -0.1865224576,
                                0.06040711719,   -0.007530432643, -0.003528608035, 0.001573495035,
                                0.0002055437349, -0.0001181354413};
     static const real many[] = {
-        0.755285130415751515,    -0.607896641971890761,   0.38713740074220861,
-        -0.18652185795979419,    0.0603965748911891245,   -0.00754018896259258693,
-        -0.00347969237110010153, 0.00163081839997289891,  0.000133344333166668089,
+        0.755285130415751515,     -0.607896641971890761,   0.38713740074220861,
+        -0.18652185795979419,     0.0603965748911891245,   -0.00754018896259258693,
+        -0.00347969237110010153,  0.00163081839997289891,  0.000133344333166668089,
         -0.000231094491845193342, -1.90825614938584046e-6, 0.0000351426337882248641,
-        7.16085889367428661e-7,  -5.91424847433284305e-6, -6.26657033731920189e-7,
-        1.01092967869204779e-6,  2.64081611976420866e-7,  -1.43796159100648928e-7,
-        -7.45424669769731032e-8, 7.63466781445939973e-9,  1.14988560660731655e-8,
+        7.16085889367428661e-7,   -5.91424847433284305e-6, -6.26657033731920189e-7,
+        1.01092967869204779e-6,   2.64081611976420866e-7,  -1.43796159100648928e-7,
+        -7.45424669769731032e-8,  7.63466781445939973e-9,  1.14988560660731655e-8,
         2.05457162840641022e-9};
     const int is_float = sizeof(real) == sizeof(float);
     const real *coefficient = is_float ? few : many;
@@ -199,9 +199,8 @@ static inline curve activation_curve(rf_activation kind, vec x) {
 }
 
 /* x = act(x), and dx *= act'(x) unless dx is NULL. `kind` is a constant where this is inlined. */
-static inline __attribute__((always_inline)) void activate_as(const rf_activation kind,
-                                                              real *restrict x, real *restrict dx,
-                                                              size_t n) {
+static ALWAYS_INLINE void activate_as(const rf_activation kind, real *restrict x, real *restrict dx,
+                                      size_t n) {
     size_t i = 0;
     for (; i + VEC_LANES <= n; i += VEC_LANES) {
         const curve c = activation_curve(kind, vload(x + i));

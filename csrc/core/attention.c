@@ -25,9 +25,9 @@ typedef struct {
 typedef struct {
     block_cache cache;
     owner owners[OWNERS];
-    real *s, *g; // scores and their gradients of one pair
+    real *s, *g;  // scores and their gradients of one pair
     size_t asked; // scope BUCKET: rows at places before it have been wished for
-    int careful; // forward: only what a row sees may touch it
+    int careful;  // forward: only what a row sees may touch it
     wish_list wishes;
 } workbench;
 
@@ -62,8 +62,9 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     w->asked = 0;
     w->wishes.count = w->wishes.next = 0;
     w->wishes.depth = a->d;
-    real *reals = take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) +
-                                2 * BLOCK * BLOCK, sizeof(real));
+    real *reals =
+        take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) + 2 * BLOCK * BLOCK,
+             sizeof(real));
     w->cache.blocks = take(&at, w->cache.count, sizeof(block));
     for (size_t i = 0; i < w->cache.count; i++, reals += each)
         block_place(w->cache.blocks + i, reals, dp, backward);
@@ -174,7 +175,7 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
     }
 }
 
-/* Wish for the rows at places [from, to) of a round in an array: in hash order they lie anywhere. */
+/* Wish for the rows at places [from, to) of a round: in hash order they lie anywhere. */
 static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size_t round,
                         size_t from, size_t to, const real *array, rf_strides strides) {
     const real *head = head_of(array, strides, x->a, bh);
@@ -217,9 +218,9 @@ static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, siz
     return sum;
 }
 
-/* The level of a group's exponentials, once their maximum has grown from `before` to `most`. A level
-   need not be the maximum: it stays while no exponential passes 2^8, and only then do the row's sum
-   and numerator so far fade. */
+/* The level of a group's exponentials, once their maximum has grown from `before` to `most`. A
+   level need not be the maximum: it stays while no exponential passes 2^8, and only then do the
+   row's sum and numerator so far fade. */
 static vec owner_rises(owner *o, size_t group, vec before, vec most, size_t dp) {
     const ivec far = most > before + (real)8;
     if (!any(far)) return before;
@@ -492,7 +493,8 @@ static void backward_group(const attention_arrays *x, real *s, real *g, const bl
     }
 }
 
-/* Queries q meet keys k: dq receives if as_queries belongs to the owner, dk and dv if as_keys does. */
+/* Queries q meet keys k. dq is NULL where the queries are not the owner's, dk where the keys are
+   not. */
 static void backward_pair(const attention_arrays *x, workbench *w, const block *q, const block *k,
                           size_t slot, real *dq, real *dk, real *dv) {
     const rf_attention *a = x->a;
@@ -516,7 +518,7 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
     }
 }
 
-/* The owners as queries of the keys of a span (as_queries), and as keys of its queries (as_keys). */
+/* The owners as queries of a span's keys (as_queries), and as keys of its queries (as_keys). */
 static void backward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span others,
                           size_t slot, int as_queries, int as_keys) {
     for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
@@ -536,7 +538,7 @@ static void backward_span(const attention_arrays *x, workbench *w, size_t bh, pi
     }
 }
 
-/* In the first round rows are written, later they are added to: every token has one owner a round. */
+/* In the first round rows are written, later added to: every token has one owner a round. */
 static void owner_flush(const attention_arrays *x, const owner *o, const backward_results *g) {
     const rf_attention *a = x->a;
     const block *blk = o->blk;

@@ -17,12 +17,12 @@
 #define BLOCK 64
 #define LANE_GROUPS (BLOCK / VEC_LANES)
 
-#define SCORE_HIDDEN ((real)-1e9) // Hugging Face's constants: a masked key,
-#define SCORE_SELF ((real)-1e5)   // and, with shared_qk, the query itself
-#define SCORE_NOTHING ((real)-5e4) // a maximum below this: no other key, or only dreadful ones
+#define SCORE_HIDDEN (-(real)1e9)  // Hugging Face's constants: a masked key,
+#define SCORE_SELF (-(real)1e5)    // and, with shared_qk, the query itself
+#define SCORE_NOTHING (-(real)5e4) // a maximum below this: no other key, or only dreadful ones
 /* Stands for the log-sum-exp of a row that saw itself, and that is all: SCORE_SELF in natural units
    and back is not always SCORE_SELF. */
-#define LSE_ITSELF ((real)-FLT_MAX)
+#define LSE_ITSELF (-(real)FLT_MAX)
 
 /* The arrays of one call. `dout` is NULL in a forward. */
 typedef struct {
@@ -38,11 +38,11 @@ typedef struct {
 typedef struct {
     size_t bh, round, start; // which tokens: places start.. of the round's order
     int has_queries, has_keys;
-    int pinned;      // an owner's: not to be replaced now
-    int in_order;    // the tokens are neighbours, and none is hidden
-    uint64_t used;   // when it was last asked for
-    size_t nq, nk;   // queries and keys
-    size_t visible;  // keys [0, visible) are not hidden by the attention mask
+    int pinned;            // an owner's: not to be replaced now
+    int in_order;          // the tokens are neighbours, and none is hidden
+    uint64_t used;         // when it was last asked for
+    size_t nq, nk;         // queries and keys
+    size_t visible;        // keys [0, visible) are not hidden by the attention mask
     lane earliest, latest; // positions of the queries
     lane qpos[BLOCK], kpos[BLOCK];
     lane qbucket[BLOCK], kbucket[BLOCK]; // over all rounds; only if buckets are compared
@@ -65,8 +65,8 @@ static size_t block_reals(size_t dp, int backward) {
 }
 
 static void block_place(block *x, real *at, size_t dp, int backward) {
-    real **parts[] = {&x->q_columns, &x->q_space, &x->k_space, &x->v_space, &x->do_columns,
-                      &x->do_space};
+    real **parts[] = {&x->q_columns, &x->q_space,    &x->k_space,
+                      &x->v_space,   &x->do_columns, &x->do_space};
     memset(at, 0, block_reals(dp, backward) * sizeof(real));
     memset(x, 0, sizeof *x);
     x->bh = SIZE_MAX;
@@ -146,8 +146,7 @@ static const real *block_rows(const attention_arrays *x, const block *blk, const
     const real *head = head_of(base, s, x->a, blk->bh);
     if (blk->in_order && n == BLOCK && d == dp && s.t == (ptrdiff_t)d)
         return head + (ptrdiff_t)tokens[0] * s.t;
-    for (size_t i = 0; i < n; i++)
-        copy_row(space + i * dp, head + (ptrdiff_t)tokens[i] * s.t, d);
+    for (size_t i = 0; i < n; i++) copy_row(space + i * dp, head + (ptrdiff_t)tokens[i] * s.t, d);
     return space;
 }
 
@@ -194,8 +193,8 @@ static void block_queries(const attention_arrays *x, block *blk) {
     }
     if (a->dropout > 0)
         for (size_t i = 0; i < blk->nq; i++)
-            blk->drop[i] = row_key(a->key, (uint32_t)blk->bh, (uint32_t)blk->round,
-                                   (uint32_t)blk->qpos[i]);
+            blk->drop[i] =
+                row_key(a->key, (uint32_t)blk->bh, (uint32_t)blk->round, (uint32_t)blk->qpos[i]);
 
     if (x->dout) {
         for (size_t i = 0; i < BLOCK; i++) blk->lse[i] = (real)(sizeof(real) == 4 ? 3e38 : 1e308);
@@ -203,8 +202,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
             const size_t token = (size_t)blk->qpos[i];
             const real lse = x->lse[blk->bh * a->t + token];
             // rows that saw nothing are done elsewhere: a huge lse makes every probability 0 here
-            if (lse != -(real)INFINITY)
-                blk->lse[i] = lse == LSE_ITSELF ? SCORE_SELF : lse * LOG2_E;
+            if (lse != -(real)INFINITY) blk->lse[i] = lse == LSE_ITSELF ? SCORE_SELF : lse * LOG2_E;
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
         blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_space);
@@ -261,7 +259,7 @@ static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh
     return found;
 }
 
-/* --------------------------------------------------------------- scores of a pair of blocks ---- */
+/* -------------------------------------------------------------- scores of a pair of blocks ---- */
 
 /* For each group of VEC_LANES queries: keys [0, low) are plain, [low, mid) are compared by
    position, [mid, high) are plain, and from `high` on every key is masked. */
@@ -323,9 +321,9 @@ static void staircase_product(real *c, const reach *r, const real *rows, const r
         mr = tile_height(r->most - i);
         grant_wishes(wishes);
         for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
-            tile_for(mr, 1, (r->groups - g) * VEC_LANES)(d, rows + i * dp, dp, columns + g * VEC_LANES,
-                                                         BLOCK, c + i * BLOCK + g * VEC_LANES,
-                                                         BLOCK, 0);
+            tile_for(mr, 1, (r->groups - g) * VEC_LANES)(d, rows + i * dp, dp,
+                                                         columns + g * VEC_LANES, BLOCK,
+                                                         c + i * BLOCK + g * VEC_LANES, BLOCK, 0);
         }
     }
 }
@@ -352,9 +350,9 @@ static inline vec compared_scores(real *s, const attention_arrays *x, const bloc
         if (!a->duplicates)
             for (size_t j = 0; j < VEC_LANES; j++)
                 if (score[j] > SCORE_HIDDEN / 2 && group * VEC_LANES + j < q->nq)
-                    score[j] -= LOG2_E * (real)log((double)meetings(&x->order, x->buckets, q->bh,
-                                                                    (size_t)positions[j],
-                                                                    (size_t)at[0]));
+                    score[j] -=
+                        LOG2_E * (real)log((double)meetings(&x->order, x->buckets, q->bh,
+                                                            (size_t)positions[j], (size_t)at[0]));
         vstore(s + i * BLOCK, score);
         most = vmax(score, most);
     }
@@ -401,8 +399,7 @@ static void queries_product(real *out, const reach *r, const real *s, const real
         grant_wishes(wishes);
         const size_t depth = tile_depth(r, i, mr);
         for (size_t j = 0; j < dp; j += GEMM_NR)
-            tile_for(mr, 0, dp - j)(depth, s + i, BLOCK, rows + j, dp,
-                                                 out + i * dp + j, dp, add);
+            tile_for(mr, 0, dp - j)(depth, s + i, BLOCK, rows + j, dp, out + i * dp + j, dp, add);
     }
 }
 
@@ -414,8 +411,8 @@ static void keys_product(real *out, const reach *r, const real *s, const real *r
         size_t from = first_group(r, i) * VEC_LANES;
         while (from < nq && r->seen[from] <= (lane)i) from++;
         for (size_t j = 0; j < dp; j += GEMM_NR)
-            tile_for(mr, 1, dp - j)(nq - from, s + i * BLOCK + from, BLOCK,
-                                                 rows + from * dp + j, dp, out + i * dp + j, dp, 1);
+            tile_for(mr, 1, dp - j)(nq - from, s + i * BLOCK + from, BLOCK, rows + from * dp + j,
+                                    dp, out + i * dp + j, dp, 1);
     }
 }
 

@@ -3,9 +3,9 @@
 
    There every score is a constant as large as 1e9, and the rounding of its log-sum-exp shows: in
    float32, lse = -1e9 + log(n) is -1e9 again, so each of n masked keys gets probability 1 and the
-   row is the SUM of the window's values. Model parity needs that, and an exact softmax does not give
-   it. The block kernels mark such rows with lse = -inf; here they are done by the book. Rows whose
-   scores are all below -5e4 for want of any better come here too: the book covers them. */
+   row is the SUM of the window's values. Model parity needs that, and an exact softmax does not
+   give it. The block kernels mark such rows with lse = -inf; here they are done by the book. Rows
+   whose scores are all below -5e4 for want of any better come here too: the book covers them. */
 #ifndef RF_ATTENTION_EXACT_H
 #define RF_ATTENTION_EXACT_H
 
@@ -64,8 +64,7 @@ static int is_masked(const attention_arrays *x, size_t bh, size_t round, size_t 
                      size_t j) {
     const rf_attention *a = x->a;
     if (is_hidden(x, bh, j) || (a->causal && j > i)) return 1;
-    return !a->across_buckets &&
-           bucket_of(x, bh, round, i) != bucket_of(x, bh, key_round, j);
+    return !a->across_buckets && bucket_of(x, bh, round, i) != bucket_of(x, bh, key_round, j);
 }
 
 static void meet_span(const attention_arrays *x, size_t bh, size_t round, size_t i, span s,
@@ -96,7 +95,8 @@ static void meet_keys(const attention_arrays *x, size_t bh, size_t round, size_t
         const int32_t bucket = x->buckets[(bh * a->r + round) * a->t + i];
         meet_span(x, bh, round, i, bucket_segments(&x->order, bh, round, bucket, i), 0, keys);
     } else {
-        const size_t place = a->scope == RF_CHUNK ? x->order.place[(bh * a->r + round) * a->t + i] : i;
+        const size_t place =
+            a->scope == RF_CHUNK ? x->order.place[(bh * a->r + round) * a->t + i] : i;
         const size_t chunk = round * chunks_of(a) + place / a->m;
         for (size_t slot = 0; slot <= a->before + a->after; slot++) {
             size_t to;
@@ -199,8 +199,8 @@ static void exact_backward(const attention_arrays *x, const backward_results *to
 
             // forward was score = q k scale, unless a constant was written over it
             if ((a->shared_qk && token == i) || keys->score[at] <= SCORE_HIDDEN / 2) continue;
-            const real ds = p * (keep * dot(dout, v, d) - x->delta[bh * a->t + i]) *
-                            key_scale(x, bh, token);
+            const real ds =
+                p * (keep * dot(dout, v, d) - x->delta[bh * a->t + i]) * key_scale(x, bh, token);
             const real *k = key_row(x, bh, token);
             for (size_t j = 0; j < d; j++) {
                 dqi[j] += ds * k[j];

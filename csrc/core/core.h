@@ -71,8 +71,8 @@ static inline size_t blocks_of(size_t n, size_t block) {
     return n / block + (n % block != 0);
 }
 
-/* Consecutive pieces of a task, of so many and no more than `most`: enough tasks for many threads, few
-   enough that what neighbours share is at hand. Sizes alone decide. */
+/* Consecutive pieces of a task, of so many and no more than `most`: enough tasks for many threads,
+   few enough that what neighbours share is at hand. Sizes alone decide. */
 static inline size_t pieces_per_task(size_t pieces, size_t most) {
     return max_size(1, min_size(most, pieces / 64));
 }

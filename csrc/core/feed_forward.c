@@ -227,8 +227,8 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
 static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, real *dw2, real *db2,
                                   real *y, const real *dy, const real *x, const real *w1,
                                   const real *b1, const real *w2, const real *b2, size_t n,
-                                  size_t c, size_t f, rf_activation activation, size_t chunk, double dropout,
-                                  uint64_t key, void *scratch) {
+                                  size_t c, size_t f, rf_activation activation, size_t chunk,
+                                  double dropout, uint64_t key, void *scratch) {
     const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
     const feed_forward_scratch s = feed_forward_scratch_of(scratch, n, c, f, chunk);
     pack_parallel(run, s.w1t, w1, 1, (ptrdiff_t)c, c, f);

@@ -74,19 +74,19 @@ typedef void (*tile_function)(size_t k, const real *a, size_t lda, const real *b
 #if GEMM_NV == 4
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3) TILE(mr, 4)
 #define TILE_LINE(kind, mr)                                                                        \
-    { tile_##kind##_##mr##_1, tile_##kind##_##mr##_2, tile_##kind##_##mr##_3, tile_##kind##_##mr##_4 }
+    {tile_##kind##_##mr##_1, tile_##kind##_##mr##_2, tile_##kind##_##mr##_3, tile_##kind##_##mr##_4}
 #else
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2)
-#define TILE_LINE(kind, mr)                                                                        \
-    { tile_##kind##_##mr##_1, tile_##kind##_##mr##_2 }
+#define TILE_LINE(kind, mr) {tile_##kind##_##mr##_1, tile_##kind##_##mr##_2}
 #endif
-#define TILE_ENTRY(mr)                                                                             \
-    { TILE_LINE(columns, mr), TILE_LINE(rows, mr) }
+#define TILE_ENTRY(mr) {TILE_LINE(columns, mr), TILE_LINE(rows, mr)}
+// clang-format off: these are no declarations to it
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 
 /* The tile of every height and of every width in vectors; [0] columns, [1] rows. */
 static const tile_function tiles[GEMM_MR][2][GEMM_NV] = {TILE_ENTRY(1), TILE_ENTRY(2), TILE_ENTRY(3),
                                                          TILE_ENTRY(4), TILE_ENTRY(5), TILE_ENTRY(6)};
+// clang-format on
 
 /* The tile for `mr` rows and for `columns` columns, or as many of them as one holds. */
 static inline tile_function tile_for(size_t mr, int by_rows, size_t columns) {
@@ -148,7 +148,8 @@ static void gemm_pack(real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
 static void pack_parallel(rf_run *run, real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
                           size_t k, size_t n) {
     const size_t panels = gemm_panels(n);
-#pragma omp parallel for num_threads(team(run, (double)k * (double)n)) schedule(static)
+    const double work = (double)k * (double)n;
+#pragma omp parallel for num_threads(team(run, work)) schedule(static)
     for (size_t panel = 0; panel < panels; panel++)
         gemm_pack(packed, b, brs, bcs, k, n, panel, panel + 1);
 }
@@ -175,7 +176,8 @@ typedef struct rows_ahead {
 static inline rows_ahead next_rows(const real *x, size_t columns, size_t n, size_t row, size_t rows,
                                    const rows_ahead *also) {
     row = min_size(n, row);
-    return (rows_ahead){x + row * columns, (ptrdiff_t)columns, columns, min_size(rows, n - row), also};
+    return (rows_ahead){x + row * columns, (ptrdiff_t)columns, columns, min_size(rows, n - row),
+                        also};
 }
 
 static inline size_t count_ahead(const rows_ahead *ahead) {

@@ -17,8 +17,9 @@ static size_t linear_workspace(size_t n, size_t ci, size_t co, int workers) {
     return max_size(max_size(forward, backward), weight_gradient_workspace(n, co, ci, workers));
 }
 
-/* c (n x m) = a (n x k) b, element (p, j) of b at b[p * brs + j * bcs], plus a bias if there is one.
-   Rows that lie whole pages apart are copied: a tile's would fight for the same ways of the cache. */
+/* c (n x m) = a (n x k) b, element (p, j) of b at b[p * brs + j * bcs], plus a bias if there is
+   one. Rows that lie whole pages apart are copied: a tile's would fight for the same ways of the
+   cache. */
 static void linear_product(rf_run *run, real *c, const real *a, const real *b, ptrdiff_t brs,
                            ptrdiff_t bcs, const real *bias, size_t n, size_t m, size_t k,
                            void *scratch) {
@@ -33,7 +34,8 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
         if (stopped(run)) continue;
         const size_t row = block * task, rows = min_size(task, n - row);
         const real *left = a + row * k;
-        real *mine = copied + thread_index() * (bytes_of(TASK_ROWS * ld, sizeof(real)) / sizeof(real));
+        real *mine =
+            copied + thread_index() * (bytes_of(TASK_ROWS * ld, sizeof(real)) / sizeof(real));
         if (copies) copy_rows(mine, ld, left, k, rows, k);
         const size_t next = row + (size_t)workers * task;
         const rows_ahead of_c = next_rows(c, m, n, next, task, NULL);
@@ -70,7 +72,7 @@ static void linear_forward(rf_run *run, real *y, const real *x, const real *w, c
 /* dbias += column sums of dy: fixed blocks of rows, each summed on its own columns' task. */
 static void add_column_sums(rf_run *run, real *sums, const real *dy, size_t n, size_t c) {
     const size_t width = 64;
-#pragma omp parallel for num_threads(team(run, (double)n * (double)c)) schedule(static)
+#pragma omp parallel for num_threads(team(run, (double)n *(double)c)) schedule(static)
     for (size_t block = 0; block < blocks_of(c, width); block++) {
         if (stopped(run)) continue;
         const size_t j0 = block * width, columns = min_size(width, c - j0);

@@ -41,16 +41,17 @@ static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t ha
     }
 }
 
-/* u (columns x HASH_ROWS) = rotation' lanes, one round. Rows [first, end) of those ahead are asked for
-   on the way, a few at each tile. */
-static void hash_products(real *u, const real *rotation, size_t ld, const real *lanes, size_t columns,
-                          size_t d, const rows_ahead *ahead, size_t first, size_t end) {
+/* u (columns x HASH_ROWS) = rotation' lanes, one round. Rows [first, end) of those ahead are asked
+   for on the way, a few at each tile. */
+static void hash_products(real *u, const real *rotation, size_t ld, const real *lanes,
+                          size_t columns, size_t d, const rows_ahead *ahead, size_t first,
+                          size_t end) {
     for (size_t i = 0, mr; i < columns; i += mr) {
         mr = tile_height(columns - i);
         bring_nearer(ahead, first + (end - first) * i / columns,
                      first + (end - first) * (i + mr) / columns);
-        gemm_small(u + i * HASH_ROWS, HASH_ROWS, rotation + i, ld, 0, lanes, HASH_ROWS, mr, HASH_ROWS,
-                   d, 0);
+        gemm_small(u + i * HASH_ROWS, HASH_ROWS, rotation + i, ld, 0, lanes, HASH_ROWS, mr,
+                   HASH_ROWS, d, 0);
     }
 }
 
@@ -59,7 +60,8 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
                      const int32_t *factors, size_t nf, void *scratch) {
     const size_t d = a->d, dp = round_up(d, VEC_LANES), columns = hash_columns(factors, nf);
     const size_t blocks = blocks_of(a->t, HASH_ROWS);
-    const size_t step = pieces_per_task(a->b * a->h * blocks, 16); // the next block's rows are asked for
+    const size_t step =
+        pieces_per_task(a->b * a->h * blocks, 16); // the next block's rows are asked for
     const size_t tasks = blocks_of(blocks, step);
     const size_t each = bytes_of(hash_thread(d, columns), sizeof(real));
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
@@ -73,7 +75,8 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
         const size_t bh = task / tasks, b = bh / a->h, h = bh % a->h;
         const real *head = x + (ptrdiff_t)b * sx.b + (ptrdiff_t)h * sx.h;
         const size_t first = task % tasks * step;
-        for (size_t block = first; block < min_size(blocks, first + step) && !stopped(run); block++) {
+        for (size_t block = first; block < min_size(blocks, first + step) && !stopped(run);
+             block++) {
             // one token to a lane, so that the search for the maximum runs across tokens
             const size_t t0 = block * HASH_ROWS, n = min_size(HASH_ROWS, a->t - t0);
             const real *from = head + (ptrdiff_t)t0 * sx.t;

@@ -79,9 +79,8 @@ static layout make_order(rf_run *run, const rf_attention *a, const int32_t *buck
     l.order = take(scratch, lists * a->t, sizeof(uint32_t));
     l.place = take(scratch, lists * a->t, sizeof(uint32_t));
     if (bucket_scope) l.starts = take(scratch, lists * buckets_end, sizeof(uint32_t));
-    uint32_t *counts = bucket_scope
-                           ? NULL
-                           : take(scratch, (size_t)run->workers * each, sizeof(uint32_t));
+    uint32_t *counts =
+        bucket_scope ? NULL : take(scratch, (size_t)run->workers * each, sizeof(uint32_t));
 
 #pragma omp parallel for num_threads(team(run, 20.0 * (double)(lists * a->t))) schedule(dynamic)
     for (size_t list = 0; list < lists; list++) {
@@ -164,7 +163,8 @@ static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_
         if (a->scope == RF_BUCKET) {
             if (buckets[list + i] != buckets[list + j]) continue;
             const size_t start = bucket_span(l, bh, r, buckets[list + i]).start;
-            count += (size_t)are_near(l->place[list + i] - start, l->place[list + j] - start, a->cap);
+            count +=
+                (size_t)are_near(l->place[list + i] - start, l->place[list + j] - start, a->cap);
             continue;
         }
         for (ptrdiff_t o = -(ptrdiff_t)a->before; o <= (ptrdiff_t)a->after; o++) {

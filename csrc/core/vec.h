@@ -23,14 +23,16 @@
 #endif
 
 typedef real vec __attribute__((vector_size(VEC_BYTES)));
-typedef real vec_unaligned __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+typedef real vec_unaligned
+    __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 #if RF_REAL_BYTES == 4
 typedef int32_t lane; // an integer as wide as a real
 #else
 typedef int64_t lane;
 #endif
 typedef lane ivec __attribute__((vector_size(VEC_BYTES))); // comparisons: all ones where true
-typedef lane ivec_unaligned __attribute__((vector_size(VEC_BYTES), aligned(sizeof(lane)), may_alias));
+typedef lane ivec_unaligned
+    __attribute__((vector_size(VEC_BYTES), aligned(sizeof(lane)), may_alias));
 
 #define VEC_LANES (VEC_BYTES / RF_REAL_BYTES)
 

@@ -186,7 +186,7 @@ PyObject *bind_feed_forward_backward(PyObject *module, PyObject *const *args, Py
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
     void *scratch = rf_scratch(
         &c, RF_CALL(&c, feed_forward_backward_workspace, n, width, f, chunk, c.run.workers));
-    RF_RUN(&c, feed_forward_backward, dx, dw1, db1, dw2, db2, y, dy, x, w1, b1, w2, b2, n, width,
-           f, activation, chunk, dropout, key, scratch);
+    RF_RUN(&c, feed_forward_backward, dx, dw1, db1, dw2, db2, y, dy, x, w1, b1, w2, b2, n, width, f,
+           activation, chunk, dropout, key, scratch);
     return rf_return(&c);
 }
