@@ -125,15 +125,15 @@ static block *join_neighbours(block *b) {
 /* Give the pages of the upper `bytes` of a block that waits back to the system, or of all of it.
    Whole large pages: parts of one would come back in small ones. */
 static void give_back(block *b, size_t bytes) {
-    char *end = (char *)b + b->size;
-    char *cut = (char *)((uintptr_t)end / HUGE_PAGE * HUGE_PAGE) - up_to(HUGE_PAGE, bytes) - ALIGN;
-    if (cut > (char *)b + LARGE) {
-        split(b, (size_t)(cut - (char *)b));
-        b = (block *)cut;
+    const uintptr_t end = (uintptr_t)b + b->size;
+    const uintptr_t cut = end / HUGE_PAGE * HUGE_PAGE - up_to(HUGE_PAGE, bytes) - ALIGN;
+    if (cut > (uintptr_t)b + LARGE) {
+        split(b, cut - (uintptr_t)b);
+        b = above(b);
     }
     pool.waiting -= b->size;
     b->state = EMPTY;
-    uintptr_t first = (uintptr_t)b / HUGE_PAGE * HUGE_PAGE, last = up_to(HUGE_PAGE, (uintptr_t)end);
+    uintptr_t first = (uintptr_t)b / HUGE_PAGE * HUGE_PAGE, last = up_to(HUGE_PAGE, end);
     // pages that lie in neighbours too, if those are as empty, but never the header
     b = join_neighbours(b);
     const uintptr_t from = up_to(HUGE_PAGE, (uintptr_t)b + ALIGN);
