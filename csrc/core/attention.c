@@ -302,16 +302,15 @@ static void owner_begin(const attention_arrays *x, owner *o, const forward_resul
 }
 
 static int owner_is_finite(const attention_arrays *x, const owner *o) {
-    vec even = {0}, odd = {0}; // stay 0 unless a numerator is not finite
+    vec s[4] = {{0}, {0}, {0}, {0}}; // stay 0 unless a numerator is not finite
     if (!o->started) return 1;
     const size_t end = o->blk->nq * x->dp;
     size_t i = 0;
-    for (; i + 2 * VEC_LANES <= end; i += 2 * VEC_LANES) {
-        even += vload(o->num + i) * (real)0;
-        odd += vload(o->num + i + VEC_LANES) * (real)0;
-    }
-    if (i < end) even += vload(o->num + i) * (real)0;
-    return vsum(even + odd) == 0;
+    for (; i + 4 * VEC_LANES <= end; i += 4 * VEC_LANES)
+#pragma GCC unroll 4
+        for (size_t j = 0; j < 4; j++) s[j] += vload(o->num + i + j * VEC_LANES) * (real)0;
+    for (; i < end; i += VEC_LANES) s[0] += vload(o->num + i) * (real)0;
+    return vsum((s[0] + s[1]) + (s[2] + s[3])) == 0;
 }
 
 /* After the last round a row is num / sum; before that its three parts wait in out, lse and sum.
@@ -425,8 +424,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         forward_spans(x, w, bh, p, f);
         w->careful = 0;
     }
-    // what so few tiles have left over
-    while (w->wishes.next < w->wishes.count) grant_wishes(&w->wishes);
+    grant_the_rest(&w->wishes);
     for (size_t i = 0; i < p.count; i++) {
         owner_end(x, w->owners + i, f);
         w->owners[i].blk->pinned = 0;

@@ -213,20 +213,35 @@ static void block_queries(const attention_arrays *x, block *blk) {
 
 /* --------------------------------------------------------------------------- prefetching ---- */
 
-/* Rows that will be wanted and lie anywhere. They are asked for a few at a time, between tiles: all
-   at once would wait for one another. */
+/* Rows that will be wanted and lie anywhere, asked for by the tiles in between. */
 typedef struct {
     const real *rows[8 * BLOCK];
     size_t count, next, depth;
+    lines_ahead lines;
 } wish_list;
 
 static inline void wish(wish_list *w, const real *row) {
     w->rows[w->count++] = row;
 }
 
-static inline void grant_wishes(wish_list *w) {
-    const size_t end = min_size(w->count, w->next + 8);
-    for (; w->next < end; w->next++) prefetch_row(w->rows[w->next], w->depth);
+/* The lines that a tile of so many steps is to ask for: of whole rows, as many as go into it. */
+static inline const lines_ahead *grant_wishes(wish_list *w, size_t steps) {
+    if (w->next == w->count) return &nothing_ahead;
+    lines_begin(&w->lines, steps / AHEAD_STEPS);
+    for (; w->next < w->count; w->next++) {
+        const row_lines row = lines_of(w->rows[w->next], w->depth);
+        if (w->lines.count + row.n > w->lines.room) break;
+        list_lines(&w->lines, row.first, row.n);
+    }
+    return &w->lines;
+}
+
+/* What so few tiles have left over, at once. */
+static inline void grant_the_rest(wish_list *w) {
+    for (; w->next < w->count; w->next++) {
+        const row_lines row = lines_of(w->rows[w->next], w->depth);
+        for (size_t i = 0; i < row.n; i++) __builtin_prefetch(row.first + i * RF_ALIGN, 0, 2);
+    }
 }
 
 /* ---------------------------------------------------- the blocks that a thread has at hand ---- */
@@ -319,11 +334,10 @@ static void staircase_product(real *c, const reach *r, const real *rows, const r
                               size_t d, size_t dp, wish_list *wishes) {
     for (size_t i = 0, mr; i < r->most; i += mr) {
         mr = tile_height(r->most - i);
-        grant_wishes(wishes);
         for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
-            tile_for(mr, 1, (r->groups - g) * VEC_LANES)(d, rows + i * dp, dp,
-                                                         columns + g * VEC_LANES, BLOCK,
-                                                         c + i * BLOCK + g * VEC_LANES, BLOCK, 0);
+            tile_for(mr, 1, (r->groups - g) * VEC_LANES)(
+                d, rows + i * dp, dp, columns + g * VEC_LANES, BLOCK, c + i * BLOCK + g * VEC_LANES,
+                BLOCK, 0, grant_wishes(wishes, d));
         }
     }
 }
@@ -331,8 +345,13 @@ static void staircase_product(real *c, const reach *r, const real *rows, const r
 /* Scores are in units of log 2. A plain one is its product times kunit, wherever it is needed; the
    compared ones, keys [low, mid), are written in place of their products. */
 static inline vec plain_most(const real *s, const real *kunit, size_t i0, size_t i1, vec most) {
-    for (size_t i = i0; i < i1; i++) most = vmax(vload(s + i * BLOCK) * kunit[i], most);
-    return most;
+    vec m[4] = {most, most, most, most}; // a maximum takes as long as four loads
+    size_t i = i0;
+    for (; i + 4 <= i1; i += 4)
+#pragma GCC unroll 4
+        for (size_t j = 0; j < 4; j++) m[j] = vmax(vload(s + (i + j) * BLOCK) * kunit[i + j], m[j]);
+    for (; i < i1; i++) m[0] = vmax(vload(s + i * BLOCK) * kunit[i], m[0]);
+    return vmax(vmax(m[0], m[1]), vmax(m[2], m[3]));
 }
 
 static inline vec compared_scores(real *s, const attention_arrays *x, const block *q,
@@ -396,10 +415,10 @@ static void queries_product(real *out, const reach *r, const real *s, const real
                             size_t dp, int add, wish_list *wishes) {
     for (size_t i = 0, mr; i < nq; i += mr) {
         mr = tile_height(nq - i);
-        grant_wishes(wishes);
         const size_t depth = tile_depth(r, i, mr);
         for (size_t j = 0; j < dp; j += GEMM_NR)
-            tile_for(mr, 0, dp - j)(depth, s + i, BLOCK, rows + j, dp, out + i * dp + j, dp, add);
+            tile_for(mr, 0, dp - j)(depth, s + i, BLOCK, rows + j, dp, out + i * dp + j, dp, add,
+                                    grant_wishes(wishes, depth));
     }
 }
 
@@ -412,7 +431,7 @@ static void keys_product(real *out, const reach *r, const real *s, const real *r
         while (from < nq && r->seen[from] <= (lane)i) from++;
         for (size_t j = 0; j < dp; j += GEMM_NR)
             tile_for(mr, 1, dp - j)(nq - from, s + i * BLOCK + from, BLOCK, rows + from * dp + j,
-                                    dp, out + i * dp + j, dp, 1);
+                                    dp, out + i * dp + j, dp, 1, &nothing_ahead);
     }
 }
 

@@ -7,6 +7,7 @@
 #ifndef RF_GEMM_H
 #define RF_GEMM_H
 
+#include "ahead.h"
 #include "vec.h"
 
 /* Accumulators fill the register file: 6 x 4 of 32 registers (AVX-512, NEON), 6 x 2 of 16. Few rows
@@ -25,32 +26,43 @@
 /* Columns of C that stay in the second-level cache beside them. */
 #define GEMM_NC 512
 
+/* Steps of a tile for each line that it asks for: a line takes about as long as these. */
+#define AHEAD_STEPS (GEMM_NV == 4 ? 2 : 6)
+
+/* One step of the inner dimension; twice in the tile below. */
+#define TILE_STEP                                                                                  \
+    {                                                                                              \
+        _Pragma("GCC unroll 4") for (int j = 0; j < nv; j++) bp[j] = vload(b + j * VEC_LANES);     \
+        _Pragma("GCC unroll 24") for (int e = 0; e < mr * nv; e++) {                               \
+            const int i = e / nv;                                                                  \
+            const real *row = i < 3 ? a0 : a3;                                                     \
+            acc[e] += vset1(by_rows ? row[(size_t)(i % 3) * lda] : a[i]) * bp[e % nv];             \
+        }                                                                                          \
+        b += ldb;                                                                                  \
+        a += lda;                                                                                  \
+        a0++, a3++;                                                                                \
+    }
+
 /* c (mr x nv vectors) = (or, with add, +=) a b over k steps. Element (i, p) of A is
    a[i * lda + p] if by_rows, else a[i + p * lda]. With mr, nv and by_rows constant this unrolls
    into straight fused multiply-adds. Rows are addressed from two base pointers, since a pointer
    each would not fit the integer registers. */
 static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_rows, size_t k,
                                     const real *restrict a, size_t lda, const real *restrict b,
-                                    size_t ldb, real *restrict c, size_t ldc, int add) {
+                                    size_t ldb, real *restrict c, size_t ldc, int add,
+                                    const lines_ahead *ahead) {
     // one flat loop each time: gcc unrolls those before it decides what lives in registers
     vec acc[GEMM_MR * GEMM_NV], bp[GEMM_NV];
 #pragma GCC unroll 24
     for (int e = 0; e < mr * nv; e++) acc[e] = (vec){0};
 
     const real *a0 = a, *a3 = a + 3 * lda;
-    for (size_t p = 0; p < k; p++) {
-#pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) bp[j] = vload(b + j * VEC_LANES);
-#pragma GCC unroll 24
-        for (int e = 0; e < mr * nv; e++) {
-            const int i = e / nv;
-            const real *row = i < 3 ? a0 : a3;
-            acc[e] += vset1(by_rows ? row[(size_t)(i % 3) * lda] : a[i]) * bp[e % nv];
-        }
-        b += ldb;
-        a += lda; // used by columns
-        a0++, a3++;
+    const char *const *line = ahead->line, *const *last = line + ahead->count;
+    for (; k && line < last; k--) {
+        __builtin_prefetch(*line++, 0, 2);
+        TILE_STEP
     }
+    for (; k; k--) TILE_STEP
 
 #pragma GCC unroll 24
     for (int e = 0; e < mr * nv; e++) {
@@ -60,16 +72,18 @@ static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_row
 }
 
 typedef void (*tile_function)(size_t k, const real *a, size_t lda, const real *b, size_t ldb,
-                              real *c, size_t ldc, int add);
+                              real *c, size_t ldc, int add, const lines_ahead *ahead);
 
 #define TILE(mr, nv)                                                                               \
     static void tile_columns_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,       \
-                                         size_t ldb, real *c, size_t ldc, int add) {               \
-        tile_body(mr, nv, 0, k, a, lda, b, ldb, c, ldc, add);                                      \
+                                         size_t ldb, real *c, size_t ldc, int add,                 \
+                                         const lines_ahead *ahead) {                               \
+        tile_body(mr, nv, 0, k, a, lda, b, ldb, c, ldc, add, ahead);                               \
     }                                                                                              \
     static void tile_rows_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,          \
-                                      size_t ldb, real *c, size_t ldc, int add) {                  \
-        tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add);                                      \
+                                      size_t ldb, real *c, size_t ldc, int add,                    \
+                                      const lines_ahead *ahead) {                                  \
+        tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add, ahead);                               \
     }
 #if GEMM_NV == 4
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3) TILE(mr, 4)
@@ -96,20 +110,7 @@ static inline tile_function tile_for(size_t mr, int by_rows, size_t columns) {
 /* Height of the next tile when `m` rows are left: even pieces rather than a thin last one. */
 static inline size_t tile_height(size_t m) {
     const size_t pieces = blocks_of(m, GEMM_MR);
-    return blocks_of(m, pieces);
-}
-
-/* c (m x n) = (or +=) a b, operands in cache as they stand: the columns of B and C must be
-   readable and writable up to the next multiple of VEC_LANES. */
-static inline void gemm_small(real *c, size_t ldc, const real *a, size_t lda, int by_rows,
-                              const real *b, size_t ldb, size_t m, size_t n, size_t k, int add) {
-    for (size_t i = 0, mr; i < m; i += mr) {
-        mr = tile_height(m - i);
-        const real *ai = by_rows ? a + i * lda : a + i;
-        for (size_t j = 0; j < n; j += GEMM_NR) {
-            tile_for(mr, by_rows, n - j)(k, ai, lda, b + j, ldb, c + i * ldc + j, ldc, add);
-        }
-    }
+    return pieces * GEMM_MR - m < pieces ? GEMM_MR : blocks_of(m, pieces);
 }
 
 /* ---------------------------------------------------------------- a packed right operand ---- */
@@ -156,62 +157,39 @@ static void pack_parallel(rf_run *run, real *packed, const real *b, ptrdiff_t br
 
 /* One tile at the right edge: only `columns` of its columns exist in C. */
 static void tile_edge(tile_function tile, size_t mr, size_t k, const real *a, size_t lda,
-                      const real *b, real *c, size_t ldc, size_t columns, int add) {
+                      const real *b, real *c, size_t ldc, size_t columns, int add,
+                      const lines_ahead *ahead) {
     real whole[GEMM_MR * GEMM_NR];
-    tile(k, a, lda, b, GEMM_NR, whole, GEMM_NR, 0);
+    tile(k, a, lda, b, GEMM_NR, whole, GEMM_NR, 0, ahead);
     for (size_t i = 0; i < mr; i++)
         for (size_t j = 0; j < columns; j++)
             c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * GEMM_NR + j] : whole[i * GEMM_NR + j];
 }
 
-/* Rows that the next product will want, and then those of `also`; NULL is none. */
-typedef struct rows_ahead {
-    const real *row;
-    ptrdiff_t ld;
-    size_t columns, rows;
-    const struct rows_ahead *also;
-} rows_ahead;
-
-/* Those of a task that is likely the thread's next: `rows` after `row`, of n x columns. */
-static inline rows_ahead next_rows(const real *x, size_t columns, size_t n, size_t row, size_t rows,
-                                   const rows_ahead *also) {
-    row = min_size(n, row);
-    return (rows_ahead){x + row * columns, (ptrdiff_t)columns, columns, min_size(rows, n - row),
-                        also};
-}
-
-static inline size_t count_ahead(const rows_ahead *ahead) {
-    return ahead ? ahead->rows + count_ahead(ahead->also) : 0;
-}
-
-static ALWAYS_INLINE void bring_nearer(const rows_ahead *ahead, size_t first, size_t end) {
-    for (; first < end; first++) {
-        const rows_ahead *of = ahead;
-        size_t i = first;
-        for (; i >= of->rows; of = of->also) i -= of->rows;
-        prefetch_row(of->row + (ptrdiff_t)i * of->ld, of->columns);
-    }
-}
-
-/* One panel's columns of all rows. While its steps are used, `next` is brought nearer, a share at
-   each tile: the hardware does not follow from one panel to another by itself. So are the rows
-   from `first` to `end` of those ahead. */
+/* One panel's columns of all rows. While its steps are used, those of `next` are brought nearer:
+   the hardware does not follow from one panel to another by itself. So are rows ahead. */
 static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_rows, const real *b,
                        const real *next, size_t m, size_t columns, size_t k, int add,
-                       const rows_ahead *ahead, size_t first, size_t end) {
-    const size_t bytes = k * GEMM_NR * sizeof(real);
+                       rows_cursor *far) {
+    const size_t lines = k * GEMM_NR * sizeof(real) / RF_ALIGN;
+    const size_t each = blocks_of(lines, blocks_of(m, GEMM_MR));
+    size_t near = 0;
     for (size_t i = 0, mr; i < m; i += mr) {
         mr = tile_height(m - i);
-        if (next)
-            for (size_t at = bytes * i / m; at < bytes * (i + mr) / m; at += RF_ALIGN)
-                __builtin_prefetch((const char *)next + at, 0, 2);
-        bring_nearer(ahead, first + (end - first) * i / m, first + (end - first) * (i + mr) / m);
+        lines_ahead ahead;
+        lines_begin(&ahead, k / AHEAD_STEPS);
+        if (next) {
+            const size_t n = min_size(each, min_size(ahead.room, lines - near));
+            list_lines(&ahead, (const char *)next + near * RF_ALIGN, n);
+            near += n;
+        }
+        list_rows(&ahead, far);
         const real *ai = by_rows ? a + i * lda : a + i;
         const tile_function tile = tile_for(mr, by_rows, columns);
         if (columns == GEMM_NR)
-            tile(k, ai, lda, b, GEMM_NR, c + i * ldc, ldc, add);
+            tile(k, ai, lda, b, GEMM_NR, c + i * ldc, ldc, add, &ahead);
         else
-            tile_edge(tile, mr, k, ai, lda, b, c + i * ldc, ldc, columns, add);
+            tile_edge(tile, mr, k, ai, lda, b, c + i * ldc, ldc, columns, add, &ahead);
     }
 }
 
@@ -222,8 +200,8 @@ static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_ro
 static void gemm_packed_ahead(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
                               const real *packed, size_t m, size_t n, size_t k, int add,
                               const rows_ahead *ahead) {
-    const size_t calls = gemm_panels(n) * blocks_of(k, GEMM_KC), far = count_ahead(ahead);
-    size_t call = 0;
+    rows_cursor far =
+        rows_begin(ahead, gemm_panels(n) * blocks_of(k, GEMM_KC) * blocks_of(m, GEMM_MR));
     const int by_rows = acs == 1;
     const size_t lda = (size_t)(by_rows ? ars : acs);
     if (k == 0 && !add)
@@ -236,8 +214,7 @@ static void gemm_packed_ahead(real *c, size_t ldc, const real *a, ptrdiff_t ars,
                 const real *b = packed + j * k + p * GEMM_NR;
                 gemm_panel(c + j, ldc, by_rows ? a + p : a + p * lda, lda, by_rows, b,
                            j + GEMM_NR < j1 ? b + k * GEMM_NR : NULL, m, min_size(GEMM_NR, n - j),
-                           kc, add || p, ahead, far * call / calls, far * (call + 1) / calls);
-                call++;
+                           kc, add || p, &far);
             }
         }
     }

@@ -41,17 +41,18 @@ static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t ha
     }
 }
 
-/* u (columns x HASH_ROWS) = rotation' lanes, one round. Rows [first, end) of those ahead are asked
-   for on the way, a few at each tile. */
+/* u (columns x HASH_ROWS) = rotation' lanes, one round. */
 static void hash_products(real *u, const real *rotation, size_t ld, const real *lanes,
-                          size_t columns, size_t d, const rows_ahead *ahead, size_t first,
-                          size_t end) {
+                          size_t columns, size_t d, rows_cursor *far) {
+    lines_ahead ahead;
     for (size_t i = 0, mr; i < columns; i += mr) {
         mr = tile_height(columns - i);
-        bring_nearer(ahead, first + (end - first) * i / columns,
-                     first + (end - first) * (i + mr) / columns);
-        gemm_small(u + i * HASH_ROWS, HASH_ROWS, rotation + i, ld, 0, lanes, HASH_ROWS, mr,
-                   HASH_ROWS, d, 0);
+        for (size_t j = 0; j < HASH_ROWS; j += GEMM_NR) {
+            lines_begin(&ahead, d / AHEAD_STEPS);
+            list_rows(&ahead, far);
+            tile_for(mr, 0, HASH_ROWS - j)(d, rotation + i, ld, lanes + j, HASH_ROWS,
+                                           u + i * HASH_ROWS + j, HASH_ROWS, 0, &ahead);
+        }
     }
 }
 
@@ -88,9 +89,11 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
 
             const size_t next = min_size(HASH_ROWS, a->t - t0 - n);
             const rows_ahead ahead = {from + (ptrdiff_t)n * sx.t, sx.t, d, next, NULL};
+            rows_cursor far =
+                rows_begin(&ahead, a->r * blocks_of(columns, GEMM_MR) * (HASH_ROWS / GEMM_NR));
             for (size_t r = 0; r < a->r; r++) {
                 hash_products(u, rotations + (h * d * a->r + r) * columns, a->r * columns, lanes,
-                              columns, d, &ahead, next * r / a->r, next * (r + 1) / a->r);
+                              columns, d, &far);
                 int32_t ids[HASH_ROWS] = {0}, stride = 1;
                 const real *piece = u;
                 for (size_t i = 0; i < nf; i++) {

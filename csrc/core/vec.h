@@ -98,13 +98,6 @@ static inline void copy_row(real *restrict to, const real *restrict from, size_t
     for (; i < n; i++) to[i] = from[i];
 }
 
-/* Ask for a row that will be read soon. It may begin anywhere in a cache line, so its end counts.
-   Always inline: gcc takes a function that only asks for memory for one that does nothing. */
-static ALWAYS_INLINE void prefetch_row(const real *row, size_t n) {
-    for (size_t i = 0; i < n; i += RF_ALIGN / sizeof(real)) __builtin_prefetch(row + i, 0, 2);
-    if (n) __builtin_prefetch(row + n - 1, 0, 2);
-}
-
 /* Sum of the lanes, as a tree of halves. */
 static inline real vsum(vec x) {
     real lane[VEC_LANES];

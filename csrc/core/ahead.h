@@ -1,0 +1,96 @@
+/* ahead.h: memory that will be wanted soon, asked for while something is computed.
+
+   A core has room for some sixteen lines on their way from beyond its own caches. When forty are
+   asked for at once the rest wait, and whatever is computed next waits behind them. So a few are
+   listed before each tile, and the tile asks for one at each of its first steps. */
+#ifndef RF_AHEAD_H
+#define RF_AHEAD_H
+
+#include <stdint.h>
+
+#include "core.h"
+
+#define AHEAD_MOST 64
+
+/* Lines for one tile. */
+typedef struct {
+    size_t count, room;
+    const char *line[AHEAD_MOST + 8];
+} lines_ahead;
+
+static const lines_ahead nothing_ahead = {0};
+
+static inline void lines_begin(lines_ahead *to, size_t room) {
+    to->count = 0;
+    to->room = min_size(AHEAD_MOST, room);
+}
+
+/* `n` lines from the first one on; eight are written at a time, the last of them in vain. Not as
+   vectors: a tile that reads a part of one just written waits for it. */
+static ALWAYS_INLINE void list_lines(lines_ahead *to, const char *first, size_t n) {
+    const char **line = to->line + to->count;
+    for (size_t i = 0; i < n; i += 8, line += 8, first += 8 * RF_ALIGN)
+#pragma GCC unroll 8
+        for (size_t j = 0; j < 8; j++) line[j] = first + j * RF_ALIGN;
+    to->count += n;
+}
+
+/* The lines on which a row lies: it may begin anywhere in the first. */
+typedef struct {
+    const char *first;
+    size_t n;
+} row_lines;
+
+static inline row_lines lines_of(const real *row, size_t n) {
+    const uintptr_t first = (uintptr_t)row / RF_ALIGN, end = (uintptr_t)(row + n) + RF_ALIGN - 1;
+    return (row_lines){(const char *)(first * RF_ALIGN), end / RF_ALIGN - first};
+}
+
+/* Rows that the next product will want, and then those of `also`; NULL is none. */
+typedef struct rows_ahead {
+    const real *row;
+    ptrdiff_t ld;
+    size_t columns, rows;
+    const struct rows_ahead *also;
+} rows_ahead;
+
+/* Those of a task that is likely the thread's next: `rows` after `row`, of n x columns, as one. */
+static inline rows_ahead next_rows(const real *x, size_t columns, size_t n, size_t row, size_t rows,
+                                   const rows_ahead *also) {
+    row = min_size(n, row);
+    return (rows_ahead){x + row * columns, 0, min_size(rows, n - row) * columns, 1, also};
+}
+
+/* Where the listing of rows stands, and how many of their lines each tile is to ask for. */
+typedef struct {
+    const rows_ahead *of;
+    size_t row, line, each;
+} rows_cursor;
+
+static inline rows_cursor rows_begin(const rows_ahead *of, size_t tiles) {
+    size_t lines = 0;
+    for (const rows_ahead *r = of; r; r = r->also)
+        lines += r->rows * (r->columns * sizeof(real) / RF_ALIGN + 1);
+    return (rows_cursor){of, 0, 0, blocks_of(lines, max_size(1, tiles))};
+}
+
+/* One tile's share. */
+static inline void list_rows(lines_ahead *to, rows_cursor *at) {
+    size_t left = min_size(at->each, to->room - to->count);
+    while (left && at->of) {
+        if (at->row == at->of->rows) {
+            at->of = at->of->also;
+            at->row = 0;
+            continue;
+        }
+        const row_lines row =
+            lines_of(at->of->row + (ptrdiff_t)at->row * at->of->ld, at->of->columns);
+        const size_t n = min_size(left, row.n - at->line);
+        list_lines(to, row.first + at->line * RF_ALIGN, n);
+        left -= n;
+        at->line += n;
+        if (at->line == row.n) at->row++, at->line = 0;
+    }
+}
+
+#endif
