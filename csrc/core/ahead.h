@@ -10,28 +10,26 @@
 
 #include "core.h"
 
-#define AHEAD_MOST 64
-
-/* Lines for one tile. */
+/* Lines to ask for. There is room for `room` of them and seven more. */
 typedef struct {
+    const char **line;
     size_t count, room;
-    const char *line[AHEAD_MOST + 8];
-} lines_ahead;
+} line_list;
 
-static const lines_ahead nothing_ahead = {0};
+static const line_list nothing_ahead = {0};
 
-static inline void lines_begin(lines_ahead *to, size_t room) {
-    to->count = 0;
-    to->room = min_size(AHEAD_MOST, room);
-}
+/* Addresses, eight at a time. */
+typedef uintptr_t eight_lines __attribute__((vector_size(8 * sizeof(uintptr_t))));
 
-/* `n` lines from the first one on; eight are written at a time, the last of them in vain. Not as
-   vectors: a tile that reads a part of one just written waits for it. */
-static ALWAYS_INLINE void list_lines(lines_ahead *to, const char *first, size_t n) {
-    const char **line = to->line + to->count;
-    for (size_t i = 0; i < n; i += 8, line += 8, first += 8 * RF_ALIGN)
-#pragma GCC unroll 8
-        for (size_t j = 0; j < 8; j++) line[j] = first + j * RF_ALIGN;
+/* `n` lines from the first one on; eight are written at a time, the last of them in vain. */
+static ALWAYS_INLINE void list_lines(line_list *to, const char *first, size_t n) {
+    const eight_lines steps = {
+        0,           RF_ALIGN, 2 * RF_ALIGN, 3 * RF_ALIGN, 4 * RF_ALIGN, 5 * RF_ALIGN, 6 * RF_ALIGN,
+        7 * RF_ALIGN};
+    for (size_t i = 0; i < n; i += 8) {
+        const eight_lines lines = steps + (uintptr_t)(first + i * RF_ALIGN);
+        memcpy(to->line + to->count + i, &lines, sizeof lines);
+    }
     to->count += n;
 }
 
@@ -40,6 +38,11 @@ typedef struct {
     const char *first;
     size_t n;
 } row_lines;
+
+/* No row of n reals lies on more. */
+static inline size_t lines_most(size_t n) {
+    return n * sizeof(real) / RF_ALIGN + 2;
+}
 
 static inline row_lines lines_of(const real *row, size_t n) {
     const uintptr_t first = (uintptr_t)row / RF_ALIGN, end = (uintptr_t)(row + n) + RF_ALIGN - 1;
@@ -75,7 +78,7 @@ static inline rows_cursor rows_begin(const rows_ahead *of, size_t tiles) {
 }
 
 /* One tile's share. */
-static inline void list_rows(lines_ahead *to, rows_cursor *at) {
+static inline void list_rows(line_list *to, rows_cursor *at) {
     size_t left = min_size(at->each, to->room - to->count);
     while (left && at->of) {
         if (at->row == at->of->rows) {

@@ -50,7 +50,8 @@ static size_t workbench_bytes(const rf_attention *a, int backward) {
     const size_t blocks = cache_blocks(a, backward);
     size_t reals = bytes_mul(blocks, block_reals(dp, backward));
     reals = bytes_add(reals, OWNERS * (2 * BLOCK + 3 * BLOCK * dp) + 2 * tile);
-    const size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
+    size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
+    bytes = bytes_add(bytes, bytes_of(wish_lines(a->d), sizeof(char *)));
     return bytes_add(bytes, exact_bytes(a));
 }
 
@@ -60,12 +61,12 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     w->cache.clock = 0;
     w->careful = 0;
     w->asked = 0;
-    w->wishes.count = w->wishes.next = 0;
-    w->wishes.depth = a->d;
+    forget_wishes(&w->wishes);
     real *reals =
         take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) + 2 * BLOCK * BLOCK,
              sizeof(real));
     w->cache.blocks = take(&at, w->cache.count, sizeof(block));
+    w->wishes.lines.line = take(&at, wish_lines(a->d), sizeof(char *));
     for (size_t i = 0; i < w->cache.count; i++, reals += each)
         block_place(w->cache.blocks + i, reals, dp, backward);
     w->s = reals, reals += BLOCK * BLOCK;
@@ -180,7 +181,7 @@ static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size
                         size_t from, size_t to, const real *array, rf_strides strides) {
     const real *head = head_of(array, strides, x->a, bh);
     for (size_t at = from; at < min_size(to, from + BLOCK); at++)
-        wish(&w->wishes, head + (ptrdiff_t)token_at(x, bh, round, at) * strides.t);
+        wish(&w->wishes, head + (ptrdiff_t)token_at(x, bh, round, at) * strides.t, x->a->d);
 }
 
 static void wish_chunk(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
@@ -398,7 +399,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
     }
     if (is_window_scope(a)) {
         const size_t next = p.chunk + 1 + a->after;
-        w->wishes.count = w->wishes.next = 0;
+        forget_wishes(&w->wishes);
         wish_chunk(x, w, bh, p.chunk, f->out, f->sout);
         wish_chunk(x, w, bh, next, x->q, x->sq);
         if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
@@ -407,7 +408,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
     if (a->scope == RF_BUCKET) {
         const size_t from = p.base.start + p.first * BLOCK;
         const size_t to = min_size(p.base.end, from + p.count * BLOCK);
-        w->wishes.count = w->wishes.next = 0;
+        forget_wishes(&w->wishes);
         wish_places(x, w, bh, p.base.round, from, to, f->out, f->sout);
         // what the buckets before this one have not asked for
         const size_t next = w->asked < to || w->asked > to + BLOCK ? to : w->asked;
@@ -568,7 +569,7 @@ static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, p
     if (is_window_scope(a)) {
         const backward_results *g = results;
         const size_t next = p.chunk + 1 + max_size(a->before, a->after);
-        w->wishes.count = w->wishes.next = 0;
+        forget_wishes(&w->wishes);
         wish_chunk(x, w, bh, next, x->q, x->sq);
         if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
         wish_chunk(x, w, bh, next, x->v, x->sv);

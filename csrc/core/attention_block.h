@@ -213,35 +213,39 @@ static void block_queries(const attention_arrays *x, block *blk) {
 
 /* --------------------------------------------------------------------------- prefetching ---- */
 
-/* Rows that will be wanted and lie anywhere, asked for by the tiles in between. */
+/* Rows that will be wanted and lie anywhere, asked for by the tiles in between: each in turn is
+   granted some lines of those that are left. */
 typedef struct {
-    const real *rows[8 * BLOCK];
-    size_t count, next, depth;
-    lines_ahead lines;
+    line_list lines, granted;
+    size_t next;
 } wish_list;
 
-static inline void wish(wish_list *w, const real *row) {
-    w->rows[w->count++] = row;
+#define WISHES (7 * BLOCK) // rows: q, k, v, dout, dq, dk and dv of a block
+
+static size_t wish_lines(size_t d) {
+    return bytes_add(bytes_mul(WISHES, lines_most(d)), 7);
 }
 
-/* The lines that a tile of so many steps is to ask for: of whole rows, as many as go into it. */
-static inline const lines_ahead *grant_wishes(wish_list *w, size_t steps) {
-    if (w->next == w->count) return &nothing_ahead;
-    lines_begin(&w->lines, steps / AHEAD_STEPS);
-    for (; w->next < w->count; w->next++) {
-        const row_lines row = lines_of(w->rows[w->next], w->depth);
-        if (w->lines.count + row.n > w->lines.room) break;
-        list_lines(&w->lines, row.first, row.n);
-    }
-    return &w->lines;
+static inline void wish(wish_list *w, const real *row, size_t d) {
+    const row_lines lines = lines_of(row, d);
+    list_lines(&w->lines, lines.first, lines.n);
+}
+
+/* The lines that a tile of so many steps is to ask for. */
+static inline const line_list *grant_wishes(wish_list *w, size_t steps) {
+    const size_t n = min_size(steps / AHEAD_STEPS, w->lines.count - w->next);
+    w->granted = (line_list){w->lines.line + w->next, n, n};
+    w->next += n;
+    return &w->granted;
 }
 
 /* What so few tiles have left over, at once. */
 static inline void grant_the_rest(wish_list *w) {
-    for (; w->next < w->count; w->next++) {
-        const row_lines row = lines_of(w->rows[w->next], w->depth);
-        for (size_t i = 0; i < row.n; i++) __builtin_prefetch(row.first + i * RF_ALIGN, 0, 2);
-    }
+    for (; w->next < w->lines.count; w->next++) __builtin_prefetch(w->lines.line[w->next], 0, 2);
+}
+
+static inline void forget_wishes(wish_list *w) {
+    w->lines.count = w->next = 0;
 }
 
 /* ---------------------------------------------------- the blocks that a thread has at hand ---- */

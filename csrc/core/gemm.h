@@ -28,6 +28,7 @@
 
 /* Steps of a tile for each line that it asks for: a line takes about as long as these. */
 #define AHEAD_STEPS (GEMM_NV == 4 ? 2 : 6)
+#define AHEAD_MOST 64 // lines listed for one tile of a product
 
 /* One step of the inner dimension; twice in the tile below. */
 #define TILE_STEP                                                                                  \
@@ -50,7 +51,7 @@
 static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_rows, size_t k,
                                     const real *restrict a, size_t lda, const real *restrict b,
                                     size_t ldb, real *restrict c, size_t ldc, int add,
-                                    const lines_ahead *ahead) {
+                                    const line_list *ahead) {
     // one flat loop each time: gcc unrolls those before it decides what lives in registers
     vec acc[GEMM_MR * GEMM_NV], bp[GEMM_NV];
 #pragma GCC unroll 24
@@ -72,17 +73,17 @@ static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_row
 }
 
 typedef void (*tile_function)(size_t k, const real *a, size_t lda, const real *b, size_t ldb,
-                              real *c, size_t ldc, int add, const lines_ahead *ahead);
+                              real *c, size_t ldc, int add, const line_list *ahead);
 
 #define TILE(mr, nv)                                                                               \
     static void tile_columns_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,       \
                                          size_t ldb, real *c, size_t ldc, int add,                 \
-                                         const lines_ahead *ahead) {                               \
+                                         const line_list *ahead) {                                 \
         tile_body(mr, nv, 0, k, a, lda, b, ldb, c, ldc, add, ahead);                               \
     }                                                                                              \
     static void tile_rows_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,          \
                                       size_t ldb, real *c, size_t ldc, int add,                    \
-                                      const lines_ahead *ahead) {                                  \
+                                      const line_list *ahead) {                                    \
         tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add, ahead);                               \
     }
 #if GEMM_NV == 4
@@ -158,7 +159,7 @@ static void pack_parallel(rf_run *run, real *packed, const real *b, ptrdiff_t br
 /* One tile at the right edge: only `columns` of its columns exist in C. */
 static void tile_edge(tile_function tile, size_t mr, size_t k, const real *a, size_t lda,
                       const real *b, real *c, size_t ldc, size_t columns, int add,
-                      const lines_ahead *ahead) {
+                      const line_list *ahead) {
     real whole[GEMM_MR * GEMM_NR];
     tile(k, a, lda, b, GEMM_NR, whole, GEMM_NR, 0, ahead);
     for (size_t i = 0; i < mr; i++)
@@ -173,11 +174,12 @@ static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_ro
                        rows_cursor *far) {
     const size_t lines = k * GEMM_NR * sizeof(real) / RF_ALIGN;
     const size_t each = blocks_of(lines, blocks_of(m, GEMM_MR));
+    // in whole lines: a tile that reads what has just been written to two of them waits
+    _Alignas(RF_ALIGN) const char *line[AHEAD_MOST + 7];
     size_t near = 0;
     for (size_t i = 0, mr; i < m; i += mr) {
         mr = tile_height(m - i);
-        lines_ahead ahead;
-        lines_begin(&ahead, k / AHEAD_STEPS);
+        line_list ahead = {line, 0, min_size(AHEAD_MOST, k / AHEAD_STEPS)};
         if (next) {
             const size_t n = min_size(each, min_size(ahead.room, lines - near));
             list_lines(&ahead, (const char *)next + near * RF_ALIGN, n);

@@ -44,11 +44,11 @@ static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t ha
 /* u (columns x HASH_ROWS) = rotation' lanes, one round. */
 static void hash_products(real *u, const real *rotation, size_t ld, const real *lanes,
                           size_t columns, size_t d, rows_cursor *far) {
-    lines_ahead ahead;
+    _Alignas(RF_ALIGN) const char *line[AHEAD_MOST + 7];
     for (size_t i = 0, mr; i < columns; i += mr) {
         mr = tile_height(columns - i);
         for (size_t j = 0; j < HASH_ROWS; j += GEMM_NR) {
-            lines_begin(&ahead, d / AHEAD_STEPS);
+            line_list ahead = {line, 0, min_size(AHEAD_MOST, d / AHEAD_STEPS)};
             list_rows(&ahead, far);
             tile_for(mr, 0, HASH_ROWS - j)(d, rotation + i, ld, lanes + j, HASH_ROWS,
                                            u + i * HASH_ROWS + j, HASH_ROWS, 0, &ahead);
