@@ -49,6 +49,11 @@ static inline row_lines lines_of(const real *row, size_t n) {
     return (row_lines){(const char *)(first * RF_ALIGN), end / RF_ALIGN - first};
 }
 
+static ALWAYS_INLINE void list_row(line_list *to, const real *row, size_t n) {
+    const row_lines lines = lines_of(row, n);
+    list_lines(to, lines.first, lines.n);
+}
+
 /* Rows that the next product will want, and then those of `also`; NULL is none. */
 typedef struct rows_ahead {
     const real *row;

@@ -180,8 +180,16 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
 static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size_t round,
                         size_t from, size_t to, const real *array, rf_strides strides) {
     const real *head = head_of(array, strides, x->a, bh);
-    for (size_t at = from; at < min_size(to, from + BLOCK); at++)
-        wish(&w->wishes, head + (ptrdiff_t)token_at(x, bh, round, at) * strides.t, x->a->d);
+    const size_t d = x->a->d, end = min_size(to, from + BLOCK);
+    line_list lines = w->wishes.lines;
+    if (!x->order.order) {
+        for (size_t at = from; at < end; at++)
+            list_row(&lines, head + (ptrdiff_t)at * strides.t, d);
+    } else {
+        const int32_t *order = x->order.order + (bh * x->a->r + round) * x->a->t;
+        for (size_t at = from; at < end; at++) list_row(&lines, head + order[at] * strides.t, d);
+    }
+    w->wishes.lines = lines;
 }
 
 static void wish_chunk(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,

@@ -226,11 +226,6 @@ static size_t wish_lines(size_t d) {
     return bytes_add(bytes_mul(WISHES, lines_most(d)), 7);
 }
 
-static inline void wish(wish_list *w, const real *row, size_t d) {
-    const row_lines lines = lines_of(row, d);
-    list_lines(&w->lines, lines.first, lines.n);
-}
-
 /* The lines that a tile of so many steps is to ask for. */
 static inline const line_list *grant_wishes(wish_list *w, size_t steps) {
     const size_t n = min_size(steps / AHEAD_STEPS, w->lines.count - w->next);
