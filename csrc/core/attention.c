@@ -186,8 +186,9 @@ static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size
         for (size_t at = from; at < end; at++)
             list_row(&lines, head + (ptrdiff_t)at * strides.t, d);
     } else {
-        const int32_t *order = x->order.order + (bh * x->a->r + round) * x->a->t;
-        for (size_t at = from; at < end; at++) list_row(&lines, head + order[at] * strides.t, d);
+        const uint32_t *order = x->order.order + (bh * x->a->r + round) * x->a->t;
+        for (size_t at = from; at < end; at++)
+            list_row(&lines, head + (ptrdiff_t)order[at] * strides.t, d);
     }
     w->wishes.lines = lines;
 }
@@ -257,7 +258,7 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
     reach r;
     find_reach(&r, a, q, k);
     if (!r.most) return;
-    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp, &w->wishes);
+    raw_scores(w->s, x, &r, q, k, &w->wishes);
 
     for (size_t i = 0; i < BLOCK; i++) o->seen[i] += r.seen[i];
     for (size_t g = 0; g < r.groups; g++) {
@@ -509,8 +510,8 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
     reach r;
     find_reach(&r, a, q, k);
     if (!r.most) return;
-    staircase_product(w->s, &r, k->k_rows, q->q_columns, a->d, dp, &w->wishes);
-    staircase_product(w->g, &r, k->v_rows, q->do_columns, a->d, dp, &w->wishes);
+    raw_scores(w->s, x, &r, q, k, &w->wishes);
+    staircase_product(w->g, &r, k->v_rows, 1, q->do_columns, a->d, dp, &w->wishes);
     for (size_t g = 0; g < r.groups; g++) {
         real *s = w->s + g * VEC_LANES, *ds = w->g + g * VEC_LANES;
         compared_scores(s, x, q, k, g, r.low[g], r.mid[g], (vec){0});

@@ -50,7 +50,7 @@ typedef struct {
     real kscale[BLOCK];                  // what makes a raw key row the key, times the scale
     real kunit[BLOCK];                   // the same for scores in units of log 2
     real lse[BLOCK], delta[BLOCK];       // backward; lse in units of log 2
-    const real *q_rows, *k_rows, *v_rows, *do_rows; // where the rows are, dp apart: in place, or
+    const real *q_rows, *k_rows, *v_rows, *do_rows; // where rows are, dp apart: NULL, in place, or
     real *q_space, *k_space, *v_space, *do_space;   // copied here
     real *q_columns, *do_columns;
 } block;
@@ -150,16 +150,33 @@ static const real *block_rows(const attention_arrays *x, const block *blk, const
     return space;
 }
 
+/* The same rows as columns, a token to a lane. Where no product reads them as rows, they go from
+   the array into columns: `rows` is NULL then. */
+static void block_columns(const attention_arrays *x, const block *blk, const lane *tokens, size_t n,
+                          const real *base, rf_strides s, const real *rows, real *columns) {
+    const real *head = head_of(base, s, x->a, blk->bh);
+    for (size_t i = 0; i < n; i += VEC_LANES) {
+        const real *lines[VEC_LANES]; // lanes beyond the last token: that one again
+        for (size_t j = 0; j < VEC_LANES; j++)
+            lines[j] = rows ? rows + (i + j) * x->dp
+                            : head + (ptrdiff_t)tokens[min_size(i + j, n - 1)] * s.t;
+        transpose_rows(columns + i, BLOCK, lines, x->dp);
+    }
+}
+
+/* A backward multiplies by rows of queries; padded ones are made as rows, too. */
+static inline int needs_rows(const attention_arrays *x) {
+    return x->dout || x->a->d < x->dp;
+}
+
 /* What makes a raw key row the key, times the scale. A shared key is normalised: the columns of the
    queries are at hand for that, a key to a lane. */
 static void key_scales(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
     if (a->shared_qk) {
-        blk->q_rows = blk->k_rows;
         const size_t rows = round_up(blk->nk, VEC_LANES);
         real mean[BLOCK];
-        transpose(blk->q_columns, BLOCK, blk->k_rows, x->dp, rows, x->dp);
         for (size_t i = 0; i < rows; i += VEC_LANES) {
             vec sum[2] = {{0}, {0}};
             for (size_t j = 0; j < x->dp; j += 2) {
@@ -174,11 +191,17 @@ static void key_scales(const attention_arrays *x, block *blk) {
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
 }
 
+/* Shared queries come with their keys. */
 static void block_keys(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
-    const real *keys = a->shared_qk ? x->q : x->k;
-    const rf_strides strides = a->shared_qk ? x->sq : x->sk;
-    blk->k_rows = block_rows(x, blk, blk->kpos, blk->nk, keys, strides, blk->k_space);
+    if (a->shared_qk) {
+        if (needs_rows(x))
+            blk->q_rows = block_rows(x, blk, blk->kpos, blk->nk, x->q, x->sq, blk->q_space);
+        block_columns(x, blk, blk->kpos, blk->nk, x->q, x->sq, blk->q_rows, blk->q_columns);
+        blk->k_rows = blk->q_rows;
+    } else {
+        blk->k_rows = block_rows(x, blk, blk->kpos, blk->nk, x->k, x->sk, blk->k_space);
+    }
     blk->v_rows = block_rows(x, blk, blk->kpos, blk->nk, x->v, x->sv, blk->v_space);
     blk->has_keys = 1;
     key_scales(x, blk);
@@ -186,10 +209,10 @@ static void block_keys(const attention_arrays *x, block *blk) {
 
 static void block_queries(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
-    const size_t dp = x->dp, rows = round_up(max_size(blk->nq, 1), VEC_LANES);
-    if (!a->shared_qk) { // else the keys have brought them
-        blk->q_rows = block_rows(x, blk, blk->qpos, blk->nq, x->q, x->sq, blk->q_space);
-        transpose(blk->q_columns, BLOCK, blk->q_rows, dp, rows, dp);
+    if (!a->shared_qk) {
+        if (needs_rows(x))
+            blk->q_rows = block_rows(x, blk, blk->qpos, blk->nq, x->q, x->sq, blk->q_space);
+        block_columns(x, blk, blk->qpos, blk->nq, x->q, x->sq, blk->q_rows, blk->q_columns);
     }
     if (a->dropout > 0)
         for (size_t i = 0; i < blk->nq; i++)
@@ -206,7 +229,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
         blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_space);
-        transpose(blk->do_columns, BLOCK, blk->do_rows, dp, rows, dp);
+        block_columns(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_rows, blk->do_columns);
     }
     blk->has_queries = 1;
 }
@@ -327,18 +350,28 @@ static inline size_t first_group(const reach *r, size_t i) {
     return g;
 }
 
-/* c[key][query] = row of `rows` (keys, as they lie) times `columns` (queries), for the tiles that
-   the staircase needs. */
-static void staircase_product(real *c, const reach *r, const real *rows, const real *columns,
-                              size_t d, size_t dp, wish_list *wishes) {
+/* c[key][query] = keys times `columns` (queries), for the tiles that the staircase needs. Keys
+   stand by rows, dp apart, or by columns. */
+static void staircase_product(real *c, const reach *r, const real *keys, int by_rows,
+                              const real *columns, size_t d, size_t dp, wish_list *wishes) {
+    const size_t ld = by_rows ? dp : BLOCK;
     for (size_t i = 0, mr; i < r->most; i += mr) {
         mr = tile_height(r->most - i);
         for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
-            tile_for(mr, 1, (r->groups - g) * VEC_LANES)(
-                d, rows + i * dp, dp, columns + g * VEC_LANES, BLOCK, c + i * BLOCK + g * VEC_LANES,
-                BLOCK, 0, grant_wishes(wishes, d));
+            tile_for(mr, by_rows, (r->groups - g) * VEC_LANES)(
+                d, by_rows ? keys + i * dp : keys + i, ld, columns + g * VEC_LANES, BLOCK,
+                c + i * BLOCK + g * VEC_LANES, BLOCK, 0, grant_wishes(wishes, d));
         }
     }
+}
+
+/* Raw products of queries and keys: where keys are shared and not there as rows, their columns are
+   those of the queries. */
+static void raw_scores(real *s, const attention_arrays *x, const reach *r, const block *q,
+                       const block *k, wish_list *wishes) {
+    const int by_rows = k->k_rows != NULL;
+    staircase_product(s, r, by_rows ? k->k_rows : k->q_columns, by_rows, q->q_columns, x->a->d,
+                      x->dp, wishes);
 }
 
 /* Scores are in units of log 2. A plain one is its product times kunit, wherever it is needed; the

@@ -81,11 +81,17 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
             // one token to a lane, so that the search for the maximum runs across tokens
             const size_t t0 = block * HASH_ROWS, n = min_size(HASH_ROWS, a->t - t0);
             const real *from = head + (ptrdiff_t)t0 * sx.t;
-            const int in_place = n == HASH_ROWS && d == dp && sx.t == (ptrdiff_t)d;
-            if (n < HASH_ROWS || d < dp) memset(rows, 0, HASH_ROWS * dp * sizeof(real));
-            for (size_t i = 0; i < n && !in_place; i++)
+            if (d < dp) memset(rows, 0, HASH_ROWS * dp * sizeof(real));
+            for (size_t i = 0; i < n && d < dp; i++)
                 copy_row(rows + i * dp, from + (ptrdiff_t)i * sx.t, d);
-            transpose(lanes, HASH_ROWS, in_place ? from : rows, dp, HASH_ROWS, dp);
+            for (size_t i = 0; i < HASH_ROWS; i += VEC_LANES) {
+                const real *lines[VEC_LANES]; // lanes beyond the last token: that one again
+                for (size_t j = 0; j < VEC_LANES; j++) {
+                    const size_t row = min_size(i + j, n - 1);
+                    lines[j] = d < dp ? rows + row * dp : from + (ptrdiff_t)row * sx.t;
+                }
+                transpose_rows(lanes + i, HASH_ROWS, lines, dp);
+            }
 
             const size_t next = min_size(HASH_ROWS, a->t - t0 - n);
             const rows_ahead ahead = {from + (ptrdiff_t)n * sx.t, sx.t, d, next, NULL};

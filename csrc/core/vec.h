@@ -205,24 +205,38 @@ static inline vec vec_log(vec x) {
     return __builtin_convertvector(n, vec) * (real)0.69314718055994530942 + s * series + (x - x);
 }
 
-/* Transpose a square of VEC_LANES x VEC_LANES in registers: at each step s, lanes whose bit s
-   differs from their row's change places with the row s away. */
+/* Lanes of 128 bits: a vector is made of VEC_PIECES of them, each loaded by itself. */
+#define PIECE_LANES (16 / RF_REAL_BYTES)
+#define VEC_PIECES (VEC_LANES / PIECE_LANES)
+
+/* Element `at` and those behind it of rows i, i + PIECE_LANES, ..., a piece of each. */
+static ALWAYS_INLINE vec vload_pieces(const real *const *rows, size_t i, size_t at) {
+#define PIECE(q) _mm_loadu_ps((const float *)(rows[i + (q) * PIECE_LANES] + at))
+#if defined(__AVX512F__)
+    __m512 x = _mm512_castps128_ps512(PIECE(0));
+    x = _mm512_insertf32x4(x, PIECE(1), 1);
+    x = _mm512_insertf32x4(x, PIECE(2), 2);
+    return (vec)_mm512_insertf32x4(x, PIECE(3), 3);
+#elif defined(__AVX__)
+    return (vec)_mm256_insertf128_ps(_mm256_castps128_ps256(PIECE(0)), PIECE(1), 1);
+#else
+    return vload(rows[i] + at);
+#endif
+#undef PIECE
+}
+
+/* Steps of a transpose within pieces: lanes whose bit s differs from their row's change places with
+   the row s away. */
 #if VEC_LANES == 16
 #define LANES_LOW1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
 #define LANES_HIGH1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
 #define LANES_LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
 #define LANES_HIGH2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define LANES_LOW4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
-#define LANES_HIGH4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
-#define LANES_LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define LANES_HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
 #elif VEC_LANES == 8
 #define LANES_LOW1 0, 8, 2, 10, 4, 12, 6, 14
 #define LANES_HIGH1 1, 9, 3, 11, 5, 13, 7, 15
 #define LANES_LOW2 0, 1, 8, 9, 4, 5, 12, 13
 #define LANES_HIGH2 2, 3, 10, 11, 6, 7, 14, 15
-#define LANES_LOW4 0, 1, 2, 3, 8, 9, 10, 11
-#define LANES_HIGH4 4, 5, 6, 7, 12, 13, 14, 15
 #elif VEC_LANES == 4
 #define LANES_LOW1 0, 4, 2, 6
 #define LANES_HIGH1 1, 5, 3, 7
@@ -241,25 +255,20 @@ static inline vec vec_log(vec x) {
             x[i] = low;                                                                            \
         }
 
-/* to (columns x rows) = from (rows x columns)', both sizes multiples of VEC_LANES. */
-static void transpose(real *restrict to, size_t ldt, const real *restrict from, size_t ldf,
-                      size_t rows, size_t columns) {
-    for (size_t row = 0; row < rows; row += VEC_LANES)
-        for (size_t column = 0; column < columns; column += VEC_LANES) {
-            vec x[VEC_LANES];
-            for (size_t i = 0; i < VEC_LANES; i++) x[i] = vload(from + (row + i) * ldf + column);
-            TRANSPOSE_STEP(1)
-#if VEC_LANES > 2
-            TRANSPOSE_STEP(2)
+/* to (n x VEC_LANES) = VEC_LANES rows of n, transposed; n is a multiple of VEC_LANES. Whole pieces
+   find their rows as they are loaded, for loads are cheaper than shuffles. */
+static void transpose_rows(real *restrict to, size_t ldt, const real *const *rows, size_t n) {
+    for (size_t at = 0; at < n; at += VEC_LANES) {
+        vec x[VEC_LANES];
+#pragma GCC unroll 16
+        for (size_t i = 0; i < VEC_LANES; i++)
+            x[i] = vload_pieces(rows, i % PIECE_LANES, at + i / PIECE_LANES * PIECE_LANES);
+        TRANSPOSE_STEP(1)
+#if PIECE_LANES > 2
+        TRANSPOSE_STEP(2)
 #endif
-#if VEC_LANES > 4
-            TRANSPOSE_STEP(4)
-#endif
-#if VEC_LANES > 8
-            TRANSPOSE_STEP(8)
-#endif
-            for (size_t i = 0; i < VEC_LANES; i++) vstore(to + (column + i) * ldt + row, x[i]);
-        }
+        for (size_t i = 0; i < VEC_LANES; i++) vstore(to + (at + i) * ldt, x[i]);
+    }
 }
 
 /* Sum of x y in four vectors, folded in a fixed order. */
