@@ -262,6 +262,7 @@ static void forward_pair(const attention_arrays *x, workbench *w, owner *o, cons
 
     for (size_t i = 0; i < BLOCK; i++) o->seen[i] += r.seen[i];
     for (size_t g = 0; g < r.groups; g++) {
+        grant_more(&w->wishes, 8);
         real *s = w->s + g * VEC_LANES;
         const size_t low = r.low[g], mid = max_size(r.mid[g], low), high = r.high[g];
         const vec before = vload(o->most + g * VEC_LANES);
@@ -326,7 +327,8 @@ static int owner_is_finite(const attention_arrays *x, const owner *o) {
 /* After the last round a row is num / sum; before that its three parts wait in out, lse and sum.
    A row that saw itself and nothing else is its value, if there is one round: the book has nothing
    to add. */
-static void owner_end(const attention_arrays *x, owner *o, const forward_results *f) {
+static void owner_end(const attention_arrays *x, workbench *w, const owner *o,
+                      const forward_results *f) {
     const rf_attention *a = x->a;
     const block *q = o->blk;
     const int last = q->round + 1 == rounds_of(a);
@@ -345,6 +347,7 @@ static void owner_end(const attention_arrays *x, owner *o, const forward_results
     for (size_t i = 0; i < q->nq; i++) {
         const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
         real *out = head + (ptrdiff_t)token * f->sout.t;
+        grant_more(&w->wishes, 2);
         const real *num = o->num + i * x->dp;
         if (!last) {
             copy_row(out, num, a->d);
@@ -434,11 +437,11 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         forward_spans(x, w, bh, p, f);
         w->careful = 0;
     }
-    grant_the_rest(&w->wishes);
     for (size_t i = 0; i < p.count; i++) {
-        owner_end(x, w->owners + i, f);
+        owner_end(x, w, w->owners + i, f);
         w->owners[i].blk->pinned = 0;
     }
+    grant_more(&w->wishes, w->wishes.lines.count); // what so little work has left over
 }
 
 /* Rows that were marked as having seen nothing. */

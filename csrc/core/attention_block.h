@@ -257,9 +257,10 @@ static inline const line_list *grant_wishes(wish_list *w, size_t steps) {
     return &w->granted;
 }
 
-/* What so few tiles have left over, at once. */
-static inline void grant_the_rest(wish_list *w) {
-    for (; w->next < w->lines.count; w->next++) __builtin_prefetch(w->lines.line[w->next], 0, 2);
+/* Asks for a few more, where there is no tile for a while. */
+static ALWAYS_INLINE void grant_more(wish_list *w, size_t n) {
+    const size_t end = min_size(w->lines.count, w->next + n);
+    for (; w->next < end; w->next++) __builtin_prefetch(w->lines.line[w->next], 0, 2);
 }
 
 static inline void forget_wishes(wish_list *w) {
