@@ -478,28 +478,28 @@ static void attention_forward(rf_run *run, real *out, real *lse, const real *q, 
 
 /* ------------------------------------------------------------------------------ backward ---- */
 
-/* Probabilities and score gradients of one group of lanes: forward was p = 2^(s - lse), then
-   out = sum of p keep v; so ds = p (keep dp - dout out), and s was the raw product times kscale.
-   dp is in g on entry; p keep is left in s, ds kscale in g. */
-static void backward_group(const attention_arrays *x, real *s, real *g, const block *q,
-                           const block *k, const reach *r, size_t group, size_t slot) {
-    const rf_attention *a = x->a;
+/* Probabilities and score gradients of keys [i0, i1) of one group of lanes: forward was
+   p = 2^(s - lse), then out = sum of p keep v; so ds = p (keep dp - dout out), and s was the raw
+   product times kscale, unless it has been compared. dp is in g on entry; p keep is left in s,
+   ds kscale in g. */
+static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real *g, const block *q,
+                                        const block *k, size_t group, size_t slot, size_t i0,
+                                        size_t i1, const int compared) {
     const vec lse = vload(q->lse + group * VEC_LANES), delta = vload(q->delta + group * VEC_LANES);
     const ivec positions = iload(q->qpos + group * VEC_LANES);
-    for (size_t i = 0; i < r->high[group]; i++) {
-        const vec p = vec_exp2(score_of(s, k, r, group, i) - lse);
-        const vec dp = vload(g + i * BLOCK);
-        vec ds = (p * k->kscale[i]) * (dp - delta);
-        if (a->dropout > 0) {
-            const vec keep = drop_factors(a, q, k->kpos[i], slot, group);
-            ds = (p * k->kscale[i]) * (dp * keep - delta);
-            vstore(s + i * BLOCK, p * keep);
-        } else {
-            vstore(s + i * BLOCK, p);
+    const int drops = x->a->dropout > 0, shared = x->a->shared_qk;
+    for (size_t i = i0; i < i1; i++) {
+        const vec score = compared ? vload(s + i * BLOCK) : vload(s + i * BLOCK) * k->kunit[i];
+        const vec p = vec_exp2(score - lse), dp = vload(g + i * BLOCK);
+        vec kept = p, ds = dp - delta;
+        if (drops) {
+            const vec keep = drop_factors(x->a, q, k->kpos[i], slot, group);
+            kept = p * keep, ds = dp * keep - delta;
         }
+        ds *= p * k->kscale[i];
         // the self score is a constant: nothing flows through it
-        if (a->shared_qk && i >= r->low[group] && i < r->mid[group])
-            ds = vselect(k->kpos[i] - (ivec){0} == positions, (vec){0}, ds);
+        if (compared && shared) ds = vselect(k->kpos[i] - (ivec){0} == positions, (vec){0}, ds);
+        vstore(s + i * BLOCK, kept);
         vstore(g + i * BLOCK, ds);
     }
 }
@@ -517,8 +517,11 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
     staircase_product(w->g, &r, k->v_rows, 1, q->do_columns, a->d, dp, &w->wishes);
     for (size_t g = 0; g < r.groups; g++) {
         real *s = w->s + g * VEC_LANES, *ds = w->g + g * VEC_LANES;
-        compared_scores(s, x, q, k, g, r.low[g], r.mid[g], (vec){0});
-        backward_group(x, s, ds, q, k, &r, g, slot);
+        const size_t low = r.low[g], mid = max_size(r.mid[g], low);
+        compared_scores(s, x, q, k, g, low, mid, (vec){0});
+        backward_keys(x, s, ds, q, k, g, slot, 0, low, 0);
+        backward_keys(x, s, ds, q, k, g, slot, low, mid, 1);
+        backward_keys(x, s, ds, q, k, g, slot, mid, r.high[g], 0);
         clear_beyond(s, &r, g);
         clear_beyond(ds, &r, g);
     }

@@ -359,9 +359,10 @@ static void staircase_product(real *c, const reach *r, const real *keys, int by_
     for (size_t i = 0, mr; i < r->most; i += mr) {
         mr = tile_height(r->most - i);
         for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
+            const int narrow = g + 1 == r->groups; // done before a line has come
             tile_for(mr, by_rows, (r->groups - g) * VEC_LANES)(
                 d, by_rows ? keys + i * dp : keys + i, ld, columns + g * VEC_LANES, BLOCK,
-                c + i * BLOCK + g * VEC_LANES, BLOCK, 0, grant_wishes(wishes, d));
+                c + i * BLOCK + g * VEC_LANES, BLOCK, 0, grant_wishes(wishes, narrow ? 0 : d));
         }
     }
 }
@@ -409,12 +410,6 @@ static inline vec compared_scores(real *s, const attention_arrays *x, const bloc
         most = vmax(score, most);
     }
     return most;
-}
-
-/* The score of key i, where compared_scores has been. */
-static inline vec score_of(const real *s, const block *k, const reach *r, size_t group, size_t i) {
-    const vec x = vload(s + i * BLOCK);
-    return i >= r->low[group] && i < r->mid[group] ? x : x * k->kunit[i];
 }
 
 /* Rows [high, most) of a group: masked, and read by tiles that other groups share. */
