@@ -68,7 +68,7 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     w->cache.blocks = take(&at, w->cache.count, sizeof(block));
     w->wishes.lines.line = take(&at, wish_lines(a->d), sizeof(char *));
     for (size_t i = 0; i < w->cache.count; i++, reals += each)
-        block_place(w->cache.blocks + i, reals, dp, backward);
+        block_place(w->cache.blocks + i, reals, a->d, dp, backward);
     w->s = reals, reals += BLOCK * BLOCK;
     w->g = reals, reals += BLOCK * BLOCK;
     for (size_t i = 0; i < OWNERS; i++) {
@@ -156,24 +156,34 @@ static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_
     }
 }
 
-/* Runs `each` over all pieces of all heads of one round, on the team. */
-static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *benches,
+/* One thread's part of `for_round`. */
+static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void *bench,
                       int backward, piece_function each, void *more) {
     const rf_attention *a = x->a;
     const size_t owners = owners_of(a), step = pieces_per_task(a->b * a->h * owners, 32);
     const size_t tasks = blocks_of(owners, step);
-    const size_t bench = workbench_bytes(a, backward);
-#pragma omp parallel num_threads(team(run, attention_work(a)))
-    {
-        workbench w;
-        workbench_place(&w, a, (char *)benches + thread_index() * bench, backward);
-#pragma omp for schedule(dynamic)
-        for (size_t task = 0; task < a->b * a->h * tasks; task++) {
-            const size_t bh = task / tasks, first = task % tasks * step;
-            for (size_t i = first; i < min_size(owners, first + step) && !stopped(run); i++)
-                for_pieces(x, &w, bh, round, i, each, more);
-        }
+    workbench w;
+    workbench_place(&w, a, bench, backward);
+#pragma omp for schedule(dynamic) nowait
+    for (size_t task = 0; task < a->b * a->h * tasks; task++) {
+        const size_t bh = task / tasks, first = task % tasks * step;
+        for (size_t i = first; i < min_size(owners, first + step) && !stopped(run); i++)
+            for_pieces(x, &w, bh, round, i, each, more);
     }
+}
+
+/* Runs `each` over all pieces of all heads of one round, on the team. A team of one is none: its
+   barriers would still call the system. */
+static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *benches,
+                      int backward, piece_function each, void *more) {
+    const size_t bench = workbench_bytes(x->a, backward);
+    const int workers = team(run, attention_work(x->a));
+    if (workers == 1) {
+        for_tasks(run, x, round, benches, backward, each, more);
+        return;
+    }
+#pragma omp parallel num_threads(workers)
+    for_tasks(run, x, round, (char *)benches + thread_index() * bench, backward, each, more);
 }
 
 /* Wish for the rows at places [from, to) of a round: in hash order they lie anywhere. */
@@ -444,22 +454,31 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
     grant_more(&w->wishes, w->wishes.lines.count); // what so little work has left over
 }
 
+static void forward_exact_rows(rf_run *run, const attention_arrays *x, const forward_results *f,
+                               void *bench) {
+    const rf_attention *a = x->a;
+    const size_t rows = a->b * a->h * a->t, step = 1024;
+    exact_bench e = exact_place(a, bench);
+#pragma omp for schedule(dynamic) nowait
+    for (size_t task = 0; task < blocks_of(rows, step); task++)
+        for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++)
+            if (f->lse[i] == -(real)INFINITY && !stopped(run))
+                exact_forward(x, (real *)row_of(f->out, f->sout, a, i / a->t, i % a->t), i / a->t,
+                              i % a->t, &e);
+}
+
 /* Rows that were marked as having seen nothing. */
 static void forward_exact(rf_run *run, const attention_arrays *x, const forward_results *f,
                           void *benches) {
     const rf_attention *a = x->a;
-    const size_t rows = a->b * a->h * a->t, step = 1024;
     const size_t bench = workbench_bytes(a, 0);
-#pragma omp parallel num_threads(team(run, (double)rows))
-    {
-        exact_bench e = exact_place(a, (char *)benches + thread_index() * bench);
-#pragma omp for schedule(dynamic)
-        for (size_t task = 0; task < blocks_of(rows, step); task++)
-            for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++)
-                if (f->lse[i] == -(real)INFINITY && !stopped(run))
-                    exact_forward(x, (real *)row_of(f->out, f->sout, a, i / a->t, i % a->t),
-                                  i / a->t, i % a->t, &e);
+    const int workers = team(run, (double)(a->b * a->h * a->t));
+    if (workers == 1) {
+        forward_exact_rows(run, x, f, benches);
+        return;
     }
+#pragma omp parallel num_threads(workers)
+    forward_exact_rows(run, x, f, (char *)benches + thread_index() * bench);
 }
 
 static void attention_forward(rf_run *run, real *out, real *lse, const real *q, const real *k,

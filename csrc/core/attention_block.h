@@ -64,13 +64,15 @@ static size_t block_reals(size_t dp, int backward) {
     return bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp));
 }
 
-static void block_place(block *x, real *at, size_t dp, int backward) {
+/* Nothing writes to the padding of a row. */
+static void block_place(block *x, real *at, size_t d, size_t dp, int backward) {
     real **parts[] = {&x->q_columns, &x->q_space,    &x->k_space,
                       &x->v_space,   &x->do_columns, &x->do_space};
-    memset(at, 0, block_reals(dp, backward) * sizeof(real));
+    const size_t arrays = backward ? 6 : 4;
+    if (d < dp) memset(at, 0, arrays * BLOCK * dp * sizeof(real));
     memset(x, 0, sizeof *x);
     x->bh = SIZE_MAX;
-    for (size_t i = 0; i < (backward ? 6 : 4); i++) *parts[i] = at + i * BLOCK * dp;
+    for (size_t i = 0; i < arrays; i++) *parts[i] = at + i * BLOCK * dp;
 }
 
 static inline const real *head_of(const real *base, rf_strides s, const rf_attention *a,
@@ -157,9 +159,10 @@ static void block_columns(const attention_arrays *x, const block *blk, const lan
     const real *head = head_of(base, s, x->a, blk->bh);
     for (size_t i = 0; i < n; i += VEC_LANES) {
         const real *lines[VEC_LANES]; // lanes beyond the last token: that one again
-        for (size_t j = 0; j < VEC_LANES; j++)
-            lines[j] = rows ? rows + (i + j) * x->dp
-                            : head + (ptrdiff_t)tokens[min_size(i + j, n - 1)] * s.t;
+        for (size_t j = 0; j < VEC_LANES; j++) {
+            const size_t at = min_size(i + j, n - 1);
+            lines[j] = rows ? rows + at * x->dp : head + (ptrdiff_t)tokens[at] * s.t;
+        }
         transpose_rows(columns + i, BLOCK, lines, x->dp);
     }
 }
