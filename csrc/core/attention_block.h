@@ -324,7 +324,11 @@ static void find_reach(reach *r, const rf_attention *a, const block *q, const bl
         return;
     }
 
-    for (size_t g = 0; g < r->groups; g++) {
+    // a block that meets itself: each query sees the keys up to its own
+    const int itself = q == k && visible == q->nq;
+    for (size_t i = 0; i < r->groups * VEC_LANES && itself; i++)
+        r->seen[i] = i < visible ? (lane)i + 1 : 0;
+    for (size_t g = 0; g < r->groups && !itself; g++) {
         ivec seen = {0};
         const ivec positions = iload(q->qpos + g * VEC_LANES);
         for (size_t i = 0; i < visible; i++) seen -= (k->kpos[i] - (ivec){0}) <= positions;
