@@ -324,8 +324,8 @@ static void find_reach(reach *r, const rf_attention *a, const block *q, const bl
         return;
     }
 
-    // a block that meets itself: each query sees the keys up to its own
-    const int itself = q == k && visible == q->nq;
+    // a block that meets itself, nothing hidden: each query sees the keys up to its own
+    const int itself = q == k && visible == k->nk && visible == q->nq;
     for (size_t i = 0; i < r->groups * VEC_LANES && itself; i++)
         r->seen[i] = i < visible ? (lane)i + 1 : 0;
     for (size_t g = 0; g < r->groups && !itself; g++) {

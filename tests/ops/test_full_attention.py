@@ -59,6 +59,21 @@ def test_backward_matches_the_reference(isa, dtype, rng, t, tk, d):
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
+def test_as_many_keys_are_seen_as_there_are_queries_but_not_the_same(isa, dtype, rng, is_causal):
+    # 50 queries, and 50 of 64 keys in the same block: what a query reaches has to be counted
+    q, k, v = draw(rng, dtype, 50, 64, 16, b=1)
+    mask = np.ones((1, 64), bool)
+    mask[0, 5:19] = False
+    options = {"is_causal": is_causal, "attention_mask": mask}
+    out, saved = ops.full_attention_forward(q, k, v, **options)
+    expected = reference.full(q, k, **options)
+    assert_close(out, expected.output(v), "attention")
+    dout = normal(rng, dtype, *q.shape)
+    gradients = ops.full_attention_backward(dout, saved)
+    assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shared_qk", [False, True])
 def test_backward_is_the_derivative(isa, dtype, rng, is_causal, shared_qk):
     q, k, v = draw(rng, dtype, 19, 19, 6)
