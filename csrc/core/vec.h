@@ -205,9 +205,8 @@ static inline vec vec_log(vec x) {
     return __builtin_convertvector(n, vec) * (real)0.69314718055994530942 + s * series + (x - x);
 }
 
-/* Lanes of 128 bits: a vector is made of VEC_PIECES of them, each loaded by itself. */
+/* A piece: lanes of 128 bits, which a wider vector can load one by one. */
 #define PIECE_LANES (16 / RF_REAL_BYTES)
-#define VEC_PIECES (VEC_LANES / PIECE_LANES)
 
 /* Element `at` and those behind it of rows i, i + PIECE_LANES, ..., a piece of each. */
 static ALWAYS_INLINE vec vload_pieces(const real *const *rows, size_t i, size_t at) {
