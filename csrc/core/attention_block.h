@@ -167,9 +167,11 @@ static void block_columns(const attention_arrays *x, const block *blk, const lan
     }
 }
 
-/* A backward multiplies by rows of queries; padded ones are made as rows, too. */
-static inline int needs_rows(const attention_arrays *x) {
-    return x->dout || x->a->d < x->dp;
+/* Queries as columns, and as rows where a backward multiplies by them or where they are padded. */
+static void query_columns(const attention_arrays *x, block *blk, const lane *tokens, size_t n) {
+    if (x->dout || x->a->d < x->dp)
+        blk->q_rows = block_rows(x, blk, tokens, n, x->q, x->sq, blk->q_space);
+    block_columns(x, blk, tokens, n, x->q, x->sq, blk->q_rows, blk->q_columns);
 }
 
 /* What makes a raw key row the key, times the scale. A shared key is normalised: the columns of the
@@ -198,9 +200,7 @@ static void key_scales(const attention_arrays *x, block *blk) {
 static void block_keys(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     if (a->shared_qk) {
-        if (needs_rows(x))
-            blk->q_rows = block_rows(x, blk, blk->kpos, blk->nk, x->q, x->sq, blk->q_space);
-        block_columns(x, blk, blk->kpos, blk->nk, x->q, x->sq, blk->q_rows, blk->q_columns);
+        query_columns(x, blk, blk->kpos, blk->nk);
         blk->k_rows = blk->q_rows;
     } else {
         blk->k_rows = block_rows(x, blk, blk->kpos, blk->nk, x->k, x->sk, blk->k_space);
@@ -212,11 +212,7 @@ static void block_keys(const attention_arrays *x, block *blk) {
 
 static void block_queries(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
-    if (!a->shared_qk) {
-        if (needs_rows(x))
-            blk->q_rows = block_rows(x, blk, blk->qpos, blk->nq, x->q, x->sq, blk->q_space);
-        block_columns(x, blk, blk->qpos, blk->nq, x->q, x->sq, blk->q_rows, blk->q_columns);
-    }
+    if (!a->shared_qk) query_columns(x, blk, blk->qpos, blk->nq);
     if (a->dropout > 0)
         for (size_t i = 0; i < blk->nq; i++)
             blk->drop[i] =
