@@ -1,12 +1,22 @@
 """Inputs that the tests of attention share: arrays, masks, and a way to see the weights."""
 
 import numpy as np
+from tolerances import assert_all_close, assert_close
 
 MASKS = ["no mask", "left", "right", "some", "all"]
 
 
 def normal(rng, dtype, *shape):
     return rng.standard_normal(shape).astype(dtype)
+
+
+def assert_forward_and_backward_match(rng, forward, backward, reference, q, k, v, **options):
+    """An attention's values and gradients are those of the reference with the same arguments."""
+    out, saved = forward(q, k, v, **options)
+    expected = reference(q, k, **options)
+    assert_close(out, expected.output(v), "attention")
+    dout = normal(rng, q.dtype, *q.shape)
+    assert_all_close(backward(dout, saved), expected.gradients(v, dout), "attention_backward")
 
 
 def mask_of(kind, b, t, rng):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attention_cases import MASKS, mask_of, normal
+from attention_cases import MASKS, assert_forward_and_backward_match, mask_of, normal
 from gradients import assert_backward_is_the_derivative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -65,12 +65,10 @@ def test_as_many_keys_are_seen_as_there_are_queries_but_not_the_same(isa, dtype,
     mask = np.ones((1, 64), bool)
     mask[0, 5:19] = False
     options = {"is_causal": is_causal, "attention_mask": mask}
-    out, saved = ops.full_attention_forward(q, k, v, **options)
-    expected = reference.full(q, k, **options)
-    assert_close(out, expected.output(v), "attention")
-    dout = normal(rng, dtype, *q.shape)
-    gradients = ops.full_attention_backward(dout, saved)
-    assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+    assert_forward_and_backward_match(
+        rng, ops.full_attention_forward, ops.full_attention_backward, reference.full,
+        q, k, v, **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from attention_cases import MASKS, mask_of, normal
+from attention_cases import MASKS, assert_forward_and_backward_match, mask_of, normal
 from gradients import assert_backward_is_the_derivative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import attention as reference
 from reference import hf_layers
-from tolerances import assert_all_close, assert_close
+from tolerances import assert_close
 
 from reformer_c import ops
 
@@ -30,12 +30,10 @@ def test_every_chunk_length_matches_the_reference(isa, dtype, rng, m, is_causal)
     for t in [2 * m + 1, 3 * m - 1] if m < 10 else [2 * m + m // 2]:
         q, k, v = draw(rng, dtype, 1, 1, t, 6)
         options = {"chunk_length": m, "is_causal": is_causal}
-        out, saved = ops.local_attention_forward(q, k, v, **options)
-        expected = reference.local(q, k, **options)
-        assert_close(out, expected.output(v), "attention")
-        dout = normal(rng, dtype, *q.shape)
-        gradients = ops.local_attention_backward(dout, saved)
-        assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+        assert_forward_and_backward_match(
+            rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
+            q, k, v, **options,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -47,24 +45,20 @@ def test_chunks_longer_than_what_one_task_holds_match_the_reference(isa, dtype, 
         "is_causal": is_causal,
         "attention_mask": rng.random((1, 600)) < 0.9,
     }
-    out, saved = ops.local_attention_forward(q, k, v, **options)
-    expected = reference.local(q, k, **options)
-    assert_close(out, expected.output(v), "attention")
-    dout = normal(rng, dtype, *q.shape)
-    gradients = ops.local_attention_backward(dout, saved)
-    assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+    assert_forward_and_backward_match(
+        rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
+        q, k, v, **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 128, 255, 256])
 def test_every_depth_matches_the_reference(isa, dtype, rng, d):
     q, k, v = draw(rng, dtype, 1, 2, 29, d)
     options = {"chunk_length": 8, "num_chunks_after": 1}
-    out, saved = ops.local_attention_forward(q, k, v, **options)
-    expected = reference.local(q, k, **options)
-    assert_close(out, expected.output(v), "attention")
-    dout = normal(rng, dtype, *q.shape)
-    gradients = ops.local_attention_backward(dout, saved)
-    assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+    assert_forward_and_backward_match(
+        rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
+        q, k, v, **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("t", [0, 1, 7, 8, 9, 15, 16, 17, 23, 24, 25])
@@ -89,12 +83,10 @@ def test_windows_larger_than_the_circle_match_the_reference(isa, dtype, rng, bef
     }
     for t in [5, 8, 11, 17]:
         q, k, v = draw(rng, dtype, 1, 1, t, 3)
-        out, saved = ops.local_attention_forward(q, k, v, **options)
-        expected = reference.local(q, k, **options)
-        assert_close(out, expected.output(v), "attention")
-        dout = normal(rng, dtype, *q.shape)
-        gradients = ops.local_attention_backward(dout, saved)
-        assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+        assert_forward_and_backward_match(
+            rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
+            q, k, v, **options,
+        )  # fmt: skip
 
 
 # lucidrains #53: masks were not cut into chunks with the attention
@@ -119,12 +111,10 @@ def test_any_combination_of_options_matches_the_reference(
         "scale": scale,
         "wrap": wrap,
     }
-    out, saved = ops.local_attention_forward(q, k, v, **options)
-    expected = reference.local(q, k, **options)
-    assert_close(out, expected.output(v), "attention")
-    dout = normal(rng, dtype, b, h, t, d)
-    gradients = ops.local_attention_backward(dout, saved)
-    assert_all_close(gradients, expected.gradients(v, dout), "attention_backward")
+    assert_forward_and_backward_match(
+        rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
+        q, k, v, **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
