@@ -7,7 +7,9 @@
 
    In the backward an owner computes everything that its own tokens receive, as queries from the
    keys that they see, and as keys from the queries that see them. That repeats two of the five
-   products for pairs of different blocks, and in exchange nothing is merged between tasks. */
+   products for pairs of different owners, and in exchange nothing is merged between tasks. Where a
+   chunk sees one chunk before it, which is the usual window, even these are not repeated: the
+   thread that has met a chunk's queries is most often the one that takes that chunk next. */
 #include "attention_exact.h"
 
 #define OWNERS 4      // blocks of queries that one gathering of keys serves
@@ -17,6 +19,7 @@ typedef struct {
     block *blk;
     real *most, *sum, *num; // forward: running maximum, denominator, numerator
     real *dq, *dk, *dv;     // backward
+    real *dq_next;          // backward: dq of the next chunk's block, as far as it is known
     lane seen[BLOCK];       // forward: keys that each row has met
     int started;
 } owner;
@@ -25,9 +28,10 @@ typedef struct {
 typedef struct {
     block_cache cache;
     owner owners[OWNERS];
-    real *s, *g;  // scores and their gradients of one pair
-    size_t asked; // scope BUCKET: rows at places before it have been wished for
-    int careful;  // forward: only what a row sees may touch it
+    real *s, *g;                  // scores and their gradients of one pair
+    size_t asked;                 // scope BUCKET: rows at places before it have been wished for
+    int careful;                  // forward: only what a row sees may touch it
+    size_t next_head, next_chunk; // backward: the chunk to which dq_next belongs
     wish_list wishes;
 } workbench;
 
@@ -49,7 +53,7 @@ static size_t workbench_bytes(const rf_attention *a, int backward) {
     const size_t dp = round_up(a->d, VEC_LANES), tile = BLOCK * BLOCK;
     const size_t blocks = cache_blocks(a, backward);
     size_t reals = bytes_mul(blocks, block_reals(dp, backward));
-    reals = bytes_add(reals, OWNERS * (2 * BLOCK + 3 * BLOCK * dp) + 2 * tile);
+    reals = bytes_add(reals, OWNERS * (2 * BLOCK + 4 * BLOCK * dp) + 2 * tile);
     size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
     bytes = bytes_add(bytes, bytes_of(wish_lines(a->d), sizeof(char *)));
     return bytes_add(bytes, exact_bytes(a));
@@ -61,9 +65,10 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     w->cache.clock = 0;
     w->careful = 0;
     w->asked = 0;
+    w->next_head = w->next_chunk = SIZE_MAX;
     forget_wishes(&w->wishes);
     real *reals =
-        take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 3 * BLOCK * dp) + 2 * BLOCK * BLOCK,
+        take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 4 * BLOCK * dp) + 2 * BLOCK * BLOCK,
              sizeof(real));
     w->cache.blocks = take(&at, w->cache.count, sizeof(block));
     w->wishes.lines.line = take(&at, wish_lines(a->d), sizeof(char *));
@@ -76,6 +81,7 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
         o->num = o->dq = reals, reals += BLOCK * dp;
         o->dk = reals, reals += BLOCK * dp;
         o->dv = reals, reals += BLOCK * dp;
+        o->dq_next = reals, reals += BLOCK * dp;
         o->most = reals, reals += BLOCK;
         o->sum = reals, reals += BLOCK;
     }
@@ -193,8 +199,9 @@ static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size
     const size_t d = x->a->d, end = min_size(to, from + BLOCK);
     line_list lines = w->wishes.lines;
     if (!x->order.order) {
-        for (size_t at = from; at < end; at++)
-            list_row(&lines, head + (ptrdiff_t)at * strides.t, d);
+        const size_t touching = strides.t == (ptrdiff_t)d ? end - min_size(from, end) : 1;
+        for (size_t at = from; at < end; at += touching)
+            list_row(&lines, head + (ptrdiff_t)at * strides.t, touching * d);
     } else {
         const uint32_t *order = x->order.order + (bh * x->a->r + round) * x->a->t;
         for (size_t at = from; at < end; at++)
@@ -337,8 +344,7 @@ static int owner_is_finite(const attention_arrays *x, const owner *o) {
 /* After the last round a row is num / sum; before that its three parts wait in out, lse and sum.
    A row that saw itself and nothing else is its value, if there is one round: the book has nothing
    to add. */
-static void owner_end(const attention_arrays *x, workbench *w, const owner *o,
-                      const forward_results *f) {
+static void owner_end(const attention_arrays *x, const owner *o, const forward_results *f) {
     const rf_attention *a = x->a;
     const block *q = o->blk;
     const int last = q->round + 1 == rounds_of(a);
@@ -354,20 +360,17 @@ static void owner_end(const attention_arrays *x, workbench *w, const owner *o,
         vstore(o->sum + i, (real)1 / sum);
     }
     real *head = (real *)head_of(f->out, f->sout, a, q->bh);
+    const size_t d = a->d, dp = x->dp, first = q->bh * a->t;
     for (size_t i = 0; i < q->nq; i++) {
-        const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
-        real *out = head + (ptrdiff_t)token * f->sout.t;
-        grant_more(&w->wishes, 2);
-        const real *num = o->num + i * x->dp;
-        if (!last) {
-            copy_row(out, num, a->d);
-            f->lse[row] = o->most[i];
-            f->sum[row] = o->sum[i];
-            continue;
-        }
-        for (size_t j = 0; j < a->d; j++) out[j] = num[j] * o->sum[i];
-        f->lse[row] = lse[i];
+        real *out = head + (ptrdiff_t)q->qpos[i] * f->sout.t;
+        if (last)
+            scale_row(out, o->num + i * dp, o->sum[i], d);
+        else
+            copy_row(out, o->num + i * dp, d);
     }
+    const real *book = last ? lse : o->most;
+    for (size_t i = 0; i < q->nq; i++) f->lse[first + (size_t)q->qpos[i]] = book[i];
+    for (size_t i = 0; i < q->nq && !last; i++) f->sum[first + (size_t)q->qpos[i]] = o->sum[i];
 }
 
 /* Does any block of a piece meet block j of its bucket? */
@@ -448,7 +451,7 @@ static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, pi
         w->careful = 0;
     }
     for (size_t i = 0; i < p.count; i++) {
-        owner_end(x, w, w->owners + i, f);
+        owner_end(x, w->owners + i, f);
         w->owners[i].blk->pinned = 0;
     }
     grant_more(&w->wishes, w->wishes.lines.count); // what so little work has left over
@@ -551,9 +554,10 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
     }
 }
 
-/* The owners as queries of a span's keys (as_queries), and as keys of its queries (as_keys). */
+/* The owners as queries of a span's keys (as_queries), and as keys of its queries (as_keys). If
+   `next`, the span is the next owners', and they are given what they receive as queries. */
 static void backward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span others,
-                          size_t slot, int as_queries, int as_keys) {
+                          size_t slot, int as_queries, int as_keys, int next) {
     for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
         const size_t at = x->a->cap ? (others.start - p.base.start) / BLOCK + j : 0;
         if (x->a->cap && !piece_meets(x->a, p, at)) continue;
@@ -566,9 +570,17 @@ static void backward_span(const attention_arrays *x, workbench *w, size_t bh, pi
                 backward_pair(x, w, o->blk, other, slot, o->dq, same && as_keys ? o->dk : NULL,
                               o->dv);
             if (as_keys && !(as_queries && same))
-                backward_pair(x, w, other, o->blk, slot, NULL, o->dk, o->dv);
+                backward_pair(x, w, other, o->blk, slot, next ? w->owners[j].dq_next : NULL, o->dk,
+                              o->dv);
         }
     }
+}
+
+static inline void write_row(real *restrict to, const real *restrict from, size_t n, int add) {
+    if (add)
+        add_row(to, from, n);
+    else
+        copy_row(to, from, n);
 }
 
 /* In the first round rows are written, later added to: every token has one owner a round. */
@@ -580,25 +592,53 @@ static void owner_flush(const attention_arrays *x, const owner *o, const backwar
     for (size_t i = 0; i < blk->nk; i++) {
         const size_t token = (size_t)blk->kpos[i];
         real *dv = (real *)row_of(g->dv, g->sdv, a, blk->bh, token);
-        for (size_t j = 0; j < d; j++) dv[j] = (first ? 0 : dv[j]) + o->dv[i * dp + j];
+        write_row(dv, o->dv + i * dp, d, !first);
         if (a->shared_qk) continue;
         copy_row((real *)row_of(g->dk, g->sdk, a, blk->bh, token), o->dk + i * dp, d);
     }
     for (size_t i = 0; i < blk->nq; i++) {
         real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, (size_t)blk->qpos[i]);
-        for (size_t j = 0; j < d; j++) dq[j] = (first ? 0 : dq[j]) + o->dq[i * dp + j];
+        write_row(dq, o->dq + i * dp, d, !first);
         if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + i * dp, o->dk + i * dp);
+    }
+}
+
+/* A chunk and its window. What its queries receive from the chunk before may be known already. */
+static void backward_window(const attention_arrays *x, workbench *w, size_t bh, piece p,
+                            int known) {
+    const rf_attention *a = x->a;
+    const int one_before = a->before == 1 && a->after == 0 && blocks_per_chunk(a) <= OWNERS;
+    for (size_t slot = 0; slot <= a->before + a->after; slot++) {
+        const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
+        size_t other;
+        if (chunk_at(a, p.chunk, offset, &other) && !(known && offset < 0))
+            backward_span(x, w, bh, p, chunk_span(a, other), slot, 1, other == p.chunk, 0);
+        if (!chunk_seen_from(a, p.chunk, offset, &other)) continue;
+        if (one_before) {
+            for (size_t i = 0; i < blocks_per_chunk(a); i++)
+                memset(w->owners[i].dq_next, 0, BLOCK * x->dp * sizeof(real));
+            w->next_head = bh, w->next_chunk = other;
+        }
+        backward_span(x, w, bh, p, chunk_span(a, other), slot, 0, 1, one_before);
     }
 }
 
 static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
                            void *results) {
     const rf_attention *a = x->a;
+    const size_t size = BLOCK * x->dp * sizeof(real);
+    const int known = is_window_scope(a) && w->next_head == bh && w->next_chunk == p.chunk;
     for (size_t i = 0; i < p.count; i++) {
         owner *o = w->owners + i;
         o->blk = span_block(x, w, bh, p.base, p.first + i, 1);
         o->blk->pinned = 1;
-        memset(o->dq, 0, 3 * BLOCK * x->dp * sizeof(real)); // dq, dk and dv lie side by side
+        real *dq = o->dq;
+        if (known)
+            o->dq = o->dq_next, o->dq_next = dq;
+        else
+            memset(dq, 0, size);
+        memset(o->dk, 0, size);
+        memset(o->dv, 0, size);
     }
     if (is_window_scope(a)) {
         const backward_results *g = results;
@@ -611,25 +651,18 @@ static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, p
         wish_chunk(x, w, bh, p.chunk, g->dq, g->sdq);
         if (!a->shared_qk) wish_chunk(x, w, bh, p.chunk, g->dk, g->sdk);
         wish_chunk(x, w, bh, p.chunk, g->dv, g->sdv);
-        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
-            const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
-            size_t other;
-            if (chunk_at(a, p.chunk, offset, &other))
-                backward_span(x, w, bh, p, chunk_span(a, other), slot, 1, other == p.chunk);
-            if (chunk_seen_from(a, p.chunk, offset, &other))
-                backward_span(x, w, bh, p, chunk_span(a, other), slot, 0, 1);
-        }
+        backward_window(x, w, bh, p, known);
     } else {
         // earlier tokens are the owners' keys, later ones their queries, and nearby ones both
         const size_t from = p.base.start + p.first * BLOCK;
         const size_t to = min_size(p.base.end, from + p.count * BLOCK);
         const span all = p.base;
         if (!a->causal) {
-            backward_span(x, w, bh, p, all, 0, 1, 1);
+            backward_span(x, w, bh, p, all, 0, 1, 1, 0);
         } else {
-            backward_span(x, w, bh, p, (span){all.round, all.start, from}, 0, 1, 0);
-            backward_span(x, w, bh, p, (span){all.round, from, to}, 0, 1, 1);
-            backward_span(x, w, bh, p, (span){all.round, to, all.end}, 0, 0, 1);
+            backward_span(x, w, bh, p, (span){all.round, all.start, from}, 0, 1, 0, 0);
+            backward_span(x, w, bh, p, (span){all.round, from, to}, 0, 1, 1, 0);
+            backward_span(x, w, bh, p, (span){all.round, to, all.end}, 0, 0, 1, 0);
         }
     }
     for (size_t i = 0; i < p.count; i++) {

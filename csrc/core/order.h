@@ -43,26 +43,24 @@ static size_t order_workspace(const rf_attention *a, int workers) {
     return bytes_add(bytes, bytes_mul((size_t)workers, each));
 }
 
-/* Stable counting sort of one round. starts[j] becomes the place where bucket j begins. In scope
-   CHUNK the tokens of a chunk are then listed by position: within a chunk the order does not
-   change the result, and it turns the causal mask into a staircase. `fill` counts them. */
+/* Stable counting sort of one round. In scope BUCKET starts[j] becomes the place where bucket j
+   begins. In scope CHUNK the tokens of a chunk are listed by position: within a chunk the order
+   does not change the result, and it turns the causal mask into a staircase. `fill` counts them. */
 static void sort_round(const rf_attention *a, uint32_t *order, uint32_t *place, uint32_t *starts,
                        uint32_t *fill, const int32_t *buckets) {
     memset(starts, 0, (a->k + 2) * sizeof *starts);
     for (size_t i = 0; i < a->t; i++) starts[buckets[i] + 1]++;
     for (size_t j = 1; j < a->k + 2; j++) starts[j] += starts[j - 1];
-    for (size_t i = 0; i < a->t; i++) place[i] = starts[buckets[i]]++;
-    for (size_t j = a->k + 1; j > 0; j--) starts[j] = starts[j - 1];
-    starts[0] = 0;
-
     if (a->scope == RF_BUCKET) {
-        for (size_t i = 0; i < a->t; i++) order[place[i]] = (uint32_t)i;
+        for (size_t i = 0; i < a->t; i++) order[place[i] = starts[buckets[i]]++] = (uint32_t)i;
+        for (size_t j = a->k + 1; j > 0; j--) starts[j] = starts[j - 1];
+        starts[0] = 0;
         return;
     }
     memset(fill, 0, blocks_of(a->t, a->m) * sizeof *fill);
     const uint32_t m = (uint32_t)min_size(a->m, UINT32_MAX);
     for (size_t i = 0; i < a->t; i++) {
-        const uint32_t chunk = place[i] / m;
+        const uint32_t chunk = starts[buckets[i]]++ / m;
         place[i] = chunk * m + fill[chunk]++;
         order[place[i]] = (uint32_t)i;
     }

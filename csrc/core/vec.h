@@ -98,6 +98,18 @@ static inline void copy_row(real *restrict to, const real *restrict from, size_t
     for (; i < n; i++) to[i] = from[i];
 }
 
+static inline void add_row(real *restrict to, const real *restrict from, size_t n) {
+    size_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) vstore(to + i, vload(to + i) + vload(from + i));
+    for (; i < n; i++) to[i] += from[i];
+}
+
+static inline void scale_row(real *restrict to, const real *restrict from, real by, size_t n) {
+    size_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) vstore(to + i, vload(from + i) * by);
+    for (; i < n; i++) to[i] = from[i] * by;
+}
+
 /* Sum of the lanes, as a tree of halves. */
 static inline real vsum(vec x) {
     real lane[VEC_LANES];
