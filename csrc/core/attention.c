@@ -119,6 +119,14 @@ static size_t owners_of(const rf_attention *a) {
     return blocks_of(max_size(a->t, a->scope == RF_FULL ? a->tk : 0), OWNERS * BLOCK);
 }
 
+static size_t owners_per_task(const rf_attention *a) {
+    return pieces_per_task(a->b * a->h * owners_of(a), 32);
+}
+
+static size_t tasks_of(const rf_attention *a) {
+    return blocks_of(owners_of(a), owners_per_task(a));
+}
+
 /* One owner's queries: blocks [first, first + count) of the span. */
 typedef struct {
     span base;
@@ -166,8 +174,7 @@ static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_
 static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void *bench,
                       int backward, piece_function each, void *more) {
     const rf_attention *a = x->a;
-    const size_t owners = owners_of(a), step = pieces_per_task(a->b * a->h * owners, 32);
-    const size_t tasks = blocks_of(owners, step);
+    const size_t owners = owners_of(a), step = owners_per_task(a), tasks = tasks_of(a);
     workbench w;
     workbench_place(&w, a, bench, backward);
 #pragma omp for schedule(dynamic) nowait
@@ -182,8 +189,9 @@ static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void
    barriers would still call the system. */
 static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *benches,
                       int backward, piece_function each, void *more) {
-    const size_t bench = workbench_bytes(x->a, backward);
-    const int workers = team(run, attention_work(x->a));
+    const rf_attention *a = x->a;
+    const size_t bench = workbench_bytes(a, backward);
+    const int workers = tile_team(run, attention_work(a), a->b * a->h * tasks_of(a));
     if (workers == 1) {
         for_tasks(run, x, round, benches, backward, each, more);
         return;

@@ -53,14 +53,20 @@ static inline size_t thread_index(void) {
 #endif
 }
 
+static inline size_t min_size(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
 /* Threads for `work` operations: waking a team costs some microseconds, so small work stays on
    the calling thread. */
 static inline int team(const rf_run *run, double work) {
     return work < 2e5 ? 1 : run->workers;
 }
 
-static inline size_t min_size(size_t a, size_t b) {
-    return a < b ? a : b;
+/* The same for the operations of tiles, eight of which take as long as another, and for `tasks`
+   that are not cut. */
+static inline int tile_team(const rf_run *run, double work, size_t tasks) {
+    return (int)min_size((size_t)team(run, work / 8), tasks < 1 ? 1 : tasks);
 }
 
 static inline size_t max_size(size_t a, size_t b) {

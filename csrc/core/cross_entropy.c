@@ -133,8 +133,8 @@ static void cross_entropy_forward(rf_run *run, double *loss, const real *x, cons
     real *threads = scratch;
     pack_parallel(run, packed, w, 1, (ptrdiff_t)c, c, v);
 
-#pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)c * (double)v))           \
-    schedule(dynamic)
+#pragma omp parallel for num_threads(                                                              \
+        tile_team(run, 2.0 * (double)n * (double)c * (double)v, tasks)) schedule(dynamic)
     for (size_t block = 0; block < tasks; block++) {
         if (stopped(run)) continue;
         const size_t row = block * task;
@@ -193,8 +193,8 @@ static void cross_entropy_backward(rf_run *run, real *dx, real *dw, real *dbias,
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
-#pragma omp parallel for num_threads(team(run, 4.0 * (double)rows * (double)c * (double)v))        \
-    schedule(dynamic)
+#pragma omp parallel for num_threads(                                                              \
+        tile_team(run, 4.0 * (double)rows * (double)c * (double)v, tasks)) schedule(dynamic)
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;
             const size_t at = block * s.task;

@@ -116,7 +116,7 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
     pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c, c, f);
     pack_pieces(run, packed2, w2, 1, (ptrdiff_t)f, f, c);
 
-    const int workers = team(run, 4.0 * (double)n * (double)c * (double)f);
+    const int workers = tile_team(run, 4.0 * (double)n * (double)c * (double)f, blocks_of(n, task));
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
     for (size_t block = 0; block < blocks_of(n, task); block++) {
         if (stopped(run)) continue;
@@ -238,7 +238,7 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
-        const int workers = team(run, 6.0 * (double)rows * (double)c * (double)f);
+        const int workers = tile_team(run, 6.0 * (double)rows * (double)c * (double)f, tasks);
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;

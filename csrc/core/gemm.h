@@ -276,7 +276,7 @@ static void weight_gradient(rf_run *run, real *dw, const real *dy, size_t ldy, c
     const size_t across = blocks_of(ci, WG_NC), blocks = blocks_of(co, WG_MC) * across;
     real *partial = take(&scratch, slabs > 1 ? slabs * size : 0, sizeof(real));
     const size_t packs = bytes_of(weight_gradient_packs(), sizeof(real)) / sizeof(real);
-    const int workers = team(run, 2.0 * (double)n * (double)size);
+    const int workers = tile_team(run, 2.0 * (double)n * (double)size, slabs * blocks);
 
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
     for (size_t task = 0; task < slabs * blocks; task++) {

@@ -28,7 +28,7 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
     real *packed = take(&scratch, gemm_packed_size(k, m), sizeof(real));
     real *copied = scratch;
     pack_parallel(run, packed, b, brs, bcs, k, m);
-    const int workers = team(run, 2.0 * (double)n * (double)m * (double)k);
+    const int workers = tile_team(run, 2.0 * (double)n * (double)m * (double)k, blocks_of(n, task));
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
     for (size_t block = 0; block < blocks_of(n, task); block++) {
         if (stopped(run)) continue;

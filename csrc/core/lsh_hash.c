@@ -69,7 +69,7 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
     int32_t hidden = 1; // the extra id of masked positions: past every bucket
     for (size_t i = 0; i < nf; i++) hidden *= factors[i];
 
-#pragma omp parallel for num_threads(team(run, work)) schedule(dynamic)
+#pragma omp parallel for num_threads(tile_team(run, work, a->b * a->h * tasks)) schedule(dynamic)
     for (size_t task = 0; task < a->b * a->h * tasks; task++) {
         real *rows = (real *)((char *)scratch + thread_index() * each);
         real *lanes = rows + HASH_ROWS * dp, *u = lanes + HASH_ROWS * dp;
