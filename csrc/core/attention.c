@@ -175,10 +175,12 @@ static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void
                       int backward, piece_function each, void *more) {
     const rf_attention *a = x->a;
     const size_t owners = owners_of(a), step = owners_per_task(a), tasks = tasks_of(a);
+    const size_t all = a->b * a->h * tasks;
+    const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, all, step);
     workbench w;
     workbench_place(&w, a, bench, backward);
-#pragma omp for schedule(dynamic) nowait
-    for (size_t task = 0; task < a->b * a->h * tasks; task++) {
+#pragma omp for schedule(dynamic, at_once) nowait
+    for (size_t task = 0; task < all; task++) {
         const size_t bh = task / tasks, first = task % tasks * step;
         for (size_t i = first; i < min_size(owners, first + step) && !stopped(run); i++)
             for_pieces(x, &w, bh, round, i, each, more);

@@ -83,6 +83,12 @@ static inline size_t pieces_per_task(size_t pieces, size_t most) {
     return max_size(1, min_size(most, pieces / 64));
 }
 
+/* Tasks that a thread takes at once where each is but a few pieces: eight pieces or more, unless
+   threads would then wait for one another. What neighbours share is seldom gathered again. */
+static inline size_t tasks_at_once(const rf_run *run, size_t tasks, size_t pieces) {
+    return max_size(1, min_size(8 / pieces, tasks / (8 * (size_t)run->workers)));
+}
+
 static inline size_t round_up(size_t n, size_t block) {
     return blocks_of(n, block) * block;
 }

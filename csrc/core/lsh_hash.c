@@ -68,9 +68,11 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
     int32_t hidden = 1; // the extra id of masked positions: past every bucket
     for (size_t i = 0; i < nf; i++) hidden *= factors[i];
+    const size_t all = a->b * a->h * tasks;
 
-#pragma omp parallel for num_threads(tile_team(run, work, a->b * a->h * tasks)) schedule(dynamic)
-    for (size_t task = 0; task < a->b * a->h * tasks; task++) {
+#pragma omp parallel for num_threads(tile_team(run, work, all))                                    \
+    schedule(dynamic, tasks_at_once(run, all, step))
+    for (size_t task = 0; task < all; task++) {
         real *rows = (real *)((char *)scratch + thread_index() * each);
         real *lanes = rows + HASH_ROWS * dp, *u = lanes + HASH_ROWS * dp;
         const size_t bh = task / tasks, b = bh / a->h, h = bh % a->h;
