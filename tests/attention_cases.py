@@ -19,6 +19,16 @@ def assert_forward_and_backward_match(rng, forward, backward, reference, q, k, v
     assert_all_close(backward(dout, saved), expected.gradients(v, dout), "attention_backward")
 
 
+def assert_threads_do_not_matter(rng, forward, backward, q, k, v, **options):
+    """Gradients have the same bits however many threads there are, and so however work is cut."""
+    dout = normal(rng, q.dtype, *q.shape)
+    _, saved = forward(q, k, v, **options)
+    expected = backward(dout, saved, workers=1)
+    for workers in [2, 3]:
+        for a, e in zip(backward(dout, saved, workers=workers), expected, strict=True):
+            assert a.tobytes() == e.tobytes()
+
+
 def mask_of(kind, b, t, rng):
     """A mask (b, t) whose zeros stand where `kind` says, in the first text at least."""
     if kind == "no mask":

@@ -7,9 +7,11 @@
 
    In the backward an owner computes everything that its own tokens receive, as queries from the
    keys that they see, and as keys from the queries that see them. That repeats two of the five
-   products for pairs of different owners, and in exchange nothing is merged between tasks. Where a
-   chunk sees one chunk before it, which is the usual window, even these are not repeated: the
-   thread that has met a chunk's queries is most often the one that takes that chunk next. */
+   products for pairs of different owners, and in exchange nothing is merged between tasks. Two
+   usual cases need no repetition, to the same bits, since each sum is taken in the same order.
+   Where a chunk sees one chunk before it, the thread that has met a chunk's queries as keys is most
+   often the one that takes that chunk next. And in scope FULL a thread takes a whole head, where
+   there are heads enough, and has dq of all its queries at hand. */
 #include "attention_exact.h"
 
 #define OWNERS 4      // blocks of queries that one gathering of keys serves
@@ -19,7 +21,6 @@ typedef struct {
     block *blk;
     real *most, *sum, *num; // forward: running maximum, denominator, numerator
     real *dq, *dk, *dv;     // backward
-    real *dq_next;          // backward: dq of the next chunk's block, as far as it is known
     lane seen[BLOCK];       // forward: keys that each row has met
     int started;
 } owner;
@@ -31,7 +32,9 @@ typedef struct {
     real *s, *g;                  // scores and their gradients of one pair
     size_t asked;                 // scope BUCKET: rows at places before it have been wished for
     int careful;                  // forward: only what a row sees may touch it
-    size_t next_head, next_chunk; // backward: the chunk to which dq_next belongs
+    real *dq;                     // backward: of the owners' queries, or of a whole head's
+    real *dq_next;                // backward: of the next chunk's, as far as it is known
+    size_t next_head, next_chunk; // that chunk
     wish_list wishes;
 } workbench;
 
@@ -49,17 +52,46 @@ static size_t cache_blocks(const rf_attention *a, int backward) {
     return min_size(CACHE_MOST, bytes_mul(bytes_add(others, 1), blocks_per_chunk(a))) + 1;
 }
 
-static size_t workbench_bytes(const rf_attention *a, int backward) {
-    const size_t dp = round_up(a->d, VEC_LANES), tile = BLOCK * BLOCK;
-    const size_t blocks = cache_blocks(a, backward);
+/* Blocks of FULL's queries and keys. */
+static size_t full_blocks(const rf_attention *a) {
+    return blocks_of(max_size(a->t, a->tk), BLOCK);
+}
+
+static span full_span(const rf_attention *a) {
+    return (span){0, 0, max_size(a->t, a->tk)};
+}
+
+/* Does a backward take whole heads? Five products in place of seven, unless so few heads would
+   leave threads idle. The gradient of a shared key joins dq when that is complete. */
+static int takes_whole_heads(const rf_attention *a, int workers) {
+    const size_t heads = a->b * a->h, turns = blocks_of(heads, (size_t)workers);
+    if (a->scope != RF_FULL || (a->shared_qk && !a->causal)) return 0;
+    return bytes_mul(5, bytes_mul(turns, (size_t)workers)) <= bytes_mul(7, heads);
+}
+
+static size_t dq_reals(const rf_attention *a, int workers) {
+    const size_t blocks = takes_whole_heads(a, workers) ? full_blocks(a) : OWNERS;
+    return bytes_mul(blocks, bytes_mul(BLOCK, round_up(a->d, VEC_LANES)));
+}
+
+/* Reals of the owners, the pair and, in a backward, dq. */
+static size_t workbench_reals(const rf_attention *a, int backward, int workers) {
+    const size_t rows = BLOCK * round_up(a->d, VEC_LANES), fixed = 2 * BLOCK * BLOCK;
+    const size_t reals = fixed + OWNERS * (2 * BLOCK + (backward ? 3 : 1) * rows);
+    return backward ? bytes_add(reals, dq_reals(a, workers)) : reals;
+}
+
+static size_t workbench_bytes(const rf_attention *a, int backward, int workers) {
+    const size_t dp = round_up(a->d, VEC_LANES), blocks = cache_blocks(a, backward);
     size_t reals = bytes_mul(blocks, block_reals(dp, backward));
-    reals = bytes_add(reals, OWNERS * (2 * BLOCK + 4 * BLOCK * dp) + 2 * tile);
+    reals = bytes_add(reals, workbench_reals(a, backward, workers));
     size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
     bytes = bytes_add(bytes, bytes_of(wish_lines(a->d), sizeof(char *)));
     return bytes_add(bytes, exact_bytes(a));
 }
 
-static void workbench_place(workbench *w, const rf_attention *a, void *at, int backward) {
+static void workbench_place(workbench *w, const rf_attention *a, void *at, int backward,
+                            int workers) {
     const size_t dp = round_up(a->d, VEC_LANES), each = block_reals(dp, backward);
     w->cache.count = cache_blocks(a, backward);
     w->cache.clock = 0;
@@ -68,8 +100,7 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     w->next_head = w->next_chunk = SIZE_MAX;
     forget_wishes(&w->wishes);
     real *reals =
-        take(&at, w->cache.count * each + OWNERS * (2 * BLOCK + 4 * BLOCK * dp) + 2 * BLOCK * BLOCK,
-             sizeof(real));
+        take(&at, w->cache.count * each + workbench_reals(a, backward, workers), sizeof(real));
     w->cache.blocks = take(&at, w->cache.count, sizeof(block));
     w->wishes.lines.line = take(&at, wish_lines(a->d), sizeof(char *));
     for (size_t i = 0; i < w->cache.count; i++, reals += each)
@@ -78,13 +109,14 @@ static void workbench_place(workbench *w, const rf_attention *a, void *at, int b
     w->g = reals, reals += BLOCK * BLOCK;
     for (size_t i = 0; i < OWNERS; i++) {
         owner *o = w->owners + i;
-        o->num = o->dq = reals, reals += BLOCK * dp;
-        o->dk = reals, reals += BLOCK * dp;
-        o->dv = reals, reals += BLOCK * dp;
-        o->dq_next = reals, reals += BLOCK * dp;
         o->most = reals, reals += BLOCK;
         o->sum = reals, reals += BLOCK;
+        o->num = o->dk = reals, reals += BLOCK * dp;
+        if (backward) o->dv = reals, reals += BLOCK * dp;
     }
+    if (!backward) return;
+    w->dq_next = reals, reals += OWNERS * BLOCK * dp;
+    w->dq = reals;
 }
 
 static size_t attention_rows(const rf_attention *a) {
@@ -93,13 +125,13 @@ static size_t attention_rows(const rf_attention *a) {
 
 static size_t attention_workspace(const rf_attention *a, int workers) {
     const size_t sums = rounds_of(a) > 1 ? bytes_of(attention_rows(a), sizeof(real)) : 0;
-    const size_t benches = bytes_mul((size_t)workers, workbench_bytes(a, 0));
+    const size_t benches = bytes_mul((size_t)workers, workbench_bytes(a, 0, workers));
     return bytes_add(order_workspace(a, workers), bytes_add(sums, benches));
 }
 
 static size_t attention_backward_workspace(const rf_attention *a, int workers) {
     const size_t delta = bytes_of(attention_rows(a), sizeof(real));
-    const size_t benches = bytes_mul((size_t)workers, workbench_bytes(a, 1));
+    const size_t benches = bytes_mul((size_t)workers, workbench_bytes(a, 1, workers));
     return bytes_add(order_workspace(a, workers), bytes_add(delta, benches));
 }
 
@@ -116,15 +148,16 @@ static double attention_work(const rf_attention *a) {
    piece that it begins in. */
 static size_t owners_of(const rf_attention *a) {
     if (is_window_scope(a)) return chunks_of(a) * blocks_of(blocks_per_chunk(a), OWNERS);
-    return blocks_of(max_size(a->t, a->scope == RF_FULL ? a->tk : 0), OWNERS * BLOCK);
+    return blocks_of(a->scope == RF_FULL ? full_blocks(a) : blocks_of(a->t, BLOCK), OWNERS);
 }
 
-static size_t owners_per_task(const rf_attention *a) {
-    return pieces_per_task(a->b * a->h * owners_of(a), 32);
+static size_t owners_per_task(const attention_arrays *x) {
+    const size_t owners = owners_of(x->a);
+    return x->whole_heads ? owners : pieces_per_task(x->a->b * x->a->h * owners, 32);
 }
 
-static size_t tasks_of(const rf_attention *a) {
-    return blocks_of(owners_of(a), owners_per_task(a));
+static size_t tasks_of(const attention_arrays *x) {
+    return blocks_of(owners_of(x->a), owners_per_task(x));
 }
 
 /* One owner's queries: blocks [first, first + count) of the span. */
@@ -154,9 +187,8 @@ static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_
     }
     const size_t from = index * OWNERS * BLOCK;
     if (a->scope == RF_FULL) {
-        const size_t most = max_size(a->t, a->tk), blocks = blocks_of(most, BLOCK);
-        const size_t count = min_size(OWNERS, blocks - index * OWNERS);
-        each(x, w, bh, (piece){{0, 0, most}, 0, index * OWNERS, count}, more);
+        const size_t count = min_size(OWNERS, full_blocks(a) - index * OWNERS);
+        each(x, w, bh, (piece){full_span(a), 0, index * OWNERS, count}, more);
         return;
     }
     const size_t to = min_size(a->t, from + OWNERS * BLOCK);
@@ -174,11 +206,11 @@ static void for_pieces(const attention_arrays *x, workbench *w, size_t bh, size_
 static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void *bench,
                       int backward, piece_function each, void *more) {
     const rf_attention *a = x->a;
-    const size_t owners = owners_of(a), step = owners_per_task(a), tasks = tasks_of(a);
+    const size_t owners = owners_of(a), step = owners_per_task(x), tasks = tasks_of(x);
     const size_t all = a->b * a->h * tasks;
     const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, all, step);
     workbench w;
-    workbench_place(&w, a, bench, backward);
+    workbench_place(&w, a, bench, backward, run->workers);
 #pragma omp for schedule(dynamic, at_once) nowait
     for (size_t task = 0; task < all; task++) {
         const size_t bh = task / tasks, first = task % tasks * step;
@@ -192,8 +224,8 @@ static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void
 static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *benches,
                       int backward, piece_function each, void *more) {
     const rf_attention *a = x->a;
-    const size_t bench = workbench_bytes(a, backward);
-    const int workers = tile_team(run, attention_work(a), a->b * a->h * tasks_of(a));
+    const size_t bench = workbench_bytes(a, backward, run->workers);
+    const int workers = tile_team(run, attention_work(a), a->b * a->h * tasks_of(x));
     if (workers == 1) {
         for_tasks(run, x, round, benches, backward, each, more);
         return;
@@ -484,7 +516,7 @@ static void forward_exact_rows(rf_run *run, const attention_arrays *x, const for
 static void forward_exact(rf_run *run, const attention_arrays *x, const forward_results *f,
                           void *benches) {
     const rf_attention *a = x->a;
-    const size_t bench = workbench_bytes(a, 0);
+    const size_t bench = workbench_bytes(a, 0, run->workers);
     const int workers = team(run, (double)(a->b * a->h * a->t));
     if (workers == 1) {
         forward_exact_rows(run, x, f, benches);
@@ -564,14 +596,15 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
     }
 }
 
-/* The owners as queries of a span's keys (as_queries), and as keys of its queries (as_keys). If
-   `next`, the span is the next owners', and they are given what they receive as queries. */
+/* The owners as queries of a span's keys (as_queries), and as keys of its queries (as_keys), which
+   are given what they receive if it is wanted: others_dq, block by block, or NULL. */
 static void backward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span others,
-                          size_t slot, int as_queries, int as_keys, int next) {
+                          size_t slot, int as_queries, int as_keys, real *others_dq) {
     for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
         const size_t at = x->a->cap ? (others.start - p.base.start) / BLOCK + j : 0;
         if (x->a->cap && !piece_meets(x->a, p, at)) continue;
         const block *other = span_block(x, w, bh, others, j, 1);
+        real *dq = others_dq ? others_dq + j * BLOCK * x->dp : NULL;
         for (size_t i = 0; i < p.count; i++) {
             owner *o = w->owners + i;
             if (x->a->cap && !are_near(p.first + i, at, x->a->cap / BLOCK)) continue;
@@ -580,8 +613,7 @@ static void backward_span(const attention_arrays *x, workbench *w, size_t bh, pi
                 backward_pair(x, w, o->blk, other, slot, o->dq, same && as_keys ? o->dk : NULL,
                               o->dv);
             if (as_keys && !(as_queries && same))
-                backward_pair(x, w, other, o->blk, slot, next ? w->owners[j].dq_next : NULL, o->dk,
-                              o->dv);
+                backward_pair(x, w, other, o->blk, slot, dq, o->dk, o->dv);
         }
     }
 }
@@ -594,22 +626,27 @@ static inline void write_row(real *restrict to, const real *restrict from, size_
 }
 
 /* In the first round rows are written, later added to: every token has one owner a round. */
-static void owner_flush(const attention_arrays *x, const owner *o, const backward_results *g) {
+static void flush_keys(const attention_arrays *x, const owner *o, const backward_results *g) {
     const rf_attention *a = x->a;
     const block *blk = o->blk;
-    const int first = blk->round == 0;
-    const size_t d = a->d, dp = x->dp;
     for (size_t i = 0; i < blk->nk; i++) {
-        const size_t token = (size_t)blk->kpos[i];
+        const size_t token = (size_t)blk->kpos[i], at = i * x->dp;
         real *dv = (real *)row_of(g->dv, g->sdv, a, blk->bh, token);
-        write_row(dv, o->dv + i * dp, d, !first);
-        if (a->shared_qk) continue;
-        copy_row((real *)row_of(g->dk, g->sdk, a, blk->bh, token), o->dk + i * dp, d);
+        write_row(dv, o->dv + at, a->d, blk->round > 0);
+        if (!a->shared_qk)
+            copy_row((real *)row_of(g->dk, g->sdk, a, blk->bh, token), o->dk + at, a->d);
     }
+}
+
+/* A shared key is a query, too. */
+static void flush_queries(const attention_arrays *x, const owner *o, const backward_results *g) {
+    const rf_attention *a = x->a;
+    const block *blk = o->blk;
     for (size_t i = 0; i < blk->nq; i++) {
-        real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, (size_t)blk->qpos[i]);
-        write_row(dq, o->dq + i * dp, d, !first);
-        if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + i * dp, o->dk + i * dp);
+        const size_t token = (size_t)blk->qpos[i], at = i * x->dp;
+        real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, token);
+        write_row(dq, o->dq + at, a->d, blk->round > 0);
+        if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + at, o->dk + at);
     }
 }
 
@@ -622,63 +659,93 @@ static void backward_window(const attention_arrays *x, workbench *w, size_t bh, 
         const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
         size_t other;
         if (chunk_at(a, p.chunk, offset, &other) && !(known && offset < 0))
-            backward_span(x, w, bh, p, chunk_span(a, other), slot, 1, other == p.chunk, 0);
+            backward_span(x, w, bh, p, chunk_span(a, other), slot, 1, other == p.chunk, NULL);
         if (!chunk_seen_from(a, p.chunk, offset, &other)) continue;
         if (one_before) {
-            for (size_t i = 0; i < blocks_per_chunk(a); i++)
-                memset(w->owners[i].dq_next, 0, BLOCK * x->dp * sizeof(real));
+            memset(w->dq_next, 0, blocks_per_chunk(a) * BLOCK * x->dp * sizeof(real));
             w->next_head = bh, w->next_chunk = other;
         }
-        backward_span(x, w, bh, p, chunk_span(a, other), slot, 0, 1, one_before);
+        backward_span(x, w, bh, p, chunk_span(a, other), slot, 0, 1,
+                      one_before ? w->dq_next : NULL);
     }
+}
+
+/* Tokens of a span stand in order of position: earlier ones are the owners' keys, later ones their
+   queries, and nearby ones both. */
+static void backward_in_order(const attention_arrays *x, workbench *w, size_t bh, piece p) {
+    const span all = p.base;
+    if (!x->a->causal) {
+        backward_span(x, w, bh, p, all, 0, 1, 1, NULL);
+        return;
+    }
+    const size_t from = all.start + p.first * BLOCK;
+    const size_t to = min_size(all.end, from + p.count * BLOCK);
+    backward_span(x, w, bh, p, (span){all.round, all.start, from}, 0, 1, 0, NULL);
+    backward_span(x, w, bh, p, (span){all.round, from, to}, 0, 1, 1, NULL);
+    backward_span(x, w, bh, p, (span){all.round, to, all.end}, 0, 0, 1, NULL);
+}
+
+/* Pieces come in order, each as keys: of all queries, or of those that are not earlier. */
+static void backward_whole_head(const attention_arrays *x, workbench *w, size_t bh, piece p) {
+    const size_t first = x->a->causal ? p.first : 0;
+    span queries = p.base;
+    queries.start += first * BLOCK;
+    backward_span(x, w, bh, p, queries, 0, 0, 1, w->dq + first * BLOCK * x->dp);
+}
+
+static void wish_backward(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
+                          const backward_results *g) {
+    const rf_attention *a = x->a;
+    const size_t next = chunk + 1 + max_size(a->before, a->after);
+    forget_wishes(&w->wishes);
+    wish_chunk(x, w, bh, next, x->q, x->sq);
+    if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
+    wish_chunk(x, w, bh, next, x->v, x->sv);
+    wish_chunk(x, w, bh, next, x->dout, x->sdout);
+    wish_chunk(x, w, bh, chunk, g->dq, g->sdq);
+    if (!a->shared_qk) wish_chunk(x, w, bh, chunk, g->dk, g->sdk);
+    wish_chunk(x, w, bh, chunk, g->dv, g->sdv);
 }
 
 static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
                            void *results) {
     const rf_attention *a = x->a;
-    const size_t size = BLOCK * x->dp * sizeof(real);
+    const backward_results *g = results;
+    const size_t block_size = BLOCK * x->dp;
     const int known = is_window_scope(a) && w->next_head == bh && w->next_chunk == p.chunk;
+    if (known) {
+        real *dq = w->dq;
+        w->dq = w->dq_next, w->dq_next = dq;
+    } else if (!x->whole_heads) {
+        memset(w->dq, 0, p.count * block_size * sizeof(real));
+    } else if (p.first == 0) {
+        memset(w->dq, 0, full_blocks(a) * block_size * sizeof(real));
+    }
     for (size_t i = 0; i < p.count; i++) {
         owner *o = w->owners + i;
         o->blk = span_block(x, w, bh, p.base, p.first + i, 1);
         o->blk->pinned = 1;
-        real *dq = o->dq;
-        if (known)
-            o->dq = o->dq_next, o->dq_next = dq;
-        else
-            memset(dq, 0, size);
-        memset(o->dk, 0, size);
-        memset(o->dv, 0, size);
+        o->dq = w->dq + (x->whole_heads ? p.first + i : i) * block_size;
+        memset(o->dk, 0, block_size * sizeof(real));
+        memset(o->dv, 0, block_size * sizeof(real));
     }
     if (is_window_scope(a)) {
-        const backward_results *g = results;
-        const size_t next = p.chunk + 1 + max_size(a->before, a->after);
-        forget_wishes(&w->wishes);
-        wish_chunk(x, w, bh, next, x->q, x->sq);
-        if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
-        wish_chunk(x, w, bh, next, x->v, x->sv);
-        wish_chunk(x, w, bh, next, x->dout, x->sdout);
-        wish_chunk(x, w, bh, p.chunk, g->dq, g->sdq);
-        if (!a->shared_qk) wish_chunk(x, w, bh, p.chunk, g->dk, g->sdk);
-        wish_chunk(x, w, bh, p.chunk, g->dv, g->sdv);
+        wish_backward(x, w, bh, p.chunk, g);
         backward_window(x, w, bh, p, known);
+    } else if (x->whole_heads) {
+        backward_whole_head(x, w, bh, p);
     } else {
-        // earlier tokens are the owners' keys, later ones their queries, and nearby ones both
-        const size_t from = p.base.start + p.first * BLOCK;
-        const size_t to = min_size(p.base.end, from + p.count * BLOCK);
-        const span all = p.base;
-        if (!a->causal) {
-            backward_span(x, w, bh, p, all, 0, 1, 1, 0);
-        } else {
-            backward_span(x, w, bh, p, (span){all.round, all.start, from}, 0, 1, 0, 0);
-            backward_span(x, w, bh, p, (span){all.round, from, to}, 0, 1, 1, 0);
-            backward_span(x, w, bh, p, (span){all.round, to, all.end}, 0, 0, 1, 0);
-        }
+        backward_in_order(x, w, bh, p);
     }
+    const int unfinished = x->whole_heads && !a->causal; // later keys add to all dq
     for (size_t i = 0; i < p.count; i++) {
-        owner_flush(x, w->owners + i, results);
+        flush_keys(x, w->owners + i, g);
+        if (!unfinished) flush_queries(x, w->owners + i, g);
         w->owners[i].blk->pinned = 0;
     }
+    if (unfinished && p.first + p.count == full_blocks(a))
+        for (size_t i = 0; i < a->t; i++)
+            copy_row((real *)row_of(g->dq, g->sdq, a, bh, i), w->dq + i * x->dp, a->d);
 }
 
 /* delta = dout . out, for each row. */
@@ -696,7 +763,7 @@ static void row_products(rf_run *run, real *delta, const real *dout, const real 
 static void backward_exact(rf_run *run, const attention_arrays *x, const backward_results *g,
                            void *benches) {
     const rf_attention *a = x->a;
-    const size_t bench = workbench_bytes(a, 1);
+    const size_t bench = workbench_bytes(a, 1, run->workers);
 #pragma omp parallel num_threads(team(run, (double)(a->b * a->h * a->t)))
     {
         exact_bench e = exact_place(a, (char *)benches + thread_index() * bench);
@@ -720,6 +787,7 @@ static void attention_backward(rf_run *run, real *dq, real *dk, real *dv, const 
     real *delta = take(&scratch, a->b * a->h * a->t, sizeof(real));
     row_products(run, delta, dout, out, a, sdout, sout);
     x.dout = dout, x.sdout = sdout, x.lse = lse, x.delta = delta;
+    x.whole_heads = takes_whole_heads(a, run->workers);
     backward_results g = {dq, dk, dv, sdq, sdk, sdv};
     for (size_t round = 0; round < rounds_of(a); round++)
         for_round(run, &x, round, scratch, 1, backward_piece, &g);

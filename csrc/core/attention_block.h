@@ -32,7 +32,8 @@ typedef struct {
     const uint8_t *mask;
     const int32_t *buckets;
     rf_strides sq, sk, sv, sdout;
-    size_t dp; // d, padded to whole vectors
+    size_t dp;       // d, padded to whole vectors
+    int whole_heads; // a task is a head
 } attention_arrays;
 
 typedef struct {

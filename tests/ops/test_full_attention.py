@@ -1,8 +1,16 @@
 """rc.full_attention: exact softmax attention over every key."""
 
+import functools
+
 import numpy as np
 import pytest
-from attention_cases import MASKS, assert_forward_and_backward_match, mask_of, normal
+from attention_cases import (
+    MASKS,
+    assert_forward_and_backward_match,
+    assert_threads_do_not_matter,
+    mask_of,
+    normal,
+)
 from gradients import assert_backward_is_the_derivative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,6 +64,24 @@ def test_backward_matches_the_reference(isa, dtype, rng, t, tk, d):
         _, saved = ops.full_attention_forward(q, k, v, is_causal=is_causal)
         expected = reference.full(q, k, is_causal=is_causal).gradients(v, dout)
         assert_all_close(ops.full_attention_backward(dout, saved), expected, "attention_backward")
+
+
+@pytest.mark.parametrize(("t", "tk"), [(600, 600), (600, 300), (300, 600)])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_whole_heads_and_pieces_of_heads_give_the_same_gradients(isa, dtype, rng, t, tk, is_causal):
+    # two heads are taken whole by one thread or two; three threads share them in pieces
+    q, k, v = draw(rng, dtype, t, tk, 5, b=1)
+    options = {"is_causal": is_causal, "attention_mask": rng.random((1, tk)) < 0.9}
+    apart = [ops.full_attention_forward, ops.full_attention_backward]
+    assert_forward_and_backward_match(rng, *apart, reference.full, q, k, v, **options)
+    assert_threads_do_not_matter(rng, *apart, q, k, v, **options)
+    if t == tk:
+        shared = [
+            functools.partial(ops.full_attention_forward, shared_qk=True),
+            lambda dout, saved, **more: ops.full_attention_backward(dout, saved, **more)[::2],
+        ]
+        assert_forward_and_backward_match(rng, *shared, reference.full, q, None, v, **options)
+        assert_threads_do_not_matter(rng, *shared, q, None, v, **options)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -2,7 +2,13 @@
 
 import numpy as np
 import pytest
-from attention_cases import MASKS, assert_forward_and_backward_match, mask_of, normal
+from attention_cases import (
+    MASKS,
+    assert_forward_and_backward_match,
+    assert_threads_do_not_matter,
+    mask_of,
+    normal,
+)
 from gradients import assert_backward_is_the_derivative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -49,6 +55,17 @@ def test_chunks_longer_than_what_one_task_holds_match_the_reference(isa, dtype, 
         rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
         q, k, v, **options,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("m", [5, 64, 100, 256, 300])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_neighbours_that_meet_once_give_both_what_they_should(isa, dtype, rng, m, wrap):
+    # with one chunk of look-back a chunk leaves dq to the next one, if the same thread takes it
+    functions = [ops.local_attention_forward, ops.local_attention_backward]
+    q, k, v = draw(rng, dtype, 1, 2, 5 * m // 2, 6)
+    options = {"chunk_length": m, "wrap": wrap, "attention_mask": rng.random((1, 5 * m // 2)) < 0.9}
+    assert_forward_and_backward_match(rng, *functions, reference.local, q, k, v, **options)
+    assert_threads_do_not_matter(rng, *functions, q, k, v, **options)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 128, 255, 256])
