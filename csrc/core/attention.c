@@ -608,12 +608,8 @@ static void backward_span(const attention_arrays *x, workbench *w, size_t bh, pi
         for (size_t i = 0; i < p.count; i++) {
             owner *o = w->owners + i;
             if (x->a->cap && !are_near(p.first + i, at, x->a->cap / BLOCK)) continue;
-            const int same = other == o->blk;
-            if (as_queries)
-                backward_pair(x, w, o->blk, other, slot, o->dq, same && as_keys ? o->dk : NULL,
-                              o->dv);
-            if (as_keys && !(as_queries && same))
-                backward_pair(x, w, other, o->blk, slot, dq, o->dk, o->dv);
+            if (as_queries) backward_pair(x, w, o->blk, other, slot, o->dq, NULL, NULL);
+            if (as_keys) backward_pair(x, w, other, o->blk, slot, dq, o->dk, o->dv);
         }
     }
 }
@@ -650,6 +646,19 @@ static void flush_queries(const attention_arrays *x, const owner *o, const backw
     }
 }
 
+/* The owners meet each other and the rest of their span. Its tokens stand in order of position, so
+   if the attention is causal earlier ones are keys alone, and later ones queries. */
+static void backward_own_span(const attention_arrays *x, workbench *w, size_t bh, piece p,
+                              size_t slot) {
+    const span all = p.base;
+    const size_t from = all.start + p.first * BLOCK;
+    const size_t to = min_size(all.end, from + p.count * BLOCK);
+    const int around = !x->a->causal;
+    backward_span(x, w, bh, p, (span){all.round, all.start, from}, slot, 1, around, NULL);
+    backward_span(x, w, bh, p, (span){all.round, from, to}, slot, 0, 1, w->dq);
+    backward_span(x, w, bh, p, (span){all.round, to, all.end}, slot, around, 1, NULL);
+}
+
 /* A chunk and its window. What its queries receive from the chunk before may be known already. */
 static void backward_window(const attention_arrays *x, workbench *w, size_t bh, piece p,
                             int known) {
@@ -658,8 +667,12 @@ static void backward_window(const attention_arrays *x, workbench *w, size_t bh, 
     for (size_t slot = 0; slot <= a->before + a->after; slot++) {
         const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
         size_t other;
-        if (chunk_at(a, p.chunk, offset, &other) && !(known && offset < 0))
-            backward_span(x, w, bh, p, chunk_span(a, other), slot, 1, other == p.chunk, NULL);
+        if (chunk_at(a, p.chunk, offset, &other)) {
+            if (other == p.chunk)
+                backward_own_span(x, w, bh, p, slot);
+            else if (!known)
+                backward_span(x, w, bh, p, chunk_span(a, other), slot, 1, 0, NULL);
+        }
         if (!chunk_seen_from(a, p.chunk, offset, &other)) continue;
         if (one_before) {
             memset(w->dq_next, 0, blocks_per_chunk(a) * BLOCK * x->dp * sizeof(real));
@@ -668,21 +681,6 @@ static void backward_window(const attention_arrays *x, workbench *w, size_t bh, 
         backward_span(x, w, bh, p, chunk_span(a, other), slot, 0, 1,
                       one_before ? w->dq_next : NULL);
     }
-}
-
-/* Tokens of a span stand in order of position: earlier ones are the owners' keys, later ones their
-   queries, and nearby ones both. */
-static void backward_in_order(const attention_arrays *x, workbench *w, size_t bh, piece p) {
-    const span all = p.base;
-    if (!x->a->causal) {
-        backward_span(x, w, bh, p, all, 0, 1, 1, NULL);
-        return;
-    }
-    const size_t from = all.start + p.first * BLOCK;
-    const size_t to = min_size(all.end, from + p.count * BLOCK);
-    backward_span(x, w, bh, p, (span){all.round, all.start, from}, 0, 1, 0, NULL);
-    backward_span(x, w, bh, p, (span){all.round, from, to}, 0, 1, 1, NULL);
-    backward_span(x, w, bh, p, (span){all.round, to, all.end}, 0, 0, 1, NULL);
 }
 
 /* Pieces come in order, each as keys: of all queries, or of those that are not earlier. */
@@ -735,7 +733,7 @@ static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, p
     } else if (x->whole_heads) {
         backward_whole_head(x, w, bh, p);
     } else {
-        backward_in_order(x, w, bh, p);
+        backward_own_span(x, w, bh, p, 0);
     }
     const int unfinished = x->whole_heads && !a->causal; // later keys add to all dq
     for (size_t i = 0; i < p.count; i++) {
