@@ -252,11 +252,34 @@ static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size
     w->wishes.lines = lines;
 }
 
-static void wish_chunk(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
-                       const real *array, rf_strides strides) {
-    if (chunk >= chunks_of(x->a) * rounds_of(x->a)) return;
-    const span s = chunk_span(x->a, chunk);
-    wish_places(x, w, bh, s.round, s.start, s.end, array, strides);
+typedef struct {
+    const real *rows;
+    rf_strides strides;
+} strided;
+
+/* Wish for the rows that a piece will write, and for those that the next ones will read. */
+static void wish_for_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
+                           const strided *results, size_t n) {
+    const rf_attention *a = x->a;
+    span own = p.base, next;
+    own.start += p.first * BLOCK;
+    own.end = min_size(own.end, own.start + p.count * BLOCK);
+    if (a->scope == RF_FULL) return;
+    if (is_window_scope(a)) {
+        const size_t chunk = p.chunk + 1 + (x->dout ? max_size(a->before, a->after) : a->after);
+        next = chunk < chunks_of(a) * rounds_of(a) ? chunk_span(a, chunk) : (span){0};
+    } else { // what the buckets before this one have not asked for
+        const size_t to = own.end, asked = w->asked;
+        w->asked = min_size(a->t, to + BLOCK);
+        next = (span){own.round, asked < to || asked > to + BLOCK ? to : asked, w->asked};
+    }
+    forget_wishes(&w->wishes);
+    for (size_t i = 0; i < n; i++)
+        wish_places(x, w, bh, own.round, own.start, own.end, results[i].rows, results[i].strides);
+    wish_places(x, w, bh, next.round, next.start, next.end, x->q, x->sq);
+    if (!a->shared_qk) wish_places(x, w, bh, next.round, next.start, next.end, x->k, x->sk);
+    wish_places(x, w, bh, next.round, next.start, next.end, x->v, x->sv);
+    if (x->dout) wish_places(x, w, bh, next.round, next.start, next.end, x->dout, x->sdout);
 }
 
 /* Block `index` of a span, with its queries if asked for. */
@@ -458,31 +481,12 @@ static void forward_spans(const attention_arrays *x, workbench *w, size_t bh, pi
 
 static void forward_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
                           void *results) {
-    const rf_attention *a = x->a;
     const forward_results *f = results;
     for (size_t i = 0; i < p.count; i++) {
         w->owners[i].blk = span_block(x, w, bh, p.base, p.first + i, 1);
         w->owners[i].blk->pinned = 1;
     }
-    if (is_window_scope(a)) {
-        const size_t next = p.chunk + 1 + a->after;
-        forget_wishes(&w->wishes);
-        wish_chunk(x, w, bh, p.chunk, f->out, f->sout);
-        wish_chunk(x, w, bh, next, x->q, x->sq);
-        if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
-        wish_chunk(x, w, bh, next, x->v, x->sv);
-    }
-    if (a->scope == RF_BUCKET) {
-        const size_t from = p.base.start + p.first * BLOCK;
-        const size_t to = min_size(p.base.end, from + p.count * BLOCK);
-        forget_wishes(&w->wishes);
-        wish_places(x, w, bh, p.base.round, from, to, f->out, f->sout);
-        // what the buckets before this one have not asked for
-        const size_t next = w->asked < to || w->asked > to + BLOCK ? to : w->asked;
-        w->asked = min_size(a->t, to + BLOCK);
-        wish_places(x, w, bh, p.base.round, next, w->asked, x->q, x->sq);
-        wish_places(x, w, bh, p.base.round, next, w->asked, x->v, x->sv);
-    }
+    wish_for_piece(x, w, bh, p, &(strided){f->out, f->sout}, 1);
     forward_spans(x, w, bh, p, f);
     // 0 times NaN is NaN: a value that is not finite has touched rows that do not see it
     int finite = 1;
@@ -691,20 +695,6 @@ static void backward_whole_head(const attention_arrays *x, workbench *w, size_t 
     backward_span(x, w, bh, p, queries, 0, 0, 1, w->dq + first * BLOCK * x->dp);
 }
 
-static void wish_backward(const attention_arrays *x, workbench *w, size_t bh, size_t chunk,
-                          const backward_results *g) {
-    const rf_attention *a = x->a;
-    const size_t next = chunk + 1 + max_size(a->before, a->after);
-    forget_wishes(&w->wishes);
-    wish_chunk(x, w, bh, next, x->q, x->sq);
-    if (!a->shared_qk) wish_chunk(x, w, bh, next, x->k, x->sk);
-    wish_chunk(x, w, bh, next, x->v, x->sv);
-    wish_chunk(x, w, bh, next, x->dout, x->sdout);
-    wish_chunk(x, w, bh, chunk, g->dq, g->sdq);
-    if (!a->shared_qk) wish_chunk(x, w, bh, chunk, g->dk, g->sdk);
-    wish_chunk(x, w, bh, chunk, g->dv, g->sdv);
-}
-
 static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
                            void *results) {
     const rf_attention *a = x->a;
@@ -727,8 +717,10 @@ static void backward_piece(const attention_arrays *x, workbench *w, size_t bh, p
         memset(o->dk, 0, block_size * sizeof(real));
         memset(o->dv, 0, block_size * sizeof(real));
     }
+    // where keys are shared dk is a part of dq
+    const strided written[] = {{g->dq, g->sdq}, {g->dv, g->sdv}, {g->dk, g->sdk}};
+    wish_for_piece(x, w, bh, p, written, a->shared_qk ? 2 : 3);
     if (is_window_scope(a)) {
-        wish_backward(x, w, bh, p.chunk, g);
         backward_window(x, w, bh, p, known);
     } else if (x->whole_heads) {
         backward_whole_head(x, w, bh, p);
