@@ -153,7 +153,8 @@ static size_t owners_of(const rf_attention *a) {
 
 static size_t owners_per_task(const attention_arrays *x) {
     const size_t owners = owners_of(x->a);
-    return x->whole_heads ? owners : pieces_per_task(x->a->b * x->a->h * owners, 32);
+    if (x->whole_heads) return max_size(1, owners);
+    return pieces_per_task(x->a->b * x->a->h * owners, 32);
 }
 
 static size_t tasks_of(const attention_arrays *x) {
