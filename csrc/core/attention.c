@@ -304,7 +304,7 @@ static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, siz
     vec sum = {0};
     for (size_t i = i0; i < i1; i++) {
         const vec x = vload(s + i * BLOCK);
-        const vec p = vec_exp2(kunit ? x * kunit[i] - most : x - most);
+        const vec p = vec_exp2((kunit ? rounded(x * kunit[i]) : x) - most);
         sum += p;
         vstore(s + i * BLOCK, p);
     }
@@ -559,7 +559,8 @@ static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real
     const int drops = x->a->dropout > 0, shared = x->a->shared_qk;
     for (size_t i = i0; i < i1; i++) {
         const vec score = compared ? vload(s + i * BLOCK) : vload(s + i * BLOCK) * k->kunit[i];
-        const vec p = vec_exp2(score - lse), dp = vload(g + i * BLOCK);
+        // no more than 1: a huge log-sum-exp is rounded by more than that
+        const vec p = vec_exp2(-vmax((vec){0}, lse - score)), dp = vload(g + i * BLOCK);
         vec kept = p, ds = dp - delta;
         if (drops) {
             const vec keep = drop_factors(x->a, q, k->kpos[i], slot, group);

@@ -68,6 +68,20 @@ static inline vec vmax(vec a, vec b) {
 #endif
 }
 
+/* A product, rounded: no compiler fuses it with the sum behind it. For sums whose other term has
+   been made from the rounded product, too. */
+static ALWAYS_INLINE vec rounded(vec product) {
+#if defined(__x86_64__) || defined(__i386__)
+    __asm__("" : "+v"(product));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(product));
+#else
+    volatile vec kept = product;
+    product = kept;
+#endif
+    return product;
+}
+
 /* a where the mask is set, else b. */
 static inline ivec iselect(ivec mask, ivec a, ivec b) {
     return (mask & a) | (~mask & b);
