@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,7 +74,7 @@ def _train(options: argparse.Namespace) -> None:
     folder = Path(options.save) if options.save else None
     _check_folder(folder, options)
     data, held_out = _data(options)
-    model = _model_to_train(folder, data, options)
+    model = _model_to_train(folder, data, held_out, options)
     trainer = Trainer(
         model,
         data,
@@ -117,6 +118,8 @@ def _data(options: argparse.Namespace) -> tuple[Any, Any]:
     tokens = read_tokens(options.files, whole_files=options.whole_files)
     if options.evaluate_on:
         train, held_out = tokens, read_tokens(options.evaluate_on)
+        if sum(map(len, held_out)) < 2:
+            raise ValueError("--evaluate-on: expected at least 2 tokens to predict from and to")
     else:
         pairs = [split_tokens(part, options.held_out) for part in tokens]
         train, held_out = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -178,9 +181,16 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
             f"--save: there is a checkpoint in {str(folder)!r}: add --resume to go on from it, or "
             "choose another folder"
         )
+    if not options.resume and (folder / "config.json").exists():
+        raise ValueError(
+            f"--save: there is a model in {str(folder)!r}, which would be replaced: choose another "
+            "folder"
+        )
 
 
-def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace) -> Any:
+def _model_to_train(
+    folder: Path | None, data: Any, held_out: Any, options: argparse.Namespace
+) -> Any:
     from .config import ReformerConfig
     from .model import ReformerModelWithLMHead
     from .presets import DROPOUTS, preset_config
@@ -194,7 +204,10 @@ def _model_to_train(folder: Path | None, data: Any, options: argparse.Namespace)
     config = preset_config(
         options.preset, data.length, layers=options.layers, width=options.width, **fields
     )
-    largest = max(int(part.max()) for part in data.tokens if len(part))
+    parts = [part for part in (*data.tokens, held_out) if len(part)]
+    smallest, largest = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
+    if smallest < 0:
+        raise ValueError(f"FILE: expected token ids >= 0, got {smallest}")
     if largest >= config.vocab_size:
         raise ValueError(
             f"FILE: token {largest} is beyond the model's vocabulary of {config.vocab_size}: "
@@ -229,9 +242,9 @@ def _generate(options: argparse.Namespace) -> None:
 
     if options.stream and options.beams > 1:
         raise ValueError("--stream: not with --beams, which change to the end")
+    if options.stream and options.texts > 1:
+        raise ValueError(f"--stream: shows one text as it comes, not --texts {options.texts}")
     tokenizer, model = _open(options.model)
-    # ids beyond the bytes stand for nothing
-    model.parameters["lm_head.bias"][tokenizer.vocab_size :] = -1e9
     text = options.prompt
     if text is None:
         text = _prompt_text(options.prompt_file)
@@ -257,6 +270,7 @@ def _generate(options: argparse.Namespace) -> None:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
         bad_words_ids=[tokenizer.encode(word).tolist() for word in options.without],
+        logits_processor=partial(_without_more_than_bytes, tokenizer.vocab_size),
         eos_token_id=[int(tokenizer.encode(word)[0]) for word in options.until] or None,
         num_beams=options.beams,
         length_penalty=options.length_penalty,
@@ -272,6 +286,12 @@ def _generate(options: argparse.Namespace) -> None:
         print()
 
 
+def _without_more_than_bytes(bytes_end: int, _ids: Any, logits: Any) -> Any:
+    """Logits in which ids that stand for no byte are never chosen."""
+    logits[bytes_end:] = -math.inf
+    return logits
+
+
 def _prompt_text(file: str | None) -> str:
     """The prompt from a file or, where there is none or it is "-", from standard input."""
     if file is not None and file != "-":
@@ -285,6 +305,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .data import read_text
     from .train import evaluate
 
+    for file in options.files:
+        if file.endswith(".npy"):
+            raise ValueError(f"FILE: expected text, got token ids in {file!r}")
     tokenizer, model = _open(options.model)
     tokens = tokenizer.encode(read_text(options.files))
     longest = model.config.num_positions
@@ -641,7 +664,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if getattr(options, "config", None):
         try:
             words, files = _words_of(options.config)
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             parser.exit(FAILURE, f"reformer-c {options.command}: error: --config: {error}\n")
         given = options.files
         options = parser.parse_args([options.command, *words, *arguments[1:]])
@@ -665,6 +688,11 @@ def _words_of(file: str) -> tuple[list[str], list[str]]:
         del model["extra"]
         values = {"model": model}
     model, files = values.pop("model", {}), values.pop("files", [])
+    if not isinstance(model, dict):
+        raise ValueError(f"'model': expected fields by name, got {model!r}")
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise ValueError(f"'files': expected a name or a list of names, got {files!r}")
     words = []
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
@@ -674,7 +702,7 @@ def _words_of(file: str) -> tuple[list[str], list[str]]:
             elif one is not None and one is not False:
                 words.append(f"{option}={one}")
     words += [f"--set={name}={json.dumps(value)}" for name, value in model.items()]
-    return words, [files] if isinstance(files, str) else files
+    return words, files
 
 
 def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], expected: str) -> Callable:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -107,6 +108,7 @@ def run_bench(
     for name, number in (("length", length), ("repeats", repeats)):
         if number < 1:
             raise ValueError(f"{name}: expected a number >= 1, got {number!r}")
+    check_json_file(json_file)
     threads = sorted({1, get_num_threads()}) if threads is None else list(threads)
     machine = describe_machine()
     print_machine(machine, stream)
@@ -125,6 +127,12 @@ def run_bench(
     if json_file is not None:
         write_json(json_file, result)
     return result
+
+
+def check_json_file(file: str | os.PathLike | None) -> None:
+    """What cannot be written is known before anything is measured."""
+    if file is not None and not os.access(Path(file).resolve().parent, os.W_OK):
+        raise OSError(f"json_file: {os.fspath(file)!r} cannot be written")
 
 
 def write_json(file: str | os.PathLike, result: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ Nothing here knows what a model is: names and arrays go in and come out.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -55,6 +56,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
     ('whole', ['note.txt'])
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.fspath(path.parent))
     part = _unused_name_beside(path)
     try:
         write(part)

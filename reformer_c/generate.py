@@ -186,6 +186,12 @@ class Choice:
                 raise ValueError(
                     f"logits_processor: expected logits of shape {np.shape(logits)}, got {z.shape}"
                 )
+        most = z.max()
+        if not math.isfinite(most):
+            where = f"after {len(text.ids)} tokens"
+            if most == -math.inf:
+                raise ValueError(f"bad_words_ids, logits_processor: no token is left {where}")
+            raise FloatingPointError(f"the largest logit {where} is {most}")
         return z
 
     def choose(self, z: np.ndarray, uniform: float) -> int:

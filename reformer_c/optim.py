@@ -73,6 +73,11 @@ class Optimizer(ABC):
     def _update(self, name: str, weight: np.ndarray, grad: np.ndarray, lr: float) -> None:
         """Step number `steps` of one parameter, in place."""
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments that are not parameters, by name."""
+        own = ("parameters", "steps")
+        return {k: v for k, v in vars(self).items() if k not in own and not k.startswith("_")}
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """The whole state in flat arrays by name: `steps`, and the moments of each parameter.
 

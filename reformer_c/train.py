@@ -335,10 +335,17 @@ class Trainer:
         if not has_checkpoint(folder):
             raise FileNotFoundError(f"folder: there is no {STATE_FILE} in {os.fspath(folder)!r}")
         state = json.loads((folder / STATE_FILE).read_text())
-        for key, mine in self._state().items():
-            if key != "step" and state.get(key) != mine:
+        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+            raise ValueError(f"resume: {STATE_FILE} in {os.fspath(folder)!r} has no step")
+        # tuples are lists in JSON; older checkpoints know less
+        own = json.loads(json.dumps(self._state()))
+        pairs = [(key, mine, state.get(key)) for key, mine in own.items() if key != "settings"]
+        saved = state.get("settings", {})
+        pairs += [(key, mine, saved.get(key, mine)) for key, mine in own["settings"].items()]
+        for key, mine, theirs in pairs:
+            if key != "step" and theirs != mine:
                 raise ValueError(
-                    f"resume: {key} is {mine} here and {state.get(key)} in {os.fspath(folder)!r}"
+                    f"resume: {key} is {mine} here and {theirs} in {os.fspath(folder)!r}"
                 )
         weights = read_safetensors(folder / MODEL_FILE)
         moments = read_safetensors(folder / OPTIMIZER_FILE)
@@ -359,6 +366,10 @@ class Trainer:
             "seed": self.seed,
             "accumulate": self.accumulate,
             "optimizer": type(self.optimizer).__name__,
+            "settings": {
+                **self.optimizer.settings(),
+                "max_grad_norm": self.max_grad_norm if math.isfinite(self.max_grad_norm) else None,
+            },
             "data": describe() if describe else None,
         }
 

@@ -118,6 +118,9 @@ def test_wrong_usage_is_one_line_that_names_the_argument(arguments, words, capsy
         (["evaluate", "MODEL", "TEXT", "--length", "257"], "--length: expected at most 256"),
         (["evaluate", "MODEL", "TEXT", "--sliding", "256"], "--sliding: expected fewer bytes"),
         (["generate", "MODEL", "--prompt", "a", "--stream", "--beams", "2"], "--stream"),
+        (["generate", "MODEL", "--prompt", "a", "--stream", "--texts", "3"], "--texts 3"),
+        (["evaluate", "MODEL", "ids.npy"], "expected text, got token ids in 'ids.npy'"),
+        (["bench", "--json", "nowhere/figures.json"], "nowhere/figures.json"),
         (["info", "MODEL", "--lengths", "257"], "--lengths: expected at most 256"),
         (["info", "EMPTY"], "config.json"),
         (["demo", "--length", "10"], "length: expected at least 456 bytes, got 10"),
@@ -281,6 +284,9 @@ def test_a_models_own_config_is_taken_as_it_is(text, trained, tmp_path):
         ('{"speed": 3}', "--speed=3", 2),
         ('{"length": 0}', "--length: expected a whole number >= 1, got '0'", 2),
         (None, "No such file", 1),
+        ('{"model": [1]}', "'model': expected fields by name, got [1]", 1),
+        ('{"files": 3}', "'files': expected a name or a list of names, got 3", 1),
+        ('{"model_type": "reformer", "hidden_size": "x"}', "hidden_size", 1),
     ],
 )
 def test_a_wrong_config_file_is_named(written, words, code, text, tmp_path, capsys):
@@ -309,10 +315,40 @@ def test_token_arrays_and_whole_files_are_trained_on(text, tmp_path, capsys):
         assert "tokens to train on" in capsys.readouterr().out
 
 
-def test_a_model_with_more_ids_than_bytes_writes_bytes(text, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([5, 400], "token 400 is beyond the model's vocabulary of 258"),
+        ([5, -1], "expected token ids >= 0, got -1"),
+        ([5], "--evaluate-on: expected at least 2 tokens"),
+    ],
+)
+def test_held_out_tokens_are_checked_before_training(ids, words, text, tmp_path, capsys):
+    np.save(tmp_path / "ids.npy", np.array(ids))
+    command = ["train", text, *SMALL, "--steps", "1", "--evaluate-on", str(tmp_path / "ids.npy")]
+    assert main(command) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_model_that_was_not_trained_here_is_not_trained_over(text, tmp_path, capsys):
+    ReformerModelWithLMHead(presets.preset_config("tiny", 256), rng=0).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert main(["train", text, *SMALL, "--steps", "1", "--save", str(tmp_path)]) == 1
+    assert "there is a model in" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_another_learning_rate_does_not_resume(trained, text, capsys):
+    command = ["train", text, *SMALL, "--steps", "5", "--save", trained, "--resume", "--lr", "5"]
+    assert main(command) == 1
+    assert "resume: lr is 5.0 here and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--set", "apply_lm_head_bias=false"]])
+def test_a_model_with_more_ids_than_bytes_writes_bytes(more, text, tmp_path, capsys):
     folder = str(tmp_path / "model")
     command = ["train", text, *SMALL, "--preset", "book", "--steps", "1", "--save", folder]
-    assert main(command) == 0
+    assert main([*command, *more]) == 0
     capsys.readouterr()
     generate = ["generate", folder, "--prompt", "a", "--length", "30", "--temperature", "5"]
     assert main([*generate, "--top-p", "1"]) == 0

@@ -304,3 +304,18 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
 def test_bad_arguments_are_named(model, changes, name):
     with pytest.raises((TypeError, ValueError), match=rf"^{name}\b.*: "):
         model.generate(**{"input_ids": [[3]], "max_new_tokens": 2, "do_sample": True} | changes)
+
+
+@pytest.mark.parametrize("rules", [{}, {"do_sample": True}, {"num_beams": 2}])
+def test_logits_that_are_not_numbers_are_an_error_and_no_text(rules):
+    model = ReformerModelWithLMHead(small_config(num_buckets=None), rng=0)
+    model.parameters["lm_head.decoder.weight"][:] = np.nan
+    with pytest.raises(FloatingPointError, match="the largest logit after 3 tokens is nan"):
+        model.generate([[1, 2, 3]], max_new_tokens=2, rng=0, **rules)
+
+
+@pytest.mark.parametrize("rules", [{}, {"do_sample": True}, {"num_beams": 2}])
+def test_words_that_leave_no_token_are_an_error(model, rules):
+    every = [[token] for token in range(model.config.vocab_size)]
+    with pytest.raises(ValueError, match=r"bad_words_ids.*no token is left after 3 tokens"):
+        model.generate([[1, 2, 3]], max_new_tokens=2, bad_words_ids=every, rng=0, **rules)

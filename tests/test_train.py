@@ -332,6 +332,12 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path):
     assert not other.model.parameters["table"].any()
     with pytest.raises(ValueError, match="optimizer is Adafactor here and AdamW"):
         make(optimizer="adafactor").resume(tmp_path)
+    with pytest.raises(ValueError, match=r"max_grad_norm is 2\.0 here and 1\.0"):
+        make(max_grad_norm=2.0).resume(tmp_path)
+    faster = make()
+    faster.optimizer.betas = (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"betas is \[0\.5, 0\.5\] here and \[0\.9, 0\.999\]"):
+        faster.resume(tmp_path)
     larger = Bigrams()
     larger.parameters["table"] = np.zeros((24, 24))
     with pytest.raises(ValueError, match=r"'table' is float64 \(24, 24\) here"):

@@ -34,6 +34,8 @@ def finite(value: Any, name: str) -> float:
         if getattr(value, "ndim", 0):
             raise TypeError
         number = float(value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
     if not math.isfinite(number):
@@ -53,6 +55,8 @@ def factors_of(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
     """The number of buckets as a tuple of even factors whose product is a bucket id or two short
     of 2**31."""
     listed = num_buckets if isinstance(num_buckets, (tuple, list)) else (num_buckets,)
+    if isinstance(num_buckets, np.ndarray):
+        listed = num_buckets.ravel()
     factors = tuple(whole(factor, "num_buckets", 2) for factor in listed)
     if not factors or len(factors) > 16 or any(factor % 2 for factor in factors):
         raise ValueError(
@@ -75,7 +79,10 @@ def heads(x: Any, name: str) -> tuple[np.ndarray, int, int, int]:
 def real_type(array: np.ndarray, name: str) -> type[np.floating[Any]]:
     """float32 or float64."""
     if array.dtype.type not in (np.float32, np.float64):  # of any byte order
-        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+        raise TypeError(
+            f"{name} must be float32 or float64, got {array.dtype}: pass "
+            f"{name}.astype(numpy.float32)"
+        )
     return array.dtype.type
 
 

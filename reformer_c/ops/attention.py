@@ -257,7 +257,8 @@ def full_attention_forward(
     -------
     out : (b, h, t, d)
     saved : AttentionSaved
-        References to the inputs and to `out`, no copies, and one number a query.
+        References to the inputs and to `out`, no copies, and one number a query: do not write into
+        them before the backward pass, by an `out` that overlaps an input either.
 
     Examples
     --------
@@ -423,7 +424,8 @@ def local_attention_forward(
     -------
     out : (b, h, t, d)
     saved : AttentionSaved
-        References to the inputs and to `out`, no copies, and one number a query.
+        References to the inputs and to `out`, no copies, and one number a query: do not write into
+        them before the backward pass, by an `out` that overlaps an input either.
 
     Examples
     --------
@@ -637,7 +639,8 @@ def lsh_attention_forward(
     out : (b, h, t, d)
     saved : AttentionSaved
         References to the inputs and to `out`, no copies, one number a query, and ``saved.buckets``,
-        with which this call can be repeated exactly. They are None for at most one chunk.
+        with which this call can be repeated exactly. They are None for at most one chunk. Do not
+        write into the arrays before the backward pass, by an `out` that overlaps an input either.
 
     Examples
     --------

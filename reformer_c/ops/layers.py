@@ -210,7 +210,8 @@ def layer_norm_forward(
     -------
     out : (..., c)
     saved : LayerNormSaved
-        References to x and weight, no copies, and the mean and deviation of each row.
+        References to x and weight, no copies, and the mean and deviation of each row: do not write
+        into them before the backward pass, by an `out` that overlaps x either.
 
     Examples
     --------
