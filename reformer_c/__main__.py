@@ -653,7 +653,11 @@ def _add_step_arguments(add: Callable) -> None:
 def _add_run_arguments(add: Callable) -> None:
     add("--save", metavar="DIR", help="folder for the model and all that --resume needs")
     add("--save-every", type=_whole, metavar="N", default=0, help="steps between saves (the end)")
-    add("--resume", action="store_true", help="go on from DIR, bit for bit")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from DIR, bit for bit; the other options as before",
+    )
     add("--log", metavar="FILE", help="a line of JSON for each step")
 
 

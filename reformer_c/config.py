@@ -66,8 +66,9 @@ OURS = ("attention_scope", "bucket_cap", "memory_budget", "apply_lm_head_bias")
 class ReformerConfig:
     """What a Reformer is made of.
 
-    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; the last
-    four are ours and off by default. A field whose layer type does not occur may be None.
+    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; four more
+    are ours: ``attention_scope``, ``bucket_cap`` and ``memory_budget`` change nothing by default,
+    and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be None.
 
     Raises
     ------

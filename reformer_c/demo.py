@@ -28,6 +28,7 @@ from .train import StepReport, Trainer, evaluate, show_progress
 __all__ = ["DemoResult", "run_demo"]
 
 STEPS = 800
+QUICK_SECONDS = 10.0
 SECONDS = 110.0
 WARMUP = 20
 LENGTH = 8192
@@ -70,7 +71,7 @@ def run_demo(
     seed : int
         Of everything random. The same steps, length and seed give the same model.
     quick : bool
-        A tiny model, to see that everything works.
+        A tiny model, trained for ten seconds at most, to see that everything works.
     stream : text file, optional
         Where to print; standard output by default. Progress goes to standard error.
 
@@ -98,6 +99,8 @@ def run_demo(
     say(f"model     {_describe(model)}")
     say(f"machine   {_machine()}")
 
+    if quick and steps is None:
+        seconds = min(seconds, QUICK_SECONDS)
     amount = f"{seconds:.0f} seconds, at most {STEPS} steps," if steps is None else f"{steps} steps"
     say(f"\n1. Training: {amount} each on {length:,} consecutive bytes\n")
     last = _train(model, data, steps, seconds, seed)

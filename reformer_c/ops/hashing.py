@@ -108,7 +108,12 @@ def lsh_rotations(
         sum(factors_of(num_buckets)) // 2,
     )  # fmt: skip
     real = real_type(np.empty(0, dtype), "dtype")
-    return np.random.default_rng(rng).standard_normal(shape, real)
+    try:
+        draws = np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        error = f"rng must be an int of at least 0, a numpy Generator or None, got {rng!r}"
+        raise (ValueError if isinstance(rng, int) else TypeError)(error) from None
+    return draws.standard_normal(shape, real)
 
 
 def lsh_hash(
