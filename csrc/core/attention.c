@@ -11,7 +11,7 @@
    usual cases need no repetition, to the same bits, since each sum is taken in the same order.
    Where a chunk sees one chunk before it, the thread that has met a chunk's queries as keys is most
    often the one that takes that chunk next. And in scope FULL a thread takes a whole head, where
-   there are heads enough, and has dq of all its queries at hand. */
+   heads can be shared out evenly, and has dq of all its queries at hand. */
 #include "attention_exact.h"
 
 #define OWNERS 4      // blocks of queries that one gathering of keys serves
@@ -61,12 +61,12 @@ static span full_span(const rf_attention *a) {
     return (span){0, 0, max_size(a->t, a->tk)};
 }
 
-/* Does a backward take whole heads? Five products in place of seven, unless so few heads would
-   leave threads idle. The gradient of a shared key joins dq when that is complete. */
+/* Does a backward take whole heads? Five products in place of seven, where every thread gets as
+   many: a calling thread that waited for the last head would not see that it is to stop. The
+   gradient of a shared key joins dq when that is complete. */
 static int takes_whole_heads(const rf_attention *a, int workers) {
-    const size_t heads = a->b * a->h, turns = blocks_of(heads, (size_t)workers);
     if (a->scope != RF_FULL || (a->shared_qk && !a->causal)) return 0;
-    return bytes_mul(5, bytes_mul(turns, (size_t)workers)) <= bytes_mul(7, heads);
+    return a->b * a->h % (size_t)workers == 0;
 }
 
 static size_t dq_reals(const rf_attention *a, int workers) {
@@ -168,6 +168,11 @@ typedef struct {
     size_t first, count;
 } piece;
 
+static span piece_span(piece p) {
+    const size_t start = p.base.start + p.first * BLOCK;
+    return (span){p.base.round, start, min_size(p.base.end, start + p.count * BLOCK)};
+}
+
 typedef void (*piece_function)(const attention_arrays *x, workbench *w, size_t bh, piece p,
                                void *more);
 
@@ -235,18 +240,18 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
     for_tasks(run, x, round, (char *)benches + thread_index() * bench, backward, each, more);
 }
 
-/* Wish for the rows at places [from, to) of a round: in hash order they lie anywhere. */
-static void wish_places(const attention_arrays *x, workbench *w, size_t bh, size_t round,
-                        size_t from, size_t to, const real *array, rf_strides strides) {
+/* Wish for the first rows of a span: in hash order they lie anywhere. */
+static void wish_span(const attention_arrays *x, workbench *w, size_t bh, span s, const real *array,
+                      rf_strides strides) {
     const real *head = head_of(array, strides, x->a, bh);
-    const size_t d = x->a->d, end = min_size(to, from + BLOCK);
+    const size_t d = x->a->d, from = s.start, end = min_size(s.end, from + BLOCK);
     line_list lines = w->wishes.lines;
     if (!x->order.order) {
         const size_t touching = strides.t == (ptrdiff_t)d ? end - min_size(from, end) : 1;
         for (size_t at = from; at < end; at += touching)
             list_row(&lines, head + (ptrdiff_t)at * strides.t, touching * d);
     } else {
-        const uint32_t *order = x->order.order + (bh * x->a->r + round) * x->a->t;
+        const uint32_t *order = x->order.order + (bh * x->a->r + s.round) * x->a->t;
         for (size_t at = from; at < end; at++)
             list_row(&lines, head + (ptrdiff_t)order[at] * strides.t, d);
     }
@@ -262,10 +267,9 @@ typedef struct {
 static void wish_for_piece(const attention_arrays *x, workbench *w, size_t bh, piece p,
                            const strided *results, size_t n) {
     const rf_attention *a = x->a;
-    span own = p.base, next;
-    own.start += p.first * BLOCK;
-    own.end = min_size(own.end, own.start + p.count * BLOCK);
     if (a->scope == RF_FULL) return;
+    const span own = piece_span(p);
+    span next;
     if (is_window_scope(a)) {
         const size_t chunk = p.chunk + 1 + (x->dout ? max_size(a->before, a->after) : a->after);
         next = chunk < chunks_of(a) * rounds_of(a) ? chunk_span(a, chunk) : (span){0};
@@ -275,12 +279,11 @@ static void wish_for_piece(const attention_arrays *x, workbench *w, size_t bh, p
         next = (span){own.round, asked < to || asked > to + BLOCK ? to : asked, w->asked};
     }
     forget_wishes(&w->wishes);
-    for (size_t i = 0; i < n; i++)
-        wish_places(x, w, bh, own.round, own.start, own.end, results[i].rows, results[i].strides);
-    wish_places(x, w, bh, next.round, next.start, next.end, x->q, x->sq);
-    if (!a->shared_qk) wish_places(x, w, bh, next.round, next.start, next.end, x->k, x->sk);
-    wish_places(x, w, bh, next.round, next.start, next.end, x->v, x->sv);
-    if (x->dout) wish_places(x, w, bh, next.round, next.start, next.end, x->dout, x->sdout);
+    for (size_t i = 0; i < n; i++) wish_span(x, w, bh, own, results[i].rows, results[i].strides);
+    wish_span(x, w, bh, next, x->q, x->sq);
+    if (!a->shared_qk) wish_span(x, w, bh, next, x->k, x->sk);
+    wish_span(x, w, bh, next, x->v, x->sv);
+    if (x->dout) wish_span(x, w, bh, next, x->dout, x->sdout);
 }
 
 /* Block `index` of a span, with its queries if asked for. */
@@ -656,13 +659,11 @@ static void flush_queries(const attention_arrays *x, const owner *o, const backw
    if the attention is causal earlier ones are keys alone, and later ones queries. */
 static void backward_own_span(const attention_arrays *x, workbench *w, size_t bh, piece p,
                               size_t slot) {
-    const span all = p.base;
-    const size_t from = all.start + p.first * BLOCK;
-    const size_t to = min_size(all.end, from + p.count * BLOCK);
+    const span all = p.base, own = piece_span(p);
     const int around = !x->a->causal;
-    backward_span(x, w, bh, p, (span){all.round, all.start, from}, slot, 1, around, NULL);
-    backward_span(x, w, bh, p, (span){all.round, from, to}, slot, 0, 1, w->dq);
-    backward_span(x, w, bh, p, (span){all.round, to, all.end}, slot, around, 1, NULL);
+    backward_span(x, w, bh, p, (span){all.round, all.start, own.start}, slot, 1, around, NULL);
+    backward_span(x, w, bh, p, own, slot, 0, 1, w->dq);
+    backward_span(x, w, bh, p, (span){all.round, own.end, all.end}, slot, around, 1, NULL);
 }
 
 /* A chunk and its window. What its queries receive from the chunk before may be known already. */
