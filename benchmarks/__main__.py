@@ -4,7 +4,14 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from reformer_c.bench import describe_machine, measure, print_machine, table, write_json
+from reformer_c.bench import (
+    check_json_file,
+    describe_machine,
+    measure,
+    print_machine,
+    table,
+    write_json,
+)
 from reformer_c.runtime import get_num_threads, num_threads
 
 from . import rivals
@@ -13,6 +20,7 @@ from .groups import GROUPS, METHOD
 
 def main(arguments=None):
     options = parse(arguments)
+    check_json_file(options.json)
     threads = options.threads or get_num_threads()
     with num_threads(threads), rivals.num_threads(threads):
         machine = describe_machine() | rivals.describe()

@@ -15,6 +15,7 @@ from reformer_c.bench import (
     DEPTH,
     WINDOW,
     Case,
+    check_json_file,
     describe_machine,
     measure,
     print_machine,
@@ -74,6 +75,7 @@ def main(arguments=None):
         parser.error(f"--lengths: expected numbers from 1 to {TOKENS}")
     if options.repeats < 1:
         parser.error("--repeats: expected a number >= 1")
+    check_json_file(options.json)
 
     machine = describe_machine()
     print_machine(machine)
