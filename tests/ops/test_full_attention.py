@@ -34,6 +34,9 @@ SHAPES = [
     (129, 127, 64), (64, 200, 33), (270, 330, 8), (330, 270, 8),
 ]  # fmt: skip
 
+# what is tested, and what it is held against
+FULL = (ops.full_attention_forward, ops.full_attention_backward, reference.full)
+
 
 def draw(rng, dtype, t, tk, d, b=2, h=2):
     return [normal(rng, dtype, b, h, n, d) for n in (t, tk, tk)]
@@ -72,9 +75,8 @@ def test_whole_heads_and_pieces_of_heads_give_the_same_gradients(isa, dtype, rng
     # two heads are taken whole by one thread or two; three threads share them in pieces
     q, k, v = draw(rng, dtype, t, tk, 5, b=1)
     options = {"is_causal": is_causal, "attention_mask": rng.random((1, tk)) < 0.9}
-    apart = [ops.full_attention_forward, ops.full_attention_backward]
-    assert_forward_and_backward_match(rng, *apart, reference.full, q, k, v, **options)
-    assert_threads_do_not_matter(rng, *apart, q, k, v, **options)
+    assert_forward_and_backward_match(rng, *FULL, q, k, v, **options)
+    assert_threads_do_not_matter(rng, *FULL[:2], q, k, v, **options)
     if t == tk:
         shared = [
             functools.partial(ops.full_attention_forward, shared_qk=True),
@@ -91,10 +93,7 @@ def test_as_many_keys_are_seen_as_there_are_queries_but_not_the_same(isa, dtype,
     mask = np.ones((1, 64), bool)
     mask[0, 5:19] = False
     options = {"is_causal": is_causal, "attention_mask": mask}
-    assert_forward_and_backward_match(
-        rng, ops.full_attention_forward, ops.full_attention_backward, reference.full,
-        q, k, v, **options,
-    )  # fmt: skip
+    assert_forward_and_backward_match(rng, *FULL, q, k, v, **options)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

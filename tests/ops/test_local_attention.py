@@ -25,6 +25,9 @@ quick = settings(
 
 CHUNKS = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200]
 
+# what is tested, and what it is held against
+LOCAL = (ops.local_attention_forward, ops.local_attention_backward, reference.local)
+
 
 def draw(rng, dtype, b, h, t, d):
     return [normal(rng, dtype, b, h, t, d) for _ in range(3)]
@@ -36,10 +39,7 @@ def test_every_chunk_length_matches_the_reference(isa, dtype, rng, m, is_causal)
     for t in [2 * m + 1, 3 * m - 1] if m < 10 else [2 * m + m // 2]:
         q, k, v = draw(rng, dtype, 1, 1, t, 6)
         options = {"chunk_length": m, "is_causal": is_causal}
-        assert_forward_and_backward_match(
-            rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
-            q, k, v, **options,
-        )  # fmt: skip
+        assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -51,31 +51,24 @@ def test_chunks_longer_than_what_one_task_holds_match_the_reference(isa, dtype, 
         "is_causal": is_causal,
         "attention_mask": rng.random((1, 600)) < 0.9,
     }
-    assert_forward_and_backward_match(
-        rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
-        q, k, v, **options,
-    )  # fmt: skip
+    assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
 
 
 @pytest.mark.parametrize("m", [5, 64, 100, 256, 300])
 @pytest.mark.parametrize("wrap", [False, True])
 def test_neighbours_that_meet_once_give_both_what_they_should(isa, dtype, rng, m, wrap):
     # with one chunk of look-back a chunk leaves dq to the next one, if the same thread takes it
-    functions = [ops.local_attention_forward, ops.local_attention_backward]
     q, k, v = draw(rng, dtype, 1, 2, 5 * m // 2, 6)
     options = {"chunk_length": m, "wrap": wrap, "attention_mask": rng.random((1, 5 * m // 2)) < 0.9}
-    assert_forward_and_backward_match(rng, *functions, reference.local, q, k, v, **options)
-    assert_threads_do_not_matter(rng, *functions, q, k, v, **options)
+    assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
+    assert_threads_do_not_matter(rng, *LOCAL[:2], q, k, v, **options)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 128, 255, 256])
 def test_every_depth_matches_the_reference(isa, dtype, rng, d):
     q, k, v = draw(rng, dtype, 1, 2, 29, d)
     options = {"chunk_length": 8, "num_chunks_after": 1}
-    assert_forward_and_backward_match(
-        rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
-        q, k, v, **options,
-    )  # fmt: skip
+    assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
 
 
 @pytest.mark.parametrize("t", [0, 1, 7, 8, 9, 15, 16, 17, 23, 24, 25])
@@ -100,10 +93,7 @@ def test_windows_larger_than_the_circle_match_the_reference(isa, dtype, rng, bef
     }
     for t in [5, 8, 11, 17]:
         q, k, v = draw(rng, dtype, 1, 1, t, 3)
-        assert_forward_and_backward_match(
-            rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
-            q, k, v, **options,
-        )  # fmt: skip
+        assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
 
 
 # lucidrains #53: masks were not cut into chunks with the attention
@@ -128,10 +118,7 @@ def test_any_combination_of_options_matches_the_reference(
         "scale": scale,
         "wrap": wrap,
     }
-    assert_forward_and_backward_match(
-        rng, ops.local_attention_forward, ops.local_attention_backward, reference.local,
-        q, k, v, **options,
-    )  # fmt: skip
+    assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
