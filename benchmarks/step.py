@@ -2,8 +2,9 @@
 
 Each length runs in a process of its own: its peak of memory beside what `model.memory` said, its
 time, and its share of the peak of fused multiply-adds, counting 21.2 MFLOP a token. Then, at
-`--beside` tokens, the step in turns with one that keeps activations (`memory_budget`) and with
-Hugging Face's, where that is installed; nothing is dropped in any.
+`--beside` tokens, the step in turns with one that keeps activations (`memory_budget`), and with
+Hugging Face's where that is installed, as it is and after `reformer_c.torch.patch`; nothing is
+dropped in any.
 
     python -m benchmarks.step --lengths 65536 524288 1048576      # twelve minutes
 """
@@ -43,13 +44,17 @@ def our_step(model, ids, memory_budget=None):
     return step
 
 
-def their_step(config, parameters, ids):
+def their_step(config, parameters, ids, patched=False):
     """The same step with transformers' model and optimiser."""
     import torch
     from transformers.optimization import Adafactor
 
+    from reformer_c.torch import patch
+
     fields = {name: value for name, value in config.to_dict().items() if value is not None}
     model = rivals.hugging_face_model(fields, parameters).train()
+    if patched:
+        patch(model)
     optimizer = Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=False)
     tokens = torch.tensor(ids)
 
@@ -100,7 +105,9 @@ def print_beside(length, repeats):
         "reformer_c, memory_budget": our_step(make(length)[0], ids, np.inf),
     }
     if rivals.HUGGING_FACE in rivals.installed():
-        steps[rivals.HUGGING_FACE] = their_step(model.config, model.parameters, ids)
+        theirs = model.config, model.parameters, ids
+        steps[f"{rivals.HUGGING_FACE}, patched"] = their_step(*theirs, patched=True)
+        steps[rivals.HUGGING_FACE] = their_step(*theirs)
     best = dict.fromkeys(steps, np.inf)
     with rivals.num_threads(rc.get_num_threads()):
         for _ in range(repeats):

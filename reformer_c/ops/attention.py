@@ -271,14 +271,30 @@ def full_attention_forward(
         raise ValueError("k must be None with shared_qk: the keys are made from q")
     if not shared_qk and k is None:
         raise TypeError("k must be an array unless shared_qk, got None")
-    rule = Attention(
-        "q", FULL, causal=is_causal, shared_qk=shared_qk, scale=_scale(scale, d),
-        dropout=probability(dropout, "dropout"),
-        dropout_key=random_key(dropout_key, "dropout_key"),
+    rule = full_rule(
+        d, is_causal=is_causal, scale=scale, shared_qk=shared_qk, dropout=dropout,
+        dropout_key=dropout_key,
     )  # fmt: skip
     return _forward(
         rule, q, None if k is None else np.asarray(k), np.asarray(v), attention_mask, None, out,
         workers,
+    )  # fmt: skip
+
+
+def full_rule(
+    d: int,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    shared_qk: bool,
+    dropout: float,
+    dropout_key: int,
+) -> Attention:
+    """The rule of a call of `full_attention`."""
+    return Attention(
+        "q", FULL, causal=is_causal, shared_qk=shared_qk, scale=_scale(scale, d),
+        dropout=probability(dropout, "dropout"),
+        dropout_key=random_key(dropout_key, "dropout_key"),
     )  # fmt: skip
 
 
@@ -438,15 +454,36 @@ def local_attention_forward(
     k = np.asarray(k)
     if k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
+    rule = local_rule(
+        t, d, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
+        num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
+        dropout=dropout, dropout_key=dropout_key,
+    )  # fmt: skip
+    return _forward(rule, q, k, np.asarray(v), attention_mask, None, out, workers)
+
+
+def local_rule(
+    t: int,
+    d: int,
+    *,
+    chunk_length: int,
+    num_chunks_before: int,
+    num_chunks_after: int,
+    is_causal: bool,
+    scale: float | None,
+    wrap: bool,
+    dropout: float,
+    dropout_key: int,
+) -> Attention:
+    """The rule of a call of `local_attention`."""
     m = whole(chunk_length, "chunk_length", 1)
-    rule = Attention(
+    return Attention(
         "q", FULL if t <= m else LOCAL, m,
         *_windows(t, m, num_chunks_before, num_chunks_after, wrap),
         causal=is_causal, wrap=wrap, scale=_scale(scale, d),
         dropout=probability(dropout, "dropout"),
         dropout_key=random_key(dropout_key, "dropout_key"),
     )  # fmt: skip
-    return _forward(rule, q, k, np.asarray(v), attention_mask, None, out, workers)
 
 
 def local_attention_backward(
@@ -651,8 +688,49 @@ def lsh_attention_forward(
     True
     """
     qk, _, t, d = heads(qk, "qk")
-    m = whole(chunk_length, "chunk_length", 1)
+    if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
+        raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
     rounds = whole(num_hashes, "num_hashes", 1)
+    rule = lsh_rule(
+        t, d, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
+        num_chunks_after=num_chunks_after, is_causal=is_causal, scope=scope, bucket_cap=bucket_cap,
+        scale=scale, attend_across_buckets=attend_across_buckets,
+        allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
+        dropout_key=dropout_key,
+    )  # fmt: skip
+    factors = None if num_buckets is None else factors_of(num_buckets)
+    if rule.scope == FULL:
+        return _forward(rule, qk, None, np.asarray(v), attention_mask, None, out, workers)
+    if buckets is None:
+        factors = factors or factors_of(choose_num_buckets(t, rule.chunk_length))
+        buckets = buckets_of(
+            qk, "qk", rounds, factors, rotations, rng, attention_mask, None, workers
+        )
+    else:
+        buckets = _given_buckets(buckets, rounds)
+    rule = rule._replace(num_buckets=bucket_ids(buckets, factors, attention_mask))
+    return _forward(rule, qk, None, np.asarray(v), attention_mask, buckets, out, workers)
+
+
+def lsh_rule(
+    t: int,
+    d: int,
+    *,
+    chunk_length: int,
+    num_chunks_before: int,
+    num_chunks_after: int,
+    is_causal: bool,
+    scope: str,
+    bucket_cap: int | None,
+    scale: float | None,
+    attend_across_buckets: bool,
+    allow_duplicate_attention: bool,
+    wrap: bool,
+    dropout: float,
+    dropout_key: int,
+) -> Attention:
+    """The rule of a call of `lsh_attention`, but for the number of buckets."""
+    m = whole(chunk_length, "chunk_length", 1)
     if scope not in ("chunk", "bucket"):
         raise ValueError(f"scope must be 'chunk' or 'bucket', got {scope!r}")
     cap = 0 if bucket_cap is None else whole(bucket_cap, "bucket_cap", 64)
@@ -661,31 +739,12 @@ def lsh_attention_forward(
             f"bucket_cap must be a multiple of 64 with scope='bucket', or None, got {bucket_cap} "
             f"with scope={scope!r}"
         )
-    if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
-        raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
-    rule = Attention(
-        "qk", FULL, m,
-        *_windows(t, m, num_chunks_before, num_chunks_after, wrap),
-        0, is_causal, True, wrap, attend_across_buckets, allow_duplicate_attention,
-        _scale(scale, d), probability(dropout, "dropout"),
-        random_key(dropout_key, "dropout_key"),
+    number = BUCKET if scope == "bucket" else FULL if t <= m else CHUNK
+    return Attention(
+        "qk", number, m, *_windows(t, m, num_chunks_before, num_chunks_after, wrap), 0, is_causal,
+        True, wrap, attend_across_buckets, allow_duplicate_attention, _scale(scale, d),
+        probability(dropout, "dropout"), random_key(dropout_key, "dropout_key"), cap,
     )  # fmt: skip
-    factors = None if num_buckets is None else factors_of(num_buckets)
-    if t <= m and scope == "chunk":
-        return _forward(rule, qk, None, np.asarray(v), attention_mask, None, out, workers)
-    if buckets is None:
-        factors = factors or factors_of(choose_num_buckets(t, m))
-        buckets = buckets_of(
-            qk, "qk", rounds, factors, rotations, rng, attention_mask, None, workers
-        )
-    else:
-        buckets = _given_buckets(buckets, rounds)
-    rule = rule._replace(
-        scope=CHUNK if scope == "chunk" else BUCKET,
-        num_buckets=_bucket_ids(buckets, factors, attention_mask),
-        cap=cap,
-    )
-    return _forward(rule, qk, None, np.asarray(v), attention_mask, buckets, out, workers)
 
 
 def lsh_attention_backward(
@@ -773,7 +832,7 @@ def _given_buckets(buckets: Any, rounds: int) -> np.ndarray:
     return buckets
 
 
-def _bucket_ids(
+def bucket_ids(
     buckets: np.ndarray, factors: tuple[int, ...] | None, attention_mask: np.ndarray | None
 ) -> int:
     """How many ids there are: with a mask one more than buckets, for tokens that are not real."""

@@ -1,0 +1,465 @@
+"""reformer_c.torch: the operators against ours and against PyTorch's own checks of operators, and
+Hugging Face models that run on them."""
+
+import copy
+import doctest
+import io
+import warnings
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from reformer_c import ops
+
+if find_spec("torch") is None:
+    pytest.skip("needs torch: pip install '.[torch]'", allow_module_level=True)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # other projects' deprecations are not ours to fail by
+    import torch
+
+    import reformer_c.torch as rt
+
+HAVE_TRANSFORMERS = find_spec("transformers") is not None
+
+# name, its operator, tensors that it takes, and calls of it
+ATTENTION = {
+    "full": (rt.full_attention, ops.full_attention_forward, ops.full_attention_backward),
+    "local": (rt.local_attention, ops.local_attention_forward, ops.local_attention_backward),
+    "lsh": (rt.lsh_attention, ops.lsh_attention_forward, ops.lsh_attention_backward),
+}
+CALLS = {
+    "full": [
+        {},
+        {"is_causal": True, "scale": 0.3},
+        {"is_causal": True, "dropout": 0.25, "dropout_key": 2**62 + 5},
+    ],
+    "local": [
+        {"chunk_length": 16},
+        {"chunk_length": 16, "num_chunks_after": 1, "wrap": True},
+        {"chunk_length": 100, "is_causal": True, "dropout": 0.5, "dropout_key": 3},
+    ],
+    "lsh": [
+        {"chunk_length": 16, "rng": 1},
+        {"chunk_length": 16, "num_hashes": 3, "num_buckets": (2, 4), "is_causal": True, "rng": 2},
+        {"chunk_length": 100, "rng": 1},
+        {"num_buckets": 4, "scope": "bucket", "bucket_cap": 64, "rng": 0},
+        {"chunk_length": 8, "allow_duplicate_attention": False, "num_hashes": 2, "rng": 5},
+        {"chunk_length": 8, "dropout": 0.5, "dropout_key": 9, "scale": 2.0, "rng": 5},
+    ],
+}
+EVERY_CALL = [(name, call) for name in CALLS for call in CALLS[name]]
+
+
+def count(name):
+    return 2 if name == "lsh" else 3
+
+
+def draw(n, *shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(n)]
+
+
+def leaves(tensors):
+    return [x.detach().clone().requires_grad_() for x in tensors]
+
+
+def assert_same_bits(tensor, array):
+    np.testing.assert_array_equal(tensor.detach().numpy(), array)
+
+
+# ---- the same as ours ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("name", "call"), EVERY_CALL)
+def test_attention_and_its_gradients_have_our_bits(name, call, masked, dtype):
+    function, forward, backward = ATTENTION[name]
+    *inputs, dout = draw(count(name) + 1, 2, 3, 75, 8, dtype=dtype)
+    inputs = leaves(inputs)
+    arrays = [x.detach().numpy() for x in inputs]
+    mask = torch.rand(2, 75, generator=torch.Generator().manual_seed(1)) < 0.8
+    masks = ({"attention_mask": mask}, {"attention_mask": mask.numpy()}) if masked else ({}, {})
+    out = function(*inputs, **call, **masks[0])
+    out.backward(dout)
+    expected, saved = forward(*arrays, **call, **masks[1])
+    assert_same_bits(out, expected)
+    for x, gradient in zip(inputs, backward(dout.numpy(), saved), strict=True):
+        assert_same_bits(x.grad, gradient)
+
+
+def test_shared_queries_and_other_lengths_of_keys():
+    q, v, k, values = (*draw(2, 1, 2, 20, 4), *draw(2, 1, 2, 30, 4))
+    q, v, k, values = leaves([q, v, k, values])
+    out = rt.full_attention(q, None, v, shared_qk=True, is_causal=True)
+    out.sum().backward()
+    arrays = [x.detach().numpy() for x in (q, v)]
+    expected, saved = ops.full_attention_forward(
+        arrays[0], None, arrays[1], shared_qk=True, is_causal=True
+    )
+    assert_same_bits(out, expected)
+    dq, _, dv = ops.full_attention_backward(np.ones_like(expected), saved)
+    assert_same_bits(q.grad, dq)
+    assert_same_bits(v.grad, dv)
+    rt.full_attention(q, k, values).sum().backward()
+    assert k.grad.shape == values.grad.shape == (1, 2, 30, 4)
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (3, 40, 8), (2, 3, 40, 8), (0, 3, 40, 8), (2, 3, 0, 8)])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_every_rank_and_no_tokens_at_all(name, shape):
+    inputs = leaves(draw(count(name), *shape))
+    out = ATTENTION[name][0](*inputs, **({"chunk_length": 16} if name != "full" else {}))
+    assert out.shape == shape
+    out.sum().backward()
+    assert all(x.grad.shape == shape for x in inputs)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_transposed_views_are_used_as_they_are(name):
+    function = ATTENTION[name][0]
+    call = {"rng": 0} if name == "lsh" else {}
+    views = [x.transpose(1, 2) for x in leaves(draw(count(name), 2, 100, 3, 8))]
+    out = function(*views, **call)
+    assert out.stride() == views[0].stride()
+    torch.testing.assert_close(
+        out, function(*(x.contiguous() for x in views), **call), rtol=0, atol=0
+    )
+    # rows that do not touch, and columns that do not either
+    for apart in ([x[..., ::2] for x in views], [x[:, :, ::2] for x in views]):
+        function(*apart, **call).sum().backward()
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_feed_forward_has_our_bits(activation, rows):
+    x, dout = draw(2, 2, rows, 8)
+    inputs = leaves([x, *draw(1, 20, 8), *draw(1, 20), *draw(1, 8, 20), *draw(1, 8)])
+    rules = {"activation": activation, "chunk_length": 16, "dropout": 0.2, "dropout_key": 7}
+    out = rt.feed_forward(*inputs, **rules)
+    out.backward(dout)
+    arrays = [tensor.detach().numpy() for tensor in inputs]
+    expected, saved = ops.feed_forward_forward(*arrays, **rules)
+    assert_same_bits(out, expected)
+    for tensor, g in zip(inputs, ops.feed_forward_backward(dout.numpy(), saved), strict=True):
+        assert_same_bits(tensor.grad, g)
+
+
+def test_doctests():
+    if not HAVE_TRANSFORMERS:
+        pytest.skip("needs transformers: pip install '.[parity]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert doctest.testmod(rt, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+
+
+# ---- PyTorch's own checks ----
+
+
+def operator_calls():
+    """Arguments of each registered operator, as the functions pass them."""
+    q, k, v = leaves(draw(3, 1, 2, 40, 4))
+    mask = torch.ones(1, 40)
+    mask[0, 3:9] = 0
+    dropped = {"dropout": 0.0, "dropout_key": 0}
+    full = {"is_causal": True, "scale": None, "shared_qk": False} | dropped
+    yield "full_attention", (q, k, v, mask), full
+    yield "full_attention", (q, None, v, None), full | {"shared_qk": True}
+    windows = {"chunk_length": 8, "num_chunks_before": 1, "num_chunks_after": 0}
+    local = windows | {"is_causal": False, "scale": 0.5, "wrap": True} | dropped
+    yield "local_attention", (q, k, v, mask), local
+    lsh = local | {
+        "num_hashes": 2, "num_buckets": [4], "scope": "chunk", "bucket_cap": None,
+        "attend_across_buckets": True, "allow_duplicate_attention": True,
+    }  # fmt: skip
+    rotations = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(4, (1, 2, 2, 40), generator=torch.Generator().manual_seed(1))
+    yield "lsh_attention", (q, v, mask, rotations, None), lsh
+    yield "lsh_attention", (q, v, None, None, ids), lsh | {"num_buckets": None}
+    yield "lsh_attention", (q, v, None, rotations, None), lsh | {"chunk_length": 64}
+    transposed = [x.transpose(1, 2) for x in leaves(draw(2, 1, 40, 2, 4))]
+    yield "lsh_attention", (*transposed, None, rotations, None), lsh | {"scope": "bucket"}
+    weights = leaves([*draw(1, 9, 4), *draw(1, 9), *draw(1, 4, 9), *draw(1, 4)])
+    yield "feed_forward", (q, *weights), {"activation": "gelu", "chunk_length": 0} | dropped
+
+
+@pytest.mark.parametrize("call", [*operator_calls()], ids=lambda call: call[0])
+def test_operators_are_what_they_say(call):
+    name, arguments, rules = call
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.library.opcheck(getattr(torch.ops.reformer_c, name), arguments, rules)
+
+
+@pytest.mark.parametrize(("name", "call"), EVERY_CALL)
+def test_gradients_are_those_of_differences(name, call):
+    inputs = leaves(draw(count(name), 1, 2, 10, 3, dtype=torch.float64))
+    call = {**call, "chunk_length": 4} if name != "full" else call
+    if name == "lsh":  # buckets that do not move
+        call = {k: x for k, x in call.items() if k not in ("rng", "num_buckets")}
+        rounds = call.get("num_hashes", 1)
+        generator = torch.Generator().manual_seed(0)
+        call["buckets"] = torch.randint(3, (1, 2, rounds, 10), generator=generator)
+    function = ATTENTION[name][0]
+    assert torch.autograd.gradcheck(lambda *x: function(*x, **call), inputs)
+
+
+def test_gradients_of_the_feed_forward_are_those_of_differences():
+    shapes = [(5, 3), (4, 3), (4,), (3, 4), (3,)]
+    inputs = leaves([draw(1, *shape, dtype=torch.float64)[0] for shape in shapes])
+    assert torch.autograd.gradcheck(lambda *x: rt.feed_forward(*x, activation="gelu"), inputs)
+
+
+@pytest.mark.parametrize("name", [*ATTENTION, "feed_forward"])
+def test_compiled_code_gives_the_same(name):
+    if name == "feed_forward":
+        inputs = leaves([*draw(1, 30, 4), *draw(1, 9, 4), *draw(1, 9), *draw(1, 4, 9), *draw(1, 4)])
+        function = rt.feed_forward
+    else:
+        inputs, attention = leaves(draw(count(name), 1, 2, 100, 8)), ATTENTION[name][0]
+
+        def function(*x):
+            if name == "lsh":
+                return attention(*x, rotations=rotations, num_buckets=4)
+            return attention(*x)
+
+        rotations = torch.randn(2, 8, 1, 2, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(
+            lambda *x: 2 * function(*x), backend="aot_eager", fullgraph=True, dynamic=False
+        )
+        out = compiled(*inputs)
+        gradients = torch.autograd.grad(out.sum(), inputs)
+    expected = 2 * function(*inputs)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    expected = torch.autograd.grad(expected.sum(), inputs)
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
+
+
+def test_threads_are_pytorchs(monkeypatch):
+    used = []
+    forward = ops.local_attention_forward
+    monkeypatch.setattr(
+        ops, "local_attention_forward",
+        lambda *x, workers, **rules: used.append(workers) or forward(*x, workers=workers, **rules),
+    )  # fmt: skip
+    before = torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            rt.local_attention(*draw(3, 1, 1, 10, 4))
+    finally:
+        torch.set_num_threads(before)
+    assert used == [1, 2]
+
+
+# ---- random numbers ----
+
+
+def test_pytorchs_seed_repeats_hashes_and_dropout():
+    qk, v = draw(2, 1, 2, 200, 8)
+
+    def run(seed=None, **call):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return rt.lsh_attention(qk, v, chunk_length=16, **call)
+
+    assert (run(0) == run(0)).all()
+    assert (run(0) != run()).any()
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    assert (run(rng=generators[0]) == run(rng=generators[1])).all()
+    assert (run(0, rng=1, dropout=0.5) == run(0, rng=1, dropout=0.5)).all()
+    assert (run(0, rng=1, dropout=0.5) != run(rng=1, dropout=0.5)).any()
+    state = torch.get_rng_state()
+    run(rng=1)  # draws nothing
+    assert (state == torch.get_rng_state()).all()
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda x: rt.full_attention(x.bfloat16(), x, x), TypeError, "q must be float32 or float"),
+        (lambda x: rt.full_attention(x, x, x.double()), TypeError, "v"),
+        (lambda x: rt.full_attention(x, x.to("meta"), x), ValueError, "k must be on the CPU"),
+        (lambda x: rt.full_attention(x.numpy(), x, x), TypeError, "q must be a torch.Tensor"),
+        (lambda x: rt.full_attention(x, None, x), TypeError, "k must be an array"),
+        (lambda x: rt.local_attention(x, x, x, chunk_length=0), ValueError, "chunk_length"),
+        (lambda x: rt.local_attention(x, x[:, :, 1:], x), ValueError, "k must have the shape"),
+        (lambda x: rt.local_attention(x, x, x, attention_mask=x), ValueError, "attention_mask"),
+        (lambda x: rt.lsh_attention(x[0, 0, 0], x), ValueError, "qk must have shape"),
+        (lambda x: rt.lsh_attention(x, x, num_hashes=0), ValueError, "num_hashes"),
+        (lambda x: rt.lsh_attention(x, x, num_buckets=3), ValueError, "num_buckets"),
+        (lambda x: rt.lsh_attention(x, x, scope="all"), ValueError, "scope"),
+        (lambda x: rt.lsh_attention(x, x, rng=1, rotations=x), ValueError, "pass one of them"),
+        (lambda x: rt.lsh_attention(x, x, rng="a"), TypeError, "rng"),
+        (lambda x: rt.lsh_attention(x, x, dropout=1.0), ValueError, "dropout"),
+        (lambda x: rt.lsh_attention(x, x, dropout=0.1, dropout_key=-1), ValueError, "dropout_key"),
+        (lambda x: rt.feed_forward(x, x, x, x, x), ValueError, "w1"),
+        (lambda x: rt.patch(torch.nn.Linear(2, 2)), TypeError, "model must be a Reformer"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call(draw(1, 1, 2, 100, 8)[0])
+
+
+def test_autocast_runs_in_float32():
+    q, k, v = leaves(draw(3, 1, 2, 100, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = rt.local_attention(*(x.bfloat16() for x in (q, k, v)), is_causal=True)
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    assert q.grad.dtype == torch.float32
+
+
+# ---- models of transformers ----
+
+needs_transformers = pytest.mark.skipif(
+    not HAVE_TRANSFORMERS, reason="needs transformers: pip install '.[parity]'"
+)
+
+SMALL = {
+    "vocab_size": 30, "hidden_size": 16, "num_attention_heads": 2, "attention_head_size": 8,
+    "feed_forward_size": 24, "axial_pos_shape": (8, 8), "axial_pos_embds_dim": (8, 8),
+    "max_position_embeddings": 64, "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8,
+    "num_buckets": 4, "num_hashes": 2, "attn_layers": ["local", "lsh"], "is_decoder": True,
+    "hidden_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0,
+    "lsh_attention_probs_dropout_prob": 0.0, "hash_seed": 1, "hidden_act": "gelu",
+}  # fmt: skip
+
+
+def two_models(name="ReformerModelWithLMHead", dtype=torch.float64, **changes):
+    """One of transformers, and the same patched."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        torch.manual_seed(0)
+        config = transformers.ReformerConfig(**SMALL | changes)
+        theirs = getattr(transformers, name)(config).to(dtype)
+    ours = copy.deepcopy(theirs)
+    assert rt.patch(ours) is ours
+    return theirs.eval(), ours.eval()
+
+
+def draw_ids(b=2, t=64):
+    return torch.randint(2, 30, (b, t), generator=torch.Generator().manual_seed(2))
+
+
+CHANGES = [
+    {},
+    {"is_decoder": False, "lsh_num_chunks_after": 1, "local_num_chunks_after": 1},
+    {"num_buckets": [2, 4], "attn_layers": ["lsh", "lsh"], "hidden_act": "relu"},
+    {"num_buckets": None, "chunk_size_feed_forward": 1, "num_hashes": 1},
+    {"hidden_act": "prelu"},
+]
+
+
+@needs_transformers
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_patched_model_gives_the_same_numbers(changes, masked):
+    models = two_models(**({"is_decoder": True} | changes), name="ReformerModel")
+    for t in (64, 37, 5):
+        mask = torch.ones(2, t, dtype=torch.long)
+        if masked:
+            mask[0, t // 2 :] = 0
+        with torch.no_grad():
+            theirs, ours = (model(draw_ids(t=t), attention_mask=mask) for model in models)
+        real = mask.bool()
+        torch.testing.assert_close(
+            ours.last_hidden_state[real], theirs.last_hidden_state[real], rtol=1e-9, atol=1e-9
+        )
+
+
+@needs_transformers
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_patched_model_trains_with_the_same_gradients(changes):
+    changes = {"is_decoder": True} | changes
+    name = "ReformerModelWithLMHead" if changes["is_decoder"] else "ReformerForMaskedLM"
+    gradients = []
+    for model in two_models(name, **changes):
+        model.train()(draw_ids(), labels=draw_ids()).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@needs_transformers
+def test_dropout_of_the_backward_pass_is_that_of_the_forward_pass():
+    probabilities = ("hidden", "local_attention_probs", "lsh_attention_probs")
+    _, model = two_models(**{f"{name}_dropout_prob": 0.3 for name in probabilities})
+    model.train()
+    layer = model.reformer.encoder.layers[1]
+    x, y = draw(2, 1, 64, 16, dtype=torch.float64)
+    forward = layer(prev_attn_output=x, hidden_states=y)
+    grads = draw(2, 1, 64, 16, dtype=torch.float64)
+    back = layer.backward_pass(
+        next_attn_output=forward.attn_output.detach(),
+        hidden_states=forward.hidden_states.detach(),
+        grad_attn_output=grads[0], grad_hidden_states=grads[1], buckets=forward.buckets,
+    )  # fmt: skip
+    # a reversible layer that drops the same again finds its input
+    torch.testing.assert_close(back.attn_output, x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(back.hidden_states, y, rtol=0, atol=1e-12)
+
+
+@needs_transformers
+def test_what_a_patched_model_leaves_to_transformers():
+    theirs, ours = two_models()
+    ids = draw_ids(1, 16)
+    with torch.no_grad():
+        arguments = {"output_attentions": True, "output_hidden_states": True}
+        expected, found = (model(ids, **arguments) for model in (theirs, ours))
+        for a, b in zip(found.attentions, expected.attentions, strict=True):
+            torch.testing.assert_close(a, b)
+        # a cache, a token at a time
+        expected, found = (
+            model.generate(ids, max_new_tokens=20, do_sample=False) for model in (theirs, ours)
+        )
+        assert (expected == found).all()
+        half = ours.bfloat16()(ids).logits
+    assert half.dtype == torch.bfloat16
+
+
+@needs_transformers
+def test_unpatched_copied_and_saved_models():
+    theirs, ours = two_models(dtype=torch.float32)
+    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    with torch.no_grad():
+        patched = ours(draw_ids()).logits
+        # a copy runs on its own weights
+        twin = copy.deepcopy(ours)
+        twin.reformer.encoder.layers[0].attention.self_attention.query.weight.zero_()
+        assert (twin(draw_ids()).logits != patched).any()
+        assert (ours(draw_ids()).logits == patched).all()
+        file = io.BytesIO()
+        torch.save(ours, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+        assert (loaded(draw_ids()).logits == patched).all()
+        assert rt.unpatch(ours) is ours
+        assert (ours(draw_ids()).logits == theirs(draw_ids()).logits).all()
+        assert rt.unpatch(theirs) is theirs
+
+
+@needs_transformers
+def test_a_patched_model_learns():
+    _, model = two_models(dtype=torch.float32, hidden_dropout_prob=0.05)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model(draw_ids(), labels=draw_ids()).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
