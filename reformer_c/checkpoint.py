@@ -325,7 +325,8 @@ def load_into(
         Overwritten.
     tensors : iterator of (str, ndarray)
     rename : callable
-        The parameter's name for a tensor's name; None for a tensor to pass over.
+        The parameter's name for a tensor's name; None for a tensor to pass over. Of two tensors for
+        one parameter, the one with another name counts.
 
     Returns
     -------
@@ -334,10 +335,13 @@ def load_into(
         not of real numbers, with what they are.
     """
     missing, unexpected, misshapen = dict.fromkeys(parameters), [], []
+    renamed = set()
     for stored, tensor in tensors:
         name = rename(stored)
-        if name is None:
+        if name is None or (name == stored and name in renamed):
             continue
+        if name != stored:
+            renamed.add(name)
         if name not in parameters:
             unexpected.append(stored)
         elif tensor.shape != parameters[name].shape or tensor.dtype.kind != "f":

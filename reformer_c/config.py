@@ -181,7 +181,7 @@ class ReformerConfig:
     # bytes in which training may keep activations that it would rebuild, or as a float up to 1 a
     # share of the memory that is free; None: always rebuild
     memory_budget: int | float | None = None
-    # False gives what transformers from version 5 on computes: lm_head.bias is not added
+    # False gives what transformers 5.0 to 5.23 compute: lm_head.bias is not added
     apply_lm_head_bias: bool = True
 
     # fields that are not ours, kept as they came

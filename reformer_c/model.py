@@ -43,6 +43,9 @@ MASK_CONSTANTS = tuple(
     f"{kind}_value_float{bits}" for kind in ("self_mask", "mask") for bits in (16, 32)
 )
 
+# transformers has two of them, and adds one, none or the other: see docs/from_transformers.md
+HEAD_BIAS, HEAD_BIAS_APPLIED = "lm_head.bias", "lm_head.decoder.bias"
+
 # weights on the hub; the older file only where there is no newer one
 HUB_WEIGHTS = (
     ["model*.safetensors", "model.safetensors.index.json"],
@@ -275,6 +278,8 @@ class Reformer:
         config = self.config.to_dict() | {"architectures": [type(self).__name__]}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         tensors = {**self.parameters, **self.buffers}
+        if HEAD_BIAS in tensors:
+            tensors[HEAD_BIAS_APPLIED] = tensors[HEAD_BIAS]
         save_folder(
             folder,
             {
@@ -350,8 +355,8 @@ class Reformer:
         """
         if name.endswith(MASK_CONSTANTS):
             return None
-        if name == "lm_head.decoder.bias":
-            return "lm_head.bias"
+        if name == HEAD_BIAS_APPLIED:
+            return HEAD_BIAS
         if self.prefix == "":
             return name.removeprefix("reformer.")
         if name.startswith(("embeddings.", "encoder.")):
@@ -533,8 +538,8 @@ class ReformerModelWithLMHead(_WithLoss):
     """A causal language model: logits (b, t, v) for the next token.
 
     `labels` (b, t) are the tokens themselves: they are shifted here, as Hugging Face does, and
-    -100 is ignored. ``lm_head.bias`` is added to the logits, as transformers did up to version 4
-    and the original does; ``config.apply_lm_head_bias=False`` leaves it out.
+    -100 is ignored. ``lm_head.bias`` is added to the logits, as the original does and transformers
+    but for versions 5.0 to 5.23; ``config.apply_lm_head_bias=False`` leaves it out.
 
     Examples
     --------

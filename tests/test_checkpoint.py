@@ -11,7 +11,13 @@ import pytest
 from small_models import random_ids, randomise, small_config
 
 from reformer_c import checkpoint
-from reformer_c.checkpoint import read_safetensors, save_folder, write_atomically, write_safetensors
+from reformer_c.checkpoint import (
+    load_into,
+    read_safetensors,
+    save_folder,
+    write_atomically,
+    write_safetensors,
+)
 from reformer_c.config import ReformerConfig
 from reformer_c.model import (
     ReformerForMaskedLM,
@@ -56,7 +62,7 @@ def test_the_folder_holds_what_transformers_looks_for(tmp_path, model):
     assert config["task"] == "prose"
     with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
-        assert sorted(file.keys()) == sorted(model.parameters)
+        assert sorted(file.keys()) == sorted([*model.parameters, "lm_head.decoder.bias"])
 
 
 def test_the_dtype_may_change_on_the_way_in(tmp_path, model):
@@ -103,7 +109,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, model):
     model.save_pretrained(tmp_path)
 
     def damage(tensors):
-        del tensors["lm_head.bias"], tensors["reformer.encoder.layer_norm.weight"]
+        for name in ("lm_head.bias", "lm_head.decoder.bias"):
+            del tensors[name]
+        del tensors["reformer.encoder.layer_norm.weight"]
         tensors["pooler.weight"] = np.zeros(3, np.float32)
 
     rewrite(tmp_path, damage)
@@ -129,10 +137,23 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, model):
 
 
 def test_the_bias_of_the_head_has_two_names(tmp_path, model):
+    names = {"lm_head.bias", "lm_head.decoder.bias"}
+    model.parameters["lm_head.bias"][:] = 5
     model.save_pretrained(tmp_path)
-    rewrite(tmp_path, lambda t: t.update({"lm_head.decoder.bias": t.pop("lm_head.bias")}))
-    back = ReformerModelWithLMHead.from_pretrained(tmp_path)
-    assert same(back.parameters, model.parameters)
+    written = read_safetensors(tmp_path / "model.safetensors")
+    assert written.keys() == {*model.parameters, *names}
+    for name in names:  # either will do
+        assert (written[name] == 5).all()
+        only = {n: array for n, array in written.items() if n == name or n not in names}
+        write_safetensors(tmp_path / "model.safetensors", only)
+        back = ReformerModelWithLMHead.from_pretrained(tmp_path)
+        assert same(back.parameters, model.parameters)
+    # of two, that of the decoder, in either order
+    for order in (sorted(names), sorted(names, reverse=True)):
+        tensors = iter([(n, np.full(320, n == "lm_head.decoder.bias", np.float32)) for n in order])
+        bias = {"lm_head.bias": np.zeros(320, np.float32)}
+        assert load_into(bias, tensors, model._own_name) == ([], [], [])
+        assert bias["lm_head.bias"].all()
 
 
 def test_mask_constants_of_old_checkpoints_are_passed_over(tmp_path, model):

@@ -202,7 +202,7 @@ def test_folders_open_on_both_sides_bit_for_bit(tmp_path, name):
     kind = getattr(live.transformers, name)
     theirs, info = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
+    assert {*info["unexpected_keys"]} <= {"lm_head.decoder.bias"}  # of other versions
     state = theirs.state_dict()
     for key, array in model.parameters.items():
         np.testing.assert_array_equal(state[key].numpy(), array, err_msg=key)
@@ -279,11 +279,11 @@ def test_arrays_that_are_not_contiguous_are_saved_as_what_they_are(tmp_path):
     np.testing.assert_array_equal(theirs.lm_head.decoder.weight.detach(), model.parameters[name])
 
 
-# ---- the head's bias: version 4 adds it, version 5 does not ----
+# ---- the head's bias: versions add it, but for 5.0 to 5.23 ----
 
 
 @pytest.mark.parametrize("name", MODELS[1:3])
-def test_the_heads_bias_is_what_versions_4_and_5_differ_in(name):
+def test_the_heads_bias_is_what_versions_differ_in(name):
     case = next(case for case in CASES if case.model == name and case.inputs["input_ids"].size > 5)
     model = live.our_model(case, np.float64)
     theirs = live.their_model(case, model)
