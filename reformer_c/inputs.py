@@ -133,6 +133,12 @@ def check_mask(mask: Any, b: int, t: int) -> np.ndarray | None:
         raise TypeError(f"attention_mask: expected numbers or booleans, got {mask.dtype}")
     if mask.shape != (b, t):
         raise ValueError(f"attention_mask: expected shape {(b, t)}, got {mask.shape}")
+    # a mask that is to be added to scores says the opposite
+    if mask.size and not mask.min() >= 0:
+        raise ValueError(
+            "attention_mask: expected nonzero for a real token, 0 for another, nothing below 0, "
+            f"got {mask.min()}"
+        )
     mask = mask != 0
     return None if mask.all() else mask
 

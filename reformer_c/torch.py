@@ -68,7 +68,9 @@ def _integers(x: Tensor | None) -> np.ndarray | None:
 
 
 def _mask(x: Tensor | None) -> np.ndarray | None:
-    return None if x is None else (x != 0).numpy()
+    if x is None:
+        return None
+    return (x.float() if x.dtype in HALVES else x).detach().numpy()
 
 
 def _like(x: Tensor) -> Tensor:

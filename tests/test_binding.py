@@ -344,6 +344,11 @@ def test_masks_are_checked(op):
     for wrong in [ones(2, 9), ones(3, 8), ones(8), ones(2, 8, 1)]:
         with pytest.raises(ValueError, match=r"^attention_mask must have shape"):
             call(op, attention_mask=wrong)
+    for added in (-1.0, -np.inf, np.nan):  # to scores, as other libraries' masks are
+        wrong = np.zeros((2, 8), np.float32)
+        wrong[1, 3] = added
+        with pytest.raises(ValueError, match=r"^attention_mask must be nonzero for a real token"):
+            call(op, attention_mask=wrong)
 
 
 # ---- out= ----

@@ -667,6 +667,8 @@ def test_weights_keep_their_names_shapes_and_dtypes():
         ({"input_ids": np.zeros((1, 43), int)}, "input_ids"),
         ({"attention_mask": np.ones((1, 4))}, "attention_mask"),
         ({"attention_mask": [["a"] * 5]}, "attention_mask"),
+        ({"attention_mask": [[0, 0, 0, -1e9, -1e9]]}, "attention_mask"),
+        ({"attention_mask": [[1, 1, np.nan, 0, 0]]}, "attention_mask"),
         ({"position_ids": np.arange(4)}, "position_ids"),
         ({"position_ids": np.arange(5) + 40}, "position_ids"),
         ({"position_ids": np.arange(5.0)}, "position_ids"),

@@ -285,6 +285,23 @@ const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name
     return used ? PyArray_DATA(used) : NULL;
 }
 
+/* Masks that other libraries add to scores, 0 for a real token and -inf for the others, would say
+   the opposite of what they mean. */
+static int check_mask(rf_call *c, PyArrayObject *mask, const char *name) {
+    if (PyArray_SIZE(mask) == 0) return 1;
+    PyObject *least = PyArray_Min(mask, NPY_RAVEL_AXIS, NULL);
+    PyObject *zero = PyLong_FromLong(0);
+    const int is_mask = least && zero ? PyObject_RichCompareBool(least, zero, Py_GE) : -1;
+    if (is_mask == 0)
+        RF_FAIL(c, PyExc_ValueError,
+                "%s must be nonzero for a real token and 0 for another, and not below 0, got %S",
+                name, least);
+    if (is_mask < 0) c->failed = 1;
+    Py_XDECREF(least);
+    Py_XDECREF(zero);
+    return is_mask == 1;
+}
+
 const uint8_t *rf_in_mask_or_none(rf_call *c, const char *name, const char *shape) {
     if (next_is_none(c)) return c->next++, NULL;
     PyArrayObject *given = next_array(c, name);
@@ -293,7 +310,7 @@ const uint8_t *rf_in_mask_or_none(rf_call *c, const char *name, const char *shap
     if (!PyTypeNum_ISBOOL(type) && !PyTypeNum_ISINTEGER(type) && !PyTypeNum_ISFLOAT(type))
         RF_FAIL(c, PyExc_TypeError, "%s must be of a bool, integer or float type, got %S", name,
                 PyArray_DESCR(given));
-    if (c->failed || !check_shape(c, given, name, shape)) {
+    if (c->failed || !check_shape(c, given, name, shape) || !check_mask(c, given, name)) {
         Py_DECREF(given);
         return NULL;
     }
