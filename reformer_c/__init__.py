@@ -35,6 +35,7 @@ from .runtime import (
 if TYPE_CHECKING:
     from . import plot
     from .config import ReformerConfig
+    from .encoder_decoder import ReformerEncoderDecoder
     from .model import (
         ReformerForMaskedLM,
         ReformerForQuestionAnswering,
@@ -54,6 +55,7 @@ _LAZY = {
     "reversible_backward": "reversible",
     "reversible_forward": "reversible",
     "ReformerConfig": "config",
+    "ReformerEncoderDecoder": "encoder_decoder",
     "ReformerForMaskedLM": "model",
     "ReformerForQuestionAnswering": "model",
     "ReformerForSequenceClassification": "model",

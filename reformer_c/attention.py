@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ from .nn import Key, Sublayer, Weights, blocks
 from .ops.attention import AttentionSaved, attention_scratch
 from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
-from .probabilities import local_probabilities, lsh_probabilities
+from .probabilities import cross_probabilities, local_probabilities, lsh_probabilities
 
-__all__ = ["LocalAttention", "LSHAttention"]
+__all__ = ["CrossAttention", "LSHAttention", "LocalAttention", "Memory"]
 
 # what an op's scratch depends on, but for the sizes of its arrays
 WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
@@ -78,6 +79,10 @@ class Attention(Sublayer):
     """
 
     projections: tuple[str, ...]
+    # where their weights are, below the layer's
+    inner = "self_attention"
+    # those of the stream itself
+    own_projections: tuple[str, ...]
     # whether the next forward pass leaves its probabilities behind
     record = False
     # called with the heads (b, h, t, d) of a forward pass, and the buckets where there are any
@@ -143,10 +148,10 @@ class Attention(Sublayer):
         """The heads (b, h, t, d), by projection."""
         c, columns = x.shape[-1], self._columns(part)
         width = columns.stop - columns.start
-        heads = [np.empty((part.rows, width), x.dtype) for _ in self.projections]
+        heads = [np.empty((part.rows, width), x.dtype) for _ in self.own_projections]
         for at, rows in part.blocks(self.rows_at_a_time(c)):
             n, _ = self._normed(x[rows])
-            for name, head in zip(self.projections, heads, strict=True):
+            for name, head in zip(self.own_projections, heads, strict=True):
                 ops.linear(n, self._projection_weight(name, part), out=head[at])
         return [self._side_by_side(part, head) for head in heads]
 
@@ -154,12 +159,17 @@ class Attention(Sublayer):
         self, part: Part, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
     ) -> None:
         dheads = self._attend_backward(self._output_backward(part, dout, saved[0]), saved.pop())
-        dheads = tuple(self._merged(dhead) for dhead in dheads)
+        self._heads_backward(part, dx, x, [self._merged(dhead) for dhead in dheads])
+
+    def _heads_backward(
+        self, part: Part, dx: np.ndarray, x: np.ndarray, dheads: list[np.ndarray]
+    ) -> None:
+        """From the gradients of the stream's own heads to that of the stream."""
         for at, rows in part.blocks(self.rows_at_a_time(x.shape[-1])):
             n, normed = self._normed(x[rows])
             first, *others = (
                 partial(self._project_backward, part, name, n, dhead[at])
-                for name, dhead in zip(self.projections, dheads, strict=True)
+                for name, dhead in zip(self.own_projections, dheads, strict=True)
             )
             dn = first()
             for other in others:
@@ -172,7 +182,7 @@ class Attention(Sublayer):
         """dn of one projection."""
         linear = LinearSaved(n, self._projection_weight(name, part), False)
         dn, dweight, _ = ops.linear_backward(dhead, linear)
-        name = f"self_attention.{name}.weight"
+        name = f"{self.inner}.{name}.weight"
         self.weights.add_gradient(name, dweight, self._columns(part))
         return dn
 
@@ -197,10 +207,10 @@ class Attention(Sublayer):
 
     def _width(self) -> int:
         """Of the heads side by side."""
-        return len(self.weights[f"self_attention.{self.projections[0]}.weight"])
+        return len(self.weights[f"{self.inner}.{self.projections[0]}.weight"])
 
     def _projection_weight(self, name: str, part: Part) -> np.ndarray:
-        return self.weights[f"self_attention.{name}.weight"][self._columns(part)]
+        return self.weights[f"{self.inner}.{name}.weight"][self._columns(part)]
 
     def _output_weight(self, part: Part) -> np.ndarray:
         return np.ascontiguousarray(self.weights["output.dense.weight"][:, self._columns(part)])
@@ -271,7 +281,7 @@ class LocalAttention(Attention):
     some of them twice.
     """
 
-    projections = ("query", "key", "value")
+    projections = own_projections = ("query", "key", "value")
 
     def __init__(self, weights: Weights, *, wrap: bool = True, **rest: Any) -> None:
         super().__init__(weights, **rest)
@@ -338,7 +348,7 @@ class LSHAttention(Attention):
     `rotations` (h, d, r, s) may be None: then they are drawn from the key `rotations_key`.
     """
 
-    projections = ("query_key", "value")
+    projections = own_projections = ("query_key", "value")
     # bytes of an array of heads (b, h, t, d), as long as it has more than one
     most_bytes = 2**25
 
@@ -408,3 +418,140 @@ class LSHAttention(Attention):
         b, t, _ = shape
         one_chunk = t <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
         return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * t
+
+
+@dataclass
+class Memory:
+    """What a decoder looks at: the encoder's final states (b, s, c), which of them are real (b, s),
+    and, where a way back is wanted, the gradient that gathers."""
+
+    states: np.ndarray
+    mask: np.ndarray | None = None
+    gradient: np.ndarray | None = None
+
+
+class CrossAttention(Attention):
+    """Full attention of the stream's tokens to the final states of an encoder.
+
+    Sequence i looks at the states ``texts[i]``, or i where texts is None.
+    """
+
+    projections = ("query", "key", "value")
+    own_projections = ("query",)
+    inner = "attention"
+
+    def __init__(
+        self, weights: Weights, *, memory: Memory, texts: np.ndarray | None = None, **rest: Any
+    ) -> None:
+        super().__init__(weights, attention_mask=None, **rest)
+        self.memory, self.texts = memory, texts
+        # of one token after another: the keys and values (b, h, s, d) of the whole memory
+        self._heads: list[np.ndarray] | None = None
+
+    def _split(self, x: np.ndarray) -> list[Part]:
+        b, t, c = x.shape
+        longest = max(t, self.memory.states.shape[1])
+        return self._sequences(b, t, max(1, self.rows_at_a_time(c) // longest))
+
+    def _seen(self, part: Part) -> Any:
+        """An index into the memory: the sequences of a part."""
+        first = part.own.start * part.sequences // part.rows
+        rows = slice(first, first + part.sequences)
+        return rows if self.texts is None else self.texts[rows]
+
+    def _states(self, index: Any) -> np.ndarray:
+        return self.memory.states[index].reshape(-1, self.memory.states.shape[-1])
+
+    def _rules(self, part: Part) -> dict[str, Any]:
+        mask = self.memory.mask
+        return self.rules | {
+            "attention_mask": None if mask is None else mask[self._seen(part)],
+            "dropout_key": self.key("probabilities", part.own.start, part.heads.start),
+        }
+
+    def _project(self, part: Part, x: np.ndarray) -> list[np.ndarray]:
+        return super()._project(part, x) + self._memory_heads(part, self._seen(part))
+
+    def _memory_heads(self, part: Part, index: Any) -> list[np.ndarray]:
+        """Keys and values of an index into the memory."""
+        states = self._states(index)
+        heads = (
+            ops.linear(states, self._projection_weight(name, part)) for name in ("key", "value")
+        )
+        return [self._side_by_side(part, head) for head in heads]
+
+    def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
+        rules = self._rules(part)
+        _, saved = ops.full_attention_forward(*heads, **rules)
+        if self.record:
+            self.probabilities = cross_probabilities(heads[0], heads[1], rules["attention_mask"])
+        return saved
+
+    def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
+        dq, dk, dv = ops.full_attention_backward(dout, saved)
+        assert dk is not None
+        return dq, dk, dv
+
+    def _heads_backward(
+        self, part: Part, dx: np.ndarray, x: np.ndarray, dheads: list[np.ndarray]
+    ) -> None:
+        super()._heads_backward(part, dx, x, dheads[:1])
+        index = self._seen(part)
+        states, gradient = self._states(index), self.memory.gradient
+        assert gradient is not None
+        for name, dhead in zip(("key", "value"), dheads[1:], strict=True):
+            dstates = self._project_backward(part, name, states, dhead)
+            ops.add_scaled(gradient[index], dstates.reshape(gradient[index].shape), 1.0)
+            del dstates  # before the next takes memory
+
+    def step_add(self, out: np.ndarray, x: np.ndarray, texts: np.ndarray) -> None:
+        """Add for the newest token (n, c) of each of some texts, by their numbers."""
+        n, heads = len(x), slice(0, self.num_heads)
+        if self._heads is None:
+            every = slice(0, len(self.memory.states))
+            whole = Part(len(self.memory.states), every, (every,), heads)
+            self._heads = self._memory_heads(whole, every)
+        part = Part(n, slice(0, n), (slice(0, n),), heads)
+        normed, _ = self._normed(x)
+        q = self._side_by_side(part, ops.linear(normed, self._projection_weight("query", part)))
+        same = len(texts) == len(self.memory.states) and (texts == np.arange(n)).all()
+        k, v = self._heads if same else (head[texts] for head in self._heads)
+        mask = None if self.memory.mask is None else self.memory.mask[texts]
+        attended = self._merged(ops.full_attention(q, k, v, attention_mask=mask))
+        ops.add_scaled(out, ops.linear(attended, self._output_weight(part)), 1.0)
+
+    # ---- memory ----
+
+    def _memory_head_bytes(self, part: Part, x: np.ndarray) -> int:
+        return part.sequences * self.memory.states.shape[1] * self._width() * x.itemsize
+
+    def _saved_bytes(self, part: Part, x: np.ndarray) -> int:
+        own, others = self._head_bytes(part, x), self._memory_head_bytes(part, x)
+        return 2 * own + 2 * others + part.rows * self.num_heads * x.itemsize
+
+    def _working_bytes(self, part: Part, x: np.ndarray) -> int:
+        c, width = x.shape[-1], self._width()
+        own, others = self._head_bytes(part, x), self._memory_head_bytes(part, x)
+        s, wide = self.memory.states.shape[1:]
+        rows = min(part.rows, self.rows_at_a_time(c))
+        block, states = rows * c * x.itemsize, part.sequences * s * wide * x.itemsize
+        linear, _ = layer_scratch("linear", rows, c, width, dtype=x.dtype)
+        wider, _ = layer_scratch("linear", part.sequences * s, wide, width, dtype=x.dtype)
+        h = self.num_heads
+        shape = (part.sequences, h, max(s, part.rows // part.sequences), width // h)
+        forward, backward = self._attention_scratch(shape, x.dtype)
+        saved = self._saved_bytes(part, x)
+        adding = saved + max(forward, block + linear, wider)
+        output = saved + own + (block if self.dropout else 0) + linear
+        attending = saved + 2 * own + 2 * others + backward
+        projecting = own + 2 * others + max(3 * block + linear, states + wider)
+        if not self.keep:
+            return max(adding, output, attending, projecting)
+        return max(output, attending, projecting) - saved
+
+    def _attention_scratch(
+        self, shape: tuple[int, int, int, int], dtype: np.dtype
+    ) -> tuple[int, int]:
+        # a window of one chunk is full attention
+        rules = {"chunk_length": shape[2], "num_chunks_before": 0, "num_chunks_after": 0}
+        return attention_scratch("local", shape, dtype=dtype, **rules)

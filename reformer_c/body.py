@@ -29,7 +29,7 @@ from .nn import (
     blocks,
     random_key,
 )
-from .reversible import reversible_backward, reversible_forward
+from .reversible import turns_backward, turns_forward
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
 
@@ -73,6 +73,9 @@ class StepMemory:
 class Pass:
     """The body of a model on one batch: embeddings, reversible layers, final norm."""
 
+    # what the names of a call's arguments begin with
+    side = ""
+
     def __init__(
         self,
         config: ReformerConfig,
@@ -98,7 +101,7 @@ class Pass:
         )  # fmt: skip
         common["eps"] = config.layer_norm_eps
         hashing = self._hashing(body[WORDS].dtype, num_hashes, num_buckets, rotations)
-        self.layers = [
+        self.layers: list[tuple[Any, ...]] = [
             self._layer(i, kind, body.below(f"encoder.layers.{i}."), common, hashing)
             for i, kind in enumerate(config.layer_types)
         ]
@@ -106,7 +109,8 @@ class Pass:
 
     def _layer(
         self, i: int, kind: str, weights: Weights, common: dict, hashing: Iterator[dict]
-    ) -> tuple[LocalAttention | LSHAttention, FeedForward]:
+    ) -> tuple[Any, ...]:
+        """The branches of a layer: attention, and feed-forward."""
         config, key = self.config, partial(self.key, "layer", i)
         rules = {
             "num_heads": config.num_attention_heads,
@@ -144,12 +148,12 @@ class Pass:
     ) -> Iterator[dict]:
         """For each LSH layer, how it hashes."""
         config, count = self.config, self.config.layer_types.count("lsh")
+        name = f"{self.side}rotations"
         if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
-            raise TypeError(f"rotations: expected a list of arrays, got {type(rotations).__name__}")
+            raise TypeError(f"{name}: expected a list of arrays, got {type(rotations).__name__}")
         if rotations is not None and len(rotations) != count:
             raise ValueError(
-                f"rotations: expected one array for each of {count} LSH layers, "
-                f"got {len(rotations)}"
+                f"{name}: expected one array for each of {count} LSH layers, got {len(rotations)}"
             )
         if count == 0:
             return iter(())
@@ -176,9 +180,9 @@ class Pass:
         checked = []
         for i, rotation in enumerate(map(np.asarray, rotations)):
             if rotation.dtype.kind not in "iuf":
-                raise TypeError(f"rotations[{i}]: expected real numbers, got {rotation.dtype}")
+                raise TypeError(f"{name}[{i}]: expected real numbers, got {rotation.dtype}")
             if rotation.shape != shape:
-                raise ValueError(f"rotations[{i}]: expected shape {shape}, got {rotation.shape}")
+                raise ValueError(f"{name}[{i}]: expected shape {shape}, got {rotation.shape}")
             checked.append(rotation.astype(dtype, copy=False))
         return iter([rules | {"rotations": rotation} for rotation in checked])
 
@@ -189,13 +193,13 @@ class Pass:
     ) -> list[np.ndarray]:
         """Run the layers; the recorded states of the second stream, if they are wanted."""
         inputs = self.inputs
-        for attention, _ in self.layers:
+        for attention, *_ in self.layers:
             attention.record = attentions
         y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
         y2 = y1.copy()
         states = [y2[:, : inputs.t].copy()] if record else []
         for layer in self.layers:
-            reversible_forward([layer], y1, y2)
+            y1, y2 = turns_forward(layer, y1, y2)
             if record:
                 states.append(y2[:, : inputs.t].copy())
         self.y1, self.y2 = y1, y2
@@ -226,27 +230,25 @@ class Pass:
             gradients += branch.weights.nbytes
             peak = max(peak, still + gradients + branch.backward_bytes(x))
             still -= branch.kept_bytes(x) if branch.keep else 0
-        # glibc gives larger blocks back at once; smaller ones leave gaps in its heap, measured
-        gaps = min(0.7 * x.nbytes, 2**25)
-        lsh = [f for f, _ in self.layers if isinstance(f, LSHAttention)]
+        lsh = [f for f, *_ in self.layers if isinstance(f, LSHAttention)]
         tokens = self.inputs.b * self.inputs.n
         return StepMemory(
             # positions, and labels moved to where they are predicted
             streams=4 * x.nbytes + 16 * tokens + sum(f.bucket_bytes(shape) for f in lsh),
             gradients=self.weights.nbytes,
             kept=kept,
-            working=max(0, peak - kept - self.weights.nbytes) + int(gaps),
+            working=max(0, peak - kept - self.weights.nbytes) + heap_gaps(x.nbytes),
         )
 
     @property
     def attentions(self) -> tuple[np.ndarray, ...]:
         """What the layers recorded."""
-        recorded = (attention.probabilities for attention, _ in self.layers)
+        recorded = (attention.probabilities for attention, *_ in self.layers)
         return tuple(p for p in recorded if p is not None)
 
     @property
     def buckets(self) -> tuple[np.ndarray | None, ...]:
-        found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
+        found = (f.buckets for f, *_ in self.layers if isinstance(f, LSHAttention))
         return tuple(None if ids is None else ids[..., : self.inputs.t] for ids in found)
 
     @property
@@ -255,7 +257,7 @@ class Pass:
         cap = self.config.bucket_cap
         if cap is None:
             return None
-        found = (f.buckets for f, _ in self.layers if isinstance(f, LSHAttention))
+        found = (f.buckets for f, *_ in self.layers if isinstance(f, LSHAttention))
         mask = self.inputs.mask
         return tuple(
             ops.cut_share(ids, cap, attention_mask=mask) for ids in found if ids is not None
@@ -298,12 +300,21 @@ class Pass:
 
     def backward(self) -> None:
         """From dy1, dy2 to the gradients of the body's weights."""
-        reversible_backward(self.layers, self.y1, self.y2, self.dy1, self.dy2)
-        del self.y1, self.y2
+        streams = self.y1, self.y2, self.dy1, self.dy2
+        for layer in reversed(self.layers):
+            streams = turns_backward(layer, *streams)
+        self.dy1, self.dy2 = streams[2:]
+        del self.y1, self.y2, streams
         # both streams began as the embeddings
         ops.add_scaled(self.dy1, self.dy2, 1.0)
         del self.dy2
         self.embeddings.backward(self.dy1)
+
+
+def heap_gaps(nbytes: int) -> int:
+    """What arrays of this size leave unused between them, measured: larger blocks go back at
+    once, smaller ones leave gaps."""
+    return int(min(0.7 * nbytes, 2**25))
 
 
 def warn_of_cut(bucket_cap: int | None, shares: Sequence[float]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .attention import LSHAttention
+from .attention import CrossAttention, LSHAttention
 from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
@@ -39,7 +39,8 @@ class Decoder:
     Parameters
     ----------
     begin : callable
-        From ids (n, t) to a `Pass` over them.
+        From ids (n, t), and the numbers (n,) of the texts with which they began, to a `Pass` over
+        them.
     head : LanguageModel
     longest : int
         The most tokens that a text will have.
@@ -51,7 +52,7 @@ class Decoder:
     """
 
     def __init__(
-        self, begin: Callable[[np.ndarray], Pass], head: LanguageModel, longest: int
+        self, begin: Callable[[np.ndarray, np.ndarray], Pass], head: LanguageModel, longest: int
     ) -> None:
         self._begin, self._head, self._longest = begin, head, longest
         self._caches: list[ops.AttentionCache] = []
@@ -70,14 +71,15 @@ class Decoder:
         """Logits (n, v) of what follows n texts; those of one length go through a forward pass
         together."""
         self._lengths = np.array([len(text) for text in texts], np.int64)
+        self._began = np.arange(len(texts))
         self._caches = []
         logits: np.ndarray | None = None
         for t in np.unique(self._lengths):
             rows = np.flatnonzero(self._lengths == t)
-            run = self._begin(np.stack([texts[int(row)] for row in rows]))
+            run = self._begin(np.stack([texts[int(row)] for row in rows]), rows)
             if not self._caches:
                 self._open(run, len(texts))
-            for cache, (attention, _) in zip(self._caches, run.layers, strict=True):
+            for cache, (attention, *_) in zip(self._caches, run.layers, strict=True):
                 if isinstance(attention, LSHAttention):
                     attention.rotations = cache.rotations
                 attention.remember = partial(self._fill, cache, rows, int(t))
@@ -97,14 +99,14 @@ class Decoder:
     def _open(self, run: Pass, b: int) -> None:
         """Empty caches, and the layers' weights in the order that a step takes them."""
         self._layers = []
-        for attention, feed_forward in run.layers:
+        for attention, *others in run.layers:
             weights, rules = attention.weights, attention.rules
             norm = (weights["layer_norm.weight"], weights["layer_norm.bias"])
             names = [f"self_attention.{name}.weight" for name in attention.projections]
-            first, *others = (weights[name] for name in names)
-            key = others[0] if len(others) == 2 else None
+            first, *more = (weights[name] for name in names)
+            key = more[0] if len(more) == 2 else None
             self._layers.append(
-                ((norm, (first, key, others[-1], weights["output.dense.weight"])), feed_forward)
+                ((norm, (first, key, more[-1], weights["output.dense.weight"])), others)
             )
             h, d = attention.num_heads, len(first) // attention.num_heads
             hashing: dict[str, Any] = {"scope": "local"}
@@ -137,9 +139,15 @@ class Decoder:
         positions, run = self._lengths[rows], self._run
         y1 = run.embeddings.forward(tokens[None], None, positions[None])[0]
         y2 = y1.copy()
-        for cache, (weights, feed_forward) in zip(self._caches, self._layers, strict=True):
+        for cache, (weights, others) in zip(self._caches, self._layers, strict=True):
             cache.step(y1, y2, *weights, rows, positions)
-            feed_forward.forward_add(y2, y1)
+            for branch in others:  # in turn, as `turns_forward` does
+                y1, y2 = y2, y1
+                if isinstance(branch, CrossAttention):
+                    branch.step_add(y1, y2, self._began[rows])
+                else:
+                    branch.forward_add(y1, y2)
+            y1, y2 = y2, y1
         self._lengths[rows] += 1
         self._quiet -= 1
         if self._quiet < 0:
@@ -158,7 +166,7 @@ class Decoder:
         most = int(self._lengths.max(initial=0))
         for cache in self._caches:
             cache.take(parents, self._prompt, most)
-        self._lengths = self._lengths[parents]
+        self._lengths, self._began = self._lengths[parents], self._began[parents]
 
 
 def lsh_rules(attention: LSHAttention, h: int, d: int, dtype: np.dtype) -> dict:

@@ -40,17 +40,19 @@ class Source(Protocol):
 
 
 class Recomputed:
-    """A `Source` that keeps the texts alone, and asks a function of ids (n, t) for logits (n, v).
+    """A `Source` that keeps the texts alone, and asks a function for logits (n, v), of ids (n, t)
+    and of the numbers (n,) of the texts with which they began.
 
     Texts of equal length go through the function together.
     """
 
-    def __init__(self, next_logits: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, next_logits: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
         self._next_logits = next_logits
         self._texts: list[np.ndarray] = []
+        self._began = np.zeros(0, np.int64)
 
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        self._texts = list(texts)
+        self._texts, self._began = list(texts), np.arange(len(texts))
         return self._logits(np.arange(len(texts)))
 
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -60,13 +62,15 @@ class Recomputed:
 
     def take(self, parents: np.ndarray) -> None:
         self._texts = [self._texts[parent] for parent in parents]
+        self._began = self._began[parents]
 
     def _logits(self, rows: np.ndarray) -> np.ndarray:
         lengths = np.array([len(self._texts[row]) for row in rows])
         found: list[Any] = [None] * len(rows)
         for t in np.unique(lengths):
             group = np.flatnonzero(lengths == t)
-            logits = self._next_logits(np.stack([self._texts[rows[i]] for i in group]))
+            ids = np.stack([self._texts[rows[i]] for i in group])
+            logits = self._next_logits(ids, self._began[rows[group]])
             for i, row in zip(group, logits, strict=True):
                 found[i] = row
         return np.stack(found)
@@ -299,7 +303,7 @@ def stream_tokens(
 
     Examples
     --------
-    >>> def count_up(ids):
+    >>> def count_up(ids, began):
     ...     return np.eye(10)[(ids[:, -1] + 1) % 10]
     >>> choice = Choice(max_new_tokens=3, eos_token_id=9)
     >>> prompts = [np.array([7, 8]), np.array([2])]
@@ -402,7 +406,7 @@ def beam_search(
     A likely first token that leads nowhere loses against a less likely one:
 
     >>> table = np.log([[0.1, 0.5, 0.4], [0.4, 0.3, 0.3], [0.9, 0.05, 0.05]])
-    >>> source = Recomputed(lambda ids: table[ids[:, -1]])
+    >>> source = Recomputed(lambda ids, began: table[ids[:, -1]])
     >>> beam_search(source, [np.array([0])], Choice(num_beams=2, max_new_tokens=2))
     [[array([2, 0])]]
     """

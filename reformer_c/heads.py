@@ -57,13 +57,14 @@ def last_hidden_state(run: Pass) -> np.ndarray:
 class LanguageModel(Head):
     """Logits (b, t, v) and their cross-entropy with labels (b, t).
 
-    The logits at a token are for the token `ahead` places on: 1 in a causal model, else 0.
+    The logits at a token are for the token `ahead` places on: by default 1 in a causal model, else
+    0.
     """
 
     targets = ("labels",)
 
-    def __init__(self, *, causal: bool) -> None:
-        self.causal, self.ahead = causal, int(causal)
+    def __init__(self, *, causal: bool, ahead: int | None = None) -> None:
+        self.causal, self.ahead = causal, int(causal) if ahead is None else ahead
 
     def check_config(self, config: ReformerConfig) -> None:
         if config.tie_word_embeddings:

@@ -61,31 +61,34 @@ def check_inputs(
     position_ids: Any,
     training: bool,
     whole_chunks: bool = False,
+    side: str = "",
 ) -> Inputs:
     """Checked and, in evaluation, padded inputs; `pad` gives the vector of the pad token.
 
-    `whole_chunks` pads as Hugging Face does even where that changes no number.
+    `whole_chunks` pads as Hugging Face does even where that changes no number. `side` begins the
+    arguments' names.
     """
+    ids_name, vectors_name = f"{side}input_ids", f"{side}inputs_embeds"
     if (input_ids is None) == (inputs_embeds is None):
-        raise TypeError("input_ids: expected either input_ids or inputs_embeds")
+        raise TypeError(f"{ids_name}: expected either {ids_name} or {vectors_name}")
     if input_ids is not None:
-        input_ids = check_ids("input_ids", input_ids, config.vocab_size)
+        input_ids = check_ids(ids_name, input_ids, config.vocab_size)
         b, t = input_ids.shape
     else:
-        inputs_embeds = as_array("inputs_embeds", inputs_embeds)
+        inputs_embeds = as_array(vectors_name, inputs_embeds)
         if inputs_embeds.dtype != dtype:
-            raise TypeError(f"inputs_embeds: expected {dtype}, got {inputs_embeds.dtype}")
+            raise TypeError(f"{vectors_name}: expected {dtype}, got {inputs_embeds.dtype}")
         if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != config.hidden_size:
             raise ValueError(
-                f"inputs_embeds: expected shape (b, t, {config.hidden_size}), "
+                f"{vectors_name}: expected shape (b, t, {config.hidden_size}), "
                 f"got {inputs_embeds.shape}"
             )
         b, t, _ = inputs_embeds.shape
     if b == 0 or t == 0:
-        name = "input_ids" if inputs_embeds is None else "inputs_embeds"
+        name = ids_name if inputs_embeds is None else vectors_name
         raise ValueError(f"{name}: expected at least one row of one token, got shape {(b, t)}")
-    mask = check_mask(attention_mask, b, t)
-    positions = check_positions(position_ids, b, t, config.num_positions)
+    mask = check_mask(attention_mask, b, t, side)
+    positions = check_positions(position_ids, b, t, config.num_positions, side)
     n = t if training else padded_length(config, t, masked=mask is not None or whole_chunks)
     if n > t:
         more = n - t
@@ -124,31 +127,35 @@ def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> 
     return ids.astype(np.int64, copy=False)
 
 
-def check_mask(mask: Any, b: int, t: int) -> np.ndarray | None:
+def check_mask(mask: Any, b: int, t: int, side: str = "") -> np.ndarray | None:
     """Booleans (b, t); None where all are True."""
     if mask is None:
         return None
-    mask = as_array("attention_mask", mask)
+    name = f"{side}attention_mask"
+    mask = as_array(name, mask)
     if mask.dtype.kind not in "biuf":
-        raise TypeError(f"attention_mask: expected numbers or booleans, got {mask.dtype}")
+        raise TypeError(f"{name}: expected numbers or booleans, got {mask.dtype}")
     if mask.shape != (b, t):
-        raise ValueError(f"attention_mask: expected shape {(b, t)}, got {mask.shape}")
+        raise ValueError(f"{name}: expected shape {(b, t)}, got {mask.shape}")
     # a mask that is to be added to scores says the opposite
     if mask.size and not mask.min() >= 0:
         raise ValueError(
-            "attention_mask: expected nonzero for a real token, 0 for another, nothing below 0, "
+            f"{name}: expected nonzero for a real token, 0 for another, nothing below 0, "
             f"got {mask.min()}"
         )
     mask = mask != 0
     return None if mask.all() else mask
 
 
-def check_positions(position_ids: Any, b: int, t: int, count: int) -> np.ndarray:
+def check_positions(position_ids: Any, b: int, t: int, count: int, side: str = "") -> np.ndarray:
     if position_ids is None:
         if t > count:
-            raise ValueError(f"input_ids: expected at most {count} tokens (positions), got {t}")
+            raise ValueError(
+                f"{side}input_ids: expected at most {count} tokens (positions), got {t}"
+            )
         return np.arange(t)[None]
-    positions = as_array("position_ids", position_ids)
+    name = f"{side}position_ids"
+    positions = as_array(name, position_ids)
     if positions.shape not in {(t,), (1, t), (b, t)}:
-        raise ValueError(f"position_ids: expected shape {(b, t)} or {(t,)}, got {positions.shape}")
-    return check_ids("position_ids", positions.reshape(-1, t), count)
+        raise ValueError(f"{name}: expected shape {(b, t)} or {(t,)}, got {positions.shape}")
+    return check_ids(name, positions.reshape(-1, t), count)

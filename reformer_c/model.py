@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -102,6 +101,8 @@ class Reformer:
 
     # names of the body's weights begin with it
     prefix: ClassVar[str] = "reformer."
+    # the same of a call's arguments
+    side: ClassVar[str] = ""
     head: ClassVar[Head]
 
     def __init__(self, config: ReformerConfig, *, rng: Any = None, dtype: Any = np.float32) -> None:
@@ -128,14 +129,17 @@ class Reformer:
             raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
-        shapes = {self.prefix + name: shape for name, shape in body_shapes(config).items()}
-        shapes |= self.head.shapes(config)
-        arrays = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
+        arrays = {name: np.empty(shape, self.dtype) for name, shape in self._shapes().items()}
         self._parameters = Parameters(arrays)
         constants = body_constants(config)
         self.buffers = {
             self.prefix + name: np.array(value, dtype) for name, value in constants.items()
         }
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights."""
+        shapes = {self.prefix + name: shape for name, shape in body_shapes(self.config).items()}
+        return shapes | self.head.shapes(self.config)
 
     def _initialise(self, names: Iterable[str], rng: Any) -> None:
         """Hugging Face's initialisation, each array from a key of its own."""
@@ -249,7 +253,7 @@ class Reformer:
             raise TypeError(f"{' and '.join(head.targets)}: needed for a loss of {name}")
         inputs = check_inputs(
             self.config, self.dtype, self._pad_vector, input_ids, inputs_embeds, attention_mask,
-            position_ids, training, whole_chunks,
+            position_ids, training, whole_chunks, self.side,
         )  # fmt: skip
         wanted = head.check_targets(self.config, inputs, *given) if given else None
         run = self._pass(
@@ -258,7 +262,8 @@ class Reformer:
         )  # fmt: skip
         return run, wanted
 
-    def _pass(self, inputs: Inputs, **rest: Any) -> Pass:
+    def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> Pass:
+        """`began` (b,): the numbers of the texts with which the inputs began, if they grow."""
         return Pass(self.config, {**self.parameters, **self.buffers}, self.prefix, inputs, **rest)
 
     def _pad_vector(self) -> np.ndarray:
@@ -459,6 +464,12 @@ class _WithLoss(Reformer):
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
             training, targets, True,
         )  # fmt: skip
+        return self._differentiate(run, wanted, memory_budget)
+
+    def _differentiate(
+        self, run: Pass, wanted: Any, memory_budget: float | None
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """The rest of `loss_and_gradients`, which runs the pass."""
         free = available_memory()
         needed = run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
         if free is not None and needed.total > free:
@@ -724,10 +735,12 @@ class ReformerModelWithLMHead(_WithLoss):
         ids = np.asarray(input_ids)
         if ids.size == 0 and ids.ndim == 2:
             ids = ids.astype(np.int64)  # an empty list has no integers
-        ids = check_ids("input_ids", ids, config.vocab_size)
+        ids = check_ids(f"{self.side}input_ids", ids, config.vocab_size)
         if len(ids) == 0:
-            raise ValueError(f"input_ids: expected at least one row, got shape {ids.shape}")
-        mask = check_mask(attention_mask, *ids.shape)
+            raise ValueError(
+                f"{self.side}input_ids: expected at least one row, got shape {ids.shape}"
+            )
+        mask = check_mask(attention_mask, len(ids), ids.shape[1], self.side)
         first = config.pad_token_id or 0 if config.bos_token_id is None else config.bos_token_id
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
         prompts = [row if len(row) else np.array([first], np.int64) for row in prompts]
@@ -744,19 +757,19 @@ class ReformerModelWithLMHead(_WithLoss):
         if use_cache:
             source = Decoder(begin, self.head, longest)
         else:
-            source = Recomputed(partial(self._next_logits, begin))
+            source = Recomputed(lambda ids, began: self._next_logits(begin(ids, began)))
         return ids, prompts, source, chosen, np.random.default_rng(random_key(seed, "sampling"))
 
-    def _next_logits(self, begin: Callable[[np.ndarray], Pass], ids: np.ndarray) -> np.ndarray:
-        """Logits (b, v) of what follows ids (b, t)."""
-        run = begin(ids)
+    def _next_logits(self, run: Pass) -> np.ndarray:
+        """Logits (b, v) of what follows the ids of a pass."""
         run.forward()
         return self.head.next_logits(run)
 
     def _beginning(
         self, seed: int, longest: int, num_hashes: Any, rotations: Any
-    ) -> Callable[[np.ndarray], Pass]:
-        """A function of ids (b, t) that gives a pass over them."""
+    ) -> Callable[..., Pass]:
+        """A function of ids (b, t), and of the numbers (b,) of the texts with which they began,
+        that gives a pass over them."""
         config = self.config
         num_buckets: int | Sequence[int] | None = config.num_buckets
         if num_buckets is None and "lsh" in config.layer_types:
@@ -766,12 +779,12 @@ class ReformerModelWithLMHead(_WithLoss):
                 config.max_position_embeddings,
             )
 
-        def begin(ids: np.ndarray) -> Pass:
+        def begin(ids: np.ndarray, began: np.ndarray | None = None) -> Pass:
             inputs = check_inputs(
                 config, self.dtype, self._pad_vector, ids, None, None, None, False
             )
             return self._pass(
-                inputs, seed=seed, training=False, num_hashes=num_hashes,
+                inputs, began, seed=seed, training=False, num_hashes=num_hashes,
                 num_buckets=num_buckets, rotations=rotations,
             )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["local_probabilities", "lsh_probabilities"]
+__all__ = ["cross_probabilities", "local_probabilities", "lsh_probabilities"]
 
 HIDDEN, ITSELF = -1e9, -1e5
 
@@ -95,6 +95,29 @@ def lsh_probabilities(
     return _probabilities(qk, k, places, reach, is_causal, attention_mask, shared_qk=True)
 
 
+def cross_probabilities(
+    q: np.ndarray, k: np.ndarray, attention_mask: np.ndarray | None
+) -> np.ndarray:
+    """Probabilities of full attention to another sequence.
+
+    Parameters
+    ----------
+    q : (b, h, t, d)
+    k : (b, h, s, d)
+    attention_mask : (b, s) of bool, or None
+
+    Returns
+    -------
+    ndarray, of the dtype of q
+        (b, h, t, s)
+    """
+    scores = q @ k.swapaxes(-1, -2) * q.dtype.type(q.shape[-1] ** -0.5)
+    if attention_mask is not None:
+        hidden = ~attention_mask[:, None, None, :]
+        scores = np.where(hidden, scores.dtype.type(HIDDEN), scores)
+    return _softmax(scores)
+
+
 def _chunks(x: np.ndarray, m: int) -> np.ndarray:
     """(b, h, t, ...) -> (b, h, t/m, m, ...)."""
     return x.reshape(*x.shape[:2], -1, m, *x.shape[3:])
@@ -133,7 +156,11 @@ def _probabilities(
     if shared_qk:
         itself = places_k[..., None, :] == places[..., :, None]
         scores = np.where(itself, scores.dtype.type(ITSELF), scores)
-    # as Hugging Face rounds: where all keys are hidden in float32, every probability is 1
+    return _softmax(scores)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """As Hugging Face rounds: where all keys are hidden in float32, every probability is 1."""
     most = scores.max(axis=-1, keepdims=True)
     total = most + np.log(np.exp(scores - most).sum(axis=-1, keepdims=True))
     return np.exp(scores - total)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Branch", "reversible_backward", "reversible_forward"]
+__all__ = ["Branch", "reversible_backward", "reversible_forward", "turns_backward", "turns_forward"]
 
 
 class Branch(Protocol):
@@ -153,3 +153,45 @@ def reversible_backward(
         # y1 = x1 + f(x2)
         f.backward_add(dy2, dy1, y1, y2)
     return y1, y2, dy1, dy2
+
+
+# ---- layers of any number of branches ----
+
+
+class _Still:
+    """The partner of a branch that has none: it adds nothing."""
+
+    def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
+        pass
+
+    def backward_add(
+        self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        pass
+
+
+def _in_pairs(branches: Sequence[Branch]) -> list[tuple[Branch, Branch]]:
+    padded = [*branches, _Still()]
+    return [(padded[i], padded[i + 1]) for i in range(0, len(branches), 2)]
+
+
+def turns_forward(
+    branches: Sequence[Branch], x1: np.ndarray, x2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Branches add to one stream and to the other in turn, in place; the second of the streams
+    that are returned is the one that was added to last."""
+    reversible_forward(_in_pairs(branches), x1, x2)
+    return (x2, x1) if len(branches) % 2 else (x1, x2)
+
+
+def turns_backward(
+    branches: Sequence[Branch],
+    y1: np.ndarray,
+    y2: np.ndarray,
+    dy1: np.ndarray,
+    dy2: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Differentiate `turns_forward`: its inputs, and their gradients, in the arrays given."""
+    if len(branches) % 2:
+        y1, y2, dy1, dy2 = y2, y1, dy2, dy1
+    return reversible_backward(_in_pairs(branches), y1, y2, dy1, dy2)

@@ -19,7 +19,8 @@ def decode(next_logits, prompts, **changes):
     """Prompts and new tokens (n, t + new) from a function of ids."""
     choice = Choice(**{"max_new_tokens": 4} | changes)
     prompts = [np.array(prompt) for prompt in prompts]
-    steps = stream_tokens(Recomputed(next_logits), prompts, choice, np.random.default_rng(0))
+    source = Recomputed(lambda ids, began: next_logits(ids))
+    steps = stream_tokens(source, prompts, choice, np.random.default_rng(0))
     new = np.array(list(steps)).T
     prompts = np.repeat(np.stack(prompts), choice.num_return_sequences, axis=0)
     return np.concatenate([prompts, new], axis=1)
@@ -145,7 +146,7 @@ def test_as_many_beams_as_texts_find_the_best_of_all():
     rng = np.random.default_rng(0)
     table = np.log(rng.dirichlet(np.ones(3), 3))
     choice = Choice(num_beams=27, max_new_tokens=3, num_return_sequences=5)
-    found = beam_search(Recomputed(lambda ids: table[ids[:, -1]]), [np.array([0])], choice)
+    found = beam_search(Recomputed(lambda ids, began: table[ids[:, -1]]), [np.array([0])], choice)
     assert [ids.tolist() for ids in found[0]] == best_texts(table, 0, 3, 1.0)[:5]
 
 
@@ -154,7 +155,7 @@ def test_the_length_penalty_decides_between_short_and_long():
     table = np.log([[1.0, 1e-30], [0.2, 0.8]])
     first = np.log([[0.4, 0.6]])
     source = lambda: Recomputed(  # noqa: E731
-        lambda ids: np.repeat(first, len(ids), 0) if ids.shape[1] == 1 else table[ids[:, -1]]
+        lambda ids, began: np.repeat(first, len(ids), 0) if ids.shape[1] == 1 else table[ids[:, -1]]
     )
     search = {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": 0}
     short = beam_search(source(), [np.array([1])], Choice(length_penalty=-1.0, **search))
@@ -167,7 +168,7 @@ def test_beams_of_a_batch_are_those_of_each_prompt_alone():
     table = np.log(np.random.default_rng(1).dirichlet(np.ones(7), 7))
     choice = Choice(num_beams=3, max_new_tokens=6, num_return_sequences=3, eos_token_id=[2, 5])
     prompts = [np.array([0]), np.array([1, 3]), np.array([6])]
-    source = lambda: Recomputed(lambda ids: table[ids[:, -1]])  # noqa: E731
+    source = lambda: Recomputed(lambda ids, began: table[ids[:, -1]])  # noqa: E731
     together = beam_search(source(), prompts, choice)
     for prompt, rows in zip(prompts, together, strict=True):
         alone = beam_search(source(), [prompt], choice)[0]

@@ -22,6 +22,7 @@ FLOORS = [
     {"heads"},
     {"decode"},
     {"model", "train"},
+    {"encoder_decoder"},
     {"plot", "demo"},
     {"__main__"},
 ]

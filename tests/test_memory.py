@@ -21,9 +21,9 @@ import numpy as np
 import reformer_c as rc
 from reformer_c.presets import preset_config
 
-name, changes, length, batch, budget = sys.argv[1:3] + [int(x) for x in sys.argv[3:]]
+kind, name, changes, length, batch, budget = sys.argv[1:4] + [int(x) for x in sys.argv[4:]]
 rc.set_num_threads(2)
-model = rc.ReformerModelWithLMHead(preset_config(name, length, **json.loads(changes)), rng=0)
+model = getattr(rc, kind)(preset_config(name, length, **json.loads(changes)), rng=0)
 ids = np.random.default_rng(0).integers(2, 258, (batch, length))
 
 def resident(key):
@@ -34,7 +34,8 @@ rc.fma_peak(0.01)  # threads are there
 open("/proc/self/clear_refs", "w").write("5")  # forget the largest size so far
 before = resident("VmRSS")
 model.loss_and_gradients(ids, labels=ids, rng=0, memory_budget=budget)
-print(resident("VmHWM") - before, model.memory(length, batch, memory_budget=budget).total)
+said = model.memory(length, batch=batch, memory_budget=budget).total
+print(resident("VmHWM") - before, said)
 """
 WIDE = {"feed_forward_size": 2048, "chunk_size_feed_forward": 2048}
 
@@ -61,13 +62,24 @@ def can_measure():
     ],
 )
 def test_a_step_takes_what_was_said_within_a_tenth(name, changes, length, batch, budget):
-    arguments = [name, json.dumps(changes), *map(str, (length, batch, budget))]
+    measured, said = measure("ReformerModelWithLMHead", name, changes, length, batch, budget)
+    assert said == pytest.approx(measured, rel=0.1)
+
+
+def measure(kind, name, changes, *numbers):
+    arguments = [kind, name, json.dumps(changes), *map(str, numbers)]
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    measured, said = map(int, result.stdout.split())
-    assert said == pytest.approx(measured, rel=0.1)
+    return map(int, result.stdout.split())
+
+
+@pytest.mark.skipif(not can_measure(), reason="needs a system that tells the peak of a process")
+@pytest.mark.parametrize(("length", "batch", "budget"), [(4096, 1, 0), (2048, 2, 100_000_000)])
+def test_an_encoder_decoder_takes_no_more_than_was_said(length, batch, budget):
+    measured, said = measure("ReformerEncoderDecoder", "book", {}, length, batch, budget)
+    assert 0.75 * said < measured < 1.1 * said
 
 
 def model_of(kind=rc.ReformerModelWithLMHead, **changes):

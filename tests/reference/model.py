@@ -15,10 +15,15 @@ from .layer_norm import layer_norm
 from .linear import linear
 
 
-def body(w, config, ids, *, attention_mask=None, position_ids=None, hashing=None):
+def body(
+    w, config, ids, *, attention_mask=None, position_ids=None, hashing=None, memory=None,
+    memory_mask=None,
+):  # fmt: skip
     """ids (b, t) -> final states (b, t, 2c).
 
     hashing holds for each LSH layer its rotations (h, d, r, s), or bucket ids (b, h, r, t).
+    With a memory (b, s, c') each layer has a third part, which looks at it, and the three take
+    turns on the two streams.
     """
     b, t = np.shape(ids)
     positions = np.broadcast_to(np.arange(t) if position_ids is None else position_ids, (b, t))
@@ -34,6 +39,11 @@ def body(w, config, ids, *, attention_mask=None, position_ids=None, hashing=None
         else:
             heads = lsh(n, below(layer, "attention."), config, attention_mask, next(hashing))
         x1 = x1 + linear(side_by_side(heads), layer["attention.output.dense.weight"])
+        if memory is not None:
+            part = below(layer, "cross_attention.")
+            heads = cross(normed(x1, part, config), memory, part, config, memory_mask)
+            x2 = x2 + linear(side_by_side(heads), part["output.dense.weight"])
+            x1, x2 = x2, x1
         n = normed(x1, below(layer, "feed_forward."), config)
         x2 = x2 + feed_forward(
             n,
@@ -56,6 +66,30 @@ def language_model_loss(w, config, ids, labels, **rest):
 def language_model_logits(w, config, ids, **rest):
     h = body(below(w, "reformer."), config, ids, **rest)
     return linear(h, w["lm_head.decoder.weight"], w["lm_head.bias"])
+
+
+def encoder_decoder_logits(w, encoder, decoder, ids, written, *, attention_mask=None, hashing=()):
+    """ids (b, s), and what is written so far (b, t) -> logits (b, t, v).
+
+    hashing holds for each LSH layer of the encoder, and then of the decoder, as in `body`.
+    """
+    count = encoder.layer_types.count("lsh")
+    memory = body(
+        below(w, "encoder."), encoder, ids, attention_mask=attention_mask, hashing=hashing[:count]
+    )
+    w = below(w, "decoder.")
+    h = body(
+        below(w, "reformer."), decoder, written, hashing=hashing[count:], memory=memory,
+        memory_mask=attention_mask,
+    )  # fmt: skip
+    return linear(h, w["lm_head.decoder.weight"], w["lm_head.bias"])
+
+
+def encoder_decoder_loss(w, encoder, decoder, ids, written, labels, **rest):
+    """Cross-entropy of the logits with labels (b, t) in their own places."""
+    logits = encoder_decoder_logits(w, encoder, decoder, ids, written, **rest)
+    identity = np.eye(logits.shape[-1])
+    return cross_entropy_head(logits, identity, np.zeros(len(identity)), labels)
 
 
 # ---- pieces ----
@@ -81,9 +115,9 @@ def position_vectors(w, positions):
     return axial_positions(positions, table["weights.0"][:, 0], table["weights.1"][0])
 
 
-def projected(n, w, name, config):
+def projected(n, w, name, config, inner="self_attention"):
     """(b, t, c) -> (b, h, t, d), in the weights' precision: attention's constants are rounded."""
-    weight = w[f"self_attention.{name}.weight"]
+    weight = w[f"{inner}.{name}.weight"]
     x = linear(n, weight).astype(weight.dtype)
     x = x.reshape(*x.shape[:2], config.num_attention_heads, config.attention_head_size)
     return x.swapaxes(1, 2)
@@ -109,6 +143,12 @@ def rules(config, kind, attention_mask):
 def local(n, w, config, attention_mask):
     q, k, v = (projected(n, w, name, config) for name in ("query", "key", "value"))
     return attention.local(q, k, **rules(config, "local", attention_mask)).output(v)
+
+
+def cross(n, memory, w, config, memory_mask):
+    q = projected(n, w, "query", config, "attention")
+    k, v = (projected(memory, w, name, config, "attention") for name in ("key", "value"))
+    return attention.full(q, k, attention_mask=memory_mask).output(v)
 
 
 def lsh(n, w, config, attention_mask, hashing):

@@ -1,0 +1,373 @@
+"""The encoder-decoder against the reference, against itself token by token, and in use."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from gradients import assert_is_the_derivative
+from reference import model as reference
+from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
+
+import reformer_c as rc
+from reformer_c import runtime
+from reformer_c.encoder_decoder import ReformerEncoderDecoder
+from reformer_c.ops import lsh_rotations
+
+LAYERS = {
+    "one layer": ["local"],
+    "two layers": ["local", "lsh"],
+    "three layers": ["lsh", "local", "lsh"],
+}
+
+
+def small_model(dtype=np.float64, decoder=None, **changes):
+    config = small_config(is_decoder=False, **changes)
+    decoder = config if decoder is None else dataclasses.replace(config, **decoder)
+    return randomise(ReformerEncoderDecoder(config, decoder=decoder, rng=0, dtype=dtype))
+
+
+def rotations_for(model, seed=3):
+    """For each side's LSH layers."""
+    drawn, rng = [], np.random.default_rng(seed)
+    for side in (model.encoder, model.decoder):
+        config = side.config
+        shape = config.num_attention_heads, config.attention_head_size
+        drawn.append([
+            lsh_rotations(*shape, num_hashes=config.num_hashes, num_buckets=config.num_buckets,
+                          rng=rng, dtype=model.dtype)
+            for kind in config.layer_types if kind == "lsh"
+        ])  # fmt: skip
+    return dict(zip(("rotations", "decoder_rotations"), drawn, strict=True))
+
+
+def mask_of(b, s):
+    mask = np.ones((b, s), int)
+    mask[0, s - s // 3 :] = 0
+    return mask
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize(("s", "t"), [(1, 1), (3, 9), (13, 4), (21, 22)])
+def test_logits_and_loss_are_the_references(layers, s, t, masked, dtype):
+    model = small_model(dtype, attn_layers=layers, decoder={"feed_forward_size": 12})
+    ids, written, labels = random_ids((2, s)), random_ids((2, t), 1), random_ids((2, t), 2)
+    mask = mask_of(2, s) if masked and s > 2 else None
+    rotations = rotations_for(model)
+    output = model(ids, mask, decoder_input_ids=written, labels=labels, **rotations)
+    hashing = [*rotations["rotations"], *rotations["decoder_rotations"]]
+    sides = model.encoder.config, model.decoder.config
+    arguments = model.parameters, *sides, ids, written
+    expected = reference.encoder_decoder_logits(*arguments, attention_mask=mask, hashing=hashing)
+    close = {"rtol": 0, "atol": 1e-4 if dtype == np.float32 else 1e-10}
+    np.testing.assert_allclose(output.logits, expected, **close)
+    loss = reference.encoder_decoder_loss(*arguments, labels, attention_mask=mask, hashing=hashing)
+    np.testing.assert_allclose(output.loss, loss, **close)
+    alone = model.loss(ids, mask, decoder_input_ids=written, labels=labels, **rotations)
+    np.testing.assert_allclose(alone, loss, **close)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+def test_gradients_are_the_derivative_of_the_reference(layers, masked):
+    model = small_model(attn_layers=layers)
+    ids, labels = random_ids((2, 11)), random_ids((2, 7), 1)
+    labels[1, 4:] = -100
+    mask = mask_of(2, 11) if masked else None
+    rotations = rotations_for(model)
+    _, gradients = model.loss_and_gradients(ids, mask, labels=labels, **rotations)
+    assert list(gradients) == list(model.parameters)
+    # buckets do not move with the weights: the derivative is that of fixed buckets
+    output = model(ids, mask, labels=labels, output_buckets=True, **rotations)
+    buckets = [*output.encoder.buckets, *output.buckets]
+    written = np.concatenate([np.zeros((2, 1), int), labels[:, :-1]], axis=1)
+    written[written == -100] = 0
+    names = list(model.parameters)
+
+    def loss(*arrays):
+        return reference.encoder_decoder_loss(
+            dict(zip(names, arrays, strict=True)), model.encoder.config, model.decoder.config,
+            ids, written, labels, attention_mask=mask, hashing=buckets,
+        )  # fmt: skip
+
+    arrays = [model.parameters[name] for name in names]
+    found = [gradients[name] for name in names]
+    assert_is_the_derivative(loss, arrays, found, np.random.default_rng(0))
+
+
+def test_gradients_are_exact_for_the_dropout_that_was_drawn():
+    model = small_model(attn_layers=["local", "lsh"], **DROPOUT)
+    ids, labels = random_ids((2, 11)), random_ids((2, 7), 1)
+    arguments = {"labels": labels, "rng": 5}
+    loss, gradients = model.loss_and_gradients(ids, **arguments)
+    again, _ = model.loss_and_gradients(ids, **arguments)
+    assert again == loss != model.loss_and_gradients(ids, labels=labels, rng=6)[0]
+    direction = {
+        name: np.random.default_rng(1).standard_normal(array.shape)
+        for name, array in model.parameters.items()
+    }
+    start = {name: array.copy() for name, array in model.parameters.items()}
+
+    def at(distance):
+        for name, array in model.parameters.items():
+            array[...] = start[name] + distance * direction[name]
+        return model.loss_and_gradients(ids, **arguments)[0]
+
+    step = 1e-5
+    expected = (at(step) - at(-step)) / (2 * step)
+    actual = sum((gradients[name] * direction[name]).sum() for name in gradients)
+    assert abs(actual - expected) < 1e-5 * abs(expected)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_kept_activations_give_the_same_gradients(training):
+    model = small_model(attn_layers=["local", "lsh"] * 2, **DROPOUT)
+    arguments = {"labels": random_ids((2, 7), 1), "rng": 0, "training": training}
+    ids, mask = random_ids((2, 13)), mask_of(2, 13)
+    loss, rebuilt = model.loss_and_gradients(ids, mask, **arguments)
+    for budget in (10_000, 40_000, 10**9):
+        same, kept = model.loss_and_gradients(ids, mask, memory_budget=budget, **arguments)
+        assert same == loss
+        assert largest_difference(kept, rebuilt) < 1e-9
+
+
+def test_threads_do_not_matter():
+    model = small_model(np.float32, attn_layers=["local", "lsh"])
+    ids, labels = random_ids((3, 30)), random_ids((3, 20), 1)
+    found = []
+    for n in (1, 2, 3):
+        with rc.num_threads(n):
+            found.append(model.loss_and_gradients(ids, labels=labels, rng=0))
+    for loss, gradients in found[1:]:
+        assert loss == found[0][0]
+        assert all((gradients[name] == found[0][1][name]).all() for name in gradients)
+
+
+def test_padding_that_is_masked_changes_nothing():
+    # with a look back the first chunk would see the last, as in Hugging Face's models
+    model = small_model(attn_layers=["local"], local_num_chunks_before=0)
+    ids, labels = random_ids((1, 8)), random_ids((1, 6), 1)
+    alone = model(ids, labels=labels)
+    padded = np.concatenate([ids, random_ids((1, 12), 2)], axis=1)
+    mask = np.arange(20)[None] < 8
+    both = model(padded, mask, labels=labels)
+    np.testing.assert_allclose(both.logits, alone.logits, atol=1e-10)
+    later = np.concatenate([labels, random_ids((1, 5), 3)], axis=1)
+    longer = model(ids, decoder_input_ids=later, decoder_attention_mask=np.arange(11)[None] < 6)
+    short = model(ids, decoder_input_ids=labels)
+    np.testing.assert_allclose(longer.logits[:, :6], short.logits, atol=1e-10)
+
+
+def test_what_a_call_can_give():
+    model = small_model(
+        attn_layers=["local", "lsh"],
+        decoder={"attn_layers": ["lsh"] * 3, "num_hidden_layers": None},
+    )
+    ids, labels = random_ids((2, 13)), random_ids((2, 9), 1)
+    output = model(
+        ids, mask_of(2, 13), labels=labels, rng=0, output_hidden_states=True,
+        output_attentions=True, output_buckets=True,
+    )  # fmt: skip
+    assert output.logits.shape == (2, 9, 13)
+    assert output.last_hidden_state.shape == (2, 9, 32)
+    assert output.encoder.last_hidden_state.shape == (2, 13, 32)
+    assert [len(x.hidden_states) for x in (output.encoder, output)] == [3, 4]
+    assert all(state.shape == (2, 9, 16) for state in output.hidden_states)
+    assert [len(x.attentions) for x in (output.encoder, output)] == [2, 3]
+    assert [len(x.buckets) for x in (output.encoder, output)] == [1, 3]
+    assert [p.shape for p in output.cross_attentions] == [(2, 2, 9, 13)] * 3
+    for p in output.cross_attentions:
+        np.testing.assert_allclose(p.sum(axis=-1), 1)
+        assert (p[0, ..., 9:] == 0).all()
+    plain = model(ids, mask_of(2, 13), labels=labels, rng=0)
+    assert plain.loss == output.loss
+    assert plain.hidden_states is plain.attentions is plain.cross_attentions is None
+    # word vectors in place of words
+    words = model.parameters["encoder.embeddings.word_embeddings.weight"]
+    vectors = model(None, mask_of(2, 13), inputs_embeds=words[ids], labels=labels, rng=0)
+    assert vectors.loss == plain.loss
+
+
+# ---- writing ----
+
+
+# LSH layers in chunks are cut elsewhere as a text grows: docs/generation.md
+@pytest.mark.parametrize(
+    ("layers", "scope"),
+    [(["local"], "chunk"), (["local"], "bucket"), (["local", "lsh"], "bucket"),
+     (["lsh", "local", "lsh"], "bucket")],
+)  # fmt: skip
+def test_the_cache_gives_what_whole_passes_give(layers, scope):
+    model = small_model(attn_layers=layers, attention_scope=scope)
+    ids, mask = random_ids((3, 13)), mask_of(3, 13)
+    written = random_ids((3, 4), 1)
+    written_mask = np.ones((3, 4), int)
+    written_mask[1, :2] = 0  # prompts of two lengths
+    arguments = {
+        "decoder_input_ids": written, "decoder_attention_mask": written_mask, "rng": 4,
+        "max_new_tokens": 12,
+    }  # fmt: skip
+    cached, whole = (
+        model.generate(ids, mask, use_cache=use_cache, **arguments) for use_cache in (True, False)
+    )
+    assert cached.shape == (3, 16)
+    np.testing.assert_array_equal(cached, whole)
+    for extra in ({"num_beams": 3, "num_return_sequences": 2, "eos_token_id": 5},
+                  {"do_sample": True, "num_return_sequences": 2}):  # fmt: skip
+        cached, whole = (
+            model.generate(ids, mask, use_cache=use_cache, **arguments, **extra)
+            for use_cache in (True, False)
+        )
+        assert len(cached) == 6
+        np.testing.assert_array_equal(cached, whole)
+    # each row as it would be alone
+    alone = model.generate(ids[1:2], mask[1:2], decoder_input_ids=written[1:2, 2:], rng=4,
+                           max_new_tokens=12)  # fmt: skip
+    together = model.generate(ids, mask, **arguments)
+    np.testing.assert_array_equal(alone[0, 2:], together[1, 4:])
+
+
+def test_what_is_written_follows_from_the_logits():
+    model = small_model(attn_layers=["local"])
+    ids = random_ids((2, 9))
+    written = model.generate(ids, max_new_tokens=6)
+    assert (written[:, 0] == model.start_token_id).all()
+    logits = model(ids, decoder_input_ids=written).logits
+    np.testing.assert_array_equal(logits[:, :-1].argmax(axis=-1), written[:, 1:])
+    # and from what was read
+    assert (model.generate(random_ids((2, 9), 7), max_new_tokens=6) != written).any()
+    steps = []
+    model.generate(ids, max_new_tokens=6, streamer=steps.append)
+    np.testing.assert_array_equal(np.stack(steps, axis=1), written[:, 1:])
+
+
+def test_the_start_token_is_the_decoders():
+    model = small_model(attn_layers=["local"], decoder={"bos_token_id": 7, "vocab_size": 20})
+    assert model.start_token_id == 7
+    assert (model.generate(random_ids((2, 5)), max_new_tokens=3)[:, 0] == 7).all()
+    labels = random_ids((2, 6), v=20)
+    given = np.concatenate([np.full((2, 1), 7), labels[:, :-1]], axis=1)
+    ids = random_ids((2, 5))
+    assert model.loss(ids, labels=labels) == model.loss(ids, labels=labels, decoder_input_ids=given)
+
+
+# ---- files, memory, errors ----
+
+
+def test_folders_keep_both_sides(tmp_path):
+    pytest.importorskip("safetensors")
+    model = small_model(np.float32, attn_layers=["local", "lsh"], decoder={"vocab_size": 20})
+    model.save_pretrained(tmp_path)
+    back = ReformerEncoderDecoder.from_pretrained(tmp_path)
+    assert back.decoder.config == model.decoder.config
+    assert back.encoder.config == model.encoder.config
+    ids, labels = random_ids((2, 9)), random_ids((2, 7), v=20)
+    assert back.loss(ids, labels=labels, rng=0) == model.loss(ids, labels=labels, rng=0)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for wrong in ({k: v for k, v in config.items() if k != "decoder"}, [1]):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"^folder: .* has no encoder and decoder"):
+            ReformerEncoderDecoder.from_pretrained(tmp_path)
+    config["decoder"]["vocab_size"] = 21
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"of another shape: .*decoder\.lm_head"):
+        ReformerEncoderDecoder.from_pretrained(tmp_path)
+
+
+def test_weights_are_live_and_drawn_alike():
+    one, two = (small_model(rng_dtype) for rng_dtype in (np.float32, np.float64))
+    for name, array in one.parameters.items():
+        np.testing.assert_allclose(array, two.parameters[name], atol=1e-6)
+    name = "encoder.embeddings.word_embeddings.weight"
+    assert one.parameters[name] is one.encoder.parameters[name.removeprefix("encoder.")]
+    assert (one.parameters[name] != one.parameters[f"decoder.reformer.{name[8:]}"]).any()
+    assert "3 layers" not in repr(one)
+    assert "local, lsh, lsh | local, lsh, lsh" in repr(one)
+
+
+def test_what_a_step_takes_is_said_before_and_refused(monkeypatch):
+    model = small_model(attn_layers=["local", "lsh"])
+    plain, kept = model.memory(20, 10, 2), model.memory(20, 10, 2, memory_budget=10**9)
+    assert plain.kept == 0 < kept.kept
+    assert plain.gradients == sum(array.nbytes for array in model.parameters.values())
+    assert model.memory(20, batch=2).total == model.memory(20, 20, 2).total > plain.total
+    monkeypatch.setattr("reformer_c.encoder_decoder.available_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match="2 x 20 tokens and 10 to write takes"):
+        model.loss_and_gradients(random_ids((2, 20)), labels=random_ids((2, 10)))
+    assert runtime.available_memory() != 1000
+
+
+BAD = [
+    ({"input_ids": None}, TypeError, "input_ids: "),
+    ({"input_ids": [[13]]}, ValueError, "input_ids: "),
+    ({"attention_mask": np.ones((1, 4))}, ValueError, "attention_mask: "),
+    ({"labels": None}, TypeError, "(labels|decoder_input_ids): "),
+    ({"labels": [[20]]}, ValueError, "labels: "),
+    ({"labels": np.ones((2, 5), int)}, ValueError, "decoder_input_ids: expected 1 rows"),
+    ({"decoder_input_ids": [[1, 2]]}, ValueError, "labels: "),
+    ({"decoder_input_ids": [[0.5] * 5]}, TypeError, "decoder_input_ids: "),
+    ({"decoder_attention_mask": [[1, 1]]}, ValueError, "decoder_attention_mask: "),
+    ({"decoder_attention_mask": [[0, 0, 0, -1, -1]]}, ValueError, "decoder_attention_mask: "),
+    ({"labels": np.ones((1, 50), int)}, ValueError, "decoder_input_ids: expected at most 42"),
+    ({"rotations": []}, ValueError, "rotations: "),
+    ({"decoder_rotations": []}, ValueError, "decoder_rotations: "),
+    ({"decoder_rotations": [["a"]] * 2}, TypeError, r"decoder_rotations\[0\]: "),
+    ({"rng": "a"}, TypeError, "rng: "),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "words"), BAD)
+def test_bad_arguments_are_named(changes, error, words):
+    model = small_model()
+    good = {"input_ids": random_ids((1, 5)), "labels": random_ids((1, 5), 1)}
+    for call in (model, model.loss, model.loss_and_gradients):
+        with pytest.raises(error, match=f"^{words}"):
+            call(**good | changes)
+
+
+def test_bad_arguments_of_writing_are_named():
+    model, ids = small_model(), random_ids((2, 5))
+    for changes, error, words in [
+        ({"max_new_tokens": 50}, ValueError, "max_new_tokens: "),
+        ({"beams": 2}, TypeError, "beams: "),
+        ({"decoder_input_ids": [[1]]}, ValueError, "decoder_input_ids: expected 2 rows"),
+        ({"decoder_input_ids": [[13], [1]]}, ValueError, "decoder_input_ids: "),
+        ({"num_beams": 2, "streamer": print}, ValueError, "streamer: "),
+    ]:
+        with pytest.raises(error, match=f"^{words}"):
+            model.generate(ids, **{"max_new_tokens": 3} | changes)
+    for config, name in ((None, "config"), (3, "config")):
+        with pytest.raises(TypeError, match=f"^{name}: expected a ReformerConfig"):
+            ReformerEncoderDecoder(config)
+    with pytest.raises(TypeError, match=r"^decoder: expected a ReformerConfig"):
+        ReformerEncoderDecoder(small_config(), decoder=3)
+    with pytest.raises(ValueError, match=r"^lsh_num_chunks_after: expected 0"):
+        ReformerEncoderDecoder(small_config(is_decoder=False, lsh_num_chunks_after=1))
+
+
+# ---- learning ----
+
+
+def test_it_learns_to_write_backwards():
+    """What an encoder-decoder is for, and no causal model can do before it has read all."""
+    config = small_config(
+        attn_layers=["local", "lsh"], hidden_size=32, axial_pos_embds=False, initializer_range=0.05,
+        attention_head_size=16, num_buckets=2,
+    )  # fmt: skip
+    model = ReformerEncoderDecoder(config, rng=0)
+    optimizer = rc.AdamW(model.parameters, lr=4e-3)
+    rng = np.random.default_rng(0)
+    for step in range(250):
+        ids = rng.integers(2, 13, (24, 6))
+        loss, gradients = model.loss_and_gradients(ids, labels=ids[:, ::-1], rng=step)
+        rc.clip_gradients(gradients, 1.0)
+        optimizer.step(gradients)
+    ids = rng.integers(2, 13, (40, 6))
+    written = model.generate(ids, max_new_tokens=6, rng=0)[:, 1:]
+    assert loss < 0.3
+    assert (written == ids[:, ::-1]).mean() > 0.9
