@@ -1,0 +1,247 @@
+"""Data parallel training over MPI: processes on one machine or on many, each with a share of the
+data and the same weights.
+
+    mpiexec -n 4 python -m mpi4py train.py
+
+where train.py is a program for one process with a few lines more:
+
+    from reformer_c import distributed
+
+    distributed.share_threads()
+    model = distributed.DataParallel(model)          # the weights are those of process 0
+    data = distributed.Shard(data)
+    keeping = {"folder": "my-model", "save_every": 100} if model.rank == 0 else {}
+    trainer = rc.Trainer(model, data, optimizer, steps=1000, **keeping)
+
+``-m mpi4py`` ends all processes when one fails; otherwise the others would wait for it for ever.
+
+Extra: ``pip install "reformer_c[mpi]"``, and an MPI of the system or ``pip install mpich``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from .inputs import IGNORE
+from .nn import draw_seed, random_key
+from .runtime import set_num_threads, show_config
+
+__all__ = ["DataParallel", "Shard", "average", "broadcast", "share_threads"]
+
+
+def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int = 0) -> None:
+    """Give every process the arrays of `root`, in place.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Of the same names, shapes and dtypes everywhere: a model's parameters, an optimiser's
+        ``state_dict()``.
+    comm : mpi4py communicator, optional
+        ``MPI.COMM_WORLD`` by default.
+    root : int
+
+    Raises
+    ------
+    ValueError
+        Somewhere the arrays are others: the same error on every process.
+
+    Examples
+    --------
+    >>> broadcast({"weight": np.zeros(3)}, MPI.COMM_SELF)
+    """
+    comm = MPI.COMM_WORLD if comm is None else comm
+    _check_alike(arrays, comm)
+    for name in sorted(arrays):
+        whole = np.ascontiguousarray(arrays[name])
+        comm.Bcast(whole, root=root)
+        if whole is not arrays[name]:
+            arrays[name][...] = whole
+
+
+def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float = 1.0) -> float:
+    """Replace the arrays of every process by their mean over all, in place.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+        Of the same names, shapes and dtypes everywhere: gradients.
+    comm : mpi4py communicator, optional
+        ``MPI.COMM_WORLD`` by default.
+    weight : float
+        How much this process's arrays count, >= 0: the labels that they are a mean over.
+
+    Returns
+    -------
+    float
+        This process's share of all weights. Where nothing counts anywhere it is 0, and so are the
+        arrays.
+
+    Examples
+    --------
+    >>> gradients = {"weight": np.ones(3)}
+    >>> average(gradients, MPI.COMM_SELF, weight=5)
+    1.0
+    """
+    comm = MPI.COMM_WORLD if comm is None else comm
+    total = comm.allreduce(float(weight))
+    share = float(weight) / total if total else 0.0
+    for name in sorted(arrays):
+        array = arrays[name]
+        # what does not count may be NaN
+        part = np.multiply(array, share, order="C") if share else np.zeros_like(array, order="C")
+        comm.Allreduce(MPI.IN_PLACE, part)
+        array[...] = part
+    return share
+
+
+def share_threads(comm: Any = None) -> int:
+    """Divide the cores of each machine among the processes that may use them; this one's number
+    of threads.
+
+    Without it every process takes all cores that it may use.
+
+    Examples
+    --------
+    >>> share_threads(MPI.COMM_SELF) >= 1
+    True
+    """
+    comm = MPI.COMM_WORLD if comm is None else comm
+    config: dict[str, Any] = show_config("dicts")
+    # an mpiexec that binds processes to cores has divided them already
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    sharing = here.allgather(own).count(own)
+    here.Free()
+    threads = max(1, config["Threads"]["available"] // sharing)
+    set_num_threads(threads)
+    return threads
+
+
+class Shard:
+    """A share of a trainer's data: of every `size` micro-batches this process takes one.
+
+    Parameters
+    ----------
+    data : object
+        Anything with ``batch(step)``, as ``reformer_c.Trainer`` takes it.
+    comm : mpi4py communicator, optional
+        ``MPI.COMM_WORLD`` by default.
+
+    Examples
+    --------
+    >>> from reformer_c.data import Windows
+    >>> shard = Shard(Windows(np.arange(100), length=10), MPI.COMM_SELF)
+    >>> shard.batch(0).shape, shard.length
+    ((1, 10), 10)
+    """
+
+    def __init__(self, data: Any, comm: Any = None) -> None:
+        comm = MPI.COMM_WORLD if comm is None else comm
+        self.data, self.rank, self.size = data, comm.rank, comm.size
+
+    def batch(self, step: int) -> np.ndarray:
+        """The micro-batch of this process."""
+        return self.data.batch(step * self.size + self.rank)
+
+    def describe(self) -> dict[str, Any]:
+        """Of the data, and how many processes share it: a run goes on with as many."""
+        describe = getattr(self.data, "describe", None)
+        return {"data": describe() if describe else None, "processes": self.size}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data":
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+
+class DataParallel:
+    """A model whose losses and gradients are means over all processes.
+
+    Everything else is the model's own. Each step then has the same gradients everywhere, so the
+    same optimiser keeps the weights the same.
+
+    Parameters
+    ----------
+    model : ReformerModelWithLMHead
+        Or another with ``loss_and_gradients``. Its weights become those of rank 0.
+    comm : mpi4py communicator, optional
+        ``MPI.COMM_WORLD`` by default.
+
+    Attributes
+    ----------
+    rank, size : int
+        The number of this process, and how many there are.
+
+    Examples
+    --------
+    >>> import reformer_c as rc
+    >>> config = rc.ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+    >>> alone = rc.ReformerModelWithLMHead(config, rng=0)
+    >>> model = DataParallel(alone, MPI.COMM_SELF)
+    >>> ids = np.arange(100)[None]
+    >>> loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
+    >>> len(gradients) == len(model.parameters)
+    True
+    """
+
+    def __init__(self, model: Any, comm: Any = None) -> None:
+        if not callable(getattr(model, "loss_and_gradients", None)):
+            raise TypeError(f"model: expected one with loss_and_gradients, got {model!r}")
+        self.model, self.comm = model, MPI.COMM_WORLD if comm is None else comm
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.synchronise()
+
+    def synchronise(self, optimizer: Any = None) -> None:
+        """Give every process the weights of rank 0, and the optimiser's state if there is one: to
+        be called by all, after a ``resume`` of rank 0 alone, say."""
+        broadcast(self.model.parameters, self.comm)
+        if optimizer is not None:
+            state = optimizer.state_dict()
+            broadcast(state, self.comm)
+            optimizer.load_state_dict(state)
+
+    def loss_and_gradients(
+        self, *args: Any, rng: Any = None, **arguments: Any
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """Those of the model, over the batches of all processes: each label counts the same.
+
+        With an integer `rng` every process drops and hashes in its own way, and the same the next
+        time.
+        """
+        if rng is not None and self.rank:
+            rng = random_key(draw_seed(rng), "rank", self.rank)
+        loss, gradients = self.model.loss_and_gradients(*args, rng=rng, **arguments)
+        weight = self._counted(arguments)
+        share = average(gradients, self.comm, weight=weight)
+        total = self.comm.allreduce(loss * share if share else 0.0)
+        return (total if self.comm.allreduce(weight) else float("nan")), gradients
+
+    def _counted(self, arguments: dict[str, Any]) -> int:
+        """How many targets the loss is a mean over."""
+        model = self.model
+        head = model.head if hasattr(model, "head") else model.decoder.head
+        labels = np.asarray(arguments[head.targets[0]])
+        # those at which a text begins are given, not written
+        return int(np.count_nonzero(labels[..., getattr(head, "ahead", 0) :] != IGNORE))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
+def _check_alike(arrays: Mapping[str, np.ndarray], comm: Any) -> None:
+    own = [(name, arrays[name].shape, str(arrays[name].dtype)) for name in sorted(arrays)]
+    for rank, theirs in enumerate(comm.allgather(own)):
+        if theirs != own:
+            differ = sorted({*own} ^ {*theirs})[0]
+            raise ValueError(
+                f"arrays: expected the same everywhere, and {differ} is not in process "
+                f"{comm.rank} and in process {rank}"
+            )

@@ -1,0 +1,72 @@
+"""What test_distributed.py runs under mpiexec: trains, and writes down what came of it."""
+
+import sys
+
+import numpy as np
+from small_models import small_config
+
+import reformer_c as rc
+from reformer_c import distributed
+from reformer_c.data import Windows
+
+
+def make(seed, **changes):
+    config = small_config(attn_layers=["local", "lsh"], hash_seed=1, **changes)
+    return rc.ReformerModelWithLMHead(config, rng=seed, dtype=np.float64)
+
+
+def text():
+    return np.random.default_rng(0).integers(0, 13, 5000)
+
+
+def main(out):
+    distributed.share_threads()
+    comm = distributed.MPI.COMM_WORLD
+    # each begins with weights of its own
+    model = distributed.DataParallel(make(comm.rank))
+    data = distributed.Shard(Windows(text(), length=20, batch=2))
+    optimizer = rc.AdamW(model.parameters, lr=1e-2)
+    keeping = {"folder": out, "save_every": 2} if model.rank == 0 else {}
+    trainer = rc.Trainer(model, data, optimizer, steps=4, **keeping)
+    losses = [report.loss for report in trainer]
+
+    # labels count, wherever they are; one process has none
+    ids = text()[: 2 * 20 * comm.size].reshape(comm.size, 2, 20)
+    labels = ids.copy()
+    labels[0, :, 5:] = -100
+    labels[-1] = -100
+    loss, gradients = model.loss_and_gradients(ids[comm.rank], labels=labels[comm.rank], rng=0)
+    nothing = model.loss_and_gradients(ids[0], labels=labels[-1], rng=0)[0]
+
+    dropping = distributed.DataParallel(make(0, hidden_dropout_prob=0.5))
+    again = [dropping.loss_and_gradients(ids[0], labels=ids[0], rng=3)[0] for _ in range(2)]
+    own = make(0, hidden_dropout_prob=0.5).loss_and_gradients(ids[0], labels=ids[0], rng=3)[0]
+
+    # another folder's state, by way of rank 0
+    late = distributed.DataParallel(make(7))
+    state = rc.AdamW(late.parameters, lr=1e-2)
+    if late.rank == 0:
+        rc.Trainer(late, data, state).resume(out)
+    late.synchronise(state)
+
+    try:
+        distributed.broadcast({"a": np.zeros(3 + comm.rank)})
+        error = ""
+    except ValueError as caught:
+        error = str(caught)
+
+    arrays = {
+        "losses": losses, "loss": loss, "nothing": nothing, "again": again, "own": own,
+        "error": error,
+    }  # fmt: skip
+    kinds = {
+        "weight": model.parameters, "late": late.parameters, "gradient": gradients,
+        "state": state.state_dict(),
+    }  # fmt: skip
+    for kind, found in kinds.items():
+        arrays |= {f"{kind}.{name}": array for name, array in found.items()}
+    np.savez(f"{out}/rank{comm.rank}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

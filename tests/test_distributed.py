@@ -1,0 +1,125 @@
+"""Several processes train what one would: they are run under mpiexec."""
+
+import doctest
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reformer_c as rc
+
+FOLDERS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+MPIEXEC = shutil.which("mpiexec", path=FOLDERS)
+
+if find_spec("mpi4py") is None or MPIEXEC is None:
+    pytest.skip("needs mpi4py and an MPI: pip install '.[mpi]' mpich", allow_module_level=True)
+pytest.importorskip("safetensors", reason="the processes save")
+
+HERE = Path(__file__).parent
+
+
+def run(n, *words):
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    command = [MPIEXEC, "-n", str(n), sys.executable, "-m", "mpi4py", *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def processes(request, tmp_path_factory):
+    """What each of some processes found."""
+    folder = tmp_path_factory.mktemp("mpi")
+    result = run(request.param, HERE / "mpi_program.py", folder)
+    assert result.returncode == 0, result.stderr
+    found = [np.load(folder / f"rank{rank}.npz") for rank in range(request.param)]
+    return folder, found
+
+
+def test_all_have_the_same_weights_bit_for_bit(processes):
+    _, (first, *others) = processes
+    for other in others:
+        for name in first.files:
+            if "." in name or name in ("losses", "loss"):
+                np.testing.assert_array_equal(first[name], other[name], err_msg=name)
+
+
+def test_they_take_the_steps_of_one_process_with_as_many_micro_batches(processes):
+    from mpi_program import make, text
+
+    from reformer_c.data import Windows
+
+    _, found = processes
+    model = make(0)
+    optimizer = rc.AdamW(model.parameters, lr=1e-2)
+    data = Windows(text(), length=20, batch=2)
+    trainer = rc.Trainer(model, data, optimizer, steps=4, accumulate=len(found))
+    losses = [report.loss for report in trainer]
+    np.testing.assert_allclose(found[0]["losses"], losses, rtol=1e-9)
+    for name, array in model.parameters.items():
+        np.testing.assert_allclose(found[0][f"weight.{name}"], array, rtol=1e-6, atol=1e-9)
+
+
+def test_every_label_counts_the_same(processes):
+    from mpi_program import make, text
+
+    _, found = processes
+    n = len(found)
+    model = make(0)
+    for name, array in model.parameters.items():
+        array[...] = found[0][f"weight.{name}"]
+    ids = text()[: 2 * 20 * n].reshape(n, 2, 20)
+    labels = ids.copy()
+    labels[0, :, 5:] = -100
+    labels[-1] = -100
+    whole = ids.reshape(2 * n, 20)
+    loss, gradients = model.loss_and_gradients(whole, labels=labels.reshape(2 * n, 20), rng=0)
+    np.testing.assert_allclose(found[0]["loss"], loss, rtol=1e-9)
+    for name, gradient in gradients.items():
+        close = {"rtol": 1e-7, "atol": 1e-9}
+        np.testing.assert_allclose(found[0][f"gradient.{name}"], gradient, **close)
+    assert np.isnan(found[0]["nothing"])
+
+
+def test_each_drops_in_its_own_way_and_the_same_again(processes):
+    _, found = processes
+    for rank in found:
+        assert rank["again"][0] == rank["again"][1] != rank["own"]
+
+
+def test_what_rank_0_resumes_goes_to_all(processes):
+    folder, found = processes
+    saved = rc.ReformerModelWithLMHead.from_pretrained(folder, dtype=np.float64)
+    for name, array in saved.parameters.items():
+        np.testing.assert_array_equal(found[-1][f"late.{name}"], array)
+
+
+def test_arrays_that_differ_are_named_everywhere(processes):
+    for rank in processes[1]:
+        assert str(rank["error"]).startswith("arrays: expected the same everywhere, and ('a', (3,)")
+
+
+def test_one_that_fails_ends_all(tmp_path):
+    program = tmp_path / "fails.py"
+    program.write_text(
+        "from reformer_c import distributed\n"
+        "import numpy as np\n"
+        "if distributed.MPI.COMM_WORLD.rank == 1: raise RuntimeError('disk on fire')\n"
+        "distributed.average({'a': np.ones(3)})\n"
+    )
+    result = run(2, program)
+    assert result.returncode != 0
+    assert "disk on fire" in result.stderr
+
+
+def test_doctests_and_wrong_models():
+    from reformer_c import distributed
+
+    assert doctest.testmod(distributed).failed == 0
+    with pytest.raises(TypeError, match=r"^model: expected one with loss_and_gradients"):
+        distributed.DataParallel(3)
