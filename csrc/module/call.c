@@ -168,12 +168,6 @@ const void *rf_in_or_none(rf_call *c, const char *name, const char *shape) {
     return next_is_none(c) ? (c->next++, NULL) : rf_in(c, name, shape);
 }
 
-const void *rf_in_strided_or_none(rf_call *c, const char *name, const char *shape,
-                                  rf_strides *strides) {
-    *strides = (rf_strides){0};
-    return next_is_none(c) ? (c->next++, NULL) : in(c, name, shape, strides);
-}
-
 /* ---- integers ------------------------------------------------------------------------------- */
 
 static PyArrayObject *next_integers(rf_call *c, const char *name, const char *shape) {

@@ -80,8 +80,6 @@ PyObject *rf_next(rf_call *c, const char *name);
 const void *rf_in(rf_call *c, const char *name, const char *shape);
 const void *rf_in_or_none(rf_call *c, const char *name, const char *shape);
 const void *rf_in_strided(rf_call *c, const char *name, const char *shape, rf_strides *strides);
-const void *rf_in_strided_or_none(rf_call *c, const char *name, const char *shape,
-                                  rf_strides *strides);
 
 /* Integer arrays: every element is at least 0 and below `limit`; labels may also be `ignore`.
    A mask is of any bool, integer or float type. */

@@ -142,7 +142,10 @@ def adafactor_step(
         raise TypeError("row and column must be given together")
     if (row is None) == (s is None):
         raise TypeError("s must be given where row and column are not, and only there")
-    w, g = np.asarray(w), np.asarray(g)
+    for name, array in (("w", w), ("s", s), ("m", m)):  # a copy would step in vain
+        if not isinstance(array, (np.ndarray, type(None))):
+            raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
+    g = np.asarray(g)
     if row is not None and w.ndim < 2:
         raise ValueError(f"w must have two axes at least to have rows and columns, got {w.shape}")
     beta1, beta2 = probability(beta1, "beta1"), probability(beta2, "beta2")
@@ -152,8 +155,8 @@ def adafactor_step(
     if s is not None:
         # the core knows matrices: a vector is one row
         axes = (None,) * (2 - w.ndim)
-        w, g, s = w[axes], g[axes], np.asarray(s)[axes]
-        m = None if m is None else np.asarray(m)[axes]
+        w, g, s = w[axes], g[axes], s[axes]
+        m = None if m is None else m[axes]
     _core.adafactor(
         g, w, m, row, column, s, lr, beta1, beta2, eps, clip_threshold, weight_decay,
         resolve_workers(workers),

@@ -152,3 +152,10 @@ def test_a_sum_that_is_added_and_taken_out_again_is_back_within_an_ulp(isa, dtyp
     ops.add_scaled(y, x, 1.0)
     ops.add_scaled(y, x, -1.0)
     np.testing.assert_allclose(y, before, rtol=0, atol=8 * np.finfo(y.dtype).eps)
+
+
+@pytest.mark.parametrize("name", ["w", "s", "m"])
+def test_adafactor_refuses_what_it_could_not_step(name):
+    arrays = {"w": np.ones(3), "s": np.ones(3), "m": np.ones(3)}
+    with pytest.raises(TypeError, match=f"^{name} must be a numpy array, got list"):
+        ops.adafactor_step(g=np.ones(3), **arrays | {name: [1.0, 1.0, 1.0]}, **FACTORED)
