@@ -675,3 +675,25 @@ def test_the_extension_exports_its_init_function_alone():
         ["nm", "-D", "--defined-only", _core.__file__], capture_output=True, text=True, check=True
     ).stdout.split("\n")
     assert [line.split()[-1] for line in symbols if " T " in line] == ["PyInit__core"]
+
+
+@pytest.mark.parametrize("op", [name for name in ops.__all__ if name.endswith("_backward")])
+def test_a_backward_takes_what_its_forward_saved_alone(op):
+    backward = getattr(ops, op)
+    out, saved = getattr(ops, op.replace("_backward", "_forward"))(**RIGHT[op[:-9]])
+    for wrong in (None, out, tuple(saved), (saved,)):
+        with pytest.raises(TypeError, match=r"^saved must be the \w+Saved that the forward pass"):
+            backward(out, wrong)
+
+
+def test_a_backward_of_attention_is_that_of_its_kind():
+    q = ones(1, 2, 8, 4)
+    _, shared = ops.lsh_attention_forward(q, q, chunk_length=4, rng=0)
+    _, plain = ops.local_attention_forward(q, q, q, chunk_length=4)
+    for backward in (ops.full_attention_backward, ops.local_attention_backward):
+        with pytest.raises(
+            ValueError, match=r"^saved must be of full or local attention, got that"
+        ):
+            backward(q, shared)
+    with pytest.raises(ValueError, match=r"^saved must be of LSH attention, got that of full or"):
+        ops.lsh_attention_backward(q, plain)

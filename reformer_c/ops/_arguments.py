@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 MOST = 2**31 - 1
+Saved = TypeVar("Saved")
 
 
 def whole(value: Any, name: str, least: int, most: int = MOST) -> int:
@@ -84,6 +85,16 @@ def real_type(array: np.ndarray, name: str) -> type[np.floating[Any]]:
             f"{name}.astype(numpy.float32)"
         )
     return array.dtype.type
+
+
+def saved_by(kind: type[Saved], saved: Any) -> Saved:
+    """What a forward pass saved; nothing else will do."""
+    if not isinstance(saved, kind):
+        raise TypeError(
+            f"saved must be the {kind.__name__} that the forward pass gave, "
+            f"got {type(saved).__name__}"
+        )
+    return saved
 
 
 def zeros_for(weight: np.ndarray) -> np.ndarray:

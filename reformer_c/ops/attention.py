@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import MOST, factors_of, finite, heads, probability, random_key, whole
+from ._arguments import MOST, factors_of, finite, heads, probability, random_key, saved_by, whole
 from .hashing import buckets_of, choose_num_buckets
 
 __all__ = [
@@ -86,9 +86,12 @@ def _forward(
 
 
 def _backward(
-    dout: np.ndarray, saved: AttentionSaved, workers: int | None
+    dout: np.ndarray, saved: AttentionSaved, workers: int | None, query: str = "q"
 ) -> tuple[np.ndarray, ...]:
-    rule, q, k, v, attention_mask, buckets, out, lse = saved
+    rule, q, k, v, attention_mask, buckets, out, lse = saved_by(AttentionSaved, saved)
+    if rule.query != query:
+        kinds = {"q": "full or local attention", "qk": "LSH attention"}
+        raise ValueError(f"saved must be of {kinds[query]}, got that of {kinds[rule.query]}")
     return _core.attention_backward(
         rule, q, k, v, attention_mask, buckets, out, lse, dout, resolve_workers(workers)
     )
@@ -328,11 +331,9 @@ def full_attention_backward(
            [1., 1.],
            [1., 1.]])
     """
-    if saved.k is not None:
-        dq, dk, dv = _backward(dout, saved, workers)
-        return dq, dk, dv
-    dq, dv = _backward(dout, saved, workers)
-    return dq, None, dv
+    gradients = _backward(dout, saved, workers)
+    dk = None if saved.k is None else gradients[1]
+    return gradients[0], dk, gradients[-1]
 
 
 # ---- local ----
@@ -774,7 +775,7 @@ def lsh_attention_backward(
     >>> float(dv.sum().round(6))
     800.0
     """
-    dqk, dv = _backward(dout, saved, workers)
+    dqk, dv = _backward(dout, saved, workers, "qk")
     return dqk, dv
 
 

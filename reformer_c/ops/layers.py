@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import finite, zeros_for
+from ._arguments import finite, saved_by, zeros_for
 
 __all__ = [
     "dropout",
@@ -133,7 +133,7 @@ def linear_backward(
     >>> dx[0], dweight[0], dbias
     (array([3., 3.]), array([4., 4.]), None)
     """
-    x, weight, has_bias = saved
+    x, weight, has_bias = saved_by(LinearSaved, saved)
     dweight = zeros_for(weight)
     dbias = np.zeros(len(weight), dweight.dtype) if has_bias else None
     dx = _core.linear_backward(x, weight, dout, dweight, dbias, out, resolve_workers(workers))
@@ -251,7 +251,7 @@ def layer_norm_backward(
     >>> dx.round(4)
     array([[ 0.2041, -0.4082,  0.2041]])
     """
-    x, weight, mean, rstd = saved
+    x, weight, mean, rstd = saved_by(LayerNormSaved, saved)
     dweight, dbias = zeros_for(weight), zeros_for(weight)
     dx = _core.layer_norm_backward(
         x, weight, mean, rstd, dout, dweight, dbias, resolve_workers(workers)
@@ -364,6 +364,7 @@ def dropout_backward(
     >>> bool((dropout_backward(np.ones(1000), saved) == y).all())
     True
     """
+    saved = saved_by(DropoutSaved, saved)
     return dropout(dout, saved.p, saved.key, workers=workers)
 
 
@@ -525,7 +526,7 @@ def feed_forward_backward(
     >>> [gradient.tolist() for gradient in feed_forward_backward(np.ones((1, 1)), saved)]
     [[[-1.0]], [[0.0], [-2.0]], [0.0, 1.0], [[0.0, 2.0]], [1.0]]
     """
-    x, w1, b1, w2, b2, activation, chunk_length, p, key = saved
+    x, w1, b1, w2, b2, activation, chunk_length, p, key = saved_by(FeedForwardSaved, saved)
     dw1, db1, dw2 = zeros_for(w1), zeros_for(b1), zeros_for(w2)
     db2 = zeros_for(b2)
     dx = _core.feed_forward_backward(

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import zeros_for
+from ._arguments import saved_by, zeros_for
 
 __all__ = ["cross_entropy_head", "cross_entropy_head_backward", "cross_entropy_head_forward"]
 
@@ -149,7 +149,7 @@ def cross_entropy_head_backward(
     array([[-0.1345,  0.1345],
            [ 0.1345, -0.1345]])
     """
-    h, weight, bias, labels, ignore_index, chunk_length, count = saved
+    h, weight, bias, labels, ignore_index, chunk_length, count = saved_by(CrossEntropySaved, saved)
     dweight = zeros_for(weight)
     dbias = None if bias is None else np.zeros(len(weight), dweight.dtype)
     dh = _core.cross_entropy_backward(

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import zeros_for
+from ._arguments import saved_by, zeros_for
 
 __all__ = [
     "axial_positions",
@@ -121,6 +121,7 @@ def embedding_backward(
            [0.],
            [2.]])
     """
+    saved = saved_by(EmbeddingSaved, saved)
     dweight = zeros_for(saved.weight)
     _core.embedding_backward(dout, dweight, saved.ids, resolve_workers(workers))
     return dweight
@@ -248,6 +249,7 @@ def axial_positions_backward(
            [1.]]), array([[2.],
            [1.]]))
     """
+    saved = saved_by(AxialPositionsSaved, saved)
     dw0, dw1 = zeros_for(saved.w0), zeros_for(saved.w1)
     _core.axial_backward(
         _table(dw0, 1, "w0", ""),
