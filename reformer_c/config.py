@@ -70,6 +70,101 @@ class ReformerConfig:
     are ours: ``attention_scope``, ``bucket_cap`` and ``memory_budget`` change nothing by default,
     and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be None.
 
+    Attributes
+    ----------
+    attention_head_size : int
+        Depth of a head; heads times depth need not equal hidden_size.
+    attn_layers : list of str
+        Type of each layer's attention: "local" or "lsh".
+    axial_norm_std : float
+        Standard deviation of fresh axial position tables.
+    axial_pos_embds : bool
+        Positions as two small tables (True) or one row for each position (False).
+    axial_pos_shape : list of int
+        Rows and columns of the rectangle that the positions fill, row by row.
+    axial_pos_embds_dim : list of int
+        Widths of the row's and of the column's vector; their sum is hidden_size.
+    chunk_size_lm_head : int
+        Rows of logits in memory at a time; 0: chosen for the machine.
+    chunk_size_feed_forward : int
+        Rows of the feed-forward layer's hidden units in memory at a time; 0: chosen for the
+        machine.
+    classifier_dropout : float, optional
+        Dropout before and inside the classification head; None: hidden_dropout_prob.
+    bos_token_id : int, optional
+        Id that begins a text, where there is nothing else to begin with.
+    eos_token_id : int or list of int, optional
+        Id that ends a text.
+    feed_forward_size : int
+        Width of the feed-forward layer's hidden units.
+    hash_seed : int, optional
+        Not None: every call draws the same rotations, from this seed.
+    hidden_act : str
+        Activation of the feed-forward layer.
+    hidden_dropout_prob : float
+        Dropout of embeddings, sublayers and the final states, in training.
+    hidden_size : int
+        Width of each residual stream.
+    initializer_range : float
+        Standard deviation of fresh weights.
+    is_decoder : bool
+        Causal: a token sees itself and what is before it.
+    layer_norm_eps : float
+        Added to the variance in layer norms.
+    local_num_chunks_before, local_num_chunks_after : int, optional
+        Local attention: chunks of look-back and of look-ahead.
+    local_attention_probs_dropout_prob : float, optional
+        Local attention: dropout of the probabilities, in training.
+    local_attn_chunk_length : int, optional
+        Local attention: length of a chunk.
+    lsh_attn_chunk_length : int, optional
+        LSH attention: length of a chunk of the sorted tokens.
+    lsh_attention_probs_dropout_prob : float, optional
+        LSH attention: dropout of the probabilities, in training.
+    lsh_num_chunks_before, lsh_num_chunks_after : int, optional
+        LSH attention: chunks of look-back and of look-ahead.
+    max_position_embeddings : int
+        Longest sequence; the automatic num_buckets depends on it too.
+    num_attention_heads : int
+        Heads of every attention layer.
+    num_buckets : int or list of int, optional
+        Buckets of a hash round: an even number, a list of even factors, or None: from the length.
+    num_hashes : int, optional
+        Hash rounds of LSH attention.
+    num_labels : int
+        Outputs of the classification and question-answering heads; None: the length of id2label,
+        or 2.
+    id2label, label2id : dict, optional
+        Names of the classes by number, and the numbers by name.
+    output_attentions, output_hidden_states : bool, optional
+        What a call gives where it is not told.
+    pad_token_id : int, optional
+        Id that fills up short rows; where the vocabulary has it not, 0 does.
+    problem_type : str, optional
+        Loss of the classification head; None: from num_labels and the labels' dtype.
+    vocab_size : int
+        Number of distinct ids.
+    tie_word_embeddings : bool
+        Kept for the round trip: the output has twice the input's width and cannot be tied to it.
+    use_cache : bool
+        Kept for the round trip.
+    architectures, transformers_version, dtype, return_dict, is_encoder_decoder
+        Kept for the round trip: what transformers notes about itself and the model's class.
+    num_hidden_layers : int
+        Layers that are built, the first of attn_layers; None: all.
+    attention_scope : str
+        "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper.
+    bucket_cap : int, optional
+        With "bucket": tokens of the segments that large buckets are cut into, a multiple of 64,
+        see lsh_attention; None: buckets of any size are whole.
+    memory_budget : int or float, optional
+        Bytes in which training may keep activations that it would rebuild, or as a float up to 1
+        a share of the memory that is free; None: always rebuild.
+    apply_lm_head_bias : bool
+        False gives what transformers 5.0 to 5.23 compute: lm_head.bias is not added.
+    extra : dict
+        Fields that are not ours, kept as they came.
+
     Raises
     ------
     TypeError, ValueError
@@ -87,104 +182,59 @@ class ReformerConfig:
     True
     """
 
-    # depth of a head; heads times depth need not equal hidden_size
     attention_head_size: int = 64
-    # type of each layer's attention: "local" or "lsh"
     attn_layers: list[str] = field(default_factory=lambda: ["local", "lsh"] * 3)
-    # standard deviation of fresh axial position tables
     axial_norm_std: float = 1.0
-    # positions as two small tables (True) or one row for each position (False)
     axial_pos_embds: bool = True
-    # rows and columns of the rectangle that the positions fill, row by row
     axial_pos_shape: list[int] = field(default_factory=lambda: [64, 64])
-    # widths of the row's and of the column's vector; their sum is hidden_size
     axial_pos_embds_dim: list[int] = field(default_factory=lambda: [64, 192])
-    # rows of logits in memory at a time; 0: chosen for the machine
     chunk_size_lm_head: int = 0
-    # rows of the feed-forward layer's hidden units in memory at a time; 0: chosen for the machine
     chunk_size_feed_forward: int = 0
-    # dropout before and inside the classification head; None: hidden_dropout_prob
     classifier_dropout: float | None = None
-    # id that begins a text; kept for the round trip
     bos_token_id: int | None = None
-    # id that ends a text
     eos_token_id: int | list[int] | None = 2
-    # width of the feed-forward layer's hidden units
     feed_forward_size: int = 512
-    # not None: every call draws the same rotations, from this seed
     hash_seed: int | None = None
-    # activation of the feed-forward layer
     hidden_act: str = "relu"
-    # dropout of embeddings, sublayers and the final states, in training
     hidden_dropout_prob: float = 0.05
-    # width of each residual stream
     hidden_size: int = 256
-    # standard deviation of fresh weights
     initializer_range: float = 0.02
-    # causal: a token sees itself and what is before it
     is_decoder: bool = False
-    # added to the variance in layer norms
     layer_norm_eps: float = 1e-12
-    # local attention: chunks of look-back and of look-ahead
     local_num_chunks_before: int | None = 1
     local_num_chunks_after: int | None = 0
-    # local attention: dropout of the probabilities, in training
     local_attention_probs_dropout_prob: float | None = 0.05
-    # local attention: length of a chunk
     local_attn_chunk_length: int | None = 64
-    # LSH attention: length of a chunk of the sorted tokens
     lsh_attn_chunk_length: int | None = 64
-    # LSH attention: dropout of the probabilities, in training
     lsh_attention_probs_dropout_prob: float | None = 0.0
-    # LSH attention: chunks of look-back and of look-ahead
     lsh_num_chunks_before: int | None = 1
     lsh_num_chunks_after: int | None = 0
-    # longest sequence; the automatic num_buckets depends on it too
     max_position_embeddings: int = 4096
     num_attention_heads: int = 12
-    # buckets of a hash round: an even number, a list of even factors, or None: from the length
     num_buckets: int | list[int] | None = None
-    # hash rounds of LSH attention
     num_hashes: int | None = 1
-    # outputs of the classification and question-answering heads; None: the length of id2label, or 2
     num_labels: int = None  # type: ignore[assignment]
-    # names of the classes by number, and the numbers by name
     id2label: dict[int, str] | None = None
     label2id: dict[str, int] | None = None
-    # what a call gives where it is not told
     output_attentions: bool | None = False
     output_hidden_states: bool | None = False
-    # id that fills up short rows; where the vocabulary has it not, 0 does
     pad_token_id: int | None = 0
-    # loss of the classification head; None: from num_labels and the labels' dtype
     problem_type: str | None = None
-    # number of distinct ids
     vocab_size: int = 320
-    # kept for the round trip: the output has twice the input's width and cannot be tied to it
     tie_word_embeddings: bool = False
-    # kept for the round trip
     use_cache: bool = True
-    # kept for the round trip: what transformers notes about itself and the model's class
     architectures: list[str] | None = None
     transformers_version: str | None = None
     dtype: str | None = None
     return_dict: bool = True
     is_encoder_decoder: bool = False
-    # layers that are built, the first of attn_layers; None: all
     num_hidden_layers: int = None  # type: ignore[assignment]
 
-    # "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper
+    # ours
     attention_scope: str = "chunk"
-    # with "bucket": tokens of the segments that large buckets are cut into, a multiple of 64, see
-    # lsh_attention; None: buckets of any size are whole
     bucket_cap: int | None = None
-    # bytes in which training may keep activations that it would rebuild, or as a float up to 1 a
-    # share of the memory that is free; None: always rebuild
     memory_budget: int | float | None = None
-    # False gives what transformers 5.0 to 5.23 compute: lm_head.bias is not added
     apply_lm_head_bias: bool = True
-
-    # fields that are not ours, kept as they came
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,9 @@
 """ReformerConfig: Hugging Face's fields, named checks, a round trip that loses nothing."""
 
+import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -248,3 +250,11 @@ def test_other_models_and_unreadable_files_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         ReformerConfig.from_json(tmp_path)
+
+
+def test_help_explains_every_field():
+    _, _, listed = ReformerConfig.__doc__.partition("Attributes\n")
+    listed, _, _ = listed.partition("Raises\n")
+    heads = re.findall(r"^    (\w[\w, ]*)(?: : |$)", listed, re.MULTILINE)
+    names = [name.strip() for head in heads for name in head.split(",")]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(ReformerConfig))
