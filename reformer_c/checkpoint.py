@@ -98,6 +98,20 @@ def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], 
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def save_model(
+    folder: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Write config.json and model.safetensors; atomically."""
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    save_folder(
+        folder,
+        {
+            "config.json": lambda path: path.write_text(text, encoding="utf-8"),
+            "model.safetensors": lambda path: write_safetensors(path, tensors),
+        },
+    )
+
+
 def as_path(folder: Any) -> Path:
     """The path of a folder; TypeError where it is none."""
     if not isinstance(folder, (str, os.PathLike)):
@@ -332,7 +346,7 @@ def load_into(
     -------
     missing, unexpected, misshapen : list of str
         Parameters without a tensor, tensors without a parameter, and tensors of another shape or
-        not of real numbers, with what they are.
+        not of real numbers, with what they are. `what_does_not_fit` puts them into words.
     """
     missing, unexpected, misshapen = dict.fromkeys(parameters), [], []
     renamed = set()
@@ -354,3 +368,15 @@ def load_into(
             parameters[name][...] = tensor
             missing.pop(name, None)
     return list(missing), unexpected, misshapen
+
+
+def what_does_not_fit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    """What `load_into` found; nothing where all fits.
+
+    Examples
+    --------
+    >>> what_does_not_fit(["bias"], [], [])
+    'missing: bias'
+    """
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)

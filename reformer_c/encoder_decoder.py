@@ -21,7 +21,7 @@ import numpy as np
 
 from .attention import CrossAttention, Memory
 from .body import Pass, StepMemory, heap_gaps, norm_shapes
-from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
+from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
 from .checks import integer
 from .config import ReformerConfig
 from .heads import LanguageModel, blocks_bytes
@@ -595,15 +595,7 @@ class ReformerEncoderDecoder:
             "encoder": self.encoder.config.to_dict(),
             "decoder": self.decoder.config.to_dict(),
         }
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        tensors = {**self.parameters, **self.buffers}
-        save_folder(
-            folder,
-            {
-                "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-                "model.safetensors": lambda path: write_safetensors(path, tensors),
-            },
-        )
+        save_model(folder, config, {**self.parameters, **self.buffers})
 
     @classmethod
     def from_pretrained(
@@ -642,11 +634,8 @@ class ReformerEncoderDecoder:
             )
         model = cls.__new__(cls)
         model._allocate(encoder, decoder, dtype)
-        missing, unexpected, misshapen = load_into(
-            {**model.parameters, **model.buffers}, read_folder(folder), lambda name: name
-        )
-        found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-        message = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
+        arrays = {**model.parameters, **model.buffers}
+        message = what_does_not_fit(*load_into(arrays, read_folder(folder), lambda name: name))
         if message:
             raise ValueError(
                 f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "

@@ -6,7 +6,6 @@ nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from . import ops
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
-from .checkpoint import load_into, local_folder, read_folder, save_folder, write_safetensors
+from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
 from .checks import integer
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes
@@ -281,17 +280,10 @@ class Reformer:
             The safetensors library is not installed (extra ``reformer_c[hf]``).
         """
         config = self.config.to_dict() | {"architectures": [type(self).__name__]}
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         tensors = {**self.parameters, **self.buffers}
         if HEAD_BIAS in tensors:
             tensors[HEAD_BIAS_APPLIED] = tensors[HEAD_BIAS]
-        save_folder(
-            folder,
-            {
-                "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-                "model.safetensors": lambda path: write_safetensors(path, tensors),
-            },
-        )
+        save_model(folder, config, tensors)
 
     @classmethod
     def from_pretrained(
@@ -340,8 +332,7 @@ class Reformer:
         missing, unexpected, misshapen = load_into(
             {**model.parameters, **model.buffers}, read_folder(folder), model._own_name
         )
-        found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-        message = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
+        message = what_does_not_fit(missing, unexpected, misshapen)
         if misshapen or (strict and message):
             hint = "" if misshapen else "; strict=False loads what fits"
             raise ValueError(

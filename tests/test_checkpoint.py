@@ -371,7 +371,7 @@ def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, model, monkeypatch)
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("reformer_c.model.write_safetensors", fail)
+    monkeypatch.setattr("reformer_c.checkpoint.write_safetensors", fail)
     model.parameters["lm_head.bias"][:] = 1
     for target in (folder, tmp_path / "new"):
         with pytest.raises(OSError, match="disk full"):
