@@ -570,6 +570,8 @@ static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real
             kept = p * keep, ds = dp * keep - delta;
         }
         ds *= p * k->kscale[i];
+        // a value that is not finite flows to those who see it alone: 0 times NaN is NaN
+        if (compared) ds = vselect(p == (vec){0}, (vec){0}, ds);
         // the self score is a constant: nothing flows through it
         if (compared && shared) ds = vselect(k->kpos[i] - (ivec){0} == positions, (vec){0}, ds);
         vstore(s + i * BLOCK, kept);

@@ -215,3 +215,22 @@ def test_causal_outputs_do_not_depend_on_later_tokens(isa, dtype, rng):
             x[:, :, p:] = np.nan
         out = ops.local_attention(*later, **options)
         assert_close(out[:, :, :p], clean[:, :, :p], "attention")
+
+
+@pytest.mark.parametrize("anything", [np.nan, np.inf])
+def test_what_flows_back_from_a_value_reaches_those_who_see_it_alone(isa, dtype, rng, anything):
+    q, k, v = draw(rng, dtype, 1, 1, 70, 8)
+    dout = normal(rng, dtype, 1, 1, 70, 8)
+    options = {"chunk_length": 16, "is_causal": True}
+    _, saved = ops.local_attention_forward(q, k, v, **options)
+    expected, _, _ = ops.local_attention_backward(dout, saved)
+    for at in range(0, 70, 3):
+        spoilt = v.copy()
+        spoilt[:, :, at, 2] = anything
+        _, saved = ops.local_attention_forward(q, k, spoilt, **options)
+        dq, _, _ = ops.local_attention_backward(dout, saved)
+        last = min(70, (at // 16 + 2) * 16)  # its own chunk and the next one see it
+        scale = float(np.abs(expected).max())
+        for part in (np.s_[:, :, :at], np.s_[:, :, last:]):
+            assert_close(dq[part], expected[part], "attention_backward", scale=scale)
+        assert not np.isfinite(dq[:, :, at:last]).all()
