@@ -7,7 +7,6 @@
 #include "rows.h"
 
 #define HIDDEN_PIECE (1024 / sizeof(real)) // columns of a piece: TASK_ROWS of them are 192 KB
-#define FEED_FORWARD_FEW 8                 // fewer rows than this do not repay the packing
 
 /* What every function here needs to know. */
 typedef struct {
@@ -34,25 +33,13 @@ static inline void drop_hidden(const feed_forward *ff, real *h, size_t row, size
 static void feed_forward_few(rf_run *run, const feed_forward *ff, real *y, const real *x,
                              const real *w1, const real *b1, const real *w2, const real *b2,
                              real *h) {
-    const size_t n = ff->n, c = ff->c, f = ff->f, block = 64;
-    const int workers = team(run, 2.0 * (double)n * (double)c * (double)f);
-#pragma omp parallel for num_threads(workers) schedule(static)
-    for (size_t b = 0; b < blocks_of(f, block); b++) {
-        if (stopped(run)) continue;
-        const size_t j0 = b * block, width = min_size(block, f - j0);
-        for (size_t j = j0; j < j0 + width; j++)
-            for (size_t i = 0; i < n; i++) h[i * f + j] = dot(x + i * c, w1 + j * c, c) + b1[j];
-        for (size_t i = 0; i < n; i++) {
-            drop_hidden(ff, h + i * f + j0, i, j0, width);
-            activate(ff->activation, h + i * f + j0, NULL, width);
-        }
+    const size_t n = ff->n, c = ff->c, f = ff->f;
+    linear_few(run, h, x, w1, b1, n, c, f);
+    for (size_t i = 0; i < n; i++) {
+        drop_hidden(ff, h + i * f, i, 0, f);
+        activate(ff->activation, h + i * f, NULL, f);
     }
-#pragma omp parallel for num_threads(workers) schedule(static)
-    for (size_t b = 0; b < blocks_of(c, block); b++) {
-        if (stopped(run)) continue;
-        for (size_t j = b * block; j < min_size(c, (b + 1) * block); j++)
-            for (size_t i = 0; i < n; i++) y[i * c + j] = dot(h + i * f, w2 + j * f, f) + b2[j];
-    }
+    linear_few(run, y, h, w2, b2, n, f, c);
 }
 
 /* Pack f x c operands, element (p, j) at b[p * brs + j * bcs], a piece of f at a time: each piece
@@ -93,7 +80,7 @@ static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, co
 }
 
 static size_t feed_forward_workspace(size_t n, size_t c, size_t f, size_t chunk, int workers) {
-    if (n < FEED_FORWARD_FEW) return bytes_of(bytes_mul(n, f), sizeof(real));
+    if (n < LINEAR_FEW) return bytes_of(bytes_mul(n, f), sizeof(real));
     const size_t packed1 = bytes_of(gemm_packed_size(c, f), sizeof(real));
     const size_t packed2 = bytes_of(gemm_packed_size(f, c), sizeof(real));
     const size_t task = bytes_of(feed_forward_task(task_rows(n, chunk), c), sizeof(real));
@@ -105,7 +92,7 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
                                  size_t f, rf_activation activation, size_t chunk, double dropout,
                                  uint64_t key, void *scratch) {
     const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
-    if (n < FEED_FORWARD_FEW) {
+    if (n < LINEAR_FEW) {
         feed_forward_few(run, &ff, y, x, w1, b1, w2, b2, scratch);
         return;
     }

@@ -5,10 +5,10 @@
 #include "cross_entropy.c"
 #include "dropout.c"
 #include "embedding.c"
-#include "feed_forward.c"
 #include "layer_norm.c"
 #include "linear.c"
-#include "decode.c" // stands on layer_norm.c and linear.c
+#include "decode.c"       // stands on layer_norm.c and linear.c
+#include "feed_forward.c" // stands on linear.c
 #include "lsh_hash.c"
 #include "optimizer.c"
 #include "peak.c"
