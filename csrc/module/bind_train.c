@@ -97,6 +97,8 @@ PyObject *bind_adafactor(PyObject *module, PyObject *const *args, Py_ssize_t nar
     void *row = rf_inout_or_none(&c, "row", "b... rows");
     void *column = rf_inout_or_none(&c, "column", "b... n");
     void *s = rf_inout_or_none(&c, "s", "b... rows n");
+    if (!c.failed && (!row != !column || !row == !s))
+        RF_FAIL(&c, PyExc_TypeError, "row and column, or s, must be given");
     const double lr = rf_double(&c, "lr");
     const double beta1 = rf_double(&c, "beta1");
     const double beta2 = rf_double(&c, "beta2");
