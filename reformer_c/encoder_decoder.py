@@ -83,6 +83,7 @@ class TextDecoder(ReformerModelWithLMHead):
 
     side = DecoderPass.side
     head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
+    _memory: Memory | None = None
 
     def __init__(self, config: ReformerConfig, width: int, dtype: Any) -> None:
         self._width = width  # of the encoder's final states
@@ -107,12 +108,12 @@ class TextDecoder(ReformerModelWithLMHead):
         return twin
 
     def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> DecoderPass:
+        if self._memory is None:
+            raise TypeError("a decoder alone has nothing to look at: call ReformerEncoderDecoder")
         parameters = {**self.parameters, **self.buffers}
         return DecoderPass(
             self.config, parameters, self.prefix, inputs, memory=self._memory, began=began, **rest
         )
-
-    _memory: Memory
 
 
 class ReformerEncoderDecoder:
@@ -236,8 +237,8 @@ class ReformerEncoderDecoder:
         rotations: Sequence[np.ndarray] | None = None,
         decoder_rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_buckets: bool = False,
     ) -> EncoderDecoderOutput:
         """Evaluate the model: no dropout.
@@ -271,11 +272,14 @@ class ReformerEncoderDecoder:
         TypeError, ValueError
             Name the argument and say what was expected.
         """
-        seed = draw_seed(rng)
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.decoder.config.output_hidden_states)
+        if output_attentions is None:
+            output_attentions = bool(self.decoder.config.output_attentions)
         read, memory, run, wanted = self._begin(
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels,
-            inputs_embeds, num_hashes, rotations, decoder_rotations, seed, training=False,
-            attentions=output_attentions,
+            inputs_embeds, num_hashes, rotations, decoder_rotations, draw_seed(rng),
+            training=False, attentions=output_attentions,
         )  # fmt: skip
         encoder = ReformerOutput()
         states = read.forward(record=output_hidden_states, attentions=output_attentions)
@@ -562,10 +566,11 @@ class ReformerEncoderDecoder:
             decoder_input_ids = np.full((read.inputs.b, 1), self.start_token_id)
         decoder, key = self.decoder.beside(memory), random_key(seed, "decoder")
         # what is wrong shows before any work
-        ids, *_ = decoder._prepare(
+        ids, _, _, chosen, _ = decoder._prepare(
             decoder_input_ids, decoder_attention_mask, num_hashes, decoder_rotations, key,
             use_cache, choice,
         )  # fmt: skip
+        decoder._check_streamer(streamer, chosen)
         if len(ids) != read.inputs.b:
             raise ValueError(
                 f"decoder_input_ids: expected {read.inputs.b} rows, as input_ids has, "

@@ -658,11 +658,8 @@ class ReformerModelWithLMHead(_WithLoss):
         ids, prompts, source, chosen, draws = self._prepare(
             input_ids, attention_mask, num_hashes, rotations, rng, use_cache, choice
         )
-        if streamer is not None and not callable(streamer):
-            raise TypeError(f"streamer: expected a function of the new tokens, got {streamer!r}")
+        self._check_streamer(streamer, chosen)
         if chosen.num_beams > 1:
-            if streamer is not None:
-                raise ValueError("streamer: expected None with num_beams: beams change to the end")
             found = [row for rows in beam_search(source, prompts, chosen) for row in rows]
             new = np.full((len(found), max(map(len, found))), chosen.pad_token_id, np.int64)
             for row, tokens in zip(new, found, strict=True):
@@ -750,6 +747,13 @@ class ReformerModelWithLMHead(_WithLoss):
         else:
             source = Recomputed(lambda ids, began: self._next_logits(begin(ids, began)))
         return ids, prompts, source, chosen, np.random.default_rng(random_key(seed, "sampling"))
+
+    @staticmethod
+    def _check_streamer(streamer: Any, chosen: Choice) -> None:
+        if streamer is not None and not callable(streamer):
+            raise TypeError(f"streamer: expected a function of the new tokens, got {streamer!r}")
+        if streamer is not None and chosen.num_beams > 1:
+            raise ValueError("streamer: expected None with num_beams: beams change to the end")
 
     def _next_logits(self, run: Pass) -> np.ndarray:
         """Logits (b, v) of what follows the ids of a pass."""

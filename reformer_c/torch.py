@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,10 +56,8 @@ HALVES = (torch.bfloat16, torch.float16)
 # ---- tensors and arrays ----
 
 
-def _array(name: str, x: Tensor) -> np.ndarray:
+def _array(x: Tensor) -> np.ndarray:
     """The tensor's own memory."""
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}: pass {name}.float()")
     return x.detach().numpy()
 
 
@@ -97,16 +95,31 @@ def _key(dropout: float, key: int | None) -> int:
     return whole(key, "dropout_key", 0, 2**63 - 1)
 
 
-def _on_cpu(**tensors: Tensor | None) -> Iterator[Any]:
-    """The tensors, checked; under autocast halves become float32."""
-    for name, x in tensors.items():
-        if x is not None and not isinstance(x, Tensor):
+def _checked(
+    reals: dict[str, Tensor], optional: dict[str, Tensor | None], others: dict[str, Tensor | None]
+) -> list[Any]:
+    """The tensors: all on the CPU, and float32 or float64 but for the others. Under autocast halves
+    become float32."""
+    found = []
+    for name, x in (reals | optional | others).items():
+        if not isinstance(x, Tensor) and (x is not None or name in reals):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
         if x is not None and x.device.type != "cpu":
             raise ValueError(f"{name} must be on the CPU, got {x.device}: pass {name}.cpu()")
-        if x is not None and x.dtype in HALVES and torch.is_autocast_enabled("cpu"):
-            x = x.float()
-        yield x
+        if x is not None and name not in others:
+            if x.dtype in HALVES and torch.is_autocast_enabled("cpu"):
+                x = x.float()
+            if x.dtype not in (torch.float32, torch.float64):
+                raise TypeError(
+                    f"{name} must be float32 or float64, got {x.dtype}: pass {name}.float()"
+                )
+        found.append(x)
+    return found
+
+
+def _windows(m: Any, before: Any, after: Any) -> tuple[int, int, int]:
+    m = whole(m, "chunk_length", 1)
+    return m, whole(before, "num_chunks_before", 0), whole(after, "num_chunks_after", 0)
 
 
 # ---- the operators ----
@@ -141,7 +154,7 @@ def _saved(
     lse: Tensor,
 ) -> AttentionSaved:
     return AttentionSaved(
-        rule, _array("q", q), None if k is None else _array("k", k), _array("v", v),
+        rule, _array(q), None if k is None else _array(k), _array(v),
         _mask(attention_mask), _integers(buckets), out.numpy(), lse.numpy(),
     )  # fmt: skip
 
@@ -157,7 +170,7 @@ def _attended(q: Tensor) -> tuple[Tensor, Tensor]:
 def _full(q, k, v, attention_mask, *, shared_qk, **rules):
     out = _like(q)
     _, saved = ops.full_attention_forward(
-        _array("q", q), None if k is None else _array("k", k), _array("v", v),
+        _array(q), None if k is None else _array(k), _array(v),
         attention_mask=_mask(attention_mask), shared_qk=shared_qk, out=out.numpy(),
         workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
@@ -167,7 +180,7 @@ def _full(q, k, v, attention_mask, *, shared_qk, **rules):
 def _local(q, k, v, attention_mask, **rules):
     out = _like(q)
     _, saved = ops.local_attention_forward(
-        _array("q", q), _array("k", k), _array("v", v), attention_mask=_mask(attention_mask),
+        _array(q), _array(k), _array(v), attention_mask=_mask(attention_mask),
         out=out.numpy(), workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
     return out, torch.from_numpy(saved.lse)
@@ -283,7 +296,9 @@ def full_attention(
             [0.5000, 0.5000],
             [0.3333, 0.3333]])
     """
-    q, k, v, attention_mask = _on_cpu(q=q, k=k, v=v, attention_mask=attention_mask)
+    q, v, k, attention_mask = _checked(
+        {"q": q, "v": v}, {"k": k}, {"attention_mask": attention_mask}
+    )
     return _full_operator(
         q, k, v, attention_mask, is_causal=is_causal, scale=scale, shared_qk=shared_qk,
         dropout=dropout, dropout_key=_key(dropout, dropout_key),
@@ -330,7 +345,12 @@ wrap, dropout
     >>> local_attention(q, k, v, chunk_length=2, is_causal=True)[:, 0]
     tensor([0.0000, 0.5000, 1.0000, 1.5000])
     """
-    q, k, v, attention_mask = _on_cpu(q=q, k=k, v=v, attention_mask=attention_mask)
+    q, k, v, attention_mask = _checked(
+        {"q": q, "k": k, "v": v}, {}, {"attention_mask": attention_mask}
+    )
+    chunk_length, num_chunks_before, num_chunks_after = _windows(
+        chunk_length, num_chunks_before, num_chunks_after
+    )
     return _local_operator(
         q, k, v, attention_mask, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
@@ -344,8 +364,8 @@ wrap, dropout
 def _lsh(qk, v, attention_mask, rotations, buckets, *, num_hashes, num_buckets, **rules):
     out = _like(qk)
     _, saved = ops.lsh_attention_forward(
-        _array("qk", qk), _array("v", v), attention_mask=_mask(attention_mask),
-        rotations=None if rotations is None else _array("rotations", rotations),
+        _array(qk), _array(v), attention_mask=_mask(attention_mask),
+        rotations=None if rotations is None else _array(rotations),
         buckets=_integers(buckets), num_hashes=num_hashes, num_buckets=num_buckets,
         out=out.numpy(), workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
@@ -466,8 +486,14 @@ allow_duplicate_attention, wrap, dropout
     >>> bool((out.numpy() == same).all())
     True
     """
-    qk, v, attention_mask, rotations, buckets = _on_cpu(
-        qk=qk, v=v, attention_mask=attention_mask, rotations=rotations, buckets=buckets
+    qk, v, rotations, attention_mask, buckets = _checked(
+        {"qk": qk, "v": v},
+        {"rotations": rotations},
+        {"attention_mask": attention_mask, "buckets": buckets},
+    )
+    num_hashes = whole(num_hashes, "num_hashes", 1)
+    chunk_length, num_chunks_before, num_chunks_after = _windows(
+        chunk_length, num_chunks_before, num_chunks_after
     )
     if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
@@ -499,7 +525,7 @@ def _rotations(
     rng: int | torch.Generator | None,
 ) -> Tensor:
     if rng is None or isinstance(rng, torch.Generator):
-        shape = (h, d, whole(num_hashes, "num_hashes", 1), sum(factors) // 2)
+        shape = (h, d, num_hashes, sum(factors) // 2)
         return torch.randn(shape, dtype=qk.dtype, generator=rng)
     kind = np.float64 if qk.dtype == torch.float64 else np.float32
     drawn = ops.lsh_rotations(h, d, num_hashes=num_hashes, num_buckets=factors, rng=rng, dtype=kind)
@@ -511,17 +537,16 @@ def _rotations(
 
 def _feed_forward(x, w1, b1, w2, b2, **rules):
     out = _like(x)
-    weights = {"w1": w1, "b1": b1, "w2": w2, "b2": b2}
     ops.feed_forward(
-        _array("x", x), *(_array(*weight) for weight in weights.items()), out=out.numpy(),
-        workers=torch.get_num_threads(), **rules,
+        *map(_array, (x, w1, b1, w2, b2)), out=out.numpy(), workers=torch.get_num_threads(),
+        **rules,
     )  # fmt: skip
     return out
 
 
 def _feed_forward_backward(dout, x, w1, b1, w2, b2, **rules):
     inputs = x, w1, b1, w2, b2
-    saved = FeedForwardSaved(*(tensor.detach().numpy() for tensor in inputs), **rules)
+    saved = FeedForwardSaved(*map(_array, inputs), **rules)
     gradients = ops.feed_forward_backward(dout.numpy(), saved, workers=torch.get_num_threads())
     return tuple(_tensor(g, tensor) for g, tensor in zip(gradients, inputs, strict=True))
 
@@ -588,7 +613,8 @@ def feed_forward(
     tensor([[2.],
             [3.]])
     """
-    x, w1, b1, w2, b2 = _on_cpu(x=x, w1=w1, b1=b1, w2=w2, b2=b2)
+    x, w1, b1, w2, b2 = _checked({"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}, {}, {})
+    chunk_length = whole(chunk_length, "chunk_length", 0)
     return _feed_forward_operator(
         x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
         dropout_key=_key(dropout, dropout_key),
@@ -607,7 +633,8 @@ def patch(model: torch.nn.Module) -> torch.nn.Module:
     the gradients are those of the loss. (There it does not: the hash draws in between.)
 
     A call goes the old way where it asks for attention probabilities, where it continues a cache,
-    under autocast, and where tensors are not float32 or float64 on the CPU.
+    under autocast, and where tensors are not float32 or float64 on the CPU; a feed-forward layer
+    also where its linear layers have been replaced, or have hooks.
 
     Parameters
     ----------
@@ -633,22 +660,27 @@ def patch(model: torch.nn.Module) -> torch.nn.Module:
     ...     model(torch.arange(256)[None]).last_hidden_state.shape
     torch.Size([1, 256, 512])
     """
-    layers = _layers(model)
-    if not layers:
+    if not isinstance(model, torch.nn.Module) or not _patch_below(model, None):
         raise TypeError(
             f"model must be a Reformer of transformers, got {type(model).__name__} without one"
         )
-    configs: Iterator[Any] = (getattr(module, "config", None) for module in model.modules())
-    name = next(config.hidden_act for config in configs if hasattr(config, "hidden_act"))
-    # those with weights of their own, and what is no name, stay with torch
-    activation = ACTIVATIONS.get(name) if isinstance(name, str) else None
-    for layer in layers:
-        forward = _FORWARDS[type(layer).__name__]
-        if forward is not _feed_forward_layer:
-            layer.forward = partial(forward, layer)
-        elif activation is not None and activation not in WEIGHTED:
-            layer.forward = partial(forward, layer, activation=activation)
     return model
+
+
+def _patch_below(module: torch.nn.Module, config: Any) -> bool:
+    """Patch a module's layers, under the nearest configuration above them; are there any?"""
+    config = getattr(module, "config", config)
+    forward = _FORWARDS.get(type(module).__name__)
+    if forward is _feed_forward_layer:
+        name = getattr(config, "hidden_act", None)
+        # those with weights of their own, and what is no name, stay with torch
+        activation = ACTIVATIONS.get(name) if isinstance(name, str) else None
+        if activation is not None and activation not in WEIGHTED:
+            module.forward = partial(forward, module, activation=activation)
+    elif forward is not None:
+        module.forward = partial(forward, module)
+    found = [_patch_below(child, config) for child in module.children()]
+    return forward is not None or any(found)
 
 
 def unpatch(model: torch.nn.Module) -> torch.nn.Module:
@@ -671,19 +703,23 @@ def unpatch(model: torch.nn.Module) -> torch.nn.Module:
     >>> unpatch(patch(model)) is model
     True
     """
-    for layer in _layers(model):
-        vars(layer).pop("forward", None)
+    for layer in model.modules():
+        if type(layer).__name__ in _FORWARDS:
+            vars(layer).pop("forward", None)
     return model
-
-
-def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [layer for layer in model.modules() if type(layer).__name__ in _FORWARDS]
 
 
 def _runs_here(x: Tensor) -> bool:
     # under autocast a layer of theirs gives bfloat16
     real = x.dtype in (torch.float32, torch.float64)
     return real and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def _is_plain(layer: Any) -> bool:
+    """A linear layer whose weights may be read past it: nobody's own kind, and with no hooks."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
+             layer._backward_pre_hooks)  # fmt: skip
+    return type(layer) is torch.nn.Linear and not any(hooks)
 
 
 def _continues(layer: Any, past_buckets_states: Any) -> bool:
@@ -797,9 +833,10 @@ def _their_hash(
 
 
 def _feed_forward_layer(self: Any, attention_output: Tensor, *, activation: str) -> Tensor:
-    if not _runs_here(attention_output):
-        return type(self).forward(self, attention_output)
     hidden = self.dense
+    plain = all(_is_plain(layer.dense) for layer in (hidden, self.output))
+    if not plain or not _runs_here(attention_output):
+        return type(self).forward(self, attention_output)
     out = feed_forward(
         self.layer_norm(attention_output), hidden.dense.weight, hidden.dense.bias,
         self.output.dense.weight, self.output.dense.bias, activation=activation,

@@ -11,6 +11,7 @@ from small_models import DROPOUT, largest_difference, random_ids, randomise, sma
 
 import reformer_c as rc
 from reformer_c import runtime
+from reformer_c.body import Pass
 from reformer_c.encoder_decoder import ReformerEncoderDecoder
 from reformer_c.nn import Sublayer
 from reformer_c.ops import lsh_rotations
@@ -280,6 +281,22 @@ def test_the_start_token_is_the_decoders():
 # ---- files, memory, errors ----
 
 
+def test_a_decoder_alone_says_what_it_lacks():
+    model = small_model()
+    for call in (model.decoder, model.decoder.generate):
+        with pytest.raises(TypeError, match=r"call ReformerEncoderDecoder"):
+            call([[1, 2]], **({"max_new_tokens": 1} if call != model.decoder else {}))
+
+
+def test_the_configuration_may_ask_for_states_and_probabilities():
+    model = small_model(output_hidden_states=True, output_attentions=True)
+    ids = random_ids((1, 5))
+    output = model(ids, labels=ids)
+    assert len(output.hidden_states) == 4
+    assert len(output.cross_attentions) == len(output.encoder.attentions) == 3
+    assert model(ids, labels=ids, output_attentions=False).attentions is None
+
+
 def test_folders_keep_both_sides(tmp_path):
     pytest.importorskip("safetensors")
     model = small_model(np.float32, attn_layers=["local", "lsh"], decoder={"vocab_size": 20})
@@ -351,14 +368,16 @@ def test_bad_arguments_are_named(changes, error, words):
             call(**good | changes)
 
 
-def test_bad_arguments_of_writing_are_named():
+def test_bad_arguments_of_writing_are_named(monkeypatch):
     model, ids = small_model(), random_ids((2, 5))
+    monkeypatch.setattr(Pass, "forward", None)  # nothing is computed by then
     for changes, error, words in [
         ({"max_new_tokens": 50}, ValueError, "max_new_tokens: "),
         ({"beams": 2}, TypeError, "beams: "),
         ({"decoder_input_ids": [[1]]}, ValueError, "decoder_input_ids: expected 2 rows"),
         ({"decoder_input_ids": [[13], [1]]}, ValueError, "decoder_input_ids: "),
         ({"num_beams": 2, "streamer": print}, ValueError, "streamer: "),
+        ({"streamer": 3}, TypeError, "streamer: "),
     ]:
         with pytest.raises(error, match=f"^{words}"):
             model.generate(ids, **{"max_new_tokens": 3} | changes)

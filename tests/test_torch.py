@@ -300,6 +300,14 @@ def test_pytorchs_seed_repeats_hashes_and_dropout():
         (lambda x: rt.lsh_attention(x, x, rng="a"), TypeError, "rng"),
         (lambda x: rt.lsh_attention(x, x, dropout=1.0), ValueError, "dropout"),
         (lambda x: rt.lsh_attention(x, x, dropout=0.1, dropout_key=-1), ValueError, "dropout_key"),
+        (lambda x: rt.local_attention(x, None, x), TypeError, "k must be a torch.Tensor, got None"),
+        (lambda x: rt.local_attention(x, x, x, chunk_length=2.5), TypeError, "chunk_length must"),
+        (lambda x: rt.lsh_attention(x.int(), x), TypeError, "qk must be float32 or float64"),
+        (lambda x: rt.lsh_attention(None, x), TypeError, "qk must be a torch.Tensor, got None"),
+        (lambda x: rt.lsh_attention(x, x, num_hashes=1.5), TypeError, "num_hashes must be an int"),
+        (lambda x: rt.lsh_attention(x, x, rotations=x.half()), TypeError, "rotations must be"),
+        (lambda x: rt.feed_forward(x, x, None, x, x), TypeError, "b1 must be a torch.Tensor"),
+        (lambda x: rt.patch(None), TypeError, "model must be a Reformer"),
         (lambda x: rt.feed_forward(x, x, x, x, x), ValueError, "w1"),
         (lambda x: rt.patch(torch.nn.Linear(2, 2)), TypeError, "model must be a Reformer"),
     ],
@@ -428,6 +436,48 @@ def test_what_a_patched_model_leaves_to_transformers():
         assert (expected == found).all()
         half = ours.bfloat16()(ids).logits
     assert half.dtype == torch.bfloat16
+
+
+@needs_transformers
+def test_linear_layers_that_are_somebody_elses_are_called():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    seen = []
+
+    def hook(layer, inputs, output):
+        seen.append(layer)
+        return 3 * output
+
+    for change in ("replaced", "hooked"):
+        theirs, ours = two_models()
+        for model in (theirs, ours):
+            parts = model.reformer.encoder.layers[0].feed_forward
+            if change == "replaced":
+                parts.dense.dense.__class__ = Doubled
+            else:
+                parts.output.dense.register_forward_hook(hook)
+        with torch.no_grad():
+            expected, found = (model(draw_ids()).logits for model in (theirs, ours))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert len(seen) == 2
+
+
+@needs_transformers
+def test_each_model_of_several_has_its_own_activation():
+    pairs = [two_models("ReformerModel", hidden_act=act) for act in ("relu", "gelu")]
+    both = torch.nn.ModuleList(rt.unpatch(ours) for _, ours in pairs)
+    assert rt.patch(both) is both
+    with torch.no_grad():
+        for (theirs, _), ours in zip(pairs, both, strict=True):
+            expected, found = (m(draw_ids()).last_hidden_state for m in (theirs, ours))
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        # a layer alone has no configuration that would name one
+        layer = copy.deepcopy(rt.unpatch(both[0]).encoder.layers[0].feed_forward)
+        expected = layer(torch.ones(1, 3, 16, dtype=torch.float64))
+        found = rt.patch(layer)(torch.ones(1, 3, 16, dtype=torch.float64))
+        assert (expected == found).all()
 
 
 @needs_transformers
