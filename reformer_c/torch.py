@@ -92,7 +92,9 @@ def _key(dropout: float, key: int | None) -> int:
     """The key of a call's dropout, of 63 bits; drawn by PyTorch's generator where it is None."""
     if key is None:
         return int(torch.randint(2**63 - 1, ())) if dropout else 0
-    return whole(key, "dropout_key", 0, 2**63 - 1)
+    if whole(key, "dropout_key", 0, 2**63) == 2**63:
+        raise ValueError(f"dropout_key must be below 2**63, got {key}")
+    return int(key)
 
 
 def _checked(
@@ -155,7 +157,7 @@ def _saved(
 ) -> AttentionSaved:
     return AttentionSaved(
         rule, _array(q), None if k is None else _array(k), _array(v),
-        _mask(attention_mask), _integers(buckets), out.numpy(), lse.numpy(),
+        _mask(attention_mask), _integers(buckets), _array(out), _array(lse),
     )  # fmt: skip
 
 
@@ -196,7 +198,7 @@ def _save_attention(ctx, inputs, keyword_only_inputs, output):
 def _full_backward(dout, q, k, v, attention_mask, out, lse, **rules):
     rule = full_rule(q.shape[-1], **rules)
     saved = _saved(rule, q, k, v, attention_mask, None, out, lse)
-    dq, dk, dv = ops.full_attention_backward(dout.numpy(), saved, workers=torch.get_num_threads())
+    dq, dk, dv = ops.full_attention_backward(_array(dout), saved, workers=torch.get_num_threads())
     nothing = torch.empty(0, dtype=q.dtype)
     return _tensor(dq, q), nothing if k is None else _tensor(dk, k), _tensor(dv, v)
 
@@ -204,7 +206,7 @@ def _full_backward(dout, q, k, v, attention_mask, out, lse, **rules):
 def _local_backward(dout, q, k, v, attention_mask, out, lse, **rules):
     rule = local_rule(*q.shape[-2:], **rules)
     saved = _saved(rule, q, k, v, attention_mask, None, out, lse)
-    dq, dk, dv = ops.local_attention_backward(dout.numpy(), saved, workers=torch.get_num_threads())
+    dq, dk, dv = ops.local_attention_backward(_array(dout), saved, workers=torch.get_num_threads())
     return _tensor(dq, q), _tensor(dk, k), _tensor(dv, v)
 
 
@@ -400,7 +402,7 @@ def _lsh_backward(dout, qk, v, attention_mask, buckets, out, lse, *, num_buckets
         factors = None if num_buckets is None else factors_of(num_buckets)
         ids = bucket_ids(saved.buckets, factors, saved.attention_mask)
         saved = saved._replace(rule=rule._replace(num_buckets=ids))
-    dqk, dv = ops.lsh_attention_backward(dout.numpy(), saved, workers=torch.get_num_threads())
+    dqk, dv = ops.lsh_attention_backward(_array(dout), saved, workers=torch.get_num_threads())
     return _tensor(dqk, qk), _tensor(dv, v)
 
 
@@ -547,7 +549,7 @@ def _feed_forward(x, w1, b1, w2, b2, **rules):
 def _feed_forward_backward(dout, x, w1, b1, w2, b2, **rules):
     inputs = x, w1, b1, w2, b2
     saved = FeedForwardSaved(*map(_array, inputs), **rules)
-    gradients = ops.feed_forward_backward(dout.numpy(), saved, workers=torch.get_num_threads())
+    gradients = ops.feed_forward_backward(_array(dout), saved, workers=torch.get_num_threads())
     return tuple(_tensor(g, tensor) for g, tensor in zip(gradients, inputs, strict=True))
 
 

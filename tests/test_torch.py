@@ -278,6 +278,14 @@ def test_pytorchs_seed_repeats_hashes_and_dropout():
     assert (state == torch.get_rng_state()).all()
 
 
+def test_gradients_of_gradients_are_refused():
+    q, k, v = leaves(draw(3, 1, 1, 10, 4))
+    out = rt.local_attention(q, k, v, chunk_length=4)
+    (dq,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no autograd formula was registered"):
+        dq.sum().backward()
+
+
 # ---- errors ----
 
 
@@ -300,6 +308,7 @@ def test_pytorchs_seed_repeats_hashes_and_dropout():
         (lambda x: rt.lsh_attention(x, x, rng="a"), TypeError, "rng"),
         (lambda x: rt.lsh_attention(x, x, dropout=1.0), ValueError, "dropout"),
         (lambda x: rt.lsh_attention(x, x, dropout=0.1, dropout_key=-1), ValueError, "dropout_key"),
+        (lambda x: rt.full_attention(x, x, x, dropout_key=2**63), ValueError, "below 2..63, got 9"),
         (lambda x: rt.local_attention(x, None, x), TypeError, "k must be a torch.Tensor, got None"),
         (lambda x: rt.local_attention(x, x, x, chunk_length=2.5), TypeError, "chunk_length must"),
         (lambda x: rt.lsh_attention(x.int(), x), TypeError, "qk must be float32 or float64"),
