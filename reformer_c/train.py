@@ -36,9 +36,10 @@ STATE_FILE = "trainer_state.json"
 
 
 class Data(Protocol):
-    """What a trainer asks for: the token ids (b, t) of each micro-batch, which count from 0."""
+    """What a trainer asks for: the token ids (b, t) of each micro-batch, which count from 0; or
+    the arguments of ``loss_and_gradients`` by name."""
 
-    def batch(self, step: int) -> np.ndarray: ...
+    def batch(self, step: int) -> np.ndarray | Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,11 @@ class Trainer:
     ----------
     model : ReformerModelWithLMHead
         Anything with ``parameters``, ``loss_and_gradients(input_ids, labels=, rng=)`` and
-        ``save_pretrained(folder)``.
+        ``save_pretrained(folder)``: every model here.
     data : Windows or Sequences
         Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length`` and
-        ``bytes_per_token`` are used where they exist.
+        ``bytes_per_token`` are used where they exist. For other models than a causal language
+        model, a dictionary: ``{"input_ids": ids, "labels": labels}``, say, and masks.
     optimizer : AdamW or Adafactor, optional
         ``AdamW(model.parameters)`` by default. Parameters that it does not hold stay as they are.
     steps : int, optional
@@ -290,7 +292,7 @@ class Trainer:
         """How well the model predicts the held-out tokens now."""
         if self.held_out is None:
             raise ValueError("held_out: the trainer was given no tokens to evaluate on")
-        length = getattr(self.data, "length", None) or self.data.batch(0).shape[1]
+        length = getattr(self.data, "length", None) or np.asarray(self.data.batch(0)).shape[1]
         return evaluate(
             self.model,
             self.held_out,
@@ -444,12 +446,14 @@ class Trainer:
         tokens = 0
         for part in range(self.accumulate):
             index = self.step * self.accumulate + part
-            ids = self.data.batch(index)
+            batch = self.data.batch(index)
+            if not isinstance(batch, Mapping):
+                batch = {"input_ids": batch, "labels": batch}
             key = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
-            loss, grads = self.model.loss_and_gradients(ids, labels=ids, rng=int(key))
+            loss, grads = self.model.loss_and_gradients(**batch, rng=int(key))
             grads = {name: grads[name] for name in self.optimizer.parameters}
             losses.append(float(loss))
-            tokens += ids.size
+            tokens += np.size(batch.get("input_ids", ()))
             if not total:
                 total = grads
             else:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ settings.load_profile("reformer_c")
 
 # a shell's background job ignores Ctrl-C, and so would every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# a program, which doctest would import
+collect_ignore = [] if find_spec("mpi4py") else ["mpi_program.py"]
 
 try:
     from reformer_c import _core

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from small_models import small_config
 
 import reformer_c as rc
 from reformer_c.checkpoint import write_safetensors
@@ -101,6 +102,36 @@ def test_a_trainer_learns_and_reports():
     assert last.gradient_norm > 0
     assert last.peak_memory is None or last.peak_memory > 1e6
     assert last.held_out is None
+
+
+class Pairs:
+    """Batches of arguments by name."""
+
+    def batch(self, step):
+        ids = np.random.default_rng(step).integers(2, 13, (4, 8))
+        return {"input_ids": ids, "labels": ids[:, ::-1], "attention_mask": np.ones((4, 8), int)}
+
+
+@pytest.mark.parametrize("kind", [rc.ReformerForMaskedLM, rc.ReformerEncoderDecoder])
+def test_other_models_are_given_their_arguments(tmp_path, kind):
+    pytest.importorskip("safetensors")
+    config = small_config(is_decoder=False, hash_seed=0)
+
+    def trainer(steps):
+        model = kind(config, rng=0)
+        optimizer = AdamW(model.parameters, lr=1e-2)
+        return Trainer(model, Pairs(), optimizer, steps=steps, folder=tmp_path / kind.__name__)
+
+    whole = trainer(20)
+    reports = list(whole)
+    assert reports[-1].loss < reports[0].loss
+    assert reports[0].tokens_per_second > 0
+    first, second = trainer(10), trainer(20)
+    list(first)
+    second.resume(tmp_path / kind.__name__)
+    assert [report.loss for report in second] == [report.loss for report in reports[10:]]
+    for name, array in second.model.parameters.items():
+        np.testing.assert_array_equal(array, whole.model.parameters[name])
 
 
 def test_two_runs_are_the_same_bits():
