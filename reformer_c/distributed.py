@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from .heads import LanguageModel
 from .inputs import IGNORE
 from .nn import draw_seed, random_key
 from .runtime import set_num_threads, show_config
@@ -82,6 +83,11 @@ def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float
         This process's share of all weights. Where nothing counts anywhere it is 0, and so are the
         arrays.
 
+    Raises
+    ------
+    TypeError, ValueError
+        For other arrays or weights; where they differ between processes, on all of them.
+
     Examples
     --------
     >>> gradients = {"weight": np.ones(3)}
@@ -89,12 +95,19 @@ def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float
     1.0
     """
     comm = MPI.COMM_WORLD if comm is None else comm
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight: expected a number >= 0, got {weight}")
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise TypeError(f"arrays: expected real numbers, got {array.dtype} of {name!r}")
+    _check_alike(arrays, comm)
     total = comm.allreduce(float(weight))
     share = float(weight) / total if total else 0.0
     for name in sorted(arrays):
         array = arrays[name]
         # what does not count may be NaN
         part = np.multiply(array, share, order="C") if share else np.zeros_like(array, order="C")
+        part = np.asarray(part)  # a product of no axes is none
         comm.Allreduce(MPI.IN_PLACE, part)
         array[...] = part
     return share
@@ -145,7 +158,7 @@ class Shard:
         comm = MPI.COMM_WORLD if comm is None else comm
         self.data, self.rank, self.size = data, comm.rank, comm.size
 
-    def batch(self, step: int) -> np.ndarray:
+    def batch(self, step: int) -> Any:
         """The micro-batch of this process."""
         return self.data.batch(step * self.size + self.rank)
 
@@ -169,7 +182,8 @@ class DataParallel:
     Parameters
     ----------
     model : ReformerModelWithLMHead
-        Or another with ``loss_and_gradients``. Its weights become those of rank 0.
+        Or another language model: ReformerForMaskedLM, ReformerEncoderDecoder. Its weights become
+        those of rank 0.
     comm : mpi4py communicator, optional
         ``MPI.COMM_WORLD`` by default.
 
@@ -191,8 +205,10 @@ class DataParallel:
     """
 
     def __init__(self, model: Any, comm: Any = None) -> None:
-        if not callable(getattr(model, "loss_and_gradients", None)):
-            raise TypeError(f"model: expected one with loss_and_gradients, got {model!r}")
+        head = getattr(getattr(model, "decoder", model), "head", None)
+        if not isinstance(head, LanguageModel):  # what others count is theirs to say
+            raise TypeError(f"model: expected a language model, got {model!r}")
+        self._ahead = head.ahead
         self.model, self.comm = model, MPI.COMM_WORLD if comm is None else comm
         self.rank, self.size = self.comm.rank, self.comm.size
         self.synchronise()
@@ -224,11 +240,16 @@ class DataParallel:
 
     def _counted(self, arguments: dict[str, Any]) -> int:
         """How many targets the loss is a mean over."""
-        model = self.model
-        head = model.head if hasattr(model, "head") else model.decoder.head
-        labels = np.asarray(arguments[head.targets[0]])
         # those at which a text begins are given, not written
-        return int(np.count_nonzero(labels[..., getattr(head, "ahead", 0) :] != IGNORE))
+        labels = np.asarray(arguments["labels"])[..., self._ahead :]
+        return int(np.count_nonzero(labels != IGNORE))
+
+    def __call__(self, *args: Any, **arguments: Any) -> Any:
+        """The model's own, of this process alone."""
+        return self.model(*args, **arguments)
+
+    def __repr__(self) -> str:
+        return f"<DataParallel: process {self.rank} of {self.size}, {self.model!r}>"
 
     def __getattr__(self, name: str) -> Any:
         if name == "model":

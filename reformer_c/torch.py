@@ -717,11 +717,16 @@ def _runs_here(x: Tensor) -> bool:
     return real and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
-def _is_plain(layer: Any) -> bool:
-    """A linear layer whose weights may be read past it: nobody's own kind, and with no hooks."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
-             layer._backward_pre_hooks)  # fmt: skip
-    return type(layer) is torch.nn.Linear and not any(hooks)
+def _is_plain(part: Any) -> bool:
+    """Half of a feed-forward layer whose weights may be read past it: its linear layer is nobody's
+    own kind, and neither has hooks or a forward of its own."""
+    linear = part.dense
+    for module in (part, linear):
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+                 module._backward_pre_hooks)  # fmt: skip
+        if any(hooks) or "forward" in vars(module):
+            return False
+    return type(linear) is torch.nn.Linear and linear.bias is not None
 
 
 def _continues(layer: Any, past_buckets_states: Any) -> bool:
@@ -836,7 +841,7 @@ def _their_hash(
 
 def _feed_forward_layer(self: Any, attention_output: Tensor, *, activation: str) -> Tensor:
     hidden = self.dense
-    plain = all(_is_plain(layer.dense) for layer in (hidden, self.output))
+    plain = all(_is_plain(layer) for layer in (hidden, self.output))
     if not plain or not _runs_here(attention_output):
         return type(self).forward(self, attention_output)
     out = feed_forward(

@@ -121,5 +121,19 @@ def test_doctests_and_wrong_models():
     from reformer_c import distributed
 
     assert doctest.testmod(distributed).failed == 0
-    with pytest.raises(TypeError, match=r"^model: expected one with loss_and_gradients"):
-        distributed.DataParallel(3)
+    config = rc.ReformerConfig(attn_layers=["local"], num_attention_heads=2)
+    for wrong in (3, rc.ReformerModel(config), rc.ReformerForQuestionAnswering(config)):
+        with pytest.raises(TypeError, match=r"^model: expected a language model"):
+            distributed.DataParallel(wrong)
+    alone = distributed.MPI.COMM_SELF
+    model = distributed.DataParallel(rc.ReformerForMaskedLM(config), alone)
+    assert model(np.arange(9)[None]).logits.shape == (1, 9, 320)
+    assert "process 0 of 1" in repr(model)
+    scalar = {"a": np.array(2.0)}
+    distributed.average(scalar, alone)
+    assert scalar["a"] == 2
+    with pytest.raises(TypeError, match=r"^arrays: expected real numbers, got int64 of 'a'"):
+        distributed.average({"a": np.ones(2, np.int64)}, alone)
+    for weight in (-1, np.nan):
+        with pytest.raises(ValueError, match=r"^weight: expected a number >= 0"):
+            distributed.average({"a": np.ones(2)}, alone, weight=weight)

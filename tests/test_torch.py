@@ -3,6 +3,7 @@ Hugging Face models that run on them."""
 
 import copy
 import doctest
+import functools
 import io
 import warnings
 from importlib.util import find_spec
@@ -455,18 +456,27 @@ def test_linear_layers_that_are_somebody_elses_are_called():
 
     seen = []
 
+    def doubled(layer, x):
+        return 2 * torch.nn.functional.linear(x, layer.weight, layer.bias)
+
     def hook(layer, inputs, output):
         seen.append(layer)
         return 3 * output
 
-    for change in ("replaced", "hooked"):
+    for change in ("replaced", "hooked", "hooked above", "its own forward", "no bias"):
         theirs, ours = two_models()
         for model in (theirs, ours):
             parts = model.reformer.encoder.layers[0].feed_forward
             if change == "replaced":
                 parts.dense.dense.__class__ = Doubled
-            else:
+            elif change == "hooked":
                 parts.output.dense.register_forward_hook(hook)
+            elif change == "hooked above":
+                parts.dense.register_forward_hook(lambda layer, inputs, output: 3 * output)
+            elif change == "no bias":
+                parts.output.dense.bias = None
+            else:
+                parts.output.dense.forward = functools.partial(doubled, parts.output.dense)
         with torch.no_grad():
             expected, found = (model(draw_ids()).logits for model in (theirs, ours))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
