@@ -355,19 +355,10 @@ class ReformerEncoderDecoder:
         memory.states[...] = read.map_final(memory.states.shape[-1], lambda h: h)
         return memory.states
 
-    def loss(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> float:
-        """The loss of a call alone: no array of the logits of all tokens is made.
-
-        The parameters are those of a call, but for what its output is to have.
-        """
-        run, wanted = self._decoder_run(input_ids, attention_mask, **arguments)
-        run.forward()
-        return self.decoder.head.loss(run, wanted, differentiate=False)
-
-    def _decoder_run(
+    def loss(
         self,
-        input_ids: Any,
-        attention_mask: Any,
+        input_ids: Any = None,
+        attention_mask: Any = None,
         *,
         decoder_input_ids: Any = None,
         decoder_attention_mask: Any = None,
@@ -377,7 +368,11 @@ class ReformerEncoderDecoder:
         rotations: Sequence[np.ndarray] | None = None,
         decoder_rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
-    ) -> tuple[DecoderPass, Any]:
+    ) -> float:
+        """The loss of a call alone: no array of the logits of all tokens is made.
+
+        The parameters are those of a call, but for what its output is to have.
+        """
         read, memory, run, wanted = self._begin(
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels,
             inputs_embeds, num_hashes, rotations, decoder_rotations, draw_seed(rng),
@@ -385,7 +380,8 @@ class ReformerEncoderDecoder:
         )  # fmt: skip
         read.forward()
         self._remember(read, memory)
-        return run, wanted
+        run.forward()
+        return self.decoder.head.loss(run, wanted, differentiate=False)
 
     @memory_used_again()
     def loss_and_gradients(

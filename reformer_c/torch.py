@@ -56,19 +56,13 @@ HALVES = (torch.bfloat16, torch.float16)
 # ---- tensors and arrays ----
 
 
-def _array(x: Tensor) -> np.ndarray:
+def _array(x: Tensor | None) -> Any:
     """The tensor's own memory."""
-    return x.detach().numpy()
-
-
-def _integers(x: Tensor | None) -> np.ndarray | None:
     return None if x is None else x.detach().numpy()
 
 
 def _mask(x: Tensor | None) -> np.ndarray | None:
-    if x is None:
-        return None
-    return (x.float() if x.dtype in HALVES else x).detach().numpy()
+    return _array(x.float() if x is not None and x.dtype in HALVES else x)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -156,8 +150,8 @@ def _saved(
     lse: Tensor,
 ) -> AttentionSaved:
     return AttentionSaved(
-        rule, _array(q), None if k is None else _array(k), _array(v),
-        _mask(attention_mask), _integers(buckets), _array(out), _array(lse),
+        rule, _array(q), _array(k), _array(v),
+        _mask(attention_mask), _array(buckets), _array(out), _array(lse),
     )  # fmt: skip
 
 
@@ -172,7 +166,7 @@ def _attended(q: Tensor) -> tuple[Tensor, Tensor]:
 def _full(q, k, v, attention_mask, *, shared_qk, **rules):
     out = _like(q)
     _, saved = ops.full_attention_forward(
-        _array(q), None if k is None else _array(k), _array(v),
+        _array(q), _array(k), _array(v),
         attention_mask=_mask(attention_mask), shared_qk=shared_qk, out=out.numpy(),
         workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
@@ -367,8 +361,8 @@ def _lsh(qk, v, attention_mask, rotations, buckets, *, num_hashes, num_buckets, 
     out = _like(qk)
     _, saved = ops.lsh_attention_forward(
         _array(qk), _array(v), attention_mask=_mask(attention_mask),
-        rotations=None if rotations is None else _array(rotations),
-        buckets=_integers(buckets), num_hashes=num_hashes, num_buckets=num_buckets,
+        rotations=_array(rotations),
+        buckets=_array(buckets), num_hashes=num_hashes, num_buckets=num_buckets,
         out=out.numpy(), workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
     # an operator may not return its own input
@@ -832,8 +826,8 @@ def _their_hash(
         (qk.shape[1], qk.shape[-1], num_hashes, sum(factors) // 2), dtype=qk.dtype
     )
     ids = ops.lsh_hash(
-        qk.detach().numpy(), num_hashes=num_hashes, num_buckets=factors,
-        rotations=rotations.numpy(), attention_mask=_mask(attention_mask),
+        _array(qk), num_hashes=num_hashes, num_buckets=factors,
+        rotations=_array(rotations), attention_mask=_mask(attention_mask),
         workers=torch.get_num_threads(),
     )  # fmt: skip
     return torch.from_numpy(ids).long()
