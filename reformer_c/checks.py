@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["integer"]
+__all__ = ["did_you_mean", "integer", "refuse_unknown", "requires_extra"]
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -14,7 +16,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     Raises
     ------
     TypeError
-        It is no integer; a boolean is none.
+        It is not an integer; a boolean is rejected too.
     ValueError
         It is below `least`.
 
@@ -39,3 +41,52 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return number
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the nearest known one, if there is any.
+
+    Examples
+    --------
+    >>> did_you_mean("temprature", ["top_k", "temperature"])
+    '; did you mean temperature?'
+    >>> did_you_mean("x", ["top_k"])
+    ''
+    """
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Refuse keyword arguments that `owner` does not take.
+
+    Raises
+    ------
+    TypeError
+        Names the first unknown argument, and the known one nearest to it.
+
+    Examples
+    --------
+    >>> refuse_unknown(["temprature"], ["top_k", "temperature"], "generate")
+    Traceback (most recent call last):
+    TypeError: temprature: generate has no such argument; did you mean temperature?
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{name}: {owner} has no such argument{did_you_mean(name, known)}")
+
+
+def requires_extra(what: str, library: str, extra: str) -> ImportError:
+    """The error that `what` needs a library which is not installed, with the command that helps.
+
+    Examples
+    --------
+    >>> print(requires_extra("saving a model", "safetensors", "cli"))
+    saving a model needs the safetensors library: pip install safetensors, or ".[cli]" from a \
+checkout of reformer_c
+    """
+    return ImportError(
+        f"{what} needs the {library} library: pip install {library}, or "
+        f'".[{extra}]" from a checkout of reformer_c'
+    )
