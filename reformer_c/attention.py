@@ -323,7 +323,9 @@ class LocalAttention(Attention):
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         _, saved = ops.local_attention_forward(*heads, wrap=self.wrap, **self._rules(part))
         if self.record:
-            self.probabilities = local_probabilities(*heads[:2], **self._rules(part))
+            self.probabilities = local_probabilities(
+                *heads[:2], wrap=self.wrap, **self._rules(part)
+            )
         return saved
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:

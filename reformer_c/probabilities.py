@@ -15,6 +15,9 @@ __all__ = ["cross_probabilities", "local_probabilities", "lsh_probabilities"]
 
 HIDDEN, ITSELF = -1e9, -1e5
 
+# the position of what only fills a chunk up
+ABSENT = -1
+
 
 def local_probabilities(
     q: np.ndarray,
@@ -25,6 +28,7 @@ def local_probabilities(
     num_chunks_after: int,
     is_causal: bool,
     attention_mask: np.ndarray | None,
+    wrap: bool = True,
     **_: Any,
 ) -> np.ndarray:
     """Probabilities of local attention.
@@ -32,22 +36,30 @@ def local_probabilities(
     Parameters
     ----------
     q, k : (b, h, t, d)
-        t is a multiple of the chunk length m, or at most m.
     attention_mask : (b, t) of bool, or None
+    wrap : bool
+        Whether the chunks stand on a circle, as in `reformer_c.local_attention`.
 
     Returns
     -------
     ndarray, of the dtype of q
-        (b, h, t/m, m, window), for a window of (1 + before + after) m keys; (b, h, t, t) where
-        t <= m.
+        (b, h, n/m, m, window), for chunks of m, n = t rounded up to whole chunks and a window of
+        (1 + before + after) m keys; (b, h, t, t) where t <= m. Positions past t, and chunks past
+        the ends where the circle is open, have probability 0 as keys and rows of zeros as queries.
     """
     b, _, t, d = q.shape
     k = k * k.dtype.type(d**-0.5)
     places = np.broadcast_to(np.arange(t), (b, 1, t))
+    reach = (0, 0)
     if t > chunk_length:
-        q, k, places = (_chunks(x, chunk_length) for x in (q, k, places))
-    reach = (num_chunks_before, num_chunks_after) if t > chunk_length else (0, 0)
-    return _probabilities(q, k, places, reach, is_causal, attention_mask, shared_qk=False)
+        reach = (num_chunks_before, num_chunks_after)
+        q, k, places = (
+            _chunks(_whole_chunks(x, chunk_length, fill), chunk_length)
+            for x, fill in ((q, 0), (k, 0), (places, ABSENT))
+        )
+    return _probabilities(
+        q, k, places, reach, is_causal, attention_mask, shared_qk=False, wrap=wrap
+    )
 
 
 def lsh_probabilities(
@@ -118,6 +130,12 @@ def cross_probabilities(
     return _softmax(scores)
 
 
+def _whole_chunks(x: np.ndarray, m: int, fill: int) -> np.ndarray:
+    """(b, h, t, ...) -> (b, h, n, ...), with `fill` from t to n, a multiple of m."""
+    widths = [(0, -x.shape[2] % m if axis == 2 else 0) for axis in range(x.ndim)]
+    return np.pad(x, widths, constant_values=fill)
+
+
 def _chunks(x: np.ndarray, m: int) -> np.ndarray:
     """(b, h, t, ...) -> (b, h, t/m, m, ...)."""
     return x.reshape(*x.shape[:2], -1, m, *x.shape[3:])
@@ -140,11 +158,14 @@ def _probabilities(
     attention_mask: np.ndarray | None,
     *,
     shared_qk: bool,
+    wrap: bool = True,
 ) -> np.ndarray:
     """q, k (b, h, [n,] m, d) and places (b, 1 or h, [n,] m) -> (b, h, [n,] m, window)."""
     places_k = places
     if q.ndim == 5:
         k, places_k = (_windows(x, *reach) for x in (k, places))
+        if not wrap:
+            places_k = np.where(_past_the_ends(q, reach), ABSENT, places_k)
     scores = q @ k.swapaxes(-1, -2)
     hidden = np.zeros((), bool)
     if attention_mask is not None:
@@ -156,7 +177,21 @@ def _probabilities(
     if shared_qk:
         itself = places_k[..., None, :] == places[..., :, None]
         scores = np.where(itself, scores.dtype.type(ITSELF), scores)
-    return _softmax(scores)
+    if (places_k >= 0).all():
+        return _softmax(scores)
+    present = places[..., :, None] >= 0
+    # a filled-up row would have no key in an open window: its scores stay, its row is cleared
+    absent = (places_k < 0)[..., None, :] & present
+    return np.where(present, _softmax(np.where(absent, -np.inf, scores)), scores.dtype.type(0))
+
+
+def _past_the_ends(q: np.ndarray, reach: tuple[int, int]) -> np.ndarray:
+    """Which keys of the windows of `q` (b, h, n, m, d) stand in chunks before the first or after
+    the last: booleans (n, window)."""
+    n, m = q.shape[2:4]
+    before, after = reach
+    chunk = np.arange(n)[:, None] + np.repeat(np.arange(-before, after + 1), m)
+    return (chunk < 0) | (chunk >= n)
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

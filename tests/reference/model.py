@@ -136,7 +136,8 @@ def rules(config, kind, attention_mask):
         "num_chunks_after": config.attention(kind, "num_chunks_after"),
         "is_causal": config.is_decoder,
         "attention_mask": attention_mask,
-        "wrap": True,
+        # with exact buckets a causal model is strictly causal: no window repeats on a circle
+        "wrap": not (config.is_decoder and config.attention_scope == "bucket"),
     }
 
 
@@ -155,5 +156,9 @@ def lsh(n, w, config, attention_mask, hashing):
     qk, v = (projected(n, w, name, config) for name in ("query_key", "value"))
     if np.asarray(hashing).dtype.kind == "f":
         hashing = lsh_hash(qk, hashing, config.num_buckets, attention_mask)
-    scope = {"scope": config.attention_scope, **rules(config, "lsh", attention_mask)}
+    scope = {
+        "scope": config.attention_scope,
+        "bucket_cap": config.bucket_cap,
+        **rules(config, "lsh", attention_mask),
+    }
     return attention.lsh(qk, hashing, **scope).output(v)

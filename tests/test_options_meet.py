@@ -1,0 +1,278 @@
+"""Options meet: configurations, lengths, masks and the options of a call, of training and of
+generate drawn together, against the references in float64, so that no pair of them is untried."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from gradients import slope
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from reference import model as reference
+from reference.cross_entropy import cross_entropy_head
+from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
+
+from reformer_c import ops
+from reformer_c.model import ReformerForMaskedLM, ReformerModelWithLMHead
+
+V = 13
+ASKED = ("output_attentions", "output_hidden_states", "output_buckets")
+LONGEST = 26
+
+
+@st.composite
+def configurations(draw, **fixed):
+    """Small configurations: every field that changes the numbers or the way to them."""
+    is_decoder = draw(st.booleans())
+    after = st.just(0) if is_decoder else st.integers(0, 1)
+    fields = {
+        "is_decoder": is_decoder,
+        "attn_layers": draw(st.lists(st.sampled_from(["local", "lsh"]), min_size=1, max_size=3)),
+        "attention_scope": draw(st.sampled_from(["chunk", "bucket"])),
+        "local_attn_chunk_length": draw(st.sampled_from([2, 3, 4, 8])),
+        "lsh_attn_chunk_length": draw(st.sampled_from([2, 4, 5])),
+        "local_num_chunks_before": draw(st.integers(0, 2)),
+        "local_num_chunks_after": draw(after),
+        "lsh_num_chunks_before": draw(st.integers(0, 2)),
+        "lsh_num_chunks_after": draw(after),
+        "num_hashes": draw(st.integers(1, 3)),
+        "num_buckets": draw(st.sampled_from([None, 2, 4, [2, 2], [2, 4]])),
+        "hash_seed": draw(st.sampled_from([None, 5])),
+        "num_attention_heads": draw(st.sampled_from([1, 2])),
+        "axial_pos_embds": draw(st.booleans()),
+        "hidden_act": draw(st.sampled_from(["relu", "gelu", "silu"])),
+        "chunk_size_feed_forward": draw(st.sampled_from([0, 1, 3])),
+        "chunk_size_lm_head": draw(st.sampled_from([0, 2])),
+        "apply_lm_head_bias": draw(st.booleans()),
+        "memory_budget": draw(st.sampled_from([None, 4000, 10**9])),
+    }
+    if fields["attention_scope"] == "bucket":
+        fields["bucket_cap"] = draw(st.sampled_from([None, 64]))
+    return small_config(**fields | fixed)
+
+
+@st.composite
+def masks(draw, b, t):
+    """None, or padding on either side and in the middle, with a real token in each row."""
+    kind = draw(st.sampled_from(["none", "ones", "right", "left", "any"]))
+    if kind == "none":
+        return None
+    mask = np.ones((b, t), int)
+    for row in mask:
+        many = draw(st.integers(0, t - 1))
+        if kind == "right":
+            row[t - many :] = 0
+        elif kind == "left":
+            row[:many] = 0
+        elif kind == "any":
+            row[:] = draw(st.lists(st.integers(0, 1), min_size=t, max_size=t))
+            row[draw(st.integers(0, t - 1))] = 1
+    return mask
+
+
+def model_of(config):
+    kind = ReformerModelWithLMHead if config.is_decoder else ReformerForMaskedLM
+    return randomise(kind(config, rng=0, dtype=np.float64))
+
+
+def with_buckets(config, n):
+    """The configuration with the number of buckets of inputs that run at length n."""
+    if config.num_buckets is not None:
+        return config
+    m, longest = config.lsh_attn_chunk_length, config.max_position_embeddings
+    return replace(config, num_buckets=ops.choose_num_buckets(n, m, longest))
+
+
+def rotations_for(config, r):
+    """One random array for each LSH layer."""
+    shape = (config.num_attention_heads, config.attention_head_size)
+    shape += (r, int(np.sum(config.num_buckets)) // 2)
+    rng = np.random.default_rng(3)
+    lsh = [kind for kind in config.layer_types if kind == "lsh"]
+    return [rng.standard_normal(shape) for _ in lsh]
+
+
+def evaluated_length(config, t, masked):
+    """The length that Hugging Face pads to in evaluation: a common multiple of the chunks."""
+    lengths = [config.attention(kind, "attn_chunk_length") for kind in config.layer_types]
+    if config.attention_scope == "bucket" or t <= min(lengths):
+        return t
+    return -(-t // math.lcm(*lengths)) * math.lcm(*lengths)
+
+
+def at_length(config, n, *, ids, mask, positions):
+    """What the reference is called with, padded by masked tokens to length n."""
+    b, t = ids.shape
+    positions = np.broadcast_to(np.arange(t) if positions is None else positions, (b, t))
+    if n > t:
+        widths = ((0, 0), (0, n - t))
+        mask = np.pad(np.ones((b, t), int) if mask is None else mask, widths)
+        ids = np.pad(ids, widths)
+        positions = np.pad(positions, widths)
+    return ids, {"attention_mask": mask, "position_ids": positions}
+
+
+def known_buckets(found, config, b, r, n):
+    """Bucket ids (b, h, r, n) for the reference, of those (b, h, r, t) that a call reports."""
+    if found is None:  # one chunk: nothing is hashed
+        return np.zeros((b, config.num_attention_heads, r, n), int)
+    widths = ((0, 0), (0, 0), (0, 0), (0, n - found.shape[-1]))
+    return np.pad(found, widths, constant_values=int(np.prod(config.num_buckets)))
+
+
+def head_of(model):
+    """The weights as the reference takes them."""
+    w = dict(model.parameters)
+    if not model.config.apply_lm_head_bias:
+        w["lm_head.bias"] = np.zeros_like(w["lm_head.bias"])
+    return w
+
+
+@st.composite
+def inputs(draw):
+    """Ids (b, t), a mask, position ids and labels."""
+    b, t = draw(st.integers(1, 2)), draw(st.integers(1, LONGEST))
+    ids = random_ids((b, t), draw(st.integers(0, 3)))
+    places = [None, np.arange(t)[::-1].copy(), (np.arange(b * t) % 42).reshape(b, t)]
+    positions = draw(st.sampled_from(places))
+    labels = draw(st.sampled_from([ids, np.where(ids % 3 == 0, -100, ids)]))
+    return ids, draw(masks(b, t)), positions, labels
+
+
+@settings(max_examples=150)
+@given(
+    config=configurations(),
+    given_=inputs(),
+    r=st.sampled_from([None, 1, 2]),
+    draws=st.booleans(),
+    vectors=st.booleans(),
+    with_labels=st.booleans(),
+    asked=st.fixed_dictionaries({name: st.booleans() for name in ASKED}),
+)
+def test_a_call_gives_the_numbers_of_the_reference_whatever_it_is_told(
+    config, given_, r, draws, vectors, with_labels, asked
+):
+    ids, mask, positions, labels = given_
+    b, t = ids.shape
+    model, rounds = model_of(config), r or config.num_hashes
+    n = evaluated_length(config, t, mask is not None)
+    config = with_buckets(config, n)
+    rotations = None if draws else rotations_for(config, rounds)
+    words = {"input_ids": ids}
+    if vectors:
+        words = {
+            "inputs_embeds": model.parameters["reformer.embeddings.word_embeddings.weight"][ids]
+        }
+    arguments = words | dict(
+        attention_mask=mask, position_ids=positions, num_hashes=r, rotations=rotations, rng=7,
+        labels=labels if with_labels else None,
+    )  # fmt: skip
+    output = model(**arguments, **asked)
+
+    hashing = rotations
+    if draws:
+        found = model(**arguments, output_buckets=True).buckets
+        hashing = [known_buckets(ids_, config, b, rounds, n) for ids_ in found]
+    padded, rest = at_length(config, n, ids=ids, mask=mask, positions=positions)
+    expected = reference.language_model_logits(
+        head_of(model), config, padded, hashing=hashing, **rest
+    )[:, :t]
+    real = np.ones((b, t), bool) if mask is None else mask != 0
+    assert np.abs(output.logits - expected)[real].max() < 1e-9 * np.abs(expected).max()
+    if mask is None and with_labels:
+        # the last token of a causal model has nothing to predict
+        targets = labels[:, 1:] if config.is_decoder else labels
+        identity = np.eye(V)
+        h = expected[:, : targets.shape[1]]
+        loss = cross_entropy_head(h, identity, np.zeros(V), targets)
+        np.testing.assert_allclose(output.loss, loss, rtol=1e-9)
+    for name, count in zip(ASKED, (1, 1, 0), strict=True):
+        values = getattr(output, name.removeprefix("output_"))
+        assert (values is not None) == asked[name]
+    for p in output.attentions or ():
+        whole = p.reshape(b, p.shape[1], -1, p.shape[-1]).sum(axis=-1)
+        assert np.abs(whole[whole != 0] - 1).max() < 1e-9 or mask is not None
+    plain = model(**arguments)
+    np.testing.assert_array_equal(plain.logits, output.logits)
+
+
+def moved(parameters, distance, directions):
+    return {name: x + distance * directions[name] for name, x in parameters.items()}
+
+
+@settings(max_examples=100)
+@given(
+    config=configurations(),
+    given_=inputs(),
+    r=st.sampled_from([None, 1, 2]),
+    training=st.booleans(),
+    dropout=st.booleans(),
+    vectors=st.booleans(),
+    budget=st.sampled_from([None, 0, 3000, 0.5, 10**9]),
+)
+def test_gradients_are_the_derivative_whatever_training_is_told(
+    config, given_, r, training, dropout, vectors, budget
+):
+    ids, mask, positions, labels = given_
+    b, t = ids.shape
+    labels = counted(labels, mask, config.is_decoder)
+    assume((labels[:, int(config.is_decoder) :] != -100).any())
+    if dropout:
+        config = replace(config, **DROPOUT)
+    model, rounds = model_of(config), r or config.num_hashes
+    n = t if training else evaluated_length(config, t, mask is not None)
+    config = with_buckets(config, n)
+    rotations = rotations_for(config, rounds)
+    arguments = dict(
+        attention_mask=mask, position_ids=positions, num_hashes=r, rotations=rotations, rng=7,
+        labels=labels, training=training,
+    )  # fmt: skip
+    w = model.parameters
+    words = {"input_ids": ids}
+    if vectors:
+        words = {"inputs_embeds": w["reformer.embeddings.word_embeddings.weight"][ids]}
+    loss, gradients = model.loss_and_gradients(**words, **arguments, memory_budget=budget)
+    assert gradients.keys() == w.keys()
+    # what is kept or rebuilt changes no number
+    again, others = model.loss_and_gradients(**words, **arguments)
+    assert loss == again
+    assert largest_difference(gradients, others) < 1e-9
+
+    rng = np.random.default_rng(1)
+    directions = {name: rng.standard_normal(x.shape) for name, x in w.items()}
+    if vectors:  # they stay where they are
+        directions["reformer.embeddings.word_embeddings.weight"][...] = 0
+    if dropout and training:
+        start = {name: x.copy() for name, x in w.items()}
+
+        def at(distance):
+            for name, x in moved(start, distance, directions).items():
+                w[name][...] = x
+            return model.loss_and_gradients(**words, **arguments)[0]
+
+    else:
+        padded, rest = at_length(config, n, ids=ids, mask=mask, positions=positions)
+        targets = np.pad(labels, ((0, 0), (0, n - t)), constant_values=-100)
+        head = head_of(model)
+
+        def at(distance):
+            return reference.language_model_loss(
+                moved(head, distance, directions), config, padded, targets, hashing=rotations,
+                **rest,
+            )  # fmt: skip
+
+        if not config.apply_lm_head_bias:
+            directions["lm_head.bias"][...] = 0
+        np.testing.assert_allclose(loss, at(0.0), rtol=1e-9)
+    expected = slope(at, [0.0], [1.0], 1e-5)
+    actual = sum(float((g * directions[name]).sum()) for name, g in gradients.items())
+    typical = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
+    assert abs(actual - expected) < 1e-6 * max(typical, abs(expected))
+
+
+def counted(labels, mask, is_decoder):
+    """The labels; -100 where they are predicted at a masked place."""
+    if mask is None:
+        return labels
+    at = mask if not is_decoder else np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+    return np.where(at != 0, labels, -100)
