@@ -432,6 +432,26 @@ class Memory:
     gradient: np.ndarray | None = None
 
 
+def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
+    """Cut numbers of texts (n,) into stretches of successive texts, each as often as the others of
+    the stretch: where a stretch stands in `texts`, and which texts it holds.
+
+    Examples
+    --------
+    >>> runs(np.array([0, 0, 1, 1, 4, 4, 5]))
+    [(slice(0, 4, None), slice(0, 2, None)), (slice(4, 6, None), slice(4, 5, None)), \
+(slice(6, 7, None), slice(5, 6, None))]
+    """
+    starts = np.flatnonzero(np.diff(texts, prepend=-1))
+    counts, firsts = np.diff(starts, append=len(texts)), texts[starts]
+    begins = np.flatnonzero((np.diff(counts, prepend=0) != 0) | (np.diff(firsts, prepend=-2) != 1))
+    edges = np.append(starts, len(texts))
+    return [
+        (slice(int(edges[i]), int(edges[j])), slice(int(firsts[i]), int(firsts[i]) + int(j - i)))
+        for i, j in zip(begins, [*begins[1:], len(starts)], strict=True)
+    ]
+
+
 class CrossAttention(Attention):
     """Full attention of the stream's tokens to the final states of an encoder.
 
@@ -515,11 +535,17 @@ class CrossAttention(Attention):
             self._heads = self._memory_heads(whole, every)
         part = Part(n, slice(0, n), (slice(0, n),), heads)
         normed, _ = self._normed(x)
-        q = self._side_by_side(part, ops.linear(normed, self._projection_weight("query", part)))
-        same = len(texts) == len(self.memory.states) and (texts == np.arange(n)).all()
-        k, v = self._heads if same else (head[texts] for head in self._heads)
-        mask = None if self.memory.mask is None else self.memory.mask[texts]
-        attended = self._merged(ops.full_attention(q, k, v, attention_mask=mask))
+        q = ops.linear(normed, self._projection_weight("query", part))
+        attended = np.empty_like(q)
+        for rows, some in runs(texts):
+            # tokens that look at one text are the queries of one sequence: its heads stay in place
+            group = Part(some.stop - some.start, rows, (rows,), heads)
+            k, v = (head[some] for head in self._heads)
+            mask = None if self.memory.mask is None else self.memory.mask[some]
+            ops.full_attention(
+                self._side_by_side(group, q[rows]), k, v, attention_mask=mask,
+                out=self._side_by_side(group, attended[rows]),
+            )  # fmt: skip
         ops.add_scaled(out, ops.linear(attended, self._output_weight(part)), 1.0)
 
     # ---- memory ----

@@ -254,6 +254,30 @@ def test_the_cache_gives_what_whole_passes_give(layers, scope):
     np.testing.assert_array_equal(alone[0, 2:], together[1, 4:])
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [{"num_beams": 3, "num_return_sequences": 2}, {"num_beams": 2, "eos_token_id": [3, 4, 5]},
+     {"do_sample": True, "num_return_sequences": 3, "eos_token_id": [3, 4, 5]}],
+)  # fmt: skip
+def test_steps_use_the_encoders_keys_and_values_where_they_are(monkeypatch, choice):
+    model = small_model(attn_layers=["local", "lsh"])
+    used, attend = [], rc.ops.full_attention
+
+    def attend_and_note(q, k, v, **rest):
+        used.append((k, v))
+        return attend(q, k, v, **rest)
+
+    monkeypatch.setattr(rc.ops, "full_attention", attend_and_note)
+    model.generate(random_ids((4, 13)), mask_of(4, 13), max_new_tokens=10, rng=0, **choice)
+
+    def owner(array):
+        return id(array) if array.base is None else owner(array.base)
+
+    assert len(used) > 10
+    # of each layer one array of keys and one of values, in every step
+    assert len({owner(array) for pair in used for array in pair}) == 4
+
+
 def test_what_is_written_follows_from_the_logits():
     model = small_model(attn_layers=["local"])
     ids = random_ids((2, 9))
