@@ -5,7 +5,8 @@ Tensors on the CPU are used where they lie, and results are written where PyTorc
 (``torch.set_num_threads``).
 
 Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
-returns, beside the result, what its backward pass needs.
+returns, beside the result, what its backward pass needs. Derivatives are those of one backward
+pass: forward mode raises NotImplementedError, gradients of gradients RuntimeError.
 
 >>> import torch
 >>> import reformer_c.torch
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops
 from .activations import WEIGHTED
@@ -56,9 +58,22 @@ HALVES = (torch.bfloat16, torch.float16)
 # ---- tensors and arrays ----
 
 
+def _refuse_tangent(x: Tensor) -> None:
+    """Operators of Python have no rule for tangents, and PyTorch would drop them in silence, as if
+    the derivative were 0."""
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(
+            "reformer_c.torch has no derivatives in forward mode (torch.func.jvp, jacfwd, "
+            "hessian): use backward() or torch.autograd.grad"
+        )
+
+
 def _array(x: Tensor | None) -> Any:
     """The tensor's own memory."""
-    return None if x is None else x.detach().numpy()
+    if x is None:
+        return None
+    _refuse_tangent(x)
+    return x.detach().numpy()
 
 
 def _mask(x: Tensor | None) -> np.ndarray | None:
@@ -100,6 +115,9 @@ def _checked(
     for name, x in (reals | optional | others).items():
         if not isinstance(x, Tensor) and (x is not None or name in reals):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        if x is not None:
+            # here too: below, the tangents of torch.func are not seen any more
+            _refuse_tangent(x)
         if x is not None and x.device.type != "cpu":
             raise ValueError(f"{name} must be on the CPU, got {x.device}: pass {name}.cpu()")
         if x is not None and name not in others:

@@ -287,6 +287,41 @@ def test_gradients_of_gradients_are_refused():
         dq.sum().backward()
 
 
+def each_function():
+    """Functions of one tensor (1, 2, 20, 4)."""
+    x, weights = draw(1, 1, 2, 20, 4)[0], [*draw(1, 9, 4), *draw(1, 9), *draw(1, 4, 9), *draw(1, 4)]
+    yield lambda q: rt.full_attention(q, x, x)
+    yield lambda k: rt.local_attention(x, k, x, chunk_length=4)
+    yield lambda v: rt.lsh_attention(x, v, chunk_length=4, rng=0)
+    yield lambda y: rt.feed_forward(y, *weights)
+    yield lambda y: rt.feed_forward(x, weights[0], weights[1], weights[2] * y.mean(), weights[3])
+
+
+# PyTorch itself warns when it first makes a dual tensor
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("function", [*each_function()])
+def test_derivatives_in_forward_mode_are_refused(function):
+    x = draw(1, 1, 2, 20, 4)[0]
+    refused = functools.partial(pytest.raises, NotImplementedError, match="in forward mode")
+    with refused():
+        torch.func.jvp(function, (x,), (x,))
+    with refused():
+        torch.func.jacfwd(function)(x)
+    with torch.autograd.forward_ad.dual_level(), refused():
+        function(torch.autograd.forward_ad.make_dual(x, x))
+    rules = {"is_causal": False, "scale": None, "shared_qk": False, "dropout": 0.0}
+    with torch.autograd.forward_ad.dual_level(), refused():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        torch.ops.reformer_c.full_attention(dual, x, x, None, dropout_key=0, **rules)
+
+
+@pytest.mark.parametrize("function", [*each_function()])
+def test_vmap_gives_what_a_loop_gives(function):
+    xs = draw(1, 3, 1, 2, 20, 4)[0]
+    expected = torch.stack([function(x) for x in xs])
+    torch.testing.assert_close(torch.func.vmap(function)(xs), expected, rtol=0, atol=0)
+
+
 # ---- errors ----
 
 
