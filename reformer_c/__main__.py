@@ -84,7 +84,7 @@ def _train(options: argparse.Namespace) -> None:
         accumulate=options.accumulate,
         max_grad_norm=options.clip,
         seed=options.seed,
-        held_out=held_out if len(held_out) > 1 else None,
+        held_out=held_out or None,
         evaluate_every=options.eval_every,
         folder=folder,
         save_every=options.save_every,
@@ -93,7 +93,8 @@ def _train(options: argparse.Namespace) -> None:
     if options.resume and folder is not None:
         trainer.resume(folder)
     count = sum(len(part) for part in data.tokens)
-    print(f"{model!r}\n{count:,} tokens to train on, {len(held_out):,} held out", flush=True)
+    held = sum(map(len, held_out))
+    print(f"{model!r}\n{count:,} tokens to train on, {held:,} held out", flush=True)
     bits = None
     try:
         for report in show_progress(trainer):
@@ -102,27 +103,24 @@ def _train(options: argparse.Namespace) -> None:
         if folder is not None:
             print(f"saved: {folder}, step {trainer.step}", flush=True)
         raise
-    if len(held_out) > 1:
+    if held_out:
         bits = trainer.evaluate().bits_per_byte if bits is None else bits
         print(f"held out: {bits:.3f} bits per byte")
     if folder is not None:
         print(f"saved: {folder}")
 
 
-def _data(options: argparse.Namespace) -> tuple[Any, Any]:
-    """What is trained on, and the tokens that are held out."""
-    import numpy as np
+def _data(options: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """What is trained on, and the texts that are held out, each of at least two tokens."""
+    from .data import Sequences, Windows, read_split, read_tokens
 
-    from .data import Sequences, Windows, read_tokens, split_tokens
-
-    tokens = read_tokens(options.files, whole_files=options.whole_files)
+    share = 0.0 if options.evaluate_on else options.held_out
+    train, held_out = read_split(options.files, share, whole_files=options.whole_files)
     if options.evaluate_on:
-        train, held_out = tokens, read_tokens(options.evaluate_on)
-        if sum(map(len, held_out)) < 2:
-            raise ValueError("--evaluate-on: expected at least 2 tokens to predict from and to")
-    else:
-        pairs = [split_tokens(part, options.held_out) for part in tokens]
-        train, held_out = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        held_out = read_tokens(options.evaluate_on, whole_files=True)
+    held_out = [part for part in held_out if len(part) > 1]
+    if options.evaluate_on and not held_out:
+        raise ValueError("--evaluate-on: expected at least 2 tokens to predict from and to")
     common = {
         "order": options.order,
         "seed": options.seed,
@@ -135,7 +133,7 @@ def _data(options: argparse.Namespace) -> tuple[Any, Any]:
         raise ValueError("--batch: expected 1 with --whole-files; --accumulate adds files up")
     else:
         data = Sequences(train, options.length, **common)
-    return data, held_out[0] if len(held_out) == 1 else np.concatenate(held_out)
+    return data, held_out
 
 
 def _optimizer(model: Any, options: argparse.Namespace) -> Any:
@@ -204,7 +202,7 @@ def _model_to_train(
     config = preset_config(
         options.preset, data.length, layers=options.layers, width=options.width, **fields
     )
-    parts = [part for part in (*data.tokens, held_out) if len(part)]
+    parts = [part for part in (*data.tokens, *held_out) if len(part)]
     smallest, largest = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
     if smallest < 0:
         raise ValueError(f"FILE: expected token ids >= 0, got {smallest}")
@@ -302,16 +300,17 @@ def _prompt_text(file: str | None) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .data import read_text
+    from .data import read_texts
     from .train import evaluate
 
     for file in options.files:
         if file.endswith(".npy"):
             raise ValueError(f"FILE: expected text, got token ids in {file!r}")
     tokenizer, model = _open(options.model)
-    tokens = tokenizer.encode(read_text(options.files))
+    # each text on its own: no window reaches from one into the next
+    tokens = [tokenizer.encode(text) for text in read_texts(options.files)]
     longest = model.config.num_positions
-    length = options.length or min(len(tokens), longest)
+    length = options.length or min(max(map(len, tokens)), longest)
     if length > longest:
         raise ValueError(f"--length: expected at most {longest}, which the model reads")
     if options.sliding is not None and options.sliding >= length:

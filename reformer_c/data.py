@@ -19,7 +19,16 @@ import numpy as np
 from .checks import integer
 from .tokenizer import ByteTokenizer
 
-__all__ = ["Sequences", "TextSource", "Windows", "read_text", "read_tokens", "split_tokens"]
+__all__ = [
+    "Sequences",
+    "TextSource",
+    "Windows",
+    "read_split",
+    "read_text",
+    "read_texts",
+    "read_tokens",
+    "split_tokens",
+]
 
 TextSource = str | os.PathLike
 
@@ -61,6 +70,24 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
     return joined
 
 
+def read_texts(sources: TextSource | Iterable[TextSource]) -> list[bytes]:
+    """The bytes of each text on its own: `read_text` without the joining; empty texts are left out.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "b.txt").write_text("two")
+    ...     _ = pathlib.Path(folder, "a.txt").write_text("one")
+    ...     read_texts(folder)
+    [b'one', b'two']
+    """
+    texts = [text for _, text in _iterate_texts(sources) if text]
+    if not texts:
+        raise ValueError("files: there is no text in them")
+    return texts
+
+
 def read_tokens(
     sources: TextSource | Iterable[TextSource], *, whole_files: bool = False
 ) -> list[np.ndarray]:
@@ -97,18 +124,77 @@ def read_tokens(
     [7]
     [3, 3]
     """
+    arrays, texts = _read_apart(sources)
+    return [*arrays, *(texts if whole_files else _join(texts))]
+
+
+def read_split(
+    sources: TextSource | Iterable[TextSource], held_out: float, *, whole_files: bool = False
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Token ids to train on, and the end of each file to evaluate on.
+
+    Parameters
+    ----------
+    sources, whole_files
+        As in `read_tokens`; `whole_files` says how the training parts are kept.
+    held_out : float
+        Share in [0, 1) of each file that is held out, its end.
+
+    Returns
+    -------
+    (list of ndarray, list of ndarray)
+        The training parts, and the held-out part of each file on its own.
+
+    Raises
+    ------
+    FileNotFoundError, OSError, TypeError, ValueError
+        As `read_tokens` and `split_tokens`.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in "ab":
+    ...         _ = pathlib.Path(folder, f"{name}.txt").write_text(name * 5)
+    ...     train, held_out = read_split(folder, 0.4)
+    >>> [ByteTokenizer().decode(ids) for ids in train]
+    ['aaa\\nbbb']
+    >>> [ByteTokenizer().decode(ids) for ids in held_out]
+    ['aa', 'bb']
+    """
+    arrays, texts = (
+        [split_tokens(part, held_out) for part in parts] for parts in _read_apart(sources)
+    )
+    train = [part for part, _ in texts]
+    return (
+        [*(part for part, _ in arrays), *(train if whole_files else _join(train))],
+        [end for _, end in (*arrays, *texts) if len(end)],
+    )
+
+
+def _read_apart(
+    sources: TextSource | Iterable[TextSource],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The token ids of the ``.npy`` files, and those of each text."""
     arrays, texts = [], []
     for name, text in _iterate_texts(sources, arrays=True):
         if isinstance(text, np.ndarray):
             arrays.append(_check_tokens(name, text))
         elif text:
-            texts.append(text)
-    if texts and not whole_files:
-        texts = [b"\n".join(texts)]
-    arrays += [ByteTokenizer().encode(text).astype(np.uint16) for text in texts]
-    if not any(len(array) for array in arrays):
+            texts.append(_encode(text))
+    if not any(len(part) for part in (*arrays, *texts)):
         raise ValueError("files: there are no tokens in them")
-    return arrays
+    return arrays, texts
+
+
+def _encode(text: bytes) -> np.ndarray:
+    return ByteTokenizer().encode(text).astype(np.uint16)
+
+
+def _join(texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The texts as one, with newlines between them; none of none."""
+    parts = [part for text in texts if len(text) for part in (_encode(b"\n"), text)][1:]
+    return [np.concatenate(parts)] if parts else []
 
 
 def _iterate_texts(
@@ -189,12 +275,7 @@ class Data:
         seed: int,
         bytes_per_token: float,
     ) -> None:
-        several = isinstance(tokens, (list, tuple)) and any(np.ndim(part) for part in tokens)
-        parts: list[Any] = list(tokens) if several else [tokens]
-        self.tokens = [
-            _check_tokens(f"tokens[{i}]" if several else "tokens", part)
-            for i, part in enumerate(parts)
-        ]
+        self.tokens = texts_of("tokens", tokens)
         if order not in ("random", "sequential"):
             raise ValueError(f"order: expected 'random' or 'sequential', got {order!r}")
         if not bytes_per_token > 0:
@@ -380,6 +461,24 @@ class Sequences(Data):
             rng = np.random.default_rng((self.seed, epoch, int(place)))
             start = int(rng.integers(0, len(part) - self.length + 1))
         return part[start : start + self.length].astype(np.int64)[None]
+
+
+def texts_of(name: str, tokens: Any) -> list[np.ndarray]:
+    """The texts that `tokens` stands for, an array (n,) of ids or a list of such arrays.
+
+    Raises
+    ------
+    TypeError
+        Something else: by `name`.
+
+    Examples
+    --------
+    >>> texts_of("tokens", [3, 4]), texts_of("tokens", [[3, 4], [5]])
+    ([array([3, 4])], [array([3, 4]), array([5])])
+    """
+    if not isinstance(tokens, (list, tuple)) or not any(np.ndim(part) for part in tokens):
+        return [_check_tokens(name, tokens)]
+    return [_check_tokens(f"{name}[{i}]", part) for i, part in enumerate(tokens)]
 
 
 def _check_tokens(name: str, tokens: np.ndarray | Sequence[int]) -> np.ndarray:

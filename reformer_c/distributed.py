@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .heads import LanguageModel
-from .inputs import IGNORE
 from .nn import draw_seed, random_key
 from .runtime import set_num_threads, show_config
 
@@ -182,8 +180,8 @@ class DataParallel:
     Parameters
     ----------
     model : ReformerModelWithLMHead
-        Or another language model: ReformerForMaskedLM, ReformerEncoderDecoder. Its weights become
-        those of rank 0.
+        Or any other with ``loss_and_gradients`` and ``count_targets``. Its weights become those of
+        rank 0.
     comm : mpi4py communicator, optional
         ``MPI.COMM_WORLD`` by default.
 
@@ -205,10 +203,8 @@ class DataParallel:
     """
 
     def __init__(self, model: Any, comm: Any = None) -> None:
-        head = getattr(getattr(model, "decoder", model), "head", None)
-        if not isinstance(head, LanguageModel):  # what others count is theirs to say
-            raise TypeError(f"model: expected a language model, got {model!r}")
-        self._ahead = head.ahead
+        if not callable(getattr(model, "count_targets", None)):
+            raise TypeError(f"model: expected one with a loss and count_targets, got {model!r}")
         self.model, self.comm = model, MPI.COMM_WORLD if comm is None else comm
         self.rank, self.size = self.comm.rank, self.comm.size
         self.synchronise()
@@ -225,7 +221,7 @@ class DataParallel:
     def loss_and_gradients(
         self, *args: Any, rng: Any = None, **arguments: Any
     ) -> tuple[float, dict[str, np.ndarray]]:
-        """Those of the model, over the batches of all processes: each label counts the same.
+        """Those of the model, over the batches of all processes: each target counts the same.
 
         With an integer `rng` every process drops and hashes in its own way, and the same the next
         time.
@@ -233,16 +229,14 @@ class DataParallel:
         if rng is not None and self.rank:
             rng = random_key(draw_seed(rng), "rank", self.rank)
         loss, gradients = self.model.loss_and_gradients(*args, rng=rng, **arguments)
-        weight = self._counted(arguments)
+        weight = self.model.count_targets(*args, **arguments)
         share = average(gradients, self.comm, weight=weight)
         total = self.comm.allreduce(loss * share if share else 0.0)
         return (total if self.comm.allreduce(weight) else float("nan")), gradients
 
-    def _counted(self, arguments: dict[str, Any]) -> int:
-        """How many targets the loss is a mean over."""
-        # those at which a text begins are given, not written
-        labels = np.asarray(arguments["labels"])[..., self._ahead :]
-        return int(np.count_nonzero(labels != IGNORE))
+    def count_targets(self, *args: Any, **arguments: Any) -> int:
+        """How many targets the loss is a mean over, in the batches of all processes."""
+        return self.comm.allreduce(self.model.count_targets(*args, **arguments))
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
         """The model's own, of this process alone."""

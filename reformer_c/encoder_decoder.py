@@ -452,6 +452,15 @@ class ReformerEncoderDecoder:
         gradients = {f"encoder.{name}": read.gradients[name] for name in self.encoder.parameters}
         return loss, gradients | {f"decoder.{name}": array for name, array in written.items()}
 
+    def count_targets(
+        self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any
+    ) -> int:
+        """How many labels the loss of these arguments is a mean over: those other than -100.
+
+        The parameters are those of `loss_and_gradients`.
+        """
+        return self.decoder.count_targets(**arguments)
+
     def _plan(self, read: Pass, memory: Memory, run: Pass, budget: float) -> StepMemory:
         """Let layers keep their activations, the decoder's first; what a step takes then."""
         writing = run.plan(budget, self.decoder.head.loss_bytes(run))

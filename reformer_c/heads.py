@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class Head:
 
     def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> Any:
         """The targets, in the form that `loss` takes; TypeError or ValueError names a wrong one."""
+
+    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
+        """How many targets the loss of a call with these arguments is a mean over."""
+        raise TypeError("this model has no head, and so no loss")
 
     def outputs(self, run: Pass) -> dict[str, Any]:
         """Fields of a ReformerOutput."""
@@ -90,6 +95,11 @@ class LanguageModel(Head):
         at_logits = np.full((inputs.b, inputs.n), IGNORE)
         at_logits[:, : inputs.t - self.ahead] = labels[:, self.ahead :]
         return at_logits
+
+    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
+        """Labels that are not ignored, without those at which a text begins: they are given."""
+        labels = as_array("labels", arguments["labels"])
+        return int(np.count_nonzero(labels[..., self.ahead :] != IGNORE))
 
     def outputs(self, run: Pass) -> dict[str, Any]:
         h = last_hidden_state(run)
@@ -168,11 +178,8 @@ class Classifier(Head):
         labels, count = as_array("labels", targets[0]), config.num_labels
         if labels.dtype.kind not in "biuf":
             raise TypeError(f"labels: expected numbers, got {labels.dtype}")
-        problem = config.problem_type
-        if problem is None:
-            classes = "single" if labels.dtype.kind in "iu" else "multi"
-            problem = "regression" if count == 1 else f"{classes}_label_classification"
-        single = problem == "single_label_classification"
+        problem = problem_of(config, labels)
+        single = problem == SINGLE
         expected = (inputs.b,) if single else (inputs.b, count)
         if not single and labels.shape == (inputs.b,) and count == 1:
             labels = labels[:, None]
@@ -181,6 +188,13 @@ class Classifier(Head):
         if single:
             labels = check_ids("labels", labels[None], count, ignore=IGNORE)[0]
         return problem, labels
+
+    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
+        """Rows; of classes, those that are not ignored."""
+        labels = as_array("labels", arguments["labels"])
+        if problem_of(config, labels) != SINGLE:
+            return len(labels)
+        return int(np.count_nonzero(labels != IGNORE))
 
     def outputs(self, run: Pass) -> dict[str, Any]:
         return {"logits": self._forward(run)[0]}
@@ -247,6 +261,12 @@ class QuestionAnswering(Head):
             found.append(np.where(places == inputs.t, IGNORE, places))
         return found
 
+    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
+        """Starts in the text, or ends where those are fewer: without one of them nothing counts."""
+        ids = arguments.get("input_ids")
+        t = np.shape(arguments["inputs_embeds"] if ids is None else ids)[1]
+        return min(int(np.count_nonzero(np.less(arguments[name], t))) for name in self.targets)
+
     def outputs(self, run: Pass) -> dict[str, Any]:
         start, end = self._logits(run)
         return {"start_logits": start, "end_logits": end}
@@ -291,6 +311,15 @@ def blocks_bytes(run: Pass, scratch: int) -> int:
 # ---- losses of few logits, with their gradients ----
 
 
+def problem_of(config: ReformerConfig, labels: np.ndarray) -> str:
+    """The configuration's kind of classification, or what the labels are good for."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return SINGLE if labels.dtype.kind in "iu" else "multi_label_classification"
+
+
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """Mean over the labels (b,) that count; logits (b, k). nan if none does."""
     z = logits - logits.max(axis=-1, keepdims=True)
@@ -320,8 +349,9 @@ def mean_squared_error(logits: np.ndarray, labels: np.ndarray) -> tuple[float, n
     return float((difference**2).mean()), 2 * difference / logits.dtype.type(logits.size)
 
 
+SINGLE = "single_label_classification"
 LOSSES = {
-    "single_label_classification": cross_entropy,
+    SINGLE: cross_entropy,
     "multi_label_classification": binary_cross_entropy,
     "regression": mean_squared_error,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,9 +70,13 @@ class TrainingLog:
         return self
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Add the line of one step; values that are None are left out."""
+        """Add the line of one step; values that are None, or no numbers of JSON, are left out."""
         assert self._file is not None, "begin comes first"
-        line = {name: value for name, value in values.items() if value is not None}
+        line = {
+            name: value
+            for name, value in values.items()
+            if value is not None and (not isinstance(value, float) or math.isfinite(value))
+        }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -248,8 +248,8 @@ class Reformer:
         for unknown in targets.keys() - set(head.targets):
             raise TypeError(f"{unknown}: {name} has no such argument")
         given = [targets[target] for target in head.targets if targets.get(target) is not None]
-        if len(given) < len(head.targets) and (given or needs_loss):
-            raise TypeError(f"{' and '.join(head.targets)}: needed for a loss of {name}")
+        if given or needs_loss:
+            self._check_given(targets)
         inputs = check_inputs(
             self.config, self.dtype, self._pad_vector, input_ids, inputs_embeds, attention_mask,
             position_ids, training, whole_chunks, self.side,
@@ -260,6 +260,11 @@ class Reformer:
             rotations=rotations,
         )  # fmt: skip
         return run, wanted
+
+    def _check_given(self, targets: Mapping[str, Any]) -> None:
+        names = self.head.targets
+        if any(targets.get(name) is None for name in names):
+            raise TypeError(f"{' and '.join(names)}: needed for a loss of {type(self).__name__}")
 
     def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> Pass:
         """`began` (b,): the numbers of the texts with which the inputs began, if they grow."""
@@ -456,6 +461,38 @@ class _WithLoss(Reformer):
             training, targets, True,
         )  # fmt: skip
         return self._differentiate(run, wanted, memory_budget)
+
+    def count_targets(
+        self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any
+    ) -> int:
+        """How many targets the loss of these arguments is a mean over.
+
+        Losses and gradients of several batches, weighted by it, add up to those of one batch of
+        all their rows.
+
+        The parameters are those of `loss_and_gradients`; the targets among them are counted.
+
+        Returns
+        -------
+        int
+            Of a language model, the labels other than -100, in a causal one without those of the
+            first tokens; of a classifier, the rows whose label is not -100; of question answering,
+            the rows whose start and end are in the text. The loss is nan where it is 0.
+
+        Raises
+        ------
+        TypeError
+            A target is missing.
+
+        Examples
+        --------
+        >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+        >>> model = ReformerModelWithLMHead(config, rng=0)
+        >>> model.count_targets(labels=[[5, 6, 7, -100], [5, 6, 7, 8]])
+        5
+        """
+        self._check_given(arguments)
+        return self.head.count(self.config, {"input_ids": input_ids, **arguments})
 
     def _differentiate(
         self, run: Pass, wanted: Any, memory_budget: float | None

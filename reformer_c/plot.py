@@ -267,11 +267,13 @@ def training(log: str | os.PathLike | Sequence[Mapping[str, Any]], ax: Any = Non
     ['step', 'mean of 1', 'held out']
     """
     lines = read_log(log) if isinstance(log, (str, os.PathLike)) else list(log)
-    if not lines:
+    # a step that was skipped has no loss
+    taken = [line for line in lines if "bits_per_byte" in line]
+    if not taken:
         raise ValueError("log: there are no steps in it")
     ax = _axes(ax)
-    steps = np.array([line["step"] for line in lines])
-    bits = np.array([line["bits_per_byte"] for line in lines])
+    steps = np.array([line["step"] for line in taken])
+    bits = np.array([line["bits_per_byte"] for line in taken])
     window = max(1, len(bits) // 50)
     ax.plot(steps, bits, color="C0", linewidth=0.5, alpha=0.4, label="step")
     mean = np.convolve(bits, np.full(window, 1 / window), mode="valid")

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ import numpy as np
 from . import ops
 from .checkpoint import read_safetensors, write_atomically, write_safetensors
 from .checks import integer
+from .data import texts_of
 from .folder import check_writable, finish_checkpoint, replace_files
+from .inputs import IGNORE
 from .log import TrainingLog
 from .optim import AdamW, Optimizer, Schedule, check_finite, clip_gradients
 
@@ -51,17 +53,21 @@ class StepReport:
     step : int
         Steps taken so far, this one included.
     loss : float
-        Mean cross-entropy of the step's batch in nats a token, before the step.
+        Mean cross-entropy of the step's batch in nats a token, before the step: over all labels
+        that count, whichever micro-batch they are in. NaN where none does.
     bits_per_byte : float
         The same in bits for each byte of text.
     learning_rate, gradient_norm : float
         Step size used, and the norm of the gradient before it was clipped.
     tokens_per_second : float
-        Tokens of the batch over the time of the whole step.
+        Tokens of the batch, padding included, over the time of the whole step; in distributed
+        training those of this process.
     peak_memory : int or None
         Most bytes that the process has had resident; None where the system does not tell.
     held_out : float or None
         Bits per byte of the held-out text after this step, if it was evaluated.
+    targets : int or None
+        How many targets counted: labels, or the rows of a classifier. 0: the step was skipped.
     """
 
     step: int
@@ -72,6 +78,7 @@ class StepReport:
     tokens_per_second: float
     peak_memory: int | None
     held_out: float | None = None
+    targets: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,21 +92,22 @@ class Evaluation:
 
 def evaluate(
     model: Any,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Sequence[np.ndarray],
     length: int,
     *,
     stride: int | None = None,
     bytes_per_token: float = 1.0,
     seed: int = 0,
 ) -> Evaluation:
-    """Mean loss of a language model over a text, read in windows.
+    """Mean loss of a language model over texts, read in windows.
 
     Parameters
     ----------
     model : ReformerModelWithLMHead
         Anything with ``loss(input_ids, labels=, rng=)``.
-    tokens : ndarray (n,)
-        Token ids; the first of each window is given, the others are predicted.
+    tokens : ndarray (n,), or a list of them
+        Token ids of each text. A window never reaches from one text into the next; its first token
+        is given, the others are predicted, and each of these counts the same.
     length : int
         Tokens of a window, >= 2; the last window may be shorter.
     stride : int, optional
@@ -117,27 +125,38 @@ def evaluate(
 
     Raises
     ------
-    ValueError
-        Fewer than two tokens, or windows of fewer than two.
+    TypeError, ValueError
+        Names the argument: no text of two tokens, or windows of fewer than two.
     """
-    if length < 2 or len(tokens) < 2:
+    texts = texts_of("tokens", tokens)
+    longest = max(map(len, texts))
+    if length < 2 or longest < 2:
         raise ValueError(
-            f"tokens, length: expected at least 2, got {len(tokens)} tokens in windows of {length}"
+            f"tokens, length: expected at least 2, got {longest} tokens in windows of {length}"
         )
     if stride is not None and not 1 <= stride < length:
         raise ValueError(f"stride: expected a number in [1, {length}), got {stride}")
-    total, count, end = 0.0, 0, 0
-    for start in range(0, len(tokens) - 1, stride or length):
-        ids = np.asarray(tokens[start : start + length], np.int64)[None]
-        # with a stride, what an earlier window has predicted does not count again
-        done = end - start if stride is not None and start > 0 else 1
-        labels, end = ids.copy(), start + ids.shape[1]
-        labels[:, :done] = -100
-        new = ids.shape[1] - done
-        if new > 0:
+    total, count = 0.0, 0
+    for text in texts:
+        for ids, labels, new in _windows(text, length, stride):
             total += model.loss(ids, labels=labels, rng=seed) * new
             count += new
     return Evaluation(total / count, total / count / math.log(2) / bytes_per_token, count)
+
+
+def _windows(
+    text: np.ndarray, length: int, stride: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """The windows (1, n) of a text, their labels, and how many of these count."""
+    end = 0
+    for start in range(0, len(text) - 1, stride or length):
+        ids = np.asarray(text[start : start + length], np.int64)[None]
+        # with a stride, what an earlier window has predicted does not count again
+        done = end - start if stride is not None and start > 0 else 1
+        labels, end = ids.copy(), start + ids.shape[1]
+        labels[:, :done] = IGNORE
+        if ids.shape[1] > done:
+            yield ids, labels, ids.shape[1] - done
 
 
 def peak_memory() -> int | None:
@@ -163,7 +182,9 @@ class Trainer:
     ----------
     model : ReformerModelWithLMHead
         Anything with ``parameters``, ``loss_and_gradients(input_ids, labels=, rng=)`` and
-        ``save_pretrained(folder)``: every model here.
+        ``save_pretrained(folder)``: every model here. One without ``count_targets`` has its labels
+        counted: those of a dictionary that are not -100, and of an array (b, t) all but the first
+        of each row.
     data : Windows or Sequences
         Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length`` and
         ``bytes_per_token`` are used where they exist. For other models than a causal language
@@ -176,14 +197,15 @@ class Trainer:
         From the number of steps taken to a factor on the optimiser's ``learning_rate``: see
         ``schedules``.
     accumulate : int
-        Micro-batches whose gradients are averaged for one step.
+        Micro-batches that make one step: its loss and gradient are those of one batch of all their
+        rows, in which every target counts once.
     max_grad_norm : float
         Gradients are clipped to this global norm; ``inf`` does not clip.
     seed : int
         Of dropout and of the LSH rotations, keyed by step.
-    held_out : ndarray (n,), optional
-        Tokens to evaluate on every `evaluate_every` steps (and after the last), in windows of
-        `data.length`.
+    held_out : ndarray (n,) or a list of them, optional
+        Texts to evaluate on every `evaluate_every` steps (and after the last), each on its own, in
+        windows of `data.length`.
     evaluate_every : int
         0 never evaluates.
     folder : path, optional
@@ -206,7 +228,11 @@ class Trainer:
     save, and then end the loop with ``KeyboardInterrupt`` or ``SystemExit(143)``. A second Ctrl-C
     does not wait.
 
-    A loss, a gradient or a parameter that is NaN or infinite ends the loop with
+    A step in which no target counts is skipped: parameters and the optimiser's state stay as they
+    are, ``step`` goes on, and the report says ``targets=0``, with a loss of NaN, a gradient norm
+    and a learning rate of 0.
+
+    Any other loss, and a gradient or a parameter, that is NaN or infinite ends the loop with
     ``FloatingPointError``, which names the step and the parameter; what is saved then, and later,
     is the state before that step.
 
@@ -236,7 +262,7 @@ class Trainer:
         accumulate: int = 1,
         max_grad_norm: float = 1.0,
         seed: int = 0,
-        held_out: np.ndarray | None = None,
+        held_out: np.ndarray | Sequence[np.ndarray] | None = None,
         evaluate_every: int = 0,
         folder: str | os.PathLike | None = None,
         save_every: int = 0,
@@ -250,6 +276,8 @@ class Trainer:
             raise ValueError(f"max_grad_norm: expected a number > 0, got {max_grad_norm!r}")
         if evaluate_every and held_out is None:
             raise ValueError("held_out: evaluate_every needs tokens to evaluate on")
+        if held_out is not None and max(map(len, texts_of("held_out", held_out))) < 2:
+            raise ValueError("held_out: expected a text of at least 2 tokens")
         if save_every and folder is None:
             raise ValueError("folder: save_every needs a folder to save to")
         self.model = model
@@ -292,7 +320,9 @@ class Trainer:
         """How well the model predicts the held-out tokens now."""
         if self.held_out is None:
             raise ValueError("held_out: the trainer was given no tokens to evaluate on")
-        length = getattr(self.data, "length", None) or np.asarray(self.data.batch(0)).shape[1]
+        length = getattr(self.data, "length", None)
+        if length is None:
+            length = np.shape(_arguments(self.data.batch(0))["input_ids"])[1]
         return evaluate(
             self.model,
             self.held_out,
@@ -410,17 +440,8 @@ class Trainer:
 
     def _take_step(self) -> StepReport:
         begin = time.perf_counter()
-        loss, grads, tokens = self._loss_and_gradients()
-        self._check_loss(loss, grads)
-        norm = clip_gradients(grads, self.max_grad_norm)
-        factor = 1.0 if self.schedule is None else float(self.schedule(self.step))
-        rate = self.optimizer.learning_rate * factor
-        self.optimizer.step(grads, lr=rate)
-        if (name := self._bad_parameter()) is not None:
-            raise FloatingPointError(
-                f"step {self.step + 1}: the parameter {name!r} is not finite after an update with "
-                f"the learning rate {rate:g}"
-            )
+        loss, grads, targets, tokens = self._loss_and_gradients()
+        norm, rate = self._update(loss, grads) if targets else (0.0, 0.0)
         self.step += 1
         seconds = time.perf_counter() - begin
         asked = self.evaluate_every and self.step % self.evaluate_every == 0
@@ -437,32 +458,55 @@ class Trainer:
             tokens_per_second=tokens / seconds,
             peak_memory=peak_memory(),
             held_out=held_out,
+            targets=targets,
         )
 
-    def _loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray], int]:
-        """Mean loss and gradients over the micro-batches of the next step, and their tokens."""
+    def _update(self, loss: float, grads: dict[str, np.ndarray]) -> tuple[float, float]:
+        """Move the parameters; the gradient's norm and the step size."""
+        self._check_loss(loss, grads)
+        norm = clip_gradients(grads, self.max_grad_norm)
+        factor = 1.0 if self.schedule is None else float(self.schedule(self.step))
+        rate = self.optimizer.learning_rate * factor
+        self.optimizer.step(grads, lr=rate)
+        if (name := self._bad_parameter()) is not None:
+            raise FloatingPointError(
+                f"step {self.step + 1}: the parameter {name!r} is not finite after an update with "
+                f"the learning rate {rate:g}"
+            )
+        return norm, rate
+
+    def _loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray], int, int]:
+        """Loss and gradients of the next step, the targets that they are means over, and tokens."""
         losses: list[float] = []
+        counts: list[int] = []
         total: dict[str, np.ndarray] = {}
         tokens = 0
         for part in range(self.accumulate):
             index = self.step * self.accumulate + part
-            batch = self.data.batch(index)
-            if not isinstance(batch, Mapping):
-                batch = {"input_ids": batch, "labels": batch}
+            batch = _arguments(self.data.batch(index))
             key = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
             loss, grads = self.model.loss_and_gradients(**batch, rng=int(key))
+            tokens += _count_tokens(batch)
+            count = _count_targets(self.model, batch)
+            if count == 0:  # a mean over nothing
+                continue
+            # of the first one's weight, so that equal ones are added as they are
+            weight = count / counts[0] if counts else 1.0
+            losses.append(float(loss) * weight)
+            counts.append(count)
             grads = {name: grads[name] for name in self.optimizer.parameters}
-            losses.append(float(loss))
-            tokens += np.size(batch.get("input_ids", ()))
             if not total:
                 total = grads
             else:
                 for name, grad in grads.items():
-                    ops.add_scaled(total[name], grad, 1.0)
-        if self.accumulate > 1:
+                    ops.add_scaled(total[name], grad, weight)
+        if not counts:
+            return math.nan, {}, 0, tokens
+        weights = sum(counts) / counts[0]
+        if len(counts) > 1:
             for grad in total.values():
-                np.multiply(grad, 1.0 / self.accumulate, out=grad)
-        return math.fsum(losses) / len(losses), total, tokens
+                np.multiply(grad, 1.0 / weights, out=grad)
+        return math.fsum(losses) / weights, total, sum(counts), tokens
 
     def _check_loss(self, loss: float, grads: Mapping[str, np.ndarray]) -> None:
         if math.isfinite(loss):
@@ -474,6 +518,27 @@ class Trainer:
             )
         check_finite(grads, step)
         raise FloatingPointError(f"step {step}: the loss is {loss}")
+
+
+def _arguments(batch: Any) -> Mapping[str, Any]:
+    """Those of `loss_and_gradients`, of what a trainer's data gave."""
+    return batch if isinstance(batch, Mapping) else {"input_ids": batch, "labels": batch}
+
+
+def _count_tokens(batch: Mapping[str, Any]) -> int:
+    if batch.get("inputs_embeds") is not None:
+        return int(np.prod(np.shape(batch["inputs_embeds"])[:2]))
+    return np.size(batch.get("input_ids", ()))
+
+
+def _count_targets(model: Any, batch: Mapping[str, Any]) -> int:
+    """How many targets the loss of a batch is a mean over."""
+    if hasattr(model, "count_targets"):
+        return model.count_targets(**batch)
+    # of another's model: labels that are the very input are a causal language model's
+    labels = np.asarray(batch["labels"])
+    labels = labels[..., 1:] if batch["labels"] is batch.get("input_ids") else labels
+    return int(np.count_nonzero(labels != IGNORE))
 
 
 class _Interruption:
@@ -562,7 +627,9 @@ def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[St
 
 def describe(report: StepReport) -> str:
     """One line about a step."""
-    words = [f"{report.bits_per_byte:.3f} bits/byte", f"{report.tokens_per_second:,.0f} tokens/s"]
+    skipped = report.targets == 0
+    words = ["skipped: no label counts" if skipped else f"{report.bits_per_byte:.3f} bits/byte"]
+    words.append(f"{report.tokens_per_second:,.0f} tokens/s")
     if report.peak_memory is not None:
         words.append(f"peak {report.peak_memory / 1e6:,.0f} MB")
     if report.held_out is not None:

@@ -19,6 +19,19 @@ def text():
     return np.random.default_rng(0).integers(0, 13, 5000)
 
 
+class Rows:
+    """Micro-batches of several lengths; of the second step none has a label that counts, nor has
+    the first batch of the third."""
+
+    def __init__(self, processes):
+        self.of_a_step = 2 * processes
+
+    def batch(self, step):
+        ids = text()[step : step + 5 + 7 * step % 23][None]
+        none = step // self.of_a_step == 1 or step == 2 * self.of_a_step
+        return {"input_ids": ids, "labels": np.full_like(ids, -100) if none else ids}
+
+
 def main(out):
     distributed.share_threads()
     comm = distributed.MPI.COMM_WORLD
@@ -49,6 +62,13 @@ def main(out):
         rc.Trainer(late, data, state).resume(out)
     late.synchronise(state)
 
+    rows = distributed.DataParallel(make(0))
+    for name, array in rows.parameters.items():
+        array[...] = model.parameters[name]
+    optimizer = rc.AdamW(rows.parameters, lr=1e-2)
+    shard = distributed.Shard(Rows(comm.size))
+    reports = list(rc.Trainer(rows, shard, optimizer, steps=3, accumulate=2))
+
     try:
         distributed.broadcast({"a": np.zeros(3 + comm.rank)})
         error = ""
@@ -57,11 +77,12 @@ def main(out):
 
     arrays = {
         "losses": losses, "loss": loss, "nothing": nothing, "again": again, "own": own,
-        "error": error,
+        "error": error, "rows.loss": [report.loss for report in reports],
+        "rows.targets": [report.targets for report in reports],
     }  # fmt: skip
     kinds = {
         "weight": model.parameters, "late": late.parameters, "gradient": gradients,
-        "state": state.state_dict(),
+        "state": state.state_dict(), "rows": rows.parameters,
     }  # fmt: skip
     for kind, found in kinds.items():
         arrays |= {f"{kind}.{name}": array for name, array in found.items()}

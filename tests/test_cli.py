@@ -19,6 +19,8 @@ from reformer_c.config import ReformerConfig
 from reformer_c.log import read_log
 from reformer_c.model import ReformerModelWithLMHead
 from reformer_c.optim import schedules
+from reformer_c.tokenizer import ByteTokenizer
+from reformer_c.train import evaluate
 
 COMMANDS = ["demo", "train", "generate", "evaluate", "info", "bench"]
 SMALL = ["--length", "256", "--layers", "2", "--width", "32", "--threads", "1"]
@@ -313,6 +315,35 @@ def test_token_arrays_and_whole_files_are_trained_on(text, tmp_path, capsys):
         options = [*SMALL[2:], "--steps", "2", "--held-out", "0.5"]
         assert main([*files, *options, *words]) == 0
         assert "tokens to train on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--whole-files"], []])
+def test_held_out_text_of_several_files_is_read_file_by_file(words, text, tmp_path, capsys):
+    files = [tmp_path / f"{name}.txt" for name in "ab"]
+    for file, piece in zip(files, (slice(0, 300), slice(300, 500)), strict=True):
+        file.write_bytes(Path(text).read_bytes()[piece])
+    folder, log, ends = str(tmp_path / "model"), str(tmp_path / "log"), tmp_path / "ends"
+    command = ["train", *map(str, files), *SMALL, "--length", "16", "--steps", "1", *words]
+    assert main([*command, "--save", folder, "--log", log, "--eval-every", "1"]) == 0
+    assert f"{450 + (not words)} tokens to train on, 50 held out" in capsys.readouterr().out
+    ends.mkdir()
+    for file, held in zip(files, (30, 20), strict=True):
+        (ends / file.name).write_bytes(file.read_bytes()[-held:])
+    model = ReformerModelWithLMHead.from_pretrained(folder)
+    alone = [evaluate(model, ByteTokenizer().encode(file.read_bytes()), 16)
+             for file in sorted(ends.iterdir())]  # fmt: skip
+    tokens = [(30 - 2), (20 - 2)]
+    assert [part.tokens for part in alone] == tokens
+    expected = np.average([part.bits_per_byte for part in alone], weights=tokens)
+    assert read_log(log)[0]["held_out"] == pytest.approx(expected, rel=1e-6)
+    # ... and so are texts that are named to be evaluated on
+    for path in ([ends], sorted(ends.iterdir())):
+        assert main(["evaluate", folder, *map(str, path), "--length", "16"]) == 0
+        assert f"{expected:.4f} bits per byte (46 bytes" in capsys.readouterr().out
+    named = [word for file in sorted(ends.iterdir()) for word in ("--evaluate-on", str(file))]
+    Path(log).unlink()
+    assert main([*command, *named, "--held-out", "0", "--log", log, "--eval-every", "1"]) == 0
+    assert ", 50 held out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

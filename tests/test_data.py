@@ -5,7 +5,16 @@ import io
 import numpy as np
 import pytest
 
-from reformer_c.data import Sequences, Windows, read_text, read_tokens, split_tokens
+from reformer_c.data import (
+    Sequences,
+    Windows,
+    read_split,
+    read_text,
+    read_texts,
+    read_tokens,
+    split_tokens,
+)
+from reformer_c.tokenizer import ByteTokenizer
 
 TOKENS = np.arange(100) % 37
 
@@ -52,6 +61,26 @@ def test_token_arrays_are_mapped_and_texts_are_joined_or_kept_apart(tmp_path):
     assert (text - 2).astype(np.uint8).tobytes() == b"one\nfour"
     assert [len(part) for part in read_tokens(tmp_path, whole_files=True)] == [100, 3, 4]
     assert len(read_tokens([tmp_path / "c.npy"])) == 1
+
+
+def test_the_end_of_each_file_is_held_out_on_its_own(tmp_path):
+    np.save(tmp_path / "c.npy", TOKENS)
+    texts = {"a": b"0123456789" * 2, "b": b"x", "d": b"abcdefghij"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    assert read_texts(tmp_path / "a.txt") == [texts["a"]]
+    train, held_out = read_split(tmp_path, 0.2)
+    decode = ByteTokenizer().decode
+    assert np.array_equal(train[0], TOKENS[:80])
+    assert [decode(part) for part in train[1:]] == ["0123456789012345\nx\nabcdefgh"]
+    assert np.array_equal(held_out[0], TOKENS[80:])
+    assert [decode(part) for part in held_out[1:]] == ["6789", "ij"]
+    train, same = read_split(tmp_path, 0.2, whole_files=True)
+    assert [decode(part) for part in train[1:]] == ["0123456789012345", "x", "abcdefgh"]
+    assert all(map(np.array_equal, same, held_out))
+    whole, none = read_split(tmp_path, 0.0)
+    assert none == []
+    assert all(map(np.array_equal, whole, read_tokens(tmp_path)))
 
 
 def test_wrong_token_arrays_are_named(tmp_path):

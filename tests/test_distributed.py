@@ -86,6 +86,23 @@ def test_every_label_counts_the_same(processes):
     assert np.isnan(found[0]["nothing"])
 
 
+def test_accumulated_micro_batches_of_several_lengths_count_by_their_labels(processes):
+    from mpi_program import Rows, make
+
+    _, found = processes
+    n = len(found)
+    model = make(0)
+    for name, array in model.parameters.items():
+        array[...] = found[0][f"weight.{name}"]
+    optimizer = rc.AdamW(model.parameters, lr=1e-2)
+    reports = list(rc.Trainer(model, Rows(n), optimizer, steps=3, accumulate=2 * n))
+    np.testing.assert_allclose(found[0]["rows.loss"], [report.loss for report in reports])
+    assert found[0]["rows.targets"].tolist() == [report.targets for report in reports]
+    assert found[0]["rows.targets"][1] == 0
+    for name, array in model.parameters.items():
+        np.testing.assert_allclose(found[0][f"rows.{name}"], array, rtol=1e-6, atol=1e-9)
+
+
 def test_each_drops_in_its_own_way_and_the_same_again(processes):
     _, found = processes
     for rank in found:
@@ -122,13 +139,17 @@ def test_doctests_and_wrong_models():
 
     assert doctest.testmod(distributed).failed == 0
     config = rc.ReformerConfig(attn_layers=["local"], num_attention_heads=2)
-    for wrong in (3, rc.ReformerModel(config), rc.ReformerForQuestionAnswering(config)):
-        with pytest.raises(TypeError, match=r"^model: expected a language model"):
+    for wrong in (3, rc.ReformerModel(config)):
+        with pytest.raises(TypeError, match=r"^model: expected one with a loss"):
             distributed.DataParallel(wrong)
     alone = distributed.MPI.COMM_SELF
     model = distributed.DataParallel(rc.ReformerForMaskedLM(config), alone)
     assert model(np.arange(9)[None]).logits.shape == (1, 9, 320)
     assert "process 0 of 1" in repr(model)
+    questions = distributed.DataParallel(rc.ReformerForQuestionAnswering(config), alone)
+    places = {"start_positions": [1, 3], "end_positions": [2, 9]}
+    loss, _ = questions.loss_and_gradients(np.arange(18).reshape(2, 9), **places, rng=0)
+    assert 1.5 < loss < 3.0
     scalar = {"a": np.array(2.0)}
     distributed.average(scalar, alone)
     assert scalar["a"] == 2

@@ -13,16 +13,17 @@ import time
 
 import numpy as np
 import pytest
-from small_models import small_config
+from small_models import random_ids, small_config
 
 import reformer_c as rc
 from reformer_c.checkpoint import write_safetensors
-from reformer_c.data import Windows
+from reformer_c.data import Sequences, Windows
 from reformer_c.folder import finish_checkpoint
 from reformer_c.log import read_log
 from reformer_c.optim import Adafactor, AdamW, schedules
 from reformer_c.train import (
     Trainer,
+    describe,
     evaluate,
     has_checkpoint,
     peak_memory,
@@ -139,15 +140,219 @@ def test_two_runs_are_the_same_bits():
     assert run(make()) != run(make(seed=6))
 
 
-def test_accumulated_gradients_are_the_mean_of_the_parts():
-    one, parts = Bigrams(), Bigrams()
-    data = Windows(TEXT, 64, batch=1, order="sequential")
-    list(Trainer(parts, data, AdamW(parts.parameters), steps=1, accumulate=4))
-    grads = [one.loss_and_gradients(data.batch(i), labels=data.batch(i), rng=0) for i in range(4)]
-    mean = {name: sum(g[name] for _, g in grads) / 4 for name in one.parameters}
-    AdamW(one.parameters).step(mean)
-    # the toy's noise is not the same in both
-    np.testing.assert_allclose(one.parameters["table"], parts.parameters["table"], atol=2e-4)
+# ---- every target counts once ----
+
+
+class Batches:
+    """Micro-batches that are given."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def batch(self, step):
+        return self.batches[step % len(self.batches)]
+
+
+class Seen(rc.AdamW):
+    """Keeps the gradients of the last step."""
+
+    def step(self, grads, lr=None):
+        self.grads = {name: grad.copy() for name, grad in grads.items()}
+        super().step(grads, lr)
+
+
+def one_step(model, *batches, **options):
+    """The report and the gradients of a step of these micro-batches; the weights stay."""
+    optimizer = Seen(model.parameters, lr=0.0)
+    trainer = Trainer(model, Batches(*batches), optimizer, accumulate=len(batches), **options)
+    return next(iter(trainer)), optimizer.grads
+
+
+ROWS = [np.random.default_rng(n).integers(2, 13, (1, n)) for n in (11, 33)]
+
+
+def arguments(kind, ids, seed=0):
+    """A row's targets, some of which do not count, by the kind of the model."""
+    rng = np.random.default_rng((seed, ids.size))
+    batch = {"input_ids": ids, "attention_mask": np.ones(ids.shape, int)}
+    if kind is rc.ReformerForSequenceClassification:
+        return batch | {"labels": np.array([ids.size % 3])}
+    if kind is rc.ReformerForQuestionAnswering:
+        return batch | {"start_positions": np.array([2]), "end_positions": np.array([5])}
+    labels = ids[:, : rng.integers(5, 10)] if kind is rc.ReformerEncoderDecoder else ids
+    hidden = rng.random(labels.shape) < 0.5
+    hidden[:, 1] = True
+    return batch | {"labels": np.where(hidden, labels, -100)}
+
+
+def padded(batches):
+    """One batch of all rows."""
+    found = {}
+    for name in batches[0]:
+        rows = [batch[name] for batch in batches]
+        if rows[0].ndim == 2:
+            fill = -100 if name == "labels" else 0
+            n = max(row.shape[1] for row in rows)
+            ends = [((0, 0), (0, n - row.shape[1])) for row in rows]
+            rows = [np.pad(row, end, constant_values=fill)
+                    for row, end in zip(rows, ends, strict=True)]  # fmt: skip
+        found[name] = np.concatenate(rows)
+    return found
+
+
+KINDS = [
+    rc.ReformerModelWithLMHead,
+    rc.ReformerForMaskedLM,
+    rc.ReformerEncoderDecoder,
+    rc.ReformerForSequenceClassification,
+    rc.ReformerForQuestionAnswering,
+]
+
+
+def local_model(kind, **changes):
+    # a row does not feel how long it is padded: no chunk looks round the circle
+    fields = {"attn_layers": ["local"], "local_num_chunks_before": 0}
+    fields["is_decoder"] = kind is rc.ReformerModelWithLMHead
+    if kind is rc.ReformerForSequenceClassification:
+        fields |= {"num_labels": 3}
+    return kind(small_config(**fields | changes), rng=0, dtype=np.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_of_several_lengths_are_one_padded_batch(kind):
+    model = local_model(kind)
+    rows = ROWS
+    if kind is rc.ReformerForQuestionAnswering:  # a place that is padded could be the answer
+        rows = [random_ids((1, 33), seed) for seed in range(2)]
+    parts = [arguments(kind, ids) for ids in rows]
+    parts.append(padded([arguments(kind, ids, seed=1) for ids in rows]))
+    report, grads = one_step(model, *parts, max_grad_norm=0.1)
+    whole, expected = one_step(model, padded(parts), max_grad_norm=0.1)
+    assert report.targets == whole.targets
+    assert report.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert report.bits_per_byte == report.loss / math.log(2)
+    # the norm is that of the whole step, and it is clipped once
+    assert report.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-10)
+    for name, array in expected.items():
+        np.testing.assert_allclose(grads[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+    means = [model.loss(**part, rng=0) for part in parts]
+    counts = [model.count_targets(**part) for part in parts]
+    assert report.loss == pytest.approx(np.average(means, weights=counts), rel=1e-12)
+
+
+def test_every_label_of_accumulated_texts_counts_once():
+    model = local_model(rc.ReformerModelWithLMHead, max_position_embeddings=110,
+                        axial_pos_shape=[10, 11])  # fmt: skip
+    short, long = (np.random.default_rng(n).integers(0, 13, n) for n in (11, 101))
+    la, lb = (model.loss(ids[None], labels=ids[None], rng=0) for ids in (short, long))
+    expected = (10 * la + 100 * lb) / 110
+    assert abs(expected - (la + lb) / 2) > 0.01
+    for data in (Batches(short[None], long[None]), Sequences([short, long], order="sequential")):
+        report = next(iter(Trainer(model, data, AdamW(model.parameters, lr=0.0), accumulate=2)))
+        assert report.loss == pytest.approx(expected, rel=1e-12)
+        assert report.targets == 110
+    assert evaluate(model, [short, long], 101).loss == pytest.approx(expected, rel=1e-12)
+
+
+def test_micro_batches_of_one_size_are_averaged_to_the_last_bit():
+    model = local_model(rc.ReformerModelWithLMHead)
+    parts = [random_ids((2, 9), seed) for seed in range(3)]
+    report, grads = one_step(model, *parts, max_grad_norm=math.inf)
+    alone = [model.loss_and_gradients(ids, labels=ids, rng=0) for ids in parts]
+    assert report.loss == math.fsum(loss for loss, _ in alone) / 3
+    for name, array in grads.items():
+        first, second, third = (gradients[name] for _, gradients in alone)
+        np.testing.assert_array_equal(array, (first + second + third) * (1.0 / 3.0))
+
+
+def test_labels_of_a_model_that_cannot_count_are_counted():
+    model = Bigrams()
+    model.parameters["table"][...] = np.random.default_rng(1).standard_normal((23, 23))
+    short, long = TEXT[None, :11], TEXT[None, 11:112]
+    losses = [model.loss(ids, labels=ids, rng=0) for ids in (short, long)]
+    report, _ = one_step(model, short, long)
+    assert report.loss == pytest.approx((10 * losses[0] + 100 * losses[1]) / 110)
+    named = [{"input_ids": ids, "labels": ids.copy()} for ids in (short, long)]
+    assert one_step(model, *named)[0].targets == 112
+
+
+@pytest.mark.parametrize("labels", [np.full(4, -100), np.array([0, -100, 2, -100])])
+def test_classes_that_are_ignored_do_not_count(labels):
+    model = local_model(rc.ReformerForSequenceClassification)
+    ids = random_ids((4, 9))
+    assert model.count_targets(input_ids=ids, labels=labels) == np.count_nonzero(labels >= 0)
+    for problem in ("multi_label_classification", "regression"):
+        model.config.problem_type = problem
+        assert model.count_targets(labels=np.ones((4, 3))) == 4
+    with pytest.raises(TypeError, match="labels: needed for a loss of ReformerForSequence"):
+        model.count_targets(input_ids=ids)
+
+
+def test_questions_without_an_answer_in_the_text_do_not_count():
+    model = local_model(rc.ReformerForQuestionAnswering)
+    places = {"start_positions": [1, 9, 3], "end_positions": [4, 9, 9]}
+    assert model.count_targets(input_ids=random_ids((3, 9)), **places) == 1
+    vectors = np.zeros((3, 10, 16))
+    assert model.count_targets(inputs_embeds=vectors, **places) == 3
+
+
+# ---- steps in which nothing counts ----
+
+
+def nothing(batch):
+    """The same batch with no target that counts."""
+    return {
+        name: np.full_like(array, -100) if name == "labels"
+        else np.full_like(array, 99) if name.endswith("positions") else array
+        for name, array in batch.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_in_which_nothing_counts_leaves_the_step_to_the_others(kind):
+    model = local_model(kind)
+    good = arguments(kind, ROWS[1])
+    expected, expected_grads = one_step(model, good)
+    for parts in ((good, nothing(good)), (nothing(good), good)):
+        report, grads = one_step(model, *parts)
+        assert (report.loss, report.targets) == (expected.loss, expected.targets)
+        for name, array in expected_grads.items():
+            np.testing.assert_array_equal(grads[name], array)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_in_which_nothing_counts_is_skipped(kind, tmp_path):
+    model, log = local_model(kind), tmp_path / "log"
+    good = arguments(kind, ROWS[0])
+    optimizer = AdamW(model.parameters, lr=1e-2)
+    schedule = schedules.linear(10)
+    data = Batches(good, nothing(good), good)
+    trainer = iter(Trainer(model, data, optimizer, schedule=schedule, log=log))
+    next(trainer)
+    states = [model.parameters, optimizer.state_dict()]
+    before = [{name: array.copy() for name, array in state.items()} for state in states]
+    report = next(trainer)
+    assert (report.step, report.targets) == (2, 0)
+    assert math.isnan(report.loss)
+    assert (report.gradient_norm, report.learning_rate) == (0.0, 0.0)
+    assert "skipped: no label counts" in describe(report)
+    for old, new in zip(before, [model.parameters, optimizer.state_dict()], strict=True):
+        for name, array in new.items():
+            np.testing.assert_array_equal(array, old[name])
+    report = next(trainer)
+    assert (report.step, optimizer.steps) == (3, 2)
+    assert report.learning_rate == pytest.approx(1e-2 * 0.8)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in log.read_text().splitlines()]
+    assert [line["targets"] for line in lines] == [report.targets, 0, report.targets]
+    assert ["loss" in line for line in lines] == [True, False, True]
+
+
+def test_a_real_nan_beside_a_batch_in_which_nothing_counts_ends_the_run():
+    model = local_model(rc.ReformerForMaskedLM)
+    good = arguments(rc.ReformerForMaskedLM, ROWS[0])
+    model.parameters["lm_head.bias"][3] = math.nan
+    with pytest.raises(FloatingPointError, match=r"step 1: .*'lm_head.bias' is not finite"):
+        one_step(model, nothing(good), good)
 
 
 def test_the_schedule_sets_the_learning_rate():
@@ -188,6 +393,29 @@ def test_evaluation_weighs_a_short_last_window_by_its_tokens():
     assert result.bits_per_byte == pytest.approx(result.loss / math.log(2))
     with pytest.raises(ValueError, match="tokens"):
         evaluate(model, TEXT[:1], 64)
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+def test_texts_are_evaluated_one_by_one(stride):
+    model = local_model(rc.ReformerModelWithLMHead)
+    ids = random_ids(51)
+    texts = [ids[:30], ids[30:31], ids[31:], ids[:0]]
+    found = evaluate(model, texts, 16, stride=stride)
+    alone = [evaluate(model, text, 16, stride=stride) for text in (texts[0], texts[2])]
+    assert found.tokens == sum(part.tokens for part in alone)
+    assert found.loss == pytest.approx(sum(part.loss * part.tokens for part in alone)
+                                       / found.tokens)  # fmt: skip
+    trainer = make(steps=1, held_out=texts, evaluate_every=1)
+    assert next(iter(trainer)).held_out == trainer.evaluate().bits_per_byte
+    assert trainer.evaluate().tokens == 48
+    assert evaluate(model, ids[:40].tolist(), 42) == evaluate(model, ids[:40], 42)
+    for wrong in ([ids[:1], ids[:0]], ids[:1]):
+        with pytest.raises(ValueError, match=r"^tokens, length: expected at least 2, got 1 tokens"):
+            evaluate(model, wrong, 16)
+        with pytest.raises(ValueError, match=r"^held_out: expected a text of at least 2 tokens"):
+            make(held_out=wrong)
+    with pytest.raises(TypeError, match=r"^held_out\[1\]: expected a 1-d array of integers"):
+        make(held_out=[TEXT, TEXT.astype(float)])
 
 
 def test_peak_memory_is_in_bytes():
@@ -549,8 +777,8 @@ KILLED_OFTEN = """
     folder, kills = Path({folder!r}), {kills}
     expected = make(steps=None, schedule=None, optimizer={optimizer!r})
     reports, tables = iter(expected), [expected.model.parameters["table"].copy()]
-    draw, last = np.random.default_rng(0), 0
-    for delay in draw.uniform(0.0, 0.012, kills):
+    draw, last, step_time = np.random.default_rng(0), 0, None
+    for delay in draw.uniform(0.0, 4.0, kills):
         ours, theirs = os.pipe()
         child = os.fork()
         if child == 0:
@@ -563,9 +791,11 @@ KILLED_OFTEN = """
             for _ in trainer:
                 pass
         os.read(ours, 1)
-        if not has_checkpoint(folder):
-            time.sleep(0.05)
-        time.sleep(delay)
+        begin = time.perf_counter()
+        while step_time is None and not has_checkpoint(folder):
+            time.sleep(0.001)
+        step_time = step_time or time.perf_counter() - begin
+        time.sleep(delay * step_time)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(ours), os.close(theirs)
