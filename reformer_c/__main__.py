@@ -11,8 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
+
+from .checks import did_you_mean, requires_extra
 
 USAGE_ERROR, FAILURE = 2, 1
 
@@ -22,12 +25,14 @@ OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 # tokens of a window
 LENGTH = 8192
+TOKENIZER = "folder with a tokenizer, its tokenizer.json or spiece.model, or the word bytes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     name = f"reformer-c {options.command}"
+    _print_everything()
     try:
         if options.threads is not None:
             from .runtime import set_num_threads
@@ -48,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(name, f"error: {' '.join(str(error).split())}", FAILURE)
 
 
+def _print_everything() -> None:
+    """Have standard output escape what its encoding lacks, so that no work is lost in the end."""
+    stdout: Any = sys.stdout
+    if hasattr(stdout, "reconfigure") and (
+        stdout.errors == "strict" or stdout.encoding.lower() != "utf-8"
+    ):
+        stdout.reconfigure(errors="backslashreplace")
+
+
 def _say(name: str, message: str, code: int) -> int:
     print(f"{name}: {message}", file=sys.stderr, flush=True)
     return code
@@ -56,12 +70,21 @@ def _say(name: str, message: str, code: int) -> int:
 # ---- commands ----
 
 
-def _demo(options: argparse.Namespace) -> None:
-    from .demo import run_demo
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import QUICK_SECONDS, run_demo
+
+    if options.steps is not None and options.seconds is not None:
+        raise ValueError("--seconds: not with --steps, which says how long to train")
+    if options.quick and (options.seconds or 0) > QUICK_SECONDS:
+        raise ValueError(f"--seconds: expected at most {QUICK_SECONDS:g} with --quick")
     run_demo(
         steps=options.steps,
-        seconds=options.seconds,
+        **_given(seconds=options.seconds),
         length=options.length,
         seed=options.seed,
         quick=options.quick,
@@ -70,11 +93,18 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from .train import Trainer, show_progress
+    from .vocabulary import save_tokenizer
 
     folder = Path(options.save) if options.save else None
+    _check_training_options(options)
     _check_folder(folder, options)
-    data, held_out = _data(options)
-    model = _model_to_train(folder, data, held_out, options)
+    data, held_out, held_out_bytes, tokenizer = _data(folder, options)
+    model = _model_to_train(folder, data, held_out, tokenizer, options)
+    if tokenizer is None and options.bytes_per_token is None:
+        raise ValueError(
+            "--bytes-per-token: expected with .npy files, for losses in bits per byte; or "
+            "--tokenizer, with which the tokens were made: DIR, FILE or bytes"
+        )
     trainer = Trainer(
         model,
         data,
@@ -85,6 +115,7 @@ def _train(options: argparse.Namespace) -> None:
         max_grad_norm=options.clip,
         seed=options.seed,
         held_out=held_out or None,
+        held_out_bytes_per_token=held_out_bytes,
         evaluate_every=options.eval_every,
         folder=folder,
         save_every=options.save_every,
@@ -92,9 +123,14 @@ def _train(options: argparse.Namespace) -> None:
     )
     if options.resume and folder is not None:
         trainer.resume(folder)
+    if tokenizer is not None and folder is not None:
+        # before the first step, so that no checkpoint is without it
+        save_tokenizer(tokenizer, folder)
     count = sum(len(part) for part in data.tokens)
     held = sum(map(len, held_out))
     print(f"{model!r}\n{count:,} tokens to train on, {held:,} held out", flush=True)
+    if data.bytes_per_token != 1.0:
+        print(f"{tokenizer or 'tokens'}, {data.bytes_per_token:.2f} bytes each", flush=True)
     bits = None
     try:
         for report in show_progress(trainer):
@@ -110,21 +146,54 @@ def _train(options: argparse.Namespace) -> None:
         print(f"saved: {folder}")
 
 
-def _data(options: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """What is trained on, and the texts that are held out, each of at least two tokens."""
-    from .data import Sequences, Windows, read_split, read_tokens
+def _check_training_options(options: argparse.Namespace) -> None:
+    """Refuse options of which one would be passed over."""
+    if options.eval_every and not options.evaluate_on and options.held_out == 0:
+        raise ValueError("--eval-every: needs held-out text, got --held-out 0")
+    if options.floor is not None and options.schedule not in ("cosine", "linear"):
+        raise ValueError(f"--floor: not with --schedule {options.schedule}, which has none")
+    set_fields = dict(options.set)
+    for name, field in (
+        ("layers", "attn_layers"), ("width", "hidden_size"), ("hashes", "num_hashes"),
+        ("dropout", "hidden_dropout_prob"), ("memory_budget", "memory_budget"),
+    ):  # fmt: skip
+        if getattr(options, name) is not None and field in set_fields:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: {field} is given, too, by --set or --config"
+            )
 
-    share = 0.0 if options.evaluate_on else options.held_out
-    train, held_out = read_split(options.files, share, whole_files=options.whole_files)
-    if options.evaluate_on:
-        held_out = read_tokens(options.evaluate_on, whole_files=True)
-    held_out = [part for part in held_out if len(part) > 1]
+
+def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[Any], float, Any]:
+    """What is trained on; the texts that are held out, each of at least two tokens, and the bytes
+    of a token of theirs; the tokenizer.
+
+    There is no tokenizer where all that is read are tokens, and none is named.
+    """
+    from .data import Sequences, Windows, encode_text, read_parts, split_parts
+    from .tokenizer import ByteTokenizer
+
+    tokenizer = _tokenizer_to_train(folder, options)
+    utf8 = not isinstance(tokenizer, ByteTokenizer | None)
+    parts = read_parts(options.files, utf8=utf8)
+    apart = read_parts(options.evaluate_on, utf8=utf8) if options.evaluate_on else []
+    if tokenizer is None and any(isinstance(part, bytes) for part in parts + apart):
+        tokenizer = _tokenizer_of_bytes(folder, options)
+    if tokenizer is not None and options.bytes_per_token is not None:
+        raise ValueError("--bytes-per-token: not with a tokenizer or text, whose bytes are counted")
+    share = options.held_out
+    if share is None:
+        share = 0.0 if options.evaluate_on else 0.1
+    parts, ends = split_parts(parts, share, tokenizer, whole_files=options.whole_files)
+    train = [encode_text(part, tokenizer) for part in parts]
+    pairs = [(part, encode_text(part, tokenizer)) for part in apart or ends]
+    pairs = [(part, tokens) for part, tokens in pairs if len(tokens) > 1]
+    held_out = [tokens for _, tokens in pairs]
     if options.evaluate_on and not held_out:
         raise ValueError("--evaluate-on: expected at least 2 tokens to predict from and to")
     common = {
         "order": options.order,
         "seed": options.seed,
-        "bytes_per_token": options.bytes_per_token,
+        "bytes_per_token": _bytes_per_token(parts, train, tokenizer, options),
     }
     data: Windows | Sequences
     if not options.whole_files:
@@ -133,7 +202,59 @@ def _data(options: argparse.Namespace) -> tuple[Any, list[Any]]:
         raise ValueError("--batch: expected 1 with --whole-files; --accumulate adds files up")
     else:
         data = Sequences(train, options.length, **common)
-    return data, held_out
+    held_out_bytes = _bytes_per_token([part for part, _ in pairs], held_out, tokenizer, options)
+    return data, held_out, held_out_bytes, tokenizer
+
+
+def _bytes_per_token(
+    texts: Sequence[Any], tokens: Sequence[Any], tokenizer: Any, options: argparse.Namespace
+) -> float:
+    """Bytes of the texts over their tokens."""
+    from .data import count_bytes
+
+    count = sum(map(len, tokens))
+    if tokenizer is None or count == 0:
+        return options.bytes_per_token or 1.0
+    return sum(count_bytes(text, tokenizer) for text in texts) / count
+
+
+def _tokenizer_to_train(folder: Path | None, options: argparse.Namespace) -> Any:
+    """That of --tokenizer and of the folder; None where neither has one."""
+    from .vocabulary import folder_tokenizer, named_tokenizer, same_tokenizer
+
+    given = _named(named_tokenizer, options.tokenizer)
+    there = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
+    if given is not None and there is not None and not same_tokenizer(given, there):
+        raise ValueError(f"--tokenizer: expected that of {str(folder)!r}, {there!r}, got {given!r}")
+    return there if given is None else given
+
+
+def _named(read: Callable[[str], Any], name: str | None) -> Any:
+    """The tokenizer of --tokenizer, if it is given."""
+    try:
+        return None if name is None else read(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer: {error}") from error
+
+
+def _tokenizer_of_bytes(folder: Path | None, options: argparse.Namespace) -> Any:
+    """That of texts where none is named: of bytes, unless the resumed model may have another."""
+    from .config import ReformerConfig
+    from .tokenizer import ByteTokenizer
+    from .vocabulary import folder_tokenizer
+
+    if not options.resume or folder is None:
+        return ByteTokenizer()
+    tokenizer = folder_tokenizer(folder, ReformerConfig.from_json(folder).vocab_size)
+    if tokenizer is None:
+        raise ValueError(_no_tokenizer(folder))
+    return tokenizer
+
+
+def _no_tokenizer(folder: Any) -> str:
+    return (
+        f"--tokenizer: expected DIR, FILE or bytes, since there is no tokenizer in {str(folder)!r}"
+    )
 
 
 def _optimizer(model: Any, options: argparse.Namespace) -> Any:
@@ -159,7 +280,7 @@ def _schedule(options: argparse.Namespace) -> Any:
     if options.schedule in ("constant", "rsqrt"):
         return getattr(schedules, options.schedule)(warmup=warmup)
     make = getattr(schedules, options.schedule)
-    return make(options.steps, warmup=warmup, floor=options.floor)
+    return make(options.steps, warmup=warmup, **_given(floor=options.floor))
 
 
 def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
@@ -171,6 +292,8 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
             if getattr(options, name):
                 raise ValueError(f"--{name.replace('_', '-')}: needs --save DIR")
         return
+    if find_spec("safetensors") is None:
+        raise requires_extra("--save", "safetensors", "cli")
     finish_checkpoint(folder)
     if options.resume and not has_checkpoint(folder):
         raise ValueError(f"--resume: there is no checkpoint in {str(folder)!r}")
@@ -187,17 +310,18 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
 
 
 def _model_to_train(
-    folder: Path | None, data: Any, held_out: Any, options: argparse.Namespace
+    folder: Path | None, data: Any, held_out: Any, tokenizer: Any, options: argparse.Namespace
 ) -> Any:
     from .config import ReformerConfig
     from .model import ReformerModelWithLMHead
     from .presets import DROPOUTS, preset_config
+    from .vocabulary import check_vocabulary
 
-    given = dict.fromkeys(DROPOUTS, options.dropout) | {
-        "memory_budget": _bytes_of(options.memory_budget),
-        "num_hashes": options.hashes,
-    }
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = _token_fields(tokenizer) | _given(
+        **dict.fromkeys(DROPOUTS, options.dropout),
+        memory_budget=_bytes_of(options.memory_budget),
+        num_hashes=options.hashes,
+    )
     fields |= dict(options.set)
     config = preset_config(
         options.preset, data.length, layers=options.layers, width=options.width, **fields
@@ -209,8 +333,10 @@ def _model_to_train(
     if largest >= config.vocab_size:
         raise ValueError(
             f"FILE: token {largest} is beyond the model's vocabulary of {config.vocab_size}: "
-            f"--set vocab_size={largest + 1}"
+            f"--set vocab_size={max(largest + 1, len(tokenizer or ()))}"
         )
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config.vocab_size)
     if not options.resume or folder is None:
         return ReformerModelWithLMHead(config, rng=options.seed)
     saved = ReformerConfig.from_json(folder)
@@ -226,6 +352,16 @@ def _model_to_train(
     return ReformerModelWithLMHead.from_pretrained(folder)
 
 
+def _token_fields(tokenizer: Any) -> dict[str, Any]:
+    """What the configuration says of a tokenizer; presets are made for that of bytes."""
+    from .tokenizer import ByteTokenizer
+
+    if isinstance(tokenizer, ByteTokenizer | None):
+        return {}
+    ends = {"eos_token_id": tokenizer.eos_token_id}
+    return {"vocab_size": len(tokenizer)} | ends | _given(pad_token_id=tokenizer.pad_token_id)
+
+
 def _bytes_of(budget: float | None) -> int | None:
     """Of a memory budget that may be a share of what is free now."""
     from .runtime import available_memory
@@ -236,58 +372,123 @@ def _bytes_of(budget: float | None) -> int | None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from .demo import ByteStream
+    from .screen import TextStream
+    from .vocabulary import Pieces
 
-    if options.stream and options.beams > 1:
-        raise ValueError("--stream: not with --beams, which change to the end")
-    if options.stream and options.texts > 1:
-        raise ValueError(f"--stream: shows one text as it comes, not --texts {options.texts}")
-    tokenizer, model = _open(options.model)
+    _check_choice(options)
+    tokenizer, model = _open(options.model, options.tokenizer)
     text = options.prompt
     if text is None:
         text = _prompt_text(options.prompt_file)
-    prompt = tokenizer.encode(text)[None]
+    prompt = tokenizer.encode(_readable(text, tokenizer))
     longest = model.config.num_positions
-    if prompt.shape[1] + options.length > longest:
+    unit = _unit(tokenizer)
+    if len(prompt) + options.length > longest:
         raise ValueError(
-            f"--length: {prompt.shape[1]} bytes of prompt and {options.length} new ones are more "
+            f"--length: {len(prompt)} {unit} of prompt and {options.length} new ones are more "
             f"than the {longest} that the model reads"
         )
-    stream = ByteStream(sys.stdout) if options.stream else None
-    if options.stream:
-        print(text, end="", flush=True)
+    pieces, characters = Pieces(tokenizer), "".join(options.until)
+    end_tokens = _end_tokens(tokenizer, model)
+    start = partial(
+        TextStream, tokenizer, prompt=prompt, end_tokens=end_tokens, end_characters=characters
+    )
+    stream = start() if options.stream else None
     beams = options.beams > 1
+    temperature = 0.8 if options.temperature is None else options.temperature
     ids = model.generate(
-        prompt,
+        prompt[None],
         max_new_tokens=options.length,
-        min_new_tokens=min(options.min_length, options.length),
-        do_sample=options.temperature > 0 and not beams,
-        temperature=options.temperature or 1.0,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
+        min_new_tokens=options.min_length,
+        do_sample=temperature > 0 and not beams,
+        temperature=temperature or 1.0,
+        top_k=options.top_k or 0,
+        top_p=0.95 if options.top_p is None else options.top_p,
+        min_p=options.min_p or 0.0,
         repetition_penalty=options.repetition_penalty,
-        bad_words_ids=[tokenizer.encode(word).tolist() for word in options.without],
-        logits_processor=partial(_without_more_than_bytes, tokenizer.vocab_size),
-        eos_token_id=[int(tokenizer.encode(word)[0]) for word in options.until] or None,
+        **_unwanted(options.without, tokenizer, pieces),
+        eos_token_id=sorted({*end_tokens, *pieces.with_any(characters)}) or None,
         num_beams=options.beams,
-        length_penalty=options.length_penalty,
+        length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
         num_return_sequences=options.texts,
         rng=options.seed,
         streamer=stream,
     )
-    if stream is None:
-        for row in ids:
-            print(tokenizer.decode(row))
-    else:
-        stream.end()
+    for row in ids:
+        shown = stream
+        if shown is None:
+            shown = start()
+            shown.write(row[len(prompt) :])
+        shown.end()
         print()
 
 
-def _without_more_than_bytes(bytes_end: int, _ids: Any, logits: Any) -> Any:
-    """Logits in which ids that stand for no byte are never chosen."""
-    logits[bytes_end:] = -math.inf
-    return logits
+def _check_choice(options: argparse.Namespace) -> None:
+    """Refuse options of which one would be passed over."""
+    drawn = ("top_k", "top_p", "min_p")
+    beams = options.beams > 1
+    unused: dict[str, tuple[str, ...]] = {}
+    if beams:
+        unused["--beams, which are not drawn"] = ("temperature", *drawn)
+    elif options.temperature == 0:
+        unused["--temperature 0, which takes the likeliest"] = drawn
+    if not beams:
+        unused["a single beam: --beams N"] = ("length_penalty",)
+    for what, names in unused.items():
+        for name in names:
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: not with {what}")
+    if options.stream and beams:
+        raise ValueError("--stream: not with --beams, which change to the end")
+    if options.stream and options.texts > 1:
+        raise ValueError(f"--stream: shows one text as it comes, not --texts {options.texts}")
+    if options.texts > options.beams and (beams or options.temperature == 0):
+        raise ValueError(
+            f"--texts: expected at most {options.beams}, of so many --beams, got {options.texts}; "
+            "or a --temperature above 0 without beams"
+        )
+    if options.min_length > options.length:
+        raise ValueError(f"--min-length: expected at most the --length of {options.length}")
+
+
+def _end_tokens(tokenizer: Any, model: Any) -> list[int]:
+    """The tokens that end a text by themselves; bytes have none."""
+    from .tokenizer import ByteTokenizer
+
+    if isinstance(tokenizer, ByteTokenizer):
+        return []
+    ends = model.config.eos_token_id
+    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return sorted(i for i in found if i is not None and 0 <= i < model.config.vocab_size)
+
+
+def _unwanted(words: Sequence[str], tokenizer: Any, pieces: Any) -> dict[str, Any]:
+    """The arguments of `generate` that keep words, and ids without a text, out of a text."""
+    from .tokenizer import ByteTokenizer
+
+    ids = [tokenizer.encode(_readable(word, tokenizer)).tolist() for word in words]
+    processors = [pieces.only_known]
+    if words and not isinstance(tokenizer, ByteTokenizer):
+        # a word can be cut in many ways, of which encode gives one
+        processors.append(pieces.without(words))
+    return {"bad_words_ids": [word for word in ids if word], "logits_processor": processors}
+
+
+def _readable(text: str, tokenizer: Any) -> Any:
+    """Text as a tokenizer takes it; where an argument is not in the terminal's encoding, bytes."""
+    from .tokenizer import ByteTokenizer
+
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+        return data if isinstance(tokenizer, ByteTokenizer) else data.decode("utf-8")
+    except UnicodeError as error:
+        raise ValueError(f"TEXT: expected text in UTF-8 for {tokenizer!r}: {error}") from error
+
+
+def _unit(tokenizer: Any) -> str:
+    from .tokenizer import ByteTokenizer
+
+    return "bytes" if isinstance(tokenizer, ByteTokenizer) else "tokens"
 
 
 def _prompt_text(file: str | None) -> str:
@@ -296,39 +497,53 @@ def _prompt_text(file: str | None) -> str:
         return Path(file).read_bytes().decode("utf-8", "surrogateescape")
     if file is None and sys.stdin.isatty():
         raise ValueError("--prompt: expected --prompt, --prompt-file or text on standard input")
+    if hasattr(sys.stdin, "buffer"):
+        return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     return sys.stdin.read()
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .data import read_texts
+    from .data import encode_text, read_texts
     from .train import evaluate
 
     for file in options.files:
         if file.endswith(".npy"):
             raise ValueError(f"FILE: expected text, got token ids in {file!r}")
-    tokenizer, model = _open(options.model)
+    tokenizer, model = _open(options.model, options.tokenizer)
+    unit = _unit(tokenizer)
     # each text on its own: no window reaches from one into the next
-    tokens = [tokenizer.encode(text) for text in read_texts(options.files)]
+    texts = read_texts(options.files, utf8=unit != "bytes")
+    tokens = [encode_text(text, tokenizer) for text in texts]
+    bytes_per_token = sum(map(len, texts)) / max(1, sum(map(len, tokens)))
     longest = model.config.num_positions
     length = options.length or min(max(map(len, tokens)), longest)
     if length > longest:
         raise ValueError(f"--length: expected at most {longest}, which the model reads")
     if options.sliding is not None and options.sliding >= length:
-        raise ValueError(f"--sliding: expected fewer bytes than a window's {length}")
+        raise ValueError(f"--sliding: expected fewer {unit} than a window's {length}")
     begin = time.perf_counter()
-    result = evaluate(model, tokens, length, stride=options.sliding, seed=options.seed)
+    result = evaluate(
+        model,
+        tokens,
+        length,
+        stride=options.sliding,
+        bytes_per_token=bytes_per_token,
+        seed=options.seed,
+    )
     seconds = time.perf_counter() - begin
     windows = f"windows of {length:,}"
     if options.sliding is not None:
         windows += f", each {options.sliding:,} further"
+    if unit != "bytes":
+        unit += f" of {bytes_per_token:.2f} bytes"
     print(
-        f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} bytes predicted in "
+        f"{result.bits_per_byte:.4f} bits per byte ({result.tokens:,} {unit} predicted in "
         f"{windows}, {seconds:.1f} s)"
     )
 
 
 def _info(options: argparse.Namespace) -> None:
-    _, model = _open(options.model)
+    model = _model(options.model)
     config = model.config
     longest = config.num_positions
     for length in options.lengths:
@@ -340,6 +555,7 @@ def _info(options: argparse.Namespace) -> None:
         groups[group] = groups.get(group, 0) + array.size
     print(repr(model))
     print(f"longest sequence  {longest:,} tokens, vocabulary {config.vocab_size}")
+    print(f"tokenizer         {_described_tokenizer(options, config.vocab_size)}")
     for group, count in groups.items():
         print(f"{group:40} {count:12,} parameters")
     total = sum(groups.values())
@@ -350,19 +566,27 @@ def _info(options: argparse.Namespace) -> None:
         )
         print(f"{'length':>10} {'read':>16} {'written':>16} {'cache':>10} {'peak memory':>12}")
     for length in options.lengths:
-        _measure(model, length)
+        _measure(model, length, options.seed)
 
 
-def _measure(model: Any, length: int) -> None:
+def _described_tokenizer(options: argparse.Namespace, vocab_size: int) -> str:
+    """The folder's tokenizer, or why there is none; the rest is told all the same."""
+    try:
+        return repr(_tokenizer(options.model, options.tokenizer, vocab_size))
+    except (ImportError, OSError, ValueError) as error:
+        return " ".join(str(error).split())
+
+
+def _measure(model: Any, length: int, seed: int) -> None:
     """One line of what a text of this length costs: a forward pass over it, and what follows."""
     import numpy as np
 
     from .train import peak_memory
 
     tokens = min(32, model.config.num_positions - length + 1)
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, max(1, length - 1)))
+    ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, max(1, length - 1)))
     begin = time.perf_counter()
-    stream = model.stream(ids, max_new_tokens=tokens, rng=0)
+    stream = model.stream(ids, max_new_tokens=tokens, rng=seed)
     next(stream)
     read = time.perf_counter()
     written = sum(1 for _ in stream)
@@ -391,21 +615,31 @@ def _bench(options: argparse.Namespace) -> None:
     run_bench(length=options.length, repeats=options.repeats, json_file=options.json)
 
 
-def _open(folder: str) -> tuple[Any, Any]:
+def _open(folder: str, tokenizer: str | None) -> tuple[Any, Any]:
     """The tokenizer and the language model of a folder."""
+    model = _model(folder)
+    return _tokenizer(folder, tokenizer, model.config.vocab_size), model
+
+
+def _model(folder: str) -> Any:
     from .folder import finish_checkpoint
     from .model import ReformerModelWithLMHead
-    from .tokenizer import ByteTokenizer
 
     finish_checkpoint(Path(folder))
-    model = ReformerModelWithLMHead.from_pretrained(folder)
-    tokenizer = ByteTokenizer()
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(
-            f"DIR: expected a model of bytes (vocab_size {tokenizer.vocab_size} or more), got "
-            f"{model.config.vocab_size}"
-        )
-    return tokenizer, model
+    return ReformerModelWithLMHead.from_pretrained(folder)
+
+
+def _tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:
+    """That of --tokenizer, or of the folder."""
+    from .vocabulary import check_vocabulary, folder_tokenizer, named_tokenizer
+
+    tokenizer = _named(named_tokenizer, name)
+    if tokenizer is None:
+        tokenizer = folder_tokenizer(folder, vocab_size)
+    if tokenizer is None:
+        raise ValueError(_no_tokenizer(folder))
+    check_vocabulary(tokenizer, vocab_size)
+    return tokenizer
 
 
 # ---- arguments ----
@@ -436,9 +670,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--steps", type=_count, metavar="N", help="training steps (default: what the time allows)"
     )
-    demo.add_argument(
-        "--seconds", type=_positive, metavar="X", default=110.0, help="time for training (110)"
-    )
+    demo.add_argument("--seconds", type=_positive, metavar="X", help="time for training (110)")
     demo.add_argument(
         "--length", type=_count, metavar="N", default=8192, help="bytes of a sequence (8192)"
     )
@@ -454,21 +686,25 @@ def _parser() -> argparse.ArgumentParser:
         commands, "generate", _generate, "let a trained model continue a text",
         'reformer-c generate model --prompt "It was " --length 200 --stream',
     )  # fmt: skip
-    generate.add_argument("model", metavar="DIR", help="folder of a trained model")
+    _add_model_folder(generate)
     prompt = generate.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", type=_text, metavar="TEXT", help="text to continue")
     prompt.add_argument(
         "--prompt-file", metavar="FILE", help="file with it (default and -: standard input)"
     )
     generate.add_argument(
-        "--length", type=_count, metavar="N", default=200, help="bytes to write (200)"
+        "--length",
+        type=_count,
+        metavar="N",
+        default=200,
+        help="tokens to write (200)",
     )
     generate.add_argument(
-        "--temperature", type=_share_or_more, metavar="X", default=0.8,
-        help="above 1 bolder, below 1 safer, 0 the likeliest byte (0.8)",
+        "--temperature", type=_share_or_more, metavar="X",
+        help="above 1 bolder, below 1 safer, 0 the likeliest token (0.8)",
     )  # fmt: skip
     generate.add_argument(
-        "--top-p", type=_share, metavar="X", default=0.95, help="leave out the unlikely rest (0.95)"
+        "--top-p", type=_share, metavar="X", help="leave out the unlikely rest (0.95)"
     )
     _add_choice_arguments(generate)
 
@@ -476,21 +712,21 @@ def _parser() -> argparse.ArgumentParser:
         commands, "evaluate", _evaluate, "bits per byte of a model on text files",
         "reformer-c evaluate model held_out.txt",
     )  # fmt: skip
-    evaluate.add_argument("model", metavar="DIR", help="folder of a trained model")
+    _add_model_folder(evaluate)
     evaluate.add_argument("files", nargs="+", metavar="FILE", help="text file, folder, or -")
     evaluate.add_argument(
-        "--length", type=_count, metavar="N", help="bytes of a window (the model's longest)"
+        "--length", type=_count, metavar="N", help="tokens of a window (the model's longest)"
     )
     evaluate.add_argument(
         "--sliding", type=_count, metavar="N",
-        help="windows overlap: each begins N bytes after the last, and its last N bytes count",
+        help="windows overlap: each begins N tokens after the last, and its last N tokens count",
     )  # fmt: skip
 
     info = _command(
         commands, "info", _info, "what a saved model is made of, and what it costs",
         "reformer-c info model --lengths 1024 8192",
     )  # fmt: skip
-    info.add_argument("model", metavar="DIR", help="folder of a trained model")
+    _add_model_folder(info)
     info.add_argument(
         "--lengths", type=_count, nargs="+", metavar="N", default=[],
         help="measure reading and writing at these lengths, in tokens/s and memory",
@@ -517,30 +753,36 @@ def _command(
         name, help=about, description=about[0].upper() + about[1:] + ".",
         epilog=f"example: {example}",
     )  # fmt: skip
-    parser.set_defaults(run=run)
-    parser.add_argument(
-        "--seed", type=_whole, metavar="N", default=0, help="of everything random (0)"
-    )
+    parser.set_defaults(run=run, parser=parser)
+    if name != "bench":  # which draws nothing that could matter
+        parser.add_argument(
+            "--seed", type=_whole, metavar="N", default=0, help="of everything random (0)"
+        )
     parser.add_argument("--threads", type=_count, metavar="N", help="threads to use (default: all)")
     return parser
 
 
+def _add_model_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="DIR", help="folder of a trained model")
+    command.add_argument("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's)")
+
+
 def _add_choice_arguments(generate: argparse.ArgumentParser) -> None:
     add = generate.add_argument
-    add("--top-k", type=_whole, metavar="N", default=0, help="draw from the N likeliest (0: all)")
-    add("--min-p", type=_share_or_none, metavar="X", default=0.0,
+    add("--top-k", type=_whole, metavar="N", help="draw from the N likeliest (0: all)")
+    add("--min-p", type=_share_or_none, metavar="X",
         help="leave out what is less than X times as likely as the likeliest (0)")  # fmt: skip
     add("--repetition-penalty", type=_positive, metavar="X", default=1.0,
         help="above 1: what is in the text becomes less likely (1)")  # fmt: skip
     add("--without", type=_text, nargs="+", metavar="TEXT", default=[], help="not to be written")
     add("--until", type=_byte, nargs="+", metavar="CHARACTER", default=[], help="ends the text")
-    add("--min-length", type=_whole, metavar="N", default=0, help="bytes before it may end (0)")
+    add("--min-length", type=_whole, metavar="N", default=0, help="tokens before it may end (0)")
     add("--beams", type=_count, metavar="N", default=1,
         help="beam search with N beams, in place of drawing (1)")  # fmt: skip
-    add("--length-penalty", type=_finite, metavar="X", default=1.0,
+    add("--length-penalty", type=_finite, metavar="X",
         help="of beams: above 0 favours long texts (1)")  # fmt: skip
     add("--texts", type=_count, metavar="N", default=1, help="texts to write (1)")
-    add("--stream", action="store_true", help="show the bytes as they come")
+    add("--stream", action="store_true", help="show the text as it comes")
 
 
 def _add_training_arguments(train: argparse.ArgumentParser) -> None:
@@ -566,6 +808,7 @@ def _add_data_arguments(add: Callable) -> None:
         metavar="N",
         help=f"tokens of a sequence ({LENGTH}; of whole files: the longest)",
     )
+    add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
     add("--batch", type=_count, metavar="N", default=1, help="sequences of a pass (1)")
     add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
     add("--whole-files", action="store_true", help="each file is one sequence")
@@ -573,8 +816,7 @@ def _add_data_arguments(add: Callable) -> None:
         "--held-out",
         type=_share_below_one,
         metavar="X",
-        default=0.1,
-        help="share of each file that is not trained on, its end (0.1)",
+        help="share of each file that is not trained on, its end (0.1; 0 with --evaluate-on)",
     )
     add(
         "--evaluate-on",
@@ -587,8 +829,7 @@ def _add_data_arguments(add: Callable) -> None:
         "--bytes-per-token",
         type=_positive,
         metavar="X",
-        default=1.0,
-        help="of a .npy array, for losses in bits per byte (1)",
+        help="of .npy arrays without a tokenizer, for losses in bits per byte",
     )
 
 
@@ -636,7 +877,6 @@ def _add_step_arguments(add: Callable) -> None:
         "--floor",
         type=_share_or_none,
         metavar="X",
-        default=0.1,
         help="share of it that cosine and linear end at (0.1)",
     )
     add("--weight-decay", type=_share_or_more, metavar="X", help="(the optimizer's)")
@@ -663,19 +903,31 @@ def _add_run_arguments(add: Callable) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; those of a --config file as if they stood before the others."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _known(parser, arguments)
     if getattr(options, "config", None):
         try:
             words, files = _words_of(options.config)
         except (OSError, TypeError, ValueError) as error:
             parser.exit(FAILURE, f"reformer-c {options.command}: error: --config: {error}\n")
         given = options.files
-        options = parser.parse_args([options.command, *words, *arguments[1:]])
+        options = _known(parser, [options.command, *words, *arguments[1:]])
         options.files = given or files
     if not getattr(options, "files", True):
         parser.exit(
             USAGE_ERROR, f"reformer-c {options.command}: error: FILE is missing (see --help)\n"
         )
+    return options
+
+
+def _known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; of an unknown one, the nearest is named."""
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = options.parser
+        # only options have a nearest one
+        name = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
+        nearest = did_you_mean(name, command._option_string_actions) if name else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{nearest}")
     return options
 
 

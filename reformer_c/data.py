@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 
 from .checks import integer
-from .tokenizer import ByteTokenizer
+from .tokenizer import ByteTokenizer, Tokenizer
 
 __all__ = [
     "Sequences",
     "TextSource",
     "Windows",
+    "count_bytes",
+    "encode_text",
+    "read_parts",
     "read_split",
     "read_text",
     "read_texts",
     "read_tokens",
+    "split_parts",
     "split_tokens",
 ]
 
@@ -70,8 +74,11 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
     return joined
 
 
-def read_texts(sources: TextSource | Iterable[TextSource]) -> list[bytes]:
+def read_texts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False) -> list[bytes]:
     """The bytes of each text on its own: `read_text` without the joining; empty texts are left out.
+
+    With `utf8`, a text that is not UTF-8 is refused: a tokenizer of other pieces than bytes cannot
+    read it.
 
     Examples
     --------
@@ -82,7 +89,9 @@ def read_texts(sources: TextSource | Iterable[TextSource]) -> list[bytes]:
     ...     read_texts(folder)
     [b'one', b'two']
     """
-    texts = [text for _, text in _iterate_texts(sources) if text]
+    texts = [
+        _check_utf8(name, text) if utf8 else text for name, text in _iterate_texts(sources) if text
+    ]
     if not texts:
         raise ValueError("files: there is no text in them")
     return texts
@@ -124,8 +133,8 @@ def read_tokens(
     [7]
     [3, 3]
     """
-    arrays, texts = _read_apart(sources)
-    return [*arrays, *(texts if whole_files else _join(texts))]
+    parts = read_parts(sources)
+    return [encode_text(part) for part in (parts if whole_files else _join(parts))]
 
 
 def read_split(
@@ -162,39 +171,114 @@ def read_split(
     >>> [ByteTokenizer().decode(ids) for ids in held_out]
     ['aa', 'bb']
     """
-    arrays, texts = (
-        [split_tokens(part, held_out) for part in parts] for parts in _read_apart(sources)
-    )
-    train = [part for part, _ in texts]
-    return (
-        [*(part for part, _ in arrays), *(train if whole_files else _join(train))],
-        [end for _, end in (*arrays, *texts) if len(end)],
-    )
+    parts = split_parts(read_parts(sources), held_out, whole_files=whole_files)
+    train, ends = ([encode_text(part) for part in side] for side in parts)
+    return train, ends
 
 
-def _read_apart(
-    sources: TextSource | Iterable[TextSource],
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The token ids of the ``.npy`` files, and those of each text."""
-    arrays, texts = [], []
+def read_parts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False) -> list[Any]:
+    """What `read_tokens` reads, before it is tokenized: mapped arrays and then bytes, file by file.
+
+    With `utf8`, a text that is not UTF-8 is refused.
+
+    Returns
+    -------
+    list of ndarray (n,) or bytes
+    """
+    arrays: list[Any] = []
+    texts: list[Any] = []
     for name, text in _iterate_texts(sources, arrays=True):
         if isinstance(text, np.ndarray):
             arrays.append(_check_tokens(name, text))
         elif text:
-            texts.append(_encode(text))
+            texts.append(_check_utf8(name, text) if utf8 else text)
     if not any(len(part) for part in (*arrays, *texts)):
         raise ValueError("files: there are no tokens in them")
-    return arrays, texts
+    return arrays + texts
 
 
-def _encode(text: bytes) -> np.ndarray:
-    return ByteTokenizer().encode(text).astype(np.uint16)
+def split_parts(
+    parts: Sequence[Any],
+    held_out: float,
+    tokenizer: Tokenizer | None = None,
+    *,
+    whole_files: bool = False,
+) -> tuple[list[Any], list[Any]]:
+    """What `read_parts` gave, as `read_split` cuts it: parts to train on, and held-out ends.
+
+    Examples
+    --------
+    >>> split_parts([b"abcde", b"fg"], 0.4)
+    ([b'abc\\nf'], [b'de', b'g'])
+    """
+    pairs = [_split(part, held_out, tokenizer) for part in parts]
+    train = [part for part, _ in pairs]
+    return train if whole_files else _join(train), [end for _, end in pairs if len(end)]
 
 
-def _join(texts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The texts as one, with newlines between them; none of none."""
-    parts = [part for text in texts if len(text) for part in (_encode(b"\n"), text)][1:]
-    return [np.concatenate(parts)] if parts else []
+def _split(text: Any, held_out: float, tokenizer: Tokenizer | None) -> tuple[Any, Any]:
+    """`split_tokens` of ids (n,) or bytes; text for other pieces than bytes between characters."""
+    if isinstance(text, np.ndarray):
+        return split_tokens(text, held_out)
+    border = len(split_tokens(np.frombuffer(text, np.uint8), held_out)[0])
+    if not isinstance(tokenizer, ByteTokenizer | None):
+        # the bytes of a character after its first
+        while border < len(text) and text[border] & 0xC0 == 0x80:
+            border -= 1
+    return text[:border], text[border:]
+
+
+def _join(parts: Sequence[Any]) -> list[Any]:
+    """Arrays as they are, and the texts as one, with newlines between them; none of none."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    texts = [part for part in parts if not isinstance(part, np.ndarray) and part]
+    return [*arrays, b"\n".join(texts)] if texts else arrays
+
+
+def encode_text(text: bytes | np.ndarray, tokenizer: Tokenizer | None = None) -> np.ndarray:
+    """The ids (n,) of a text, in the smallest dtype; an array of ids is returned as it is.
+
+    Examples
+    --------
+    >>> encode_text(b"one")
+    array([113, 112, 103], dtype=uint16)
+    """
+    if isinstance(text, np.ndarray):
+        return text
+    if isinstance(tokenizer, ByteTokenizer | None):
+        return ByteTokenizer().encode(text).astype(np.uint16)
+    ids = tokenizer.encode(text.decode("utf-8"))
+    return ids.astype(np.min_scalar_type(max(2**16 - 1, int(ids.max(initial=0)))))
+
+
+def count_bytes(text: bytes | np.ndarray, tokenizer: Tokenizer) -> int:
+    """Bytes of a text, or of the text of ids (n,), in UTF-8.
+
+    Examples
+    --------
+    >>> count_bytes(b"one", ByteTokenizer()), count_bytes(np.array([0, 99, 100]), ByteTokenizer())
+    (3, 2)
+    """
+    if not isinstance(text, np.ndarray):
+        return len(text)
+    count = 0
+    # by pieces: a map may be larger than the memory
+    for start in range(0, len(text), 2**20):
+        ids = text[start : start + 2**20]
+        if isinstance(tokenizer, ByteTokenizer):
+            offset = tokenizer.offset
+            count += int(np.count_nonzero((ids >= offset) & (ids < offset + 256)))
+        else:
+            count += len(tokenizer.decode(ids).encode("utf-8"))
+    return count
+
+
+def _check_utf8(name: str, text: bytes) -> bytes:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: expected text in UTF-8 for this tokenizer: {error}") from error
+    return text
 
 
 def _iterate_texts(

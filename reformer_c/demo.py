@@ -6,7 +6,6 @@ and writes. Every number that it prints was computed in the same run.
 
 from __future__ import annotations
 
-import codecs
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .model import ReformerModelWithLMHead
 from .optim import AdamW, Schedule, schedules
 from .presets import PRESETS, preset_config
 from .report import LSHReport, attention_inputs, lsh_report
+from .screen import TextStream, show
 from .tokenizer import ByteTokenizer
 from .train import StepReport, Trainer, evaluate, show_progress
 
@@ -86,7 +86,7 @@ def run_demo(
     """
     _check(steps, seconds, length)
     begin = time.perf_counter()
-    say = partial(print, file=stream, flush=True)
+    say = partial(_say, stream)
     text, source = python_text()
     train, held_out = split_tokens(encode(text), HELD_OUT)
     if len(held_out) < length:
@@ -125,6 +125,10 @@ def run_demo(
     spent = time.perf_counter() - begin
     say(f"\n\n{spent:.0f} seconds in all")
     return DemoResult(last.step, spent, bits, bigrams, lsh, written)
+
+
+def _say(stream: TextIO | None, what: Any) -> None:
+    show(str(what), stream)
 
 
 def _check(steps: int | None, seconds: float, length: int) -> None:
@@ -242,10 +246,8 @@ def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO | None) -> b
     return written.bytes
 
 
-class ByteStream:
-    """Shows the bytes of a generation as they come: a `streamer` for a byte-level model.
-
-    A character that is not complete yet waits for its other bytes.
+class ByteStream(TextStream):
+    """Shows the bytes of a generation as they come, and keeps them: a `TextStream` of bytes.
 
     Examples
     --------
@@ -261,19 +263,11 @@ class ByteStream:
 
     def __init__(self, stream: TextIO | None) -> None:
         self.bytes = b""
-        self._stream = stream
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        super().__init__(ByteTokenizer(), stream)
 
     def __call__(self, tokens: np.ndarray) -> None:
-        new = ByteTokenizer().decode_bytes(tokens[:1])
-        self.bytes += new
-        self._show(self._decoder.decode(new))
-
-    def end(self) -> None:
-        self._show(self._decoder.decode(b"", final=True))
-
-    def _show(self, text: str) -> None:
-        print(text, end="", file=self._stream, flush=True)
+        self.bytes += ByteTokenizer().decode_bytes(tokens[:1])
+        super().__call__(tokens)
 
 
 def _describe(model: Any) -> str:

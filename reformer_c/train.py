@@ -206,6 +206,8 @@ class Trainer:
     held_out : ndarray (n,) or a list of them, optional
         Texts to evaluate on every `evaluate_every` steps (and after the last), each on its own, in
         windows of `data.length`.
+    held_out_bytes_per_token : float, optional
+        Bytes of text that one of their tokens stands for; by default ``data.bytes_per_token``.
     evaluate_every : int
         0 never evaluates.
     folder : path, optional
@@ -263,6 +265,7 @@ class Trainer:
         max_grad_norm: float = 1.0,
         seed: int = 0,
         held_out: np.ndarray | Sequence[np.ndarray] | None = None,
+        held_out_bytes_per_token: float | None = None,
         evaluate_every: int = 0,
         folder: str | os.PathLike | None = None,
         save_every: int = 0,
@@ -289,6 +292,7 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.seed = integer("seed", seed, 0)
         self.held_out = held_out
+        self.held_out_bytes_per_token = held_out_bytes_per_token
         self.evaluate_every = integer("evaluate_every", evaluate_every, 0)
         self.folder = None if folder is None else Path(folder)
         self.save_every = integer("save_every", save_every, 0)
@@ -327,7 +331,7 @@ class Trainer:
             self.model,
             self.held_out,
             length,
-            bytes_per_token=self._bytes_per_token,
+            bytes_per_token=self.held_out_bytes_per_token or self._bytes_per_token,
             seed=self.seed,
         )
 

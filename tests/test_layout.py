@@ -14,10 +14,10 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 # a module may import modules of lower floors only
 FLOORS = [
     {"_core", "activations", "checks", "pickled", "probabilities"},
-    {"runtime", "checkpoint", "tokenizer", "generate"},
+    {"runtime", "checkpoint", "tokenizer", "generate", "screen"},
     {"ops", "folder", "log"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},
-    {"attention", "inputs", "presets"},
+    {"attention", "inputs", "presets", "vocabulary"},
     {"body"},
     {"heads"},
     {"decode"},

@@ -1,0 +1,235 @@
+"""Which tokenizer a model's folder has, and what each token can write."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import local_folder, save_folder
+from .subwords import (
+    ADDED,
+    CONFIG,
+    SENTENCEPIECE,
+    SPECIAL,
+    TOKENIZERS,
+    ReformerTokenizer,
+    ReformerTokenizerFast,
+)
+from .tokenizer import ByteTokenizer, Tokenizer
+
+__all__ = [
+    "Pieces",
+    "check_vocabulary",
+    "folder_tokenizer",
+    "named_tokenizer",
+    "same_tokenizer",
+    "save_tokenizer",
+]
+
+BYTES = "bytes"
+# a model's vocabulary may be rounded up to a multiple of at most this, for speed
+PADDING = 128
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that a command names: "bytes", a folder, or a file of pieces.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, or no tokenizer in the folder.
+
+    Examples
+    --------
+    >>> named_tokenizer("bytes")
+    ByteTokenizer(model_max_length=None)
+    """
+    if name == BYTES:
+        return ByteTokenizer()
+    path = Path(name)
+    if path.is_file():
+        return ReformerTokenizer(path)
+    tokenizer = folder_tokenizer(name)
+    if tokenizer is None:
+        raise FileNotFoundError(
+            f"there is neither {SENTENCEPIECE} nor {TOKENIZERS} in {os.fspath(name)!r}, and no "
+            f"{CONFIG} that names the tokenizer of bytes"
+        )
+    return tokenizer
+
+
+def folder_tokenizer(folder: str | os.PathLike, vocab_size: int | None = None) -> Tokenizer | None:
+    """The tokenizer of a model's folder, or of a name on the Hugging Face hub.
+
+    Parameters
+    ----------
+    folder : path or str
+    vocab_size : int, optional
+        Of its model: a folder without a tokenizer is one of bytes where this is 258, as in the
+        enwik8 model of Reformer.
+
+    Returns
+    -------
+    Tokenizer or None
+        None where it cannot be told.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such folder, or the tokenizer's files are damaged.
+    ImportError
+        The library that reads them is not installed.
+    """
+    folder = local_folder(folder, None, [[SENTENCEPIECE, TOKENIZERS, CONFIG, SPECIAL, ADDED]])
+    name = _class_name(folder)
+    if name == ByteTokenizer.__name__:
+        return ByteTokenizer()
+    if any((folder / file).is_file() for file in (SENTENCEPIECE, TOKENIZERS)):
+        kind = ReformerTokenizerFast if name.endswith("Fast") else ReformerTokenizer
+        return kind.from_pretrained(folder)
+    return ByteTokenizer() if vocab_size == ByteTokenizer.vocab_size and not name else None
+
+
+def _class_name(folder: Path) -> str:
+    """The class that tokenizer_config.json names, if it does."""
+    if not (folder / CONFIG).is_file():
+        return ""
+    try:
+        name = json.loads((folder / CONFIG).read_text("utf-8")).get("tokenizer_class")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"folder: {CONFIG} has no options by name: {error}") from error
+    return name if isinstance(name, str) else ""
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+    """Write what `folder_tokenizer` finds.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_tokenizer(ByteTokenizer(), folder)
+    ...     folder_tokenizer(folder)
+    ByteTokenizer(model_max_length=None)
+    """
+    if isinstance(tokenizer, ReformerTokenizer):
+        tokenizer.save_pretrained(folder)
+        return
+    text = json.dumps({"tokenizer_class": type(tokenizer).__name__}) + "\n"
+    save_folder(folder, {CONFIG: lambda path: path.write_text(text, "utf-8")})
+
+
+def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether both have the same pieces, under the same ids."""
+    if isinstance(one, ReformerTokenizer) and isinstance(other, ReformerTokenizer):
+        return one.get_vocab() == other.get_vocab()
+    return type(one) is type(other)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise ValueError where a model's vocabulary cannot be the tokenizer's.
+
+    Examples
+    --------
+    >>> check_vocabulary(ByteTokenizer(), 320)
+    >>> check_vocabulary(ByteTokenizer(), 257)
+    Traceback (most recent call last):
+    ValueError: vocab_size: expected 258, as many as ByteTokenizer(...) has, ..., got a model of 257
+    """
+    count = len(tokenizer)  # type: ignore[arg-type]
+    if not count <= vocab_size < count + PADDING:
+        raise ValueError(
+            f"vocab_size: expected {count}, as many as {tokenizer!r} has, or a few more, got a "
+            f"model of {vocab_size}"
+        )
+
+
+class Pieces:
+    """What each token of a tokenizer writes, and which tokens would write what is not wanted.
+
+    Examples
+    --------
+    >>> pieces = Pieces(ByteTokenizer())
+    >>> pieces.with_any(".!")
+    [35, 48]
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = set(getattr(tokenizer, "all_special_ids", ()))
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The text of each token inside of a text: nothing where it is a special one."""
+        return [self._text(i) for i in range(len(self._tokenizer))]
+
+    @cached_property
+    def known(self) -> list[int]:
+        """Ids that stand for something."""
+        if isinstance(self._tokenizer, ReformerTokenizer):
+            return sorted(self._tokenizer.get_vocab().values())
+        return list(range(len(self._tokenizer)))
+
+    def _text(self, i: int) -> str:
+        if i in self._special or i not in self._known_set:
+            return ""
+        # of two, the second: libraries drop a space before the first
+        once, twice = (self._tokenizer.decode([i] * n) for n in (1, 2))
+        return twice[len(once) :]
+
+    @cached_property
+    def _known_set(self) -> set[int]:
+        return set(self.known)
+
+    def with_any(self, characters: str) -> list[int]:
+        """The tokens whose text has any of these characters."""
+        return [i for i, text in enumerate(self.texts) if any(c in text for c in characters)]
+
+    def only_known(self, _ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """A `logits_processor`: an id that no token has is never chosen."""
+        unknown = np.ones(len(logits), bool)
+        unknown[self.known] = False
+        logits[unknown] = -math.inf
+        return logits
+
+    def without(self, words: Sequence[str]) -> Any:
+        """A `logits_processor`: no token that would complete one of the words is chosen."""
+        longest = max(map(len, words), default=0)
+        # by what the text ends in: the tokens that complete the word
+        completing = {
+            (word, k): np.array(
+                [i for i, text in enumerate(self.texts) if _completes(text, word, k)], np.int64
+            )
+            for word in words
+            for k in range(len(word))
+        }
+
+        def process(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+            end = self._end_of(ids, longest - 1)
+            for (word, k), tokens in completing.items():
+                if end.endswith(word[:k]):
+                    logits[tokens] = -math.inf
+            return logits
+
+        return process
+
+    def _end_of(self, ids: np.ndarray, length: int) -> str:
+        """The last characters of a text."""
+        end = ""
+        for i in ids[::-1]:
+            if len(end) >= length:
+                break
+            end = self.texts[i] + end
+        return end
+
+
+def _completes(text: str, word: str, k: int) -> bool:
+    """Whether a token's text completes a word of which k characters are there."""
+    return text.startswith(word[k:]) if k else word in text
