@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, overload
+from threading import Thread
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -42,8 +43,13 @@ def set_num_threads(n: int) -> None:
     Notes
     -----
     Results do not depend on it, bit for bit. The default comes from ``REFORMER_C_NUM_THREADS``,
-    else ``OMP_NUM_THREADS``, else the processors that this process may use (its affinity and its
-    control group's quota). Other libraries' threads are left alone.
+    else ``OMP_NUM_THREADS``, else the processors that this process may use (its affinity or the
+    places that OpenMP binds threads to, and its control group's quota), but is at most
+    ``OMP_THREAD_LIMIT``. Other libraries' threads are left alone.
+
+    Where OpenMP's number of threads has changed since (``threadpoolctl.threadpool_limits``, of
+    "openmp"; ``torch.set_num_threads`` changes it too), the smaller of the two counts. It is a
+    property of each thread: a limit holds in the thread that sets it.
 
     Examples
     --------
@@ -54,7 +60,7 @@ def set_num_threads(n: int) -> None:
     >>> set_num_threads(before)
     """
     global _process_threads
-    _process_threads = _count_from_end(n, "n")
+    _process_threads = _Setting.of(_count_from_end(n, "n"))
 
 
 def get_num_threads() -> int:
@@ -71,7 +77,7 @@ def get_num_threads() -> int:
     ...     get_num_threads()
     1
     """
-    return 1 if _core.forked() else (_block_threads.get() or _process_threads)
+    return 1 if _core.forked() else resolve_workers(None)
 
 
 @contextmanager
@@ -92,7 +98,7 @@ def num_threads(n: int) -> Iterator[None]:
     >>> get_num_threads() == before
     True
     """
-    token = _block_threads.set(_count_from_end(n, "n"))
+    token = _block_threads.set(_Setting.of(_count_from_end(n, "n")))
     try:
         yield
     finally:
@@ -114,7 +120,7 @@ def resolve_workers(workers: int | None) -> int:
     ValueError: workers must not be 0: pass None for the default, or a number of threads
     """
     if workers is None:
-        return _block_threads.get() or _process_threads
+        return (_block_threads.get() or _process_threads).here()
     return _count_from_end(workers, "workers")
 
 
@@ -127,6 +133,34 @@ def _count_from_end(n: int, name: str) -> int:
     if n < -_available:
         raise ValueError(f"{name} must not be less than {-_available} here, got {n}")
     return min(n, _MOST_THREADS) if n > 0 else _available + 1 + n
+
+
+class _Setting(NamedTuple):
+    """A number of threads, and OpenMP's number when it was set."""
+
+    threads: int
+    openmp: int
+
+    @classmethod
+    def of(cls, threads: int) -> _Setting:
+        return cls(threads, _core.openmp_threads())
+
+    def here(self) -> int:
+        """The number of threads in this thread, under a limit that was set since.
+
+        Threads that nobody has limited have OpenMP's initial number.
+        """
+        limit = _core.openmp_threads()
+        unlimited = limit in (self.openmp, _initial_openmp_threads)
+        return self.threads if unlimited else min(self.threads, limit)
+
+
+def _in_a_new_thread(function: Callable[[], int]) -> int:
+    found: list[int] = []
+    thread = Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 # ---- the default: what we are told, else what we are allowed ----
@@ -143,9 +177,10 @@ def _default_threads() -> int:
 
 def _allowed_processors() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, count if quota is None else min(count, quota))
+    # of a main thread that OpenMP has bound, the affinity is one place of many
+    allowed = _core.openmp_processors() or (affinity(0) if affinity else range(os.cpu_count() or 1))
+    counts = (len(allowed), _cgroup_quota(), _core.openmp_thread_limit)
+    return min(count for count in counts if count)
 
 
 def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup"):
@@ -228,10 +263,11 @@ def available_memory(
     return min(free) + _core.pool_waiting() if free else None
 
 
-_MOST_THREADS = max(64, 2 * (os.cpu_count() or 1))
+_MOST_THREADS = min(max(64, 2 * (os.cpu_count() or 1)), _core.openmp_thread_limit or 64)
 _available = _allowed_processors()
-_process_threads = _default_threads()
-_block_threads: ContextVar[int | None] = ContextVar("reformer_c_num_threads", default=None)
+_initial_openmp_threads = _in_a_new_thread(_core.openmp_threads)
+_process_threads = _Setting(_default_threads(), _initial_openmp_threads)
+_block_threads: ContextVar[_Setting | None] = ContextVar("reformer_c_num_threads", default=None)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Threads, forks and Ctrl-C: always the same bits, and always back."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -115,6 +116,143 @@ def test_the_default_keeps_to_the_processors_that_we_may_use():
         print(rc.get_num_threads())
     """
     assert said(code) == "1"
+
+
+needs_two = pytest.mark.skipif(
+    runtime._available < 2 or not rc._core.openmp or not hasattr(os, "sched_getaffinity"),
+    reason="needs two processors, OpenMP and processor affinity",
+)
+HOW_MANY = """
+    import sys
+    for name in sys.argv[1:]:
+        __import__(name)
+    import reformer_c as rc
+    print(rc.get_num_threads())
+    rc.set_num_threads(-1)
+    print(rc.get_num_threads())
+"""
+
+
+def first_processors(n):
+    return sorted(os.sched_getaffinity(0))[:n] if hasattr(os, "sched_getaffinity") else [0] * n
+
+
+@needs_two
+@pytest.mark.parametrize(("environment", "expected"), [
+    (dict(OMP_PROC_BIND="true"), None),
+    (dict(OMP_PROC_BIND="close"), None),
+    (dict(OMP_PROC_BIND="spread"), None),
+    (dict(OMP_PROC_BIND="false"), None),
+    (dict(OMP_PLACES="threads"), None),
+    (dict(OMP_PLACES="cores", OMP_PROC_BIND="true"), None),
+    (dict(OMP_DYNAMIC="true"), None),
+    (dict(OMP_PLACES=f"{{{first_processors(2)[-1]}}}"), 1),
+    (dict(GOMP_CPU_AFFINITY="{} {}".format(*first_processors(2))), 2),
+    (dict(GOMP_CPU_AFFINITY=str(first_processors(1)[0])), 1),
+    (dict(OMP_THREAD_LIMIT="1"), 1),
+])  # fmt: skip
+def test_threads_that_openmp_binds_are_counted_by_its_places(environment, expected):
+    """By then the main thread's own affinity is a single place."""
+    expected = runtime._available if expected is None else expected
+    alone = python(HOW_MANY, **environment)
+    assert alone.stdout.split() == [str(expected)] * 2, alone.stderr
+    if importlib.util.find_spec("torch"):  # which loads OpenMP before us
+        after = python(HOW_MANY, "torch", **environment)
+        assert after.stdout.split() == [str(expected)] * 2, after.stderr
+
+
+@needs_two
+def test_a_binding_keeps_to_the_processors_that_the_process_was_given():
+    code = """
+        import os, subprocess, sys
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        code = "import reformer_c as rc; print(rc.get_num_threads())"
+        print(subprocess.check_output([sys.executable, "-c", code], text=True))
+    """
+    assert said(code, OMP_PROC_BIND="true") == "1"
+
+
+needs_threadpoolctl = pytest.mark.skipif(
+    not importlib.util.find_spec("threadpoolctl") or not rc._core.openmp,
+    reason="needs threadpoolctl and OpenMP",
+)
+LIMITED = """
+    {first}
+    {second}
+    import threading
+    import numpy as np
+
+    def here():
+        return rc.get_num_threads(), rc.runtime.resolve_workers(None)
+
+    x = np.random.default_rng(0).standard_normal((2, 2, 300, 16))
+    right = rc.full_attention(x, x, x)
+    every = rc.get_num_threads()
+    assert every == {default}
+    with threadpool_limits(1):
+        assert here() == (1, 1)
+        assert (rc.full_attention(x, x, x) == right).all()
+        assert rc.full_attention(x, x, x, workers=2).tobytes() == right.tobytes()
+        with threadpool_limits({default}):
+            assert here() == (every, every)
+        assert here() == (1, 1)
+    assert here() == (every, every)
+    for api, expected in dict(openmp=1, blas=every).items():
+        with threadpool_limits(1, user_api=api):
+            assert here() == (expected, expected), api
+    # what was said before a limit is bounded by it
+    rc.set_num_threads(3)
+    with threadpool_limits(1):
+        assert here() == (1, 1)
+    assert here() == (3, 3)
+    with rc.num_threads(4), threadpool_limits(1):
+        assert here() == (1, 1)
+    # and what is said within it holds there
+    with threadpool_limits(1):
+        with rc.num_threads(2):
+            assert here() == (2, 2)
+        assert here() == (1, 1)
+        # a limit is its thread's own: a pool's worker has none, or sets it itself
+        seen = []
+        def work():
+            seen.append(here())
+            with threadpool_limits(1):
+                seen.append(here())
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert seen == [(3, 3), (1, 1)]
+    print("ok")
+"""
+IMPORTS = ["from threadpoolctl import threadpool_limits", "import reformer_c as rc"]
+
+
+@needs_threadpoolctl
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("environment", [{}, {"OMP_NUM_THREADS": "2"}, {"OMP_DYNAMIC": "true"}])
+def test_limits_of_threadpoolctl_are_kept(order, environment):
+    first, second = IMPORTS[::order]
+    default = environment.get("OMP_NUM_THREADS", runtime._available)
+    code = LIMITED.format(first=first, second=second, default=default)
+    assert said(code, **environment) == "ok"
+
+
+@needs_threadpoolctl
+def test_an_import_within_a_limit_keeps_to_it_and_not_longer():
+    code = """
+        import ctypes, sys
+        from threadpoolctl import threadpool_limits
+        ctypes.CDLL(sys.argv[1])  # OpenMP alone, as another library loads it
+        with threadpool_limits(1):
+            import reformer_c as rc
+            assert rc.get_num_threads() == 1
+        print(rc.get_num_threads())
+    """
+    import threadpoolctl
+
+    found = [x["filepath"] for x in threadpoolctl.threadpool_info() if x["user_api"] == "openmp"]
+    result = python(code, found[0])
+    assert result.stdout.strip() == str(runtime._available), result.stderr
 
 
 def write(folder, files):

@@ -36,6 +36,11 @@ RF_BINDINGS(DECLARE)
 PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
+/* threads.c: what OpenMP says. */
+PyObject *rf_openmp_threads(PyObject *module, PyObject *none);
+PyObject *rf_openmp_processors(PyObject *module, PyObject *none);
+long rf_openmp_thread_limit(void);
+
 /* pool.c: memory that a pass uses again. */
 int rf_pool_init(void);
 PyObject *rf_pool_enter(PyObject *module, PyObject *none);

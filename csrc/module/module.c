@@ -91,6 +91,8 @@ static PyMethodDef methods[] = {
     {"pool_enter", rf_pool_enter, METH_NOARGS, "Use freed memory again; for pool_exit."},
     {"pool_exit", rf_pool_exit, METH_O, "No longer; what pool_enter gave."},
     {"pool_waiting", rf_pool_waiting, METH_NOARGS, "Bytes that are free and kept."},
+    {"openmp_threads", rf_openmp_threads, METH_NOARGS, "Threads that OpenMP gives this thread."},
+    {"openmp_processors", rf_openmp_processors, METH_NOARGS, "Those that OpenMP binds threads to."},
     {"forked", forked, METH_NOARGS, "Is this process a child of a fork? Its calls are serial."},
     {NULL, NULL, 0, NULL},
 };
@@ -103,6 +105,8 @@ static int execute(PyObject *module) {
 #endif
     if (rf_call_init() < 0 || rf_run_init() < 0 || rf_pool_init() < 0) return -1;
     if (PyModule_AddIntConstant(module, "openmp", openmp) < 0) return -1;
+    const long limit = rf_openmp_thread_limit();
+    if (PyModule_AddIntConstant(module, "openmp_thread_limit", limit) < 0) return -1;
     if (PyModule_AddStringConstant(module, "compiler", COMPILER) < 0) return -1;
     const char *wanted = getenv("REFORMER_C_ISA");
     return select_core(module, wanted && *wanted ? wanted : NULL, "REFORMER_C_ISA",
