@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import operator
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
-__all__ = ["did_you_mean", "integer", "refuse_unknown", "requires_extra"]
+__all__ = ["NamedAttributes", "did_you_mean", "integer", "refuse_unknown", "requires_extra"]
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -75,6 +77,35 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> No
     for name in given:
         if name not in known:
             raise TypeError(f"{name}: {owner} has no such argument{did_you_mean(name, known)}")
+
+
+class NamedAttributes:
+    """An object with the attributes that its class names, in its body or in an annotation.
+
+    Examples
+    --------
+    >>> class Box(NamedAttributes):
+    ...     width: int
+    >>> box = Box()
+    >>> box.width = 3
+    >>> box.widht = 3
+    Traceback (most recent call last):
+    AttributeError: widht: a Box has no such attribute; did you mean width?
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = _attributes(type(self))  # type: ignore[arg-type]  # a class has a hash
+        if name not in known:
+            public = [attribute for attribute in known if not attribute.startswith("_")]
+            raise AttributeError(
+                f"{name}: a {type(self).__name__} has no such attribute{did_you_mean(name, public)}"
+            )
+        super().__setattr__(name, value)
+
+
+@cache
+def _attributes(cls: type) -> frozenset[str]:
+    return frozenset(dir(cls)).union(*map(inspect.get_annotations, cls.__mro__))
 
 
 def requires_extra(what: str, library: str, extra: str) -> ImportError:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from .activations import WEIGHTED
 from .checkpoint import local_folder, write_atomically
-from .checks import integer
+from .checks import NamedAttributes, did_you_mean, integer, refuse_unknown
 
 __all__ = ["ReformerConfig"]
 
@@ -59,23 +62,90 @@ LEGACY_KEYS = {
     "seed": ("hash_seed",),
 }
 
+# what transformers' configurations, from version 2.9 on, may hold beside our fields
+THEIRS = frozenset(LEGACY_KEYS) | {
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "_commit_hash", "_experts_implementation", "_experts_implementation_internal",
+    "_name_or_path", "_output_attentions", "add_cross_attention", "assistant_confidence_threshold",
+    "assistant_lookbehind", "attn_implementation", "auto_map", "bad_words_ids",
+    "begin_suppress_tokens", "cross_attention_hidden_size", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff", "experts_implementation",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "gradient_checkpointing", "intermediate_size", "length_penalty",
+    "max_length", "min_length", "name_or_path", "no_repeat_ngram_size", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_past", "output_scores", "per_layer_config", "prefix", "problem_type", "pruned_heads",
+    "quantization_config", "remove_invalid_values", "repetition_penalty",
+    "return_dict_in_generate", "sep_token_id", "sinusoidal_pos_embds", "suppress_tokens",
+    "target_lookbehind", "task_specific_params", "temperature", "tf_legacy_loss",
+    "tie_encoder_decoder", "tie_last_hidden_states", "tokenizer_class", "top_k", "top_p",
+    "torch_dtype", "torchscript", "typical_p", "use_bfloat16", "use_return_dict", "xla_device",
+}  # fmt: skip
+
+# how alike an unknown name and a field are from which it is taken for the field, misspelt
+ALIKE = 0.7
+
 OURS = ("attention_scope", "bucket_cap", "memory_budget", "apply_lm_head_bias")
 
 
+def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
+    """Let `__init__` take what a config.json may hold; a field's name that is misspelt is not."""
+
+    @functools.wraps(initialise)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        own, others = _sorted_out(values)
+        for name in others:
+            if hint := _misspelling(name):
+                raise TypeError(
+                    f"{name}: ReformerConfig has no such field{hint} extra={{{name!r}: ...}} keeps "
+                    "a field that is not its own"
+                )
+        if others and isinstance(extra := own.get("extra", {}), dict):
+            own["extra"] = others | extra
+        initialise(self, *args, **own)
+
+    return __init__
+
+
+def _sorted_out(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of the fields, and those of other names; keys of 2020 are both."""
+    names = {f.name for f in fields(ReformerConfig)}
+    own = {name: value for name, value in values.items() if name in names}
+    if (kind := values.get("model_type", "reformer")) != "reformer":
+        raise ValueError(f"model_type: expected 'reformer', got {kind!r}")
+    for old, new in LEGACY_KEYS.items():
+        for name in new if values.get(old) is not None else ():
+            own.setdefault(name, values[old])
+    if own.get("memory_budget") == "inf":
+        own["memory_budget"] = math.inf  # JSON has no infinity
+    return own, {k: v for k, v in values.items() if k not in names and k != "model_type"}
+
+
+def _misspelling(name: str) -> str:
+    """What an unknown name was probably to be, in words; nothing where it is like no field."""
+    if name in THEIRS:
+        return ""
+    near = difflib.get_close_matches(name, [f.name for f in fields(ReformerConfig)], 1, ALIKE)
+    return did_you_mean(name, near)
+
+
 @dataclass
-class ReformerConfig:
+class ReformerConfig(NamedAttributes):
     """What a Reformer is made of.
 
     The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; four more
     are ours: ``attention_scope``, ``bucket_cap`` and ``memory_budget`` change nothing by default,
     and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be None.
+    Anything that transformers writes is taken: what is not a field is kept in `extra`.
 
     Attributes
     ----------
     attention_head_size : int
         Depth of a head; heads times depth need not equal hidden_size.
     attn_layers : list of str
-        Type of each layer's attention: "local" or "lsh".
+        Type of each layer's attention: "local" or "lsh". Where all are of one type, as many layers
+        as num_hidden_layers have it.
     axial_norm_std : float
         Standard deviation of fresh axial position tables.
     axial_pos_embds : bool
@@ -135,7 +205,8 @@ class ReformerConfig:
         Outputs of the classification and question-answering heads; None: the length of id2label,
         or 2.
     id2label, label2id : dict, optional
-        Names of the classes by number, and the numbers by name.
+        Names of the classes by number, and the numbers by name. Another num_labels than there are
+        names makes them LABEL_0, LABEL_1 ...
     output_attentions, output_hidden_states : bool, optional
         What a call gives where it is not told.
     pad_token_id : int, optional
@@ -148,10 +219,12 @@ class ReformerConfig:
         Kept for the round trip: the output has twice the input's width and cannot be tied to it.
     use_cache : bool
         Kept for the round trip.
-    architectures, transformers_version, dtype, return_dict, is_encoder_decoder
+    return_dict : bool, optional
+        False: a call gives a tuple where it is not told.
+    architectures, transformers_version, dtype, is_encoder_decoder
         Kept for the round trip: what transformers notes about itself and the model's class.
     num_hidden_layers : int
-        Layers that are built, the first of attn_layers; None: all.
+        Layers that are built, of the first types in attn_layers; None: all.
     attention_scope : str
         "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper.
     bucket_cap : int, optional
@@ -168,7 +241,9 @@ class ReformerConfig:
     Raises
     ------
     TypeError, ValueError
-        Name the field and say what was expected.
+        Name the field and say what was expected, or the field that a misspelt one is nearest to.
+    AttributeError
+        An attribute is assigned that is not a field.
 
     Examples
     --------
@@ -178,8 +253,10 @@ class ReformerConfig:
     >>> ReformerConfig(hidden_size=100)
     Traceback (most recent call last):
     ValueError: axial_pos_embds_dim: its parts [64, 192] have to add up to hidden_size=100
-    >>> ReformerConfig.from_dict(config.to_dict()) == config
+    >>> ReformerConfig(**config.to_dict()) == config
     True
+    >>> ReformerConfig(temperature=0.7).extra
+    {'temperature': 0.7}
     """
 
     attention_head_size: int = 64
@@ -226,7 +303,7 @@ class ReformerConfig:
     architectures: list[str] | None = None
     transformers_version: str | None = None
     dtype: str | None = None
-    return_dict: bool = True
+    return_dict: bool | None = True
     is_encoder_decoder: bool = False
     num_hidden_layers: int = None  # type: ignore[assignment]
 
@@ -247,7 +324,24 @@ class ReformerConfig:
         if isinstance(self.id2label, dict):
             # JSON knows no numbers as keys
             self.id2label = {_number(key): label for key, label in self.id2label.items()}
+        self._name_labels()
         self.check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "extra" not in self.__dict__:
+            return  # the last field: not all are there yet
+        if name == "id2label" and isinstance(value, dict):
+            self.num_labels = len(value)
+        elif name == "num_labels":
+            self._name_labels()
+
+    def _name_labels(self) -> None:
+        """Other names for the classes, where there are not as many as classes."""
+        names, count = self.id2label, self.num_labels
+        if isinstance(names, dict) and isinstance(count, int) and len(names) != count:
+            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+            self.label2id = {label: i for i, label in self.id2label.items()}
 
     # ---- reading and writing ----
 
@@ -255,8 +349,9 @@ class ReformerConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> ReformerConfig:
         """A configuration from the contents of a config.json.
 
-        Unknown keys are kept in `extra`. Keys of 2020 (``num_chunks_before``, ``seed`` ...) fill
-        the fields that took their place where those are absent.
+        Unknown keys are kept in `extra`, with a warning where one is like a field's name. Keys of
+        2020 (``num_chunks_before``, ``seed`` ...) fill the fields that took their place where those
+        are absent.
 
         Examples
         --------
@@ -266,19 +361,15 @@ class ReformerConfig:
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"values: expected a dictionary, got {type(values).__name__}")
-        if values.get("model_type", "reformer") != "reformer":
-            raise ValueError(f"model_type: expected 'reformer', got {values['model_type']!r}")
-        if values.get("sinusoidal_pos_embds"):
-            raise ValueError("sinusoidal_pos_embds: expected False: this model learns positions")
-        names = {f.name for f in fields(cls)} - {"extra"}
-        known = {name: value for name, value in values.items() if name in names}
-        for old, new in LEGACY_KEYS.items():
-            for name in new if values.get(old) is not None else ():
-                known.setdefault(name, values[old])
-        extra = {k: v for k, v in values.items() if k not in names and k != "model_type"}
-        if isinstance(known.get("memory_budget"), str):
-            known["memory_budget"] = float(known["memory_budget"])
-        return cls(**known, extra=extra)
+        own, others = _sorted_out(values)
+        if "extra" in own:  # a key of the file like any other
+            others["extra"] = own.pop("extra")
+        for name in others:
+            if hint := _misspelling(name):
+                warnings.warn(
+                    f"{name}: kept, but ReformerConfig has no such field{hint}", stacklevel=2
+                )
+        return cls(**own, extra=others)
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json that `from_dict` and transformers read.
@@ -298,7 +389,7 @@ class ReformerConfig:
             if values[name] is None:
                 del values[name]
         if self.memory_budget == math.inf:
-            values["memory_budget"] = "inf"  # JSON has no infinity
+            values["memory_budget"] = "inf"
         return values
 
     @classmethod
@@ -334,10 +425,29 @@ class ReformerConfig:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike, *, revision: str | None = None
+        cls, folder: str | os.PathLike, *, revision: str | None = None, **changes: Any
     ) -> ReformerConfig:
-        """The config.json of a folder, or of a name on the Hugging Face hub (extra ``[hf]``)."""
-        return cls.from_json(local_folder(folder, revision, [["config.json"]]))
+        """The config.json of a folder, or of a name on the Hugging Face hub (extra ``[hf]``).
+
+        Keywords replace fields of the file.
+        """
+        config = cls.from_json(local_folder(folder, revision, [["config.json"]]))
+        return config.changed(changes, "from_pretrained")
+
+    def changed(self, changes: Mapping[str, Any], owner: str) -> ReformerConfig:
+        """A copy with other values of some fields; `owner` is what they are arguments of.
+
+        Examples
+        --------
+        >>> ReformerConfig().changed({"num_labels": 3}, "from_pretrained").num_labels
+        3
+        """
+        refuse_unknown(changes, [f.name for f in fields(self)], owner)
+        config = replace(self)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        config.__post_init__()
+        return config
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write the config.json of a folder, which is made if it is not there; atomically."""
@@ -349,6 +459,8 @@ class ReformerConfig:
     @property
     def layer_types(self) -> list[str]:
         """The types of the layers that are built."""
+        if len(set(self.attn_layers)) == 1:
+            return self.attn_layers[:1] * self.num_hidden_layers
         return self.attn_layers[: self.num_hidden_layers]
 
     @property
@@ -390,10 +502,10 @@ class ReformerConfig:
         for layer_type in self.attn_layers:
             _choice("attn_layers", layer_type, LAYER_TYPES)
         integer("num_hidden_layers", self.num_hidden_layers, 1)
-        if self.num_hidden_layers > len(self.attn_layers):
+        if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"num_hidden_layers: expected at most the {len(self.attn_layers)} of attn_layers, "
-                f"got {self.num_hidden_layers}"
+                f"which are of two types, got {self.num_hidden_layers}"
             )
 
     def _check_sizes(self) -> None:
@@ -501,6 +613,10 @@ class ReformerConfig:
             check_memory_budget(self.memory_budget)
         if not isinstance(self.extra, dict):
             raise TypeError(f"extra: expected a dictionary, got {type(self.extra).__name__}")
+
+
+# the one that dataclass wrote knows no other names than those of fields
+ReformerConfig.__init__ = _with_other_fields(ReformerConfig.__init__)  # type: ignore[method-assign]
 
 
 def check_memory_budget(value: Any) -> None:

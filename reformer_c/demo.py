@@ -111,7 +111,7 @@ def run_demo(
     say(f"last step {last.bits_per_byte:.3f} bits per byte (step {last.step})")
     say(f"held out  {bits:.3f} bits per byte; byte bigrams, same text: {bigrams:.3f}")
 
-    layer = model.config.attn_layers.index("lsh")
+    layer = model.config.layer_types.index("lsh")
     say("\n2. LSH attention beside full attention, with the trained model's own queries")
     say(f"   and values in layer {layer + 1}, on {length:,} held-out bytes\n")
     lsh = compare_with_full_attention(model, held_out[:length], layer, seed)
@@ -274,10 +274,10 @@ def _describe(model: Any) -> str:
     config = model.config
     count = sum(array.size for array in model.parameters.values())
     layers = ", ".join(
-        f"{kind} of {getattr(config, f'{kind}_attn_chunk_length')}" for kind in config.attn_layers
+        f"{kind} of {getattr(config, f'{kind}_attn_chunk_length')}" for kind in config.layer_types
     )
     return (
-        f"{len(config.attn_layers)} reversible layers (chunks: {layers}), width "
+        f"{len(config.layer_types)} reversible layers (chunks: {layers}), width "
         f"{config.hidden_size}, {config.num_attention_heads} heads, {count:,} parameters"
     )
 

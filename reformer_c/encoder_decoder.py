@@ -13,7 +13,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,22 +26,14 @@ from .checks import integer
 from .config import ReformerConfig
 from .heads import LanguageModel, blocks_bytes
 from .inputs import IGNORE, Inputs, check_ids
-from .model import HUB_WEIGHTS, ReformerModel, ReformerModelWithLMHead, ReformerOutput
+from .model import HUB_WEIGHTS, Model, ReformerModel, ReformerModelWithLMHead
 from .nn import Parameters, draw_seed, random_key
+from .outputs import EncoderDecoderOutput, ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
 
 SIDES = ("encoder", "decoder")
-
-
-@dataclass
-class EncoderDecoderOutput(ReformerOutput):
-    """What a call gives: the decoder's fields, and beside them the encoder's output."""
-
-    # of each layer of the decoder (b, h, t, s): what each token takes from the encoder's
-    cross_attentions: tuple[np.ndarray, ...] | None = None
-    encoder: ReformerOutput | None = None
 
 
 class DecoderPass(Pass):
@@ -83,6 +75,7 @@ class TextDecoder(ReformerModelWithLMHead):
 
     side = DecoderPass.side
     head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
+    _width: int
     _memory: Memory | None = None
 
     def __init__(self, config: ReformerConfig, width: int, dtype: Any) -> None:
@@ -116,7 +109,7 @@ class TextDecoder(ReformerModelWithLMHead):
         )
 
 
-class ReformerEncoderDecoder:
+class ReformerEncoderDecoder(Model):
     """A Reformer from text to text: translation, summaries, answers.
 
     Parameters
@@ -167,6 +160,9 @@ class ReformerEncoderDecoder:
     True
     """
 
+    encoder: ReformerModel
+    decoder: TextDecoder
+
     def __init__(
         self,
         config: ReformerConfig,
@@ -202,14 +198,10 @@ class ReformerEncoderDecoder:
         }
 
     def __repr__(self) -> str:
-        count = sum(array.size for array in self.parameters.values())
+        count = self.num_parameters()
         kinds = (", ".join(side.config.layer_types) for side in (self.encoder, self.decoder))
         layers = " | ".join(kinds)
         return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {layers}>"
-
-    @property
-    def parameters(self) -> Parameters:
-        return self._parameters
 
     @property
     def dtype(self) -> np.dtype:
@@ -240,6 +232,7 @@ class ReformerEncoderDecoder:
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_buckets: bool = False,
+        return_dict: bool | None = None,
     ) -> EncoderDecoderOutput:
         """Evaluate the model: no dropout.
 
@@ -258,12 +251,14 @@ class ReformerEncoderDecoder:
             Word vectors, in place of `input_ids`.
         num_hashes, rng, output_hidden_states, output_attentions, output_buckets
             As in a call of `ReformerModel`, for both sides.
+        return_dict : bool, optional
+            False gives the tuple of the output's values; None: the decoder's configuration's.
         rotations, decoder_rotations : sequence of ndarray, optional
             For each LSH layer of the encoder, and of the decoder.
 
         Returns
         -------
-        EncoderDecoderOutput
+        EncoderDecoderOutput, or tuple
             The fields of a `ReformerOutput` of the decoder, `cross_attentions`, and `encoder`: the
             encoder's own output.
 
@@ -297,7 +292,7 @@ class ReformerEncoderDecoder:
         encoder.cut_shares, output.cut_shares = read.cut_shares, run.cut_shares
         if output_buckets:
             encoder.buckets, output.buckets = read.buckets, run.buckets
-        return output
+        return in_the_form(output, return_dict, self.decoder.config.return_dict)
 
     def _begin(
         self, input_ids: Any, attention_mask: Any, decoder_input_ids: Any,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,14 +18,18 @@ from . import ops
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
-from .checks import integer
+from .checks import NamedAttributes, integer
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes
 from .generate import Choice, Recomputed, Source, beam_search, stream_tokens
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
+from .outputs import ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "ReformerForMaskedLM",
@@ -51,33 +55,41 @@ HUB_WEIGHTS = (
 )
 
 
-@dataclass
-class ReformerOutput:
-    """What a call gives; what was not asked for, or what the model does not have, is None.
+class Model(NamedAttributes):
+    """What has weights by name, and is called."""
 
-    Shapes: b batch, t length, c hidden_size, v vocab_size, h heads, r hash rounds.
-    """
+    buffers: dict[str, np.ndarray]
+    _parameters: Parameters
 
-    # mean over the targets that count; where targets were given
-    loss: float | None = None
-    # (b, t, v), or (b, num_labels) of a classifier
-    logits: np.ndarray | None = None
-    # (b, t) of question answering
-    start_logits: np.ndarray | None = None
-    end_logits: np.ndarray | None = None
-    # (b, t, 2 c): both streams, normed
-    last_hidden_state: np.ndarray | None = None
-    # (b, t, c) of the second stream, before the first layer and after each
-    hidden_states: tuple[np.ndarray, ...] | None = None
-    # of each layer, its attention probabilities: see `Reformer.__call__`
-    attentions: tuple[np.ndarray, ...] | None = None
-    # of each LSH layer, int32 (b, h, r, t); None of one whose sequence is a single chunk
-    buckets: tuple[np.ndarray | None, ...] | None = None
-    # of each LSH layer, the share of pairs in one bucket that config.bucket_cap left out
-    cut_shares: tuple[float, ...] | None = None
+    @property
+    def parameters(self) -> Parameters:
+        return self._parameters
+
+    def num_parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(array.size for array in self.parameters.values())
+
+    def eval(self) -> Self:
+        """The model itself: every call is an evaluation, without dropout."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """The model itself, of ``train(False)`` alone.
+
+        Raises
+        ------
+        TypeError
+            `mode` is True: no call trains. `loss_and_gradients` does, and has dropout by default.
+        """
+        if mode is not False:
+            raise TypeError(
+                f"mode: expected False, got {mode!r}: a call is always an evaluation, and dropout "
+                "is in loss_and_gradients(..., training=True), its default"
+            )
+        return self
 
 
-class Reformer:
+class Reformer(Model):
     """A Reformer with a head: the base of the models.
 
     Parameters
@@ -103,19 +115,17 @@ class Reformer:
     # the same of a call's arguments
     side: ClassVar[str] = ""
     head: ClassVar[Head]
+    config: ReformerConfig
+    dtype: np.dtype
 
     def __init__(self, config: ReformerConfig, *, rng: Any = None, dtype: Any = np.float32) -> None:
         self._allocate(config, dtype)
         self._initialise(self.parameters, rng)
 
     def __repr__(self) -> str:
-        count = sum(array.size for array in self.parameters.values())
         kinds = ", ".join(self.config.layer_types)
+        count = self.num_parameters()
         return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {kinds}>"
-
-    @property
-    def parameters(self) -> Parameters:
-        return self._parameters
 
     def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
         if not isinstance(config, ReformerConfig):
@@ -175,6 +185,7 @@ class Reformer:
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_buckets: bool = False,
+        return_dict: bool | None = None,
         **targets: Any,
     ) -> ReformerOutput:
         """Evaluate the model: no dropout.
@@ -204,13 +215,15 @@ class Reformer:
             (b, h, n, n) where n <= m or ``config.attention_scope`` is "bucket". They are computed
             in NumPy beside the kernels, which never hold them: that many numbers of memory for
             each layer, and several times the time of a call.
+        return_dict : bool, optional
+            False gives the tuple of the output's values; None: ``config.return_dict``.
         **targets
             `labels`, or what else the model's loss is measured against: see the model. With them,
             the output has a loss.
 
         Returns
         -------
-        ReformerOutput
+        ReformerOutput, or tuple
 
         Raises
         ------
@@ -236,7 +249,7 @@ class Reformer:
         output.cut_shares = run.cut_shares
         if output_buckets:
             output.buckets = run.buckets
-        return output
+        return in_the_form(output, return_dict, self.config.return_dict)
 
     def _begin(
         self, input_ids: Any, attention_mask: Any, position_ids: Any, inputs_embeds: Any,

@@ -218,10 +218,10 @@ def attention_inputs(
     ((1, 2, 256, 32), (1, 2, 256, 32))
     """
     config = model.config
-    kinds = list(config.attn_layers)
+    kinds = config.layer_types
     if not 0 <= layer < len(kinds) or kinds[layer] != "lsh":
         raise ValueError(f"layer: expected the number of an LSH layer of {kinds}, got {layer!r}")
-    output = model(input_ids, rng=rng, output_hidden_states=True)
+    output = model(input_ids, rng=rng, output_hidden_states=True, return_dict=True)
     prefix = f"layers.{layer}.attention."
     weights = {
         name.rpartition(prefix)[2]: array

@@ -1,8 +1,10 @@
 """ReformerConfig: Hugging Face's fields, named checks, a round trip that loses nothing."""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import re
 
 import numpy as np
@@ -153,13 +155,120 @@ def test_fields_of_a_layer_type_that_does_not_occur_may_be_null(used, unused):
 def test_number_of_labels_follows_from_their_names():
     names = {"0": "a", "1": "b", "2": "c"}
     assert ReformerConfig.from_dict({"id2label": names}).num_labels == 3
-    with pytest.raises(ValueError, match="id2label"):
-        ReformerConfig.from_dict({"id2label": names, "num_labels": 2})
     config = ReformerConfig(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
     assert config.num_labels == 3
     written = json.loads(json.dumps(config.to_dict()))
     assert written["id2label"] == names
     assert ReformerConfig.from_dict(written) == config
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_another_number_of_labels_renames_them_as_transformers_does(count):
+    names, expected = {0: "a", 1: "b", 2: "c"}, {i: f"LABEL_{i}" for i in range(count)}
+    given = {"num_labels": count, "id2label": names, "label2id": {"a": 0, "b": 1, "c": 2}}
+    assigned = ReformerConfig(id2label=names)
+    assigned.num_labels = count
+    for config in (
+        ReformerConfig(**given),
+        ReformerConfig.from_dict(given),
+        assigned,
+        ReformerConfig(id2label=names).changed({"num_labels": count}, "from_pretrained"),
+    ):
+        config.check()
+        assert config.num_labels == count
+        assert config.id2label == expected
+        assert config.label2id == {label: i for i, label in expected.items()}
+    # and other names, another number
+    config.id2label = names
+    assert config.num_labels == 3
+    assert config.changed({"id2label": expected}, "from_pretrained").num_labels == count
+
+
+def test_layers_of_one_type_need_only_one_name():
+    # transformers looks at no place of a list in which all are alike
+    for kinds, n in ((["local"], 2), (["lsh"], 3), (["local", "local"], 4), (["lsh"] * 3, 2)):
+        config = ReformerConfig(attn_layers=kinds, num_hidden_layers=n)
+        assert config.layer_types == kinds[:1] * n
+        assert ReformerConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match=r"^num_hidden_layers: .* 2 of attn_layers"):
+        ReformerConfig(attn_layers=["local", "lsh"], num_hidden_layers=3)
+
+
+# what transformers 4.57 writes beside the fields: read, kept, of no effect
+OF_VERSION_4 = {
+    "_attn_implementation_autoset": False, "_name_or_path": "x/y", "add_cross_attention": False,
+    "bad_words_ids": None, "begin_suppress_tokens": None, "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None, "diversity_penalty": 0.0, "do_sample": False,
+    "early_stopping": False, "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None, "finetuning_task": None,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "length_penalty": 1.0,
+    "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
+    "num_beams": 1, "num_return_sequences": 1, "output_scores": False, "prefix": None,
+    "pruned_heads": {}, "remove_invalid_values": False, "repetition_penalty": 1.0,
+    "return_dict_in_generate": False, "sep_token_id": None, "suppress_tokens": None,
+    "task_specific_params": None, "temperature": 1.0, "tf_legacy_loss": False,
+    "tie_encoder_decoder": False, "tokenizer_class": None, "top_k": 50, "top_p": 1.0,
+    "torch_dtype": "float32", "torchscript": False, "typical_p": 1.0, "use_bfloat16": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        OF_VERSION_4,
+        CRIME_AND_PUNISHMENT,
+        {"sinusoidal_pos_embds": True, "task": "prose"},
+        {"memory_budget": "inf", "model_type": "reformer", "dtype": "float16"},
+    ],
+    ids=["version 4", "2020", "sinusoidal", "ours"],
+)
+def test_a_configuration_is_made_of_anything_that_is_written(more):
+    values = ReformerConfig().to_dict() | more
+    config = ReformerConfig(**values)
+    assert config == ReformerConfig.from_dict(values)
+    assert config.to_dict().items() >= {k: v for k, v in values.items() if v is not None}.items()
+    names = {field.name for field in dataclasses.fields(ReformerConfig)}
+    assert config.extra == {k: v for k, v in more.items() if k not in names | {"model_type"}}
+    assert ReformerConfig(extra={"a": 1}, b=2).extra == {"a": 1, "b": 2}
+    # with it, nothing else than without it
+    same = dataclasses.replace(ReformerConfig(sinusoidal_pos_embds=True), extra={})
+    assert same == ReformerConfig()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("hiden_size", "hidden_size"),
+        ("num_hash", "num_hashes"),
+        ("vocabsize", "vocab_size"),
+        ("lsh_chunk_length", "lsh_attn_chunk_length"),
+        ("hash_sed", "hash_seed"),
+        ("attention_scop", "attention_scope"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_the_nearest(wrong, right):
+    for act in (
+        lambda: ReformerConfig(**{wrong: 3}),
+        lambda: ReformerConfig().changed({wrong: 3}, "from_pretrained"),
+        lambda: setattr(ReformerConfig(), wrong, 3),
+    ):
+        with pytest.raises((TypeError, AttributeError), match=f"^{wrong}: .*did you mean {right}"):
+            act()
+    # a file keeps what somebody wrote into it
+    with pytest.warns(UserWarning, match=f"^{wrong}: kept, .*did you mean {right}"):
+        config = ReformerConfig.from_dict({wrong: 3})
+    assert config == ReformerConfig(extra={wrong: 3})
+    assert getattr(config, right) == getattr(ReformerConfig(), right)
+
+
+def test_what_is_no_field_is_no_attribute():
+    config = ReformerConfig(task="prose")
+    with pytest.raises(AttributeError, match=r"^task: a ReformerConfig has no such attribute$"):
+        config.task = "verse"
+    for twin in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert twin == config
+        twin.num_hashes = 4
+        assert config.num_hashes == 1
 
 
 def test_fewer_layers_than_attn_layers_are_the_first_ones():
@@ -241,10 +350,8 @@ def test_ids_of_special_tokens_may_lie_outside_the_vocabulary():
 def test_other_models_and_unreadable_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="model_type: expected 'reformer', got 'bert'"):
         ReformerConfig.from_dict({"model_type": "bert"})
-    with pytest.raises(ValueError, match="sinusoidal_pos_embds"):
-        ReformerConfig.from_dict({"sinusoidal_pos_embds": True})
-    with pytest.raises(TypeError, match="hiden_size"):
-        ReformerConfig(hiden_size=3)
+    with pytest.raises(ValueError, match="model_type: expected 'reformer', got 'bert'"):
+        ReformerConfig(model_type="bert")
     with pytest.raises(FileNotFoundError):
         ReformerConfig.from_json(tmp_path)
     (tmp_path / "config.json").write_text("{")

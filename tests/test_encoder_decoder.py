@@ -435,3 +435,35 @@ def test_it_learns_to_write_backwards():
     written = model.generate(ids, max_new_tokens=6, rng=0)[:, 1:]
     assert loss < 0.3
     assert (written == ids[:, ::-1]).mean() > 0.9
+
+
+def test_an_output_is_a_mapping_and_a_sequence():
+    model = small_model()
+    read, written = random_ids((2, 9)), random_ids((2, 5), seed=1)
+    call = {"input_ids": read, "labels": written, "rng": 0}
+    output = model(**call, output_hidden_states=True, output_attentions=True)
+    assert [*output] == [
+        "loss", "logits", "hidden_states", "attentions", "cross_attentions", "encoder",
+        "last_hidden_state",
+    ]  # fmt: skip
+    assert output[4] is output["cross_attentions"] is output.cross_attentions
+    assert [*output.encoder] == ["last_hidden_state", "hidden_states", "attentions"]
+    loss, logits = model(**call)[:2]
+    values = model(**call, return_dict=False)
+    assert type(values) is tuple
+    assert values[0] == loss == output.loss
+    np.testing.assert_array_equal(values[1], logits)
+    model.decoder.config.return_dict = False
+    assert type(model(**call)) is tuple
+    with pytest.raises(AttributeError, match=r"did you mean cross_attentions\?"):
+        output.cross_attention = None
+
+
+def test_a_model_as_an_object():
+    model = small_model()
+    assert model.eval() is model
+    with pytest.raises(TypeError, match=r"^mode: .*loss_and_gradients"):
+        model.train()
+    assert model.num_parameters() == sum(array.size for array in model.parameters.values())
+    with pytest.raises(AttributeError, match=r"^encodr: .*did you mean encoder\?"):
+        model.encodr = model.encoder

@@ -14,7 +14,7 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 # a module may import modules of lower floors only
 FLOORS = [
     {"_core", "activations", "checks", "pickled", "probabilities"},
-    {"runtime", "checkpoint", "tokenizer", "generate", "screen"},
+    {"outputs", "runtime", "checkpoint", "tokenizer", "generate", "screen"},
     {"ops", "folder", "log"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},
     {"attention", "inputs", "presets", "vocabulary"},

@@ -748,3 +748,125 @@ def test_bad_labels_of_a_classifier_are_named(labels):
     model = ReformerForSequenceClassification(small_config(is_decoder=False, num_labels=3), rng=0)
     with pytest.raises((TypeError, ValueError), match=r"^labels: "):
         model(random_ids((2, 5)), labels=labels)
+
+
+# ---- what a call gives, as transformers' outputs ----
+
+
+def one_call(kind, **changes):
+    """A model, and what it is called with to have a loss."""
+    model = kind(small_config(is_decoder=kind is ReformerModelWithLMHead), rng=0)
+    ids = random_ids((2, 21))
+    targets = {
+        ReformerModel: {},
+        ReformerForSequenceClassification: {"labels": [0, 1]},
+        ReformerForQuestionAnswering: {"start_positions": [1, 2], "end_positions": [3, 4]},
+    }.get(kind, {"labels": ids})
+    return model, {"input_ids": ids, "rng": 0, **targets, **changes}
+
+
+# in transformers' order, but for the buckets of its cache
+FIELDS = {
+    ReformerModel: ["last_hidden_state"],
+    ReformerModelWithLMHead: ["loss", "logits"],
+    ReformerForMaskedLM: ["loss", "logits"],
+    ReformerForSequenceClassification: ["loss", "logits"],
+    ReformerForQuestionAnswering: ["loss", "start_logits", "end_logits"],
+}
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_an_output_is_a_mapping_and_a_sequence(kind):
+    model, call = one_call(kind)
+    output = model(**call, output_hidden_states=True, output_attentions=True)
+    names = [*FIELDS[kind], "hidden_states", "attentions"]
+    # what transformers' outputs do not have comes last
+    more = ["last_hidden_state"] if "LM" in kind.__name__ else []
+    assert list(output) == list(output.keys()) == [*names, *more]
+    assert len(output) == len(names + more)
+    for i, name in enumerate(output):
+        value = getattr(output, name)
+        assert output[i] is output[name] is output.get(name) is output.to_tuple()[i] is value
+        assert name in output
+    assert [*output.values()] == [*output.to_tuple()] == [v for _, v in output.items()]
+    assert output[-1] is output.to_tuple()[-1]
+    assert output[:2] == output.to_tuple()[:2]
+    assert dict(**output).keys() == output.keys()
+    first, *_ = output.to_tuple()
+    assert first is output[0]
+    assert "buckets" not in output
+    assert 0 not in output
+    with pytest.raises(KeyError, match="buckets"):
+        output["buckets"]
+    with pytest.raises(IndexError):
+        output[len(output)]
+    # without what it was not asked for
+    assert [*model(**call)] == [*FIELDS[kind], *more]
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_a_call_gives_a_tuple_where_it_is_told(kind):
+    model, call = one_call(kind)
+    output = model(**call)
+    told = model(**call, return_dict=False)
+    model.config.return_dict = False
+    by_configuration = model(**call)
+    for values in (told, by_configuration):
+        assert type(values) is tuple
+        assert len(values) == len(output)
+        for value, name in zip(values, output, strict=True):
+            np.testing.assert_array_equal(value, output[name])
+    assert [*model(**call, return_dict=True)] == [*output]
+    with pytest.raises(TypeError, match=r"^return_dict: "):
+        model(**call, return_dict="no")
+
+
+def test_the_first_field_is_the_loss():
+    model, call = one_call(ReformerModelWithLMHead)
+    loss, logits = model(**call)[:2]
+    assert loss == model.loss(**call)
+    np.testing.assert_array_equal(logits, model(**call).logits)
+    del call["labels"]
+    np.testing.assert_array_equal(model(**call)[0], logits)
+
+
+def test_fields_of_an_output_may_be_assigned_by_their_names():
+    model, call = one_call(ReformerModelWithLMHead)
+    output = model(**call)
+    output.loss = 1.5
+    assert output["loss"] == output[0] == 1.5
+    output["loss"] = None
+    assert "loss" not in output
+    for act in (lambda: setattr(output, "logit", 1), lambda: output.__setitem__("logit", 1)):
+        with pytest.raises(AttributeError, match=r"^logit: .* did you mean logits\?"):
+            act()
+    with pytest.raises(KeyError, match=r"logit: .* did you mean logits\?"):
+        output["logit"]
+
+
+# ---- a model as an object ----
+
+
+def test_a_model_evaluates_and_says_where_it_trains():
+    model = ReformerModelWithLMHead(small_config(**DROPOUT), rng=0)
+    assert model.eval() is model
+    assert model.train(False) is model
+    for call in (model.train, lambda: model.train(True), lambda: model.train(mode=1)):
+        with pytest.raises(TypeError, match=r"^mode: .*loss_and_gradients"):
+            call()
+    assert model.num_parameters() == sum(array.size for array in model.parameters.values())
+
+
+def test_a_misspelt_attribute_of_a_model_is_refused():
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    with pytest.raises(AttributeError, match=r"^confg: .*did you mean config\?"):
+        model.confg = small_config()
+    with pytest.raises(AttributeError, match=r"^training: a ReformerModelWithLMHead has no such"):
+        model.training = True
+
+    class Named(ReformerModelWithLMHead):
+        note: str
+
+    named = Named(small_config(), rng=0)
+    named.note = "mine"
+    assert named.note == "mine"

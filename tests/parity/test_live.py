@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from small_models import small_config
 
 import reformer_c
 from reformer_c.activations import WEIGHTED
@@ -96,7 +97,7 @@ def test_the_cases_cover_what_they_should():
 # ---- configurations and folders ----
 
 
-@pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
+@pytest.mark.skipif(live.VERSION < (5, 0), reason="of version 5")
 def test_every_field_has_their_default():
     theirs = live.transformers.ReformerConfig().to_dict()
     ours_ = ReformerConfig().to_dict()
@@ -123,7 +124,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
+@pytest.mark.skipif(live.VERSION < (5, 0), reason="of version 5")
 @pytest.mark.parametrize(
     "name", [field.name for field in dataclasses.fields(live.transformers.ReformerConfig)]
 )
@@ -160,7 +161,47 @@ def test_configurations_go_both_ways_and_keep_unknown_fields(tmp_path, changes):
     assert {name: after[name] for name in before} == before
 
 
-@pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_labels": 5, "id2label": {0: "a", 1: "b", 2: "c"}},
+        {"id2label": {0: "a", 1: "b", 2: "c"}},
+        {"attn_layers": ["lsh"], "task_specific_params": {"a": 1}, "sinusoidal_pos_embds": True},
+    ],
+)
+def test_a_configuration_is_made_of_what_theirs_writes(changes):
+    theirs = live.transformers.ReformerConfig(**changes)
+    written = theirs.to_dict()
+    for config in (ReformerConfig(**written), ReformerConfig(**changes)):
+        assert config.num_labels == theirs.num_labels
+        if "id2label" in changes:
+            assert (config.id2label, config.label2id) == (theirs.id2label, theirs.label2id)
+    back = live.transformers.ReformerConfig(**ReformerConfig(**written).to_dict())
+    assert {name: back.to_dict()[name] for name in written} == written
+
+
+@pytest.mark.parametrize(
+    ("kinds", "count"),
+    [(["local"], 2), (["lsh"], 3), (["lsh", "lsh"], 1), (["local", "lsh"], 1), (["local"] * 2, 3)],
+)
+def test_as_many_layers_as_theirs_builds(tmp_path, kinds, count):
+    config = small_config(attn_layers=kinds, num_hidden_layers=count, is_decoder=False)
+    theirs = live.transformers.ReformerConfig(**config.to_dict())
+    theirs.num_hidden_layers = count  # version 5 counts attn_layers where it is made
+    theirs = live.transformers.ReformerModel(theirs).eval()
+    built = [type(layer.attention.self_attention).__name__ for layer in theirs.encoder.layers]
+    assert [name.removesuffix("SelfAttention").lower() for name in built] == config.layer_types
+    theirs.save_pretrained(tmp_path)
+    model = reformer_c.ReformerModel.from_pretrained(tmp_path)
+    ids = np.arange(12)[None]
+    with live.recorded_rotations(0) as rotations, live.torch.no_grad():
+        expected = theirs(live.torch.tensor(ids), use_cache=False)[0].numpy()
+    actual = model(ids, rotations=rotations)[0]
+    assert np.abs(actual - expected).max() < 1e-5
+
+
+@pytest.mark.skipif(live.VERSION < (5, 0), reason="of version 5")
 def test_every_activation_that_they_accept_by_name_is_accepted():
     assert {*live.ACT2FN} == {*ACTIVATIONS}
 
@@ -224,7 +265,7 @@ def test_folders_open_on_both_sides_bit_for_bit(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTED))
-@pytest.mark.skipif(live.APPLIES_BIAS, reason="of version 5")
+@pytest.mark.skipif(live.VERSION < (5, 0), reason="of version 5")
 def test_weights_of_activations_open_on_both_sides(tmp_path, name):
     case = next(case for case in CASES if case.config["hidden_act"] == name)
     # values that bfloat16 has: transformers keeps those of xielu in it

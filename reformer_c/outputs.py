@@ -1,0 +1,98 @@
+"""What a call of a model gives: fields by name, by place and by key, as transformers' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .checks import NamedAttributes, did_you_mean
+
+__all__ = ["EncoderDecoderOutput", "ReformerOutput"]
+
+
+@dataclass(eq=False)
+class ReformerOutput(NamedAttributes, Mapping):
+    """What a call gives; what was not asked for, or what the model does not have, is None.
+
+    Like an output of transformers it is a mapping of the fields that are not None, and a sequence
+    of their values: ``output["logits"]``, ``output[0]``, ``loss, logits = output[:2]``,
+    ``function(**output)``. Iteration gives the names. Their order is that of transformers, and the
+    fields that it does not have come last.
+
+    Shapes: b batch, t length, c hidden_size, v vocab_size, h heads, r hash rounds.
+
+    Examples
+    --------
+    >>> output = ReformerOutput(logits=np.zeros((1, 2)), loss=0.5)
+    >>> list(output), output[0], output["logits"].shape, "buckets" in output
+    (['loss', 'logits'], 0.5, (1, 2), False)
+    >>> loss, logits = output.to_tuple()
+    """
+
+    # mean over the targets that count; where targets were given
+    loss: float | None = None
+    # (b, t, v), or (b, num_labels) of a classifier
+    logits: np.ndarray | None = None
+    # (b, t) of question answering
+    start_logits: np.ndarray | None = None
+    end_logits: np.ndarray | None = None
+    # (b, t, 2 c): both streams, normed
+    last_hidden_state: np.ndarray | None = None
+    # (b, t, c) of the second stream, before the first layer and after each
+    hidden_states: tuple[np.ndarray, ...] | None = None
+    # of each layer, its attention probabilities: see `Reformer.__call__`
+    attentions: tuple[np.ndarray, ...] | None = None
+    # of each LSH layer, int32 (b, h, r, t); None of one whose sequence is a single chunk
+    buckets: tuple[np.ndarray | None, ...] | None = None
+    # of each LSH layer, the share of pairs in one bucket that config.bucket_cap left out
+    cut_shares: tuple[float, ...] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        # transformers gives the final states of a bare model only
+        ours = {"buckets", "cut_shares"} | (
+            {"last_hidden_state"} if self.logits is not None else set()
+        )
+        names = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        return iter(sorted(names, key=ours.__contains__))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == own for own in self)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self:
+            names = [f.name for f in fields(self)]
+            raise KeyError(f"{key}: this output has no such field{did_you_mean(key, names)}")
+        return getattr(self, key)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values of the fields that are not None."""
+        return tuple(getattr(self, name) for name in self)
+
+
+@dataclass(eq=False)
+class EncoderDecoderOutput(ReformerOutput):
+    """What a call gives: the decoder's fields, and beside them the encoder's output."""
+
+    # of each layer of the decoder (b, h, t, s): what each token takes from the encoder's
+    cross_attentions: tuple[np.ndarray, ...] | None = None
+    encoder: ReformerOutput | None = None
+
+
+def in_the_form(output: Any, return_dict: bool | None, default: bool | None) -> Any:
+    """The output, or with `return_dict`, by default the configuration's, False its tuple."""
+    if return_dict is None:
+        return_dict = bool(default)
+    if not isinstance(return_dict, bool):
+        raise TypeError(f"return_dict: expected True, False or None, got {return_dict!r}")
+    return output if return_dict else output.to_tuple()
