@@ -30,6 +30,7 @@ from .nn import (
     random_key,
 )
 from .reversible import turns_backward, turns_forward
+from .runtime import underflow_to_zero
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
 
@@ -188,6 +189,7 @@ class Pass:
 
     # ---- forward ----
 
+    @underflow_to_zero()
     def forward(
         self, *, differentiate: bool = False, record: bool = False, attentions: bool = False
     ) -> list[np.ndarray]:
@@ -298,6 +300,7 @@ class Pass:
 
     # ---- backward ----
 
+    @underflow_to_zero()
     def backward(self) -> None:
         """From dy1, dy2 to the gradients of the body's weights."""
         streams = self.y1, self.y2, self.dy1, self.dy2

@@ -25,7 +25,7 @@ from .attention import CrossAttention, LSHAttention
 from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
-from .runtime import memory_used_again
+from .runtime import memory_used_again, underflow_to_zero
 
 __all__ = ["Decoder", "cache_bytes"]
 
@@ -134,6 +134,7 @@ class Decoder:
             )  # fmt: skip
         cache.fill(rows, k, v, None if buckets is None else buckets[..., :t])
 
+    @underflow_to_zero()
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Append a token to each of the texts `rows`; logits (n, v) of what follows."""
         positions, run = self._lengths[rows], self._run

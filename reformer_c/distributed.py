@@ -28,7 +28,7 @@ import numpy as np
 from mpi4py import MPI
 
 from .nn import draw_seed, random_key
-from .runtime import set_num_threads, show_config
+from .runtime import set_num_threads, show_config, underflow_to_zero
 
 __all__ = ["DataParallel", "Shard", "average", "broadcast", "share_threads"]
 
@@ -63,6 +63,7 @@ def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int =
             arrays[name][...] = whole
 
 
+@underflow_to_zero()
 def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float = 1.0) -> float:
     """Replace the arrays of every process by their mean over all, in place.
 

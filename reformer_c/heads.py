@@ -19,6 +19,7 @@ from .body import Pass, dense_shapes
 from .config import ReformerConfig
 from .inputs import IGNORE, Inputs, as_array, check_ids
 from .ops.machine import layer_scratch
+from .runtime import underflow_to_zero
 
 __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
 
@@ -199,6 +200,7 @@ class Classifier(Head):
     def outputs(self, run: Pass) -> dict[str, Any]:
         return {"logits": self._forward(run)[0]}
 
+    @underflow_to_zero()
     def _forward(self, run: Pass) -> tuple[np.ndarray, tuple]:
         head = run.weights.below("classifier.")
         h, normed = run.final(run.every(0))
@@ -218,6 +220,7 @@ class Classifier(Head):
             return x
         return ops.dropout(x, p, key=run.key("classifier", purpose))
 
+    @underflow_to_zero()
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
         problem, labels = targets
         head = run.weights.below("classifier.")
@@ -276,6 +279,7 @@ class QuestionAnswering(Head):
         logits = run.map_final(2, lambda h: ops.linear(h, head["weight"], head["bias"]))
         return [np.ascontiguousarray(logits[..., i]) for i in range(2)]
 
+    @underflow_to_zero()
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
         pairs = zip(self._logits(run), targets, strict=True)
         (start, dstart), (end, dend) = (cross_entropy(*pair) for pair in pairs)

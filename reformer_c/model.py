@@ -26,7 +26,7 @@ from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
 from .outputs import ReformerOutput, in_the_form
-from .runtime import available_memory, memory_used_again
+from .runtime import available_memory, memory_used_again, underflow_to_zero
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -150,6 +150,7 @@ class Reformer(Model):
         shapes = {self.prefix + name: shape for name, shape in body_shapes(self.config).items()}
         return shapes | self.head.shapes(self.config)
 
+    @underflow_to_zero()
     def _initialise(self, names: Iterable[str], rng: Any) -> None:
         """Hugging Face's initialisation, each array from a key of its own."""
         seed = draw_seed(rng)

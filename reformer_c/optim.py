@@ -16,6 +16,7 @@ import numpy as np
 
 from . import ops
 from .checks import integer
+from .runtime import underflow_to_zero
 
 __all__ = ["Adafactor", "AdamW", "Optimizer", "clip_gradients", "schedules"]
 
@@ -338,6 +339,7 @@ def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
             )
 
 
+@underflow_to_zero()
 def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     """Scale all gradients down together, in place, to a global Euclidean norm of `max_norm`.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .log import read_log
 from .report import Pattern, attention_weights
+from .runtime import underflow_to_zero
 
 __all__ = ["attention_pattern", "buckets", "memory", "speed", "training"]
 
@@ -69,6 +70,7 @@ def buckets(ids: np.ndarray, ax: Any = None, *, labels: Sequence[str] | None = N
     return ax
 
 
+@underflow_to_zero()
 def attention_pattern(
     qk: np.ndarray,
     ids: np.ndarray | None = None,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
+from .runtime import underflow_to_zero
 
 __all__ = [
     "LSHReport",
@@ -76,6 +77,7 @@ class LSHReport(tuple[RoundsReport, ...]):
         return "\n".join(lines)
 
 
+@underflow_to_zero()
 def lsh_report(
     qk: np.ndarray,
     v: np.ndarray | None = None,
@@ -335,10 +337,19 @@ def _output_errors(
     for r in rounds:
         some = np.ascontiguousarray(rotations[:, :, :r])
         out = ops.lsh_attention(qk, v, num_hashes=r, rotations=some, **switches)
-        errors.append(float(np.linalg.norm(out - full) / np.linalg.norm(full)))
+        errors.append(_relative_distance(out, full))
     return errors
 
 
+def _relative_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """|x - y| / |y|; 0 where both are 0."""
+    _, exponent = np.frexp(np.abs(y).max())
+    # by a power of two, which rounds nothing, to where squares neither underflow nor overflow
+    distance = np.linalg.norm(np.ldexp(x - y, -exponent))
+    return float(distance / np.linalg.norm(np.ldexp(y, -exponent))) if distance else 0.0
+
+
+@underflow_to_zero()
 def attention_weights(qk: np.ndarray, rows: np.ndarray, is_causal: bool) -> np.ndarray:
     """Rows of the softmax of full shared-QK attention of qk (t, d), (rows, t): the truth."""
     t, d = qk.shape

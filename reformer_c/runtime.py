@@ -294,6 +294,27 @@ def memory_used_again() -> Iterator[None]:
         _core.pool_exit(before)
 
 
+# ---- NumPy's error state ----
+
+
+@contextmanager
+def underflow_to_zero() -> Iterator[None]:
+    """In a ``with`` block, or a function so decorated, NumPy's arithmetic underflows silently.
+
+    A softmax has shares below the smallest number, and they are 0: that is no error for a program
+    that called ``np.seterr(all="raise")``. Overflow, division by 0 and invalid values stay as the
+    program says. Only our own arithmetic is so decorated: a user's function keeps the user's state.
+
+    Examples
+    --------
+    >>> with np.errstate(all="raise"), underflow_to_zero():
+    ...     np.exp(np.full(1, -1e4))
+    array([0.])
+    """
+    with np.errstate(under="ignore"):
+        yield
+
+
 # ---- what this is ----
 
 

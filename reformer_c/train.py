@@ -29,6 +29,7 @@ from .folder import check_writable, finish_checkpoint, replace_files
 from .inputs import IGNORE
 from .log import TrainingLog
 from .optim import AdamW, Optimizer, Schedule, check_finite, clip_gradients
+from .runtime import underflow_to_zero
 
 __all__ = ["Evaluation", "StepReport", "Trainer", "evaluate", "peak_memory"]
 
@@ -508,8 +509,9 @@ class Trainer:
             return math.nan, {}, 0, tokens
         weights = sum(counts) / counts[0]
         if len(counts) > 1:
-            for grad in total.values():
-                np.multiply(grad, 1.0 / weights, out=grad)
+            with underflow_to_zero():
+                for grad in total.values():
+                    np.multiply(grad, 1.0 / weights, out=grad)
         return math.fsum(losses) / weights, total, sum(counts), tokens
 
     def _check_loss(self, loss: float, grads: Mapping[str, np.ndarray]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _core
-from ..runtime import resolve_workers
+from ..runtime import resolve_workers, underflow_to_zero
 from .attention import BUCKET, CHUNK, LOCAL, cut_of_sizes
 
 __all__ = ["AttentionCache"]
@@ -127,6 +127,7 @@ class AttentionCache:
         arrays = (self.keys, self.values, self.buckets, self.previous)
         return [array for array in arrays if array is not None]
 
+    @underflow_to_zero()
     def fill(
         self, rows: np.ndarray, k: np.ndarray, v: np.ndarray, buckets: np.ndarray | None
     ) -> None:

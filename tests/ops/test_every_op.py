@@ -155,6 +155,16 @@ def test_any_number_of_workers_gives_the_same_bits(isa, dtype, rng, name):
 
 
 @every_call
+@pytest.mark.parametrize("scale", [1e-30, 1e3, 1e30])
+def test_what_underflows_or_overflows_within_is_no_error(isa, dtype, rng, name, scale):
+    op, inputs, options = arguments(name, rng, dtype)
+    inputs = [x if x.dtype.kind == "i" else x * x.dtype.type(scale) for x in inputs]
+    with np.errstate(all="raise"):
+        out, saved = forward(op, inputs, options)
+        backward(op, 0.7 if op == "cross_entropy_head" else np.ones_like(out), saved)
+
+
+@every_call
 def test_a_call_can_be_replayed_bit_for_bit(isa, dtype, rng, name):
     # reversible layers elsewhere replay other rotations or other dropout than they drew
     op, inputs, options = arguments(name, rng, dtype)
