@@ -20,6 +20,7 @@ from reformer_c.data import Sequences, split_tokens
 from reformer_c.folder import finish_checkpoint
 from reformer_c.log import read_log
 from reformer_c.presets import DROPOUTS, PRESETS, preset_config
+from reformer_c.screen import show
 from reformer_c.subwords import TOKENIZERS
 from reformer_c.train import has_checkpoint, show_progress
 
@@ -43,7 +44,9 @@ def learn_pieces(text, folder):
 
 
 def make_trainer(train, held_out, bytes_per_token, options):
-    config = preset_config("book", len(train), **dict.fromkeys(DROPOUTS, 0.0))
+    # no piece ends a text
+    fields = {**dict.fromkeys(DROPOUTS, 0.0), "eos_token_id": None}
+    config = preset_config("book", len(train), **fields)
     model = rc.ReformerModelWithLMHead(config, rng=options.seed)
     return rc.Trainer(
         model,
@@ -119,10 +122,11 @@ def main():
         draw(lines, options.plot)
     prompt = held_out[None, :PROMPT]
     written = trainer.model.generate(
-        prompt, max_new_tokens=options.write, do_sample=True, temperature=0.8, rng=options.seed
-    )
-    print(f"\n{tokenizer.decode(prompt[0, -100:])} >>>", end="")
-    print(tokenizer.decode(written[0, prompt.shape[1] :]))
+        prompt, max_new_tokens=options.write, do_sample=True, temperature=0.8, top_k=0,
+        rng=options.seed,
+    )  # fmt: skip
+    show(f"\n{tokenizer.decode(prompt[0, -100:])} >>>", end="")
+    show(tokenizer.decode(written[0, prompt.shape[1] :]))
 
 
 if __name__ == "__main__":

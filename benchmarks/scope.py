@@ -36,7 +36,7 @@ def decoding_error(model, ids, prompt):
 
         model.generate(
             ids[:, :prompt], max_new_tokens=ids.shape[1] - prompt, logits_processor=force, rng=0,
-            use_cache=use_cache,
+            use_cache=use_cache, eos_token_id=None,
         )  # fmt: skip
     distance = np.abs(np.array(found[True]) - np.array(found[False])).sum(axis=1) / 2
     return float(distance.mean()), float(distance.max())

@@ -25,6 +25,11 @@ OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 # tokens of a window
 LENGTH = 8192
+# how generate chooses tokens
+DRAWN = {
+    "temperature": 0.8, "top_k": 0, "top_p": 0.95, "min_p": 0.0, "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+}  # fmt: skip
 TOKENIZER = "folder with a tokenizer, its tokenizer.json or spiece.model, or the word bytes"
 
 
@@ -395,21 +400,18 @@ def _generate(options: argparse.Namespace) -> None:
     )
     stream = start() if options.stream else None
     beams = options.beams > 1
-    temperature = 0.8 if options.temperature is None else options.temperature
+    drawn = _drawn(options, model)
+    temperature = drawn.pop("temperature")
     ids = model.generate(
         prompt[None],
         max_new_tokens=options.length,
         min_new_tokens=options.min_length,
         do_sample=temperature > 0 and not beams,
         temperature=temperature or 1.0,
-        top_k=options.top_k or 0,
-        top_p=0.95 if options.top_p is None else options.top_p,
-        min_p=options.min_p or 0.0,
-        repetition_penalty=options.repetition_penalty,
+        **drawn,
         **_unwanted(options.without, tokenizer, pieces),
         eos_token_id=sorted({*end_tokens, *pieces.with_any(characters)}) or None,
         num_beams=options.beams,
-        length_penalty=1.0 if options.length_penalty is None else options.length_penalty,
         num_return_sequences=options.texts,
         rng=options.seed,
         streamer=stream,
@@ -421,6 +423,16 @@ def _generate(options: argparse.Namespace) -> None:
             shown.write(row[len(prompt) :])
         shown.end()
         print()
+
+
+def _drawn(options: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """How tokens are chosen: as the options say, else the model's folder, else as `DRAWN` says."""
+    saved = getattr(model, "generation_config", None)
+    values = {}
+    for name, usual in DRAWN.items():
+        found = (getattr(place, name, None) for place in (options, saved))
+        values[name] = next((value for value in found if value is not None), usual)
+    return values
 
 
 def _check_choice(options: argparse.Namespace) -> None:
@@ -457,7 +469,7 @@ def _end_tokens(tokenizer: Any, model: Any) -> list[int]:
 
     if isinstance(tokenizer, ByteTokenizer):
         return []
-    ends = model.config.eos_token_id
+    ends = getattr(model, "generation_config", model.config).eos_token_id
     found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     return sorted(i for i in found if i is not None and 0 <= i < model.config.vocab_size)
 
@@ -772,7 +784,7 @@ def _add_choice_arguments(generate: argparse.ArgumentParser) -> None:
     add("--top-k", type=_whole, metavar="N", help="draw from the N likeliest (0: all)")
     add("--min-p", type=_share_or_none, metavar="X",
         help="leave out what is less than X times as likely as the likeliest (0)")  # fmt: skip
-    add("--repetition-penalty", type=_positive, metavar="X", default=1.0,
+    add("--repetition-penalty", type=_positive, metavar="X",
         help="above 1: what is in the text becomes less likely (1)")  # fmt: skip
     add("--without", type=_text, nargs="+", metavar="TEXT", default=[], help="not to be written")
     add("--until", type=_byte, nargs="+", metavar="CHARACTER", default=[], help="ends the text")

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import requires_extra
 from .pickled import iterate_torch_file
 
 __all__ = [
@@ -215,9 +216,7 @@ def _safetensors() -> ModuleType:
     try:
         import safetensors
     except ImportError as error:
-        raise ImportError(
-            "model files need the safetensors library: pip install 'reformer_c[hf]'"
-        ) from error
+        raise requires_extra("reading or writing a model", "safetensors", "cli") from error
     return safetensors
 
 
@@ -308,10 +307,8 @@ def local_folder(
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ImportError(
-            f"folder: there is no folder {text!r}, and names on the Hugging Face hub need the "
-            "huggingface_hub library: pip install 'reformer_c[hf]'"
-        ) from error
+        what = f"folder: there is no folder {text!r}, and a name on the Hugging Face hub"
+        raise requires_extra(what, "huggingface_hub", "hf") from error
     try:
         for group in either:
             wanted = [*always, *group]

@@ -238,7 +238,9 @@ def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO | None) -> b
         max_new_tokens=WRITTEN_BYTES,
         do_sample=True,
         temperature=1.0,
+        top_k=0,
         top_p=0.9,
+        eos_token_id=None,
         rng=seed,
         streamer=written,
     )

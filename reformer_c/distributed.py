@@ -15,7 +15,8 @@ where train.py is a program for one process with a few lines more:
 
 ``-m mpi4py`` ends all processes when one fails; otherwise the others would wait for it for ever.
 
-Extra: ``pip install "reformer_c[mpi]"``, and an MPI of the system or ``pip install mpich``.
+Extra: ``mpi`` (``pip install ".[mpi]"`` from a checkout), and an MPI of the system or
+``pip install mpich``.
 """
 
 from __future__ import annotations

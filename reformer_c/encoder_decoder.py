@@ -591,7 +591,7 @@ class ReformerEncoderDecoder(Model):
         Raises
         ------
         ImportError
-            The safetensors library is not installed (extra ``reformer_c[hf]``).
+            The safetensors library is not installed (extra ``cli``).
         """
         config = {
             "architectures": [type(self).__name__],
@@ -625,7 +625,7 @@ class ReformerEncoderDecoder(Model):
             The folder holds another model; names the tensors that do not fit.
         ImportError
             The safetensors library, or huggingface_hub for a name on the hub, is not installed
-            (extra ``reformer_c[hf]``).
+            (extra ``hf``).
         """
         folder = local_folder(folder, revision, HUB_WEIGHTS, always=["config.json"])
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

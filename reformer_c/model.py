@@ -296,7 +296,7 @@ class Reformer(Model):
         Raises
         ------
         ImportError
-            The safetensors library is not installed (extra ``reformer_c[hf]``).
+            The safetensors library is not installed (extra ``cli``).
         """
         config = self.config.to_dict() | {"architectures": [type(self).__name__]}
         tensors = {**self.parameters, **self.buffers}
@@ -343,7 +343,7 @@ class Reformer(Model):
             is refused.
         ImportError
             The safetensors library, or huggingface_hub for a name on the hub, is not installed
-            (extra ``reformer_c[hf]``).
+            (extra ``hf``).
         """
         folder = local_folder(folder, revision, HUB_WEIGHTS, always=["config.json"])
         model = cls.__new__(cls)

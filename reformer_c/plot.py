@@ -1,7 +1,7 @@
 """Pictures of buckets, attention, memory, speed and training: matplotlib axes in, axes out.
 
 Each function draws into `ax`, or into pyplot's current axes, and returns them. matplotlib is
-imported when a function needs it: ``pip install 'reformer_c[notebook]'``.
+imported when a function needs it: the extra ``notebook``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import requires_extra
 from .log import read_log
 from .report import Pattern, attention_weights
 from .runtime import underflow_to_zero
@@ -294,7 +295,5 @@ def _axes(ax: Any) -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(
-            "pictures need the matplotlib library: pip install 'reformer_c[notebook]'"
-        ) from error
+        raise requires_extra("a picture", "matplotlib", "notebook") from error
     return plt.gca()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+from .checks import did_you_mean
 from .config import ReformerConfig
 from .tokenizer import ByteTokenizer
 
@@ -134,8 +135,10 @@ def preset_config(
     """
     if name not in PRESETS:
         raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
-    for unknown in fields.keys() - {f.name for f in dataclass_fields(ReformerConfig)}:
-        raise ValueError(f"{unknown}: ReformerConfig has no such field")
+    known = {f.name for f in dataclass_fields(ReformerConfig)}
+    for unknown in fields.keys() - known:
+        nearest = did_you_mean(unknown, known)
+        raise ValueError(f"{unknown}: ReformerConfig has no such field{nearest}")
     preset = PRESETS[name]
     values = dict(preset.fields)
     if width is not None:

@@ -597,7 +597,7 @@ def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarr
 def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[StepReport]:
     """Pass a trainer's reports on, and show them: a tqdm bar, or a line every five seconds.
 
-    The bar needs tqdm (``pip install 'reformer_c[cli]'``) and a terminal to be drawn on.
+    The bar needs tqdm (the extra ``cli``) and a terminal to be drawn on.
 
     Examples
     --------

@@ -486,3 +486,204 @@ def test_enwik8_has_the_papers_twelve_layers():
     assert config.attn_layers.count("lsh") == 3
     assert config.num_hidden_layers == 12
     assert config.axial_pos_embds_dim == [256, 768]
+
+
+# ---- options that would be passed over, and the nearest name of unknown ones ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "MODEL", "--temprature", "0"], "did you mean --temperature?"),
+        (["train", "TEXT", "--lenght=5"], "did you mean --length?"),
+        (["evaluate", "MODEL", "TEXT", "--slide", "5"], "did you mean --sliding?"),
+        (["bench", "--seed", "3"], "unrecognized arguments: --seed 3"),
+        (["info", "MODEL", "one", "two"], "unrecognized arguments: one two"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest(arguments, words, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"reformer-c {arguments[0]}: error: ")
+    assert said.count("\n") == 1
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "--temperature", "0", "--top-k", "5"], "--top-k: not with --temperature 0"),
+        (["generate", "--temperature", "0", "--top-p", ".5"], "--top-p: not with --temperature 0"),
+        (["generate", "--temperature", "0", "--min-p", ".5"], "--min-p: not with --temperature 0"),
+        (["generate", "--temperature", "0", "--texts", "2"], "--texts: expected at most 1"),
+        (["generate", "--beams", "2", "--temperature", "1"], "--temperature: not with --beams"),
+        (["generate", "--beams", "2", "--top-k", "5"], "--top-k: not with --beams"),
+        (["generate", "--beams", "2", "--texts", "3"], "--texts: expected at most 2"),
+        (["generate", "--length-penalty", "2"], "--length-penalty: not with a single beam"),
+        (["generate", "--length", "5", "--min-length", "6"], "--min-length: expected at most"),
+        (["train", "--schedule", "rsqrt", "--floor", "0.2"], "--floor: not with --schedule rsqrt"),
+        (["train", "--eval-every", "2", "--held-out", "0"], "--eval-every: needs held-out text"),
+        (["train", "--bytes-per-token", "2"], "--bytes-per-token: not with a tokenizer or text"),
+        (["train", "--hashes", "2", "--set", "num_hashes=4"], "--hashes: num_hashes is given, too"),
+        (["train", "--width", "32", "--set", "hidden_size=64"], "--width: hidden_size is given"),
+        (["train", "--set", "hashes=4"], "did you mean num_hashes?"),
+        (["demo", "--steps", "2", "--seconds", "9"], "--seconds: not with --steps"),
+        (["demo", "--quick", "--seconds", "90"], "--seconds: expected at most 10 with --quick"),
+    ],
+)
+def test_no_option_is_taken_and_passed_over(arguments, words, text, trained, capsys):
+    command, *options = arguments
+    needed = {"generate": [trained, "--prompt", "the"], "train": [text], "demo": []}[command]
+    capsys.readouterr()
+    assert main([command, *needed, *options]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_share_is_held_out_of_training_beside_text_of_its_own(text, capsys):
+    size = len(Path(text).read_bytes())
+    command = ["train", text, *SMALL, "--steps", "1", "--evaluate-on", text]
+    for more, count in (([], size), (["--held-out", "0.5"], size - round(size * 0.5))):
+        assert main([*command, *more]) == 0
+        assert f"{count:,} tokens to train on, {size:,} held out" in capsys.readouterr().out
+
+
+# ---- which tokenizer ----
+
+
+def test_a_model_of_bytes_says_so(text, trained, tmp_path, capsys):
+    config = json.loads(Path(trained, "tokenizer_config.json").read_text())
+    assert config == {"tokenizer_class": "ByteTokenizer"}
+    assert main(["info", trained]) == 0
+    assert "tokenizer         ByteTokenizer" in capsys.readouterr().out
+    # 258 is the vocabulary of bytes; of another it cannot be told
+    for size, code in ((258, 0), (320, 1)):
+        folder = str(tmp_path / str(size))
+        config = presets.preset_config("tiny", 64, vocab_size=size)
+        ReformerModelWithLMHead(config, rng=0).save_pretrained(folder)
+        for command in (["generate", folder, "--prompt", "a", "--length", "3"],
+                        ["evaluate", folder, text, "--length", "64"]):  # fmt: skip
+            assert main(command) == code
+            said = capsys.readouterr().err
+            assert ("--tokenizer: expected DIR, FILE or bytes" in said) == bool(code)
+            assert main([*command, "--tokenizer", "bytes"]) == 0
+            capsys.readouterr()
+
+
+def test_a_run_of_before_goes_on_with_bytes(text, tmp_path, capsys):
+    folder = tmp_path / "model"
+    for preset, said in (("tiny", ""), ("book", "--tokenizer: expected DIR, FILE or bytes")):
+        command = ["train", text, *SMALL, "--save", str(folder / preset), "--preset", preset]
+        assert main([*command, "--steps", "1"]) == 0
+        (folder / preset / "tokenizer_config.json").unlink()  # as it was before
+        capsys.readouterr()
+        assert main([*command, "--steps", "2", "--resume"]) == bool(said)
+        assert said in capsys.readouterr().err
+    assert main([*command, "--steps", "2", "--resume", "--tokenizer", "bytes"]) == 0
+    assert (folder / "book" / "tokenizer_config.json").exists()
+
+
+def test_arrays_of_unknown_tokens_need_their_bytes(text, tmp_path, capsys):
+    file, log = str(tmp_path / "ids.npy"), str(tmp_path / "log")
+    np.save(file, ByteTokenizer().encode(Path(text).read_bytes()))
+    command = ["train", file, *SMALL, "--steps", "1", "--held-out", "0", "--log", log]
+    assert main(command) == 1
+    assert "--bytes-per-token: expected with .npy files" in capsys.readouterr().err
+    ratios = []
+    for more in (["--tokenizer", "bytes"], ["--bytes-per-token", "4"]):
+        Path(log).unlink(missing_ok=True)
+        assert main([*command, *more]) == 0
+        ratios.append(read_log(log)[0]["loss"] / read_log(log)[0]["bits_per_byte"] / np.log(2))
+    assert ratios == pytest.approx([1, 4])
+
+
+# ---- a plain installation, and what reaches a terminal ----
+
+
+def test_what_cannot_be_saved_is_said_before_any_work(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    folder = tmp_path / "model"
+    assert main(["train", "nowhere.txt", "--save", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "--save needs the safetensors library: pip install safetensors, or " in said
+    assert '".[cli]" from a checkout' in said
+    assert not folder.exists()
+
+
+WRITTEN = b"a\x1b[2J\x08\x9b\x00\xc2\x9b\r\n\t\xc3\xa9\xffz"
+
+
+@pytest.fixture(scope="module")
+def escaping(tmp_path_factory):
+    """A model that writes `WRITTEN`: of local layers that see one byte, in any order."""
+    folder = str(tmp_path_factory.mktemp("models") / "escaping")
+    config = presets.preset_config("tiny", 64, attn_layers=["local"], num_hidden_layers=1)
+    model = ReformerModelWithLMHead(config, rng=0)
+    for byte in set(WRITTEN):
+        model.parameters["lm_head.bias"][byte + ByteTokenizer.offset] = 30.0
+    model.save_pretrained(folder)
+    return folder
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self):
+        return True
+
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@pytest.mark.parametrize("more", [[], ["--stream"], ["--beams", "2"]])
+def test_control_characters_reach_a_pipe_but_not_a_terminal(more, escaping, monkeypatch):
+    command = ["generate", escaping, "--prompt", "a\x1b", "--length", "60", *more]
+    if "--beams" not in more:
+        command += ["--temperature", "1", "--top-p", "1"]
+    outputs = []
+    for stdout in (io.StringIO(), Screen()):
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert main(command) == 0
+        outputs.append(stdout.getvalue())
+    pipe, terminal = outputs
+    assert CONTROL.search(pipe)
+    assert pipe.startswith("a\x1b")
+    assert not CONTROL.search(terminal)
+    assert terminal == CONTROL.sub(lambda c: c[0].encode("unicode_escape").decode(), pipe)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals of their own are POSIX's")
+def test_a_real_terminal_is_seen(escaping):
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reformer_c", "generate", escaping, "--prompt", "\x1b[2J"]
+        + ["--length", "5", "--temperature", "0"],
+        stdout=theirs, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    os.close(theirs)
+    assert os.read(ours, 1000).startswith(b"\\x1b[2J")
+    os.close(ours)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_text_is_lost_to_an_encoding(encoding, escaping, trained, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    (tmp_path / "prompt.txt").write_bytes("\u20ac\xff".encode() + b"\xff")
+    for more in ([], ["--stream"]):
+        process = start(
+            "generate", escaping, "--prompt-file", str(tmp_path / "prompt.txt"), "--length", "20",
+            *more, env=environment, encoding=encoding,
+        )  # fmt: skip
+        printed, said = process.communicate()
+        assert process.returncode == 0, said
+        assert printed.startswith("\u20ac" if encoding == "utf-8" else "\\u20ac")
+    # a command line in another encoding than UTF-8 gives the bytes that were typed
+    typed = b"caf\xe9".decode("utf-8", "surrogateescape")
+    process = start("generate", trained, "--prompt", typed, "--length", "5", env=environment)
+    assert process.wait() == 0
+    process.communicate()
