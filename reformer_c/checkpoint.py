@@ -13,10 +13,10 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,11 @@ __all__ = [
 
 # files of weights, best first; each may be in shards, which a file NAME.index.json names
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+# what safetensors calls the kinds of numbers that NumPy has, and bfloat16
+READABLE = {"BOOL", "BF16", "C64"} | {f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)}
+READABLE |= {"F16", "F32", "F64"}
+# parts of a name that programs put there: PyTorch's parallel training, and its compiler
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # a name on the Hugging Face hub: owner/model, or model
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -180,7 +185,8 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, or it is not one of safetensors.
+        There is no such file, or it is not one of safetensors, or a tensor that is named holds
+        numbers that NumPy does not have, as of 8 bits.
     ImportError
         The safetensors library is not installed.
     """
@@ -193,10 +199,17 @@ def _iterate_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
     try:
         with library.safe_open(path, framework="numpy") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            for name, kind in kinds.items():
+                if kind not in READABLE:
+                    raise ValueError(
+                        f"path: {os.fspath(path)!r} holds {name} as {kind}: expected F64, F32, F16 "
+                        "or BF16"
+                    )
             wide = {}  # NumPy has no bfloat16
-            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):  # noqa: SIM118
+            if "BF16" in kinds.values():
                 wide = _bfloat16_tensors(library, path)
-            for name in file.keys():  # noqa: SIM118
+            for name in kinds:
                 yield name, wide[name] if name in wide else file.get_tensor(name)
     except library.SafetensorError as error:
         raise ValueError(f"path: {os.fspath(path)!r} is not a safetensors file: {error}") from error
@@ -323,12 +336,23 @@ def local_folder(
     return folder
 
 
+class Misfit(NamedTuple):
+    """A tensor of a file that a parameter cannot take."""
+
+    name: str  # the parameter's
+    kind: str  # what is another: its shape, or its dtype
+    text: str
+
+
 def load_into(
     parameters: Mapping[str, np.ndarray],
     tensors: Iterator[tuple[str, np.ndarray]],
     rename: Callable[[str], str | None],
-) -> tuple[list[str], list[str], list[str]]:
+) -> tuple[list[str], list[str], list[Misfit]]:
     """Copy tensors into the arrays of their names, cast to their dtype.
+
+    What a program put before all names, or between their parts, is passed over: ``module.``,
+    ``_orig_mod.``, or the ``model.`` in which a training framework keeps a model.
 
     Parameters
     ----------
@@ -341,34 +365,67 @@ def load_into(
 
     Returns
     -------
-    missing, unexpected, misshapen : list of str
-        Parameters without a tensor, tensors without a parameter, and tensors of another shape or
-        not of real numbers, with what they are. `what_does_not_fit` puts them into words.
+    missing, unexpected : list of str
+        Parameters without a tensor, and tensors without a parameter.
+    misshapen : list of Misfit
+        Parameters whose tensor has another shape, or is not of real numbers. `what_does_not_fit`
+        puts them all into words.
+
+    Raises
+    ------
+    ValueError
+        The names are those of two models.
     """
-    missing, unexpected, misshapen = dict.fromkeys(parameters), [], []
-    renamed = set()
+    missing, unexpected, misshapen = dict.fromkeys(parameters), list[str](), dict[str, Misfit]()
+    renamed: set[str] = set()
+    # tensors by what is before their names, and by their names without it
+    beginnings: dict[str, str] = {}
+    places: dict[str, str] = {}
     for stored, tensor in tensors:
-        name = rename(stored)
-        if name is None or (name == stored and name in renamed):
+        prefix, plain = _without_wrappers(stored, parameters, rename)
+        name = rename(plain)
+        if name is None or (name == plain and name in renamed):
             continue
-        if name != stored:
-            renamed.add(name)
         if name not in parameters:
             unexpected.append(stored)
-        elif tensor.shape != parameters[name].shape or tensor.dtype.kind != "f":
-            misshapen.append(
+            continue
+        beginnings.setdefault(prefix, stored)
+        others = {places.setdefault(plain, stored), *beginnings.values()} - {stored}
+        if len(beginnings) > 1 or places[plain] != stored:
+            raise ValueError(f"{min(others)}, {stored}: expected the tensors of one model")
+        if name != plain:
+            renamed.add(name)
+        missing.pop(name, None)
+        misshapen.pop(name, None)
+        array = parameters[name]
+        if tensor.shape != array.shape or tensor.dtype.kind != "f":
+            misshapen[name] = Misfit(
+                name,
+                "dtype" if tensor.shape == array.shape else "shape",
                 f"{stored}: {tensor.dtype}{list(tensor.shape)} in the file, "
-                f"{list(parameters[name].shape)} in the model"
+                f"{array.dtype}{list(array.shape)} in the model",
             )
-            missing.pop(name, None)
         else:
             with np.errstate(under="ignore"):  # a narrower dtype has 0 for it
-                parameters[name][...] = tensor
-            missing.pop(name, None)
-    return list(missing), unexpected, misshapen
+                array[...] = tensor
+    return list(missing), unexpected, list(misshapen.values())
 
 
-def what_does_not_fit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+def _without_wrappers(
+    stored: str, parameters: Mapping[str, Any], rename: Callable[[str], str | None]
+) -> tuple[str, str]:
+    """What stands before a name in a file, and the name: the longest end that a parameter has."""
+    parts = [part for part in stored.split(".") if part not in WRAPPERS]
+    for i in range(len(parts)):
+        name = ".".join(parts[i:])
+        if rename(name) in parameters:
+            return ".".join(parts[:i]), name
+    return "", ".".join(parts)
+
+
+def what_does_not_fit(
+    missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[Misfit]
+) -> str:
     """What `load_into` found; nothing where all fits.
 
     Examples
@@ -376,5 +433,7 @@ def what_does_not_fit(missing: list[str], unexpected: list[str], misshapen: list
     >>> what_does_not_fit(["bias"], [], [])
     'missing: bias'
     """
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    found: dict[str, list[str]] = {"missing": [*missing], "unexpected": [*unexpected]}
+    for _, kind, text in misshapen:
+        found.setdefault(f"of another {kind}", []).append(text)
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)

@@ -431,18 +431,19 @@ class ReformerConfig(NamedAttributes):
 
         Keywords replace fields of the file.
         """
+        names = [f.name for f in fields(cls)]
+        refuse_unknown(changes, [*names, "revision"], "ReformerConfig.from_pretrained")
         config = cls.from_json(local_folder(folder, revision, [["config.json"]]))
-        return config.changed(changes, "from_pretrained")
+        return config.changed(changes)
 
-    def changed(self, changes: Mapping[str, Any], owner: str) -> ReformerConfig:
-        """A copy with other values of some fields; `owner` is what they are arguments of.
+    def changed(self, changes: Mapping[str, Any]) -> ReformerConfig:
+        """A copy with other values of some fields, as if they were assigned.
 
         Examples
         --------
-        >>> ReformerConfig().changed({"num_labels": 3}, "from_pretrained").num_labels
-        3
+        >>> ReformerConfig(id2label={0: "a", 1: "b"}).changed({"num_labels": 1}).id2label
+        {0: 'LABEL_0'}
         """
-        refuse_unknown(changes, [f.name for f in fields(self)], owner)
         config = replace(self)
         for name, value in changes.items():
             setattr(config, name, value)

@@ -18,7 +18,7 @@ from . import ops
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
-from .checks import NamedAttributes, integer
+from .checks import NamedAttributes, integer, refuse_unknown
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes
 from .generate import Choice, Recomputed, Source, beam_search, stream_tokens
@@ -47,6 +47,12 @@ MASK_CONSTANTS = tuple(
 
 # transformers has two of them, and adds one, none or the other: see docs/from_transformers.md
 HEAD_BIAS, HEAD_BIAS_APPLIED = "lm_head.bias", "lm_head.decoder.bias"
+
+# ends of names in reformer_pytorch's checkpoints
+LUCIDRAINS = (".toqk.weight", ".tov.weight", "token_emb.weight")
+
+# what begins the names of each head's weights
+HEADS = ("lm_head", "classifier", "qa_outputs")
 
 # weights on the hub; the older file only where there is no newer one
 HUB_WEIGHTS = (
@@ -312,10 +318,17 @@ class Reformer(Model):
         config: ReformerConfig | None = None,
         dtype: Any = np.float32,
         strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
         rng: Any = None,
         revision: str | None = None,
-    ) -> Reformer:
+        **changes: Any,
+    ) -> Self:
         """A model with the weights of a folder that `save_pretrained`, or transformers, wrote.
+
+        The folder may be that of a model with another head: this one's is drawn from `rng` then,
+        and a warning names its weights, and those of the folder that are not used. Names may begin
+        with what programs put there (``module.``, ``_orig_mod.``, ``model.``), and a
+        pytorch_model.bin may have the weights under ``state_dict``, beside what else was saved.
 
         Parameters
         ----------
@@ -329,15 +342,24 @@ class Reformer(Model):
         dtype : float32 or float64
             What the weights are cast to.
         strict : bool
-            False starts what the files lack from `rng`, passes over what the model lacks, and warns
-            of both: for a new head on a trained body.
+            False draws what the body lacks in the files too, passes over all that the model lacks,
+            and warns of both.
+        ignore_mismatched_sizes : bool
+            True draws the head's weights where the files have them in another shape, as of another
+            number of classes.
+        rng : int, numpy Generator or None
+            Draws what the files do not have.
         revision : str, optional
             Branch, tag or commit on the hub.
+        **changes
+            Fields of the configuration, in place of the folder's: ``num_labels=3``.
 
         Raises
         ------
         FileNotFoundError
             The folder or one of its files is not there.
+        TypeError
+            A keyword is not a field of the configuration; names the nearest.
         ValueError
             Names the tensors that are missing, unexpected or of another shape, or says why a file
             is refused.
@@ -345,23 +367,44 @@ class Reformer(Model):
             The safetensors library, or huggingface_hub for a name on the hub, is not installed
             (extra ``hf``).
         """
+        own = ("config", "dtype", "strict", "ignore_mismatched_sizes", "rng", "revision")
+        refuse_unknown(
+            changes, [*own, *ReformerConfig.__dataclass_fields__], f"{cls.__name__}.from_pretrained"
+        )
         folder = local_folder(folder, revision, HUB_WEIGHTS, always=["config.json"])
+        config = ReformerConfig.from_json(folder) if config is None else config
         model = cls.__new__(cls)
-        model._allocate(ReformerConfig.from_json(folder) if config is None else config, dtype)
+        model._allocate(config.changed(changes) if changes else config, dtype)
         missing, unexpected, misshapen = load_into(
             {**model.parameters, **model.buffers}, read_folder(folder), model._own_name
         )
-        message = what_does_not_fit(missing, unexpected, misshapen)
-        if misshapen or (strict and message):
-            hint = "" if misshapen else "; strict=False loads what fits"
+        drawn = [bad.name for bad in misshapen if ignore_mismatched_sizes and _is_of_head(bad.name)]
+        misshapen = [bad for bad in misshapen if bad.name not in drawn]
+        wrong = what_does_not_fit(*model._not_of_heads(missing, unexpected), misshapen)
+        if misshapen or (strict and wrong):
             raise ValueError(
                 f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "
-                f"({message}){hint}"
+                f"({wrong}){_hint(unexpected, misshapen)}"
             )
-        if message:
+        missing += drawn
+        if message := what_does_not_fit(missing, unexpected, []):
+            message += "; what is missing was drawn, and is to be trained" if missing else ""
+            message += "; what is unexpected is not used" if unexpected else ""
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
             model._initialise((name for name in missing if name in model.parameters), rng)
         return model
+
+    def _not_of_heads(
+        self, missing: list[str], unexpected: list[str]
+    ) -> tuple[list[str], list[str]]:
+        """What is wrong with the body, or with a head of which a part is there."""
+        head = {name for name in self.parameters if _is_of_head(name)}
+        others = set(HEADS) - {name.partition(".")[0] for name in head}
+        fresh = head if head <= set(missing) else set()
+        return (
+            [name for name in missing if name not in fresh],
+            [name for name in unexpected if others.isdisjoint(name.split("."))],
+        )
 
     def _own_name(self, name: str) -> str | None:
         """This model's name for a tensor of a file; None for what is no weight.
@@ -377,6 +420,22 @@ class Reformer(Model):
         if name.startswith(("embeddings.", "encoder.")):
             return self.prefix + name
         return name
+
+
+def _is_of_head(name: str) -> bool:
+    return name.partition(".")[0] in HEADS
+
+
+def _hint(unexpected: Sequence[str], misshapen: Sequence[Any]) -> str:
+    """What to do about weights that do not fit."""
+    if any(name.endswith(LUCIDRAINS) for name in unexpected):
+        return (
+            ": they are those of reformer_pytorch, whose model is another one: its output layer "
+            "reads the mean of both streams, and its layers' weights have other shapes"
+        )
+    if misshapen:
+        return "; ignore_mismatched_sizes=True draws a head of another size"
+    return "; strict=False loads what fits"
 
 
 class ReformerModel(Reformer):

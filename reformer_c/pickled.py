@@ -21,7 +21,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,9 @@ DAMAGE = (
     RuntimeError,
 )  # fmt: skip
 
+
+# what programs call the weights that they save beside other things
+STATE_NAMES = ("state_dict", "model_state_dict", "model", "module")
 
 Order = Literal["<", ">"]
 
@@ -236,7 +239,7 @@ def storage_of(words: Any) -> Storage:
     if not isinstance(words, tuple) or len(words) not in (5, 6) or words[0] != "storage":
         raise Refused("a reference to something other than a storage")
     _, kind, key, _, size, *view = words
-    if not isinstance(kind, Name) or kind.module != "torch" or kind.name not in DTYPES:
+    if not isinstance(kind, Name) or kind.module not in ("torch", "torch.storage"):
         raise Refused(f"numbers of the kind {shown(kind)}")
     if isinstance(key, int):
         key = str(key)
@@ -265,6 +268,23 @@ def tensor_of(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> T
     return Tensor(storage, offset, shape, strides)
 
 
+def tensor_of_dtype(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    *_: Any,
+) -> Tensor:
+    """Of bytes, and a dtype that has no storage of its own: what no model here is made of."""
+    tensor = tensor_of(storage, offset, shape, strides)
+    if not isinstance(dtype, Name):
+        raise Refused(f"numbers of the kind {shown(dtype)}")
+    return replace(tensor, storage=replace(tensor.storage, kind=dtype.name))
+
+
 def parameter_of(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise Refused("a parameter that is no tensor")
@@ -281,6 +301,7 @@ WORDS: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): ordered_dict,
     Name("torch._utils", "_rebuild_tensor"): tensor_of,
     Name("torch._utils", "_rebuild_tensor_v2"): tensor_of,
+    Name("torch._utils", "_rebuild_tensor_v3"): tensor_of_dtype,
     Name("torch._utils", "_rebuild_parameter"): parameter_of,
 }
 
@@ -308,6 +329,9 @@ def shown(value: Any) -> str:
 def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a file that ``torch.save`` wrote from a dictionary of them.
 
+    The dictionary may be an entry of another one, as programs write it beside their state: under
+    ``state_dict``, ``model_state_dict``, ``model`` or ``module``.
+
     Strides and shared storages come out as they were; bfloat16 comes as float32. Nothing that the
     file says is imported or called.
 
@@ -316,7 +340,8 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     FileNotFoundError
         There is no such file.
     ValueError
-        It is damaged, or not of torch, or holds something other than tensors by name.
+        It is damaged, or not of torch, or holds something other than tensors by name, or a tensor
+        that is named in numbers that NumPy does not have.
     """
     return {name: tensor.copy() for name, tensor in iterate_torch_file(path)}
 
@@ -379,11 +404,12 @@ def _iterate_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _legacy_places(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[str, tuple]:
     """Start and bytes of each storage: they follow one another, each with its length before it."""
-    kinds = {t.storage.key: t.storage.kind for t in _check_state(state).values()}
+    _check_state(state)
+    kinds = {storage.key: storage.kind for storage in _storages(state)}
     place, places = data.tell(), {}
     for key in map(str, keys):
-        if key not in kinds:
-            raise Refused(f"a storage {key!r} that no tensor uses")
+        if kinds.get(key) not in DTYPES:
+            raise Refused(f"a storage {key!r} that no tensor uses, or of an unknown kind")
         head = data[place : place + 8]
         if len(head) < 8:
             raise Refused("fewer numbers than it says: it is cut off")
@@ -396,16 +422,35 @@ def _legacy_places(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[
 
 
 def _check_state(state: Any) -> dict[str, Tensor]:
+    """The tensors by name, of a file that may hold more beside them."""
     if not isinstance(state, dict):
         raise Refused("no dictionary of tensors")
+    for name in STATE_NAMES:
+        if isinstance(state.get(name), dict):
+            state = state[name]
+            break
     kinds: dict[str, str] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise Refused(f"{name!r}, which is no tensor")
         storage = value.storage
+        if storage.kind not in DTYPES:
+            raise Refused(f"{name} in numbers of the kind {storage.kind}")
         if kinds.setdefault(storage.key, storage.kind) != storage.kind:
             raise Refused(f"numbers of two kinds in the storage {storage.key}")
     return state
+
+
+def _storages(value: Any) -> Iterator[Storage]:
+    """Of every tensor in a pickle."""
+    left, seen = [value], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value.storage
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(value.values() if isinstance(value, dict) else value)
 
 
 def _tensors(

@@ -21,6 +21,7 @@ from reformer_c.checkpoint import (
 from reformer_c.config import ReformerConfig
 from reformer_c.model import (
     ReformerForMaskedLM,
+    ReformerForQuestionAnswering,
     ReformerForSequenceClassification,
     ReformerModel,
     ReformerModelWithLMHead,
@@ -228,25 +229,180 @@ def test_bfloat16_and_half_precision_are_read(tmp_path):
     assert tensors["half"].tolist() == [0.5]
 
 
-def test_a_body_loads_from_a_model_with_a_head(tmp_path, model):
+HEADS = {
+    ReformerModel: [],
+    ReformerModelWithLMHead: ["lm_head.decoder.weight", "lm_head.bias"],
+    ReformerForMaskedLM: ["lm_head.decoder.weight", "lm_head.bias"],
+    ReformerForSequenceClassification: [
+        f"classifier.{layer}.{kind}"
+        for layer in ("dense", "out_proj")
+        for kind in ("weight", "bias")
+    ],
+    ReformerForQuestionAnswering: ["qa_outputs.weight", "qa_outputs.bias"],
+}
+
+
+@pytest.mark.parametrize("to", HEADS)
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_model_opens_under_another_head(tmp_path, kind, to):
+    source = randomise(kind(small_config(is_decoder=kind is ReformerModelWithLMHead), rng=1))
+    source.save_pretrained(tmp_path)
+    changes = {"is_decoder": to is ReformerModelWithLMHead}
+    if HEADS[kind] == HEADS[to]:
+        model = to.from_pretrained(tmp_path, rng=5, **changes)
+    else:
+        with pytest.warns(UserWarning, match="from_pretrained: ") as warned:
+            model = to.from_pretrained(tmp_path, rng=5, **changes)
+        text = str(warned.pop().message)
+        assert text.startswith(f"{to.__name__}.from_pretrained: ")
+        assert not warned.list
+        # every tensor that was drawn, and every one that is not used
+        assert all(name in text for name in HEADS[kind] + HEADS[to])
+        assert ("missing: " in text, "drawn" in text) == (bool(HEADS[to]),) * 2
+        assert ("unexpected: " in text, "not used" in text) == (bool(HEADS[kind]),) * 2
+        assert "reformer." not in text
+    fresh = to(small_config(**changes), rng=5)
+    for name, array in model.parameters.items():
+        body = name.removeprefix("reformer.")
+        if name in source.parameters:
+            expected = source.parameters[name]
+        elif name in HEADS[to]:
+            expected = fresh.parameters[name]
+        else:
+            expected = source.parameters.get(body, source.parameters.get(f"reformer.{body}"))
+        assert np.array_equal(array, expected), name
+
+
+def test_a_part_of_a_head_or_of_the_body_is_not_enough(tmp_path):
+    model = ReformerForSequenceClassification(small_config(is_decoder=False), rng=1)
+    for name in ("classifier.dense.bias", "reformer.encoder.layer_norm.bias"):
+        model.save_pretrained(tmp_path)
+        rewrite(tmp_path, lambda tensors, name=name: tensors.pop(name))
+        with pytest.raises(ValueError, match=rf"missing: {name}.*strict=False"):
+            ReformerForSequenceClassification.from_pretrained(tmp_path)
+    # nor is a body in which something is missing, where the head is drawn
+    with pytest.raises(ValueError, match=rf"\(missing: {name}\)"):
+        ReformerForQuestionAnswering.from_pretrained(tmp_path)
+
+
+def test_fields_of_the_configuration_may_be_given(tmp_path):
+    config = small_config(is_decoder=False, num_labels=3, id2label={0: "a", 1: "b", 2: "c"})
+    ReformerForSequenceClassification(config, rng=1).save_pretrained(tmp_path)
+    open_ = ReformerForSequenceClassification.from_pretrained
+    model = open_(tmp_path, num_hashes=5, problem_type="regression", output_attentions=True)
+    changed = model.config
+    assert (changed.num_hashes, changed.num_labels) == (5, 3)
+    assert len(model(random_ids((1, 9))).attentions) == 3
+    assert ReformerConfig.from_pretrained(tmp_path, num_labels=5).id2label[4] == "LABEL_4"
+    assert open_(tmp_path, config=config, num_hashes=4).config.num_hashes == 4
+    assert config.num_hashes == 2
+    with pytest.raises(ValueError, match=r"classifier\.out_proj.*ignore_mismatched_sizes=True"):
+        open_(tmp_path, num_labels=5)
+    with pytest.warns(UserWarning, match=r"missing: classifier\.out_proj\.\w+, .*\.\w+; what"):
+        model = open_(tmp_path, num_labels=5, ignore_mismatched_sizes=True, rng=5)
+    assert model(random_ids((1, 9))).logits.shape == (1, 5)
+    # of the body nothing is passed over
+    with pytest.raises(ValueError, match=r"reformer\.embeddings.word_embeddings.weight: "):
+        open_(tmp_path, vocab_size=14, ignore_mismatched_sizes=True)
+    for wrong, right in (
+        ("num_label", "num_labels"),
+        ("stric", "strict"),
+        ("hiden_size", "hidden"),
+    ):
+        with pytest.raises(TypeError, match=f"^{wrong}: .*did you mean {right}"):
+            open_(tmp_path, **{wrong: 3})
+    with pytest.raises(TypeError, match=r"^revison: .*did you mean revision"):
+        ReformerConfig.from_pretrained(tmp_path, revison="main")
+    with pytest.raises(ValueError, match=r"^num_hashes: "):
+        open_(tmp_path, num_hashes=0)
+
+
+# ---- names with something before them ----
+
+PREFIXES = {
+    "module.{}": None, "_orig_mod.{}": None, "model.{}": None, "net.{}": None,
+    "module._orig_mod.{}": None, "model.module._orig_mod.{}": None,
+    "reformer._orig_mod.{}": "reformer.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "of"), PREFIXES.items())
+@pytest.mark.parametrize("kind", [ReformerModelWithLMHead, ReformerModel])
+def test_what_programs_put_before_names_is_taken_off(tmp_path, pattern, of, kind):
+    model = randomise(kind(small_config(), rng=0))
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"unexpected: lm_head\..*strict=False"):
-        ReformerModel.from_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="unexpected: lm_head"):
-        bare = ReformerModel.from_pretrained(tmp_path, strict=False)
-    body = {k: v for k, v in model.parameters.items() if k.startswith("reformer.")}
-    assert same({f"reformer.{k}": v for k, v in bare.parameters.items()}, body)
+
+    def wrap(tensors):
+        for name in list(tensors):
+            if of is None or name.startswith(of):
+                tensors[pattern.format(name.removeprefix(of or ""))] = tensors.pop(name)
+
+    rewrite(tmp_path, wrap)
+    assert same(kind.from_pretrained(tmp_path).parameters, model.parameters)
+    # under another head too
+    other = {"is_decoder": False, "rng": 0}
+    with pytest.warns(UserWarning, match=r"missing: qa_outputs\.weight"):
+        answering = ReformerForQuestionAnswering.from_pretrained(tmp_path, **other)
+    name = "embeddings.word_embeddings.weight"
+    word = model.parameters.get(name, model.parameters.get(f"reformer.{name}"))
+    assert np.array_equal(answering.parameters[f"reformer.{name}"], word)
 
 
-def test_a_new_head_is_put_on_a_trained_body(tmp_path):
-    bare = randomise(ReformerModel(small_config(is_decoder=False), rng=1))
-    bare.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"missing: classifier\."):
-        model = ReformerForSequenceClassification.from_pretrained(tmp_path, strict=False, rng=5)
-    fresh = ReformerForSequenceClassification(small_config(is_decoder=False), rng=5)
-    for name in model.parameters:
-        source = fresh.parameters[name] if "classifier" in name else bare.parameters[name[9:]]
-        assert np.array_equal(model.parameters[name], source), name
+def test_tensors_of_two_models_are_refused(tmp_path, model):
+    def twice(before):
+        return lambda tensors: tensors.update(
+            {f"{before}.{name}": array + 1 for name, array in tensors.items()}
+        )
+
+    for before in ("module", "ema_model"):
+        model.save_pretrained(tmp_path)
+        rewrite(tmp_path, twice(before))
+        with pytest.raises(ValueError, match=rf"{before}\..*: expected the tensors of one model"):
+            ReformerModelWithLMHead.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_reformer_pytorch_is_named(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    block = "reformer.layers.blocks.0.f.net"
+    tensors = {
+        "token_emb.weight": (13, 16), f"{block}.norm.weight": (16,),
+        f"{block}.fn.toqk.weight": (12, 16), f"{block}.fn.tov.weight": (12, 16),
+        "out.1.weight": (13, 16),
+    }  # fmt: skip
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    for prefix in ("", "module."):
+        write_safetensors(
+            tmp_path / "model.safetensors", {prefix + name: a for name, a in tensors.items()}
+        )
+        with pytest.raises(ValueError, match="those of reformer_pytorch, whose model is another"):
+            ReformerModelWithLMHead.from_pretrained(tmp_path)
+
+
+def safetensors_of(path, name, kind, shape, data):
+    header = {name: {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2"])
+def test_numbers_that_numpy_does_not_have_are_named_with_their_tensor(tmp_path, model, kind):
+    model.config.to_json(tmp_path)
+    path = tmp_path / "model.safetensors"
+    safetensors_of(path, "lm_head.bias", kind, [13], bytes(13))
+    with pytest.raises(
+        ValueError, match=rf"lm_head\.bias as {kind}: expected F64, F32, F16 or BF16"
+    ):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.bool_, np.int64, np.uint16, np.complex64])
+def test_weights_that_are_no_real_numbers_are_named_with_their_dtype(tmp_path, model, kind):
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.bias": np.zeros(13, kind)}))
+    rewrite(tmp_path, lambda tensors: tensors.pop("lm_head.decoder.bias"))
+    expected = rf"dtype: lm_head\.bias: {np.dtype(kind)}\[13\] in the file, float32\[13\]"
+    with pytest.raises(ValueError, match=expected):
+        ReformerModelWithLMHead.from_pretrained(tmp_path)
 
 
 def test_a_configuration_may_take_the_place_of_the_folders(tmp_path):

@@ -172,7 +172,7 @@ def test_another_number_of_labels_renames_them_as_transformers_does(count):
         ReformerConfig(**given),
         ReformerConfig.from_dict(given),
         assigned,
-        ReformerConfig(id2label=names).changed({"num_labels": count}, "from_pretrained"),
+        ReformerConfig(id2label=names).changed({"num_labels": count}),
     ):
         config.check()
         assert config.num_labels == count
@@ -181,7 +181,7 @@ def test_another_number_of_labels_renames_them_as_transformers_does(count):
     # and other names, another number
     config.id2label = names
     assert config.num_labels == 3
-    assert config.changed({"id2label": expected}, "from_pretrained").num_labels == count
+    assert config.changed({"id2label": expected}).num_labels == count
 
 
 def test_layers_of_one_type_need_only_one_name():
@@ -249,7 +249,7 @@ def test_a_configuration_is_made_of_anything_that_is_written(more):
 def test_a_misspelt_field_is_refused_with_the_nearest(wrong, right):
     for act in (
         lambda: ReformerConfig(**{wrong: 3}),
-        lambda: ReformerConfig().changed({wrong: 3}, "from_pretrained"),
+        lambda: ReformerConfig().changed({wrong: 3}),
         lambda: setattr(ReformerConfig(), wrong, 3),
     ):
         with pytest.raises((TypeError, AttributeError), match=f"^{wrong}: .*did you mean {right}"):

@@ -147,6 +147,40 @@ def test_big_endian_files_are_read(tmp_path):
     assert read(tmp_path, zipped({"a": tensor()}, {"0": data}, byteorder=b"big"))["a"][1, 1] == 3
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model", "module"])
+def test_weights_may_be_an_entry_beside_others(tmp_path, form, name):
+    moment = tensor(Stored(key="1", kind="LongStorage"), 0, (2,), (1,))
+    state = {
+        "epoch": 3, "pytorch-lightning_version": "2.6.0", "hyper_parameters": {"lr": 1e-3},
+        "loops": {"done": [True, None]}, "callbacks": {"Checkpoint": {"best": 0.5, "path": ""}},
+        "optimizer_states": [{"state": {0: {"step": moment}}, "param_groups": [{"params": [0]}]}],
+        name: {"model.a": tensor()},
+    }  # fmt: skip
+    steps = np.arange(2, dtype="<i8").tobytes()
+    if form is zipped:
+        content = zipped(state, {"0": NUMBERS, "1": steps})
+    else:
+        content = legacy(state, ("0", "1"), COUNTED + struct.pack("<q", 2) + steps)
+    found = read(tmp_path, content)
+    assert {name: array.tolist() for name, array in found.items()} == {"model.a": [[0, 1], [2, 3]]}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_numbers_that_numpy_does_not_have_are_named_with_their_tensor(tmp_path, form):
+    words = ("storage", Named("torch.storage", "UntypedStorage"), "0", "cpu", 16)
+    with_dtype = Call(
+        Named("torch._utils", "_rebuild_tensor_v3"), Stored(words=words), 0, (2, 2), (2, 1), False,
+        {}, Named("torch", "float8_e4m3fn"),
+    )  # fmt: skip
+    for value, kind in (
+        (with_dtype, "float8_e4m3fn"),
+        (tensor(Stored(kind="ComplexFloatStorage")), "ComplexFloatStorage"),
+    ):
+        with pytest.raises(ValueError, match=f"a.weight in numbers of the kind {kind}"):
+            read(tmp_path, form({"a.weight": value}))
+
+
 # ---- attacks ----
 
 
