@@ -43,9 +43,9 @@ def learn_pieces(text, folder):
     pieces.save(str(folder / TOKENIZERS))
 
 
-def make_trainer(train, held_out, bytes_per_token, options):
+def make_trainer(train, held_out, pieces, bytes_per_token, options):
     # no piece ends a text
-    fields = {**dict.fromkeys(DROPOUTS, 0.0), "eos_token_id": None}
+    fields = {**dict.fromkeys(DROPOUTS, 0.0), "vocab_size": pieces, "eos_token_id": None}
     config = preset_config("book", len(train), **fields)
     model = rc.ReformerModelWithLMHead(config, rng=options.seed)
     return rc.Trainer(
@@ -108,7 +108,7 @@ def main():
     print(f"{len(train):,} pieces to train on, {len(held_out):,} held out; ", end="")
     print(f"{bytes_per_token:.2f} bytes each")
 
-    trainer = make_trainer(train, held_out, bytes_per_token, options)
+    trainer = make_trainer(train, held_out, len(tokenizer), bytes_per_token, options)
     if has_checkpoint(folder):
         trainer.resume(folder)
     for _ in show_progress(trainer):

@@ -68,7 +68,9 @@ def _print_everything() -> None:
 
 
 def _say(name: str, message: str, code: int) -> int:
-    print(f"{name}: {message}", file=sys.stderr, flush=True)
+    from .screen import show
+
+    show(f"{name}: {message}", sys.stderr)
     return code
 
 
@@ -525,8 +527,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     unit = _unit(tokenizer)
     # each text on its own: no window reaches from one into the next
     texts = read_texts(options.files, utf8=unit != "bytes")
-    tokens = [encode_text(text, tokenizer) for text in texts]
-    bytes_per_token = sum(map(len, texts)) / max(1, sum(map(len, tokens)))
+    pairs = [(text, encode_text(text, tokenizer)) for text in texts]
+    # a token alone has nothing that predicts it
+    pairs = [(text, ids) for text, ids in pairs if len(ids) > 1] or pairs
+    tokens = [ids for _, ids in pairs]
+    bytes_per_token = sum(len(text) for text, _ in pairs) / max(1, sum(map(len, tokens)))
     longest = model.config.num_positions
     length = options.length or min(max(map(len, tokens)), longest)
     if length > longest:
@@ -650,7 +655,7 @@ def _tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:
         tokenizer = folder_tokenizer(folder, vocab_size)
     if tokenizer is None:
         raise ValueError(_no_tokenizer(folder))
-    check_vocabulary(tokenizer, vocab_size)
+    check_vocabulary(tokenizer, vocab_size, paired=name is None)
     return tokenizer
 
 

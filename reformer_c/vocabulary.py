@@ -133,18 +133,31 @@ def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
     return type(one) is type(other)
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raise ValueError where a model's vocabulary cannot be the tokenizer's.
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, paired: bool = True) -> None:
+    """Refuse a tokenizer that a model's vocabulary cannot be of.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    vocab_size : int
+        Of the model, which may have more ids than there are pieces.
+    paired : bool
+        Whether they are known to belong to each other; else the model has at most 127 ids more.
+
+    Raises
+    ------
+    ValueError
+        Names both.
 
     Examples
     --------
-    >>> check_vocabulary(ByteTokenizer(), 320)
-    >>> check_vocabulary(ByteTokenizer(), 257)
+    >>> check_vocabulary(ByteTokenizer(), 1000)
+    >>> check_vocabulary(ByteTokenizer(), 1000, paired=False)
     Traceback (most recent call last):
-    ValueError: vocab_size: expected 258, as many as ByteTokenizer(...) has, ..., got a model of 257
+    ValueError: vocab_size: expected 258, as many as ByteTokenizer(...) has, or a few more, ...
     """
     count = len(tokenizer)  # type: ignore[arg-type]
-    if not count <= vocab_size < count + PADDING:
+    if not count <= vocab_size or not (paired or vocab_size < count + PADDING):
         raise ValueError(
             f"vocab_size: expected {count}, as many as {tokenizer!r} has, or a few more, got a "
             f"model of {vocab_size}"

@@ -234,7 +234,15 @@ def test_a_tokenizer_of_another_model_is_refused(pieces, text, tmp_path, capsys)
     assert main(command) == 1
     assert f"expected {count}, as many as" in capsys.readouterr().err
     train = ["train", text, *SMALL, "--steps", "1", "--tokenizer", str(pieces)]
-    assert main([*train, "--set", f"vocab_size={count + 500}"]) == 1
+    assert main([*train, "--set", f"vocab_size={count - 1}"]) == 1
+    said = capsys.readouterr().err
+    assert f"vocabulary of {count - 1}" in said or f"got a model of {count - 1}" in said
+    # more ids than pieces are refused where none says that they belong to each other
+    folder = str(tmp_path / "more")
+    assert main([*train, "--set", f"vocab_size={count + 500}", "--save", folder]) == 0
+    command = ["generate", folder, "--prompt", "the", "--length", "30", "--temperature", "9"]
+    assert main([*command, "--top-p", "1"]) == 0
+    assert main([*command, "--tokenizer", str(pieces)]) == 1
     assert f"got a model of {count + 500}" in capsys.readouterr().err
 
 
@@ -285,3 +293,17 @@ def test_a_config_of_another_class_is_not_taken_for_bytes(tmp_path, capsys):
     Path(tmp_path, "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Other"}))
     assert main(["generate", str(tmp_path), "--prompt", "a", "--length", "5"]) == 1
     assert "--tokenizer: expected" in capsys.readouterr().err
+
+
+def test_a_trained_folder_opens_in_transformers(trained, text, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers: .[parity]")
+    pytest.importorskip("torch", reason="needs torch: .[parity]")
+    ours = folder_tokenizer(trained)
+    if ours.unk_token is not None:  # which their tokenizer of a Reformer has to have
+        theirs = transformers.AutoTokenizer.from_pretrained(trained)
+        assert theirs("the cat sat")["input_ids"] == ours.encode("the cat sat").tolist()
+        assert theirs.eos_token_id == ours.eos_token_id
+    assert main(["train", text, *SMALL, "--steps", "1", "--save", str(tmp_path / "bytes")]) == 0
+    for folder in (trained, tmp_path / "bytes"):
+        model = transformers.ReformerModelWithLMHead.from_pretrained(folder)
+        assert model.config.vocab_size == rc.ReformerConfig.from_json(folder).vocab_size
