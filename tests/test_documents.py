@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_examples_run(page):
     pytest.importorskip("safetensors", reason="the pages save models")
     if page.stem == "in_pytorch":
-        pytest.importorskip("torch", reason="its examples need torch")
-        pytest.importorskip("transformers", reason="its examples need transformers")
+        for library in ("torch", "transformers", "reformer_pytorch"):
+            pytest.importorskip(library, reason=f"its examples need {library}")
     found = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert found.failed == 0

@@ -153,7 +153,8 @@ def test_doctests():
         pytest.skip("needs transformers: pip install '.[parity]'")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert doctest.testmod(rt, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+        for module in (rt, rt.operators, rt.models):
+            assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
 
 
 # ---- PyTorch's own checks ----
@@ -532,6 +533,90 @@ def test_each_model_of_several_has_its_own_activation():
         expected = layer(torch.ones(1, 3, 16, dtype=torch.float64))
         found = rt.patch(layer)(torch.ones(1, 3, 16, dtype=torch.float64))
         assert (expected == found).all()
+
+
+def attention_class(name="LSHSelfAttention"):
+    from transformers.models.reformer import modeling_reformer
+
+    return getattr(modeling_reformer, name)
+
+
+def with_class_of(model, change):
+    """The model, with another class of its LSH layers."""
+    for layer in model.modules():
+        if type(layer) is attention_class():
+            layer.__class__ = change
+    return model
+
+
+@needs_transformers
+def test_layers_are_known_by_their_class_and_not_by_its_name():
+    namesake = type("LSHSelfAttention", (torch.nn.Linear,), {})
+    named = type("ReformerModel", (torch.nn.Module,), {})()
+    named.attention = namesake(2, 2)
+    with pytest.raises(TypeError, match=r"^model must be a Reformer of transformers or of ref"):
+        rt.patch(named)
+    assert "forward" not in vars(named.attention)
+    renamed = type("Renamed", (attention_class(),), {"more": 1})
+    theirs, ours = two_models()
+    ours = rt.patch(with_class_of(rt.unpatch(ours), renamed))
+    assert sum("forward" in vars(layer) for layer in ours.modules() if type(layer) is renamed) == 1
+    with torch.no_grad():
+        expected, found = (model(draw_ids()).logits for model in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@needs_transformers
+@pytest.mark.parametrize("method", ["forward", "_hash_vectors", "_len_norm"])
+@pytest.mark.parametrize("where", ["class", "layer"])
+def test_a_layer_with_other_methods_stays_as_it_is(method, where):
+    def own(self, *args, **rest):
+        out = getattr(attention_class(), method)(self, *args, **rest)
+        if isinstance(out, torch.Tensor):
+            return out // 2 if method == "_hash_vectors" else 2 * out
+        return type(out)(2 * out.hidden_states, out.attention_probs, out.buckets)
+
+    theirs, ours = two_models()
+    ours = rt.unpatch(ours)
+    for model in (theirs, ours):
+        if where == "class":
+            with_class_of(model, type("Own", (attention_class(),), {method: own}))
+        else:
+            layer = model.reformer.encoder.layers[1].attention.self_attention
+            setattr(layer, method, functools.partial(own, layer))
+    layer = ours.reformer.encoder.layers[1].attention.self_attention
+    before = vars(layer).get("forward")
+    rt.patch(ours)
+    assert vars(layer).get("forward") is before
+    with torch.no_grad():
+        expected, found = (model(draw_ids()).logits for model in (theirs, ours))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        # it differs from what the library computes
+        assert (two_models()[0](draw_ids()).logits - found).abs().max() > 1e-6
+    rt.unpatch(ours)
+    assert vars(layer).get("forward") is before
+    # alone, there is nothing to patch
+    with pytest.raises(TypeError, match="whose methods are unchanged"):
+        rt.patch(layer)
+
+
+@needs_transformers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["wrapped", "quantised", "compiled", "patched when compiled"])
+def test_models_in_other_clothes(kind):
+    theirs, ours = two_models(dtype=torch.float32)
+    if kind == "wrapped":
+        ours = rt.patch(torch.nn.DataParallel(rt.unpatch(ours)))
+    elif kind == "quantised":
+        linear = {torch.nn.Linear}
+        theirs, ours = (torch.ao.quantization.quantize_dynamic(x, linear) for x in (theirs, ours))
+    elif kind == "compiled":
+        ours = torch.compile(ours, backend="eager")
+    else:
+        ours = rt.patch(torch.compile(rt.unpatch(ours), backend="eager"))
+    with torch.no_grad():
+        expected, found = (model(draw_ids()).logits for model in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_transformers

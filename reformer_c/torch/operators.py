@@ -1,28 +1,8 @@
-"""The attention operations and the feed-forward as PyTorch operators, with gradients.
-
-Tensors on the CPU are used where they lie, and results are written where PyTorch will read them.
-`patch` makes a Hugging Face Reformer run on this core. As many threads work as PyTorch uses
-(``torch.set_num_threads``).
-
-Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
-returns, beside the result, what its backward pass needs. Derivatives are those of one backward
-pass: forward mode raises NotImplementedError, gradients of gradients RuntimeError.
-
->>> import torch
->>> import reformer_c.torch
->>> qk, v = torch.randn(2, 1, 8, 1000, 64).requires_grad_()
->>> out = reformer_c.torch.lsh_attention(qk, v, num_hashes=2, is_causal=True)
->>> out.sum().backward()
-
-Extra: ``pip install "reformer_c[torch]"``.
-"""
+"""The operations as operators of PyTorch, ``torch.ops.reformer_c``, with their gradients."""
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops
-from .activations import WEIGHTED
-from .config import ACTIVATIONS
-from .ops._arguments import factors_of, heads, whole
-from .ops.attention import (
+from .. import ops
+from ..ops._arguments import factors_of, heads, whole
+from ..ops.attention import (
     Attention,
     AttentionSaved,
     bucket_ids,
@@ -42,15 +20,13 @@ from .ops.attention import (
     local_rule,
     lsh_rule,
 )
-from .ops.layers import FeedForwardSaved
+from ..ops.layers import FeedForwardSaved
 
 __all__ = [
     "feed_forward",
     "full_attention",
     "local_attention",
     "lsh_attention",
-    "patch",
-    "unpatch",
 ]
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -68,7 +44,7 @@ def _refuse_tangent(x: Tensor) -> None:
         )
 
 
-def _array(x: Tensor | None) -> Any:
+def array_of(x: Tensor | None) -> Any:
     """The tensor's own memory."""
     if x is None:
         return None
@@ -76,8 +52,8 @@ def _array(x: Tensor | None) -> Any:
     return x.detach().numpy()
 
 
-def _mask(x: Tensor | None) -> np.ndarray | None:
-    return _array(x.float() if x is not None and x.dtype in HALVES else x)
+def mask_of(x: Tensor | None) -> np.ndarray | None:
+    return array_of(x.float() if x is not None and x.dtype in HALVES else x)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -97,7 +73,7 @@ def _leading(x: Tensor) -> tuple[int, int]:
     return b, h
 
 
-def _key(dropout: float, key: int | None) -> int:
+def draw_key(dropout: float, key: int | None) -> int:
     """The key of a call's dropout, of 63 bits; drawn by PyTorch's generator where it is None."""
     if key is None:
         return int(torch.randint(2**63 - 1, ())) if dropout else 0
@@ -168,8 +144,8 @@ def _saved(
     lse: Tensor,
 ) -> AttentionSaved:
     return AttentionSaved(
-        rule, _array(q), _array(k), _array(v),
-        _mask(attention_mask), _array(buckets), _array(out), _array(lse),
+        rule, array_of(q), array_of(k), array_of(v),
+        mask_of(attention_mask), array_of(buckets), array_of(out), array_of(lse),
     )  # fmt: skip
 
 
@@ -184,8 +160,8 @@ def _attended(q: Tensor) -> tuple[Tensor, Tensor]:
 def _full(q, k, v, attention_mask, *, shared_qk, **rules):
     out = _like(q)
     _, saved = ops.full_attention_forward(
-        _array(q), _array(k), _array(v),
-        attention_mask=_mask(attention_mask), shared_qk=shared_qk, out=out.numpy(),
+        array_of(q), array_of(k), array_of(v),
+        attention_mask=mask_of(attention_mask), shared_qk=shared_qk, out=out.numpy(),
         workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
     return out, torch.from_numpy(saved.lse)
@@ -194,7 +170,7 @@ def _full(q, k, v, attention_mask, *, shared_qk, **rules):
 def _local(q, k, v, attention_mask, **rules):
     out = _like(q)
     _, saved = ops.local_attention_forward(
-        _array(q), _array(k), _array(v), attention_mask=_mask(attention_mask),
+        array_of(q), array_of(k), array_of(v), attention_mask=mask_of(attention_mask),
         out=out.numpy(), workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
     return out, torch.from_numpy(saved.lse)
@@ -210,7 +186,7 @@ def _save_attention(ctx, inputs, keyword_only_inputs, output):
 def _full_backward(dout, q, k, v, attention_mask, out, lse, **rules):
     rule = full_rule(q.shape[-1], **rules)
     saved = _saved(rule, q, k, v, attention_mask, None, out, lse)
-    dq, dk, dv = ops.full_attention_backward(_array(dout), saved, workers=torch.get_num_threads())
+    dq, dk, dv = ops.full_attention_backward(array_of(dout), saved, workers=torch.get_num_threads())
     nothing = torch.empty(0, dtype=q.dtype)
     return _tensor(dq, q), nothing if k is None else _tensor(dk, k), _tensor(dv, v)
 
@@ -218,7 +194,9 @@ def _full_backward(dout, q, k, v, attention_mask, out, lse, **rules):
 def _local_backward(dout, q, k, v, attention_mask, out, lse, **rules):
     rule = local_rule(*q.shape[-2:], **rules)
     saved = _saved(rule, q, k, v, attention_mask, None, out, lse)
-    dq, dk, dv = ops.local_attention_backward(_array(dout), saved, workers=torch.get_num_threads())
+    dq, dk, dv = ops.local_attention_backward(
+        array_of(dout), saved, workers=torch.get_num_threads()
+    )
     return _tensor(dq, q), _tensor(dk, k), _tensor(dv, v)
 
 
@@ -315,7 +293,7 @@ def full_attention(
     )
     return _full_operator(
         q, k, v, attention_mask, is_causal=is_causal, scale=scale, shared_qk=shared_qk,
-        dropout=dropout, dropout_key=_key(dropout, dropout_key),
+        dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
     )[0]  # fmt: skip
 
 
@@ -368,7 +346,7 @@ wrap, dropout
     return _local_operator(
         q, k, v, attention_mask, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
-        dropout=dropout, dropout_key=_key(dropout, dropout_key),
+        dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
     )[0]  # fmt: skip
 
 
@@ -378,9 +356,9 @@ wrap, dropout
 def _lsh(qk, v, attention_mask, rotations, buckets, *, num_hashes, num_buckets, **rules):
     out = _like(qk)
     _, saved = ops.lsh_attention_forward(
-        _array(qk), _array(v), attention_mask=_mask(attention_mask),
-        rotations=_array(rotations),
-        buckets=_array(buckets), num_hashes=num_hashes, num_buckets=num_buckets,
+        array_of(qk), array_of(v), attention_mask=mask_of(attention_mask),
+        rotations=array_of(rotations),
+        buckets=array_of(buckets), num_hashes=num_hashes, num_buckets=num_buckets,
         out=out.numpy(), workers=torch.get_num_threads(), **rules,
     )  # fmt: skip
     # an operator may not return its own input
@@ -414,7 +392,7 @@ def _lsh_backward(dout, qk, v, attention_mask, buckets, out, lse, *, num_buckets
         factors = None if num_buckets is None else factors_of(num_buckets)
         ids = bucket_ids(saved.buckets, factors, saved.attention_mask)
         saved = saved._replace(rule=rule._replace(num_buckets=ids))
-    dqk, dv = ops.lsh_attention_backward(_array(dout), saved, workers=torch.get_num_threads())
+    dqk, dv = ops.lsh_attention_backward(array_of(dout), saved, workers=torch.get_num_threads())
     return _tensor(dqk, qk), _tensor(dv, v)
 
 
@@ -500,6 +478,42 @@ allow_duplicate_attention, wrap, dropout
     >>> bool((out.numpy() == same).all())
     True
     """
+    return lsh_attention_results(
+        qk, v, num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
+        num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
+        is_causal=is_causal, attention_mask=attention_mask, scope=scope, bucket_cap=bucket_cap,
+        rotations=rotations, buckets=buckets, rng=rng, scale=scale,
+        attend_across_buckets=attend_across_buckets,
+        allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
+        dropout_key=dropout_key,
+    )[0]  # fmt: skip
+
+
+def lsh_attention_results(
+    qk: Tensor,
+    v: Tensor,
+    *,
+    num_hashes: int = 1,
+    num_buckets: int | Sequence[int] | None = None,
+    chunk_length: int = 64,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    is_causal: bool = False,
+    attention_mask: Tensor | None = None,
+    scope: str = "chunk",
+    bucket_cap: int | None = None,
+    rotations: Tensor | None = None,
+    buckets: Tensor | None = None,
+    rng: int | torch.Generator | None = None,
+    scale: float | None = None,
+    attend_across_buckets: bool = True,
+    allow_duplicate_attention: bool = True,
+    wrap: bool = True,
+    dropout: float = 0.0,
+    dropout_key: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lsh_attention`, with what its operator returns beside it: the log-sum-exp (b, h, t), -inf
+    where a token found no key but itself in all of several rounds, and the buckets it drew."""
     qk, v, rotations, attention_mask, buckets = _checked(
         {"qk": qk, "v": v},
         {"rotations": rotations},
@@ -526,8 +540,8 @@ allow_duplicate_attention, wrap, dropout
         num_chunks_after=num_chunks_after, is_causal=is_causal, scope=scope, bucket_cap=bucket_cap,
         scale=scale, attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
-        dropout_key=_key(dropout, dropout_key),
-    )[0]  # fmt: skip
+        dropout_key=draw_key(dropout, dropout_key),
+    )  # fmt: skip
 
 
 def _rotations(
@@ -552,7 +566,7 @@ def _rotations(
 def _feed_forward(x, w1, b1, w2, b2, **rules):
     out = _like(x)
     ops.feed_forward(
-        *map(_array, (x, w1, b1, w2, b2)), out=out.numpy(), workers=torch.get_num_threads(),
+        *map(array_of, (x, w1, b1, w2, b2)), out=out.numpy(), workers=torch.get_num_threads(),
         **rules,
     )  # fmt: skip
     return out
@@ -560,8 +574,8 @@ def _feed_forward(x, w1, b1, w2, b2, **rules):
 
 def _feed_forward_backward(dout, x, w1, b1, w2, b2, **rules):
     inputs = x, w1, b1, w2, b2
-    saved = FeedForwardSaved(*map(_array, inputs), **rules)
-    gradients = ops.feed_forward_backward(_array(dout), saved, workers=torch.get_num_threads())
+    saved = FeedForwardSaved(*map(array_of, inputs), **rules)
+    gradients = ops.feed_forward_backward(array_of(dout), saved, workers=torch.get_num_threads())
     return tuple(_tensor(g, tensor) for g, tensor in zip(gradients, inputs, strict=True))
 
 
@@ -631,242 +645,5 @@ def feed_forward(
     chunk_length = whole(chunk_length, "chunk_length", 0)
     return _feed_forward_operator(
         x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
-        dropout_key=_key(dropout, dropout_key),
+        dropout_key=draw_key(dropout, dropout_key),
     )  # fmt: skip
-
-
-# ---- a model of transformers ----
-
-
-def patch(model: torch.nn.Module) -> torch.nn.Module:
-    """Make a Reformer of Hugging Face's transformers run its layers on this core.
-
-    Its attention layers and its feed-forward layers compute here from now on, forward and backward;
-    everything else stays as it is. The numbers are the same, but for rounding, and for one thing:
-    with dropout, the backward pass of an LSH layer drops what its forward pass has dropped, so that
-    the gradients are those of the loss. (There it does not: the hash draws in between.)
-
-    A call goes the old way where it asks for attention probabilities, where it continues a cache,
-    under autocast, and where tensors are not float32 or float64 on the CPU; a feed-forward layer
-    also where its linear layers have been replaced, or have hooks.
-
-    Parameters
-    ----------
-    model : ReformerModel, ReformerModelWithLMHead, ReformerForMaskedLM ...
-        Changed in place; `unpatch` takes it back.
-
-    Returns
-    -------
-    model
-        The same.
-
-    Raises
-    ------
-    TypeError
-        If there is no layer of a Reformer in it.
-
-    Examples
-    --------
-    >>> import transformers
-    >>> config = transformers.ReformerConfig(attn_layers=["local", "lsh"], num_hashes=2)
-    >>> model = patch(transformers.ReformerModel(config).eval())
-    >>> with torch.no_grad():
-    ...     model(torch.arange(256)[None]).last_hidden_state.shape
-    torch.Size([1, 256, 512])
-    """
-    if not isinstance(model, torch.nn.Module) or not _patch_below(model, None):
-        raise TypeError(
-            f"model must be a Reformer of transformers, got {type(model).__name__} without one"
-        )
-    return model
-
-
-def _patch_below(module: torch.nn.Module, config: Any) -> bool:
-    """Patch a module's layers, under the nearest configuration above them; are there any?"""
-    config = getattr(module, "config", config)
-    forward = _FORWARDS.get(type(module).__name__)
-    if forward is _feed_forward_layer:
-        name = getattr(config, "hidden_act", None)
-        # those with weights of their own, and what is no name, stay with torch
-        activation = ACTIVATIONS.get(name) if isinstance(name, str) else None
-        if activation is not None and activation not in WEIGHTED:
-            module.forward = partial(forward, module, activation=activation)
-    elif forward is not None:
-        module.forward = partial(forward, module)
-    found = [_patch_below(child, config) for child in module.children()]
-    return forward is not None or any(found)
-
-
-def unpatch(model: torch.nn.Module) -> torch.nn.Module:
-    """Take `patch` back.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Patched or not.
-
-    Returns
-    -------
-    model
-        The same.
-
-    Examples
-    --------
-    >>> import transformers
-    >>> model = transformers.ReformerModel(transformers.ReformerConfig(attn_layers=["local"]))
-    >>> unpatch(patch(model)) is model
-    True
-    """
-    for layer in model.modules():
-        if type(layer).__name__ in _FORWARDS:
-            vars(layer).pop("forward", None)
-    return model
-
-
-def _runs_here(x: Tensor) -> bool:
-    # under autocast a layer of theirs gives bfloat16
-    real = x.dtype in (torch.float32, torch.float64)
-    return real and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-
-
-def _is_plain(part: Any) -> bool:
-    """Half of a feed-forward layer whose weights may be read past it: its linear layer is nobody's
-    own kind, and neither has hooks or a forward of its own."""
-    linear = part.dense
-    for module in (part, linear):
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
-                 module._backward_pre_hooks)  # fmt: skip
-        if any(hooks) or "forward" in vars(module):
-            return False
-    return type(linear) is torch.nn.Linear and linear.bias is not None
-
-
-def _continues(layer: Any, past_buckets_states: Any) -> bool:
-    return past_buckets_states is not None and len(past_buckets_states) > layer.layer_idx
-
-
-def _heads(layer: Any, x: Tensor) -> Tensor:
-    """(b, t, h d) -> (b, h, t, d), the same memory."""
-    return x.unflatten(-1, (layer.num_attention_heads, -1)).transpose(1, 2)
-
-
-def _merged(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
-def _result(layer: Any, name: str, **fields: Any) -> Any:
-    """The tuple that the layer's own forward returns."""
-    return getattr(sys.modules[type(layer).__module__], name)(**fields)
-
-
-def _local_forward(
-    self: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    past_buckets_states: Any = None,
-    use_cache: bool = False,
-    output_attentions: bool = False,
-    **kwargs: Any,
-) -> Any:
-    if output_attentions or _continues(self, past_buckets_states) or not _runs_here(hidden_states):
-        return type(self).forward(
-            self, hidden_states, attention_mask=attention_mask, use_cache=use_cache,
-            past_buckets_states=past_buckets_states, output_attentions=output_attentions, **kwargs,
-        )  # fmt: skip
-    q, k, v = (_heads(self, f(hidden_states)) for f in (self.query, self.key, self.value))
-    out = local_attention(
-        q, k, v, chunk_length=self.chunk_length, num_chunks_before=self.num_chunks_before,
-        num_chunks_after=self.num_chunks_after, is_causal=self.is_decoder, wrap=True,
-        attention_mask=attention_mask, dropout=self.dropout if self.training else 0.0,
-    )  # fmt: skip
-    return _result(self, "LocalSelfAttentionOutput", hidden_states=_merged(out), attention_probs=())
-
-
-def _lsh_forward(
-    self: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    num_hashes: int | None = None,
-    buckets: Tensor | None = None,
-    past_buckets_states: Any = None,
-    use_cache: bool = False,
-    output_attentions: bool = False,
-    **kwargs: Any,
-) -> Any:
-    if output_attentions or _continues(self, past_buckets_states) or not _runs_here(hidden_states):
-        return type(self).forward(
-            self, hidden_states, attention_mask=attention_mask, num_hashes=num_hashes,
-            buckets=buckets, past_buckets_states=past_buckets_states, use_cache=use_cache,
-            output_attentions=output_attentions, **kwargs,
-        )  # fmt: skip
-    qk, v = (_heads(self, f(hidden_states)) for f in (self.query_key, self.value))
-    rounds = self.num_hashes if num_hashes is None else num_hashes
-    rules = {
-        "num_hashes": rounds, "chunk_length": self.chunk_length, "is_causal": self.is_decoder,
-        "num_chunks_before": self.num_chunks_before, "num_chunks_after": self.num_chunks_after,
-        "attention_mask": attention_mask, "dropout": self.dropout if self.training else 0.0,
-    }  # fmt: skip
-    # before the rotations: the backward pass, seeded alike, is given buckets and draws none
-    rules["dropout_key"] = _key(rules["dropout"], None)
-    t = qk.shape[-2]
-    if t > self.chunk_length:
-        if self.num_buckets is None:
-            self._set_num_buckets(t)
-        factors = factors_of(self.num_buckets)
-        # theirs count on from round to round, with one more for padding
-        padded = attention_mask is not None and not bool((attention_mask != 0).all())
-        steps = torch.arange(rounds)[:, None] * (math.prod(factors) + padded)
-        if buckets is None:
-            # in training the draws leave no trace, so that both passes drop alike behind them
-            with torch.random.fork_rng(devices=(), enabled=self.training):
-                buckets = _their_hash(self, qk, rounds, factors, attention_mask) + steps
-        rules["buckets"] = buckets.view(*qk.shape[:2], rounds, t) - steps
-        rules["num_buckets"] = factors
-    else:
-        rules["rng"] = 0  # nothing is drawn for one chunk
-    return _result(
-        self, "LSHSelfAttentionOutput", hidden_states=_merged(lsh_attention(qk, v, **rules)),
-        attention_probs=(), buckets=buckets,
-    )  # fmt: skip
-
-
-def _their_hash(
-    layer: Any,
-    qk: Tensor,
-    num_hashes: int,
-    factors: tuple[int, ...],
-    attention_mask: Tensor | None,
-) -> Tensor:
-    """The buckets of the rotations that the layer itself would draw."""
-    if layer.hash_seed is not None:
-        torch.manual_seed(layer.hash_seed)
-    rotations = torch.randn(
-        (qk.shape[1], qk.shape[-1], num_hashes, sum(factors) // 2), dtype=qk.dtype
-    )
-    ids = ops.lsh_hash(
-        _array(qk), num_hashes=num_hashes, num_buckets=factors,
-        rotations=_array(rotations), attention_mask=_mask(attention_mask),
-        workers=torch.get_num_threads(),
-    )  # fmt: skip
-    return torch.from_numpy(ids).long()
-
-
-def _feed_forward_layer(self: Any, attention_output: Tensor, *, activation: str) -> Tensor:
-    hidden = self.dense
-    plain = all(_is_plain(layer) for layer in (hidden, self.output))
-    if not plain or not _runs_here(attention_output):
-        return type(self).forward(self, attention_output)
-    out = feed_forward(
-        self.layer_norm(attention_output), hidden.dense.weight, hidden.dense.bias,
-        self.output.dense.weight, self.output.dense.bias, activation=activation,
-        chunk_length=self.chunk_size_feed_forward,
-        dropout=hidden.dropout if self.training else 0.0,
-    )  # fmt: skip
-    return torch.nn.functional.dropout(out, self.output.dropout, self.training)
-
-
-_FORWARDS: dict[str, Callable] = {
-    "ChunkReformerFeedForward": _feed_forward_layer,
-    "LocalSelfAttention": _local_forward,
-    "LSHSelfAttention": _lsh_forward,
-}

@@ -1,0 +1,30 @@
+"""The attention operations and the feed-forward as PyTorch operators, with gradients.
+
+Tensors on the CPU are used where they lie, and results are written where PyTorch will read them.
+`patch` makes a Hugging Face Reformer run on this core. As many threads work as PyTorch uses
+(``torch.set_num_threads``).
+
+Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
+returns, beside the result, what its backward pass needs. Derivatives are those of one backward
+pass: forward mode raises NotImplementedError, gradients of gradients RuntimeError.
+
+>>> import torch
+>>> import reformer_c.torch
+>>> qk, v = torch.randn(2, 1, 8, 1000, 64).requires_grad_()
+>>> out = reformer_c.torch.lsh_attention(qk, v, num_hashes=2, is_causal=True)
+>>> out.sum().backward()
+
+Extra: ``pip install "reformer_c[torch]"``.
+"""
+
+from .models import patch, unpatch
+from .operators import feed_forward, full_attention, local_attention, lsh_attention
+
+__all__ = [
+    "feed_forward",
+    "full_attention",
+    "local_attention",
+    "lsh_attention",
+    "patch",
+    "unpatch",
+]

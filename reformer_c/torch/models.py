@@ -1,0 +1,557 @@
+"""Models of transformers and of reformer_pytorch, whose layers run on this core.
+
+A layer is known by its class: that of the module where the library defines it, if a program has
+imported it, or a subclass that changes none of its methods. Names prove nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..activations import WEIGHTED
+from ..config import ACTIVATIONS
+from ..ops._arguments import factors_of
+from .operators import (
+    array_of,
+    draw_key,
+    feed_forward,
+    full_attention,
+    local_attention,
+    lsh_attention,
+    lsh_attention_results,
+    mask_of,
+)
+
+__all__ = ["patch", "unpatch"]
+
+TRANSFORMERS = "transformers.models.reformer.modeling_reformer"
+LUCIDRAINS = "reformer_pytorch.reformer_pytorch"
+
+
+def patch(model: torch.nn.Module) -> torch.nn.Module:
+    """Make a Reformer of transformers or of reformer_pytorch run its layers on this core.
+
+    Of transformers' models, the attention and feed-forward layers compute here from now on, forward
+    and backward; of reformer_pytorch's, `LSHSelfAttention` does, its local heads and its full
+    attention included. Everything else stays as it is, weights too. The numbers are the same but
+    for rounding, except:
+
+    - with dropout, the backward pass of transformers' LSH layer now drops what its forward pass
+      dropped, so that the gradients are those of the loss;
+    - reformer_pytorch's layers take any length, without an Autopadder;
+    - with ``attn_chunks`` above 1, the backward pass of reformer_pytorch's reversible blocks now
+      uses the buckets of each part's forward pass, not the last part's for all.
+
+    The original code runs where it has to: calls that ask for attention probabilities, that
+    continue a cache, or have tensors other than float32 or float64 on the CPU, and under autocast;
+    a feed-forward layer whose linear layers are replaced or have hooks; and with reformer_pytorch
+    calls with `input_attn_mask` or a `callback`, or with `keys` in a causal layer.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        ReformerModel, ReformerModelWithLMHead ... of transformers, Reformer, ReformerLM ... of
+        reformer_pytorch, one of their layers, or a module that contains them. A layer that has a
+        `forward` of its own, or whose class overrides methods, is not changed. Changed in place;
+        `unpatch` undoes it.
+
+    Returns
+    -------
+    model
+        The same.
+
+    Raises
+    ------
+    TypeError
+        Nothing in it can be patched, or a layer of reformer_pytorch has an option that is not
+        supported (``rehash_each_round=False``; ``num_mem_kv`` in a causal layer): the message names
+        it, and nothing has been changed.
+
+    Examples
+    --------
+    >>> import transformers
+    >>> config = transformers.ReformerConfig(attn_layers=["local", "lsh"], num_hashes=2)
+    >>> model = patch(transformers.ReformerModel(config).eval())
+    >>> with torch.no_grad():
+    ...     model(torch.arange(256)[None]).last_hidden_state.shape
+    torch.Size([1, 256, 512])
+    """
+    found = list(_replacements(model, None)) if isinstance(model, torch.nn.Module) else []
+    if not found:
+        raise TypeError(
+            "model must be a Reformer of transformers or of reformer_pytorch, got "
+            f"{type(model).__name__} without a layer of theirs whose methods are unchanged"
+        )
+    for layer, forward in found:
+        if forward is not None:
+            layer.forward = forward
+    return model
+
+
+def unpatch(model: torch.nn.Module) -> torch.nn.Module:
+    """Undo `patch`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Patched or not.
+
+    Returns
+    -------
+    model
+        The same.
+
+    Examples
+    --------
+    >>> import transformers
+    >>> model = transformers.ReformerModel(transformers.ReformerConfig(attn_layers=["local"]))
+    >>> unpatch(patch(model)) is model
+    True
+    """
+    for layer in model.modules():
+        if _is_patched(layer):
+            del layer.forward
+    return model
+
+
+def _replacements(
+    module: torch.nn.Module, config: Any
+) -> Iterator[tuple[torch.nn.Module, Callable | None]]:
+    """The known layers of a module and their new forwards, None where a layer is to keep its own;
+    `config` is the nearest configuration above them."""
+    config = getattr(module, "config", config)
+    known = _library_class(module)
+    if known is not None and _is_unchanged(module, known):
+        yield module, _forward_of(module, known, config)
+    for child in module.children():
+        yield from _replacements(child, config)
+
+
+def _forward_of(layer: torch.nn.Module, known: type, config: Any) -> Callable | None:
+    forward = _FORWARDS[known.__module__][known.__name__]
+    if forward is _shared_forward:
+        reason = _unsupported(layer)
+        if reason is not None:
+            raise TypeError(f"model has an LSHSelfAttention that cannot be patched: {reason}")
+    if forward is not _feed_forward_layer:
+        return partial(forward, layer)
+    name = getattr(config, "hidden_act", None)
+    # those with weights of their own, and what is no name, stay with torch
+    activation = ACTIVATIONS.get(name) if isinstance(name, str) else None
+    if activation is None or activation in WEIGHTED:
+        return None
+    return partial(forward, layer, activation=activation)
+
+
+def _library_class(module: torch.nn.Module) -> type | None:
+    """The class of transformers or reformer_pytorch that a layer is an instance of."""
+    for library, forwards in _FORWARDS.items():
+        for name in forwards:
+            known = getattr(sys.modules.get(library), name, None)
+            if isinstance(known, type) and isinstance(module, known):
+                return known
+    return None
+
+
+def _is_unchanged(module: torch.nn.Module, known: type) -> bool:
+    """Whether an instance of a library's class runs the library's methods."""
+    if _is_patched(module):
+        return True
+    return "forward" not in vars(module) and all(
+        _is_the_librarys(module, name, known)
+        for base in known.__mro__ if base.__module__ == known.__module__
+        for name, value in vars(base).items() if callable(value) and name != "__init__"
+    )  # fmt: skip
+
+
+def _is_the_librarys(module: torch.nn.Module, name: str, known: type) -> bool:
+    method = getattr(type(module), name)
+    return name not in vars(module) and method.__module__ == known.__module__
+
+
+def _is_patched(module: torch.nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    ours = (f for forwards in _FORWARDS.values() for f in forwards.values())
+    return isinstance(forward, partial) and forward.func in ours
+
+
+def _runs_here(x: Tensor) -> bool:
+    # under autocast a layer of theirs gives bfloat16
+    real = x.dtype in (torch.float32, torch.float64)
+    return real and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def _heads(x: Tensor, h: int) -> Tensor:
+    """(b, t, h d) -> (b, h, t, d), the same memory."""
+    return x.unflatten(-1, (h, -1)).transpose(1, 2)
+
+
+def _merged(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+# ---- transformers ----
+
+
+def _is_plain(part: Any) -> bool:
+    """Half of a feed-forward layer whose weights may be read past it: its linear layer is nobody's
+    own kind, and neither has hooks or a forward of its own."""
+    linear = part.dense
+    for module in (part, linear):
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+                 module._backward_pre_hooks)  # fmt: skip
+        if any(hooks) or "forward" in vars(module):
+            return False
+    return type(linear) is torch.nn.Linear and linear.bias is not None
+
+
+def _continues(layer: Any, past_buckets_states: Any) -> bool:
+    return past_buckets_states is not None and len(past_buckets_states) > layer.layer_idx
+
+
+def _result(name: str, **fields: Any) -> Any:
+    """The tuple that the layer's own forward returns."""
+    return getattr(sys.modules[TRANSFORMERS], name)(**fields)
+
+
+def _local_forward(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    past_buckets_states: Any = None,
+    use_cache: bool = False,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> Any:
+    if output_attentions or _continues(self, past_buckets_states) or not _runs_here(hidden_states):
+        return type(self).forward(
+            self, hidden_states, attention_mask=attention_mask, use_cache=use_cache,
+            past_buckets_states=past_buckets_states, output_attentions=output_attentions, **kwargs,
+        )  # fmt: skip
+    h = self.num_attention_heads
+    q, k, v = (_heads(f(hidden_states), h) for f in (self.query, self.key, self.value))
+    out = local_attention(
+        q, k, v, chunk_length=self.chunk_length, num_chunks_before=self.num_chunks_before,
+        num_chunks_after=self.num_chunks_after, is_causal=self.is_decoder, wrap=True,
+        attention_mask=attention_mask, dropout=self.dropout if self.training else 0.0,
+    )  # fmt: skip
+    return _result("LocalSelfAttentionOutput", hidden_states=_merged(out), attention_probs=())
+
+
+def _lsh_forward(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    num_hashes: int | None = None,
+    buckets: Tensor | None = None,
+    past_buckets_states: Any = None,
+    use_cache: bool = False,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> Any:
+    if output_attentions or _continues(self, past_buckets_states) or not _runs_here(hidden_states):
+        return type(self).forward(
+            self, hidden_states, attention_mask=attention_mask, num_hashes=num_hashes,
+            buckets=buckets, past_buckets_states=past_buckets_states, use_cache=use_cache,
+            output_attentions=output_attentions, **kwargs,
+        )  # fmt: skip
+    h = self.num_attention_heads
+    qk, v = (_heads(f(hidden_states), h) for f in (self.query_key, self.value))
+    rounds = self.num_hashes if num_hashes is None else num_hashes
+    rules = {
+        "num_hashes": rounds, "chunk_length": self.chunk_length, "is_causal": self.is_decoder,
+        "num_chunks_before": self.num_chunks_before, "num_chunks_after": self.num_chunks_after,
+        "attention_mask": attention_mask, "dropout": self.dropout if self.training else 0.0,
+    }  # fmt: skip
+    # before the rotations: the backward pass, seeded alike, is given buckets and draws none
+    rules["dropout_key"] = draw_key(rules["dropout"], None)
+    t = qk.shape[-2]
+    if t > self.chunk_length:
+        if self.num_buckets is None:
+            self._set_num_buckets(t)
+        factors = factors_of(self.num_buckets)
+        # theirs count on from round to round, with one more for padding
+        padded = attention_mask is not None and not bool((attention_mask != 0).all())
+        steps = torch.arange(rounds)[:, None] * (math.prod(factors) + padded)
+        if buckets is None:
+            # in training the draws leave no trace, so that both passes drop alike behind them
+            with torch.random.fork_rng(devices=(), enabled=self.training):
+                buckets = _their_hash(self, qk, rounds, factors, attention_mask) + steps
+        rules["buckets"] = buckets.view(*qk.shape[:2], rounds, t) - steps
+        rules["num_buckets"] = factors
+    else:
+        rules["rng"] = 0  # nothing is drawn for one chunk
+    return _result(
+        "LSHSelfAttentionOutput", hidden_states=_merged(lsh_attention(qk, v, **rules)),
+        attention_probs=(), buckets=buckets,
+    )  # fmt: skip
+
+
+def _their_hash(
+    layer: Any,
+    qk: Tensor,
+    num_hashes: int,
+    factors: tuple[int, ...],
+    attention_mask: Tensor | None,
+) -> Tensor:
+    """The buckets of the rotations that the layer itself would draw."""
+    if layer.hash_seed is not None:
+        torch.manual_seed(layer.hash_seed)
+    rotations = torch.randn(
+        (qk.shape[1], qk.shape[-1], num_hashes, sum(factors) // 2), dtype=qk.dtype
+    )
+    ids = ops.lsh_hash(
+        array_of(qk), num_hashes=num_hashes, num_buckets=factors,
+        rotations=array_of(rotations), attention_mask=mask_of(attention_mask),
+        workers=torch.get_num_threads(),
+    )  # fmt: skip
+    return torch.from_numpy(ids).long()
+
+
+def _feed_forward_layer(self: Any, attention_output: Tensor, *, activation: str) -> Tensor:
+    hidden = self.dense
+    plain = all(_is_plain(layer) for layer in (hidden, self.output))
+    if not plain or not _runs_here(attention_output):
+        return type(self).forward(self, attention_output)
+    out = feed_forward(
+        self.layer_norm(attention_output), hidden.dense.weight, hidden.dense.bias,
+        self.output.dense.weight, self.output.dense.bias, activation=activation,
+        chunk_length=self.chunk_size_feed_forward,
+        dropout=hidden.dropout if self.training else 0.0,
+    )  # fmt: skip
+    return torch.nn.functional.dropout(out, self.output.dropout, self.training)
+
+
+# ---- reformer_pytorch ----
+
+# A power of 2 that queries are multiplied by, and scores divided: the smallest norm that a key is
+# divided by is 1e-6 here and 1e-12 there, and large keys do not show it.
+LARGE = 1024.0
+
+
+def _unsupported(layer: Any) -> str | None:
+    """What of a layer's options has no counterpart here."""
+    library, lsh, local = sys.modules[LUCIDRAINS], layer.lsh_attn, layer.local_attn
+    for name, part, known in (
+        ("lsh_attn", lsh, library.LSHAttention),
+        ("full_attn", layer.full_attn, library.FullQKAttention),
+        ("local_attn", local, library.LocalAttention),
+    ):
+        own = "forward" in vars(part) or type(part).forward is not known.forward
+        if not isinstance(part, known) or own:
+            return f"{name}: expected a {known.__name__}, got {type(part).__name__}"
+    if not lsh._rehash_each_round:
+        return "rehash_each_round: expected True, got False"
+    if lsh.n_hashes > 1 and lsh._attend_across_buckets and not lsh._allow_duplicate_attention:
+        # they do not count what a round's first chunk sees in the round before, and add log 1e9
+        return (
+            "allow_duplicate_attention: expected True, or attend_across_buckets=False, "
+            f"for {lsh.n_hashes} hashes, got False"
+        )
+    if layer.num_mem_kv and lsh.causal:
+        return f"num_mem_kv: expected 0 in a causal layer, got {layer.num_mem_kv}"
+    for name, expected in (("shared_qk", True), ("scale", None), ("rel_pos", None),
+                           ("exact_windowsize", False), ("autopad", False)):  # fmt: skip
+        if layer.n_local_attn_heads and getattr(local, name, expected) != expected:
+            return f"local_attn.{name}: expected {expected}, got {getattr(local, name)}"
+    return None
+
+
+def _shared_forward(
+    self: Any,
+    x: Tensor,
+    keys: Tensor | None = None,
+    input_mask: Tensor | None = None,
+    input_attn_mask: Tensor | None = None,
+    context_mask: Tensor | None = None,
+    pos_emb: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    others = kwargs.keys() - {"_reverse", "_depth"}
+    context = keys is not None or context_mask is not None
+    if (
+        input_attn_mask is not None or self.callback is not None or others
+        or (context and (keys is None or self.lsh_attn.causal))
+        or not _runs_here(x) or _unsupported(self) is not None
+    ):  # fmt: skip
+        return type(self).forward(
+            self, x, keys=keys, input_mask=input_mask, input_attn_mask=input_attn_mask,
+            context_mask=context_mask, pos_emb=pos_emb, **kwargs,
+        )  # fmt: skip
+    t, local = x.shape[1], self.n_local_attn_heads
+    # memory and context follow the sequence, and their own outputs are not used
+    more = [y.expand(len(x), -1, -1) for y in (self.mem_kv, keys) if y is not None]
+    seen = torch.cat((x, *more), dim=1)
+    mask = _whole_mask(self, x, keys, input_mask, context_mask)
+    qk = _heads(self.toqk(seen), self.heads) * LARGE
+    v = _heads(self.tov(seen).repeat(1, 1, self.v_head_repeats), self.heads)
+    parts = []
+    if local:
+        parts.append(_local_heads(self, qk[:, :local, :t], v[:, :local, :t], input_mask))
+    qk, v = qk[:, local:], v[:, local:]
+    rules = {"is_causal": self.lsh_attn.causal, "scale": _scale(qk)}
+    if self.use_full_attn or qk.shape[2] <= self.full_attn_thres:
+        out = full_attention(
+            qk, None, v, shared_qk=True, attention_mask=mask,
+            dropout=_dropout(self.full_attn.dropout), **rules,
+        )  # fmt: skip
+        if mask is not None:  # a token that is masked sees all alike there
+            out = torch.where(mask.bool()[:, None, :, None], out, v.mean(dim=2, keepdim=True))
+    else:
+        out = _hashed_heads(self, qk, v, mask, pos_emb, rules, **kwargs)
+    parts.append(out[:, :, :t])
+    return self.post_attn_dropout(self.to_out(_merged(torch.cat(parts, dim=1))))
+
+
+def _whole_mask(
+    layer: Any, x: Tensor, keys: Tensor | None, input_mask: Tensor | None,
+    context_mask: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """Of the sequence, the memory and the context, (b, t + m + c)."""
+    if input_mask is None and context_mask is None:
+        return None
+    lengths = x.shape[1], layer.num_mem_kv, 0 if keys is None else keys.shape[1]
+    masks = (input_mask, None, context_mask)
+    return torch.cat(
+        [torch.ones(len(x), n, dtype=torch.bool) if mask is None else mask
+         for mask, n in zip(masks, lengths, strict=True)], dim=1,
+    )  # fmt: skip
+
+
+def _scale(qk: Tensor) -> float:
+    # a key of theirs has norm 1, one of ours sqrt(d)
+    return 1.0 / (qk.shape[-1] * LARGE)
+
+
+def _dropout(module: Any) -> float:
+    return module.p if module.training else 0.0
+
+
+def _local_heads(layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Shared queries and keys in windows of the sequence: LSH attention with a single bucket, whose
+    order is that of the sequence, and without a circle."""
+    local = layer.local_attn
+    return lsh_attention(
+        qk, v, buckets=torch.zeros(*qk.shape[:2], 1, qk.shape[2], dtype=torch.int32),
+        num_buckets=2, chunk_length=local.window_size, num_chunks_before=local.look_backward,
+        num_chunks_after=local.look_forward, is_causal=local.causal, wrap=False,
+        attention_mask=mask, dropout=_dropout(local.dropout), scale=_scale(qk),
+    )  # fmt: skip
+
+
+def _hashed_heads(
+    layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None, pos_emb: Tensor | None, rules: dict,
+    *, _reverse: bool = False, _depth: int | None = None,
+) -> Tensor:  # fmt: skip
+    lsh, t = layer.lsh_attn, qk.shape[2]
+    # as many as for the next length that theirs would take
+    num_buckets = 2 * -(-t // (2 * lsh.bucket_size))
+    buckets = _shared_buckets(layer, qk, num_buckets, _reverse, _depth)
+    if pos_emb is not None:
+        turn = sys.modules[LUCIDRAINS].apply_rotary_pos_emb
+        qk = turn(qk.flatten(0, 1), pos_emb).unflatten(0, qk.shape[:2])
+    dropout = _dropout(lsh.dropout)
+    out, lse, _ = lsh_attention_results(
+        qk, v, buckets=buckets, num_buckets=num_buckets, num_hashes=lsh.n_hashes,
+        chunk_length=lsh.bucket_size, attention_mask=mask, dropout=dropout,
+        attend_across_buckets=lsh._attend_across_buckets,
+        allow_duplicate_attention=lsh._allow_duplicate_attention, **rules,
+    )  # fmt: skip
+    # a token that is masked sees itself alone there
+    alone = torch.zeros_like(lse, dtype=torch.bool) if dropout else lse.isneginf()
+    if mask is not None:
+        alone = alone | ~mask.bool()[:, None]
+    if bool(alone.any()):
+        out = torch.where(alone[..., None], v * _weight_alone(lsh, buckets, v.dtype), out)
+    return out
+
+
+def _weight_alone(lsh: Any, buckets: Tensor, dtype: torch.dtype) -> Tensor:
+    """(b, h, t, 1): what the values of a token weigh together that sees itself alone in all rounds.
+
+    1, but for rounding, which shows in float32: the score is as large as 5e4.
+    """
+    t, m = buckets.shape[-1], lsh.bucket_size
+    times = torch.ones_like(buckets, dtype=dtype)  # that it meets itself in a round
+    if lsh._attend_across_buckets:
+        # twice, where it is in the first chunk, and in the last chunk of the round before
+        places = buckets.long() * t + torch.arange(t)
+        edges = (min(m, t), False), ((t - 1) % m + 1, True)
+        first, last = (
+            torch.zeros_like(places, dtype=torch.bool).scatter_(
+                -1, places.topk(n, largest=largest, sorted=False).indices, True
+            )
+            for n, largest in edges
+        )
+        times += first & last.roll(1, 2)
+    score = sys.modules[LUCIDRAINS].TOKEN_SELF_ATTN_VALUE
+    lse = score + times.log()
+    of_rounds = (lse - lse.logsumexp(2, keepdim=True)).exp()
+    return (of_rounds * times * (score - lse).exp()).sum(2)[..., None]
+
+
+def _shared_buckets(
+    layer: Any, qk: Tensor, num_buckets: int, reverse: bool, depth: int | None
+) -> Tensor:
+    """(b, h, num_hashes, t): those that the layer itself would draw; the backward pass of a
+    reversible block, which draws again, gets those of its forward pass."""
+    lsh, merged = layer.lsh_attn, qk.detach().flatten(0, 1)
+    parts = merged.chunk(layer.attn_chunks)  # each draws its own rotations
+    shape = (*qk.shape[:2], lsh.n_hashes, qk.shape[2])
+    if not _is_the_librarys(lsh, "hash_vectors", sys.modules[LUCIDRAINS].LSHAttention):
+        ids = [
+            lsh.hash_vectors(
+                num_buckets, part / LARGE, key_namespace=f"{depth}.{i}" if i else depth,
+                fetch=reverse, set_cache=layer.training,
+            )
+            for i, part in enumerate(parts)
+        ]  # fmt: skip
+        return torch.cat(ids).view(shape) - num_buckets * torch.arange(lsh.n_hashes)[:, None]
+    # drawn in the backward pass too, so that what is drawn after it is the same
+    hashes, name = [_draw_hash(lsh, part, num_buckets) for part in parts], f"reformer_c:{depth}"
+    if reverse:
+        buckets = lsh._cache[name]
+        if buckets.shape != shape:
+            raise RuntimeError("LSHSelfAttention: another forward pass came before this backward")
+        return buckets
+    ids = [
+        ops.lsh_hash(
+            array_of(x), num_hashes=lsh.n_hashes, num_buckets=num_buckets,
+            rotations=array_of(rotations), workers=torch.get_num_threads(),
+        )
+        for x, rotations in hashes
+    ]  # fmt: skip
+    buckets = torch.from_numpy(np.concatenate([x.reshape(-1, *shape[2:]) for x in ids]))
+    buckets = buckets.view(shape)
+    if layer.training:
+        lsh._cache[name] = buckets
+    return buckets
+
+
+def _draw_hash(lsh: Any, x: Tensor, num_buckets: int) -> tuple[Tensor, Tensor]:
+    """Vectors (b, h, t, d) and rotations (h, d, num_hashes, num_buckets / 2), as PyTorch's
+    generator draws them there: one rotation for all of x (n, t, d), or one for each of n."""
+    n = len(x) if lsh._random_rotations_per_head else 1
+    rotations = torch.randn((n, x.shape[-1], lsh.n_hashes, num_buckets // 2), dtype=x.dtype)
+    x = lsh.dropout_for_hash(x)
+    return x[None] if n == len(x) else x[:, None], rotations
+
+
+# of each library's module, the layers that run here
+_FORWARDS: dict[str, dict[str, Callable]] = {
+    TRANSFORMERS: {
+        "ChunkReformerFeedForward": _feed_forward_layer,
+        "LocalSelfAttention": _local_forward,
+        "LSHSelfAttention": _lsh_forward,
+    },
+    LUCIDRAINS: {"LSHSelfAttention": _shared_forward},
+}
