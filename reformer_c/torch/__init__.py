@@ -1,7 +1,8 @@
 """The attention operations and the feed-forward as PyTorch operators, with gradients.
 
 Tensors on the CPU are used where they lie, and results are written where PyTorch will read them.
-`patch` makes a Hugging Face Reformer run on this core. As many threads work as PyTorch uses
+`patch` makes a Reformer of transformers or reformer_pytorch run on this core. As many threads work
+as PyTorch uses
 (``torch.set_num_threads``).
 
 Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
