@@ -1,136 +1,119 @@
 """Text to ids and back, in pieces of words: the tokenizers of Reformer checkpoints.
 
-The pieces are cut by Hugging Face's libraries, `sentencepiece` for a spiece.model and `tokenizers`
-for a tokenizer.json; both are the extra ``reformer_c[hf]``. Here is what stands around them: which
-file of a folder is taken, special tokens, batches.
+The pieces are cut by Hugging Face's libraries (see `pieces`), which are the extra
+``reformer_c[hf]``. Here is what stands around them: which file of a folder is taken, special and
+added tokens, batches.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-from importlib import import_module
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .checkpoint import local_folder, save_folder
-from .tokenizer import Tokenizer, check_token_ids
+from .checkpoint import local_folder, save_folder, write_atomically
+from .checks import integer, refuse_unknown
+from .pieces import SPACE, AddedToken, Reader, SentencePieces, TokenizerFile
+from .tokenizer import Template, Tokenizer, check_token_ids, flag, utf8
 
 __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 
-SENTENCEPIECE, TOKENIZERS = "spiece.model", "tokenizer.json"
+SENTENCEPIECE, TOKENIZERS = SentencePieces.name, TokenizerFile.name
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-# tokens that have a name, and what Reformer checkpoints call them; the others have none
-NAMED = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": None, "bos_token": None,
-         "mask_token": None}  # fmt: skip
-# what pieces begin with that follow a space; both libraries drop the first of a text
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-# a length in a tokenizer_config.json that means: none
-UNLIMITED = 10**15
-
-
-class Pieces(Protocol):
-    """What a library does for one file."""
-
-    vocabulary: dict[str, int]
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
-
-
-class SentencePieces:
-    """A spiece.model, by the library `sentencepiece`."""
-
-    def __init__(self, path: Path) -> None:
-        library = _library("sentencepiece")
-        try:
-            self._model = library.SentencePieceProcessor(model_file=os.fspath(path))
-        except (RuntimeError, OSError, ValueError, TypeError) as error:
-            raise ValueError(f"folder: {path.name} is no SentencePiece model: {error}") from error
-        count = self._model.get_piece_size()
-        self.vocabulary = {self._model.id_to_piece(i): i for i in range(count)}
-
-    def encode(self, text: str) -> list[int]:
-        return self._model.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids)
-
-
-class TokenizerFile:
-    """A tokenizer.json, by the library `tokenizers`."""
-
-    def __init__(self, path: Path) -> None:
-        library = _library("tokenizers")
-        try:
-            self._model = library.Tokenizer.from_file(os.fspath(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"folder: {path.name} is no tokenizer: {error}") from error
-        # batches are padded and cut here
-        self._model.no_padding()
-        self._model.no_truncation()
-        self.vocabulary = self._model.get_vocab(with_added_tokens=True)
-
-    def encode(self, text: str) -> list[int]:
-        return self._model.encode(text).ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids, skip_special_tokens=False)
+# special tokens that have a name, in transformers' order, and what Reformers call those they have
+NAMED = {"bos_token": None, "eos_token": "</s>", "unk_token": "<unk>", "sep_token": None,
+         "pad_token": None, "cls_token": None, "mask_token": None}  # fmt: skip
+# those without a usual name: a list, or a dictionary that gives them names of their own
+EXTRA = ("additional_special_tokens", "extra_special_tokens")
+OWN_NAMES = "model_specific_special_tokens"
+# whether each text begins and ends with a token
+ADDS = ("add_bos_token", "add_eos_token")
+# further options of a tokenizer, which its folder may have, too
+OPTIONS = ("model_max_length", "padding_side", "truncation_side", "split_special_tokens", *ADDS)
+DECODER = "added_tokens_decoder"
 
 
 class ReformerTokenizer(Tokenizer):
     """The tokenizer of a checkpoint folder.
 
     It is made by `from_pretrained`, from spiece.model or, where that is missing, tokenizer.json.
-    Text may hold special tokens by their names; nothing is added to it.
+    Text may hold special tokens by their names. Nothing is added to it, unless the folder says so.
 
     Attributes
     ----------
-    eos_token, unk_token, pad_token, bos_token, mask_token : str or None
+    bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token : str or None
         Special tokens; assignable. Published Reformers have no pad token: the end of a text may
         serve, ``tokenizer.pad_token = tokenizer.eos_token``. ``eos_token_id`` and so on are their
         ids.
     additional_special_tokens : list of str
+        Further ones; ``extra_special_tokens`` is the same.
     model_max_length : int or None
-        Length that `truncation` cuts to.
+        Length that `truncation` cuts to, and ``padding="max_length"`` fills to.
+    padding_side, truncation_side : "right" or "left"
+        The end of a row that is filled, and the end of a text that is cut.
     """
 
-    # the files that are looked for, best first
-    files: ClassVar[tuple[str, ...]] = (SENTENCEPIECE, TOKENIZERS)
+    # the readers whose files are looked for, best first
+    _readers: ClassVar[tuple[type[Reader], ...]] = (SentencePieces, TokenizerFile)
 
+    bos_token: str | None
     eos_token: str | None
     unk_token: str | None
+    sep_token: str | None
     pad_token: str | None
-    bos_token: str | None
+    cls_token: str | None
     mask_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    unk_token_id: int | None
+    sep_token_id: int | None
+    cls_token_id: int | None
+    mask_token_id: int | None
+    # these by name, with those of the folder's own names, and those without
+    _named: dict[str, str | None]
+    _extra: list[str]
+    # what was read, with what is added
+    _data: bytes
+    _reader: Reader
+    _vocabulary: dict[str, int]
+    _texts: dict[int, str]
+    _added: dict[str, AddedToken]
+    # fields of the folder that are kept for others
+    _fields: dict[str, Any]
+    _split_special: bool
+    _adds: list[bool] | None
 
     def __init__(self, path: str | os.PathLike, **options: Any) -> None:
         """`path` is a spiece.model or tokenizer.json; see `from_pretrained` for the options."""
-        self._path = Path(path)
-        if not self._path.is_file():
+        known = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
+        refuse_unknown(options, known, type(self).__name__)
+        path = Path(path)
+        if not path.is_file():
             raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
-        super().__init__(options.pop("model_max_length", None))
-        reader = TokenizerFile if self._path.suffix == ".json" else SentencePieces
-        self._pieces: Pieces = reader(self._path)
-        self._added: dict[str, int] = dict(options.pop("added_tokens", {}))
-        self.vocabulary = self._pieces.vocabulary | self._added
-        self._texts = {i: token for token, i in self.vocabulary.items()}
-        self.additional_special_tokens = list(options.pop("additional_special_tokens", []))
-        for token in self.additional_special_tokens:
-            if token not in self.vocabulary:
-                raise ValueError(
-                    "additional_special_tokens: expected tokens of the vocabulary, or of "
-                    f"added_tokens, got {token!r}"
-                )
-        for name, usual in NAMED.items():
-            given = options.pop(name, None)
-            setattr(self, name, usual if given is None and usual in self.vocabulary else given)
-        if options:
-            raise TypeError(f"{next(iter(options))}: {type(self).__name__} has no such option")
+        reader = TokenizerFile if path.suffix == ".json" else SentencePieces
+        # read once: the tokenizer can be saved where the file is gone
+        self._data = path.read_bytes()
+        self._reader = reader(self._data)
+        self._vocabulary = dict(self._reader.vocabulary)
+        self._added = {token.content: token for token in self._reader.added}
+        self._fields = {}
+        in_file = {name: value for name, value in self._reader.options.items() if value}
+        if in_file.get("pad_token") not in self._vocabulary:  # there are ids of other models
+            in_file.pop("pad_token", None)
+        options = in_file | options
+        sides = {name: options.get(name) or "right" for name in ("padding_side", "truncation_side")}
+        super().__init__(options.get("model_max_length"), **sides)
+        self._split_special = bool(options.get("split_special_tokens", False))
+        adds = [options.get(name) for name in ADDS]
+        # what the file has for it counts where nothing is said
+        self._adds = None if adds == [None, None] else [bool(one) for one in adds]
+        self._take_added(options.get("added_tokens") or {}, options.get(DECODER) or {})
+        self._take_special(options)
 
     @classmethod
     def from_pretrained(
@@ -142,186 +125,485 @@ class ReformerTokenizer(Tokenizer):
         ----------
         folder : path or str
             With spiece.model or tokenizer.json, and perhaps tokenizer_config.json,
-            special_tokens_map.json and added_tokens.json.
+            special_tokens_map.json and added_tokens.json; or one of the first two files alone.
         revision : str, optional
             Branch, tag or commit on the hub.
         **options
-            `model_max_length`, `eos_token` and the other attributes, in place of the folder's.
+            `model_max_length`, `padding_side`, `eos_token` and the other attributes, in place of
+            the folder's. Special tokens that are not in the vocabulary are added to it.
 
         Raises
         ------
         FileNotFoundError
             There is no such folder, or neither file in it.
+        TypeError
+            There is no such option, or a token is not a str.
         ValueError
-            A file is damaged, or a special token is not in the vocabulary.
+            A file is damaged, or says what cannot be.
         ImportError
             The library that reads the file is not installed (extra ``reformer_c[hf]``).
         """
-        wanted = [*cls.files, CONFIG, SPECIAL, ADDED]
-        folder = local_folder(folder, revision, [wanted])
-        for name in cls.files:
+        if isinstance(folder, (str, os.PathLike)) and os.path.isfile(folder):
+            return cls(folder, **options)
+        names = [reader.name for reader in cls._readers]
+        folder = local_folder(folder, revision, [[*names, CONFIG, SPECIAL, ADDED]])
+        for name in names:
             if (folder / name).is_file():
-                return cls(folder / name, **_folder_options(folder) | options)
+                known, fields = _folder_options(folder)
+                if any(extra in options for extra in EXTRA):
+                    known = {name: known[name] for name in known if name not in EXTRA}
+                tokenizer = cls(folder / name, **known | options)
+                tokenizer._fields = fields
+                return tokenizer
         raise FileNotFoundError(
-            f"folder: there is neither {' nor '.join(cls.files)} in {os.fspath(folder)!r}"
+            f"folder: there is neither {' nor '.join(names)} in {os.fspath(folder)!r}"
         )
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write the file of pieces and tokenizer_config.json; atomically."""
-        values: dict[str, Any] = {"tokenizer_class": type(self).__name__}
-        values |= {name: getattr(self, name) for name in NAMED if getattr(self, name) is not None}
-        values["additional_special_tokens"] = self.additional_special_tokens
+    def save_pretrained(self, folder: str | os.PathLike) -> tuple[str, ...]:
+        """Write the file of pieces and tokenizer_config.json; atomically.
+
+        Fields of the folder that are not used here are kept.
+
+        Returns
+        -------
+        tuple of str
+            The paths of both files.
+        """
+        values = self._fields | {"tokenizer_class": type(self).__name__}
+        values |= {name: self._named[name] for name in NAMED}
+        values["additional_special_tokens"] = self._extra
+        own_names = {name: self._named[name] for name in self._named if name not in NAMED}
+        if own_names:
+            values[OWN_NAMES] = own_names
         if self.model_max_length is not None:
             values["model_max_length"] = self.model_max_length
+        values |= {"padding_side": self.padding_side, "truncation_side": self.truncation_side}
+        if self._adds is not None:
+            values |= dict(zip(ADDS, self._adds, strict=True))
+        if self._split_special:
+            values["split_special_tokens"] = True
+        values[DECODER] = {self._vocabulary[text]: asdict(one) for text, one in self._added.items()}
         files = {
-            self._path.name: lambda path: shutil.copyfile(self._path, path),
+            self._reader.name: lambda path: path.write_bytes(self._data),
             CONFIG: lambda path: path.write_text(json.dumps(values, indent=2) + "\n", "utf-8"),
         }
-        if self._added:
-            files[ADDED] = lambda path: path.write_text(json.dumps(self._added) + "\n", "utf-8")
         save_folder(folder, files)
+        return tuple(os.path.join(folder, name) for name in files)
+
+    def save_vocabulary(
+        self, save_directory: str | os.PathLike, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write the file of pieces alone, as it was read: no added tokens, no attributes.
+
+        Parameters
+        ----------
+        save_directory : path
+            A folder that exists.
+        filename_prefix : str, optional
+            What the file's name begins with, before a ``-``.
+
+        Returns
+        -------
+        tuple of str
+            The path of the file.
+
+        Raises
+        ------
+        NotADirectoryError
+            There is no such folder.
+        """
+        if not isinstance(save_directory, (str, os.PathLike)):
+            kind = type(save_directory).__name__
+            raise TypeError(f"save_directory: expected a path, got {kind}")
+        if not os.path.isdir(save_directory):
+            raise NotADirectoryError(
+                f"save_directory: there is no folder {os.fspath(save_directory)!r}"
+            )
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        path = os.path.join(save_directory, prefix + self._reader.name)
+        write_atomically(path, lambda part: part.write_bytes(self._data))
+        return (path,)
+
+    # ---- tokens ----
+
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Add tokens, which are looked for in a text before it is cut into pieces.
+
+        Parameters
+        ----------
+        new_tokens : str, or a sequence of str
+            Or AddedTokens of the library `tokenizers`, which say how they are looked for.
+        special_tokens : bool
+            Whether `decode` leaves them out with ``skip_special_tokens=True``.
+
+        Returns
+        -------
+        int
+            How many ids are new, which is what the length of the tokenizer grew by: a token that
+            is in the vocabulary keeps its id. The model grows by
+            ``model.resize_token_embeddings(len(tokenizer))``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are not tokens; none is added then.
+        """
+        one = isinstance(new_tokens, (str, Mapping)) or hasattr(new_tokens, "content")
+        if not one and not isinstance(new_tokens, Iterable):
+            raise TypeError(f"new_tokens: expected tokens, got {type(new_tokens).__name__}")
+        special = flag("special_tokens", special_tokens, False)
+        tokens = [new_tokens] if one else list(new_tokens)
+        return self._add([self._token("new_tokens", one, special) for one in tokens])
+
+    def add_special_tokens(
+        self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
+    ) -> int:
+        """Name special tokens, and add those that are not in the vocabulary.
+
+        Parameters
+        ----------
+        special_tokens_dict : dict
+            ``{"pad_token": "<pad>"}``: a token for each name, and a list of them for
+            "additional_special_tokens".
+        replace_extra_special_tokens : bool
+            Whether that list takes the place of the one that there is, or follows it.
+
+        Returns
+        -------
+        int
+            How many ids are new, as in `add_tokens`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are not tokens, or there is no such name; nothing is changed then.
+        """
+        if not isinstance(special_tokens_dict, Mapping):
+            kind = type(special_tokens_dict).__name__
+            raise TypeError(f"special_tokens_dict: expected a dictionary, got {kind}")
+        refuse_unknown(special_tokens_dict, (*self._named, *EXTRA), "add_special_tokens")
+        named = {
+            name: self._token(name, token, True)
+            for name, token in special_tokens_dict.items()
+            if name not in EXTRA
+        }
+        extra = [
+            self._token(name, token, True)
+            for name in EXTRA
+            for token in _list(name, special_tokens_dict.get(name, []))
+        ]
+        replaced = flag("replace_extra_special_tokens", replace_extra_special_tokens, True)
+        before = [] if extra and replaced else self._extra
+        count = self._add([*named.values(), *extra])
+        self._named |= {name: token.content for name, token in named.items()}
+        self._extra = list(dict.fromkeys([*before, *(token.content for token in extra)]))
+        return count
+
+    def _token(self, name: str, value: Any, special: bool) -> AddedToken:
+        """A token, which errors call `name`; of its text alone, looked for as it is already."""
+        token = AddedToken.of(name, value, special=special)
+        before = self._added.get(token.content)
+        if before is None or not isinstance(value, str):
+            return token
+        return replace(before, special=before.special or special)
+
+    def _add(self, tokens: Iterable[AddedToken]) -> int:
+        """Look for tokens from now on; the number of new ids."""
+        tokens = list(tokens)
+        new = dict.fromkeys(
+            token.content for token in tokens if token.content not in self._vocabulary
+        )
+        ids = {text: i for i, text in enumerate(new, len(self))}
+        changed = {one.content: one for one in tokens if self._added.get(one.content) != one}
+        self._set_added(changed, self._vocabulary | ids)
+        return len(ids)
+
+    def _set_added(self, changed: Mapping[str, AddedToken], vocabulary: dict[str, int]) -> None:
+        added = {**self._added, **changed}
+        self._reader.add(added, vocabulary)
+        self._added, self._vocabulary = added, vocabulary
+        self._texts = {i: text for text, i in vocabulary.items()}
+
+    def _take_added(self, ids: Any, decoder: Any) -> None:
+        """The added tokens of a folder, with their ids."""
+        for name, given in ((ADDED, ids), (DECODER, decoder)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{name}: expected a dictionary, got {given!r}")
+        tokens = [(i, AddedToken.of(ADDED, text, special=False)) for text, i in ids.items()]
+        tokens += [(i, AddedToken.of(DECODER, one, special=False)) for i, one in decoder.items()]
+        vocabulary = dict(self._vocabulary)
+        texts = {i: text for text, i in vocabulary.items()}
+        for i, token in sorted((_id(i), token) for i, token in tokens):
+            if vocabulary.setdefault(token.content, i) != i:
+                raise ValueError(
+                    f"{DECODER}: expected the id of {token.content!r} to be "
+                    f"{vocabulary[token.content]}, got {i}"
+                )
+            if texts.setdefault(i, token.content) != token.content:
+                raise ValueError(
+                    f"{DECODER}: expected a new id for {token.content!r}, got {i}, which is that "
+                    f"of {texts[i]!r}"
+                )
+        self._set_added({token.content: token for _, token in tokens}, vocabulary)
+
+    def _take_special(self, options: Mapping[str, Any]) -> None:
+        """The special tokens of the options."""
+        named = {
+            name: options.get(name, usual if usual in self._vocabulary else None)
+            for name, usual in NAMED.items()
+        }
+        extra = options.get(EXTRA[0]) or options.get(EXTRA[1]) or []
+        named |= options.get(OWN_NAMES) or {}
+        if isinstance(extra, Mapping):
+            named |= extra
+            extra = []
+        self._named = dict.fromkeys(named)
+        self._extra = []
+        self.add_special_tokens(
+            {name: token for name, token in named.items() if token is not None} | {EXTRA[0]: extra}
+        )
+
+    # ---- attributes ----
 
     def __len__(self) -> int:
-        return max(self.vocabulary.values(), default=-1) + 1
+        return max(self._vocabulary.values(), default=-1) + 1
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._path.name}, {len(self)} pieces)"
+        return f"{type(self).__name__}({self._reader.name}, {len(self)} pieces)"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in NAMED and value is not None and value not in self.vocabulary:
-            raise ValueError(f"{name}: expected a token of the vocabulary, got {value!r}")
-        super().__setattr__(name, value)
+        named = self.__dict__.get("_named", {})
+        token = name.removesuffix("_id")
+        if token not in named:
+            super().__setattr__(name, value)
+            return
+        if token != name and value is not None:
+            value = self.convert_ids_to_tokens(value)
+        if value is not None:
+            known = self._known_token(name, value)
+            self._add([known])
+            value = known.content
+        named[token] = value
+
+    def _known_token(self, name: str, value: Any) -> AddedToken:
+        token = self._token(name, value, True)
+        if token.content not in self._vocabulary:
+            raise ValueError(
+                f"{name}: expected a token of the vocabulary, got {token.content!r}; "
+                "add_special_tokens adds one"
+            )
+        return token
 
     def __getattr__(self, name: str) -> Any:
+        named = self.__dict__.get("_named", {})
+        if name in named:
+            return named[name]
         token = name.removesuffix("_id")
-        if token == name or token not in NAMED:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        value = getattr(self, token)
-        return None if value is None else self.vocabulary[value]
+        if token not in named:
+            raise self._no_attribute(name)
+        return None if named[token] is None else self._vocabulary[named[token]]
+
+    def __dir__(self) -> Iterable[str]:
+        named = self.__dict__.get("_named", {})
+        return [*super().__dir__(), *named, *(f"{name}_id" for name in named)]
+
+    @property
+    def pad_token_id(self) -> int | None:
+        token = self._named["pad_token"]
+        return None if token is None else self._vocabulary[token]
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        return list(self._extra)
+
+    @additional_special_tokens.setter
+    def additional_special_tokens(self, tokens: Iterable[Any]) -> None:
+        name = EXTRA[0]
+        known = [self._known_token(name, token) for token in _list(name, tokens)]
+        self._add(known)
+        self._extra = [token.content for token in known]
+
+    extra_special_tokens = additional_special_tokens
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by piece."""
+        return dict(self._vocabulary)
 
     @property
     def vocab_size(self) -> int:
         """Pieces of the file, without added tokens."""
-        return len(self._pieces.vocabulary)
+        return self._reader.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids by piece."""
-        return dict(self.vocabulary)
+        """Ids by piece, with those of added tokens."""
+        return self.vocabulary
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Ids by token, of those that are looked for in a text first."""
+        return {token: self._vocabulary[token] for token in self._added}
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Special tokens by name."""
+        return {name: token for name, token in self._named.items() if token is not None}
 
     @property
     def all_special_tokens(self) -> list[str]:
-        named = [getattr(self, name) for name in NAMED]
-        tokens = [token for token in named if token is not None]
-        return list(dict.fromkeys([*tokens, *self.additional_special_tokens]))
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
 
     @property
     def all_special_ids(self) -> list[int]:
-        return [self.vocabulary[token] for token in self.all_special_tokens]
+        return [self._vocabulary[token] for token in self.all_special_tokens]
+
+    # ---- texts ----
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """The id of a piece, or of each of several; that of `unk_token` for what is none."""
         if isinstance(tokens, str):
-            return self.vocabulary.get(tokens, self.unk_token_id)
+            return self._vocabulary.get(tokens, self.unk_token_id)
+        if not isinstance(tokens, Iterable) or not all(isinstance(one, str) for one in tokens):
+            raise TypeError(f"tokens: expected str, or a sequence of str, got {tokens!r}")
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
-    def convert_ids_to_tokens(self, ids: Any) -> Any:
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The piece of an id, or of each of several."""
-        if np.ndim(ids) == 0:
-            return self._texts[int(check_token_ids([ids], len(self))[0])]
-        return [self.convert_ids_to_tokens(i) for i in ids]
+        if isinstance(ids, (int, np.integer)):
+            return self._texts[self._known_ids([ids])[0]]
+        skipped = flag("skip_special_tokens", skip_special_tokens, False)
+        hidden = self._hidden() if skipped else set()
+        return [self._texts[i] for i in self._known_ids(ids) if i not in hidden]
 
-    def tokenize(self, text: str) -> list[str]:
-        """The pieces of a text."""
-        return self.convert_ids_to_tokens(self.encode(text))
+    def tokenize(
+        self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """The pieces of a text, or of a pair; options are those of `encode`."""
+        return self.convert_ids_to_tokens(self.encode(text, pair, add_special_tokens, **options))
 
-    def encode(self, text: Any) -> np.ndarray:
-        """The ids (t,), int64, of a text; special tokens in it are taken as such.
-
-        Raises
-        ------
-        TypeError
-            It is no str.
-        """
+    def _ids(self, text: Any, name: str) -> np.ndarray:
         if not isinstance(text, str):
-            raise TypeError(f"text: expected str, got {type(text).__name__}")
-        ids: list[int] = []
-        for part in self._split(text):
-            if part in self._whole:
-                ids.append(self.vocabulary[part])
-            elif part:
-                ids += self._pieces.encode(part)
-        return np.array(ids, np.int64)
+            raise TypeError(f"{name}: expected str, got {type(text).__name__}")
+        utf8(text, name)
+        return np.array(self._reader.encode(text, self._split_special), np.int64)
 
-    @property
-    def _whole(self) -> set[str]:
-        return {*self.all_special_tokens, *self._added}
+    def _template(self, pair: bool) -> Template:
+        if self._adds is None:
+            return self._reader.template(pair) or super()._template(pair)
+        bos, eos = (
+            [i] if adds and i is not None else []
+            for adds, i in zip(self._adds, (self.bos_token_id, self.eos_token_id), strict=True)
+        )
+        template: Template = []
+        for what, kind in super()._template(pair):
+            template += [(one, kind) for one in (*bos, what, *eos)]
+        return template
 
-    def _split(self, text: str) -> list[str]:
-        """The text between special tokens, and these."""
-        tokens = sorted(self._whole, key=len, reverse=True)
-        if not tokens:
-            return [text]
-        return re.split(f"({'|'.join(map(re.escape, tokens))})", text)
+    def _known_ids(self, ids: Any) -> list[int]:
+        """Ids (t,) that have a piece."""
+        known = check_token_ids(ids, len(self)).tolist()
+        for i in known:
+            if i not in self._texts:
+                raise ValueError(f"ids: there is no piece {i}")
+        return known
 
-    def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def _hidden(self) -> set[int]:
+        """Ids of special tokens, with those that were."""
+        special = {token.content for token in self._added.values() if token.special}
+        return {self._vocabulary[token] for token in special}
+
+    def decode(
+        self,
+        ids: Any,
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
         """The text of ids (t,): that which was encoded, as far as the pieces hold it.
+
+        Parameters
+        ----------
+        ids : (t,) integers, or one
+        skip_special_tokens : bool
+            Leave special tokens out.
+        clean_up_tokenization_spaces : bool, optional
+            True is refused: pieces hold a text's spaces, and transformers, too, leaves them.
 
         Raises
         ------
         TypeError, ValueError
             They are not integers, or there is no such piece.
         """
-        special, run, parts = {self.vocabulary[t] for t in self._whole}, [], []
-        unknown = self.unk_token_id
-        hidden = set(self.all_special_ids) if skip_special_tokens else set()
-        before = None  # the special token that the run follows
-        for i in [*check_token_ids(ids, len(self)).tolist(), None]:
-            if i is not None and i not in special:
+        if flag("clean_up_tokenization_spaces", clean_up_tokenization_spaces, False):
+            raise ValueError(
+                "clean_up_tokenization_spaces: expected False, since pieces hold a text's spaces"
+            )
+        skipped = flag("skip_special_tokens", skip_special_tokens, False)
+        hidden = self._hidden() if skipped else set()
+        whole = {self._vocabulary[token]: one.special for token, one in self._added.items()}
+        run: list[int] = []
+        parts: list[str] = []
+        inside = False  # whether the run follows a word of the text
+        for i in [*self._known_ids([ids] if isinstance(ids, (int, np.integer)) else ids), None]:
+            if i is not None and i not in whole:
                 run.append(i)
                 continue
-            parts.append(self._decode_run(run, inside=before is not None and before == unknown))
-            run, before = [], i
+            parts.append(self._decode_run(run, inside=inside, within=bool(parts)))
+            run, inside = [], i is not None and (not whole[i] or i == self.unk_token_id)
             if i is not None and i not in hidden:
                 parts.append(self._texts[i])
         return "".join(parts)
 
-    def _decode_run(self, run: list[int], *, inside: bool) -> str:
+    def _decode_run(self, run: list[int], *, inside: bool, within: bool) -> str:
         """The text of pieces; `inside` a text, a space before the first of them is one."""
         if not run:
             return ""
+        if within and len(run) == 1 and self._texts[run[0]] == SPACE:
+            return " "
         space = inside and self._texts[run[0]].startswith(SPACE)
-        return " " * space + self._pieces.decode(run)
+        return " " * space + self._reader.decode(run)
 
 
 class ReformerTokenizerFast(ReformerTokenizer):
     """As `ReformerTokenizer`, from tokenizer.json or, where that is missing, spiece.model."""
 
-    files = (TOKENIZERS, SENTENCEPIECE)
+    _readers = (TokenizerFile, SentencePieces)
 
 
-def _folder_options(folder: Path) -> dict[str, Any]:
-    """What the files beside the pieces say."""
-    config = _json(folder / CONFIG)
-    values = {**_json(folder / SPECIAL), **config}
-    options: dict[str, Any] = {"added_tokens": _json(folder / ADDED)}
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        options["added_tokens"][_text(token)] = int(i)
-    for name in NAMED:
-        if values.get(name) is not None:
-            options[name] = _text(values[name])
-    more = values.get("additional_special_tokens") or values.get("extra_special_tokens") or []
-    if isinstance(more, dict):  # by names, which transformers makes attributes of
-        more = more.values()
-    options["additional_special_tokens"] = [_text(token) for token in more]
-    longest = values.get("model_max_length")
-    if longest is not None and longest < UNLIMITED:
-        options["model_max_length"] = int(longest)
-    return options
+def _folder_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the files beside the pieces say: options of a tokenizer, and fields that are none."""
+    values = _json(folder / CONFIG)
+    if DECODER not in values:  # as older versions of transformers wrote it
+        values |= _json(folder / SPECIAL)
+        values["added_tokens"] = _json(folder / ADDED)
+    if "max_len" in values:
+        values.setdefault("model_max_length", values.pop("max_len"))
+    length = values.get("model_max_length")
+    if isinstance(length, float) and length.is_integer():  # 1e30, which is none
+        values["model_max_length"] = int(length)
+    own_names = {
+        name: values.pop(name)
+        for name in list(values)
+        if name.endswith("_token") and name not in NAMED
+        and isinstance(values[name], (str, Mapping))
+    }  # fmt: skip
+    if own_names:
+        values[OWN_NAMES] = own_names | (values.get(OWN_NAMES) or {})
+    known = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
+    fields = {name: values.pop(name) for name in list(values) if name not in known}
+    return values, fields
 
 
-def _text(token: Any) -> str:
-    """A token, which may be written with how it is matched."""
-    return token["content"] if isinstance(token, dict) else token
+def _id(value: Any) -> int:
+    """An id of a file, whose keys are str."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    return integer(DECODER, value, 0)
+
+
+def _list(name: str, tokens: Any) -> list[Any]:
+    if isinstance(tokens, (str, Mapping)) or not isinstance(tokens, Iterable):
+        raise TypeError(f"{name}: expected a list of tokens, got {tokens!r}")
+    return list(tokens)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -334,12 +616,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"folder: expected a dictionary in {path.name}")
     return values
-
-
-def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"this tokenizer needs the {name} library: pip install 'reformer_c[hf]'"
-        ) from error

@@ -3,31 +3,122 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import integer
+from .checks import NamedAttributes, did_you_mean, integer, refuse_unknown
 
-__all__ = ["ByteTokenizer", "Tokenizer"]
+__all__ = ["Batch", "ByteTokenizer", "Tokenizer"]
 
 Text = str | bytes | bytearray | memoryview
+# what a row is made of, each part with its type: FIRST and SECOND text, and ids of special tokens
+Template = list[tuple[int | str, int]]
+FIRST, SECOND = "first", "second"
+NAMES = ("text", "text_pair")
+
+SIDES = ("right", "left")
+PADDING = {False: None, True: "longest", "longest": "longest", "max_length": "max_length",
+           "do_not_pad": None}  # fmt: skip
+TRUNCATION = {False: None, True: "longest_first", "longest_first": "longest_first",
+              "only_first": "only_first", "only_second": "only_second",
+              "do_not_truncate": None}  # fmt: skip
+# the options of `Tokenizer._layout`
+LAYOUT = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side",
+          "truncation_side")  # fmt: skip
+COLUMNS = ("input_ids", "token_type_ids", "attention_mask")
+# a length from which on files mean: none
+UNLIMITED = 10**15
 
 
-class Tokenizer(ABC):
-    """Text to ids and back, and texts to batches; how one text is encoded, a subclass says."""
+class Batch(dict[str, np.ndarray]):
+    """Arrays by name, which are attributes too: ``batch.input_ids`` is ``batch["input_ids"]``."""
 
-    pad_token_id: int | None
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"{name}: the batch has no such array{did_you_mean(name, self)}")
 
-    def __init__(self, model_max_length: int | None = None) -> None:
-        if model_max_length is not None:
-            model_max_length = integer("model_max_length", model_max_length, 1)
+
+class Layout(NamedTuple):
+    """How rows are cut and filled."""
+
+    padding: str | None
+    truncation: str | None
+    # what rows are cut to, or filled to; at least one, where there is such a length
+    limit: int
+    multiple: int
+    padding_side: str
+    truncation_side: str
+
+
+class Tokenizer(NamedAttributes, ABC):
+    """Text to ids and back, and texts to batches; how one text is encoded, a subclass says.
+
+    Attributes
+    ----------
+    model_max_length : int or None
+        Length that `truncation` cuts to, and ``padding="max_length"`` fills to.
+    padding_side, truncation_side : "right" or "left"
+        The end of a row that is filled, and the end of a text that is cut.
+    """
+
+    _model_max_length: int | None
+    _padding_side: str
+    _truncation_side: str
+
+    def __init__(
+        self,
+        model_max_length: int | None = None,
+        *,
+        padding_side: str = "right",
+        truncation_side: str = "right",
+    ) -> None:
         self.model_max_length = model_max_length
+        self.padding_side = padding_side
+        self.truncation_side = truncation_side
+
+    def _no_attribute(self, name: str) -> AttributeError:
+        names = [known for known in dir(self) if not known.startswith("_")]
+        return AttributeError(
+            f"{name}: a {type(self).__name__} has no such attribute{did_you_mean(name, names)}"
+        )
+
+    @property
+    def model_max_length(self) -> int | None:
+        return self._model_max_length
+
+    @model_max_length.setter
+    def model_max_length(self, value: int | None) -> None:
+        if value is not None:
+            value = integer("model_max_length", value, 1)
+        self._model_max_length = None if value is None or value >= UNLIMITED else value
+
+    @property
+    def padding_side(self) -> str:
+        return self._padding_side
+
+    @padding_side.setter
+    def padding_side(self, value: str) -> None:
+        self._padding_side = one_of("padding_side", value, SIDES)
+
+    @property
+    def truncation_side(self) -> str:
+        return self._truncation_side
+
+    @truncation_side.setter
+    def truncation_side(self, value: str) -> None:
+        self._truncation_side = one_of("truncation_side", value, SIDES)
+
+    @property
+    @abstractmethod
+    def pad_token_id(self) -> int | None:
+        """What rows are filled with, if there is such a token."""
 
     @abstractmethod
-    def encode(self, text: Text) -> np.ndarray:
-        """The ids (t,), int64, of one text."""
+    def _ids(self, text: Any, name: str) -> np.ndarray:
+        """The ids (t,), int64, of one text, which errors call `name`."""
 
     @abstractmethod
     def decode(self, ids: Any) -> str:
@@ -35,30 +126,197 @@ class Tokenizer(ABC):
 
     def batch_decode(self, rows: Iterable[Any], **options: Any) -> list[str]:
         """The text of each row of ids; options are those of `decode`."""
+        if not isinstance(rows, Iterable):
+            raise TypeError(f"rows: expected rows of ids, got {type(rows).__name__}")
         return [self.decode(row, **options) for row in rows]
+
+    def _template(self, pair: bool) -> Template:
+        """What a row is made of."""
+        return [(FIRST, 0), (SECOND, 1)] if pair else [(FIRST, 0)]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many tokens a call adds to a text, or to a pair of them."""
+        return sum(what not in (FIRST, SECOND) for what, _ in self._template(pair))
+
+    def encode(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        *,
+        return_tensors: str | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """The ids of a text, or of a pair of texts.
+
+        Parameters
+        ----------
+        text : str
+            A `ByteTokenizer` takes bytes, too.
+        text_pair : str, optional
+            A second text, whose ids follow.
+        add_special_tokens : bool
+            Add what the tokenizer's folder says; published Reformers add nothing.
+        return_tensors : "np", optional
+            Give a batch of one.
+        **options
+            `padding`, `truncation`, `max_length`, `pad_to_multiple_of`, `padding_side` and
+            `truncation_side`, as in a call.
+
+        Returns
+        -------
+        ndarray (t,), or (1, t) with return_tensors="np"
+            int64.
+
+        Raises
+        ------
+        TypeError
+            It is not a text, or there is no such option.
+        ValueError
+            The text has a lone surrogate, which no encoding of Unicode holds; or as in a call.
+
+        Examples
+        --------
+        >>> ByteTokenizer().encode("To", return_tensors="np")
+        array([[ 86, 113]])
+        """
+        refuse_unknown(options, LAYOUT, f"{type(self).__name__}.encode")
+        _numpy_only(return_tensors)
+        layout = self._layout(**options)
+        if not isinstance(text, Text):  # a sequence is a batch, which has several rows
+            raise TypeError(f"text: expected a text, got {type(text).__name__}")
+        [(ids, _)] = self._rows(text, text_pair, add_special_tokens, layout)
+        if layout.padding:
+            ids = self._filled({"input_ids": [ids]}, layout, ["input_ids"])["input_ids"][0]
+        return ids[None] if return_tensors else ids
+
+    def __call__(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        *,
+        padding: bool | str = False,
+        truncation: bool | str | None = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        truncation_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        **unknown: Any,
+    ) -> Batch:
+        """Texts, or pairs of texts, as a batch that a model takes: ``model(**tokenizer(texts))``.
+
+        Parameters
+        ----------
+        text : str, or a sequence of str or of pairs of str
+            One text is a batch of one. A `ByteTokenizer` takes bytes, too.
+        text_pair : str or sequence of str, optional
+            The second text of each pair, such as the context of each question.
+        add_special_tokens : bool
+            Add what the tokenizer's folder says; published Reformers add nothing.
+        padding : bool, "longest", "max_length" or "do_not_pad"
+            True and "longest" pad to the longest, "max_length" to that length; False takes texts
+            of one length only.
+        truncation : bool, "longest_first", "only_first", "only_second" or "do_not_truncate"
+            Which text of a pair is cut until a row has `max_length` tokens, or else
+            ``model_max_length``. True is "longest_first": the longer text is cut to the length of
+            the shorter, and then both to halves of the row.
+        max_length : int, optional
+        pad_to_multiple_of : int, optional
+        padding_side, truncation_side : "right" or "left", optional
+            In place of the tokenizer's.
+        return_tensors : "np", optional
+            As in transformers; arrays are returned in any case.
+        return_token_type_ids : bool, optional
+            Return the text that each token is of: 0 for the first, 1 for the second. False if
+            left out.
+        return_attention_mask : bool, optional
+            True if left out.
+
+        Returns
+        -------
+        dict
+            "input_ids", "token_type_ids" and "attention_mask" (b, t), int64; attributes, too. The
+            mask is 1 for a real token.
+
+        Raises
+        ------
+        TypeError
+            What is passed is neither a text nor a sequence of texts, or there is no such option.
+        ValueError
+            The texts differ in length and `padding` is False, there is no length to cut to, or
+            the text that is to be cut is too short for it.
+
+        Examples
+        --------
+        >>> batch = ByteTokenizer()("To be?", "Yes.", truncation="only_first", max_length=6,
+        ...                         return_token_type_ids=True)
+        >>> batch["input_ids"]
+        array([[ 86, 113,  91, 103, 117,  48]])
+        >>> batch["token_type_ids"]
+        array([[0, 0, 1, 1, 1, 1]])
+        """
+        refuse_unknown(unknown, (*LAYOUT, *CALL), type(self).__name__)
+        _numpy_only(return_tensors)
+        types = flag("return_token_type_ids", return_token_type_ids, False)
+        mask = flag("return_attention_mask", return_attention_mask, True)
+        layout = self._layout(
+            padding, truncation, max_length, pad_to_multiple_of, padding_side, truncation_side
+        )
+        rows = self._rows(text, text_pair, add_special_tokens, layout)
+        columns = {"input_ids": [ids for ids, _ in rows]}
+        if types:
+            columns["token_type_ids"] = [np.repeat(*runs) for _, runs in rows]
+        return self._filled(columns, layout, [*columns, *["attention_mask"] * mask])
+
+    # the names that transformers had for a call before its version 5
+    encode_plus = batch_encode_plus = __call__
 
     def pad(
         self,
-        rows: Sequence[Any],
+        rows: Any,
         *,
-        padding_side: str = "right",
-        pad_to_multiple_of: int = 1,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        padding_side: str | None = None,
+        pad_to_multiple_of: int | None = None,
         length: int = 0,
-    ) -> dict[str, np.ndarray]:
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> Batch:
         """Rows of ids of several lengths as one array.
 
         Parameters
         ----------
         rows : sequence of (t_i,) integers
-        padding_side : "right" or "left"
-        pad_to_multiple_of : int
+            Or what calls return: a dictionary, or a sequence of them, of "input_ids" and perhaps
+            "token_type_ids" and "attention_mask".
+        padding : bool, "longest", "max_length" or "do_not_pad"
+        max_length : int, optional
+            For ``padding="max_length"``; ``model_max_length`` if left out.
+        padding_side : "right" or "left", optional
+            In place of the tokenizer's.
+        pad_to_multiple_of : int, optional
         length : int
             What rows are padded to at least.
+        return_attention_mask : bool, optional
+            True if left out.
+        return_tensors : "np", optional
+            As in transformers; arrays are returned in any case.
 
         Returns
         -------
         dict
-            "input_ids" (b, t) and "attention_mask" (b, t), 1 for a real token; int64.
+            "input_ids" and "attention_mask" (b, t), 1 for a real token, and what else there is in
+            `rows`; int64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Rows are not integers in one dimension, or there is no token to pad with.
 
         Examples
         --------
@@ -66,99 +324,137 @@ class Tokenizer(ABC):
         array([[5, 6],
                [0, 7]])
         """
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side: expected 'left' or 'right', got {padding_side!r}")
-        integer("pad_to_multiple_of", pad_to_multiple_of, 1)
-        rows = [np.asarray(row, np.int64) for row in rows]
-        if any(row.ndim != 1 for row in rows):
-            raise ValueError("rows: expected rows of ids, one dimension each")
-        longest = max((len(row) for row in rows), default=0)
-        longest = max(longest, length)
-        t = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
-        pad_token_id = self.pad_token_id
-        if pad_token_id is None:
-            if any(len(row) < t for row in rows):
-                raise ValueError(
-                    "pad_token: there is none to pad with; the end of a text may serve: "
-                    "tokenizer.pad_token = tokenizer.eos_token"
-                )
-            pad_token_id = 0
-        ids = np.full((len(rows), t), pad_token_id, np.int64)
-        mask = np.zeros((len(rows), t), np.int64)
-        for i, row in enumerate(rows):
-            place = slice(t - len(row), t) if padding_side == "left" else slice(len(row))
-            ids[i, place], mask[i, place] = row, 1
-        return {"input_ids": ids, "attention_mask": mask}
+        _numpy_only(return_tensors)
+        layout = self._layout(padding, False, max_length, pad_to_multiple_of, padding_side, None)
+        integer("length", length, 0)
+        columns = _columns(rows)
+        mask = flag("return_attention_mask", return_attention_mask, True)
+        names = [name for name in columns if name != "attention_mask"]
+        return self._filled(columns, layout, [*names, *["attention_mask"] * mask], length)
 
-    def __call__(
+    def _layout(
         self,
-        text: Text | Sequence[Text],
-        *,
         padding: bool | str = False,
-        truncation: bool = False,
+        truncation: bool | str | None = False,
         max_length: int | None = None,
-        padding_side: str = "right",
-        return_tensors: str = "np",
-    ) -> dict[str, np.ndarray]:
-        """Texts as a batch that a model takes: ``model(**tokenizer(texts))``.
-
-        Parameters
-        ----------
-        text : str, bytes, or a sequence of them
-            One text is a batch of one.
-        padding : bool, "longest" or "max_length"
-            True and "longest" pad to the longest, "max_length" to that length; False takes texts
-            of one length only.
-        truncation : bool
-            Cut to `max_length`, or else to ``model_max_length``.
-        max_length : int, optional
-        padding_side : "right" or "left"
-        return_tensors : "np"
-            As in transformers, whose other kinds of arrays there are not.
-
-        Returns
-        -------
-        dict
-            "input_ids" (b, t) and "attention_mask" (b, t), int64.
-
-        Raises
-        ------
-        ValueError
-            The texts differ in length and `padding` is False, or there is no length to cut to.
-        """
-        if return_tensors != "np":
-            raise ValueError(f"return_tensors: expected 'np', got {return_tensors!r}")
-        if padding not in (True, False, "longest", "max_length"):
-            raise ValueError(
-                f"padding: expected True, False, 'longest' or 'max_length', got {padding!r}"
-            )
-        texts = [text] if isinstance(text, (str, bytes, bytearray, memoryview)) else text
-        rows = [self.encode(one) for one in texts]
-        to_length = padding == "max_length"
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        truncation_side: str | None = None,
+    ) -> Layout:
+        """The options of a call, checked."""
+        fill = PADDING[one_of("padding", padding, PADDING)]
+        cut = TRUNCATION[
+            one_of("truncation", False if truncation is None else truncation, TRUNCATION)
+        ]
         limit = self.model_max_length if max_length is None else max_length
-        if truncation or to_length:
+        if cut or fill == "max_length":
             if limit is None:
-                name = "truncation" if truncation else "padding"
-                raise ValueError(f"{name}: needs max_length, or a model_max_length")
+                raise ValueError(
+                    f"{'truncation' if cut else 'padding'}: needs max_length, or a model_max_length"
+                )
             integer("max_length", limit, 1)
-            rows = [row[:limit] if truncation else row for row in rows]
         elif max_length is not None:
             raise ValueError("max_length: needs truncation=True or padding='max_length'")
-        if not padding and len({len(row) for row in rows}) > 1:
+        multiple = 1
+        if pad_to_multiple_of is not None:
+            multiple = integer("pad_to_multiple_of", pad_to_multiple_of, 1)
+        if multiple > 1 and not fill:
+            raise ValueError("pad_to_multiple_of: needs padding=True or padding='max_length'")
+        if cut and fill and limit and limit % multiple:
+            raise ValueError(
+                f"pad_to_multiple_of: expected a divisor of {limit}, the length that texts are cut "
+                f"to, got {multiple}"
+            )
+        sides = [
+            default if side is None else one_of(name, side, SIDES)
+            for name, side, default in (
+                ("padding_side", padding_side, self.padding_side),
+                ("truncation_side", truncation_side, self.truncation_side),
+            )
+        ]
+        return Layout(fill, cut, limit or 0, multiple, *sides)
+
+    def _rows(
+        self, text: Any, text_pair: Any, add_special_tokens: bool, layout: Layout
+    ) -> list[tuple[np.ndarray, tuple[list[int], list[int]]]]:
+        """For each text or pair the ids, and runs of one type: the types, and their lengths."""
+        special = flag("add_special_tokens", add_special_tokens, True)
+        pairs = _pairs(text, text_pair)
+        pair = bool(pairs) and len(pairs[0]) == 2
+        if layout.truncation == "only_second" and not pair:
+            raise ValueError("truncation: 'only_second' cuts the second text of a pair")
+        template = self._template(pair) if special else Tokenizer._template(self, pair)
+        room = layout.limit - sum(what not in (FIRST, SECOND) for what, _ in template)
+        if layout.truncation and room < 1:
+            raise ValueError(
+                f"max_length: expected more than the {layout.limit - room} special tokens of a "
+                f"row, got {layout.limit}"
+            )
+        rows = []
+        for i, texts in enumerate(pairs):
+            where = "" if isinstance(text, Text) else f": item {i}"
+            ids = [self._ids(one, name + where) for one, name in zip(texts, NAMES, strict=False)]
+            if layout.truncation:
+                lengths = _kept([len(one) for one in ids], room, layout.truncation)
+                left = layout.truncation_side == "left"
+                ids = [
+                    one[len(one) - n :] if left else one[:n]
+                    for one, n in zip(ids, lengths, strict=True)
+                ]
+            named = dict(zip((FIRST, SECOND), ids, strict=False))
+            parts = [named[what] if isinstance(what, str) else [what] for what, _ in template]
+            runs = [kind for _, kind in template], [len(part) for part in parts]
+            row = parts[0] if len(parts) == 1 else np.concatenate(parts).astype(np.int64)
+            rows.append((np.asarray(row), runs))
+        return rows
+
+    def _filled(
+        self,
+        columns: Mapping[str, Sequence[np.ndarray]],
+        layout: Layout,
+        names: Iterable[str],
+        length: int = 0,
+    ) -> Batch:
+        """Rows as arrays of one length."""
+        lengths = [len(row) for row in columns["input_ids"]]
+        if not layout.padding and len(set(lengths)) > 1:
             raise ValueError("padding: expected True for texts of several lengths")
-        return self.pad(rows, padding_side=padding_side, length=limit if to_length and limit else 0)
+        t = max([length, *lengths])
+        if layout.padding == "max_length":
+            t = max(t, layout.limit)
+        t = -(-t // layout.multiple) * layout.multiple
+        pad_token_id = self.pad_token_id
+        if pad_token_id is None and any(n < t for n in lengths):
+            raise ValueError(
+                "pad_token: there is none to pad with; the end of a text may serve: "
+                "tokenizer.pad_token = tokenizer.eos_token"
+            )
+        fill = {"input_ids": pad_token_id or 0}
+        batch = Batch()
+        for name in names:
+            batch[name] = np.full((len(lengths), t), fill.get(name, 0), np.int64)
+            for i, n in enumerate(lengths):
+                place = slice(t - n, t) if layout.padding_side == "left" else slice(n)
+                # without a mask of their own, tokens are real
+                batch[name][i, place] = columns[name][i] if name in columns else 1
+        return batch
+
+
+# what a call takes that is no matter of layout
+CALL = ("add_special_tokens", "return_tensors", "return_token_type_ids", "return_attention_mask")
 
 
 class ByteTokenizer(Tokenizer):
     """One id for each byte, as the enwik8 model of Reformer has them: byte + 2.
 
     Id 0 pads, and id 1 is unused. Every text has ids, in UTF-8, and every byte string comes back
-    as it was.
+    as it was. Nothing is added to a text, and no tokens can be added to the 258.
 
     Parameters
     ----------
     model_max_length : int, optional
         Length that `truncation` cuts to.
+    padding_side, truncation_side : "right" or "left"
 
     Examples
     --------
@@ -187,19 +483,25 @@ class ByteTokenizer(Tokenizer):
     def __repr__(self) -> str:
         return f"ByteTokenizer(model_max_length={self.model_max_length})"
 
-    def encode(self, text: Text) -> np.ndarray:
-        """The ids (t,), int64, of a text or of bytes.
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("offset", "pad_token_id", "vocab_size"):
+            raise AttributeError(f"{name}: that of a ByteTokenizer is {getattr(self, name)}")
+        super().__setattr__(name, value)
 
-        Raises
-        ------
-        TypeError
-            It is neither.
-        """
+    def __getattr__(self, name: str) -> Any:
+        if name in ("add_tokens", "add_special_tokens"):
+            raise AttributeError(
+                f"{name}: a ByteTokenizer has one id for each byte and no others; a "
+                "ReformerTokenizer takes tokens"
+            )
+        raise self._no_attribute(name)
+
+    def _ids(self, text: Any, name: str) -> np.ndarray:
         if isinstance(text, str):
-            # a lone surrogate, as surrogateescape makes of a bad byte, is no text in UTF-8
-            text = text.encode("utf-8", errors="surrogateescape")
+            # surrogateescape makes lone surrogates of bytes that are not UTF-8; these come back
+            text = utf8(text, name, errors="surrogateescape")
         elif not isinstance(text, (bytes, bytearray, memoryview)):
-            raise TypeError(f"text: expected str or bytes, got {type(text).__name__}")
+            raise TypeError(f"{name}: expected str or bytes, got {type(text).__name__}")
         return np.frombuffer(text, np.uint8).astype(np.int64) + self.offset
 
     def decode_bytes(self, ids: Any) -> bytes:
@@ -220,19 +522,161 @@ class ByteTokenizer(Tokenizer):
         ids = ids[ids >= self.offset]
         return (ids - self.offset).astype(np.uint8).tobytes()
 
-    def decode(self, ids: Any) -> str:
-        """The text of ids (t,). Bytes that are not UTF-8 show as U+FFFD: see `decode_bytes`."""
+    def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:
+        """The text of ids (t,). Bytes that are not UTF-8 show as U+FFFD: see `decode_bytes`.
+
+        Special ids have no text, whatever `skip_special_tokens` says.
+        """
+        flag("skip_special_tokens", skip_special_tokens, True)
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-def check_token_ids(ids: Any, vocab_size: int) -> np.ndarray:
-    """Integers (t,) in [0, vocab_size)."""
-    ids = np.asarray(ids)
+def utf8(text: str, name: str, errors: str = "strict") -> bytes:
+    """The bytes of a text.
+
+    Raises
+    ------
+    ValueError
+        Half of a surrogate pair is in it, which is not a character.
+
+    Examples
+    --------
+    >>> utf8("a" + chr(0xD800), "text")
+    Traceback (most recent call last):
+    ValueError: text: expected Unicode text, got the lone surrogate '\\ud800' at position 1
+    """
+    try:
+        return text.encode("utf-8", errors)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: expected Unicode text, got the lone surrogate {text[error.start]!r} at "
+            f"position {error.start}"
+        ) from None
+
+
+def check_token_ids(ids: Any, vocab_size: int | None, name: str = "ids") -> np.ndarray:
+    """Integers (t,) in [0, vocab_size); without that, in those of int64."""
+    if isinstance(ids, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected integers, got a masked array: pass its filled() data")
+    try:
+        ids = np.asarray(ids)
+    except ValueError:  # rows of several lengths
+        raise ValueError(f"{name}: expected rows of ids, one dimension each") from None
     if ids.size and ids.dtype.kind not in "iu":
-        raise TypeError(f"ids: expected integers, got {ids.dtype}")
+        raise TypeError(f"{name}: expected integers, got {ids.dtype}")
     if ids.ndim != 1:
-        raise ValueError(f"ids: expected shape (t,), got {ids.shape}")
-    wrong = (ids < 0) | (ids >= vocab_size)
+        raise ValueError(f"{name}: expected shape (t,), got {ids.shape}")
+    wrong = (ids < 0) | (ids >= (2**63 if vocab_size is None else vocab_size))
     if wrong.any():
-        raise ValueError(f"ids: expected ids in [0, {vocab_size}), got {ids[wrong][0]}")
+        end = "2**63" if vocab_size is None else vocab_size
+        raise ValueError(f"{name}: expected ids in [0, {end}), got {ids[wrong][0]}")
     return ids.astype(np.int64)
+
+
+def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
+    """`value`, if it is one of those that are known; 1 is not True."""
+    for one in known:
+        if value is one or (isinstance(value, str) and value == one):
+            return one
+    *most, last = map(repr, known)
+    raise ValueError(f"{name}: expected {', '.join(most)} or {last}, got {value!r}")
+
+
+def flag(name: str, value: Any, default: bool) -> bool:
+    """`value`, if it is True or False, or else the default for None."""
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return default if value is None else bool(value)
+
+
+def _numpy_only(return_tensors: Any) -> None:
+    if return_tensors not in (None, "np"):
+        raise ValueError(
+            f"return_tensors: expected 'np' or None, got {return_tensors!r}; models here take "
+            "arrays of NumPy, of which torch.from_numpy makes tensors"
+        )
+
+
+def _pairs(text: Any, text_pair: Any) -> list[tuple[Any, ...]]:
+    """The texts of a call one by one, (text,) or (text, text_pair)."""
+    if isinstance(text, Text):
+        if text_pair is not None and not isinstance(text_pair, Text):
+            raise TypeError(f"text_pair: expected a text, as text is, got {text_pair!r:.60}")
+        return [(text,) if text_pair is None else (text, text_pair)]
+    texts = _sequence("text", text)
+    if text_pair is not None:
+        second = [] if isinstance(text_pair, Text) else _sequence("text_pair", text_pair)
+        if len(second) != len(texts) or isinstance(text_pair, Text):
+            got = "one" if isinstance(text_pair, Text) else len(second)
+            raise ValueError(f"text_pair: expected {len(texts)} texts, as text has, got {got}")
+        return list(zip(texts, second, strict=True))
+    if any(isinstance(one, (tuple, list)) for one in texts):
+        if not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in texts):
+            raise ValueError("text: expected texts, or pairs of texts")
+        return [tuple(one) for one in texts]
+    return [(one,) for one in texts]
+
+
+def _sequence(name: str, texts: Any) -> list[Any]:
+    """Texts one by one; of dictionaries and sets the order, or what is meant, is not known."""
+    if isinstance(texts, (Mapping, Set)) or not isinstance(texts, Iterable):
+        raise TypeError(
+            f"{name}: expected a text or a sequence of texts, got {type(texts).__name__}"
+        )
+    return list(texts)
+
+
+def _kept(lengths: list[int], room: int, strategy: str) -> list[int]:
+    """How many tokens of one or of two texts are kept, `room` at most."""
+    over = sum(lengths) - room
+    if over <= 0:
+        return lengths
+    if strategy != "longest_first":
+        cut = ("only_first", "only_second").index(strategy)
+        if lengths[cut] <= over:
+            raise ValueError(
+                f"truncation: expected a text of more than {over} tokens for {strategy!r}, got "
+                f"{lengths[cut]}"
+            )
+        return [n - over if i == cut else n for i, n in enumerate(lengths)]
+    if len(lengths) == 1:
+        return [room]
+    short = min(lengths)
+    long = max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = room - short
+    return [short, long] if lengths[0] <= lengths[1] else [long, short]
+
+
+def _columns(rows: Any) -> dict[str, list[np.ndarray]]:
+    """Rows of ids by name, of what `Tokenizer.pad` takes."""
+    if isinstance(rows, Mapping):
+        given = dict(rows)
+    else:
+        if not isinstance(rows, (Iterable, np.ndarray)):
+            raise TypeError(f"rows: expected rows of ids, got {type(rows).__name__}")
+        rows = list(rows)
+        given = {"rows": rows}
+        if rows and all(isinstance(row, Mapping) for row in rows):
+            if any(row.keys() != rows[0].keys() for row in rows):
+                raise ValueError("rows: expected dictionaries with the same keys")
+            given = {name: [row[name] for row in rows] for name in rows[0]}
+    if "rows" not in given:
+        refuse_unknown(given, COLUMNS, "pad")
+        if "input_ids" not in given:
+            raise ValueError(f"rows: expected 'input_ids' among the keys, got {list(given)}")
+    columns: dict[str, list[np.ndarray]] = {}
+    for name, values in given.items():
+        if isinstance(values, np.ndarray) and values.ndim == 1:
+            values = [values]
+        elif "rows" not in given and len(values) and all(np.ndim(one) == 0 for one in values):
+            values = [values]  # one row alone
+        columns["input_ids" if name == "rows" else name] = [
+            check_token_ids(row, None, name) for row in values
+        ]
+    lengths = [len(row) for row in columns["input_ids"]]
+    for name, values in columns.items():
+        if [len(row) for row in values] != lengths:
+            raise ValueError(f"{name}: expected rows of the lengths of input_ids")
+    return columns

@@ -15,7 +15,7 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 FLOORS = [
     {"_core", "activations", "checks", "pickled", "probabilities"},
     {"outputs", "runtime", "checkpoint", "tokenizer", "generate", "screen"},
-    {"ops", "folder", "log"},
+    {"ops", "folder", "log", "pieces"},
     {"nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},
     {"attention", "inputs", "presets", "vocabulary"},
     {"body"},

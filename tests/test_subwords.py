@@ -1,7 +1,9 @@
 """Tokenizers of checkpoint folders: text comes back, special tokens stay whole, files are named."""
 
+import copy
 import io
 import json
+import pickle
 import sys
 
 import numpy as np
@@ -157,19 +159,292 @@ def test_added_tokens_have_ids_behind_the_pieces(folder):
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_special_tokens_without_a_usual_name_are_kept_whole(folder, named):
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_special_tokens_without_a_usual_name_are_kept_whole(folder, named, with_ids):
     count = len(ReformerTokenizer.from_pretrained(folder))
-    config = {
-        "extra_special_tokens": {"speaker": "<A>"} if named else ["<A>"],
-        "added_tokens_decoder": {str(count): {"content": "<A>", "special": True}},
-    }
+    config = {"extra_special_tokens": {"speaker": "<A>"} if named else ["<A>"]}
+    if with_ids:  # without, they follow the pieces
+        config["added_tokens_decoder"] = {str(count): {"content": "<A>", "special": True}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = ReformerTokenizer.from_pretrained(folder)
-    assert tokenizer.additional_special_tokens == ["<A>"]
-    assert tokenizer.decode(tokenizer.encode("<A>To be"), skip_special_tokens=True) == "To be"
-    del config["added_tokens_decoder"]
+    for _ in range(2):
+        assert "<A>" in tokenizer.all_special_tokens
+        assert tokenizer.encode("<A>To be")[0] == count == len(tokenizer) - 1
+        assert tokenizer.decode(tokenizer.encode("<A>To be"), skip_special_tokens=True) == "To be"
+        if named:
+            assert (tokenizer.speaker, tokenizer.speaker_id) == ("<A>", count)
+        else:
+            assert tokenizer.additional_special_tokens == ["<A>"]
+        tokenizer.save_pretrained(folder)
+        tokenizer = ReformerTokenizer.from_pretrained(folder)
+
+
+def test_tokens_can_be_added(tokenizer):
+    count = len(tokenizer)
+    assert tokenizer.add_tokens(["<new>", "worst case"]) == 2
+    assert tokenizer.add_tokens("<new>") == tokenizer.add_tokens(["</s>"]) == 0
+    assert (len(tokenizer), tokenizer.vocab_size) == (count + 2, count)
+    text = "the <new> times, the worst case of times"
+    ids = tokenizer.encode(text)
+    assert [i for i in ids.tolist() if i >= count] == [count, count + 1]
+    assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert "worst case" in tokenizer.tokenize(text)
+    assert tokenizer.get_vocab()["<new>"] == tokenizer.get_added_vocab()["<new>"] == count
+    assert tokenizer.convert_ids_to_tokens([count, 0]) == ["<new>", "<unk>"]
+    assert "</s>" not in tokenizer.decode(tokenizer.encode("To</s>"), skip_special_tokens=True)
+
+
+def test_special_tokens_can_be_added(tokenizer):
+    count = len(tokenizer)
+    new = {"pad_token": "<pad>", "additional_special_tokens": ["<A>", "<B>"], "cls_token": "</s>"}
+    assert tokenizer.add_special_tokens(new) == len(tokenizer) - count == 3
+    assert (tokenizer.pad_token_id, tokenizer.cls_token) == (count, "</s>")
+    assert tokenizer.extra_special_tokens == ["<A>", "<B>"]
+    assert tokenizer.special_tokens_map["pad_token"] == "<pad>"
+    assert tokenizer(["To be", "or"], padding=True).input_ids[1, -1] == count
+    ids = tokenizer.encode("<A>To be<B>")
+    assert ids[[0, -1]].tolist() == [count + 1, count + 2]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "To be"
+    assert tokenizer.add_tokens(["<C>"], special_tokens=True) == 1
+    assert tokenizer.decode([count + 3], skip_special_tokens=True) == ""
+    more = {"extra_special_tokens": ["<C>"]}
+    assert tokenizer.add_special_tokens(more, replace_extra_special_tokens=False) == 0
+    assert tokenizer.additional_special_tokens == ["<A>", "<B>", "<C>"]
+    tokenizer.additional_special_tokens = ["<C>"]
+    assert tokenizer.all_special_tokens[-1] == "<C>"
+
+
+def test_an_added_token_says_how_it_is_looked_for(tokenizer):
+    library = pytest.importorskip("tokenizers", reason=WHY.format("tokenizers"))
+    token = library.AddedToken("fox", single_word=True, lstrip=True, rstrip=True, normalized=False)
+    plain = tokenizer.encode("foxes")
+    assert tokenizer.add_tokens(token) == 1
+    new = len(tokenizer) - 1
+    assert tokenizer.encode("foxes").tolist() == plain.tolist()
+    ids = tokenizer.encode("brown  fox jumps").tolist()
+    assert ids == [*tokenizer.encode("brown"), new, *tokenizer.encode("jumps")]
+
+
+def test_what_was_added_is_saved(tmp_path, tokenizer):
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    tokenizer.model_max_length = 3
+    tokenizer.pad_token_id = tokenizer.eos_token_id
+    paths = tokenizer.save_pretrained(tmp_path / "again")
+    assert sorted(paths) == sorted(str(path) for path in (tmp_path / "again").iterdir())
+    text = "To be <new> or<mask>"
+    reloaded = type(tokenizer).from_pretrained(tmp_path / "again")
+    for back in (reloaded, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert back.get_vocab() == tokenizer.get_vocab()
+        assert back.special_tokens_map == tokenizer.special_tokens_map
+        assert back.encode(text).tolist() == tokenizer.encode(text).tolist()
+        assert back.decode(back.encode(text), skip_special_tokens=True) == "To be <new> or"
+        batch = back(["To be or not", "To"], padding=True, truncation=True)
+        assert batch.input_ids[0].tolist() == tokenizer.encode("To be or not").tolist()[-3:]
+        assert batch.attention_mask[1, 0] == 0
+        assert (back.model_max_length, back.pad_token) == (3, "</s>")
+
+
+def test_fields_of_a_folder_are_honoured_or_kept(folder):
+    config = {
+        "padding_side": "left", "truncation_side": "left", "max_len": 9, "chat_template": "{{ x }}",
+        "pad_token": {"__type": "AddedToken", "content": "</s>", "lstrip": True},
+        "clean_up_tokenization_spaces": True, "eos_token": None,
+    }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"^additional_special_tokens: .*'<A>'"):
+    special = {"sep_token": {"content": "<sep>"}}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    tokenizer = ReformerTokenizer.from_pretrained(folder)
+    assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
+    assert (tokenizer.model_max_length, tokenizer.pad_token) == (9, "</s>")
+    assert (tokenizer.eos_token, tokenizer.sep_token_id) == (None, len(tokenizer) - 1)
+    tokenizer.sep_token = None
+    tokenizer.save_pretrained(folder)
+    saved = json.loads((folder / "tokenizer_config.json").read_text())
+    assert saved["chat_template"] == "{{ x }}"
+    assert saved["clean_up_tokenization_spaces"] is True
+    back = ReformerTokenizer.from_pretrained(folder, padding_side="right")
+    assert (back.padding_side, back.truncation_side) == ("right", "left")
+    assert (back.eos_token, back.sep_token, back.model_max_length) == (None, None, 9)
+    assert len(back) == len(tokenizer)
+
+
+def test_sections_of_a_tokenizer_json_say_the_sides(tmp_path):
+    library = pytest.importorskip("tokenizers", reason=WHY.format("tokenizers"))
+    write_tokenizer_json(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    model = library.Tokenizer.from_file(str(path))
+    model.enable_padding(direction="left", pad_token="</s>", pad_id=1)
+    model.enable_truncation(5, direction="left")
+    model.save(str(path))
+    tokenizer = ReformerTokenizerFast.from_pretrained(tmp_path)
+    assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
+    assert tokenizer.pad_token == "</s>"
+    (tmp_path / "tokenizer_config.json").write_text('{"padding_side": "right"}')
+    assert ReformerTokenizerFast.from_pretrained(tmp_path).padding_side == "right"
+
+
+@pytest.mark.parametrize("name", ["add_bos_token", "add_eos_token"])
+def test_a_folder_may_say_that_texts_begin_and_end_with_a_token(folder, name):
+    config = {"bos_token": "<s>", "eos_token": "</s>", name: True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = ReformerTokenizer.from_pretrained(folder)
+    plain = tokenizer.encode("To be", add_special_tokens=False).tolist()
+    bos = [tokenizer.bos_token_id] * (name == "add_bos_token")
+    eos = [tokenizer.eos_token_id] * (name == "add_eos_token")
+    row = [*bos, *plain, *eos]
+    assert tokenizer.encode("To be").tolist() == row
+    batch = tokenizer("To be", "To be", return_token_type_ids=True)
+    assert batch.input_ids.tolist() == [row * 2]
+    assert batch.token_type_ids.tolist() == [[0] * len(row) + [1] * len(row)]
+    cut = tokenizer("To be", "To be", truncation="only_first", max_length=2 * len(row) - 1)
+    assert cut.input_ids.tolist() == [[*bos, *plain[:-1], *eos, *row]]
+    assert tokenizer.num_special_tokens_to_add(pair=True) == 2
+    with pytest.raises(ValueError, match=r"^max_length: expected more than the 2 special tokens"):
+        tokenizer("To be", "To be", truncation=True, max_length=2)
+    assert tokenizer.tokenize("To be") == tokenizer.convert_ids_to_tokens(plain)
+    tokenizer.save_pretrained(folder)
+    assert ReformerTokenizer.from_pretrained(folder).encode("To be").tolist() == row
+
+
+def test_a_tokenizer_json_may_add_tokens_to_texts(tmp_path):
+    pytest.importorskip("tokenizers", reason=WHY.format("tokenizers"))
+    write_tokenizer_json(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    values["post_processor"] = {
+        "type": "TemplateProcessing", "single": [first, end], "pair": [first, end, second, end],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+    }  # fmt: skip
+    path.write_text(json.dumps(values))
+    tokenizer = ReformerTokenizerFast.from_pretrained(tmp_path)
+    # once for each text, wherever special tokens are in it
+    plain = tokenizer.encode("To</s>be", add_special_tokens=False).tolist()
+    assert plain.count(1) == 1
+    assert tokenizer.encode("To</s>be").tolist() == [*plain, 1]
+    batch = tokenizer("To</s>be", "To</s>be", return_token_type_ids=True)
+    assert batch.input_ids.tolist() == [[*plain, 1, *plain, 1]]
+    assert batch.token_type_ids.tolist() == [[0] * (len(plain) + 1) + [1] * len(plain) + [0]]
+
+
+def test_the_pieces_alone_can_be_saved(tmp_path, folder):
+    tokenizer = ReformerTokenizer.from_pretrained(folder)
+    [file] = (folder / name for name in ("spiece.model", "tokenizer.json")
+              if (folder / name).is_file())  # fmt: skip
+    data = file.read_bytes()
+    file.unlink()  # it is not needed any more
+    assert tokenizer.save_vocabulary(tmp_path) == (str(tmp_path / file.name),)
+    path = tmp_path / f"mine-{file.name}"
+    assert tokenizer.save_vocabulary(str(tmp_path), "mine") == (str(path),)
+    assert path.read_bytes() == (tmp_path / file.name).read_bytes() == data
+    # a file of any name is saved under the one that is looked for
+    ReformerTokenizer(path).save_pretrained(tmp_path / "again")
+    again = ReformerTokenizer.from_pretrained(tmp_path / "again")
+    assert again.encode(LINES[0]).tolist() == tokenizer.encode(LINES[0]).tolist()
+    assert ReformerTokenizer.from_pretrained(path).get_vocab() == tokenizer.get_vocab()
+    with pytest.raises(NotADirectoryError, match=r"^save_directory: there is no folder"):
+        tokenizer.save_vocabulary(tmp_path / "nowhere")
+    with pytest.raises(TypeError, match=r"^save_directory: "):
+        tokenizer.save_vocabulary(None)
+
+
+def test_pairs_have_types(tokenizer):
+    question, text = tokenizer.encode("To be?"), tokenizer.encode("that is the question")
+    batch = tokenizer("To be?", "that is the question", return_token_type_ids=True)
+    assert list(batch) == ["input_ids", "token_type_ids", "attention_mask"]
+    assert batch.input_ids[0].tolist() == [*question, *text]
+    assert batch.token_type_ids[0].tolist() == [0] * len(question) + [1] * len(text)
+    assert list(tokenizer("To be?", "or not")) == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("pading_side", "padding_side"), ("pad_tokn", "pad_token"), ("eos_token_ids", "eos_token_id"),
+     ("add_token", "add_tokens")],
+)  # fmt: skip
+def test_a_misspelt_attribute_is_refused_with_the_nearest_name(tokenizer, name, meant):
+    message = rf"^{name}: a ReformerTokenizer.* has no such attribute; did you mean {meant}\?$"
+    with pytest.raises(AttributeError, match=message):
+        setattr(tokenizer, name, "left")
+    with pytest.raises(AttributeError, match=message):
+        getattr(tokenizer, name)
+
+
+def test_a_lone_surrogate_is_named_wherever_texts_go(tokenizer):
+    bad, before = "a\ud800", tokenizer.get_vocab()
+    for call, name in (
+        (lambda: tokenizer.encode(bad), "text"),
+        (lambda: tokenizer.tokenize(bad), "text"),
+        (lambda: tokenizer("a", bad), "text_pair"),
+        (lambda: tokenizer(["a", bad], padding=True), "text: item 1"),
+        (lambda: tokenizer.add_tokens(["b", bad]), "new_tokens"),
+        (lambda: tokenizer.add_special_tokens({"cls_token": "b", "pad_token": bad}), "pad_token"),
+        (lambda: setattr(tokenizer, "pad_token", bad), "pad_token"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: .* lone surrogate '\\ud800' at position 1"
+        ):
+            call()
+    assert tokenizer.get_vocab() == before
+    assert tokenizer.cls_token is None
+    assert tokenizer.convert_tokens_to_ids(bad) == tokenizer.unk_token_id
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda t: t.add_tokens([3]), "new_tokens"),
+        (lambda t: t.add_tokens([""]), "new_tokens"),
+        (lambda t: t.add_tokens(None), "new_tokens"),
+        (lambda t: t.add_tokens(["a"], special_tokens="yes"), "special_tokens"),
+        (lambda t: t.add_special_tokens(["<pad>"]), "special_tokens_dict"),
+        (lambda t: t.add_special_tokens({"padd_token": "<pad>"}), "padd_token"),
+        (lambda t: t.add_special_tokens({"pad_token": 3}), "pad_token"),
+        (lambda t: t.add_special_tokens({"extra_special_tokens": "<A>"}), "extra_special_tokens"),
+        (lambda t: setattr(t, "pad_token", 3), "pad_token"),
+        (lambda t: setattr(t, "pad_token_id", 10**6), "ids"),
+        (lambda t: setattr(t, "extra_special_tokens", ["<A>"]), "additional_special_tokens"),
+        (lambda t: t.decode([5.7]), "ids"),
+        (lambda t: t.decode(np.ma.array([1], mask=[True])), "ids"),
+        (lambda t: t.convert_ids_to_tokens([True]), "ids"),
+        (lambda t: t.convert_tokens_to_ids([3]), "tokens"),
+        (
+            lambda t: t.decode([1], clean_up_tokenization_spaces=True),
+            "clean_up_tokenization_spaces",
+        ),
+        (lambda t: t("a", return_tensors="pt"), "return_tensors"),
+        (lambda t: t.encode("a", retrun_tensors="np"), "retrun_tensors"),
+        (lambda t: t(b"a"), "text"),
+    ],
+)
+def test_bad_arguments_are_named(tokenizer, call, name):
+    before = len(tokenizer)
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+        call(tokenizer)
+    assert len(tokenizer) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"padding_side": "both"}, "padding_side"),
+        ({"model_max_length": "long"}, "model_max_length"),
+        ({"model_max_length": -4}, "model_max_length"),
+        ({"eos_token": 3}, "eos_token"),
+        ({"additional_special_tokens": "<A>"}, "additional_special_tokens"),
+        ({"added_tokens_decoder": {"x": {"content": "<A>"}}}, "added_tokens_decoder"),
+        ({"added_tokens_decoder": {"0": {"content": "<A>"}}}, "added_tokens_decoder"),
+        ({"added_tokens_decoder": {"500": {"content": "</s>"}}}, "added_tokens_decoder"),
+        ({"added_tokens_decoder": [1]}, "added_tokens_decoder"),
+        ({"pad_token": "a\ud800"}, "pad_token"),
+    ],
+)
+def test_what_a_folder_cannot_say_is_named(folder, config, name):
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
         ReformerTokenizer.from_pretrained(folder)
 
 
@@ -215,5 +490,7 @@ def test_folders_without_a_tokenizer_and_damaged_files_are_said(tmp_path):
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ImportError, match=rf"{library} library: pip install 'reformer_c\[hf\]'"):
+    with pytest.raises(
+        ImportError, match=rf"^this tokenizer needs the {library} library: .*\[hf\]"
+    ):
         ReformerTokenizer.from_pretrained(tmp_path)
