@@ -37,6 +37,9 @@ class Head:
         """Names and shapes of the head's weights."""
         return {}
 
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Warn of inputs that the head makes little of."""
+
     def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> Any:
         """The targets, in the form that `loss` takes; TypeError or ValueError names a wrong one."""
 
@@ -168,6 +171,14 @@ class Classifier(Head):
                 stacklevel=4,
             )
 
+    def check_inputs(self, inputs: Inputs) -> None:
+        if inputs.mask is not None and not (real := inputs.mask[:, 0]).all():
+            warnings.warn(
+                f"attention_mask: row {np.argmin(real)} begins with padding, from which its class "
+                "is read, as transformers does: pad on the right",
+                stacklevel=5,
+            )
+
     def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         c = config.hidden_size
         dense = dense_shapes("classifier.dense", c, 2 * c)
@@ -176,25 +187,33 @@ class Classifier(Head):
     def check_targets(
         self, config: ReformerConfig, inputs: Inputs, *targets: Any
     ) -> tuple[str, np.ndarray]:
-        labels, count = as_array("labels", targets[0]), config.num_labels
-        if labels.dtype.kind not in "biuf":
-            raise TypeError(f"labels: expected numbers, got {labels.dtype}")
+        labels, count, b = as_array("labels", targets[0]), config.num_labels, inputs.b
         problem = problem_of(config, labels)
-        single = problem == SINGLE
-        expected = (inputs.b,) if single else (inputs.b, count)
-        if not single and labels.shape == (inputs.b,) and count == 1:
-            labels = labels[:, None]
-        if labels.shape != expected:
-            raise ValueError(f"labels: expected shape {expected} ({problem}), got {labels.shape}")
-        if single:
-            labels = check_ids("labels", labels[None], count, ignore=IGNORE)[0]
+        classes, numbers = (
+            f"integers of shape ({b},), the classes",
+            f"numbers of shape ({b}, {count})",
+        )
+        expected = classes if problem == SINGLE else numbers
+        if config.problem_type is None and count > 1:
+            expected = f"{classes}, or floats of shape ({b}, {count}), for any number of classes"
+        got = f"labels: expected {expected}, got {labels.dtype} of shape {labels.shape}"
+        if labels.dtype.kind not in ("iu" if problem == SINGLE else "biuf"):
+            raise TypeError(got)
+        width = 1 if problem == SINGLE else count
+        if labels.shape != (b, width):
+            # a column may be a row, and a single row one number
+            if width > 1 or labels.size != b or labels.ndim > 1:
+                raise ValueError(got)
+            labels = labels.reshape(b, 1)
+        if problem == SINGLE:
+            labels = check_ids("labels", labels, count, ignore=IGNORE)[:, 0]
         return problem, labels
 
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
         """Rows; of classes, those that are not ignored."""
         labels = as_array("labels", arguments["labels"])
         if problem_of(config, labels) != SINGLE:
-            return len(labels)
+            return len(np.atleast_1d(labels))
         return int(np.count_nonzero(labels != IGNORE))
 
     def outputs(self, run: Pass) -> dict[str, Any]:
@@ -250,6 +269,13 @@ class QuestionAnswering(Head):
     def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         return dense_shapes("qa_outputs", 2, 2 * config.hidden_size)
 
+    def check_inputs(self, inputs: Inputs) -> None:
+        if inputs.mask is not None and not (real := inputs.mask.any(axis=1)).all():
+            warnings.warn(
+                f"attention_mask: row {np.argmin(real)} has no token in which an answer could be",
+                stacklevel=5,
+            )
+
     def check_targets(
         self, config: ReformerConfig, inputs: Inputs, *targets: Any
     ) -> list[np.ndarray]:
@@ -258,9 +284,9 @@ class QuestionAnswering(Head):
             places = as_array(name, places)
             if places.dtype.kind not in "iu":
                 raise TypeError(f"{name}: expected integers, got {places.dtype}")
-            if places.shape != (inputs.b,):
+            if places.shape not in ((inputs.b,), (inputs.b, 1)):
                 raise ValueError(f"{name}: expected shape {(inputs.b,)}, got {places.shape}")
-            places = places.astype(np.int64).clip(0, inputs.t)
+            places = places.reshape(-1).astype(np.int64).clip(0, inputs.t)
             found.append(np.where(places == inputs.t, IGNORE, places))
         return found
 

@@ -274,6 +274,7 @@ class Reformer(Model):
             self.config, self.dtype, self._pad_vector, input_ids, inputs_embeds, attention_mask,
             position_ids, training, whole_chunks, self.side,
         )  # fmt: skip
+        head.check_inputs(inputs)
         wanted = head.check_targets(self.config, inputs, *given) if given else None
         run = self._pass(
             inputs, seed=draw_seed(rng), training=training, num_hashes=num_hashes,

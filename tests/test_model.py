@@ -1,6 +1,7 @@
 """The models: the reference's numbers, exact gradients, Hugging Face's rules, named errors."""
 
 import math
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -742,12 +743,106 @@ def test_wrong_models_and_losses_are_refused():
 
 
 @pytest.mark.parametrize(
-    "labels", [[[0, 1]], [0, 3], [0], ["a", "b"], np.zeros((2, 2)), np.zeros((2, 4))]
+    "labels", [[[0, 1]], [0, 3], [0], ["a", "b"], np.zeros((2, 2)), np.zeros((2, 4)), 0, [0, -1]]
 )
 def test_bad_labels_of_a_classifier_are_named(labels):
     model = ReformerForSequenceClassification(small_config(is_decoder=False, num_labels=3), rng=0)
     with pytest.raises((TypeError, ValueError), match=r"^labels: "):
         model(random_ids((2, 5)), labels=labels)
+
+
+CLASSES, FLOATS = r"integers of shape \(2,\), the classes", r"numbers of shape \(2, {}\)"
+
+
+@pytest.mark.parametrize(
+    ("problem", "count", "labels", "expected"),
+    [
+        # classes, if they are integers
+        (None, 3, [0.0, 2.0], rf"{CLASSES}, or floats of shape \(2, 3\), .* got float64 of"),
+        (None, 3, [[0.0], [2.0]], rf"{CLASSES}, or floats of shape \(2, 3\)"),
+        (None, 3, [True, False], rf"{CLASSES}, or floats of shape \(2, 3\), .* got bool of"),
+        (None, 3, ["a", "b"], CLASSES),
+        (
+            None,
+            3,
+            [[0, 1, 1], [1, 0, 0]],
+            rf"{CLASSES}, or floats of .* got int64 of shape \(2, 3\)",
+        ),
+        ("single_label_classification", 3, [0.0, 2.0], rf"{CLASSES}, got float64"),
+        ("single_label_classification", 3, [True, False], rf"{CLASSES}, got bool"),
+        ("single_label_classification", 3, np.zeros((2, 3), int), rf"{CLASSES}, got int64"),
+        ("multi_label_classification", 3, [0, 1], FLOATS.format(3)),
+        ("multi_label_classification", 3, ["a", "b"], FLOATS.format(3)),
+        ("regression", 3, [0.5, 1.5], FLOATS.format(3)),
+        ("regression", 1, [[0.5, 1.5]], FLOATS.format(1)),
+        (None, 1, ["a", "b"], FLOATS.format(1)),
+        (None, 1, [0.5], FLOATS.format(1)),
+    ],
+)
+def test_labels_of_a_classifier_are_named_with_what_is_expected(problem, count, labels, expected):
+    config = small_config(is_decoder=False, num_labels=count, problem_type=problem)
+    model = ReformerForSequenceClassification(config, rng=0)
+    for call in (model, model.loss, model.loss_and_gradients):
+        with pytest.raises((TypeError, ValueError), match=f"^labels: expected {expected}"):
+            call(random_ids((2, 5)), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "wrong", "expected"),
+    [
+        (ReformerForQuestionAnswering, "start_positions", [1.0, 2.0], "integers, got float64"),
+        (ReformerForQuestionAnswering, "end_positions", [True, False], "integers, got bool"),
+        (ReformerForQuestionAnswering, "end_positions", ["a", "b"], "integers, got <U1"),
+        (ReformerForQuestionAnswering, "start_positions", [1], r"shape \(2,\), got \(1,\)"),
+        (ReformerForQuestionAnswering, "start_positions", [[1, 2]], r"shape \(2,\), got \(1, 2\)"),
+        (ReformerForMaskedLM, "labels", np.zeros((2, 21)), "integers, got float64"),
+        (ReformerForMaskedLM, "labels", np.zeros((2, 21), bool), "integers, got bool"),
+        (ReformerForMaskedLM, "labels", np.full((2, 21), "a"), "integers, got <U1"),
+        (ReformerForMaskedLM, "labels", np.zeros((2, 20), int), r"shape \(2, 21\), got \(2, 20\)"),
+        (ReformerModelWithLMHead, "labels", np.zeros((1, 21), int), r"shape \(2, 21\)"),
+    ],
+)
+def test_targets_are_named_with_what_is_expected(kind, name, wrong, expected):
+    model, call = one_call(kind)
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected {expected}"):
+        model(**call | {name: wrong})
+
+
+def test_targets_may_be_columns():
+    """Of one number a row, as transformers takes them."""
+    model, call = one_call(ReformerForSequenceClassification)
+    assert model(**call | {"labels": [[0], [1]]}).loss == model(**call).loss
+    one = {"input_ids": call["input_ids"][:1], "rng": 0}
+    assert model(**one, labels=1).loss == model(**one, labels=[1]).loss
+    model, call = one_call(ReformerForQuestionAnswering)
+    columns = {name: np.array(call[name])[:, None] for name in ("start_positions", "end_positions")}
+    assert model(**call | columns).loss == model(**call).loss
+
+
+@pytest.mark.parametrize("mask", [[0, 1, 1], [0, 0, 0], [0, 1, 0]])
+def test_a_class_read_from_padding_is_warned_of(mask):
+    model, call = one_call(ReformerForSequenceClassification)
+    call["attention_mask"] = np.ones((2, 21), int)
+    call["attention_mask"][1, :3] = mask
+    for act in (model, model.loss, model.loss_and_gradients):
+        with pytest.warns(UserWarning, match=r"^attention_mask: row 1 begins with padding"):
+            act(**call)
+    call["attention_mask"][1] = np.arange(21) < 18
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**call)  # on the right it is in nobody's way
+
+
+def test_a_text_without_tokens_in_which_an_answer_could_be_is_warned_of():
+    model, call = one_call(ReformerForQuestionAnswering)
+    mask = np.ones((2, 21), int)
+    mask[1, :20] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**call, attention_mask=mask)
+    mask[1] = 0
+    with pytest.warns(UserWarning, match=r"^attention_mask: row 1 has no token"):
+        model(**call, attention_mask=mask)
 
 
 # ---- what a call gives, as transformers' outputs ----

@@ -94,6 +94,19 @@ def test_the_cases_cover_what_they_should():
             assert {False, True} == {case.config[name] for case in chosen}
 
 
+def test_a_class_is_read_from_padding_as_theirs_is():
+    case = next(
+        case for case in CASES
+        if case.model == "ReformerForSequenceClassification"
+        and not case.inputs.get("attention_mask", np.ones((1, 1)))[:, 0].all()
+    )  # fmt: skip
+    model = live.our_model(case, np.float64)
+    theirs, rotations = live.evaluate(live.their_model(case, model), case, np.float64)
+    with pytest.warns(UserWarning, match=r"^attention_mask: row \d+ begins with padding"):
+        mine = ours.evaluate(model, case, rotations)
+    ours.assert_same(mine, theirs, np.float64)
+
+
 # ---- configurations and folders ----
 
 
