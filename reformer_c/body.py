@@ -93,6 +93,8 @@ class Pass:
         self.config, self.inputs, self.training = config, inputs, training
         self.key = partial(random_key, seed)
         self.gradients: dict[str, np.ndarray] = {}
+        # where the configuration leaves it open and there is something to hash
+        self.chosen_num_buckets: int | Sequence[int] | None = None
         self.weights = Weights(parameters, self.gradients)
         self.body = body = self.weights.below(prefix)
         common = {"dropout": config.hidden_dropout_prob if training else 0.0}
@@ -165,6 +167,7 @@ class Pass:
         num_buckets = num_buckets if chosen else config.num_buckets
         if num_buckets is None:
             num_buckets = ops.choose_num_buckets(n, m, config.max_position_embeddings)
+            self.chosen_num_buckets = num_buckets if n > m else None
         if not isinstance(num_buckets, int):
             num_buckets = tuple(num_buckets)
         rules = {

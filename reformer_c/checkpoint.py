@@ -14,6 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -105,17 +106,17 @@ def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], 
 
 
 def save_model(
-    folder: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    folder: str | os.PathLike,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write config.json and model.safetensors; atomically."""
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    save_folder(
-        folder,
-        {
-            "config.json": lambda path: path.write_text(text, encoding="utf-8"),
-            "model.safetensors": lambda path: write_safetensors(path, tensors),
-        },
-    )
+    """Write config.json, model.safetensors and other files, {name: text}; atomically."""
+    texts = {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"} | dict(texts or {})
+    files: dict[str, Callable[[Path], Any]] = {
+        name: partial(Path.write_text, data=text, encoding="utf-8") for name, text in texts.items()
+    }
+    save_folder(folder, files | {SAFETENSORS: lambda path: write_safetensors(path, tensors)})
 
 
 def as_path(folder: Any) -> Path:

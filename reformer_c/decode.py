@@ -25,9 +25,10 @@ from .attention import CrossAttention, LSHAttention
 from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
+from .inputs import padded_length
 from .runtime import memory_used_again, underflow_to_zero
 
-__all__ = ["Decoder", "cache_bytes"]
+__all__ = ["Decoder", "cache_bytes", "num_buckets_of"]
 
 # steps from one look at what a cap leaves out to the next, once it does
 CUT_STEPS = 256
@@ -44,6 +45,8 @@ class Decoder:
     head : LanguageModel
     longest : int
         The most tokens that a text will have.
+    numbers : ndarray of int, (n,), optional
+        What `begin` knows the texts by; 0, 1 ... by default.
 
     Attributes
     ----------
@@ -52,9 +55,14 @@ class Decoder:
     """
 
     def __init__(
-        self, begin: Callable[[np.ndarray, np.ndarray], Pass], head: LanguageModel, longest: int
+        self,
+        begin: Callable[[np.ndarray, np.ndarray], Pass],
+        head: LanguageModel,
+        longest: int,
+        numbers: np.ndarray | None = None,
     ) -> None:
         self._begin, self._head, self._longest = begin, head, longest
+        self._numbers = numbers
         self._caches: list[ops.AttentionCache] = []
 
     @property
@@ -71,12 +79,12 @@ class Decoder:
         """Logits (n, v) of what follows n texts; those of one length go through a forward pass
         together."""
         self._lengths = np.array([len(text) for text in texts], np.int64)
-        self._began = np.arange(len(texts))
+        self._began = np.arange(len(texts)) if self._numbers is None else self._numbers
         self._caches = []
         logits: np.ndarray | None = None
         for t in np.unique(self._lengths):
             rows = np.flatnonzero(self._lengths == t)
-            run = self._begin(np.stack([texts[int(row)] for row in rows]), rows)
+            run = self._begin(np.stack([texts[int(row)] for row in rows]), self._began[rows])
             if not self._caches:
                 self._open(run, len(texts))
             for cache, (attention, *_) in zip(self._caches, run.layers, strict=True):
@@ -187,11 +195,27 @@ def lsh_rules(attention: LSHAttention, h: int, d: int, dtype: np.dtype) -> dict:
     }  # fmt: skip
 
 
-def cache_bytes(config: ReformerConfig, t: int, *, batch: int = 1, itemsize: int = 4) -> int:
-    """Bytes of the cache for `batch` texts of t tokens.
+def num_buckets_of(config: ReformerConfig, t: int) -> int | Sequence[int] | None:
+    """The number of buckets with which a text that begins with t tokens is continued.
+
+    Where the configuration leaves it open it is what transformers chooses at the first forward pass
+    that hashes: for the prompt, or for the length at which a shorter one grows beyond a chunk.
+    """
+    if config.num_buckets is not None or "lsh" not in config.layer_types:
+        return config.num_buckets
+    m = config.attention("lsh", "attn_chunk_length")
+    n = padded_length(config, max(t, m + 1), masked=False)
+    return ops.choose_num_buckets(n, m, config.max_position_embeddings)
+
+
+def cache_bytes(
+    config: ReformerConfig, t: int, *, prompt: int | None = None, batch: int = 1, itemsize: int = 4
+) -> int:
+    """Bytes of the cache for `batch` texts of t tokens, the first `prompt` of which were given.
 
     With t the prompt and all new tokens it is what a `Decoder` sets aside; pages that are not
-    written yet take no memory. A local layer's share does not grow with t.
+    written yet take no memory. A local layer's share does not grow with t. Where
+    ``config.num_buckets`` is None, the prompt's length (t by default) decides how many there are.
 
     Examples
     --------
@@ -206,9 +230,8 @@ def cache_bytes(config: ReformerConfig, t: int, *, batch: int = 1, itemsize: int
         room = t if kind == "lsh" else (config.attention(kind, "num_chunks_before") + 1) * m
         total += 2 * h * room * d * itemsize
         if kind == "lsh":
-            buckets = config.num_buckets or ops.choose_num_buckets(
-                t, m, config.max_position_embeddings
-            )
+            buckets = num_buckets_of(config, t if prompt is None else prompt)
+            assert buckets is not None
             count = buckets if isinstance(buckets, int) else math.prod(buckets)
             total += 4 * h * (config.num_hashes or 1) * (t + 2 * count)
     return batch * total

@@ -230,7 +230,9 @@ class DataParallel:
         """
         if rng is not None and self.rank:
             rng = random_key(draw_seed(rng), "rank", self.rank)
+        undecided = [s for s in self.model.sides.values() if s.config.num_buckets is None]
         loss, gradients = self.model.loss_and_gradients(*args, rng=rng, **arguments)
+        self._agree_on_buckets(undecided)
         weight = self.model.count_targets(*args, **arguments)
         share = average(gradients, self.comm, weight=weight)
         total = self.comm.allreduce(loss * share if share else 0.0)
@@ -239,6 +241,13 @@ class DataParallel:
     def count_targets(self, *args: Any, **arguments: Any) -> int:
         """How many targets the loss is a mean over, in the batches of all processes."""
         return self.comm.allreduce(self.model.count_targets(*args, **arguments))
+
+    def _agree_on_buckets(self, models: Sequence[Any]) -> None:
+        """The number of buckets that the first process chose is everybody's."""
+        for model in models:
+            chosen = [n for n in self.comm.allgather(model.config.num_buckets) if n is not None]
+            if chosen:
+                model.config = replace(model.config, num_buckets=chosen[0])
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
         """The model's own, of this process alone."""

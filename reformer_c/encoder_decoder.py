@@ -10,6 +10,7 @@ with the depth of either.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -24,9 +25,10 @@ from .body import Pass, StepMemory, heap_gaps, norm_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
 from .checks import integer
 from .config import ReformerConfig
+from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel, blocks_bytes
 from .inputs import IGNORE, Inputs, check_ids
-from .model import HUB_WEIGHTS, Model, ReformerModel, ReformerModelWithLMHead
+from .model import HUB_WEIGHTS, Model, Reformer, ReformerModel, ReformerModelWithLMHead
 from .nn import Parameters, draw_seed, random_key
 from .outputs import EncoderDecoderOutput, ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again
@@ -77,6 +79,8 @@ class TextDecoder(ReformerModelWithLMHead):
     head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
     _width: int
     _memory: Memory | None = None
+    # of each row that is read, what tells it from others
+    _read: Sequence[str] = ()
 
     def __init__(self, config: ReformerConfig, width: int, dtype: Any) -> None:
         self._width = width  # of the encoder's final states
@@ -99,6 +103,9 @@ class TextDecoder(ReformerModelWithLMHead):
         twin = copy.copy(self)
         twin._memory = memory
         return twin
+
+    def _text_key(self, row: int, prompt: np.ndarray) -> str:
+        return self._read[row] + " " + super()._text_key(row, prompt)
 
     def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> DecoderPass:
         if self._memory is None:
@@ -208,10 +215,31 @@ class ReformerEncoderDecoder(Model):
         return self.encoder.dtype
 
     @property
+    def sides(self) -> dict[str, Reformer]:
+        """Both models by their names."""
+        return {name: getattr(self, name) for name in SIDES}
+
+    @property
     def start_token_id(self) -> int:
         """What every text of the decoder begins with."""
+        return self._start_token(self.generation_config, {})
+
+    def _start_token(self, defaults: GenerationConfig, options: dict) -> int:
         config = self.decoder.config
-        return config.padding_id if config.bos_token_id is None else config.bos_token_id
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            token = defaults.token(name, options, config.vocab_size)
+            if token is not None:
+                return token
+        return config.padding_id
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The options that `generate` has by default: edit its fields, or assign another."""
+        return self.decoder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self.decoder.generation_config = config
 
     # ---- calls ----
 
@@ -426,6 +454,7 @@ class ReformerEncoderDecoder(Model):
                 f"a step of {read.inputs.b} x {read.inputs.t} tokens and {run.inputs.t} to write "
                 f"takes {needed}, and {free / 1e9:.3g} GB are free"
             )
+        self.encoder._keep_num_buckets(read)
         read.forward(differentiate=True)
         self._remember(read, memory)
         memory.gradient = np.zeros_like(memory.states)
@@ -531,9 +560,9 @@ class ReformerEncoderDecoder(Model):
         rotations: Sequence[np.ndarray] | None = None,
         decoder_rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
+        generation_config: GenerationConfig | None = None,
         streamer: Callable[[np.ndarray], Any] | None = None,
-        use_cache: bool = True,
-        **choice: Any,
+        **options: Any,
     ) -> np.ndarray:
         """Write a text for each row that is read: greedily, by sampling, or by beam search.
 
@@ -545,8 +574,9 @@ class ReformerEncoderDecoder(Model):
             What is written already; by default the token that begins every text.
         decoder_attention_mask : array_like, (b, t), optional
             Nonzero for a real token of it.
-        rng, streamer, use_cache, **choice
+        rng, generation_config, streamer, **options
             As in ``ReformerModelWithLMHead.generate``: max_new_tokens, num_beams, eos_token_id ...
+            `decoder_start_token_id` begins every text.
 
         Returns
         -------
@@ -563,14 +593,23 @@ class ReformerEncoderDecoder(Model):
             input_ids, attention_mask, inputs_embeds, num_hashes, rotations, seed, training=False
         )
         if decoder_input_ids is None:
-            decoder_input_ids = np.full((read.inputs.b, 1), self.start_token_id)
-        decoder, key = self.decoder.beside(memory), random_key(seed, "decoder")
+            defaults = self.generation_config
+            if isinstance(generation_config, GenerationConfig):
+                defaults = generation_config.over(defaults)
+            first = self._start_token(defaults, options)
+            decoder_input_ids = np.full((read.inputs.b, 1), first)
+        elif options.get("decoder_start_token_id") is not None:
+            raise TypeError("decoder_start_token_id: expected it, or decoder_input_ids")
+        decoder = self.decoder.beside(memory)
+        decoder._read = _keys_of_rows(read.inputs)
+        arguments: dict[str, Any] = {
+            "input_ids": decoder_input_ids, "attention_mask": decoder_attention_mask,
+            "generation_config": generation_config, "num_hashes": num_hashes,
+            "rotations": decoder_rotations, "rng": random_key(seed, "decoder"),
+        }  # fmt: skip
         # what is wrong shows before any work
-        ids, _, _, chosen, _ = decoder._prepare(
-            decoder_input_ids, decoder_attention_mask, num_hashes, decoder_rotations, key,
-            use_cache, choice,
-        )  # fmt: skip
-        decoder._check_streamer(streamer, chosen)
+        ids, _, _, rules, _ = decoder._prepare(**arguments, options=dict(options))
+        decoder._check_streamer(streamer, rules.options)
         if len(ids) != read.inputs.b:
             raise ValueError(
                 f"decoder_input_ids: expected {read.inputs.b} rows, as input_ids has, "
@@ -578,10 +617,7 @@ class ReformerEncoderDecoder(Model):
             )
         read.forward()
         self._remember(read, memory)
-        return decoder.generate(
-            decoder_input_ids, attention_mask=decoder_attention_mask, num_hashes=num_hashes,
-            rotations=decoder_rotations, rng=key, streamer=streamer, use_cache=use_cache, **choice,
-        )  # fmt: skip
+        return decoder.generate(**arguments, streamer=streamer, **options)
 
     # ---- files ----
 
@@ -600,7 +636,8 @@ class ReformerEncoderDecoder(Model):
             "encoder": self.encoder.config.to_dict(),
             "decoder": self.decoder.config.to_dict(),
         }
-        save_model(folder, config, {**self.parameters, **self.buffers})
+        tensors = {**self.parameters, **self.buffers}
+        save_model(folder, config, tensors, self.decoder._texts_of_folder())
 
     @classmethod
     def from_pretrained(
@@ -627,7 +664,8 @@ class ReformerEncoderDecoder(Model):
             The safetensors library, or huggingface_hub for a name on the hub, is not installed
             (extra ``hf``).
         """
-        folder = local_folder(folder, revision, HUB_WEIGHTS, always=["config.json"])
+        always = ["config.json", GENERATION_CONFIG]
+        folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         sides = [config.get(name) if isinstance(config, dict) else None for name in SIDES]
         encoder, decoder = (
@@ -646,4 +684,14 @@ class ReformerEncoderDecoder(Model):
                 f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "
                 f"({message})"
             )
+        model.decoder._read_texts(folder)
         return model
+
+
+def _keys_of_rows(inputs: Inputs) -> list[str]:
+    """What tells each row that is read from others: its tokens or vectors, without padding."""
+    rows = inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds
+    assert rows is not None
+    mask = np.ones(rows.shape[:2], bool) if inputs.mask is None else inputs.mask
+    digest = partial(hashlib.blake2b, digest_size=16)
+    return [digest(row[real].tobytes()).hexdigest() for row, real in zip(rows, mask, strict=True)]

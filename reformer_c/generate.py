@@ -6,17 +6,25 @@ Nothing here knows what a model is: a `Source` gives the logits of what follows 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 
 from .checks import integer
+from .generation_config import GenerationConfig
 
-__all__ = ["Choice", "Recomputed", "Source", "beam_search", "probabilities", "stream_tokens"]
+__all__ = [
+    "Grouped",
+    "Recomputed",
+    "Rules",
+    "Source",
+    "beam_search",
+    "probabilities",
+    "stream_tokens",
+]
 
 # a function of one text's ids (t,) and the logits (v,) of what follows
 Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -24,6 +32,10 @@ Criterion = Callable[[np.ndarray, np.ndarray], bool]
 
 # what Hugging Face's beam search has for minus infinity: sums of it stay comparable
 NEVER = -1e9
+# a number that divides like 0, and yet what is divided does not overflow
+TINY = 1e-200
+# what may leave no token to choose
+BANNING = "bad_words_ids, suppress_tokens, no_repeat_ngram_size, logits_processor"
 
 
 class Source(Protocol):
@@ -76,114 +88,120 @@ class Recomputed:
         return np.stack(found)
 
 
+class Grouped:
+    """A `Source` of several, each for the texts of one group.
+
+    Parameters
+    ----------
+    groups : ndarray of int, (n,)
+        The group of each text with which it begins.
+    sources : dict of int to Source
+        The groups' sources.
+    """
+
+    def __init__(self, groups: np.ndarray, sources: dict[int, Source]) -> None:
+        self._groups, self._sources = groups, sources
+
+    def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
+        return self._gather(
+            np.arange(len(texts)), lambda source, _, own: source.start([texts[i] for i in own])
+        )
+
+    def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        return self._gather(
+            rows, lambda source, at, own: source.step(self._numbers[own], tokens[at])
+        )
+
+    def take(self, parents: np.ndarray) -> None:
+        numbers, self._groups = self._numbers[parents], self._groups[parents]
+        for group, source in self._sources.items():
+            source.take(numbers[self._groups == group])
+
+    @property
+    def _numbers(self) -> np.ndarray:
+        """Each text's number in the source of its group."""
+        numbers = np.empty(len(self._groups), np.int64)
+        for group in self._sources:
+            own = self._groups == group
+            numbers[own] = np.arange(own.sum())
+        return numbers
+
+    def _gather(
+        self, rows: np.ndarray, ask: Callable[[Source, np.ndarray, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Logits (n, v) of texts `rows` (n,), from ask(source, places in rows, texts)."""
+        found: list[Any] = [None] * len(rows)
+        for group, source in self._sources.items():
+            at = np.flatnonzero(self._groups[rows] == group)
+            if len(at):
+                for i, row in zip(at, ask(source, at, rows[at]), strict=True):
+                    found[i] = row
+        return np.stack(found)
+
+
 # ---- which token ----
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How tokens are chosen, and when a text ends: the arguments of
-    ``ReformerModelWithLMHead.generate`` under their names, checked.
+class Rules:
+    """How tokens are chosen, and when a text ends.
+
+    Parameters
+    ----------
+    options : GenerationConfig
+        Without None for what has a default: ``GenerationConfig.resolved``.
+    logits_processor, stopping_criteria, prefix_allowed_tokens_fn : optional
+        The functions of ``ReformerModelWithLMHead.generate``.
 
     Raises
     ------
-    TypeError, ValueError
-        Name the argument and say what was expected.
+    TypeError
+        A function is none.
     """
 
-    max_new_tokens: int = 100
-    min_new_tokens: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    bad_words_ids: Sequence[Sequence[int]] | None = None
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    num_return_sequences: int = 1
-    eos_token_id: int | Sequence[int] | None = None
-    pad_token_id: int = 0
-    logits_processor: Processor | Sequence[Processor] | None = None
-    stopping_criteria: Criterion | Sequence[Criterion] | None = None
-    # what these come to: the tokens that end a text, the words that do not occur, the functions
-    end_tokens: list[int] = field(init=False, repr=False)
-    _bad: list[list[int]] = field(init=False, repr=False)
-    _processors: list[Processor] = field(init=False, repr=False)
-    _criteria: list[Criterion] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("max_new_tokens", 0), ("min_new_tokens", 0), ("top_k", 0), ("num_beams", 1),
-            ("num_return_sequences", 1), ("pad_token_id", 0),
-        ):  # fmt: skip
-            integer(name, getattr(self, name), least)
-        for name in ("temperature", "repetition_penalty"):
-            _real(name, getattr(self, name), 0.0, math.inf, "a number > 0", open_below=True)
-        _real("top_p", self.top_p, 0.0, 1.0, "a number in (0, 1]", open_below=True)
-        _real("min_p", self.min_p, 0.0, 1.0, "a number in [0, 1]")
-        _real("length_penalty", self.length_penalty, -math.inf, math.inf, "a finite number")
-        if self.early_stopping not in (True, False, "never"):
-            raise ValueError(
-                f"early_stopping: expected True, False or 'never', got {self.early_stopping!r}"
+    def __init__(
+        self,
+        options: GenerationConfig,
+        *,
+        logits_processor: Processor | Sequence[Processor] | None = None,
+        stopping_criteria: Criterion | Sequence[Criterion] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, np.ndarray], Sequence[int]] | None = None,
+    ) -> None:
+        self.options = options
+        self.end_tokens = _list(options.eos_token_id)
+        self._processors = _functions("logits_processor", logits_processor)
+        self._criteria = _functions("stopping_criteria", stopping_criteria)
+        if prefix_allowed_tokens_fn is not None and not callable(prefix_allowed_tokens_fn):
+            raise TypeError(
+                "prefix_allowed_tokens_fn: expected a function of a row's number and its ids, "
+                f"got {prefix_allowed_tokens_fn!r}"
             )
-        if self.num_beams > 1 and self.do_sample:
-            raise ValueError("num_beams: expected 1 with do_sample: beams are not drawn")
-        if not self.do_sample and self.num_return_sequences > self.num_beams:
-            raise ValueError(
-                f"num_return_sequences: expected at most num_beams={self.num_beams} without "
-                f"do_sample, got {self.num_return_sequences}"
-            )
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens: expected at most max_new_tokens={self.max_new_tokens}, "
-                f"got {self.min_new_tokens}"
-            )
-        end, words = _tokens("eos_token_id", self.eos_token_id), self.bad_words_ids
-        bad = [_tokens("bad_words_ids", word) for word in ([] if words is None else words)]
-        if not all(bad):
-            raise ValueError("bad_words_ids: expected at least one token in each word, got []")
-        functions = [
-            _functions(name, getattr(self, name))
-            for name in ("logits_processor", "stopping_criteria")
-        ]
-        for name, value in zip(
-            ("end_tokens", "_bad", "_processors", "_criteria"), (end, bad, *functions), strict=True
-        ):
-            object.__setattr__(self, name, value)
-
-    def check_tokens(self, v: int) -> None:
-        """Raise ValueError where a token is not below v."""
-        found = {
-            "eos_token_id": self.end_tokens,
-            "bad_words_ids": [token for word in self._bad for token in word],
-        }
-        for name, tokens in found.items():
-            if max(tokens, default=0) >= v:
-                raise ValueError(f"{name}: expected ids in [0, {v}), got {max(tokens)}")
+        self._allowed = prefix_allowed_tokens_fn
+        # transformers does not ban an end as a word
+        self._bad = [
+            word for word in options.bad_words_ids or []
+            if word not in [[token] for token in self.end_tokens]
+        ]  # fmt: skip
 
     def stops(self, text: _Text, logits: np.ndarray) -> bool:
         """Whether a text, with its newest token, has ended."""
         return (
             int(text.ids[-1]) in self.end_tokens
-            or text.new >= self.max_new_tokens
+            or text.new >= self.options.max_new_tokens
             or any(bool(stop(text.ids, logits)) for stop in self._criteria)
         )
 
     def process(self, logits: np.ndarray, text: _Text) -> np.ndarray:
-        """Logits (v,) under the rules that do not draw; float64."""
+        """Logits (v,) under the rules that do not draw, in transformers' order; float64."""
         z = np.array(logits, np.float64)
-        if self.repetition_penalty != 1.0:
-            seen = text.seen(len(z))
-            penalty = self.repetition_penalty
-            z[seen] = np.where(z[seen] > 0, z[seen] / penalty, z[seen] * penalty)
-        for word in self._bad:
-            before = len(word) - 1
-            if before == 0 or text.ids[-before:].tolist() == word[:-1]:
-                z[word[-1]] = -math.inf
-        if text.new < self.min_new_tokens and self.end_tokens:
-            z[self.end_tokens] = -math.inf
+        self._penalise(z, text)
+        z[self._banned(text)] = -math.inf
+        z = self._restrict(z, text)
+        z = self._force(z, text)
+        z[_list(self.options.suppress_tokens)] = -math.inf
+        # a forced first token is not the beginning that is meant
+        forced = self.options.forced_bos_token_id is not None and text.prompt <= 1
+        if text.new == int(forced):
+            z[_list(self.options.begin_suppress_tokens)] = -math.inf
         for processor in self._processors:
             z = np.asarray(processor(text.ids, z), np.float64)
             if z.shape != np.shape(logits):
@@ -191,24 +209,78 @@ class Choice:
                     f"logits_processor: expected logits of shape {np.shape(logits)}, got {z.shape}"
                 )
         most = z.max()
-        if not math.isfinite(most):
-            where = f"after {len(text.ids)} tokens"
-            if most == -math.inf:
-                raise ValueError(f"bad_words_ids, logits_processor: no token is left {where}")
-            raise FloatingPointError(f"the largest logit {where} is {most}")
+        if not most < math.inf:
+            raise FloatingPointError(f"the largest logit after {len(text.ids)} tokens is {most}")
         return z
 
-    def choose(self, z: np.ndarray, uniform: float) -> int:
-        """A token from processed logits (v,) and a number in [0, 1)."""
-        if not self.do_sample:
+    def _penalise(self, z: np.ndarray, text: _Text) -> None:
+        # beyond these bounds nothing changes but that numbers overflow
+        penalty = min(max(self.options.repetition_penalty, TINY), 1 / TINY)
+        if penalty != 1.0:
+            seen = text.seen(len(z))
+            with np.errstate(under="ignore", over="ignore"):
+                z[seen] = np.where(z[seen] > 0, z[seen] / penalty, z[seen] * penalty)
+
+    def _banned(self, text: _Text) -> list[int]:
+        """Tokens that would repeat an n-gram, complete a bad word, or end too early."""
+        banned = text.repeats(self.options.no_repeat_ngram_size)
+        for word in self._bad:
+            before = len(word) - 1
+            if before == 0 or text.ids[-before:].tolist() == word[:-1]:
+                banned.append(word[-1])
+        return banned + (self.end_tokens if text.new < self.options.min_new_tokens else [])
+
+    def _restrict(self, z: np.ndarray, text: _Text) -> np.ndarray:
+        """Only the tokens that prefix_allowed_tokens_fn allows; those alone, if none is left."""
+        if self._allowed is None:
+            return z
+        name = "prefix_allowed_tokens_fn"
+        allowed = [integer(name, token, 0) for token in self._allowed(text.row, text.ids)]
+        if not allowed or max(allowed) >= len(z):
+            raise ValueError(
+                f"{name}: expected at least one token in [0, {len(z)}), got {allowed} for row "
+                f"{text.row}"
+            )
+        only = np.full_like(z, -math.inf)
+        only[allowed] = z[allowed]
+        if self.options.num_beams == 1 and only.max() == -math.inf:
+            only[allowed] = 0.0
+        return only
+
+    def _force(self, z: np.ndarray, text: _Text) -> np.ndarray:
+        """Only the token that begins or ends every text, where that is its place."""
+        options = self.options
+        for token, here in (
+            (options.forced_bos_token_id, len(text.ids) == 1),
+            (options.forced_eos_token_id, text.new == options.max_new_tokens - 1),
+        ):
+            if token is not None and here:
+                z = np.full_like(z, -math.inf)
+                z[token] = 0.0
+        return z
+
+    def warped(self, z: np.ndarray) -> np.ndarray:
+        """Processed logits (v,) as sampling has them."""
+        options = self.options
+        # beams go on with at least one token that does not end a text
+        keep = 1 if options.num_beams == 1 else max(2, 1 + len(self.end_tokens))
+        return _warp(
+            z, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+            min_p=options.min_p, typical_p=options.typical_p,
+            epsilon_cutoff=options.epsilon_cutoff, eta_cutoff=options.eta_cutoff, keep=keep,
+        )  # fmt: skip
+
+    def choose(self, z: np.ndarray, text: _Text) -> int:
+        """A token from processed logits (v,)."""
+        if z.max() == -math.inf:
+            raise ValueError(f"{BANNING}: no token is left after {len(text.ids)} tokens")
+        if not self.options.do_sample:
             return int(np.argmax(z))
-        p = probabilities(
-            z, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p
-        )
+        p = _softmax(self.warped(z))
         reached = np.cumsum(p)
+        at = np.searchsorted(reached, text.draws.random() * reached[-1], side="right")
         # rounding may leave the sum below 1: never past the last token that has a probability
-        return min(int(np.searchsorted(reached, uniform * reached[-1], side="right")),
-                   int(np.flatnonzero(p)[-1]))  # fmt: skip
+        return min(int(at), int(np.flatnonzero(p)[-1]))
 
 
 def probabilities(
@@ -218,13 +290,19 @@ def probabilities(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    typical_p: float = 1.0,
+    epsilon_cutoff: float = 0.0,
+    eta_cutoff: float = 0.0,
 ) -> np.ndarray:
     """The distribution (v,) that sampling draws from.
 
-    Logits (v,) are divided by the temperature; the `top_k` likeliest stay (0: all), of those the
-    fewest whose probability is at least `top_p` (Holtzman et al. 2020), and of those the ones that
-    are at least `min_p` times as likely as the likeliest (Nguyen et al. 2024). Tokens as likely as
-    the last one that stays by `top_k` stay too.
+    Logits (v,) are divided by the temperature; then, each of what the one before it left, the
+    `top_k` likeliest stay (0: all), the fewest whose probability is at least `top_p` (Holtzman et
+    al. 2020), the ones that are at least `min_p` times as likely as the likeliest (Nguyen et al.
+    2024), the ones whose information is nearest to the entropy, of probability `typical_p` together
+    (Meister et al. 2023), and the ones of at least the probability `epsilon_cutoff`, and of
+    `eta_cutoff`, which is lowered where the entropy is high (Hewitt et al. 2022). Tokens as likely
+    as the last one that stays by `top_k` stay too, and one token always stays.
 
     Examples
     --------
@@ -233,54 +311,111 @@ def probabilities(
     >>> probabilities(np.log([0.5, 0.3, 0.2]), min_p=0.5).round(3)
     array([0.625, 0.375, 0.   ])
     """
-    z = np.asarray(logits, np.float64) / temperature
+    return _softmax(
+        _warp(
+            np.asarray(logits, np.float64), temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, typical_p=typical_p, epsilon_cutoff=epsilon_cutoff, eta_cutoff=eta_cutoff,
+        )
+    )  # fmt: skip
+
+
+def _warp(
+    z: np.ndarray, *, temperature: float, top_k: int, top_p: float, min_p: float,
+    typical_p: float, epsilon_cutoff: float, eta_cutoff: float, keep: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """Logits at a temperature, and minus infinity for what is not drawn; `keep` tokens stay."""
+    with np.errstate(under="ignore"):
+        # a temperature below that has reached its limit: the likeliest token alone
+        z = z / max(temperature, TINY)
+    keep = min(keep, len(z))
     if 0 < top_k < len(z):
-        z = np.where(z < np.partition(z, -top_k)[-top_k], -np.inf, z)
-    p = np.exp(z - z.max())
-    p /= p.sum()
+        z = np.where(z < _kth(z, max(top_k, keep)), -math.inf, z)
     if top_p < 1.0:
+        p = _softmax(z)
         order = np.argsort(-p, kind="stable")
         before = np.cumsum(p[order]) - p[order]
-        p[order[before >= top_p]] = 0.0
-        p /= p.sum()
+        before[:keep] = 0.0
+        z = z.copy()
+        z[order[before >= top_p]] = -math.inf
     if min_p > 0.0:
-        p[p < min_p * p.max()] = 0.0
-        p /= p.sum()
-    return p
+        p = _softmax(z)
+        z = np.where((p < min_p * p.max()) & (z < _kth(z, keep)), -math.inf, z)
+    if typical_p < 1.0:
+        z = _typical(z, typical_p, keep)
+    if epsilon_cutoff > 0.0:
+        z = np.where((_softmax(z) < epsilon_cutoff) & (z < _kth(z, keep)), -math.inf, z)
+    if eta_cutoff > 0.0:
+        least = min(eta_cutoff, math.sqrt(eta_cutoff) * math.exp(-_entropy(z)))
+        z = np.where((_softmax(z) < least) & (z < _kth(z, keep)), -math.inf, z)
+    return z
+
+
+def _typical(z: np.ndarray, mass: float, keep: int) -> np.ndarray:
+    """The tokens whose information is nearest to the entropy, up to a probability of `mass`."""
+    with np.errstate(divide="ignore"):
+        distance = np.abs(-_log_softmax(z) - _entropy(z))
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(_softmax(z)[order]) < mass).sum()), len(z) - 1)
+    far = distance[order] > distance[order[last]]
+    far[:keep] = False
+    z = z.copy()
+    z[order[far]] = -math.inf
+    return z
+
+
+def _kth(z: np.ndarray, k: int) -> float:
+    """The k-th largest of z."""
+    return np.partition(z, -k)[-k]
+
+
+def _softmax(z: np.ndarray) -> np.ndarray:
+    # likelihoods that are too small for a number are 0
+    with np.errstate(under="ignore", over="ignore"):
+        p = np.exp(z - z.max())
+        return p / p.sum()
+
+
+def _entropy(z: np.ndarray) -> float:
+    p, log_p = _softmax(z), _log_softmax(z)
+    with np.errstate(under="ignore"):
+        return float(-(p[p > 0] * log_p[p > 0]).sum())
 
 
 # ---- texts ----
 
 
 class _Text:
-    """A prompt and its new tokens, in a buffer that has room for all."""
+    """A prompt and its new tokens, in a buffer that has room for all; the number of its row, and
+    the generator of its draws."""
 
-    def __init__(self, prompt: np.ndarray, room: int) -> None:
+    def __init__(
+        self, prompt: np.ndarray, room: int, row: int, draws: np.random.Generator
+    ) -> None:
         self._buffer = np.concatenate([prompt, np.zeros(room, np.int64)])
-        self._prompt, self.new = len(prompt), 0
+        self.prompt, self.new, self.row, self.draws = len(prompt), 0, row, draws
         self._seen: np.ndarray | None = None
 
     @property
     def ids(self) -> np.ndarray:
-        return self._buffer[: self._prompt + self.new]
+        return self._buffer[: self.prompt + self.new]
 
     @property
     def new_ids(self) -> np.ndarray:
-        return self.ids[self._prompt :]
+        return self.ids[self.prompt :]
 
     def append(self, token: int) -> None:
-        self._buffer[self._prompt + self.new] = token
+        self._buffer[self.prompt + self.new] = token
         self.new += 1
         if self._seen is not None:
             self._seen[token] = True
 
     def extended(self, token: int) -> _Text:
         """A copy with one token more."""
-        copy = _Text.__new__(_Text)
-        copy._buffer, copy._prompt, copy.new = self._buffer.copy(), self._prompt, self.new
-        copy._seen = None if self._seen is None else self._seen.copy()
-        copy.append(token)
-        return copy
+        twin = copy.copy(self)
+        twin._buffer = self._buffer.copy()
+        twin._seen = None if self._seen is None else self._seen.copy()
+        twin.append(token)
+        return twin
 
     def seen(self, v: int) -> np.ndarray:
         """Which of v tokens are in the text: booleans (v,)."""
@@ -289,46 +424,62 @@ class _Text:
             self._seen[self.ids] = True
         return self._seen
 
+    def repeats(self, n: int) -> list[int]:
+        """The tokens that would complete n tokens which the text has already."""
+        if n == 0 or len(self.ids) < n:
+            return []
+        windows = np.lib.stride_tricks.sliding_window_view(self.ids, n)
+        same = (windows[:, :-1] == self.ids[len(self.ids) + 1 - n :]).all(axis=1)
+        return windows[same, -1].tolist()
+
 
 # ---- greedy choice and sampling ----
 
 
 def stream_tokens(
-    source: Source, prompts: Sequence[np.ndarray], choice: Choice, draws: np.random.Generator
+    source: Source,
+    prompts: Sequence[np.ndarray],
+    rules: Rules,
+    draws: Sequence[np.random.Generator],
 ) -> Iterator[np.ndarray]:
     """Continue prompts (t,) of several lengths: yields the new tokens (n,) of each step.
 
-    With n = len(prompts) * choice.num_return_sequences, those of one prompt side by side. A text
-    that has ended goes on as `pad_token_id`, and all texts' end is the end.
+    With n = len(prompts) * num_return_sequences, those of one prompt side by side; each draws from
+    its own of the n generators. A text that has ended goes on as `pad_token_id`, and all texts' end
+    is the end.
 
     Examples
     --------
     >>> def count_up(ids, began):
     ...     return np.eye(10)[(ids[:, -1] + 1) % 10]
-    >>> choice = Choice(max_new_tokens=3, eos_token_id=9)
+    >>> options = GenerationConfig(max_new_tokens=3, eos_token_id=9, pad_token_id=0)
+    >>> rules = Rules(options.resolved({}, 2, 3, 10))
     >>> prompts = [np.array([7, 8]), np.array([2])]
-    >>> list(stream_tokens(Recomputed(count_up), prompts, choice, np.random.default_rng(0)))
+    >>> draws = [np.random.default_rng(i) for i in range(2)]
+    >>> list(stream_tokens(Recomputed(count_up), prompts, rules, draws))
     [array([9, 3]), array([0, 4]), array([0, 5])]
     """
-    if choice.max_new_tokens == 0:
+    options = rules.options
+    copies, room = options.num_return_sequences, options.max_new_tokens
+    if room == 0:
         return
     logits = source.start(prompts)
-    parents = np.repeat(np.arange(len(prompts)), choice.num_return_sequences)
-    if choice.num_return_sequences > 1:
+    parents = np.repeat(np.arange(len(prompts)), copies)
+    if copies > 1:
         source.take(parents)
         logits = logits[parents]
-    texts = [_Text(prompts[int(parent)], choice.max_new_tokens) for parent in parents]
+    texts = [
+        _Text(prompts[row], room, row, own) for row, own in zip(parents, draws, strict=True)
+    ]
     rows = np.arange(len(texts))
     while len(rows):
-        new = np.full(len(texts), choice.pad_token_id, np.int64)
-        # drawn for every row, so that a row's draws do not depend on the end of another
-        uniform = draws.random(len(texts)) if choice.do_sample else np.zeros(len(texts))
+        new = np.full(len(texts), options.pad_token_id, np.int64)
         running = []
         for row, z in zip(rows, logits, strict=True):
-            z = choice.process(z, texts[row])
-            new[row] = choice.choose(z, uniform[row])
+            z = rules.process(z, texts[row])
+            new[row] = rules.choose(z, texts[row])
             texts[row].append(int(new[row]))
-            running.append(not choice.stops(texts[row], z))
+            running.append(not rules.stops(texts[row], z))
         rows = rows[running]
         yield new
         if len(rows):
@@ -342,38 +493,39 @@ class _Beams:
     """The beams of one prompt, as in transformers' search: the likeliest `num_beams` texts that
     have not ended, and the best that have."""
 
-    def __init__(self, prompt: np.ndarray, choice: Choice) -> None:
-        self.choice = choice
-        self.texts = [_Text(prompt, choice.max_new_tokens)] * choice.num_beams
+    def __init__(
+        self, prompt: np.ndarray, rules: Rules, row: int, draws: np.random.Generator
+    ) -> None:
+        self.rules, self.options, self._draws = rules, rules.options, draws
+        beams = self.options.num_beams
+        self.texts = [_Text(prompt, self.options.max_new_tokens, row, draws)] * beams
         # at first all beams are the same: one of them counts
-        self.scores = np.where(np.arange(choice.num_beams) == 0, 0.0, NEVER)
-        self.ended: list[tuple[float, np.ndarray]] = []
+        self.scores = np.where(np.arange(beams) == 0, 0.0, NEVER)
+        self.ended: list[tuple[tuple, np.ndarray]] = []
         self.done = False
 
     def advance(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From logits (num_beams, v) to each beam's parent and newest token, (num_beams,) each."""
-        choice, beams = self.choice, len(self.scores)
-        z = [choice.process(_log_softmax(row), text)
+        rules, beams = self.rules, len(self.scores)
+        z = [rules.process(_log_softmax(row), text)
              for row, text in zip(logits, self.texts, strict=True)]  # fmt: skip
-        total = (self.scores[:, None] + np.stack(z)).ravel()
-        keep = min(max(2, 1 + len(choice.end_tokens)) * beams, len(total))
-        best = np.argsort(-total, kind="stable")[:keep]
+        if max(row.max() for row in z) == -math.inf:
+            raise ValueError(
+                f"{BANNING}: no token is left after {len(self.texts[0].ids)} tokens"
+            )
         going: list[tuple[int, int]] = []
         texts: list[_Text] = []
         scores: list[float] = []
-        for rank, at in enumerate(best):
-            parent, token = divmod(int(at), logits.shape[1])
+        for rank, (parent, token, score) in enumerate(self._best(z)):
             text = self.texts[parent].extended(token)
-            if not choice.stops(text, z[parent]):
+            if not rules.stops(text, z[parent]):
                 if len(texts) < beams:
                     texts.append(text)
-                    scores.append(total[at])
+                    scores.append(score)
                     going.append((parent, token))
             elif rank < beams:
-                self.ended.append(
-                    (float(total[at]) / text.new**choice.length_penalty, text.new_ids)
-                )
-        self.ended = sorted(self.ended, key=lambda pair: -pair[0])[:beams]
+                self.ended.append((self._value(score, text.new), text.new_ids))
+        self.ended = sorted(self.ended, key=lambda pair: pair[0], reverse=True)[:beams]
         self.done = len(texts) < beams or self._finished(scores[0], texts[0].new)
         if self.done:
             return np.arange(beams), np.zeros(beams, np.int64)
@@ -381,25 +533,68 @@ class _Beams:
         parents, tokens = zip(*going, strict=True)
         return np.array(parents), np.array(tokens)
 
+    def _best(self, z: Sequence[np.ndarray]) -> Iterator[tuple[int, int, float]]:
+        """Beam, token and score of the continuations that are looked at, best first.
+
+        They are more than there are beams, for some may end. With do_sample they are drawn, without
+        replacement: the largest of the scores to which Gumbel noise is added (Kool et al. 2019).
+        """
+        if self.options.do_sample:
+            z = [self.rules.warped(row) for row in z]
+        if self.options.renormalize_logits:
+            z = [_log_softmax(row) for row in z]
+        total = (self.scores[:, None] + np.stack(z)).ravel()
+        keep = min(max(2, 1 + len(self.rules.end_tokens)) * len(self.scores), len(total))
+        if self.options.do_sample:
+            best = _largest(total + self._draws.gumbel(size=len(total)), keep)
+            best = best[np.argsort(-total[best], kind="stable")]
+        else:
+            best = _largest(total, keep)
+        for at in best:
+            parent, token = divmod(int(at), len(z[0]))
+            yield parent, token, float(total[at])
+
+    def _value(self, score: float, new: int) -> tuple:
+        """What orders as score / new**length_penalty, and does not overflow."""
+        penalty = self.options.length_penalty
+        if score in (0.0, -math.inf):
+            return (0,) if score == 0.0 else (-2,)
+        sign = 1 if score > 0 else -1
+        size = sign * (math.log(abs(score)) - penalty * math.log(new))
+        # where that is no number any more, the length decides, and then the score
+        return (sign, size, math.copysign(new, penalty), score) if math.isinf(size) else (sign, size)
+
     def _finished(self, score: float, new: int) -> bool:
         """Whether no beam can come before those that have ended, by transformers' estimate."""
-        choice = self.choice
+        options = self.options
         if len(self.ended) < len(self.scores):
             return False
-        if choice.early_stopping is True:
+        if options.early_stopping is True:
             return True
-        if choice.early_stopping == "never" and choice.length_penalty > 0.0:
-            new = choice.max_new_tokens
-        return score / new**choice.length_penalty <= self.ended[-1][0]
+        if options.early_stopping == "never" and options.length_penalty > 0.0:
+            new = options.max_new_tokens
+        return self._value(score, new) <= self.ended[-1][0]
+
+
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """The places of the k largest values, largest first; of equal ones the first come first."""
+    least = _kth(values, k)
+    above = np.flatnonzero(values > least)
+    places = np.concatenate([above, np.flatnonzero(values == least)[: k - len(above)]])
+    places.sort()
+    return places[np.argsort(-values[places], kind="stable")]
 
 
 def beam_search(
-    source: Source, prompts: Sequence[np.ndarray], choice: Choice
+    source: Source,
+    prompts: Sequence[np.ndarray],
+    rules: Rules,
+    draws: Sequence[np.random.Generator],
 ) -> list[list[np.ndarray]]:
     """For each prompt (t,), the new tokens of its `num_return_sequences` best texts, best first.
 
     A text's score is the sum of its tokens' log-probabilities, divided by their number to the power
-    of `length_penalty`.
+    of `length_penalty`. With do_sample the continuations of a prompt are drawn from its generator.
 
     Examples
     --------
@@ -407,12 +602,17 @@ def beam_search(
 
     >>> table = np.log([[0.1, 0.5, 0.4], [0.4, 0.3, 0.3], [0.9, 0.05, 0.05]])
     >>> source = Recomputed(lambda ids, began: table[ids[:, -1]])
-    >>> beam_search(source, [np.array([0])], Choice(num_beams=2, max_new_tokens=2))
+    >>> rules = Rules(GenerationConfig(num_beams=2).resolved({"max_new_tokens": 2}, 1, 2, 3))
+    >>> beam_search(source, [np.array([0])], rules, [np.random.default_rng(0)])
     [[array([2, 0])]]
     """
-    beams, searches = choice.num_beams, [_Beams(prompt, choice) for prompt in prompts]
-    if choice.max_new_tokens == 0:
-        return [[np.zeros(0, np.int64)] * choice.num_return_sequences for _ in prompts]
+    beams, texts = rules.options.num_beams, rules.options.num_return_sequences
+    if rules.options.max_new_tokens == 0:
+        return [[np.zeros(0, np.int64)] * texts for _ in prompts]
+    searches = [
+        _Beams(prompt, rules, row, own)
+        for row, (prompt, own) in enumerate(zip(prompts, draws, strict=True))
+    ]
     logits = source.start(prompts)
     source.take(np.repeat(np.arange(len(prompts)), beams))
     logits = np.repeat(logits, beams, axis=0)
@@ -430,13 +630,14 @@ def beam_search(
             source.take(parents)
             rows = [np.arange(search * beams, (search + 1) * beams) for search in running]
             logits = source.step(np.concatenate(rows), tokens)
-    return [[ids for _, ids in search.ended[: choice.num_return_sequences]] for search in searches]
+    return [[ids for _, ids in search.ended[:texts]] for search in searches]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     z = np.asarray(logits, np.float64)
     z = z - z.max()
-    return z - np.log(np.exp(z).sum())
+    with np.errstate(under="ignore"):
+        return z - np.log(np.exp(z).sum())
 
 
 # ---- checks ----
@@ -449,15 +650,5 @@ def _functions(name: str, value: Any) -> list:
     return list(functions)
 
 
-def _tokens(name: str, value: Any) -> list[int]:
-    if value is None:
-        return []
-    return [integer(name, token, 0) for token in ([value] if np.ndim(value) == 0 else value)]
-
-
-def _real(
-    name: str, value: Any, least: float, most: float, expected: str, *, open_below: bool = False
-) -> None:
-    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most or (open_below and value == least):
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+def _list(tokens: Any) -> list[int]:
+    return [] if tokens is None else tokens if isinstance(tokens, list) else [tokens]

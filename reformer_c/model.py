@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,10 +23,11 @@ from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
 from .checks import NamedAttributes, integer, refuse_unknown
 from .config import ReformerConfig, check_memory_budget
-from .decode import Decoder, cache_bytes
-from .generate import Choice, Recomputed, Source, beam_search, stream_tokens
+from .decode import Decoder, cache_bytes, num_buckets_of
+from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
+from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
-from .inputs import Inputs, check_ids, check_inputs, check_mask
+from .inputs import Inputs, as_array, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
 from .outputs import ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again, underflow_to_zero
@@ -93,6 +97,10 @@ class Model(NamedAttributes):
                 "is in loss_and_gradients(..., training=True), its default"
             )
         return self
+
+
+# what `generate` takes beside the options of a GenerationConfig
+FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 
 
 class Reformer(Model):
@@ -287,6 +295,18 @@ class Reformer(Model):
         if any(targets.get(name) is None for name in names):
             raise TypeError(f"{' and '.join(names)}: needed for a loss of {type(self).__name__}")
 
+    def _keep_num_buckets(self, run: Pass) -> None:
+        """Let the number of buckets that the first training step chose be the model's."""
+        chosen = run.chosen_num_buckets
+        if self.config.num_buckets is None and chosen is not None:
+            # the caller's configuration stays as it is
+            self.config = replace(self.config, num_buckets=chosen)
+
+    @property
+    def sides(self) -> dict[str, Reformer]:
+        """The models of which this one is made, by the names of their parts in config.json."""
+        return {"": self}
+
     def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> Pass:
         """`began` (b,): the numbers of the texts with which the inputs began, if they grow."""
         return Pass(self.config, {**self.parameters, **self.buffers}, self.prefix, inputs, **rest)
@@ -309,7 +329,14 @@ class Reformer(Model):
         tensors = {**self.parameters, **self.buffers}
         if HEAD_BIAS in tensors:
             tensors[HEAD_BIAS_APPLIED] = tensors[HEAD_BIAS]
-        save_model(folder, config, tensors)
+        save_model(folder, config, tensors, self._texts_of_folder())
+
+    def _texts_of_folder(self) -> dict[str, str]:
+        """More files of a model's folder, and what is in them."""
+        return {}
+
+    def _read_texts(self, folder: Path) -> None:
+        """Read them, where they are."""
 
     @classmethod
     def from_pretrained(
@@ -372,7 +399,8 @@ class Reformer(Model):
         refuse_unknown(
             changes, [*own, *ReformerConfig.__dataclass_fields__], f"{cls.__name__}.from_pretrained"
         )
-        folder = local_folder(folder, revision, HUB_WEIGHTS, always=["config.json"])
+        always = ["config.json", GENERATION_CONFIG]
+        folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
         config = ReformerConfig.from_json(folder) if config is None else config
         model = cls.__new__(cls)
         model._allocate(config.changed(changes) if changes else config, dtype)
@@ -393,6 +421,7 @@ class Reformer(Model):
             message += "; what is unexpected is not used" if unexpected else ""
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
             model._initialise((name for name in missing if name in model.parameters), rng)
+        model._read_texts(folder)
         return model
 
     def _not_of_heads(
@@ -501,6 +530,10 @@ class _WithLoss(Reformer):
         grow with the number of layers, except for what `memory_budget` lets it keep. The gradients
         are exact for the dropout and the buckets that were drawn.
 
+        Where ``config.num_buckets`` is None, the first step over more than one chunk chooses it
+        from the length of its batch, for all calls after it: the model gets a configuration with
+        that number, which is saved with it.
+
         Parameters
         ----------
         memory_budget : int or float, optional
@@ -579,6 +612,7 @@ class _WithLoss(Reformer):
                 f"a step of {run.inputs.b} x {run.inputs.t} tokens takes {needed}, and "
                 f"{free / 1e9:.3g} GB are free"
             )
+        self._keep_num_buckets(run)
         run.forward(differentiate=True)
         loss = self.head.loss(run, wanted, differentiate=True)
         run.backward()
@@ -670,55 +704,98 @@ class ReformerModelWithLMHead(_WithLoss):
 
     head: ClassVar[LanguageModel] = LanguageModel(causal=True)
 
+    def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
+        super()._allocate(config, dtype)
+        self.generation_config = GenerationConfig.from_model_config(config.extra | vars(config))
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The options that `generate` has by default: edit its fields, or assign another."""
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self._generation_config = _options("generation_config", config)
+
     def generate(
         self,
-        input_ids: Any,
-        *,
+        input_ids: Any = None,
         attention_mask: Any = None,
+        *,
+        generation_config: GenerationConfig | None = None,
         num_hashes: int | None = None,
         rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
         streamer: Callable[[np.ndarray], Any] | None = None,
-        use_cache: bool = True,
-        **choice: Any,
+        **options: Any,
     ) -> np.ndarray:
         """Continue texts, token by token: greedily, by sampling, or by beam search.
 
         The prompts go through one forward pass; then a token costs as much as its bucket and
         window, whatever the length of the text. `reformer_c.decode` says how that compares with a
-        forward pass over the text so far. The rotations of the LSH layers stay the same, and so
-        does the number of buckets: it is the one for the full length. Each row is computed as it
-        would be alone, without its padding.
+        forward pass over the text so far. Each row is computed as it would be alone, without its
+        padding: its rotations, number of buckets and draws depend on its prompt and `rng` only.
+        Where ``config.num_buckets`` is None the number follows from the prompt's length, and stays.
+
+        An option that is not given is what `generation_config` says, else what the model's
+        ``generation_config`` says, else the default that stands here. One that is given as None is
+        off.
 
         Parameters
         ----------
-        input_ids : array_like of int, (b, t)
-            The prompts. One without tokens is begun with ``config.bos_token_id``, or with the pad
-            token where there is none; that token is not part of the result.
-        attention_mask : array_like, (b, t), optional
+        input_ids : array_like of int, (b, t) or (t,)
+            The prompts. One without tokens is begun with the `bos_token_id`, or with the pad token
+            where there is none; that token is not part of the result. None is one prompt of the
+            `bos_token_id` alone.
+        attention_mask : array_like, (b, t) or (t,), optional
             Nonzero for a real token: prompts of several lengths, padded on any side.
+        generation_config : GenerationConfig, optional
+            Options of several calls.
+        num_hashes, rotations
+            As in a call; rotations for the number of buckets of the prompts.
+        rng : int, numpy Generator or None
+            An integer repeats rotations and draws.
+        streamer : callable, optional
+            Called with the new tokens (b * num_return_sequences,) of each step; not with beams.
         max_new_tokens : int, 100
-            Together with the prompt at most ``config.num_positions``.
-        min_new_tokens : int, 0
+            Together with the prompt at most ``config.num_positions``; the default gives way to it.
+        max_length : int, optional
+            The same with the prompt and its padding counted; `max_new_tokens` goes before it.
+        min_new_tokens, min_length : int, 0
             Before that many, `eos_token_id` is not chosen.
         do_sample : bool, False
-            Draw from the distribution. False takes the likeliest token, which temperature, top_k,
-            top_p and min_p do not change.
+            Draw from the distribution. False takes the likeliest token, which the options from
+            temperature to eta_cutoff do not change.
         temperature : float, 1.0
             Logits are divided by it, > 0.
-        top_k : int, 0
+        top_k : int, 50
             Draw from the k likeliest tokens; 0: from all.
         top_p : float, 1.0
             Draw from the likeliest tokens that together have this probability, in (0, 1].
         min_p : float, 0.0
             Draw from tokens that are at least this many times as likely as the likeliest.
+        typical_p : float, 1.0
+            Draw from the tokens whose information is nearest to the entropy, that together have
+            this probability, in (0, 1].
+        epsilon_cutoff, eta_cutoff : float, 0.0
+            Draw from tokens of at least this probability; eta_cutoff is lowered where the entropy
+            is high: `reformer_c.generate.probabilities`.
         repetition_penalty : float, 1.0
             Logits of tokens that are in the text are divided by it where they are positive, and
             multiplied where they are negative, > 0 (Keskar et al. 2019, section 4.1).
+        no_repeat_ngram_size : int, 0
+            That many tokens in a row occur only once in a text.
         bad_words_ids : list of lists of int, optional
             Sequences of tokens that do not occur in what is new.
+        suppress_tokens, begin_suppress_tokens : list of int, optional
+            Tokens that are not chosen, and not as the first new one.
+        forced_bos_token_id, forced_eos_token_id : int, optional
+            The token after a prompt of one token, and the last of `max_new_tokens`.
+        renormalize_logits : bool, False
+            Make log-probabilities of a beam's processed logits again.
         num_beams : int, 1
-            More than one: beam search, without sampling. It keeps that many texts at a time.
+            More than one: beam search, which keeps that many texts at a time; with do_sample their
+            continuations are drawn, without replacement.
         length_penalty : float, 1.0
             A beam's score is divided by its new tokens' number to this power.
         early_stopping : bool or "never", False
@@ -728,20 +805,18 @@ class ReformerModelWithLMHead(_WithLoss):
             Texts for each prompt, side by side: draws, or the n best of `num_beams`.
         eos_token_id : int or sequence of int, optional
             A row ends with one of them; all rows' end ends the generation.
-        pad_token_id : int, 0
-            Follows the end of a row.
+        pad_token_id : int, optional
+            Follows the end of a row; where there is none, the first `eos_token_id` does.
+        bos_token_id, decoder_start_token_id : int, optional
+            Begins a prompt without tokens, and what a `ReformerEncoderDecoder` writes.
+        use_cache : bool, True
+            False takes every token from a forward pass over all tokens before it.
         logits_processor, stopping_criteria : callable or list of them, optional
             ``processor(ids, logits)`` gives the logits (v,) to choose from; ``criterion(ids,
             logits)`` says after each token whether the row has ended. `ids` (t,) are the row's
             tokens so far without padding. Logits are log-probabilities in a beam search.
-        num_hashes, rotations
-            As in a call; rotations for the number of buckets of the full length.
-        rng : int, numpy Generator or None
-            An integer repeats rotations and draws.
-        streamer : callable, optional
-            Called with the new tokens (b * num_return_sequences,) of each step; not with beams.
-        use_cache : bool
-            False takes every token from a forward pass over all tokens before it.
+        prefix_allowed_tokens_fn : callable, optional
+            ``function(row, ids)`` gives the tokens that may follow `ids` (t,) of prompt `row`.
 
         Returns
         -------
@@ -766,35 +841,35 @@ class ReformerModelWithLMHead(_WithLoss):
         >>> model.generate([[3, 4, 5]], max_new_tokens=4, num_beams=3, rng=0).shape
         (1, 7)
         """
-        ids, prompts, source, chosen, draws = self._prepare(
-            input_ids, attention_mask, num_hashes, rotations, rng, use_cache, choice
+        ids, prompts, source, rules, draws = self._prepare(
+            input_ids, attention_mask, generation_config, num_hashes, rotations, rng, options
         )
+        chosen = rules.options
         self._check_streamer(streamer, chosen)
         if chosen.num_beams > 1:
-            found = [row for rows in beam_search(source, prompts, chosen) for row in rows]
+            found = [row for rows in beam_search(source, prompts, rules, draws) for row in rows]
             new = np.full((len(found), max(map(len, found))), chosen.pad_token_id, np.int64)
             for row, tokens in zip(new, found, strict=True):
                 row[: len(tokens)] = tokens
         else:
             steps = []
-            for step in stream_tokens(source, prompts, chosen, draws):
+            for step in stream_tokens(source, prompts, rules, draws):
                 steps.append(step)
                 if streamer is not None:
                     streamer(step.copy())
-            rows = len(prompts) * chosen.num_return_sequences
-            new = np.array(steps, np.int64).reshape(-1, rows).T
+            new = np.array(steps, np.int64).reshape(-1, len(draws)).T
         return np.concatenate([np.repeat(ids, chosen.num_return_sequences, axis=0), new], axis=1)
 
     def stream(
         self,
-        input_ids: Any,
-        *,
+        input_ids: Any = None,
         attention_mask: Any = None,
+        *,
+        generation_config: GenerationConfig | None = None,
         num_hashes: int | None = None,
         rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
-        use_cache: bool = True,
-        **choice: Any,
+        **options: Any,
     ) -> Iterator[np.ndarray]:
         """The new tokens of `generate` one step after another: an iterator over (b,) int64.
 
@@ -807,83 +882,140 @@ class ReformerModelWithLMHead(_WithLoss):
         >>> len(list(model.stream([[3, 4, 5]], max_new_tokens=4, rng=0)))
         4
         """
-        _, prompts, source, chosen, draws = self._prepare(
-            input_ids, attention_mask, num_hashes, rotations, rng, use_cache, choice
+        _, prompts, source, rules, draws = self._prepare(
+            input_ids, attention_mask, generation_config, num_hashes, rotations, rng, options
         )
-        if chosen.num_beams > 1:
+        if rules.options.num_beams > 1:
             raise ValueError("num_beams: expected 1 for a stream: beams change to the end")
-        return stream_tokens(source, prompts, chosen, draws)
+        return stream_tokens(source, prompts, rules, draws)
 
-    def cache_bytes(self, t: int, *, batch: int = 1) -> int:
+    def cache_bytes(self, t: int, *, prompt: int | None = None, batch: int = 1) -> int:
         """Bytes of the cache of `generate` for `batch` texts of t tokens.
 
         With t the prompt and all new tokens it is what `generate` sets aside; pages that are not
-        written yet take no memory. A local layer's share does not grow with t.
+        written yet take no memory. A local layer's share does not grow with t. Where
+        ``config.num_buckets`` is None, the `prompt`'s length (t by default) decides how many
+        buckets there are.
         """
-        return cache_bytes(self.config, t, batch=batch, itemsize=self.dtype.itemsize)
+        size = self.dtype.itemsize
+        return cache_bytes(self.config, t, prompt=prompt, batch=batch, itemsize=size)
 
     def _prepare(
-        self, input_ids: Any, attention_mask: Any, num_hashes: Any, rotations: Any, rng: Any,
-        use_cache: bool, choice: dict,
-    ) -> tuple[np.ndarray, list[np.ndarray], Source, Choice, np.random.Generator]:  # fmt: skip
-        """Check everything: the ids, the prompts without padding, and what continues them."""
-        unknown = choice.keys() - {field.name for field in fields(Choice) if field.init}
-        if unknown:
-            raise TypeError(f"{min(unknown)}: generate has no such argument")
-        config, chosen = self.config, Choice(**choice)
-        ids = np.asarray(input_ids)
-        if ids.size == 0 and ids.ndim == 2:
-            ids = ids.astype(np.int64)  # an empty list has no integers
-        ids = check_ids(f"{self.side}input_ids", ids, config.vocab_size)
-        if len(ids) == 0:
-            raise ValueError(
-                f"{self.side}input_ids: expected at least one row, got shape {ids.shape}"
-            )
-        mask = check_mask(attention_mask, len(ids), ids.shape[1], self.side)
-        first = config.pad_token_id or 0 if config.bos_token_id is None else config.bos_token_id
+        self, input_ids: Any, attention_mask: Any, generation_config: Any, num_hashes: Any,
+        rotations: Any, rng: Any, options: dict,
+    ) -> tuple[np.ndarray, list[np.ndarray], Source, Rules, list[np.random.Generator]]:  # fmt: skip
+        """Check everything: the ids, the prompts without padding, what continues them, and each
+        text's draws."""
+        if not self.side and options.get("decoder_start_token_id") is not None:
+            raise TypeError("decoder_start_token_id: belongs to a ReformerEncoderDecoder")
+        functions = {name: options.pop(name) for name in FUNCTIONS if name in options}
+        defaults = self.generation_config
+        if generation_config is not None:
+            defaults = _options("generation_config", generation_config).over(defaults)
+        first = defaults.token("bos_token_id", options, self.config.vocab_size)
+        ids = self._prompt_ids(input_ids, first)
+        mask = None if attention_mask is None else np.atleast_2d(
+            as_array(f"{self.side}attention_mask", attention_mask)
+        )
+        mask = check_mask(mask, len(ids), ids.shape[1], self.side)
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
-        prompts = [row if len(row) else np.array([first], np.int64) for row in prompts]
-        chosen.check_tokens(config.vocab_size)
-        longest = max(map(len, prompts)) + chosen.max_new_tokens
-        if longest > config.num_positions:
+        begin = np.array([self.config.padding_id if first is None else first], np.int64)
+        prompts = [row if len(row) else begin for row in prompts]
+        room = self.config.num_positions - max(map(len, prompts))
+        chosen = defaults.resolved(options, ids.shape[1], room, self.config.vocab_size)
+        if chosen.pad_token_id is None:
+            chosen.pad_token_id = self.config.padding_id
+        rules = Rules(chosen, **functions)
+        if chosen.max_new_tokens > room:
             raise ValueError(
-                f"max_new_tokens: prompt and new tokens make {longest}, and the model has "
-                f"{config.num_positions} positions"
+                f"max_new_tokens: prompt and new tokens make "
+                f"{self.config.num_positions - room + chosen.max_new_tokens}, and the model has "
+                f"{self.config.num_positions} positions"
             )
         seed = draw_seed(rng)
-        begin = self._beginning(seed, longest, num_hashes, rotations)
-        source: Source
-        if use_cache:
-            source = Decoder(begin, self.head, longest)
-        else:
-            source = Recomputed(lambda ids, began: self._next_logits(begin(ids, began)))
-        return ids, prompts, source, chosen, np.random.default_rng(random_key(seed, "sampling"))
+        source = self._source(prompts, chosen, seed, num_hashes, rotations)
+        # beams draw together
+        copies = 1 if chosen.num_beams > 1 else chosen.num_return_sequences
+        return ids, prompts, source, rules, self._draws(seed, prompts, copies)
+
+    def _prompt_ids(self, input_ids: Any, first: int | None) -> np.ndarray:
+        """Checked ids (b, t) of prompts, or of the token `first` where there are none."""
+        name, v = f"{self.side}input_ids", self.config.vocab_size
+        if input_ids is None:
+            if first is None:
+                raise TypeError(f"{name}: expected them, or a bos_token_id to begin with")
+            input_ids = [[first]]
+        ids = as_array(name, input_ids)
+        if ids.ndim == 1:
+            ids = ids[None]
+        if ids.size == 0:
+            ids = ids.astype(np.int64)  # an empty list has no integers
+        ids = check_ids(name, ids, v)
+        if len(ids) == 0:
+            raise ValueError(f"{name}: expected at least one row, got shape {ids.shape}")
+        return ids
 
     @staticmethod
-    def _check_streamer(streamer: Any, chosen: Choice) -> None:
+    def _check_streamer(streamer: Any, chosen: GenerationConfig) -> None:
         if streamer is not None and not callable(streamer):
             raise TypeError(f"streamer: expected a function of the new tokens, got {streamer!r}")
         if streamer is not None and chosen.num_beams > 1:
             raise ValueError("streamer: expected None with num_beams: beams change to the end")
 
-    def _next_logits(self, run: Pass) -> np.ndarray:
-        """Logits (b, v) of what follows the ids of a pass."""
+    def _source(
+        self, prompts: Sequence[np.ndarray], chosen: GenerationConfig, seed: int, num_hashes: Any,
+        rotations: Any,
+    ) -> Source:  # fmt: skip
+        """What continues the prompts: texts of one number of buckets together."""
+        counts = [num_buckets_of(self.config, len(prompt)) for prompt in prompts]
+        kinds = [count for i, count in enumerate(counts) if count not in counts[:i]]
+        groups = np.array([kinds.index(count) for count in counts])
+        sources: dict[int, Source] = {}
+        for group, num_buckets in enumerate(kinds):
+            numbers = np.flatnonzero(groups == group)
+            begin = self._beginning(seed, num_buckets, num_hashes, rotations)
+            longest = max(len(prompts[i]) for i in numbers) + chosen.max_new_tokens
+            sources[group] = (
+                Decoder(begin, self.head, longest, numbers) if chosen.use_cache
+                else Recomputed(partial(self._recompute, begin, numbers))
+            )  # fmt: skip
+        return sources[0] if len(sources) == 1 else Grouped(groups, sources)
+
+    def _draws(
+        self, seed: int, prompts: Sequence[np.ndarray], copies: int
+    ) -> list[np.random.Generator]:
+        """A generator for each of `copies` texts of each prompt.
+
+        It follows from the prompt, and from the number of the same prompts before it alone: a row
+        is drawn as it would be without the others.
+        """
+        draws, before = [], Counter[str]()
+        for i, prompt in enumerate(prompts):
+            text = self._text_key(i, prompt)
+            for _ in range(copies):
+                key = random_key(seed, "sampling", text, before[text])
+                draws.append(np.random.default_rng(key))
+                before[text] += 1
+        return draws
+
+    def _text_key(self, row: int, prompt: np.ndarray) -> str:
+        """What the draws of a row depend on."""
+        return prompt.tobytes().hex()
+
+    def _recompute(
+        self, begin: Callable[..., Pass], numbers: np.ndarray, ids: np.ndarray, began: np.ndarray
+    ) -> np.ndarray:
+        """Logits (b, v) of what follows ids, by a forward pass."""
+        run = begin(ids, numbers[began])
         run.forward()
         return self.head.next_logits(run)
 
     def _beginning(
-        self, seed: int, longest: int, num_hashes: Any, rotations: Any
+        self, seed: int, num_buckets: Any, num_hashes: Any, rotations: Any
     ) -> Callable[..., Pass]:
         """A function of ids (b, t), and of the numbers (b,) of the texts with which they began,
         that gives a pass over them."""
         config = self.config
-        num_buckets: int | Sequence[int] | None = config.num_buckets
-        if num_buckets is None and "lsh" in config.layer_types:
-            num_buckets = ops.choose_num_buckets(
-                longest,
-                config.attention("lsh", "attn_chunk_length"),
-                config.max_position_embeddings,
-            )
 
         def begin(ids: np.ndarray, began: np.ndarray | None = None) -> Pass:
             inputs = check_inputs(
@@ -896,6 +1028,21 @@ class ReformerModelWithLMHead(_WithLoss):
 
         begin(np.zeros((1, 1), np.int64))  # what is wrong with the hashing shows before any work
         return begin
+
+    # ---- files ----
+
+    def _texts_of_folder(self) -> dict[str, str]:
+        return {GENERATION_CONFIG: self.generation_config.to_json_string()}
+
+    def _read_texts(self, folder: Path) -> None:
+        if (folder / GENERATION_CONFIG).is_file():
+            self.generation_config = GenerationConfig.from_json(folder)
+
+
+def _options(name: str, config: Any) -> GenerationConfig:
+    if not isinstance(config, GenerationConfig):
+        raise TypeError(f"{name}: expected a GenerationConfig, got {type(config).__name__}")
+    return config
 
 
 class ReformerForMaskedLM(_WithLoss):

@@ -57,7 +57,9 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, dtype, axial):
 
 def test_the_folder_holds_what_transformers_looks_for(tmp_path, model):
     model.save_pretrained(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["ReformerModelWithLMHead"]
     assert config["task"] == "prose"
@@ -541,7 +543,9 @@ def test_saving_again_keeps_the_folders_other_files(tmp_path, model):
     model.save_pretrained(tmp_path)
     model.parameters["lm_head.bias"][:] = 7
     model.save_pretrained(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "config.json", "generation_config.json", "model.safetensors", "notes.txt",
+    ]  # fmt: skip
     assert ReformerModelWithLMHead.from_pretrained(tmp_path).parameters["lm_head.bias"][0] == 7
 
 

@@ -6,7 +6,7 @@ from reference import decoding as reference
 from small_models import random_ids, randomise, small_config
 
 from reformer_c import num_threads, ops
-from reformer_c.decode import Decoder, cache_bytes
+from reformer_c.decode import Decoder, cache_bytes, num_buckets_of
 from reformer_c.model import ReformerModelWithLMHead
 from reformer_c.nn import draw_seed
 
@@ -35,7 +35,7 @@ def decoded(model, ids, prompt, **options):
     for row in ids:
         seen.clear()
         model.generate(row[None, :prompt], max_new_tokens=len(row) - prompt + 1,
-                       logits_processor=force, **options)  # fmt: skip
+                       logits_processor=force, eos_token_id=None, **options)  # fmt: skip
         rows.append(np.stack(seen))
     return np.stack(rows)
 
@@ -56,7 +56,7 @@ def test_with_whole_buckets_every_step_is_the_full_forward_pass(dtype, prompt):
 
 def rotations_of(model, longest, seed):
     """The rotations that generate draws from a seed."""
-    begin = model._beginning(draw_seed(seed), longest, None, None)
+    begin = model._beginning(draw_seed(seed), num_buckets_of(model.config, 1), None, None)
     decoder = Decoder(begin, model.head, longest)
     decoder.start([np.array([0])])
     found = [cache.rotations for cache in decoder._caches if cache.hashes]

@@ -232,7 +232,7 @@ def test_the_cache_gives_what_whole_passes_give(layers, scope):
     written_mask[1, :2] = 0  # prompts of two lengths
     arguments = {
         "decoder_input_ids": written, "decoder_attention_mask": written_mask, "rng": 4,
-        "max_new_tokens": 12,
+        "max_new_tokens": 12, "eos_token_id": None,
     }  # fmt: skip
     cached, whole = (
         model.generate(ids, mask, use_cache=use_cache, **arguments) for use_cache in (True, False)
@@ -242,16 +242,17 @@ def test_the_cache_gives_what_whole_passes_give(layers, scope):
     for extra in ({"num_beams": 3, "num_return_sequences": 2, "eos_token_id": 5},
                   {"do_sample": True, "num_return_sequences": 2}):  # fmt: skip
         cached, whole = (
-            model.generate(ids, mask, use_cache=use_cache, **arguments, **extra)
+            model.generate(ids, mask, use_cache=use_cache, **arguments | extra)
             for use_cache in (True, False)
         )
         assert len(cached) == 6
         np.testing.assert_array_equal(cached, whole)
     # each row as it would be alone
-    alone = model.generate(ids[1:2], mask[1:2], decoder_input_ids=written[1:2, 2:], rng=4,
-                           max_new_tokens=12)  # fmt: skip
-    together = model.generate(ids, mask, **arguments)
-    np.testing.assert_array_equal(alone[0, 2:], together[1, 4:])
+    for extra in ({}, {"do_sample": True}):
+        together = model.generate(ids, mask, **arguments | extra)
+        own = {"decoder_input_ids": written[1:2, 2:], "decoder_attention_mask": None}
+        alone = model.generate(ids[1:2], mask[1:2], **arguments | extra | own)
+        np.testing.assert_array_equal(alone[0, 2:], together[1, 4:])
 
 
 @pytest.mark.parametrize(
@@ -432,7 +433,7 @@ def test_it_learns_to_write_backwards():
         rc.clip_gradients(gradients, 1.0)
         optimizer.step(gradients)
     ids = rng.integers(2, 13, (40, 6))
-    written = model.generate(ids, max_new_tokens=6, rng=0)[:, 1:]
+    written = model.generate(ids, max_new_tokens=6, eos_token_id=None, rng=0)[:, 1:]
     assert loss < 0.3
     assert (written == ids[:, ::-1]).mean() > 0.9
 

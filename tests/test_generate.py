@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_models import random_ids, randomise, small_config
 
-from reformer_c.generate import Choice, Recomputed, beam_search, probabilities, stream_tokens
+from reformer_c.generate import Recomputed, Rules, beam_search, probabilities, stream_tokens
+from reformer_c.generation_config import GenerationConfig
 from reformer_c.model import ReformerModelWithLMHead
 
 
@@ -15,15 +16,37 @@ def model():
     return randomise(ReformerModelWithLMHead(small_config(num_buckets=None), rng=0))
 
 
+FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+
+
+def make_rules(**options):
+    """The rules of a call whose prompts have one token, of a vocabulary of any size."""
+    functions = {name: options.pop(name) for name in FUNCTIONS if name in options}
+    options = {"max_new_tokens": 4, "pad_token_id": 0, "top_k": 0} | options
+    return Rules(GenerationConfig().resolved(options, 1, 100, 1000), **functions)
+
+
+def generators(count):
+    return [np.random.default_rng(i) for i in range(count)]
+
+
 def decode(next_logits, prompts, **changes):
     """Prompts and new tokens (n, t + new) from a function of ids."""
-    choice = Choice(**{"max_new_tokens": 4} | changes)
+    rules = make_rules(**changes)
+    copies = rules.options.num_return_sequences
     prompts = [np.array(prompt) for prompt in prompts]
     source = Recomputed(lambda ids, began: next_logits(ids))
-    steps = stream_tokens(source, prompts, choice, np.random.default_rng(0))
+    steps = stream_tokens(source, prompts, rules, generators(len(prompts) * copies))
     new = np.array(list(steps)).T
-    prompts = np.repeat(np.stack(prompts), choice.num_return_sequences, axis=0)
+    prompts = np.repeat(np.stack(prompts), copies, axis=0)
     return np.concatenate([prompts, new], axis=1)
+
+
+def search(next_logits, prompts, **options):
+    """The new tokens of each prompt's best texts."""
+    source = Recomputed(lambda ids, began: next_logits(ids))
+    found = beam_search(source, prompts, make_rules(**options), generators(len(prompts)))
+    return [[ids.tolist() for ids in texts] for texts in found]
 
 
 # ---- which tokens may come ----
@@ -145,34 +168,39 @@ def best_texts(table, first, n, length):
 def test_as_many_beams_as_texts_find_the_best_of_all():
     rng = np.random.default_rng(0)
     table = np.log(rng.dirichlet(np.ones(3), 3))
-    choice = Choice(num_beams=27, max_new_tokens=3, num_return_sequences=5)
-    found = beam_search(Recomputed(lambda ids, began: table[ids[:, -1]]), [np.array([0])], choice)
-    assert [ids.tolist() for ids in found[0]] == best_texts(table, 0, 3, 1.0)[:5]
+    found = search(lambda ids: table[ids[:, -1]], [np.array([0])],
+                   num_beams=27, max_new_tokens=3, num_return_sequences=5)  # fmt: skip
+    assert found[0] == best_texts(table, 0, 3, 1.0)[:5]
 
 
-def test_the_length_penalty_decides_between_short_and_long():
-    # 0: the end. Ending at once has probability 0.4, going on as long as possible 0.6 * 0.8 ** n
+def short_or_long(**options):
+    """The best text where 0, the end, has probability 0.4 at once, and going on as long as
+    possible 0.6 * 0.8 ** n."""
     table = np.log([[1.0, 1e-30], [0.2, 0.8]])
     first = np.log([[0.4, 0.6]])
-    source = lambda: Recomputed(  # noqa: E731
-        lambda ids, began: np.repeat(first, len(ids), 0) if ids.shape[1] == 1 else table[ids[:, -1]]
-    )
-    search = {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": 0}
-    short = beam_search(source(), [np.array([1])], Choice(length_penalty=-1.0, **search))
-    long = beam_search(source(), [np.array([1])], Choice(length_penalty=2.0, **search))
-    assert short[0][0].tolist() == [0]
-    assert long[0][0].tolist() == [1] * 5
+
+    def next_logits(ids):
+        return np.repeat(first, len(ids), 0) if ids.shape[1] == 1 else table[ids[:, -1]]
+
+    rules = {"num_beams": 2, "max_new_tokens": 5, "eos_token_id": 0}
+    return search(next_logits, [np.array([1])], **rules | options)[0][0]
+
+
+@pytest.mark.parametrize(("length_penalty", "text"), [
+    (-1.0, [0]), (2.0, [1] * 5), (-1e308, [0]), (1e308, [1] * 5), (-400.0, [0]), (400.0, [1] * 5),
+])  # fmt: skip
+def test_the_length_penalty_decides_between_short_and_long(length_penalty, text):
+    assert short_or_long(length_penalty=length_penalty) == text
 
 
 def test_beams_of_a_batch_are_those_of_each_prompt_alone():
     table = np.log(np.random.default_rng(1).dirichlet(np.ones(7), 7))
-    choice = Choice(num_beams=3, max_new_tokens=6, num_return_sequences=3, eos_token_id=[2, 5])
+    options = {"num_beams": 3, "max_new_tokens": 6, "num_return_sequences": 3,
+               "eos_token_id": [2, 5]}  # fmt: skip
     prompts = [np.array([0]), np.array([1, 3]), np.array([6])]
-    source = lambda: Recomputed(lambda ids, began: table[ids[:, -1]])  # noqa: E731
-    together = beam_search(source(), prompts, choice)
+    together = search(lambda ids: table[ids[:, -1]], prompts, **options)
     for prompt, rows in zip(prompts, together, strict=True):
-        alone = beam_search(source(), [prompt], choice)[0]
-        assert [ids.tolist() for ids in rows] == [ids.tolist() for ids in alone]
+        assert [rows] == search(lambda ids: table[ids[:, -1]], [prompt], **options)
 
 
 # ---- with a model ----
@@ -182,7 +210,7 @@ def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward_pass():
     config = small_config(attn_layers=["local", "local"])
     model = randomise(ReformerModelWithLMHead(config, rng=0))
     ids = random_ids((2, 9))
-    out = model.generate(ids, max_new_tokens=12)
+    out = model.generate(ids, max_new_tokens=12, eos_token_id=None)
     assert out.dtype == np.int64
     assert out.shape == (2, 21)
     assert np.array_equal(out[:, :9], ids)
@@ -230,35 +258,43 @@ def test_a_prompt_without_tokens_begins_with_the_start_token():
 
 def test_injected_rotations_decide(model):
     rng = np.random.default_rng(0)
-    # 3 + 20 tokens: 6 chunks of 4, 8 buckets
+    # 13 tokens: 4 chunks of 4, 8 buckets
     rotations = [rng.standard_normal((2, 6, 2, 4)) for _ in range(2)]
-    ids = random_ids((1, 3))
+    ids = random_ids((1, 13))
     one = model.generate(ids, max_new_tokens=20, rotations=rotations, rng=0)
     assert np.array_equal(one, model.generate(ids, max_new_tokens=20, rotations=rotations, rng=1))
     with pytest.raises(ValueError, match=r"^rotations\[0\]: expected shape \(2, 6, 2, 4\)"):
         model.generate(ids, max_new_tokens=20, rotations=[r[..., :2] for r in rotations])
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("options", [
+    {}, {"num_beams": 3}, {"do_sample": True}, {"do_sample": True, "num_return_sequences": 2},
+    {"do_sample": True, "num_beams": 3, "num_return_sequences": 2}, {"use_cache": False},
+])  # fmt: skip
 @pytest.mark.parametrize("scope", ["chunk", "bucket"])
-def test_a_row_comes_out_as_it_does_alone(scope, beams):
+def test_a_row_comes_out_as_it_does_alone(scope, options):
     config = small_config(num_buckets=None, attention_scope=scope)
     model = randomise(ReformerModelWithLMHead(config, rng=0))
-    ids, mask = random_ids((3, 7)), np.ones((3, 7), int)
-    mask[0, :4], mask[1, 5:] = 0, 0
-    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, num_beams=beams, rng=0)
-    for row in range(3):
+    ids, mask = random_ids((4, 24)), np.ones((4, 24), int)
+    mask[0, :4], mask[1, 5:], mask[3, 3:] = 0, 0, 0
+    ids[3, :3] = ids[1, :3]
+    options = options | {"max_new_tokens": 8, "rng": 0, "eos_token_id": None}
+    together = model.generate(ids, attention_mask=mask, **options)
+    copies = options.get("num_return_sequences", 1)
+    for row in range(4):
         prompt = ids[row][mask[row] == 1][None]
-        # the number of buckets follows from the longest row: 7 + 8
-        alone = model.generate(prompt, max_new_tokens=15 - prompt.shape[1], num_beams=beams, rng=0)
-        if beams == 1:  # else what comes later decides, too
-            assert np.array_equal(alone[0, prompt.shape[1] :][:8], together[row, 7:])
-        elif prompt.shape[1] == 7:
-            assert np.array_equal(alone[0], together[row])
+        alone = model.generate(prompt, **options)
+        own = together[row * copies : (row + 1) * copies]
+        assert np.array_equal(alone[:, prompt.shape[1] :], own[:, 24:])
+        longer = model.generate(prompt, **options | {"max_new_tokens": 12})
+        if "num_beams" not in options:  # else what comes later decides, too
+            assert np.array_equal(longer[:, : alone.shape[1]], alone)
 
 
 def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
-    assert model.generate([[3]], max_new_tokens=41, rng=0).shape == (1, 42)
+    options = {"eos_token_id": None, "rng": 0}
+    assert model.generate([[3]], max_new_tokens=41, **options).shape == (1, 42)
+    assert model.generate([[3]], **options).shape == (1, 42)  # the default of 100 gives way
     assert model.generate([[3]], max_new_tokens=0).tolist() == [[3]]
 
 
@@ -266,7 +302,25 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
     ("changes", "name"),
     [
         ({"input_ids": np.zeros((0, 3), int)}, "input_ids"),
-        ({"input_ids": [3]}, "input_ids"),
+        ({"input_ids": 3}, "input_ids"),
+        ({"input_ids": [[1, 2], [3]]}, "input_ids"),
+        ({"input_ids": [[[3]]]}, "input_ids"),
+        ({"input_ids": None}, "input_ids"),
+        ({"attention_mask": [[1], [1, 1]]}, "attention_mask"),
+        ({"do_sample": "yes"}, "do_sample"),
+        ({"do_sample": 1}, "do_sample"),
+        ({"top_k": 2.0}, "top_k"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"bad_words_ids": [3]}, "bad_words_ids"),
+        ({"bad_words_ids": 3}, "bad_words_ids"),
+        ({"suppress_tokens": 3.5}, "suppress_tokens"),
+        ({"prefix_allowed_tokens_fn": 3}, "prefix_allowed_tokens_fn"),
+        ({"prefix_allowed_tokens_fn": lambda row, ids: []}, "prefix_allowed_tokens_fn"),
+        ({"prefix_allowed_tokens_fn": lambda row, ids: [13]}, "prefix_allowed_tokens_fn"),
+        ({"generation_config": {"top_k": 2}}, "generation_config"),
+        ({"decoder_start_token_id": 2}, "decoder_start_token_id"),
+        ({"max_length": 1, "max_new_tokens": None}, "max_length"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha"),
         ({"input_ids": [[13]]}, "input_ids"),
         ({"input_ids": [[0.5]]}, "input_ids"),
         ({"max_new_tokens": 42}, "max_new_tokens"),
@@ -287,7 +341,7 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"min_p": 1.5}, "min_p"),
         ({"min_new_tokens": 3}, "min_new_tokens"),
         ({"num_beams": 0}, "num_beams"),
-        ({"num_beams": 2}, "num_beams"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
         ({"do_sample": False, "num_return_sequences": 2}, "num_return_sequences"),
         ({"do_sample": False, "num_beams": 2, "streamer": print}, "streamer"),
         ({"length_penalty": np.inf}, "length_penalty"),
@@ -319,4 +373,5 @@ def test_logits_that_are_not_numbers_are_an_error_and_no_text(rules):
 def test_words_that_leave_no_token_are_an_error(model, rules):
     every = [[token] for token in range(model.config.vocab_size)]
     with pytest.raises(ValueError, match=r"bad_words_ids.*no token is left after 3 tokens"):
-        model.generate([[1, 2, 3]], max_new_tokens=2, bad_words_ids=every, rng=0, **rules)
+        model.generate([[1, 2, 3]], max_new_tokens=2, bad_words_ids=every, rng=0,
+                       eos_token_id=None, **rules)  # fmt: skip

@@ -1,0 +1,390 @@
+"""How a model writes: the options of ``generate``, and the generation_config.json of a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import write_atomically
+from .checks import did_you_mean, integer, refuse_unknown
+
+__all__ = ["GENERATION_CONFIG", "GenerationConfig"]
+
+GENERATION_CONFIG = "generation_config.json"
+
+# integers, and the least that each may be
+COUNTS = {
+    "max_length": 1, "max_new_tokens": 0, "min_length": 0, "min_new_tokens": 0, "num_beams": 1,
+    "top_k": 0, "no_repeat_ngram_size": 0, "num_return_sequences": 1,
+}  # fmt: skip
+# numbers: the bounds, whether the lower one is excluded, and the words for it
+REALS: dict[str, tuple[float, float, bool, str]] = {
+    "temperature": (0.0, math.inf, True, "a number > 0"),
+    "repetition_penalty": (0.0, math.inf, True, "a number > 0"),
+    "top_p": (0.0, 1.0, True, "a number in (0, 1]"),
+    "typical_p": (0.0, 1.0, True, "a number in (0, 1]"),
+    "min_p": (0.0, 1.0, False, "a number in [0, 1]"),
+    "epsilon_cutoff": (0.0, 1.0, False, "a number in [0, 1]"),
+    "eta_cutoff": (0.0, 1.0, False, "a number in [0, 1]"),
+    "length_penalty": (-math.inf, math.inf, False, "a finite number"),
+}
+FLAGS = ("do_sample", "renormalize_logits", "use_cache")
+# a token, or several
+TOKEN = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+TOKENS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
+# a checkpoint has a number outside the vocabulary for those that it does not have
+SPECIAL = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
+
+# what an option is where nobody sets it: transformers' values, but for the length
+DEFAULTS: dict[str, Any] = {
+    "max_new_tokens": 100, "min_new_tokens": 0, "do_sample": False, "temperature": 1.0,
+    "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "renormalize_logits": False, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False,
+    "num_return_sequences": 1, "use_cache": True,
+}  # fmt: skip
+
+# options of transformers that change a text, or what is returned, and are not built here: None or
+# the value given here is their absence
+NOT_BUILT: dict[str, Any] = {
+    "assistant_early_exit": None, "constraints": None, "diversity_penalty": 0.0,
+    "dola_layers": None, "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
+    "exponential_decay_length_penalty": None, "force_words_ids": None, "guidance_scale": 1,
+    "max_time": None, "num_beam_groups": 1, "output_attentions": False,
+    "output_hidden_states": False, "output_logits": False, "output_scores": False,
+    "penalty_alpha": 0.0, "prompt_lookup_num_tokens": None, "remove_invalid_values": False,
+    "return_dict_in_generate": False, "sequence_bias": None, "stop_strings": None,
+    "token_healing": False, "top_h": None, "watermarking_config": None,
+}  # fmt: skip
+
+
+@dataclass(init=False, repr=False)
+class GenerationConfig:
+    """The options of ``generate``, under the names of Hugging Face's ``GenerationConfig``.
+
+    None is an option that is not set: what counts then is the next lower of these layers: the
+    arguments of ``generate``, its `generation_config`, the model's ``generation_config``, defaults.
+    Assigning a field checks it; what the fields mean is told by ``generate``.
+
+    Parameters
+    ----------
+    **options
+        The fields. `extra` is a dictionary of what a generation_config.json holds beside them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Name the field and say what was expected.
+    AttributeError
+        There is no field of that name.
+
+    Examples
+    --------
+    >>> config = GenerationConfig(do_sample=True, top_p=0.9)
+    >>> config.temperature = 0.7
+    >>> config
+    GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9)
+    >>> config.temprature = 0.7
+    Traceback (most recent call last):
+    AttributeError: temprature: GenerationConfig has no such field; did you mean temperature?
+    """
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    min_length: int | None = None
+    min_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
+    renormalize_logits: bool | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    num_return_sequences: int | None = None
+    use_cache: bool | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    extra: dict[str, Any] | None = None
+
+    def __init__(self, **options: Any) -> None:
+        names = [f.name for f in fields(self)]
+        refuse_unknown(options, names, type(self).__name__)
+        for name in names:
+            setattr(self, name, options.get(name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        names = [f.name for f in fields(self)]
+        if name not in names:
+            raise AttributeError(
+                f"{name}: {type(self).__name__} has no such field{did_you_mean(name, names)}"
+            )
+        object.__setattr__(self, name, value if value is None else _checked(name, value))
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._set().items())
+        return f"{type(self).__name__}({given})"
+
+    def _set(self) -> dict[str, Any]:
+        """The fields that are set."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    # ---- files ----
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
+        """The options of a generation_config.json; other keys are kept in `extra`.
+
+        A warning names an option of transformers that is set there and not built here, and a key
+        that is nearly an option.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values: expected a dictionary, got {type(values).__name__}")
+        names = [f.name for f in fields(cls) if f.name != "extra"]
+        extra = {name: value for name, value in values.items() if name not in names}
+        _warn_of_not_built(GENERATION_CONFIG, extra)
+        for name in extra.keys() - NOT_BUILT.keys():
+            if near := did_you_mean(name, names):
+                warnings.warn(f"{GENERATION_CONFIG}: {name} is no option{near}", stacklevel=2)
+        known = {name: value for name, value in values.items() if name in names}
+        return cls(**known, extra=extra or None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a generation_config.json that `from_dict` and transformers read."""
+        return (self.extra or {}) | {k: v for k, v in self._set().items() if k != "extra"}
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> GenerationConfig:
+        """Read a JSON file, or the generation_config.json of a folder."""
+        path = Path(path)
+        path = path / GENERATION_CONFIG if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"path: {os.fspath(path)!r} is not JSON: {error}") from error
+        return cls.from_dict(values)
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Write a JSON file, or the generation_config.json of a folder that exists; atomically.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> config = GenerationConfig(max_new_tokens=7, extra={"note": "short"})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config.to_json(folder)
+        ...     GenerationConfig.from_json(folder) == config
+        True
+        """
+        path = Path(path)
+        path = path / GENERATION_CONFIG if path.is_dir() else path
+        text = self.to_json_string()
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def to_json_string(self) -> str:
+        """The text of a generation_config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_model_config(cls, values: Mapping[str, Any]) -> GenerationConfig:
+        """What the contents of a config.json say about generation: its special tokens, and the
+        options that older versions of transformers kept there."""
+        # of these a configuration has its own meaning
+        names = {f.name for f in fields(cls)} - {"extra", "use_cache"}
+        own = ("output_attentions", "output_hidden_states")
+        _warn_of_not_built("config.json", {k: v for k, v in values.items() if k not in own})
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    # ---- layers ----
+
+    def over(self, lower: GenerationConfig) -> GenerationConfig:
+        """These options, and where one is not set the lower ones."""
+        return type(self)(**(lower._set() | self._set()))
+
+    def token(self, name: str, call: Mapping[str, Any], v: int) -> int | None:
+        """A special token, of a call or of these options; None where the vocabulary has it not."""
+        if call.get(name) is None:
+            return None if name in call else _inside(getattr(self, name), v)
+        given = type(self)(**{name: call[name]})
+        given._check_tokens(v)
+        return getattr(given, name)
+
+    def resolved(self, call: Mapping[str, Any], t: int, room: int, v: int) -> GenerationConfig:
+        """All options of a call, none of which is None unless that is a value of its own.
+
+        Parameters
+        ----------
+        call : mapping of str to object
+            What the call says; a None turns off what these options say.
+        t : int
+            Length of the prompts, with their padding.
+        room : int
+            New tokens for which the model has positions.
+        v : int
+            Size of the vocabulary.
+        """
+        refuse_unknown(call, [f.name for f in fields(self) if f.name != "extra"], "generate")
+        given = type(self)(**call)
+        given._check_tokens(v)
+        lower = self._set() | {name: None for name in call}
+        for name in SPECIAL:
+            if lower.get(name) is not None:
+                lower[name] = _inside(lower[name], v)
+        # a length of the call goes before the folder's, however it is counted
+        for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if call.get(one) is not None and call.get(other) is not None:
+                warnings.warn(f"{one}: {other}={call[other]} goes before it", stacklevel=4)
+            for name in (one, other):
+                if call.get(name) is not None:
+                    lower |= {one: None, other: None}
+        found = given.over(type(self)(**lower))
+        found._check_tokens(v)
+        if found.pad_token_id is None and found.eos_token_id is not None:
+            found.pad_token_id = _flat(found.eos_token_id)[0]
+        found._count_new_tokens(call, t, room)
+        off = {"top_k": 0}  # given as None
+        for name, value in DEFAULTS.items():
+            if getattr(found, name) is None:
+                setattr(found, name, off.get(name, value) if name in call else value)
+        found._check_together()
+        return found
+
+    def _count_new_tokens(self, call: Mapping[str, Any], t: int, room: int) -> None:
+        """max_new_tokens and min_new_tokens, from whole lengths or the defaults."""
+        if self.max_new_tokens is None and self.max_length is not None:
+            if self.max_length <= t:
+                raise ValueError(
+                    f"max_length: expected more than the prompt's {t} tokens, got {self.max_length}"
+                )
+            self.max_new_tokens = self.max_length - t
+        if self.max_new_tokens is None:
+            self.max_new_tokens = max(1, min(DEFAULTS["max_new_tokens"], room))
+        if self.min_new_tokens is None:
+            self.min_new_tokens = max(0, (self.min_length or 0) - t)
+        if self.min_new_tokens > self.max_new_tokens:
+            for name in ("min_new_tokens", "min_length"):
+                if call.get(name) is not None:
+                    raise ValueError(
+                        f"{name}: expected at most max_new_tokens={self.max_new_tokens} new "
+                        f"tokens, got {self.min_new_tokens}"
+                    )
+            self.min_new_tokens = self.max_new_tokens
+
+    def _check_together(self) -> None:
+        beams, texts = self.num_beams or 1, self.num_return_sequences or 1
+        if texts > beams and (beams > 1 or not self.do_sample):
+            raise ValueError(
+                f"num_return_sequences: expected at most num_beams={beams} without do_sample or "
+                f"with beams, got {texts}"
+            )
+
+    def _check_tokens(self, v: int) -> None:
+        """Raise ValueError where a token is not in [0, v)."""
+        for name in (*TOKEN, *TOKENS, "bad_words_ids"):
+            tokens = np.ravel(_flat(getattr(self, name)))
+            for token in tokens[(tokens < 0) | (tokens >= v)]:
+                raise ValueError(f"{name}: expected ids in [0, {v}), got {token}")
+
+
+def _warn_of_not_built(source: str, values: Mapping[str, Any]) -> None:
+    for name in NOT_BUILT.keys() & values.keys():
+        if values[name] is not None and values[name] != NOT_BUILT[name]:
+            warnings.warn(
+                f"{source}: {name}={values[name]!r} is not supported: generate does without it",
+                stacklevel=3,
+            )
+
+
+def _flat(value: Any) -> list[int]:
+    """The integers of a field: of none, of one token, of several, or of words."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        return [value]
+    return [token for part in value for token in _flat(part)]
+
+
+def _inside(value: Any, v: int) -> Any:
+    """Those tokens that the vocabulary has; None where there is none."""
+    inside = [token for token in _flat(value) if 0 <= token < v]
+    return (inside if isinstance(value, list) else inside[0]) if inside else None
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A field's value, as JSON has it."""
+    if name in COUNTS:
+        return integer(name, value, COUNTS[name])
+    if name in REALS:
+        return _real(name, value, *REALS[name])
+    if name in FLAGS:
+        return _flag(name, value)
+    if name in TOKEN:
+        return integer(name, value)
+    if name in TOKENS:
+        several = isinstance(value, Sequence) or np.ndim(value) > 0
+        return _token_list(name, value) if several else integer(name, value)
+    if name == "bad_words_ids":
+        return _words(name, value)
+    if name == "early_stopping":
+        return value if isinstance(value, str) and value == "never" else _flag(name, value)
+    if not isinstance(value, dict):
+        raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
+    return dict(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        expected = "True, False or 'never'" if name == "early_stopping" else "True or False"
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{name}: expected {expected}, got {value!r}")
+    return bool(value)
+
+
+def _token_list(name: str, value: Any) -> list[int]:
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+        raise TypeError(f"{name}: expected a list of integers, got {value!r}")
+    return [integer(name, token) for token in value]
+
+
+def _words(name: str, value: Any) -> list[list[int]]:
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+        raise TypeError(f"{name}: expected a list of lists of integers, got {value!r}")
+    words = [_token_list(name, word) for word in value]
+    if not all(words):
+        raise ValueError(f"{name}: expected at least one token in each word, got []")
+    return words
+
+
+def _real(
+    name: str, value: Any, least: float, most: float, open_below: bool, expected: str
+) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    value = float(value)
+    inside = math.isfinite(value) and least <= value <= most
+    if not inside or (open_below and value == least):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return value
