@@ -22,7 +22,8 @@ Extra: ``mpi`` (``pip install ".[mpi]"`` from a checkout), and an MPI of the sys
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,7 @@ class DataParallel:
         """Give every process the weights of rank 0, and the optimiser's state if there is one: to
         be called by all, after a ``resume`` of rank 0 alone, say."""
         broadcast(self.model.parameters, self.comm)
+        self._agree_on_buckets(self.model.sides.values())
         if optimizer is not None:
             state = optimizer.state_dict()
             broadcast(state, self.comm)
@@ -242,8 +244,8 @@ class DataParallel:
         """How many targets the loss is a mean over, in the batches of all processes."""
         return self.comm.allreduce(self.model.count_targets(*args, **arguments))
 
-    def _agree_on_buckets(self, models: Sequence[Any]) -> None:
-        """The number of buckets that the first process chose is everybody's."""
+    def _agree_on_buckets(self, models: Iterable[Any]) -> None:
+        """The number of buckets that the first process chose or read is everybody's."""
         for model in models:
             chosen = [n for n in self.comm.allgather(model.config.num_buckets) if n is not None]
             if chosen:

@@ -684,7 +684,7 @@ class ReformerEncoderDecoder(Model):
                 f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "
                 f"({message})"
             )
-        model.decoder._read_texts(folder)
+        model.decoder._read_texts(folder, {})
         return model
 
 

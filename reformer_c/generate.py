@@ -32,8 +32,8 @@ Criterion = Callable[[np.ndarray, np.ndarray], bool]
 
 # what Hugging Face's beam search has for minus infinity: sums of it stay comparable
 NEVER = -1e9
-# a number that divides like 0, and yet what is divided does not overflow
-TINY = 1e-200
+# divides and multiplies as 0 does in the limit, and what came of float32 does not overflow by it
+TINY = 1e-100
 # what may leave no token to choose
 BANNING = "bad_words_ids, suppress_tokens, no_repeat_ngram_size, logits_processor"
 
@@ -324,7 +324,7 @@ def _warp(
     typical_p: float, epsilon_cutoff: float, eta_cutoff: float, keep: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Logits at a temperature, and minus infinity for what is not drawn; `keep` tokens stay."""
-    with np.errstate(under="ignore"):
+    with np.errstate(under="ignore", over="ignore"):
         # a temperature below that has reached its limit: the likeliest token alone
         z = z / max(temperature, TINY)
     keep = min(keep, len(z))
@@ -388,9 +388,7 @@ class _Text:
     """A prompt and its new tokens, in a buffer that has room for all; the number of its row, and
     the generator of its draws."""
 
-    def __init__(
-        self, prompt: np.ndarray, room: int, row: int, draws: np.random.Generator
-    ) -> None:
+    def __init__(self, prompt: np.ndarray, room: int, row: int, draws: np.random.Generator) -> None:
         self._buffer = np.concatenate([prompt, np.zeros(room, np.int64)])
         self.prompt, self.new, self.row, self.draws = len(prompt), 0, row, draws
         self._seen: np.ndarray | None = None
@@ -469,7 +467,8 @@ def stream_tokens(
         source.take(parents)
         logits = logits[parents]
     texts = [
-        _Text(prompts[row], room, row, own) for row, own in zip(parents, draws, strict=True)
+        _Text(prompts[row], room, row, own)
+        for row, own in zip(parents.tolist(), draws, strict=True)
     ]
     rows = np.arange(len(texts))
     while len(rows):
@@ -510,9 +509,7 @@ class _Beams:
         z = [rules.process(_log_softmax(row), text)
              for row, text in zip(logits, self.texts, strict=True)]  # fmt: skip
         if max(row.max() for row in z) == -math.inf:
-            raise ValueError(
-                f"{BANNING}: no token is left after {len(self.texts[0].ids)} tokens"
-            )
+            raise ValueError(f"{BANNING}: no token is left after {len(self.texts[0].ids)} tokens")
         going: list[tuple[int, int]] = []
         texts: list[_Text] = []
         scores: list[float] = []
@@ -562,7 +559,9 @@ class _Beams:
         sign = 1 if score > 0 else -1
         size = sign * (math.log(abs(score)) - penalty * math.log(new))
         # where that is no number any more, the length decides, and then the score
-        return (sign, size, math.copysign(new, penalty), score) if math.isinf(size) else (sign, size)
+        return (
+            (sign, size, math.copysign(new, penalty), score) if math.isinf(size) else (sign, size)
+        )
 
     def _finished(self, score: float, new: int) -> bool:
         """Whether no beam can come before those that have ended, by transformers' estimate."""

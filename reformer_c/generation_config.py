@@ -17,7 +17,7 @@ import numpy as np
 from .checkpoint import write_atomically
 from .checks import did_you_mean, integer, refuse_unknown
 
-__all__ = ["GENERATION_CONFIG", "GenerationConfig"]
+__all__ = ["GENERATION_CONFIG", "SPECIAL", "GenerationConfig"]
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -42,8 +42,10 @@ FLAGS = ("do_sample", "renormalize_logits", "use_cache")
 TOKEN = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 TOKENS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
 # a checkpoint has a number outside the vocabulary for those that it does not have
-SPECIAL = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
+SPECIAL = {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
 
+# None, of a type that options which have a default may have
+UNSET: Any = None
 # what an option is where nobody sets it: transformers' values, but for the length
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 100, "min_new_tokens": 0, "do_sample": False, "temperature": 1.0,
@@ -99,30 +101,30 @@ class GenerationConfig:
     """
 
     max_length: int | None = None
-    max_new_tokens: int | None = None
+    max_new_tokens: int = UNSET
     min_length: int | None = None
-    min_new_tokens: int | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    epsilon_cutoff: float | None = None
-    eta_cutoff: float | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int = UNSET
+    do_sample: bool = UNSET
+    temperature: float = UNSET
+    top_k: int = UNSET
+    top_p: float = UNSET
+    min_p: float = UNSET
+    typical_p: float = UNSET
+    epsilon_cutoff: float = UNSET
+    eta_cutoff: float = UNSET
+    repetition_penalty: float = UNSET
+    no_repeat_ngram_size: int = UNSET
     bad_words_ids: Sequence[Sequence[int]] | None = None
     suppress_tokens: Sequence[int] | None = None
     begin_suppress_tokens: Sequence[int] | None = None
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | Sequence[int] | None = None
-    renormalize_logits: bool | None = None
-    num_beams: int | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | str | None = None
-    num_return_sequences: int | None = None
-    use_cache: bool | None = None
+    renormalize_logits: bool = UNSET
+    num_beams: int = UNSET
+    length_penalty: float = UNSET
+    early_stopping: bool | str = UNSET
+    num_return_sequences: int = UNSET
+    use_cache: bool = UNSET
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -249,7 +251,7 @@ class GenerationConfig:
         refuse_unknown(call, [f.name for f in fields(self) if f.name != "extra"], "generate")
         given = type(self)(**call)
         given._check_tokens(v)
-        lower = self._set() | {name: None for name in call}
+        lower = self._set() | dict.fromkeys(call)
         for name in SPECIAL:
             if lower.get(name) is not None:
                 lower[name] = _inside(lower[name], v)

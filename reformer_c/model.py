@@ -10,14 +10,13 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from . import ops
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
@@ -25,7 +24,7 @@ from .checks import NamedAttributes, integer, refuse_unknown
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes, num_buckets_of
 from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
-from .generation_config import GENERATION_CONFIG, GenerationConfig
+from .generation_config import GENERATION_CONFIG, SPECIAL, GenerationConfig
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, as_array, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
@@ -300,7 +299,7 @@ class Reformer(Model):
         chosen = run.chosen_num_buckets
         if self.config.num_buckets is None and chosen is not None:
             # the caller's configuration stays as it is
-            self.config = replace(self.config, num_buckets=chosen)
+            self.config = replace(self.config, num_buckets=chosen)  # type: ignore[arg-type]
 
     @property
     def sides(self) -> dict[str, Reformer]:
@@ -335,8 +334,8 @@ class Reformer(Model):
         """More files of a model's folder, and what is in them."""
         return {}
 
-    def _read_texts(self, folder: Path) -> None:
-        """Read them, where they are."""
+    def _read_texts(self, folder: Path, changes: Mapping[str, Any]) -> None:
+        """Read them, where they are; `changes` of the configuration go before them."""
 
     @classmethod
     def from_pretrained(
@@ -421,7 +420,7 @@ class Reformer(Model):
             message += "; what is unexpected is not used" if unexpected else ""
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
             model._initialise((name for name in missing if name in model.parameters), rng)
-        model._read_texts(folder)
+        model._read_texts(folder, changes)
         return model
 
     def _not_of_heads(
@@ -703,6 +702,7 @@ class ReformerModelWithLMHead(_WithLoss):
     """
 
     head: ClassVar[LanguageModel] = LanguageModel(causal=True)
+    _generation_config: GenerationConfig
 
     def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
         super()._allocate(config, dtype)
@@ -974,7 +974,7 @@ class ReformerModelWithLMHead(_WithLoss):
         for group, num_buckets in enumerate(kinds):
             numbers = np.flatnonzero(groups == group)
             begin = self._beginning(seed, num_buckets, num_hashes, rotations)
-            longest = max(len(prompts[i]) for i in numbers) + chosen.max_new_tokens
+            longest = max(len(prompts[int(i)]) for i in numbers) + chosen.max_new_tokens
             sources[group] = (
                 Decoder(begin, self.head, longest, numbers) if chosen.use_cache
                 else Recomputed(partial(self._recompute, begin, numbers))
@@ -1034,9 +1034,11 @@ class ReformerModelWithLMHead(_WithLoss):
     def _texts_of_folder(self) -> dict[str, str]:
         return {GENERATION_CONFIG: self.generation_config.to_json_string()}
 
-    def _read_texts(self, folder: Path) -> None:
+    def _read_texts(self, folder: Path, changes: Mapping[str, Any]) -> None:
         if (folder / GENERATION_CONFIG).is_file():
             self.generation_config = GenerationConfig.from_json(folder)
+        for name in SPECIAL & changes.keys():
+            setattr(self.generation_config, name, changes[name])
 
 
 def _options(name: str, config: Any) -> GenerationConfig:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -379,6 +379,12 @@ class Trainer:
         pairs = [(key, mine, state.get(key)) for key, mine in own.items() if key != "settings"]
         saved = state.get("settings", {})
         pairs += [(key, mine, saved.get(key, mine)) for key, mine in own["settings"].items()]
+        buckets = self._buckets_of(folder)
+        pairs += [
+            (f"{name}.num_buckets".lstrip("."), side.config.num_buckets, buckets[name])
+            for name, side in self._sides.items()
+            if side.config.num_buckets is not None and buckets[name] is not None
+        ]
         for key, mine, theirs in pairs:
             if key != "step" and theirs != mine:
                 raise ValueError(
@@ -390,7 +396,22 @@ class Trainer:
         self.optimizer.load_state_dict(moments)
         for name, array in self.model.parameters.items():
             array[...] = weights[name]
+        for name, side in self._sides.items():
+            if side.config.num_buckets != buckets[name]:
+                side.config = replace(side.config, num_buckets=buckets[name])
         self.step = self._saved_step = int(state["step"])
+
+    @property
+    def _sides(self) -> Mapping[str, Any]:
+        """The models whose numbers of buckets the first step may choose."""
+        return getattr(self.model, "sides", {})
+
+    def _buckets_of(self, folder: Path) -> dict[str, Any]:
+        """Of each side, the number of buckets in a checkpoint."""
+        if not self._sides:
+            return {}
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {name: values.get(name, values).get("num_buckets") for name in self._sides}
 
     @property
     def _bytes_per_token(self) -> float:

@@ -69,6 +69,12 @@ def main(out):
     shard = distributed.Shard(Rows(comm.size))
     reports = list(rc.Trainer(rows, shard, optimizer, steps=3, accumulate=2))
 
+    # each has a text of its own length, which would choose its own number of buckets
+    undecided = distributed.DataParallel(make(0, num_buckets=None))
+    own_text = text()[: 10 + 15 * comm.rank][None]
+    undecided.loss_and_gradients(own_text, labels=own_text, rng=0)
+    later = distributed.DataParallel(make(0, num_buckets=8 if comm.rank == 0 else None))
+
     try:
         distributed.broadcast({"a": np.zeros(3 + comm.rank)})
         error = ""
@@ -78,6 +84,7 @@ def main(out):
     arrays = {
         "losses": losses, "loss": loss, "nothing": nothing, "again": again, "own": own,
         "error": error, "rows.loss": [report.loss for report in reports],
+        "buckets": [undecided.config.num_buckets, later.config.num_buckets],
         "rows.targets": [report.targets for report in reports],
     }  # fmt: skip
     kinds = {

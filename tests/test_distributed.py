@@ -116,6 +116,11 @@ def test_what_rank_0_resumes_goes_to_all(processes):
         np.testing.assert_array_equal(found[-1][f"late.{name}"], array)
 
 
+def test_all_hash_into_as_many_buckets_as_the_first_process(processes):
+    for rank in processes[1]:
+        assert rank["buckets"].tolist() == [4, 8]
+
+
 def test_arrays_that_differ_are_named_everywhere(processes):
     for rank in processes[1]:
         assert str(rank["error"]).startswith("arrays: expected the same everywhere, and ('a', (3,)")

@@ -303,6 +303,56 @@ def test_the_start_token_is_the_decoders():
     assert model.loss(ids, labels=labels) == model.loss(ids, labels=labels, decoder_input_ids=given)
 
 
+def test_what_is_drawn_for_a_row_follows_from_what_it_reads():
+    model = small_model(attn_layers=["local"], eos_token_id=None)
+    options = {"do_sample": True, "max_new_tokens": 12, "rng": 0, "temperature": 3.0}
+    ids = random_ids((3, 9))
+    together = model.generate(ids, **options)
+    for row in range(3):
+        np.testing.assert_array_equal(model.generate(ids[row : row + 1], **options)[0],
+                                      together[row])  # fmt: skip
+    padded = np.pad(ids[:1], ((0, 0), (0, 2)))
+    mask = np.arange(11)[None] < 9
+    np.testing.assert_array_equal(model.generate(padded, mask, **options)[0], together[0])
+    # the same again is another draw, as num_return_sequences has them
+    twice = model.generate(ids[[0, 0]], **options)
+    assert (twice[0] != twice[1]).any()
+    copies = model.generate(ids[:1], num_return_sequences=2, **options)
+    np.testing.assert_array_equal(twice, copies)
+
+
+def test_the_options_of_writing_are_kept_in_the_folder(tmp_path):
+    model = small_model(attn_layers=["local"], decoder={"bos_token_id": 7})
+    model.generation_config.max_new_tokens = 3
+    model.generation_config.decoder_start_token_id = 9
+    model.generation_config.eos_token_id = None
+    assert model.start_token_id == 9
+    model.save_pretrained(tmp_path)
+    opened = ReformerEncoderDecoder.from_pretrained(tmp_path, dtype=np.float64)
+    assert opened.generation_config == model.generation_config
+    ids = random_ids((2, 5))
+    written = opened.generate(ids)
+    assert written.shape == (2, 4) and (written[:, 0] == 9).all()
+    np.testing.assert_array_equal(written, model.generate(ids))
+    assert (opened.generate(ids, decoder_start_token_id=8)[:, 0] == 8).all()
+    assert (opened.generate(ids, decoder_start_token_id=None)[:, 0] == 7).all()
+    with pytest.raises(TypeError, match=r"^decoder_start_token_id: expected it, or"):
+        opened.generate(ids, decoder_input_ids=[[1], [1]], decoder_start_token_id=8)
+    with pytest.raises(ValueError, match=r"^decoder_start_token_id: expected ids in"):
+        opened.generate(ids, decoder_start_token_id=13)
+    with pytest.raises(AttributeError, match="did you mean top_k"):
+        opened.generation_config.topk = 3
+
+
+def test_the_first_training_step_chooses_both_sides_numbers_of_buckets():
+    fields = {"num_buckets": None, "axial_pos_shape": [16, 16], "max_position_embeddings": 256}
+    model = small_model(attn_layers=["local", "lsh"], **fields)
+    model.loss_and_gradients(random_ids((2, 40)), labels=random_ids((2, 9)), rng=0)
+    assert [side.config.num_buckets for side in model.sides.values()] == [16, 4]
+    model.loss_and_gradients(random_ids((2, 9)), labels=random_ids((2, 40)), rng=0)
+    assert [side.config.num_buckets for side in model.sides.values()] == [16, 4]
+
+
 # ---- files, memory, errors ----
 
 

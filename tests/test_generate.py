@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_models import random_ids, randomise, small_config
 
+from reformer_c.decode import num_buckets_of
 from reformer_c.generate import Recomputed, Rules, beam_search, probabilities, stream_tokens
 from reformer_c.generation_config import GenerationConfig
 from reformer_c.model import ReformerModelWithLMHead
@@ -56,6 +57,54 @@ def test_probabilities_are_a_softmax_at_a_temperature():
     logits = np.array([1.0, 2.0, -1.0])
     p = probabilities(logits, temperature=0.5)
     np.testing.assert_allclose(p, np.exp(2 * logits) / np.exp(2 * logits).sum())
+
+
+@pytest.mark.parametrize("options", [
+    {"temperature": 1e-310}, {"temperature": 5e-324}, {"top_p": 5e-324}, {"top_k": 1},
+    {"min_p": 1.0}, {"epsilon_cutoff": 1.0}, {"temperature": 1e-310, "top_p": 0.5},
+    {"temperature": 1e-300, "typical_p": 0.5, "eta_cutoff": 0.5, "min_p": 0.5},
+])  # fmt: skip
+@pytest.mark.parametrize("z", [
+    [1.0, -2.0, 3.0, 2.999], [-1.0, -np.inf, 0.5, -3e2], [1e38, -3e38, 3e38, 1.0],
+])  # fmt: skip
+def test_at_the_limit_the_likeliest_is_left(options, z):
+    with np.errstate(all="raise"):
+        assert probabilities(np.array(z), **options).tolist() == [0, 0, 1, 0]
+    least = np.array([1e-38, -2e-38, 3e-38, 2.999e-38])
+    if "temperature" in options:
+        assert probabilities(least, **options).tolist() == [0, 0, 1, 0]
+
+
+def test_something_is_always_left():
+    with np.errstate(all="raise"):
+        p = probabilities(np.array([1.0, -2.0, 3.0, -np.inf]), typical_p=5e-324)
+    assert p.sum() == 1
+
+
+def test_at_a_high_temperature_all_are_alike():
+    with np.errstate(all="raise"):
+        p = probabilities(np.array([1e38, -2.0, 3.0]), temperature=1e308)
+    np.testing.assert_allclose(p, 1 / 3)
+    assert np.isfinite(probabilities(np.array([1.0, -np.inf]), temperature=1e308)).all()
+
+
+@pytest.mark.parametrize(("penalty", "token"), [(1e-310, 2), (5e-324, 2), (1e308, 1)])
+@pytest.mark.parametrize("rules", [
+    {}, {"do_sample": True, "temperature": 1e-310}, {"do_sample": True, "top_k": 1},
+    {"num_beams": 2}, {"num_beams": 2, "do_sample": True, "temperature": 1e-310},
+])  # fmt: skip
+def test_the_repetition_penalty_has_a_limit_too(penalty, token, rules):
+    """What was said is likeliest, of it the likeliest; or nothing of it comes."""
+    logits = np.array([[2.0, 1.5, 2.5, 1.0]])
+    if "num_beams" in rules:  # there they are log-probabilities: all are negative
+        token = 2 if penalty < 1 else 1
+        found = search(lambda ids: np.repeat(logits, len(ids), 0), [np.array([2, 0])],
+                       max_new_tokens=1, repetition_penalty=penalty, **rules)  # fmt: skip
+        assert found[0][0] == [token] or penalty < 1
+        return
+    found = decode(lambda ids: np.repeat(logits, len(ids), 0), [[2, 0]], max_new_tokens=1,
+                   repetition_penalty=penalty, **rules)  # fmt: skip
+    assert found[0, -1] == token
 
 
 def test_top_k_keeps_the_likeliest():
@@ -289,6 +338,49 @@ def test_a_row_comes_out_as_it_does_alone(scope, options):
         longer = model.generate(prompt, **options | {"max_new_tokens": 12})
         if "num_beams" not in options:  # else what comes later decides, too
             assert np.array_equal(longer[:, : alone.shape[1]], alone)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_same_prompt_again_is_another_draw_of_it(model, beams):
+    options = {"do_sample": True, "max_new_tokens": 12, "eos_token_id": None, "rng": 0,
+               "temperature": 3.0}  # fmt: skip
+    prompt, other = [3, 4, 5], [6, 7, 8]
+    rows = model.generate([prompt, other, prompt, prompt], num_beams=beams, **options)
+    assert len({tuple(row) for row in rows[[0, 2, 3]].tolist()}) == 3
+    if beams == 1:
+        draws = model.generate([prompt], num_return_sequences=3, **options)
+        assert np.array_equal(rows[[0, 2, 3]], draws)
+
+
+def test_a_row_s_draws_do_not_depend_on_the_end_of_another(model):
+    options = {"do_sample": True, "max_new_tokens": 12, "eos_token_id": None, "rng": 0}
+    ends = lambda ids, z: ids[0] == 6  # noqa: E731
+    plain = model.generate([[6, 4], [3, 4]], **options)
+    ended = model.generate([[6, 4], [3, 4]], stopping_criteria=ends, **options)
+    assert np.array_equal(ended[1], plain[1])
+    assert (ended[0, 3:] == model.config.pad_token_id).all()
+
+
+def test_the_number_of_buckets_follows_from_the_prompt_as_a_forward_pass_chooses_it():
+    config = small_config(num_buckets=None, max_position_embeddings=36, axial_pos_shape=[6, 6])
+    # chunks of 4: a prompt of up to 4 is hashed when it has 5 tokens, which are 2 chunks
+    for t, expected in [(1, 4), (4, 4), (5, 4), (8, 4), (9, 4), (13, 8), (17, 8), (36, (4, 4))]:
+        assert num_buckets_of(config, t) == expected, t
+    # a forward pass has whole chunks of both kinds of layers
+    odd = small_config(num_buckets=None, local_attn_chunk_length=6)
+    assert num_buckets_of(odd, 1) == num_buckets_of(odd, 12) == 4  # of 3 chunks
+    assert num_buckets_of(odd, 13) == 8
+    assert num_buckets_of(small_config(num_buckets=[2, 4]), 9) == [2, 4]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_prompt_s_first_forward_pass_is_the_call_s(cached):
+    model = randomise(ReformerModelWithLMHead(small_config(num_buckets=None, hash_seed=1), rng=0))
+    seen = []
+    ids = random_ids((1, 18))
+    model.generate(ids, max_new_tokens=1, use_cache=cached,
+                   logits_processor=lambda ids, z: seen.append(z) or z)  # fmt: skip
+    np.testing.assert_allclose(seen[0], model(ids).logits[0, -1], rtol=0, atol=1e-6)
 
 
 def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):

@@ -152,9 +152,12 @@ def test_one_model_takes_any_length_one_after_the_other():
         assert output.logits.shape == (2, t, 13)
         if t > 4:
             assert output.buckets[0].max() < np.prod(ops.choose_num_buckets(t, 4, 42))
+    assert model.config.num_buckets is None
+    for t in (42, 1, 7, 33, 4):
+        ids = random_ids((2, t))
         _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
         assert gradients.keys() == model.parameters.keys()
-    assert model.config.num_buckets is None
+    assert model.config.num_buckets == [4, 4]
 
 
 def test_each_calls_mask_is_its_own():
@@ -965,3 +968,50 @@ def test_a_misspelt_attribute_of_a_model_is_refused():
     named = Named(small_config(), rng=0)
     named.note = "mine"
     assert named.note == "mine"
+
+
+# ---- the number of buckets that training chooses ----
+
+
+LONG = {"num_buckets": None, "axial_pos_shape": [16, 16], "max_position_embeddings": 256,
+        "attn_layers": ["local", "lsh"]}  # fmt: skip
+
+
+def test_the_first_training_step_chooses_the_number_of_buckets(tmp_path):
+    config = small_config(**LONG)
+    model = ReformerModelWithLMHead(config, rng=0)
+
+    def buckets(model, t):
+        found = model(random_ids((1, t)), rng=0, output_buckets=True).buckets
+        return 1 + found[0].max()
+
+    # not trained, a model goes by the length, as transformers' does
+    assert [buckets(model, t) for t in (40, 100)] == [16, 32]
+    model.loss_and_gradients(random_ids((2, 4)), labels=random_ids((2, 4)), rng=0)
+    assert model.config is config  # one chunk: nothing was hashed
+    model.loss_and_gradients(random_ids((2, 40)), labels=random_ids((2, 40)), rng=0)
+    assert model.config.num_buckets == 16 and config.num_buckets is None
+    model.loss_and_gradients(random_ids((2, 100)), labels=random_ids((2, 100)), rng=0)
+    model.generate(random_ids((1, 200)), max_new_tokens=2, rng=0)
+    model.save_pretrained(tmp_path)
+    for trained in (model, ReformerModelWithLMHead.from_pretrained(tmp_path)):
+        assert trained.config.num_buckets == 16
+        assert [buckets(trained, t) for t in (40, 100, 256)] == [16] * 3
+
+
+def test_a_step_that_does_not_begin_chooses_nothing(monkeypatch):
+    model = ReformerModelWithLMHead(small_config(**LONG), rng=0)
+    ids = random_ids((2, 40))
+    with pytest.raises(TypeError):
+        model.loss_and_gradients(ids, rng=0)
+    monkeypatch.setattr("reformer_c.model.available_memory", lambda: 1)
+    with pytest.raises(MemoryError):
+        model.loss_and_gradients(ids, labels=ids, rng=0)
+    assert model.config.num_buckets is None
+
+
+def test_local_layers_choose_no_number_of_buckets():
+    model = ReformerModelWithLMHead(small_config(**LONG | {"attn_layers": ["local"]}), rng=0)
+    ids = random_ids((1, 40))
+    model.loss_and_gradients(ids, labels=ids, rng=0)
+    assert model.config.num_buckets is None

@@ -103,9 +103,9 @@ def test_every_row_of_a_batch_is_continued_from_its_own_text(layers):
     """Theirs looks up the states of batch row 0 for all rows, with a cache and LSH layers."""
     model = randomise(ReformerModelWithLMHead(small_config(attn_layers=layers), rng=0))
     ids = random_ids((3, 19))
-    together = model.generate(ids, max_new_tokens=9, rng=1)
+    together = model.generate(ids, max_new_tokens=9, eos_token_id=None, rng=1)
     for i in range(3):
-        alone = model.generate(ids[i : i + 1], max_new_tokens=9, rng=1)
+        alone = model.generate(ids[i : i + 1], max_new_tokens=9, eos_token_id=None, rng=1)
         np.testing.assert_array_equal(together[i : i + 1], alone)
     assert len({row[19:].tobytes() for row in together}) > 1
 
@@ -114,12 +114,13 @@ def test_padding_is_not_read_while_a_text_is_continued():
     """Theirs drops the attention mask on the way into generation."""
     model = randomise(ReformerModelWithLMHead(small_config(), rng=0))
     ids = random_ids((1, 12))
-    alone = model.generate(ids, max_new_tokens=6, rng=1)
+    options = {"max_new_tokens": 6, "eos_token_id": None, "rng": 1}
+    alone = model.generate(ids, **options)
     for left, right in ((5, 0), (0, 5), (2, 3)):
         padded = np.pad(ids, ((0, 0), (left, right)), constant_values=7)
         mask = np.pad(np.ones_like(ids), ((0, 0), (left, right)))
         # the rotations are for the number of buckets of the text, which padding does not change
-        found = model.generate(padded, max_new_tokens=6, attention_mask=mask, rng=1)
+        found = model.generate(padded, mask, **options)
         np.testing.assert_array_equal(found[:, -6:], alone[:, -6:])
 
 

@@ -552,6 +552,36 @@ def test_the_picture_of_a_log_shows_its_steps_and_held_out_points(tmp_path):
 # ---- checkpoints ----
 
 
+class Lengths:
+    """Rows of several lengths, which alone would choose several numbers of buckets."""
+
+    def batch(self, step):
+        ids = random_ids((1, (9, 40, 20, 36)[step % 4]), step)
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.parametrize("kind", [rc.ReformerModelWithLMHead, rc.ReformerEncoderDecoder])
+def test_a_resumed_run_hashes_into_as_many_buckets(tmp_path, kind):
+    pytest.importorskip("safetensors")
+
+    def trainer(steps, **changes):
+        fields = {"num_buckets": None, "hidden_dropout_prob": 0.1} | changes
+        model = kind(small_config(**fields), rng=0)
+        return Trainer(model, Lengths(), AdamW(model.parameters, lr=1e-2), steps=steps)
+
+    whole, first, second = trainer(7), trainer(1), trainer(7)
+    losses = run(whole)
+    run(first)
+    first.save(tmp_path)
+    second.resume(tmp_path)
+    assert [side.config.num_buckets for side in second.model.sides.values()] == [4] * len(
+        second.model.sides
+    )
+    assert run(second) == losses[1:]
+    with pytest.raises(ValueError, match=r"^resume: (encoder.)?num_buckets is 8 here and 4 in"):
+        trainer(7, num_buckets=8).resume(tmp_path)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_run_continues_bit_for_bit(tmp_path, optimizer):
     straight = make(optimizer=optimizer)
