@@ -29,7 +29,7 @@ from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel, blocks_bytes
 from .inputs import IGNORE, Inputs, check_ids
 from .model import HUB_WEIGHTS, Model, Reformer, ReformerModel, ReformerModelWithLMHead
-from .nn import Parameters, draw_seed, random_key
+from .nn import Joined, Parameters, draw_seed, random_key
 from .outputs import EncoderDecoderOutput, ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again
 
@@ -191,13 +191,7 @@ class ReformerEncoderDecoder(Model):
         self.encoder._allocate(replace(config, is_decoder=False), dtype)
         self.decoder = TextDecoder(replace(decoder, is_decoder=True), 2 * config.hidden_size, dtype)
         sides = {"encoder.": self.encoder, "decoder.": self.decoder}
-        self._parameters = Parameters(
-            {
-                prefix + name: array
-                for prefix, side in sides.items()
-                for name, array in side.parameters.items()
-            }
-        )
+        self._parameters = Parameters(Joined({p: side.parameters for p, side in sides.items()}))
         self.buffers = {
             prefix + name: array
             for prefix, side in sides.items()

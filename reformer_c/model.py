@@ -168,20 +168,82 @@ class Reformer(Model):
         """Hugging Face's initialisation, each array from a key of its own."""
         seed = draw_seed(rng)
         for name in names:
-            array = self.parameters[name]
-            name = name.removeprefix(self.prefix)
-            if name.endswith("bias"):
-                array[...] = 0.0
-            elif "layer_norm" in name:
-                array[...] = 1.0
-            elif ".act_fn." in name:
-                array[...] = WEIGHTED[self.config.activation].weights[name.rpartition(".")[2]]
-            else:
-                axial = name.startswith("embeddings.position_embeddings.weights")
-                scale = self.config.axial_norm_std if axial else self.config.initializer_range
-                draw = np.random.default_rng(random_key(seed, "initialise", name))
-                # float32 in every dtype: the values are the same
-                array[...] = scale * draw.standard_normal(array.shape, np.float32)
+            self._draw(name, self.parameters[name], seed)
+
+    def _draw(self, name: str, array: np.ndarray, seed: int) -> None:
+        """The first values of a weight. A longer one begins with those of a shorter one."""
+        name = name.removeprefix(self.prefix)
+        if name.endswith("bias"):
+            array[...] = 0.0
+        elif "layer_norm" in name:
+            array[...] = 1.0
+        elif ".act_fn." in name:
+            array[...] = WEIGHTED[self.config.activation].weights[name.rpartition(".")[2]]
+        else:
+            axial = name.startswith("embeddings.position_embeddings.weights")
+            scale = self.config.axial_norm_std if axial else self.config.initializer_range
+            draw = np.random.default_rng(random_key(seed, "initialise", name))
+            # float32 in every dtype: the values are the same
+            array[...] = scale * draw.standard_normal(array.shape, np.float32)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        *,
+        rng: Any = None,
+    ) -> np.ndarray:
+        """Another number of words: of word vectors, of a language model's logits, and in `config`.
+
+        The first words keep their numbers. An optimiser that was made before does not fit the new
+        weights, and refuses its next step: make another one.
+
+        Parameters
+        ----------
+        new_num_tokens : int, optional
+            How many; None: as many as there are.
+        pad_to_multiple_of : int, optional
+            Round up to a multiple of it.
+        rng : int, numpy Generator or None
+            Draws the weights of new words, as for a new model.
+
+        Returns
+        -------
+        ndarray, (new_num_tokens, hidden_size)
+            The word vectors, live.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the argument and say what was expected.
+
+        Examples
+        --------
+        >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+        >>> model = ReformerModelWithLMHead(config, rng=0)
+        >>> model.resize_token_embeddings(325, rng=1).shape
+        (325, 256)
+        >>> model.config.vocab_size, model([[324]]).logits.shape
+        (325, (1, 1, 325))
+        """
+        count = self.config.vocab_size
+        if new_num_tokens is not None:
+            count = integer("new_num_tokens", new_num_tokens, 1)
+        if pad_to_multiple_of is not None:
+            count += -count % integer("pad_to_multiple_of", pad_to_multiple_of, 1)
+        seed = draw_seed(rng)
+        # a copy: other models may have been made of the same configuration
+        self.config = self.config.changed({"vocab_size": count})
+        resized = {}
+        for name, shape in self._shapes().items():
+            old = self.parameters[name]
+            if old.shape != shape:
+                resized[name] = np.empty(shape, self.dtype)
+                self._draw(name, resized[name], seed)
+                rows = min(len(old), count)
+                resized[name][:rows] = old[:rows]
+        self._parameters.replace(resized)
+        return self.parameters[self.prefix + WORDS]
 
     # ---- calls ----
 

@@ -24,6 +24,7 @@ __all__ = [
     "Embeddings",
     "FeedForward",
     "FinalNorm",
+    "Joined",
     "Parameters",
     "Sublayer",
     "WeightedFeedForward",
@@ -102,11 +103,15 @@ class Parameters(MutableMapping):
     ValueError: parameters['weight']: expected shape (2, 3), got (3,)
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = arrays
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
+
+    def replace(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Other arrays, which may have other shapes; who holds the old ones is left with them."""
+        self._arrays = {**self._arrays, **arrays}
 
     def __setitem__(self, name: str, array: np.ndarray) -> None:
         if name not in self._arrays:
@@ -132,6 +137,31 @@ class Parameters(MutableMapping):
     def __repr__(self) -> str:
         count = sum(array.size for array in self._arrays.values())
         return f"<Parameters: {len(self)} arrays, {count:,} numbers>"
+
+
+class Joined(Mapping):
+    """Several mappings as one, each behind what its names begin with.
+
+    Examples
+    --------
+    >>> dict(Joined({"a.": {"x": 1}, "b.": {"x": 2}}))
+    {'a.x': 1, 'b.x': 2}
+    """
+
+    def __init__(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> Any:
+        for prefix, part in self._parts.items():
+            if name.startswith(prefix):
+                return part[name.removeprefix(prefix)]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (prefix + name for prefix, part in self._parts.items() for name in part)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts.values()))
 
 
 class Weights:

@@ -518,3 +518,17 @@ def test_a_model_as_an_object():
     assert model.num_parameters() == sum(array.size for array in model.parameters.values())
     with pytest.raises(AttributeError, match=r"^encodr: .*did you mean encoder\?"):
         model.encodr = model.encoder
+
+
+def test_a_side_may_have_another_vocabulary():
+    model = small_model()
+    ids, labels = random_ids((2, 9)), random_ids((2, 5), v=20)
+    model.decoder.resize_token_embeddings(20, rng=0)
+    weight = model.parameters["decoder.lm_head.decoder.weight"]
+    assert weight is model.decoder.parameters["lm_head.decoder.weight"]
+    assert weight.shape[0] == 20
+    _, gradients = model.loss_and_gradients(ids, labels=labels, rng=0)
+    assert {n: g.shape for n, g in gradients.items()} == {
+        n: a.shape for n, a in model.parameters.items()
+    }
+    assert model(ids, labels=labels).logits.shape == (2, 5, 20)

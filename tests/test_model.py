@@ -19,6 +19,7 @@ from reformer_c.model import (
     ReformerModel,
     ReformerModelWithLMHead,
 )
+from reformer_c.optim import AdamW
 from reformer_c.runtime import num_threads
 
 # the largest error, as a share of the largest value, through some layers
@@ -1015,3 +1016,76 @@ def test_local_layers_choose_no_number_of_buckets():
     ids = random_ids((1, 40))
     model.loss_and_gradients(ids, labels=ids, rng=0)
     assert model.config.num_buckets is None
+
+
+# ---- another number of words ----
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("count", [20, 9, 13])
+def test_the_vocabulary_is_resized(kind, count):
+    model, _ = one_call(kind)
+    randomise(model)
+    config, before = model.config, {name: a.copy() for name, a in model.parameters.items()}
+    word = f"{model.prefix}embeddings.word_embeddings.weight"
+    vectors = model.resize_token_embeddings(count, rng=3)
+    assert vectors is model.parameters[word]
+    assert vectors.shape == (count, 16)
+    assert model.config.vocab_size == count
+    assert config.vocab_size == 13  # others may use it
+    fresh = kind(model.config, rng=3)
+    for name, array in model.parameters.items():
+        assert array.shape == fresh.parameters[name].shape
+        rows = min(len(array), len(before[name])) if array.ndim else None
+        np.testing.assert_array_equal(array[:rows], before[name][:rows])
+    sized = {word, "lm_head.decoder.weight", "lm_head.bias"} & model.parameters.keys()
+    for name in sized:
+        np.testing.assert_array_equal(model.parameters[name][13:], fresh.parameters[name][13:])
+    assert {n for n, a in model.parameters.items() if a.shape != before[n].shape} == (
+        sized if count != 13 else set()
+    )
+    ids = random_ids((1, 9), v=count)
+    output = model(ids, rng=0)
+    if "LM" in kind.__name__:
+        assert output.logits.shape == (1, 9, count)
+    with pytest.raises(ValueError, match=rf"^input_ids: expected ids in \[0, {count}\)"):
+        model([[count]])
+
+
+def test_a_larger_vocabulary_changes_no_logits_of_the_smaller():
+    model, call = one_call(ReformerModelWithLMHead)
+    before = model(**call).logits
+    model.resize_token_embeddings(40, rng=0)
+    np.testing.assert_allclose(model(**call).logits[..., :13], before, atol=1e-6)
+    model.resize_token_embeddings(13)
+    np.testing.assert_allclose(model(**call).logits, before, atol=1e-6)
+
+
+def test_an_optimiser_of_another_vocabulary_is_refused():
+    model, call = one_call(ReformerModelWithLMHead)
+    optimizer = AdamW(model.parameters)
+    model.resize_token_embeddings(20, rng=0)
+    _, gradients = model.loss_and_gradients(**call)
+    before = {name: array.copy() for name, array in model.parameters.items()}
+    with pytest.raises(ValueError, match=r"word_embeddings.weight'\]: expected shape \(13, 16\)"):
+        optimizer.step(gradients)
+    for name, array in model.parameters.items():
+        np.testing.assert_array_equal(array, before[name])
+    AdamW(model.parameters).step(gradients)
+    assert not np.array_equal(model.parameters["lm_head.bias"], before["lm_head.bias"])
+
+
+def test_a_vocabulary_is_rounded_up():
+    model, _ = one_call(ReformerModel)
+    assert len(model.resize_token_embeddings()) == 13
+    assert len(model.resize_token_embeddings(pad_to_multiple_of=8)) == 16
+    assert len(model.resize_token_embeddings(17, pad_to_multiple_of=8)) == 24
+    assert len(model.resize_token_embeddings(16, 8)) == 16
+    for wrong in ({"new_num_tokens": 0}, {"new_num_tokens": 2.5}, {"pad_to_multiple_of": 0}):
+        with pytest.raises((TypeError, ValueError), match=f"^{next(iter(wrong))}: "):
+            model.resize_token_embeddings(**wrong)
+    with pytest.raises(TypeError, match=r"^rng: "):
+        model.resize_token_embeddings(20, rng="seed")
+    assert (
+        model.config.vocab_size == len(model.parameters["embeddings.word_embeddings.weight"]) == 16
+    )
