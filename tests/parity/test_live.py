@@ -248,6 +248,77 @@ def test_activations_and_their_slopes_are_theirs(name):
     np.testing.assert_allclose(slope[smooth], theirs[smooth], rtol=1e-8, atol=2e-9)
 
 
+@pytest.mark.parametrize("count", [20, 9])
+def test_a_resized_vocabulary_is_theirs_and_opens_there(tmp_path, count):
+    model = reformer_c.ReformerForMaskedLM(small_config(is_decoder=False), rng=0)
+    model.save_pretrained(tmp_path / "before")
+    theirs = live.transformers.ReformerForMaskedLM.from_pretrained(tmp_path / "before")
+    theirs.resize_token_embeddings(count, mean_resizing=False)
+    model.resize_token_embeddings(count, rng=1)
+    model.save_pretrained(tmp_path / "after")
+    again = live.transformers.ReformerForMaskedLM.from_pretrained(tmp_path / "after")
+    assert again.config.vocab_size == theirs.config.vocab_size == count
+    rows = min(13, count)
+    for name, array in model.parameters.items():
+        for other in (theirs, again):
+            weight = other.state_dict()[name].numpy()
+            assert weight.shape == array.shape, name
+            if other is again or "embeddings.word" in name or "lm_head" in name:
+                kept = slice(None) if other is again else slice(rows)
+                np.testing.assert_array_equal(weight[kept], array[kept], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["ReformerForSequenceClassification", "ReformerForQuestionAnswering"]
+)
+def test_their_language_model_opens_under_another_head(tmp_path, name):
+    config = live.transformers.ReformerConfig(**small_config().to_dict())
+    theirs = live.transformers.ReformerModelWithLMHead(config)
+    theirs.save_pretrained(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"missing: (classifier|qa_outputs)\..*unexpected: lm_head"
+    ):
+        model = getattr(reformer_c, name).from_pretrained(tmp_path, is_decoder=False, rng=0)
+    for key, weight in theirs.reformer.state_dict().items():
+        if "mask_value" not in key:
+            np.testing.assert_array_equal(model.parameters[f"reformer.{key}"], weight.numpy())
+    # and back, a classifier of theirs as a language model
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"unexpected: (classifier|qa_outputs)\."):
+        reformer_c.ReformerForMaskedLM.from_pretrained(tmp_path, rng=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_have_their_fields_in_their_order(name):
+    causal = name == "ReformerModelWithLMHead"
+    model = getattr(reformer_c, name)(small_config(is_decoder=causal), rng=0)
+    theirs = getattr(live.transformers, name)(
+        live.transformers.ReformerConfig(**model.config.to_dict())
+    ).eval()
+    ids, asked = np.arange(12)[None], {"output_hidden_states": True, "output_attentions": True}
+    targets = {
+        "ReformerModel": {},
+        "ReformerForSequenceClassification": {"labels": np.array([1])},
+        "ReformerForQuestionAnswering": {
+            "start_positions": np.array([1]), "end_positions": np.array([2])
+        },
+    }.get(name, {"labels": ids})  # fmt: skip
+    for extra in ({}, asked):
+        output = model(ids, **targets, **extra)
+        with live.torch.no_grad():
+            expected = theirs(live.torch.tensor(ids), **live.tensors(targets), **extra)
+        names = [field for field in expected if field != "past_buckets_states"]
+        assert [*output][: len(names)] == names
+        assert {*output} - {*names} <= {"last_hidden_state"}
+        for i, field in enumerate(names):
+            assert output[i] is output[field]
+            assert isinstance(output[i], tuple) == (field in ("hidden_states", "attentions"))
+            if not isinstance(output[i], tuple):
+                assert np.shape(output[i]) == expected[field].shape
+            else:
+                assert len(output[i]) == len(expected[field])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_folders_open_on_both_sides_bit_for_bit(tmp_path, name):
     case = next(case for case in CASES if case.model == name and case.inputs["input_ids"].size > 20)
