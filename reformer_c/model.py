@@ -976,8 +976,10 @@ class ReformerModelWithLMHead(_WithLoss):
             defaults = _options("generation_config", generation_config).over(defaults)
         first = defaults.token("bos_token_id", options, self.config.vocab_size)
         ids = self._prompt_ids(input_ids, first)
-        mask = None if attention_mask is None else np.atleast_2d(
-            as_array(f"{self.side}attention_mask", attention_mask)
+        mask = (
+            None
+            if attention_mask is None
+            else np.atleast_2d(as_array(f"{self.side}attention_mask", attention_mask))
         )
         mask = check_mask(mask, len(ids), ids.shape[1], self.side)
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
