@@ -25,6 +25,8 @@ OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 # tokens of a window
 LENGTH = 8192
+# tokens that generate writes
+NEW_TOKENS = 200
 # how generate chooses tokens
 DRAWN = {
     "temperature": 0.8, "top_k": 0, "top_p": 0.95, "min_p": 0.0, "repetition_penalty": 1.0,
@@ -392,11 +394,15 @@ def _generate(options: argparse.Namespace) -> None:
     prompt = tokenizer.encode(_readable(text, tokenizer))
     longest = model.config.num_positions
     unit = _unit(tokenizer)
-    if len(prompt) + options.length > longest:
+    room = longest - len(prompt)
+    length = max(1, min(NEW_TOKENS, room)) if options.length is None else options.length
+    if length > room:
         raise ValueError(
-            f"--length: {len(prompt)} {unit} of prompt and {options.length} new ones are more "
-            f"than the {longest} that the model reads"
+            f"--length: {len(prompt)} {unit} of prompt and {length} new ones are more than the "
+            f"{longest} that the model reads"
         )
+    if options.min_length > length:
+        raise ValueError(f"--min-length: expected at most the --length of {length}")
     pieces, characters = Pieces(tokenizer), "".join(options.until)
     end_tokens = _end_tokens(tokenizer, model)
     start = partial(
@@ -408,7 +414,7 @@ def _generate(options: argparse.Namespace) -> None:
     temperature = drawn.pop("temperature")
     ids = model.generate(
         prompt[None],
-        max_new_tokens=options.length,
+        max_new_tokens=length,
         min_new_tokens=options.min_length,
         do_sample=temperature > 0 and not beams,
         temperature=temperature or 1.0,
@@ -463,8 +469,6 @@ def _check_choice(options: argparse.Namespace) -> None:
             f"--texts: expected at most {options.beams}, of so many --beams, got {options.texts}; "
             "or a --temperature above 0 without beams"
         )
-    if options.min_length > options.length:
-        raise ValueError(f"--min-length: expected at most the --length of {options.length}")
 
 
 def _end_tokens(tokenizer: Any, model: Any) -> list[int]:
@@ -715,8 +719,7 @@ def _parser() -> argparse.ArgumentParser:
         "--length",
         type=_count,
         metavar="N",
-        default=200,
-        help="tokens to write (200)",
+        help=f"tokens to write ({NEW_TOKENS}, or as many as there is room for)",
     )
     generate.add_argument(
         "--temperature", type=_share_or_more, metavar="X",

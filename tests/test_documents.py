@@ -1,11 +1,19 @@
 """The pages in docs/ say what is true: their examples run."""
 
 import doctest
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+from reformer_c.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+# what they are called with here, in place of what takes minutes
+SMALLER = {"--length": "64", "--steps": "1"}
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
@@ -16,3 +24,49 @@ def test_examples_run(page):
             pytest.importorskip(library, reason=f"its examples need {library}")
     found = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert found.failed == 0
+
+
+def commands(page):
+    """The lines of a page that are for a shell, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_commands_name_what_a_fresh_shell_has():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for line in commands(page):
+            assert re.match(r"\.venv/bin/|python3 -m venv|mpiexec |make ", line), (page.name, line)
+            assert not re.search(r"(?<![\w/.])(reformer-c|pip) ", line), (page.name, line)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if "reformer-c" in page.read_text("utf-8")],
+    ids=lambda p: p.stem,
+)
+def test_commands_run(page, tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="the pages save models")
+    monkeypatch.chdir(tmp_path)
+    for name in ("BOOK.txt", "OTHER.txt"):
+        Path(name).write_text("At the beginning of the text there is a word. " * 40)
+    for line in commands(page):
+        program, *words = shlex.split(line)
+        if program != ".venv/bin/reformer-c":
+            continue
+        if "--tokenizer" in words:
+            learn_pieces("TOKENIZER")
+        for option, value in SMALLER.items():
+            if option in words:
+                words[words.index(option) + 1] = value if words[0] == "train" else "5"
+        assert main(words) == 0
+
+
+def learn_pieces(folder):
+    library = pytest.importorskip("tokenizers", reason="subwords need the tokenizers library")
+    tokenizer = library.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        [Path("BOOK.txt").read_text()], vocab_size=270, show_progress=False
+    )
+    Path(folder).mkdir()
+    tokenizer.save(f"{folder}/tokenizer.json")
