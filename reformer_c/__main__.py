@@ -243,7 +243,7 @@ def _named(read: Callable[[str], Any], name: str | None) -> Any:
     try:
         return None if name is None else read(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--tokenizer: {error}") from error
+        raise ValueError(f"--tokenizer: {name!r}: {error}") from error
 
 
 def _tokenizer_of_bytes(folder: Path | None, options: argparse.Namespace) -> Any:
@@ -391,7 +391,7 @@ def _generate(options: argparse.Namespace) -> None:
     text = options.prompt
     if text is None:
         text = _prompt_text(options.prompt_file)
-    prompt = tokenizer.encode(_readable(text, tokenizer))
+    prompt = tokenizer.encode(_readable(text, tokenizer), add_special_tokens=False)
     longest = model.config.num_positions
     unit = _unit(tokenizer)
     room = longest - len(prompt)
@@ -486,7 +486,10 @@ def _unwanted(words: Sequence[str], tokenizer: Any, pieces: Any) -> dict[str, An
     """The arguments of `generate` that keep words, and ids without a text, out of a text."""
     from .tokenizer import ByteTokenizer
 
-    ids = [tokenizer.encode(_readable(word, tokenizer)).tolist() for word in words]
+    ids = [
+        tokenizer.encode(_readable(word, tokenizer), add_special_tokens=False).tolist()
+        for word in words
+    ]
     processors = [pieces.only_known]
     if words and not isinstance(tokenizer, ByteTokenizer):
         # a word can be cut in many ways, of which encode gives one

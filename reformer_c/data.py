@@ -247,7 +247,7 @@ def encode_text(text: bytes | np.ndarray, tokenizer: Tokenizer | None = None) ->
         return text
     if isinstance(tokenizer, ByteTokenizer | None):
         return ByteTokenizer().encode(text).astype(np.uint16)
-    ids = tokenizer.encode(text.decode("utf-8"))
+    ids = tokenizer.encode(text.decode("utf-8"), add_special_tokens=False)
     return ids.astype(np.min_scalar_type(max(2**16 - 1, int(ids.max(initial=0)))))
 
 

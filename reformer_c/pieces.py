@@ -1,7 +1,7 @@
 """How Hugging Face's libraries cut a text into pieces of words, and what is looked for before.
 
 `sentencepiece` reads a spiece.model and `tokenizers` a tokenizer.json; both are the extra
-``reformer_c[hf]``.
+``hf``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Text to ids and back, in pieces of words: the tokenizers of Reformer checkpoints.
 
-The pieces are cut by Hugging Face's libraries (see `pieces`), which are the extra
-``reformer_c[hf]``. Here is what stands around them: which file of a folder is taken, special and
-added tokens, batches.
+The pieces are cut by Hugging Face's libraries (see `pieces`), which are the extra ``hf``. Here is
+what stands around them: which file of a folder is taken, special and added tokens, batches.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ NAMED = {"bos_token": None, "eos_token": "</s>", "unk_token": "<unk>", "sep_toke
          "pad_token": None, "cls_token": None, "mask_token": None}  # fmt: skip
 # those without a usual name: a list, or a dictionary that gives them names of their own
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
+# what transformers calls a tokenizer.json of no class of its own
+ANY_FILE = "PreTrainedTokenizerFast"
 OWN_NAMES = "model_specific_special_tokens"
 # whether each text begins and ends with a token
 ADDS = ("add_bos_token", "add_eos_token")
@@ -141,7 +142,7 @@ class ReformerTokenizer(Tokenizer):
         ValueError
             A file is damaged, or says what cannot be.
         ImportError
-            The library that reads the file is not installed (extra ``reformer_c[hf]``).
+            The library that reads the file is not installed (extra ``hf``).
         """
         if isinstance(folder, (str, os.PathLike)) and os.path.isfile(folder):
             return cls(folder, **options)
@@ -169,7 +170,10 @@ class ReformerTokenizer(Tokenizer):
         tuple of str
             The paths of both files.
         """
-        values = self._fields | {"tokenizer_class": type(self).__name__}
+        # transformers makes the pieces of a class of its own where it knows the class; any
+        # tokenizer.json opens as this one, as it is
+        kind = type(self).__name__ if self._reader.name == SENTENCEPIECE else ANY_FILE
+        values = {"tokenizer_class": kind} | self._fields
         values |= {name: self._named[name] for name in NAMED}
         values["additional_special_tokens"] = self._extra
         own_names = {name: self._named[name] for name in self._named if name not in NAMED}

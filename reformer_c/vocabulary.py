@@ -55,7 +55,9 @@ def named_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     path = Path(name)
     if path.is_file():
-        return ReformerTokenizer(path)
+        # a folder's file goes with what its other files say
+        kind = {SENTENCEPIECE: ReformerTokenizer, TOKENIZERS: ReformerTokenizerFast}.get(path.name)
+        return ReformerTokenizer(path) if kind is None else kind.from_pretrained(path.parent)
     tokenizer = folder_tokenizer(name)
     if tokenizer is None:
         raise FileNotFoundError(

@@ -15,7 +15,7 @@ from reformer_c.__main__ import main
 from reformer_c.log import read_log
 from reformer_c.presets import preset_config
 from reformer_c.screen import TextStream
-from reformer_c.vocabulary import Pieces, folder_tokenizer
+from reformer_c.vocabulary import Pieces, folder_tokenizer, named_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the tokenizers library: .[hf]")
 
@@ -188,6 +188,10 @@ def test_a_folder_with_a_tokenizer_trains_a_model_of_its_pieces(pieces, text, tm
 def test_a_file_is_named_too_and_arrays_are_counted(pieces, text, tmp_path, capsys):
     (file,) = (path for path in pieces.iterdir())
     tokenizer = folder_tokenizer(pieces)
+    assert named_tokenizer(str(file)).get_vocab() == tokenizer.get_vocab()
+    # another name, from a folder where it does not belong to the other files
+    file = Path(shutil.copy(file, tmp_path / f"mine{file.suffix}"))
+    (tmp_path / "tokenizer_config.json").write_text("[]")
     np.save(tmp_path / "ids.npy", tokenizer.encode(TEXT))
     folder, log = tmp_path / "model", tmp_path / "log"
     run(
@@ -287,6 +291,16 @@ def test_a_named_tokenizer_that_is_not_there_is_said(trained, tmp_path, capsys):
         assert words in said
 
 
+def test_a_file_of_a_folder_goes_with_what_the_folder_says(pieces, tmp_path):
+    folder = Path(shutil.copytree(pieces, tmp_path / "pieces"))
+    (file,) = folder.iterdir()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    for name in (folder, file):
+        tokenizer = named_tokenizer(str(name))
+        assert tokenizer.eos_token == "<end>"
+        assert len(tokenizer) == len(folder_tokenizer(pieces)) + 1
+
+
 def test_a_config_of_another_class_is_not_taken_for_bytes(tmp_path, capsys):
     rc.ReformerModelWithLMHead(preset_config("tiny", 64), rng=0).save_pretrained(tmp_path)
     assert main(["generate", str(tmp_path), "--prompt", "a", "--length", "5"]) == 0
@@ -298,11 +312,11 @@ def test_a_config_of_another_class_is_not_taken_for_bytes(tmp_path, capsys):
 def test_a_trained_folder_opens_in_transformers(trained, text, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers: .[parity]")
     pytest.importorskip("torch", reason="needs torch: .[parity]")
-    ours = folder_tokenizer(trained)
-    if ours.unk_token is not None:  # which their tokenizer of a Reformer has to have
-        theirs = transformers.AutoTokenizer.from_pretrained(trained)
-        assert theirs("the cat sat")["input_ids"] == ours.encode("the cat sat").tolist()
-        assert theirs.eos_token_id == ours.eos_token_id
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(trained), folder_tokenizer(trained)
+    for line in ("the cat sat", "a mat \u00e9t\u00e9. \u20ac5"):
+        assert theirs(line)["input_ids"] == ours.encode(line).tolist()
+        assert theirs.decode(theirs(line)["input_ids"]) == line
+    assert theirs.eos_token_id == ours.eos_token_id
     assert main(["train", text, *SMALL, "--steps", "1", "--save", str(tmp_path / "bytes")]) == 0
     for folder in (trained, tmp_path / "bytes"):
         model = transformers.ReformerModelWithLMHead.from_pretrained(folder)

@@ -70,3 +70,8 @@ def learn_pieces(folder):
     )
     Path(folder).mkdir()
     tokenizer.save(f"{folder}/tokenizer.json")
+
+
+def test_extras_are_named_as_they_can_be_installed():
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "reformer_c").rglob("*.py"))]:
+        assert "reformer_c[" not in page.read_text("utf-8"), page

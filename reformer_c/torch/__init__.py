@@ -15,7 +15,7 @@ pass: forward mode raises NotImplementedError, gradients of gradients RuntimeErr
 >>> out = reformer_c.torch.lsh_attention(qk, v, num_hashes=2, is_causal=True)
 >>> out.sum().backward()
 
-Extra: ``pip install "reformer_c[torch]"``.
+Extra: ``torch`` (``pip install ".[torch]"`` from a checkout).
 """
 
 from .models import patch, unpatch
