@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
-from collections.abc import Iterable
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
 
-__all__ = ["NamedAttributes", "did_you_mean", "integer", "refuse_unknown", "requires_extra"]
+__all__ = ["NamedAttributes", "did_you_mean", "integer", "names_keywords", "refuse_unknown",
+           "requires_extra"]  # fmt: skip
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
@@ -77,6 +80,29 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> No
     for name in given:
         if name not in known:
             raise TypeError(f"{name}: {owner} has no such argument{did_you_mean(name, known)}")
+
+
+def names_keywords(function: Function) -> Function:
+    """`function`, refusing a keyword argument that it does not take with the nearest one it does.
+
+    Examples
+    --------
+    >>> @names_keywords
+    ... def draw(*, width=1):
+    ...     return width
+    >>> draw(widht=2)
+    Traceback (most recent call last):
+    TypeError: widht: draw has no such argument; did you mean width?
+    """
+    known = inspect.signature(function).parameters
+    owner = function.__qualname__.removesuffix(".__init__").removesuffix(".__call__")
+
+    @wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        refuse_unknown(options, known, owner)
+        return function(*args, **options)
+
+    return cast(Function, checked)
 
 
 class NamedAttributes:

@@ -126,9 +126,10 @@ class SentencePieces(Reader):
     def _cut(self, text: str) -> list[int]:
         ids = self._model.encode(text)
         # the library drops a space at the end, which transformers has a piece for
-        if text and (text[-1].isspace() or not text[-1].isprintable()):
-            after = self._model.normalize(text + "x")
-            if after.endswith(SPACE + "x") and not self._model.normalize(text).endswith(SPACE):
+        if text and (text[-1].isspace() or text[-1] == SPACE or not text[-1].isprintable()):
+            end = "x" + text[-64:]
+            inside = self._model.normalize(end + "x").endswith(SPACE + "x")
+            if inside and not self._model.normalize(end).endswith(SPACE):
                 ids.append(self._model.piece_to_id(SPACE))
         return ids
 

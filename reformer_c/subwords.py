@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .checkpoint import local_folder, save_folder, write_atomically
-from .checks import integer, refuse_unknown
+from .checks import integer, names_keywords, refuse_unknown
 from .pieces import SPACE, AddedToken, Reader, SentencePieces, TokenizerFile
 from .tokenizer import Template, Tokenizer, check_token_ids, flag, utf8
 
@@ -35,7 +35,8 @@ OWN_NAMES = "model_specific_special_tokens"
 # whether each text begins and ends with a token
 ADDS = ("add_bos_token", "add_eos_token")
 # further options of a tokenizer, which its folder may have, too
-OPTIONS = ("model_max_length", "padding_side", "truncation_side", "split_special_tokens", *ADDS)
+OPTIONS = ("model_max_length", "padding_side", "truncation_side", "split_special_tokens",
+           "model_input_names", *ADDS)  # fmt: skip
 DECODER = "added_tokens_decoder"
 
 
@@ -109,6 +110,8 @@ class ReformerTokenizer(Tokenizer):
         options = in_file | options
         sides = {name: options.get(name) or "right" for name in ("padding_side", "truncation_side")}
         super().__init__(options.get("model_max_length"), **sides)
+        if options.get("model_input_names") is not None:
+            self.model_input_names = options["model_input_names"]
         self._split_special = bool(options.get("split_special_tokens", False))
         adds = [options.get(name) for name in ADDS]
         # what the file has for it counts where nothing is said
@@ -160,6 +163,7 @@ class ReformerTokenizer(Tokenizer):
             f"folder: there is neither {' nor '.join(names)} in {os.fspath(folder)!r}"
         )
 
+    @names_keywords
     def save_pretrained(self, folder: str | os.PathLike) -> tuple[str, ...]:
         """Write the file of pieces and tokenizer_config.json; atomically.
 
@@ -182,6 +186,7 @@ class ReformerTokenizer(Tokenizer):
         if self.model_max_length is not None:
             values["model_max_length"] = self.model_max_length
         values |= {"padding_side": self.padding_side, "truncation_side": self.truncation_side}
+        values["model_input_names"] = self.model_input_names
         if self._adds is not None:
             values |= dict(zip(ADDS, self._adds, strict=True))
         if self._split_special:
@@ -194,6 +199,7 @@ class ReformerTokenizer(Tokenizer):
         save_folder(folder, files)
         return tuple(os.path.join(folder, name) for name in files)
 
+    @names_keywords
     def save_vocabulary(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
@@ -230,6 +236,7 @@ class ReformerTokenizer(Tokenizer):
 
     # ---- tokens ----
 
+    @names_keywords
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens, which are looked for in a text before it is cut into pieces.
 
@@ -259,6 +266,7 @@ class ReformerTokenizer(Tokenizer):
         tokens = [new_tokens] if one else list(new_tokens)
         return self._add([self._token("new_tokens", one, special) for one in tokens])
 
+    @names_keywords
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
     ) -> int:
@@ -470,6 +478,7 @@ class ReformerTokenizer(Tokenizer):
             raise TypeError(f"tokens: expected str, or a sequence of str, got {tokens!r}")
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
+    @names_keywords
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The piece of an id, or of each of several."""
         if isinstance(ids, (int, np.integer)):
@@ -515,6 +524,7 @@ class ReformerTokenizer(Tokenizer):
         special = {token.content for token in self._added.values() if token.special}
         return {self._vocabulary[token] for token in special}
 
+    @names_keywords
     def decode(
         self,
         ids: Any,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import NamedAttributes, did_you_mean, integer, refuse_unknown
+from .checks import NamedAttributes, did_you_mean, integer, names_keywords, refuse_unknown
 
 __all__ = ["Batch", "ByteTokenizer", "Tokenizer"]
 
@@ -62,12 +62,16 @@ class Tokenizer(NamedAttributes, ABC):
         Length that `truncation` cuts to, and ``padding="max_length"`` fills to.
     padding_side, truncation_side : "right" or "left"
         The end of a row that is filled, and the end of a text that is cut.
+    model_input_names : list of str
+        What a call returns: "input_ids", and perhaps "token_type_ids" and "attention_mask".
     """
 
     _model_max_length: int | None
     _padding_side: str
     _truncation_side: str
+    _model_input_names: list[str]
 
+    @names_keywords
     def __init__(
         self,
         model_max_length: int | None = None,
@@ -78,6 +82,7 @@ class Tokenizer(NamedAttributes, ABC):
         self.model_max_length = model_max_length
         self.padding_side = padding_side
         self.truncation_side = truncation_side
+        self.model_input_names = ["input_ids", "attention_mask"]
 
     def _no_attribute(self, name: str) -> AttributeError:
         names = [known for known in dir(self) if not known.startswith("_")]
@@ -110,6 +115,19 @@ class Tokenizer(NamedAttributes, ABC):
     @truncation_side.setter
     def truncation_side(self, value: str) -> None:
         self._truncation_side = one_of("truncation_side", value, SIDES)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return list(self._model_input_names)
+
+    @model_input_names.setter
+    def model_input_names(self, names: Iterable[str]) -> None:
+        names = [names] if isinstance(names, str) else list(names)
+        if "input_ids" not in names or not all(name in COLUMNS for name in names):
+            raise ValueError(
+                f"model_input_names: expected 'input_ids' and more of {COLUMNS}, got {names!r}"
+            )
+        self._model_input_names = names
 
     @property
     @abstractmethod
@@ -190,12 +208,13 @@ class Tokenizer(NamedAttributes, ABC):
             ids = self._filled({"input_ids": [ids]}, layout, ["input_ids"])["input_ids"][0]
         return ids[None] if return_tensors else ids
 
+    @names_keywords
     def __call__(
         self,
         text: Any,
         text_pair: Any = None,
-        add_special_tokens: bool = True,
         *,
+        add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = False,
         max_length: int | None = None,
@@ -205,7 +224,6 @@ class Tokenizer(NamedAttributes, ABC):
         return_tensors: str | None = None,
         return_token_type_ids: bool | None = None,
         return_attention_mask: bool | None = None,
-        **unknown: Any,
     ) -> Batch:
         """Texts, or pairs of texts, as a batch that a model takes: ``model(**tokenizer(texts))``.
 
@@ -231,10 +249,10 @@ class Tokenizer(NamedAttributes, ABC):
         return_tensors : "np", optional
             As in transformers; arrays are returned in any case.
         return_token_type_ids : bool, optional
-            Return the text that each token is of: 0 for the first, 1 for the second. False if
-            left out.
+            Return the text that each token is of: 0 for the first, 1 for the second. False,
+            unless ``model_input_names`` has them.
         return_attention_mask : bool, optional
-            True if left out.
+            True, unless ``model_input_names`` has none.
 
         Returns
         -------
@@ -259,10 +277,10 @@ class Tokenizer(NamedAttributes, ABC):
         >>> batch["token_type_ids"]
         array([[0, 0, 1, 1, 1, 1]])
         """
-        refuse_unknown(unknown, (*LAYOUT, *CALL), type(self).__name__)
         _numpy_only(return_tensors)
-        types = flag("return_token_type_ids", return_token_type_ids, False)
-        mask = flag("return_attention_mask", return_attention_mask, True)
+        names = self._model_input_names
+        types = flag("return_token_type_ids", return_token_type_ids, "token_type_ids" in names)
+        mask = flag("return_attention_mask", return_attention_mask, "attention_mask" in names)
         layout = self._layout(
             padding, truncation, max_length, pad_to_multiple_of, padding_side, truncation_side
         )
@@ -275,6 +293,7 @@ class Tokenizer(NamedAttributes, ABC):
     # the names that transformers had for a call before its version 5
     encode_plus = batch_encode_plus = __call__
 
+    @names_keywords
     def pad(
         self,
         rows: Any,
@@ -440,10 +459,6 @@ class Tokenizer(NamedAttributes, ABC):
         return batch
 
 
-# what a call takes that is no matter of layout
-CALL = ("add_special_tokens", "return_tensors", "return_token_type_ids", "return_attention_mask")
-
-
 class ByteTokenizer(Tokenizer):
     """One id for each byte, as the enwik8 model of Reformer has them: byte + 2.
 
@@ -522,6 +537,7 @@ class ByteTokenizer(Tokenizer):
         ids = ids[ids >= self.offset]
         return (ids - self.offset).astype(np.uint8).tobytes()
 
+    @names_keywords
     def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:
         """The text of ids (t,). Bytes that are not UTF-8 show as U+FFFD: see `decode_bytes`.
 

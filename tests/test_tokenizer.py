@@ -163,6 +163,30 @@ def test_sides_and_length_are_attributes():
         assert again.truncation_side == "left"
 
 
+def test_what_a_call_returns_is_an_attribute():
+    one = ByteTokenizer()
+    assert one.model_input_names == ["input_ids", "attention_mask"]
+    one.model_input_names = ["input_ids", "token_type_ids"]
+    assert list(one("a", "b")) == ["input_ids", "token_type_ids"]
+    assert list(one("a", return_token_type_ids=False)) == ["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (lambda: tokenizer("a", paddding=True), "padding"),
+        (lambda: tokenizer.encode("a", truncate=True, max_length=1), "truncation"),
+        (lambda: tokenizer.pad([[5]], pad_side="left"), "padding_side"),
+        (lambda: tokenizer.decode([5], skip_special_token=True), "skip_special_tokens"),
+        (lambda: tokenizer.batch_decode([[5]], skip_specials=True), "skip_special_tokens"),
+        (lambda: ByteTokenizer(pading_side="left"), "padding_side"),
+    ],
+)
+def test_a_misspelt_keyword_is_refused_with_the_nearest_name(call, meant):
+    with pytest.raises(TypeError, match=rf"has no such argument; did you mean {meant}\?$"):
+        call()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
@@ -171,6 +195,8 @@ def test_sides_and_length_are_attributes():
         ("model_max_length", 0, ValueError),
         ("model_max_length", 2.5, TypeError),
         ("model_max_length", True, TypeError),
+        ("model_input_names", ["attention_mask"], ValueError),
+        ("model_input_names", ["input_ids", "labels"], ValueError),
         ("vocab_size", 300, AttributeError),
         ("pad_token_id", 3, AttributeError),
     ],

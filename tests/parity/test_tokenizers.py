@@ -20,7 +20,7 @@ TEXTS = [
     *LINES[:4], "", " ", "To be ", "To be\n", "tab\tend\t", "  two   spaces ", "a</s>b", "a </s> b",
     " </s> ", "x</s></s>", "<unk> x", "snow \N{SNOWMAN}\N{SNOWMAN} man", "newest new",
     "of \N{LATIN SMALL LIGATURE FI}", "a\N{ZERO WIDTH SPACE}b", "the words, word by word",
-    "<new> word<new>brand new the x",
+    "<new> word<new>brand new the x", "the\N{LOWER ONE EIGHTH BLOCK}", "\x7f", "be\x7f \x7f",
 ]  # fmt: skip
 PAIRS = [("To be, or not", "that is"), ("that", "To be, or not to"), ("to be", "to be")]
 
@@ -88,6 +88,7 @@ FOLDERS = [
     {"add_eos_token": True, "pad_token": "</s>"},
     {"add_bos_token": True, "add_eos_token": True, "bos_token": "<s>"},
     {"add_bos_token": True},
+    {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
     {"extra_special_tokens": ["<new>"], "cls_token": token("fox", lstrip=True, rstrip=True)},
     {"additional_special_tokens": ["<new>"], "mask_token": token("word", single_word=True)},
     {"extra_special_tokens": {"speaker": "<new>"}},
