@@ -80,7 +80,7 @@ THEIRS = frozenset(LEGACY_KEYS) | {
     "return_dict_in_generate", "sep_token_id", "sinusoidal_pos_embds", "suppress_tokens",
     "target_lookbehind", "task_specific_params", "temperature", "tf_legacy_loss",
     "tie_encoder_decoder", "tie_last_hidden_states", "tokenizer_class", "top_k", "top_p",
-    "torch_dtype", "torchscript", "typical_p", "use_bfloat16", "use_return_dict", "xla_device",
+    "torch_dtype", "torchscript", "typical_p", "use_bfloat16", "xla_device",
 }  # fmt: skip
 
 # how alike an unknown name and a field are from which it is taken for the field, misspelt
@@ -468,6 +468,11 @@ class ReformerConfig(NamedAttributes):
     def activation(self) -> str:
         """`hidden_act` by the name that ``reformer_c.feed_forward``, or `WEIGHTED`, knows it by."""
         return ACTIVATIONS[self.hidden_act]
+
+    @property
+    def use_return_dict(self) -> bool:
+        """`return_dict` by the name that transformers has for reading it."""
+        return bool(self.return_dict)
 
     @property
     def padding_id(self) -> int:

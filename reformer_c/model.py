@@ -57,6 +57,13 @@ LUCIDRAINS = (".toqk.weight", ".tov.weight", "token_emb.weight")
 # what begins the names of each head's weights
 HEADS = ("lm_head", "classifier", "qa_outputs")
 
+# arguments of a call or of a loss that are not the head's
+CALLED_WITH = (
+    "input_ids", "attention_mask", "position_ids", "inputs_embeds", "num_hashes", "rotations",
+    "rng", "output_hidden_states", "output_attentions", "output_buckets", "return_dict",
+    "training", "memory_budget",
+)  # fmt: skip
+
 # weights on the hub; the older file only where there is no newer one
 HUB_WEIGHTS = (
     ["model*.safetensors", "model.safetensors.index.json"],
@@ -334,8 +341,7 @@ class Reformer(Model):
     ) -> tuple[Pass, Any]:  # fmt: skip
         """Check everything; the pass, and the targets as the head wants them."""
         head, name = self.head, type(self).__name__
-        for unknown in targets.keys() - set(head.targets):
-            raise TypeError(f"{unknown}: {name} has no such argument")
+        refuse_unknown(targets, [*head.targets, *CALLED_WITH], name)
         given = [targets[target] for target in head.targets if targets.get(target) is not None]
         if given or needs_loss:
             self._check_given(targets)

@@ -261,6 +261,13 @@ def test_a_misspelt_field_is_refused_with_the_nearest(wrong, right):
     assert getattr(config, right) == getattr(ReformerConfig(), right)
 
 
+def test_return_dict_is_read_by_its_other_name():
+    assert ReformerConfig(return_dict=False).use_return_dict is False
+    assert ReformerConfig().use_return_dict is True
+    with pytest.raises(TypeError, match=r"^use_return_dict: .*did you mean return_dict\?"):
+        ReformerConfig(use_return_dict=False)
+
+
 def test_what_is_no_field_is_no_attribute():
     config = ReformerConfig(task="prose")
     with pytest.raises(AttributeError, match=r"^task: a ReformerConfig has no such attribute$"):

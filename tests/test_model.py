@@ -1,6 +1,8 @@
 """The models: the reference's numbers, exact gradients, Hugging Face's rules, named errors."""
 
+import copy
 import math
+import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -941,6 +943,30 @@ def test_fields_of_an_output_may_be_assigned_by_their_names():
             act()
     with pytest.raises(KeyError, match=r"logit: .* did you mean logits\?"):
         output["logit"]
+
+
+def test_an_output_is_copied_and_pickled():
+    model, call = one_call(ReformerModelWithLMHead)
+    output = model(**call)
+    for twin in (copy.copy(output), copy.deepcopy(output), pickle.loads(pickle.dumps(output))):
+        assert [*twin] == [*output]
+        np.testing.assert_array_equal(twin.logits, output.logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "right"),
+    [
+        (ReformerModelWithLMHead, "label", "labels"),
+        (ReformerModel, "atention_mask", "attention_mask"),
+        (ReformerForQuestionAnswering, "start_position", "start_positions"),
+        (ReformerForMaskedLM, "num_hash", "num_hashes"),
+    ],
+)
+def test_a_misspelt_argument_of_a_call_is_refused(kind, wrong, right):
+    model, call = one_call(kind)
+    for act in (model, *([] if kind is ReformerModel else [model.loss, model.loss_and_gradients])):
+        with pytest.raises(TypeError, match=f"^{wrong}: .*did you mean {right}\\?"):
+            act(**call, **{wrong: 1})
 
 
 # ---- a model as an object ----
