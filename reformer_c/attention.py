@@ -40,6 +40,16 @@ class Part(NamedTuple):
     def rows(self) -> int:
         return sum(piece.stop - piece.start for piece in self.seen)
 
+    @property
+    def length(self) -> int:
+        """Of each sequence, or of what a stretch sees."""
+        return self.rows // self.sequences
+
+    def moved(self, by: int) -> Part:
+        """The same part of streams that begin `by` rows later."""
+        own, *seen = (slice(s.start + by, s.stop + by) for s in (self.own, *self.seen))
+        return self._replace(own=own, seen=tuple(seen))
+
     def blocks(self, size: int) -> Iterator[tuple[slice, slice]]:
         """All rows, at most `size` at a time: where they stand in the part, and in the streams."""
         at = 0
@@ -57,6 +67,22 @@ class Part(NamedTuple):
             at += piece.stop - piece.start
         for rows in blocks(self.own, size):
             yield slice(rows.start + shift, rows.stop + shift), rows
+
+
+def side_by_side(lengths: np.ndarray, t: int) -> Iterator[tuple[slice, int]]:
+    """Rows of one length that can be taken together: the stream (b, t) has no gaps between those
+    of length t.
+
+    Examples
+    --------
+    >>> [(rows.start, rows.stop, n) for rows, n in side_by_side(np.array([5, 5, 3, 3, 5]), 5)]
+    [(0, 2, 5), (2, 3, 3), (3, 4, 3), (4, 5, 5)]
+    """
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or lengths[start] < t or lengths[stop] < t:
+            yield slice(start, stop), int(lengths[start])
+            start = stop
 
 
 class Attention(Sublayer):
@@ -85,6 +111,8 @@ class Attention(Sublayer):
     own_projections: tuple[str, ...]
     # whether the next forward pass leaves its probabilities behind
     record = False
+    # (b,): how long each sequence is, where not all are as long as the stream; see `_parts`
+    lengths: np.ndarray | None = None
     # called with the heads (b, h, t, d) of a forward pass, and the buckets where there are any
     remember: Callable[[Sequence[np.ndarray], np.ndarray | None], None] | None = None
 
@@ -108,6 +136,17 @@ class Attention(Sublayer):
     # ---- what to work on at a time ----
 
     def _parts(self, x: np.ndarray) -> list[Part]:
+        """With `lengths`, those of each sequence up to its length, as if it were alone: nothing is
+        added to the rows that follow."""
+        if self.lengths is None:
+            return self._of_one_length(x)
+        return [
+            part.moved(rows.start * x.shape[1])
+            for rows, n in side_by_side(self.lengths, x.shape[1])
+            for part in self._of_one_length(x[rows, :n])
+        ]
+
+    def _of_one_length(self, x: np.ndarray) -> list[Part]:
         b, t, _ = x.shape
         if self.record or self.remember is not None:
             return self._sequences(b, t, b)
@@ -131,6 +170,32 @@ class Attention(Sublayer):
             mask = mask.reshape(part.sequences, -1)
         key = self.key("probabilities", part.own.start, part.heads.start)
         return self.rules | {"attention_mask": mask, "dropout_key": key}
+
+    def _note(self, part: Part, found: np.ndarray) -> None:
+        """Keep a part's probabilities: in the place that they have in those of all sequences."""
+        if self.lengths is None:
+            self.probabilities = found
+            return
+        assert self.mask is not None
+        b, n = self.mask.shape
+        h, k, rounds = self.num_heads, part.length, self.rules.get("num_hashes", 1)
+        m, before, after = (self.rules[name] for name in WINDOW)
+        first = part.own.start // n
+        rows = slice(first, first + part.sequences)
+        whole = n <= m or self.rules.get("scope") == "bucket"
+        chunks = rounds, -(-n // m), m
+        if self.probabilities is None:
+            shape = (n, n) if whole else (rounds * chunks[1], m, (before + 1 + after) * m)
+            self.probabilities = np.zeros((b, h, *shape), found.dtype)
+        if whole:
+            self.probabilities[rows, :, :k, :k] = found
+            return
+        place = self.probabilities.reshape(b, h, *chunks, -1)[rows]
+        if k > m:
+            found = found.reshape(len(found), h, rounds, -1, *found.shape[3:])
+            place[:, :, :, : found.shape[3]] = found
+        else:  # one chunk, in every round
+            place[:, :, :, 0, :k, before * m : before * m + k] = found[:, :, None]
 
     # ---- there and back ----
 
@@ -323,9 +388,8 @@ class LocalAttention(Attention):
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         _, saved = ops.local_attention_forward(*heads, wrap=self.wrap, **self._rules(part))
         if self.record:
-            self.probabilities = local_probabilities(
-                *heads[:2], wrap=self.wrap, **self._rules(part)
-            )
+            rules = self._rules(part)
+            self._note(part, local_probabilities(*heads[:2], wrap=self.wrap, **rules))
         return saved
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
@@ -349,6 +413,9 @@ class LSHAttention(Attention):
 
     `rotations` (h, d, r, s) may be None: then they are drawn from the key `rotations_key`.
     """
+
+    # with `lengths`: from a length to the number of buckets, where that is open
+    choose: Callable[[int], int | Sequence[int]] | None = None
 
     projections = own_projections = ("query_key", "value")
     # bytes of an array of heads (b, h, t, d), as long as it has more than one
@@ -375,36 +442,60 @@ class LSHAttention(Attention):
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         qk, v = heads
         key = part.own.start, part.heads.start
-        buckets = self._buckets.get(key)
-        rotations = self._rotations(qk)[part.heads] if buckets is None else None
-        _, saved = ops.lsh_attention_forward(
-            qk, v, buckets=buckets, rotations=rotations, **self._rules(part)
-        )
+        buckets, rules = self._buckets.get(key), self._rules(part)
+        rotations = self._rotations(qk, rules)[part.heads] if buckets is None else None
+        _, saved = ops.lsh_attention_forward(qk, v, buckets=buckets, rotations=rotations, **rules)
         self._buckets[key] = saved.buckets
         if self.record:
-            self.probabilities = lsh_probabilities(qk, saved.buckets, **self._rules(part))
+            self._note(part, lsh_probabilities(qk, saved.buckets, **rules))
         return saved
 
-    def _rotations(self, qk: np.ndarray) -> np.ndarray:
+    def _rules(self, part: Part) -> dict[str, Any]:
+        rules = super()._rules(part)
+        return rules if self.choose is None else rules | {"num_buckets": self.choose(part.length)}
+
+    def _rotations(self, qk: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
         """Of all heads."""
-        if self.rotations is None:
-            rules = {name: self.rules[name] for name in ("num_hashes", "num_buckets")}
-            self.rotations = ops.lsh_rotations(
-                self.num_heads, qk.shape[-1], rng=self.rotations_key, dtype=qk.dtype, **rules
-            )
-        return self.rotations
+        if self.rotations is not None:
+            return self.rotations
+        hashing = {name: rules[name] for name in ("num_hashes", "num_buckets")}
+        drawn = ops.lsh_rotations(
+            self.num_heads, qk.shape[-1], rng=self.rotations_key, dtype=qk.dtype, **hashing
+        )
+        if self.choose is None:
+            self.rotations = drawn
+        return drawn
 
     @property
     def buckets(self) -> np.ndarray | None:
-        """(b, h, r, t) after a pass; None where the sequence is one chunk."""
+        """(b, h, r, t) after a pass; None where the sequence is one chunk.
+
+        With `lengths`, rows of one chunk have bucket 0, and what follows a row the bucket of
+        tokens that are not real.
+        """
+        if all(ids is None for ids in self._buckets.values()):
+            return None
+        if self.lengths is not None:
+            return self._buckets_of_lengths()
         rows: dict[int, list[np.ndarray]] = {}
         for (start, _), ids in self._buckets.items():
-            if ids is None:
-                return None
+            assert ids is not None
             rows.setdefault(start, []).append(ids)
-        if not rows:
-            return None
         return np.concatenate([np.concatenate(heads, axis=1) for heads in rows.values()])
+
+    def _buckets_of_lengths(self) -> np.ndarray:
+        assert self.mask is not None
+        assert self.lengths is not None
+        b, n = self.mask.shape
+        found = np.zeros((b, self.num_heads, self.rules["num_hashes"], n), np.int32)
+        for (start, head), ids in self._buckets.items():
+            if ids is not None:
+                rows, h, _, k = ids.shape
+                found[start // n : start // n + rows, head : head + h, :, :k] = ids
+        for row, k in enumerate(self.lengths):
+            number = self.rules["num_buckets"] if self.choose is None else self.choose(int(k))
+            found[row, ..., k:] = np.prod(number)
+        return found
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         return ops.lsh_attention_backward(dout, saved)

@@ -19,7 +19,7 @@ from .activations import WEIGHTED
 from .attention import LocalAttention, LSHAttention
 from .checks import integer
 from .config import ReformerConfig
-from .inputs import Inputs
+from .inputs import Inputs, as_array, own_lengths
 from .nn import (
     Embeddings,
     FeedForward,
@@ -182,13 +182,29 @@ class Pass:
         heads = (config.num_attention_heads, config.attention_head_size)
         shape = (*heads, num_hashes, sum(factors) // 2)
         checked = []
-        for i, rotation in enumerate(map(np.asarray, rotations)):
+        for i, given in enumerate(rotations):
+            rotation = as_array(f"{name}[{i}]", given)
             if rotation.dtype.kind not in "iuf":
                 raise TypeError(f"{name}[{i}]: expected real numbers, got {rotation.dtype}")
             if rotation.shape != shape:
                 raise ValueError(f"{name}[{i}]: expected shape {shape}, got {rotation.shape}")
             checked.append(rotation.astype(dtype, copy=False))
         return iter([rules | {"rotations": rotation} for rotation in checked])
+
+    def take_rows_alone(self) -> None:
+        """Let attention take each row as it would be without the others: as long as it is without
+        the padding at its end, which otherwise is on the circle of chunks as in Hugging Face's
+        models, and with its own number of buckets where evaluation chooses one."""
+        config = self.config
+        lengths = own_lengths(config, self.inputs, self.training)
+        for attention, *_ in self.layers if lengths is not None else ():
+            attention.lengths = lengths
+            is_open = config.num_buckets is None and not self.training
+            if isinstance(attention, LSHAttention) and is_open and attention.rotations is None:
+                attention.choose = partial(
+                    ops.choose_num_buckets, chunk_length=attention.rules["chunk_length"],
+                    max_position_embeddings=config.max_position_embeddings,
+                )  # fmt: skip
 
     # ---- forward ----
 

@@ -141,7 +141,16 @@ class ReformerEncoderDecoder(Model):
     -----
     `labels` (b, t) are what the decoder is to write, ended as it is to end; -100 is ignored. It
     reads them one place later, after a token that begins every text: ``config.bos_token_id`` of the
-    decoder, or its pad token where there is none.
+    decoder, or its pad token where there is none. A tail of -100 is padding, and masked.
+
+    The decoder computes each row as it would alone: padding at its end, masked by
+    `decoder_attention_mask` or by labels, changes nothing, and its own states, logits, buckets and
+    probabilities mean nothing. The encoder is a `ReformerModel`: in a call its layers have padding
+    on their circle of chunks, as Hugging Face's have, so the first chunk of a row with padding sees
+    that in place of the row's end. `generate` reads each row as it would alone.
+
+    Each side's ``config.memory_budget`` is that side's own: bytes, or a share of the memory that is
+    free and that the decoder, whose layers come first, has left.
 
     Examples
     --------
@@ -267,6 +276,8 @@ class ReformerEncoderDecoder(Model):
         decoder_input_ids : array_like of int, (b, t), optional
             What the decoder has written so far; from `labels` by default.
         decoder_attention_mask : array_like, (b, t), optional
+            Nonzero for a real token of it. By default all are real in `decoder_input_ids`, and in
+            labels those up to the last that is not -100.
         labels : array_like of int, (b, t), optional
             What it is to write. With them, the output has a loss.
         inputs_embeds : ndarray, (b, s, hidden_size), optional
@@ -332,7 +343,9 @@ class ReformerEncoderDecoder(Model):
         if labels is None and decoder_input_ids is None:
             raise TypeError("decoder_input_ids: expected them, or labels that are to be written")
         if decoder_input_ids is None:
-            decoder_input_ids = self._moved(labels)
+            labels, decoder_input_ids, real = self._moved(labels, read.inputs.b)
+            if decoder_attention_mask is None:
+                decoder_attention_mask = real
         run, wanted = self.decoder.beside(memory)._begin(
             decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations,
             random_key(seed, "decoder"), training, {"labels": labels}, needs_loss, attentions,
@@ -343,6 +356,7 @@ class ReformerEncoderDecoder(Model):
                 f"decoder_input_ids: expected {read.inputs.b} rows, as input_ids has, "
                 f"got {run.inputs.b}"
             )
+        run.take_rows_alone()
         return read, memory, run, wanted
 
     def _begin_encoder(
@@ -358,13 +372,23 @@ class ReformerEncoderDecoder(Model):
         mask = None if inputs.mask is None else inputs.mask[:, : inputs.t]
         return read, Memory(states, None if mask is None or mask.all() else mask)
 
-    def _moved(self, labels: Any) -> np.ndarray:
-        """What the decoder reads to write the labels: they themselves, one place later."""
+    def _moved(self, labels: Any, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Checked labels, what the decoder reads to write them (they themselves, one place later),
+        and which of that is real: not what the tail of ignored labels would follow."""
         config = self.decoder.config
         labels = check_ids("labels", labels, config.vocab_size, ignore=IGNORE)
-        first = np.full((len(labels), 1), self.start_token_id)
-        moved = np.concatenate([first, labels], axis=1)[:, : labels.shape[1]]
-        return np.where(moved == IGNORE, config.padding_id, moved)
+        rows, t = labels.shape
+        if rows != b:
+            raise ValueError(f"labels: expected {b} rows, as input_ids has, got {rows}")
+        if not 0 < t <= config.num_positions:
+            raise ValueError(
+                f"labels: expected 1 to {config.num_positions} tokens (positions), got {t}"
+            )
+        moved = np.insert(labels[:, :-1], 0, self.start_token_id, axis=1)
+        counts = labels != IGNORE
+        counts[:, 0] = True  # a row has one token at least
+        real = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
+        return labels, np.where(moved == IGNORE, config.padding_id, moved), real
 
     @staticmethod
     def _remember(read: Pass, memory: Memory) -> np.ndarray:
@@ -420,7 +444,7 @@ class ReformerEncoderDecoder(Model):
         """The loss, and its gradient with respect to every parameter of both sides.
 
         The parameters are those of a call, and of ``ReformerModelWithLMHead.loss_and_gradients``:
-        `memory_budget` serves the decoder first.
+        `memory_budget` is in place of both sides' own, and serves the decoder first.
 
         Returns
         -------
@@ -442,7 +466,7 @@ class ReformerEncoderDecoder(Model):
             training=training, needs_loss=True,
         )  # fmt: skip
         free = available_memory()
-        needed = self._plan(read, memory, run, self.decoder._budget(memory_budget, free))
+        needed = self._plan(read, memory, run, memory_budget, free)
         if free is not None and needed.total > free:
             raise MemoryError(
                 f"a step of {read.inputs.b} x {read.inputs.t} tokens and {run.inputs.t} to write "
@@ -452,7 +476,7 @@ class ReformerEncoderDecoder(Model):
         read.forward(differentiate=True)
         self._remember(read, memory)
         memory.gradient = np.zeros_like(memory.states)
-        loss, written = self.decoder._differentiate(run, wanted, memory_budget)
+        loss, written = self.decoder._differentiate(run, wanted)
         # the encoder's states are its final ones, a block of rows after another
         dstates = memory.gradient
         if read.inputs.n > read.inputs.t:  # padded in evaluation
@@ -479,10 +503,20 @@ class ReformerEncoderDecoder(Model):
         """
         return self.decoder.count_targets(**arguments)
 
-    def _plan(self, read: Pass, memory: Memory, run: Pass, budget: float) -> StepMemory:
-        """Let layers keep their activations, the decoder's first; what a step takes then."""
-        writing = run.plan(budget, self.decoder.head.loss_bytes(run))
-        reading = read.plan(budget - writing.kept, blocks_bytes(read, 0))
+    def _plan(
+        self, read: Pass, memory: Memory, run: Pass, budget: float | None, free: int | None
+    ) -> StepMemory:
+        """Let layers keep their activations, the decoder's first; what a step takes then.
+
+        `budget` is that of both sides, None: each its own; `free` bytes are there.
+        """
+        given = self.decoder._budget(budget, free)
+        writing = run.plan(given, self.decoder.head.loss_bytes(run))
+        if budget is None:
+            left = self.encoder._budget(None, None if free is None else free - int(writing.kept))
+        else:
+            left = given - writing.kept
+        reading = read.plan(left, blocks_bytes(read, 0))
         return StepMemory(
             # and the encoder's states, and their gradient
             streams=reading.streams + writing.streams + 2 * memory.states.nbytes,
@@ -536,8 +570,7 @@ class ReformerEncoderDecoder(Model):
             else:
                 side = self.decoder.beside(states)
             passes.append(side._pass(inputs, seed=0, training=True, num_hashes=num_hashes))
-        budget = self.decoder._budget(memory_budget, available_memory())
-        return self._plan(passes[0], states, passes[1], budget)
+        return self._plan(passes[0], states, passes[1], memory_budget, available_memory())
 
     # ---- writing ----
 
@@ -559,6 +592,8 @@ class ReformerEncoderDecoder(Model):
         **options: Any,
     ) -> np.ndarray:
         """Write a text for each row that is read: greedily, by sampling, or by beam search.
+
+        Each row is read and written as it would be alone, without the padding at its end.
 
         Parameters
         ----------
@@ -601,6 +636,7 @@ class ReformerEncoderDecoder(Model):
             "generation_config": generation_config, "num_hashes": num_hashes,
             "rotations": decoder_rotations, "rng": random_key(seed, "decoder"),
         }  # fmt: skip
+        read.take_rows_alone()
         # what is wrong shows before any work
         ids, _, _, rules, _ = decoder._prepare(**arguments, options=dict(options))
         decoder._check_streamer(streamer, rules.options)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .config import ReformerConfig
 
-__all__ = ["IGNORE", "Inputs", "as_array", "check_ids", "check_inputs", "check_mask"]
+__all__ = ["IGNORE", "Inputs", "as_array", "check_ids", "check_inputs", "check_mask", "own_lengths"]
 
 # a label that does not count
 IGNORE = -100
@@ -45,6 +45,18 @@ def padded_length(config: ReformerConfig, t: int, *, masked: bool) -> int:
     # a causal query does not see what its circle brings round
     circles = {kind for kind in lengths if kind == "lsh" or not config.is_decoder}
     return n if masked or any(_round_up(t, lengths[kind]) != n for kind in circles) else t
+
+
+def own_lengths(config: ReformerConfig, inputs: Inputs, training: bool) -> np.ndarray | None:
+    """(b,): the length at which the layers would run on each row alone, without the padding at its
+    end; None where that is the same for all."""
+    if inputs.mask is None:
+        return None
+    real = inputs.mask[:, : inputs.t]
+    ends = np.where(real.any(axis=1), inputs.t - real[:, ::-1].argmax(axis=1), inputs.t)
+    if not training:
+        ends = np.array([padded_length(config, int(t), masked=True) for t in ends])
+    return None if (ends == inputs.n).all() else ends
 
 
 def _round_up(t: int, multiple: int) -> int:

@@ -378,6 +378,17 @@ class Reformer(Model):
         """`began` (b,): the numbers of the texts with which the inputs began, if they grow."""
         return Pass(self.config, {**self.parameters, **self.buffers}, self.prefix, inputs, **rest)
 
+    def _budget(self, memory_budget: float | None, free: int | None) -> float:
+        """Bytes, of a budget that may be a share of those that are free."""
+        if memory_budget is None:
+            memory_budget = self.config.memory_budget or 0
+        else:
+            check_memory_budget(memory_budget)
+        if isinstance(memory_budget, float) and memory_budget <= 1.0:
+            # where nobody knows what is free, nothing is kept
+            return memory_budget * (free or 0)
+        return memory_budget
+
     def _pad_vector(self) -> np.ndarray:
         words = self.parameters[self.prefix + WORDS]
         return words[self.config.padding_id]
@@ -634,7 +645,14 @@ class _WithLoss(Reformer):
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
             training, targets, True,
         )  # fmt: skip
-        return self._differentiate(run, wanted, memory_budget)
+        free = available_memory()
+        needed = run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
+        if free is not None and needed.total > free:
+            raise MemoryError(
+                f"a step of {run.inputs.b} x {run.inputs.t} tokens takes {needed}, and "
+                f"{free / 1e9:.3g} GB are free"
+            )
+        return self._differentiate(run, wanted)
 
     def count_targets(
         self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any
@@ -668,17 +686,8 @@ class _WithLoss(Reformer):
         self._check_given(arguments)
         return self.head.count(self.config, {"input_ids": input_ids, **arguments})
 
-    def _differentiate(
-        self, run: Pass, wanted: Any, memory_budget: float | None
-    ) -> tuple[float, dict[str, np.ndarray]]:
-        """The rest of `loss_and_gradients`, which runs the pass."""
-        free = available_memory()
-        needed = run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
-        if free is not None and needed.total > free:
-            raise MemoryError(
-                f"a step of {run.inputs.b} x {run.inputs.t} tokens takes {needed}, and "
-                f"{free / 1e9:.3g} GB are free"
-            )
+    def _differentiate(self, run: Pass, wanted: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The rest of `loss_and_gradients`, of a planned pass."""
         self._keep_num_buckets(run)
         run.forward(differentiate=True)
         loss = self.head.loss(run, wanted, differentiate=True)
@@ -735,17 +744,6 @@ class _WithLoss(Reformer):
         inputs = Inputs(None, None, np.empty((1, 0)), None, batch, length, length)
         run = self._pass(inputs, seed=0, training=True, num_hashes=num_hashes)
         return run.plan(self._budget(memory_budget, available_memory()), self.head.loss_bytes(run))
-
-    def _budget(self, memory_budget: float | None, free: int | None) -> float:
-        """Bytes, of a budget that may be a share of those that are free."""
-        if memory_budget is None:
-            memory_budget = self.config.memory_budget or 0
-        else:
-            check_memory_budget(memory_budget)
-        if isinstance(memory_budget, float) and memory_budget <= 1.0:
-            # where nobody knows what is free, nothing is kept
-            return memory_budget * (free or 0)
-        return memory_budget
 
 
 class ReformerModelWithLMHead(_WithLoss):

@@ -1,5 +1,6 @@
 """The encoder-decoder against the reference, against itself token by token, and in use."""
 
+import copy
 import dataclasses
 import json
 
@@ -183,6 +184,127 @@ def test_padding_that_is_masked_changes_nothing():
     longer = model(ids, decoder_input_ids=later, decoder_attention_mask=np.arange(11)[None] < 6)
     short = model(ids, decoder_input_ids=labels)
     np.testing.assert_allclose(longer.logits[:, :6], short.logits, atol=1e-10)
+
+
+ALONE = {
+    "local": {"attn_layers": ["local"], "decoder": {"local_num_chunks_before": 2}},
+    "both": {"attn_layers": ["local", "lsh"]},
+    "lsh": {"attn_layers": ["lsh", "lsh"], "num_hashes": 3, "lsh_num_chunks_before": 2},
+    "chunks of two lengths": {"attn_layers": ["local", "lsh"], "local_attn_chunk_length": 2},
+    "open": {"attn_layers": ["local", "lsh"], "num_buckets": None},
+    "buckets": {"attn_layers": ["lsh", "local"], "attention_scope": "bucket"},
+    "open buckets": {"attn_layers": ["lsh"], "attention_scope": "bucket", "num_buckets": None},
+}
+ENDS = [21, 3, 9, 1, 21, 4, 13, 16]
+
+
+def padded_labels():
+    labels = random_ids((len(ENDS), 21), 1)
+    labels[2, 4] = -100  # within a text
+    for row, end in zip(labels, ENDS, strict=True):
+        row[end:] = -100
+    return labels
+
+
+@pytest.mark.parametrize("changes", ALONE.values(), ids=ALONE)
+@pytest.mark.parametrize("by", ["labels", "mask"])
+def test_padding_of_targets_changes_nothing(changes, by):
+    model = small_model(**changes)
+    ids, labels = random_ids((len(ENDS), 9)), padded_labels()
+    if by == "labels":
+        arguments = {"labels": labels}
+    else:
+        mask = np.arange(21) < np.array(ENDS)[:, None]
+        written = np.where(mask, labels, 7)
+        written[2, 4] = 7
+        arguments = {"decoder_input_ids": written, "decoder_attention_mask": mask, "labels": labels}
+    more = {"output_attentions": True, "output_buckets": True, "output_hidden_states": True}
+    together, plain = (model(ids, rng=3, **arguments, **x) for x in (more, {}))
+    np.testing.assert_allclose(together.logits, plain.logits, rtol=0, atol=1e-12)
+    losses = []
+    for i, end in enumerate(ENDS):
+        row = {name: array[i : i + 1, :end] for name, array in arguments.items()}
+        alone = model(ids[i : i + 1], rng=3, **row, **more)
+        close = {"rtol": 0, "atol": 1e-12}
+        np.testing.assert_allclose(together.logits[i, :end], alone.logits[0], **close)
+        for ours, its in zip(together.hidden_states, alone.hidden_states, strict=True):
+            np.testing.assert_allclose(ours[i, :end], its[0], **close)
+        for ours, its in zip(together.cross_attentions, alone.cross_attentions, strict=True):
+            np.testing.assert_allclose(ours[i, :, :end], its[0], **close)
+        for ours, its in zip(together.buckets, alone.buckets, strict=True):
+            expected = np.zeros(ours[i, ..., :end].shape) if its is None else its[0]
+            np.testing.assert_array_equal(ours[i, ..., :end], expected)
+        kinds = model.decoder.config.layer_types
+        for kind, ours, its in zip(kinds, together.attentions, alone.attentions, strict=True):
+            if ours.ndim == its.ndim == 4:  # one chunk, or whole buckets
+                np.testing.assert_allclose(ours[i, :, :end, :end], its[0, :, :end, :end], **close)
+            else:  # a row of one chunk has it in every round
+                rounds = model.decoder.config.num_hashes if kind == "lsh" else 1
+                times = rounds if its.ndim == 4 else 1
+                np.testing.assert_allclose(ours[i].sum(), times * its.sum(), rtol=1e-12)
+        count = (row["labels"] != -100).sum()
+        losses.append((alone.loss * count, count))
+    total, count = np.sum(losses, axis=0)
+    np.testing.assert_allclose(together.loss, total / count, rtol=1e-12)
+    np.testing.assert_allclose(model.loss(ids, rng=3, **arguments), total / count, rtol=1e-12)
+
+
+@pytest.mark.parametrize("changes", ALONE.values(), ids=ALONE)
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_padding_of_targets_changes_no_gradient(changes, budget):
+    model = small_model(**changes)
+    # where the number of buckets is open, a training step chooses it for the whole batch
+    training = model.decoder.config.num_buckets is not None
+    arguments = {"rng": 3, "memory_budget": budget, "training": training}
+    ids, labels = random_ids((len(ENDS), 9)), padded_labels()
+    loss, gradients = copy.deepcopy(model).loss_and_gradients(ids, labels=labels, **arguments)
+    total, count = 0.0, (labels != -100).sum()
+    added = {name: np.zeros_like(array) for name, array in gradients.items()}
+    for i, end in enumerate(ENDS):
+        row = labels[i : i + 1, :end]
+        share = (row != -100).sum() / count
+        alone, found = copy.deepcopy(model).loss_and_gradients(
+            ids[i : i + 1], labels=row, **arguments
+        )
+        total += share * alone
+        for name, array in found.items():
+            added[name] += share * array
+    np.testing.assert_allclose(loss, total, rtol=1e-12)
+    assert largest_difference(gradients, added) < 1e-9
+
+
+def test_padding_of_targets_with_dropout_has_exact_gradients():
+    model = small_model(attn_layers=["local", "lsh"], **DROPOUT)
+    ids, labels = random_ids((len(ENDS), 9)), padded_labels()
+    losses = [
+        model.loss_and_gradients(ids, labels=labels, rng=0, memory_budget=budget)
+        for budget in (0, 10**9)
+    ]
+    assert losses[0][0] == losses[1][0]
+    assert largest_difference(losses[0][1], losses[1][1]) < 1e-9
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_row_without_a_target_is_no_text(training):
+    model = small_model(attn_layers=["local", "lsh"])
+    ids, labels = random_ids((2, 9)), random_ids((2, 12), 1)
+    labels[1] = -100
+    loss, gradients = model.loss_and_gradients(ids, labels=labels, training=training, rng=0)
+    alone, its = model.loss_and_gradients(ids[:1], labels=labels[:1], training=training, rng=0)
+    np.testing.assert_allclose(loss, alone, rtol=1e-12)
+    assert largest_difference(gradients, its) < 1e-9
+    assert np.isfinite(model(ids, labels=labels).logits).all()
+
+
+@pytest.mark.parametrize("changes", ALONE.values(), ids=ALONE)
+def test_padding_of_what_is_read_changes_nothing_that_is_written(changes):
+    model = small_model(np.float64, **changes)
+    ids, ends = random_ids((4, 21)), [21, 5, 2, 13]
+    mask = np.arange(21) < np.array(ends)[:, None]
+    together = model.generate(ids, mask, max_new_tokens=9, rng=1)
+    for i, end in enumerate(ends):
+        alone = model.generate(ids[i : i + 1, :end], max_new_tokens=9, rng=1)
+        np.testing.assert_array_equal(together[i], alone[0])
 
 
 def test_what_a_call_can_give():
@@ -415,18 +537,82 @@ def test_what_a_step_takes_is_said_before_and_refused(monkeypatch):
     assert runtime.available_memory() != 1000
 
 
+def test_a_step_is_planned_once(monkeypatch):
+    model, readings = small_model(attn_layers=["local", "lsh"], memory_budget=0.5), []
+    plan, planned = Pass.plan, []
+
+    def note(self, *arguments):
+        planned.append(self)
+        return plan(self, *arguments)
+
+    for module in ("encoder_decoder", "model"):
+        # what is free is less at each look
+        monkeypatch.setattr(
+            f"reformer_c.{module}.available_memory",
+            lambda: readings.append(1) or 10**9 // len(readings),
+        )
+    monkeypatch.setattr(Pass, "plan", note)
+    model.loss_and_gradients(random_ids((2, 20)), labels=random_ids((2, 10)))
+    assert len(readings) == 1
+    assert len(planned) == len(set(map(id, planned))) == 2
+
+
+def test_each_side_has_its_own_budget(monkeypatch):
+    layers = {"attn_layers": ["local", "lsh"] * 2}
+    budgets = [(None, None), (10**9, None), (None, 10**9), (10**9, 10**9), (0.9, 0.9)]
+    kept, steps = {}, []
+    monkeypatch.setattr("reformer_c.encoder_decoder.available_memory", lambda: 10**9)
+    for reading, writing in budgets:
+        model = small_model(memory_budget=reading, decoder={"memory_budget": writing}, **layers)
+        kept[reading, writing] = model.memory(20, 10, 2).kept
+        steps.append(
+            model.loss_and_gradients(random_ids((2, 20)), labels=random_ids((2, 10)), rng=0)
+        )
+        # a call's is in place of both
+        assert model.memory(20, 10, 2, memory_budget=0).kept == 0
+    assert kept[None, None] == 0
+    assert 0 < kept[10**9, None] != kept[None, 10**9] > 0
+    assert kept[10**9, 10**9] == kept[0.9, 0.9] == kept[10**9, None] + kept[None, 10**9]
+    for loss, gradients in steps[1:]:
+        np.testing.assert_allclose(loss, steps[0][0], rtol=1e-12)
+        assert largest_difference(gradients, steps[0][1]) < 1e-9
+    assert model.memory(20, 10, 2, memory_budget=10**9).kept == kept[10**9, 10**9]
+    # shares are of what is free, the encoder's of what the decoder has left
+    free = int(1.5 * kept[None, 10**9])
+    monkeypatch.setattr("reformer_c.encoder_decoder.available_memory", lambda: free)
+    assert model.memory(20, 10, 2).kept <= free
+
+
 BAD = [
     ({"input_ids": None}, TypeError, "input_ids: "),
     ({"input_ids": [[13]]}, ValueError, "input_ids: "),
     ({"attention_mask": np.ones((1, 4))}, ValueError, "attention_mask: "),
     ({"labels": None}, TypeError, "(labels|decoder_input_ids): "),
     ({"labels": [[20]]}, ValueError, "labels: "),
-    ({"labels": np.ones((2, 5), int)}, ValueError, "decoder_input_ids: expected 1 rows"),
+    ({"labels": np.ones((2, 5), int)}, ValueError, "labels: expected 1 rows"),
     ({"decoder_input_ids": [[1, 2]]}, ValueError, "labels: "),
     ({"decoder_input_ids": [[0.5] * 5]}, TypeError, "decoder_input_ids: "),
     ({"decoder_attention_mask": [[1, 1]]}, ValueError, "decoder_attention_mask: "),
     ({"decoder_attention_mask": [[0, 0, 0, -1, -1]]}, ValueError, "decoder_attention_mask: "),
-    ({"labels": np.ones((1, 50), int)}, ValueError, "decoder_input_ids: expected at most 42"),
+    ({"labels": np.ones((1, 50), int)}, ValueError, "labels: expected 1 to 42 tokens"),
+    ({"labels": np.ones((1, 0), int)}, ValueError, "labels: expected 1 to 42 tokens .*, got 0"),
+    ({"labels": [[1, 2], [3]]}, ValueError, "labels: expected rows of one length"),
+    ({"labels": [[1.5]]}, TypeError, "labels: expected integers"),
+    (
+        {"decoder_input_ids": np.ones((1, 50), int), "labels": None},
+        (ValueError, TypeError),
+        "(labels: needed|decoder_input_ids: expected at most 42)",
+    ),
+    ({"decoder_input_ids": [[1, 2], [3]]}, ValueError, "decoder_input_ids: expected rows of one"),
+    ({"decoder_attention_mask": [[1], [1, 1]]}, ValueError, "decoder_attention_mask: expected row"),
+    ({"input_ids": [[1, 2], [3]]}, ValueError, "input_ids: expected rows of one length"),
+    ({"attention_mask": [[1], [1, 1]]}, ValueError, "attention_mask: expected rows of one length"),
+    ({"input_ids": None, "inputs_embeds": [[[1.0], [1.0, 2.0]]]}, ValueError, "inputs_embeds: "),
+    ({"rotations": 3}, TypeError, "rotations: expected a list"),
+    ({"decoder_rotations": 3}, TypeError, "decoder_rotations: expected a list"),
+    ({"rotations": [[[1.0], [1.0, 2.0]]] * 2}, ValueError, r"rotations\[0\]: "),
+    ({"decoder_rotations": [[[1.0], [1.0, 2.0]]] * 2}, ValueError, r"decoder_rotations\[0\]: "),
+    ({"num_hashes": [2]}, TypeError, "num_hashes: "),
     ({"rotations": []}, ValueError, "rotations: "),
     ({"decoder_rotations": []}, ValueError, "decoder_rotations: "),
     ({"decoder_rotations": [["a"]] * 2}, TypeError, r"decoder_rotations\[0\]: "),

@@ -2,8 +2,7 @@
 
 Tensors on the CPU are used where they lie, and results are written where PyTorch will read them.
 `patch` makes a Reformer of transformers or reformer_pytorch run on this core. As many threads work
-as PyTorch uses
-(``torch.set_num_threads``).
+as PyTorch uses (``torch.set_num_threads``).
 
 Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
 returns, beside the result, what its backward pass needs. Derivatives are those of one backward
