@@ -18,10 +18,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 # -std=c11 turns the contraction of a * b + c off in gcc, so it is asked for by name. Never
-# -ffast-math (masks need inf), never -march=native (a wheel has to run elsewhere). Rows are short:
-# a loop that copies one is not to become a call of memcpy.
+# -ffast-math (masks need inf), never -march=native (a wheel has to run elsewhere).
 C_FLAGS = """-std=c11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math
-             -fno-tree-loop-distribute-patterns -fvisibility=hidden -Wall -Wextra""".split()
+             -fvisibility=hidden -Wall -Wextra""".split()
+# Where the compiler knows it (gcc does, clang does not). Rows are short: a loop that copies one is
+# not to become a call of memcpy.
+COPY_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 SANITIZE = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1".split()
 
 # The file name of a variant says its flags: csrc/variants/<instruction set>_<type>.c.
@@ -50,6 +52,8 @@ class BuildExt(build_ext):
     def build_extension(self, ext):
         compile_args, link_args = self.openmp()
         ext.extra_compile_args = C_FLAGS + compile_args
+        if self.builds("int main(void) { return 0; }\n", ["-Werror", *COPY_FLAGS]):
+            ext.extra_compile_args += COPY_FLAGS
         ext.extra_link_args = list(link_args)
         if os.environ.get("REFORMER_C_SANITIZE", "0") != "0":
             ext.extra_compile_args += SANITIZE
@@ -70,23 +74,28 @@ class BuildExt(build_ext):
             extra_postargs=ext.extra_compile_args + ISA_FLAGS[isa],
         )
 
+    def builds(self, program, compile_args, link_args=()):
+        """Does a program compile and link with these flags?"""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "program.c")
+            source.write_text(program)
+            try:
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, extra_postargs=list(compile_args)
+                )
+                self.compiler.link_executable(
+                    objects, "program", output_dir=folder, extra_postargs=list(link_args)
+                )
+            except (CompileError, LinkError):
+                return False
+        return True
+
     def openmp(self):
         """The first way to ask for OpenMP with which a program compiles and links."""
         wanted = os.environ.get("REFORMER_C_OPENMP", "1") != "0"
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "openmp.c")
-            source.write_text(OPENMP_PROGRAM)
-            for compile_args, link_args in OPENMP if wanted else []:
-                try:
-                    objects = self.compiler.compile(
-                        [str(source)], output_dir=folder, extra_postargs=compile_args
-                    )
-                    self.compiler.link_executable(
-                        objects, "openmp", output_dir=folder, extra_postargs=link_args
-                    )
-                    return compile_args, link_args
-                except (CompileError, LinkError):
-                    continue
+        for compile_args, link_args in OPENMP if wanted else []:
+            if self.builds(OPENMP_PROGRAM, compile_args, link_args):
+                return compile_args, link_args
         if wanted:
             print("reformer_c: no OpenMP found, the core will run on one thread", file=sys.stderr)
         return ["-fopenmp-simd"], []

@@ -16,7 +16,8 @@ typedef struct {
     size_t count, room;
 } line_list;
 
-static const line_list nothing_ahead = {0};
+/* No line, but a place where one would lie: even 0 may not be added to NULL. */
+static const line_list nothing_ahead = {(const char *[1]){NULL}, 0, 0};
 
 /* Addresses, eight at a time. */
 typedef uintptr_t eight_lines __attribute__((vector_size(8 * sizeof(uintptr_t))));

@@ -272,11 +272,17 @@ static ALWAYS_INLINE vec vload_pieces(const real *const *rows, size_t i, size_t 
 #define LANES_HIGH1 1, 3
 #endif
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
 #define TRANSPOSE_STEP(s)                                                                          \
     for (size_t i = 0; i < VEC_LANES; i++)                                                         \
         if (!(i & s)) {                                                                            \
-            const vec low = __builtin_shuffle(x[i], x[i + s], (ivec){LANES_LOW##s});               \
-            x[i + s] = __builtin_shuffle(x[i], x[i + s], (ivec){LANES_HIGH##s});                   \
+            const vec low = SHUFFLE(x[i], x[i + s], LANES_LOW##s);                                 \
+            x[i + s] = SHUFFLE(x[i], x[i + s], LANES_HIGH##s);                                     \
             x[i] = low;                                                                            \
         }
 
