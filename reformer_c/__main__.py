@@ -346,6 +346,8 @@ def _model_to_train(
         )
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size)
+    if options.hashes is not None and "lsh" not in config.attn_layers:
+        raise ValueError(f"--hashes: there is no LSH layer in {', '.join(config.attn_layers)}")
     if not options.resume or folder is None:
         return ReformerModelWithLMHead(config, rng=options.seed)
     saved = ReformerConfig.from_json(folder)
@@ -404,7 +406,10 @@ def _generate(options: argparse.Namespace) -> None:
     if options.min_length > length:
         raise ValueError(f"--min-length: expected at most the --length of {length}")
     pieces, characters = Pieces(tokenizer), "".join(options.until)
-    end_tokens = _end_tokens(tokenizer, model)
+    for character in characters:
+        if not pieces.with_any(character):
+            raise ValueError(f"--until: {tokenizer!r} never writes {character!r}")
+    end_tokens = sorted({*_end_tokens(tokenizer, model), *pieces.with_any(characters)})
     start = partial(
         TextStream, tokenizer, prompt=prompt, end_tokens=end_tokens, end_characters=characters
     )
@@ -420,7 +425,7 @@ def _generate(options: argparse.Namespace) -> None:
         temperature=temperature or 1.0,
         **drawn,
         **_unwanted(options.without, tokenizer, pieces),
-        eos_token_id=sorted({*end_tokens, *pieces.with_any(characters)}) or None,
+        eos_token_id=end_tokens or None,
         num_beams=options.beams,
         num_return_sequences=options.texts,
         rng=options.seed,
@@ -437,10 +442,9 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _drawn(options: argparse.Namespace, model: Any) -> dict[str, Any]:
     """How tokens are chosen: as the options say, else the model's folder, else as `DRAWN` says."""
-    saved = getattr(model, "generation_config", None)
     values = {}
     for name, usual in DRAWN.items():
-        found = (getattr(place, name, None) for place in (options, saved))
+        found = (getattr(place, name) for place in (options, model.generation_config))
         values[name] = next((value for value in found if value is not None), usual)
     return values
 
@@ -471,15 +475,19 @@ def _check_choice(options: argparse.Namespace) -> None:
         )
 
 
-def _end_tokens(tokenizer: Any, model: Any) -> list[int]:
-    """The tokens that end a text by themselves; bytes have none."""
+def _end_tokens(tokenizer: Any, model: Any) -> set[int]:
+    """The tokens that end a text by themselves."""
+    from .config import ReformerConfig
     from .tokenizer import ByteTokenizer
 
+    ends = model.generation_config.eos_token_id
+    found = set(ends if isinstance(ends, list) else [ends])
     if isinstance(tokenizer, ByteTokenizer):
-        return []
-    ends = getattr(model, "generation_config", model.config).eos_token_id
-    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-    return sorted(i for i in found if i is not None and 0 <= i < model.config.vocab_size)
+        # where nobody named an end, this is a byte like others
+        found.discard(ReformerConfig.eos_token_id)
+    else:
+        found.add(tokenizer.eos_token_id)
+    return {i for i in found if i is not None and 0 <= i < model.config.vocab_size}
 
 
 def _unwanted(words: Sequence[str], tokenizer: Any, pieces: Any) -> dict[str, Any]:

@@ -86,7 +86,8 @@ class TextStream:
     prompt : array_like (t,)
         Ids of what the text goes on from, shown at once.
     end_tokens : iterable of int
-        Tokens that end the text and are not shown; what follows them is passed over.
+        Tokens that end the text, and are not shown if they are special ones of the tokenizer; what
+        follows is passed over.
     end_characters : str
         The text ends after the first of them.
 
@@ -118,6 +119,7 @@ class TextStream:
         # the tokens from `_context` to `_shown` are decoded again: pieces depend on the one before
         self._context = self._shown = 0
         self._ended = False
+        self._special = frozenset(getattr(tokenizer, "all_special_ids", ()))
         self._end_tokens, self._end_characters = frozenset[int](), ""
         self.write(prompt)
         self._end_tokens, self._end_characters = frozenset(end_tokens), end_characters
@@ -129,8 +131,10 @@ class TextStream:
     def write(self, ids: Any) -> None:
         """Take the next tokens (n,) of the text."""
         for token in map(int, ids):
-            self._ended = self._ended or token in self._end_tokens
-            if not self._ended:
+            if self._ended:
+                break
+            self._ended = token in self._end_tokens
+            if not (self._ended and token in self._special):
                 self._ids.append(token)
         text = self._new_text()
         if text and not text.endswith(INCOMPLETE):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,31 @@ def test_temperature_zero_takes_the_likeliest_bytes(trained, capsys):
         )
         texts.add(capsys.readouterr().out)
     assert len(texts) == 1
+
+
+def test_a_folder_says_how_it_is_generated_from_below_the_options(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    common = [str(folder), "--prompt", "the ", "--length", "40"]
+
+    def written(*options, **saved):
+        (folder / "generation_config.json").write_text(json.dumps(saved))
+        assert main(["generate", *common, *options]) == 0
+        return capsys.readouterr().out
+
+    for option, value in (("temperature", 1.7), ("top_k", 3), ("top_p", 0.3), ("min_p", 0.2),
+                          ("repetition_penalty", 3.0)):  # fmt: skip
+        asked = written(f"--{option.replace('_', '-')}", str(value))
+        assert written(**{option: value}) == asked
+        assert asked != written()
+        usual = {"temperature": 0.8, "top_k": 0, "top_p": 0.95}.get(option)
+        if usual is not None:
+            assert written(f"--{option.replace('_', '-')}", str(usual), **{option: value}) == (
+                written()
+            )
+    # what there is no option for, and the end of a text
+    assert "e" not in written(suppress_tokens=[ByteTokenizer.offset + ord("e")])[4:]
+    ended = written("--until", "a")
+    assert written(eos_token_id=ByteTokenizer.offset + ord("a")) == ended
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -528,6 +554,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(arguments, words, capsys)
         (["train", "--bytes-per-token", "2"], "--bytes-per-token: not with a tokenizer or text"),
         (["train", "--hashes", "2", "--set", "num_hashes=4"], "--hashes: num_hashes is given, too"),
         (["train", "--width", "32", "--set", "hidden_size=64"], "--width: hidden_size is given"),
+        (["train", "--layers", "1", "--hashes", "2"], "--hashes: there is no LSH layer in local"),
         (["train", "--set", "hashes=4"], "did you mean num_hashes?"),
         (["demo", "--steps", "2", "--seconds", "9"], "--seconds: not with --steps"),
         (["demo", "--quick", "--seconds", "90"], "--seconds: expected at most 10 with --quick"),

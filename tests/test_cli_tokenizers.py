@@ -151,6 +151,30 @@ def test_a_text_ends_at_the_end_token_which_is_not_shown(trained, tmp_path, caps
     assert len(longer) > len("the\n")
 
 
+def test_an_end_that_is_a_piece_like_others_is_shown(trained, capsys, tmp_path):
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    tokenizer = folder_tokenizer(trained)
+    model = rc.ReformerModelWithLMHead.from_pretrained(trained)
+    prompt = tokenizer.encode("the")
+    free = model.generate(
+        prompt, max_new_tokens=60, top_k=0, do_sample=True, rng=0, eos_token_id=None
+    )[0].tolist()
+    piece = free[len(prompt) + 10]
+    ids = free[: free.index(piece, len(prompt)) + 1]
+    assert tokenizer.eos_token_id not in ids
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": piece}))
+    printed = run(
+        capsys, "generate", folder, "--prompt", "the", "--length", "60", "--temperature", "1",
+        "--top-p", "1",
+    )  # fmt: skip
+    assert printed == f"{tokenizer.decode(ids)}\n"
+
+
+def test_a_character_that_no_piece_has_ends_nothing(trained, capsys):
+    assert main(["generate", str(trained), "--prompt", "the", "--until", "#"]) == 1
+    assert "never writes '#'" in capsys.readouterr().err
+
+
 def test_until_and_without_go_by_the_text_not_by_the_pieces(trained, capsys):
     common = ["generate", trained, "--prompt", "the", "--length", "60", "--temperature", "1.5"]
     for seed in range(3):
