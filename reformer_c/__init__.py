@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from . import plot
     from .config import ReformerConfig
     from .encoder_decoder import ReformerEncoderDecoder
+    from .generation_config import GenerationConfig
     from .model import (
         ReformerForMaskedLM,
         ReformerForQuestionAnswering,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "reversible_backward": "reversible",
     "reversible_forward": "reversible",
+    "GenerationConfig": "generation_config",
     "ReformerConfig": "config",
     "ReformerEncoderDecoder": "encoder_decoder",
     "ReformerForMaskedLM": "model",

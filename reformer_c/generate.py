@@ -190,28 +190,16 @@ class Rules:
             or any(bool(stop(text.ids, logits)) for stop in self._criteria)
         )
 
-    def process(self, logits: np.ndarray, text: _Text) -> np.ndarray:
-        """Logits (v,) under the rules that do not draw, in transformers' order; float64."""
-        z = np.array(logits, np.float64)
-        self._penalise(z, text)
-        z[self._banned(text)] = -math.inf
-        z = self._restrict(z, text)
-        z = self._force(z, text)
-        z[_list(self.options.suppress_tokens)] = -math.inf
-        # a forced first token is not the beginning that is meant
-        forced = self.options.forced_bos_token_id is not None and text.prompt <= 1
-        if text.new == int(forced):
-            z[_list(self.options.begin_suppress_tokens)] = -math.inf
-        for processor in self._processors:
-            z = np.asarray(processor(text.ids, z), np.float64)
-            if z.shape != np.shape(logits):
-                raise ValueError(
-                    f"logits_processor: expected logits of shape {np.shape(logits)}, got {z.shape}"
-                )
-        most = z.max()
-        if not most < math.inf:
-            raise FloatingPointError(f"the largest logit after {len(text.ids)} tokens is {most}")
-        return z
+    def process(self, logits: Sequence[np.ndarray], texts: Sequence[_Text]) -> list[np.ndarray]:
+        """Logits (v,) of the texts of one prompt under the rules that do not draw, in
+        transformers' order; float64."""
+        rows = [np.array(row, np.float64) for row in logits]
+        for z, text in zip(rows, texts, strict=True):
+            self._penalise(z, text)
+            z[self._banned(text)] = -math.inf
+        if self._allowed is not None:
+            rows = self._restricted(rows, texts, self._allowed)
+        return [self._forced(z, text) for z, text in zip(rows, texts, strict=True)]
 
     def _penalise(self, z: np.ndarray, text: _Text) -> None:
         # beyond these bounds nothing changes but that numbers overflow
@@ -230,26 +218,29 @@ class Rules:
                 banned.append(word[-1])
         return banned + (self.end_tokens if text.new < self.options.min_new_tokens else [])
 
-    def _restrict(self, z: np.ndarray, text: _Text) -> np.ndarray:
-        """Only the tokens that prefix_allowed_tokens_fn allows; those alone, if none is left."""
-        if self._allowed is None:
-            return z
-        name = "prefix_allowed_tokens_fn"
-        allowed = [integer(name, token, 0) for token in self._allowed(text.row, text.ids)]
-        if not allowed or max(allowed) >= len(z):
-            raise ValueError(
-                f"{name}: expected at least one token in [0, {len(z)}), got {allowed} for row "
-                f"{text.row}"
-            )
-        only = np.full_like(z, -math.inf)
-        only[allowed] = z[allowed]
-        if self.options.num_beams == 1 and only.max() == -math.inf:
-            only[allowed] = 0.0
-        return only
+    def _restricted(
+        self, rows: Sequence[np.ndarray], texts: Sequence[_Text], function: Callable
+    ) -> list[np.ndarray]:
+        """Only what prefix_allowed_tokens_fn allows; just that, where nothing of it is left."""
+        name, found, masks = "prefix_allowed_tokens_fn", [], []
+        for z, text in zip(rows, texts, strict=True):
+            allowed = [
+                integer(name, token, 0)
+                for token in np.atleast_1d(function(text.row, text.ids)).tolist()
+            ]
+            if not allowed or max(allowed) >= len(z):
+                raise ValueError(
+                    f"{name}: expected at least one token in [0, {len(z)}), got {allowed} for row "
+                    f"{text.row}"
+                )
+            masks.append(np.full_like(z, -math.inf))
+            masks[-1][allowed] = 0.0
+            found.append(z + masks[-1])
+        return masks if max(z.max() for z in found) == -math.inf else found
 
-    def _force(self, z: np.ndarray, text: _Text) -> np.ndarray:
-        """Only the token that begins or ends every text, where that is its place."""
-        options = self.options
+    def _forced(self, z: np.ndarray, text: _Text) -> np.ndarray:
+        """What the other rules leave, and the processors of the call."""
+        options, shape = self.options, z.shape
         for token, here in (
             (options.forced_bos_token_id, len(text.ids) == 1),
             (options.forced_eos_token_id, text.new == options.max_new_tokens - 1),
@@ -257,6 +248,20 @@ class Rules:
             if token is not None and here:
                 z = np.full_like(z, -math.inf)
                 z[token] = 0.0
+        z[_list(options.suppress_tokens)] = -math.inf
+        # a forced first token is not the beginning that is meant
+        forced = options.forced_bos_token_id is not None and text.prompt <= 1
+        if text.new == int(forced):
+            z[_list(options.begin_suppress_tokens)] = -math.inf
+        for processor in self._processors:
+            z = np.asarray(processor(text.ids, z), np.float64)
+            if z.shape != shape:
+                raise ValueError(
+                    f"logits_processor: expected logits of shape {shape}, got {z.shape}"
+                )
+        most = z.max()
+        if not most < math.inf:
+            raise FloatingPointError(f"the largest logit after {len(text.ids)} tokens is {most}")
         return z
 
     def warped(self, z: np.ndarray) -> np.ndarray:
@@ -475,7 +480,7 @@ def stream_tokens(
         new = np.full(len(texts), options.pad_token_id, np.int64)
         running = []
         for row, z in zip(rows, logits, strict=True):
-            z = rules.process(z, texts[row])
+            (z,) = rules.process([z], [texts[row]])
             new[row] = rules.choose(z, texts[row])
             texts[row].append(int(new[row]))
             running.append(not rules.stops(texts[row], z))
@@ -506,8 +511,7 @@ class _Beams:
     def advance(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """From logits (num_beams, v) to each beam's parent and newest token, (num_beams,) each."""
         rules, beams = self.rules, len(self.scores)
-        z = [rules.process(_log_softmax(row), text)
-             for row, text in zip(logits, self.texts, strict=True)]  # fmt: skip
+        z = rules.process([_log_softmax(row) for row in logits], self.texts)
         if max(row.max() for row in z) == -math.inf:
             raise ValueError(f"{BANNING}: no token is left after {len(self.texts[0].ids)} tokens")
         going: list[tuple[int, int]] = []

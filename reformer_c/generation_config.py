@@ -26,6 +26,7 @@ COUNTS = {
     "max_length": 1, "max_new_tokens": 0, "min_length": 0, "min_new_tokens": 0, "num_beams": 1,
     "top_k": 0, "no_repeat_ngram_size": 0, "num_return_sequences": 1,
 }  # fmt: skip
+BELOW_ONE = math.nextafter(1.0, 0.0)
 # numbers: the bounds, whether the lower one is excluded, and the words for it
 REALS: dict[str, tuple[float, float, bool, str]] = {
     "temperature": (0.0, math.inf, True, "a number > 0"),
@@ -33,8 +34,8 @@ REALS: dict[str, tuple[float, float, bool, str]] = {
     "top_p": (0.0, 1.0, True, "a number in (0, 1]"),
     "typical_p": (0.0, 1.0, True, "a number in (0, 1]"),
     "min_p": (0.0, 1.0, False, "a number in [0, 1]"),
-    "epsilon_cutoff": (0.0, 1.0, False, "a number in [0, 1]"),
-    "eta_cutoff": (0.0, 1.0, False, "a number in [0, 1]"),
+    "epsilon_cutoff": (0.0, BELOW_ONE, False, "a number in [0, 1)"),
+    "eta_cutoff": (0.0, BELOW_ONE, False, "a number in [0, 1)"),
     "length_penalty": (-math.inf, math.inf, False, "a finite number"),
 }
 FLAGS = ("do_sample", "renormalize_logits", "use_cache")
@@ -248,7 +249,6 @@ class GenerationConfig:
         v : int
             Size of the vocabulary.
         """
-        refuse_unknown(call, [f.name for f in fields(self) if f.name != "extra"], "generate")
         given = type(self)(**call)
         given._check_tokens(v)
         lower = self._set() | dict.fromkeys(call)
@@ -299,8 +299,8 @@ class GenerationConfig:
         beams, texts = self.num_beams or 1, self.num_return_sequences or 1
         if texts > beams and (beams > 1 or not self.do_sample):
             raise ValueError(
-                f"num_return_sequences: expected at most num_beams={beams} without do_sample or "
-                f"with beams, got {texts}"
+                f"num_return_sequences: expected at most num_beams={beams}"
+                f"{'' if beams > 1 else ' without do_sample'}, got {texts}"
             )
 
     def _check_tokens(self, v: int) -> None:

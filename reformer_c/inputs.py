@@ -121,7 +121,8 @@ def as_array(name: str, values: Any) -> np.ndarray:
     try:
         return np.asarray(values)
     except ValueError as error:
-        raise ValueError(f"{name}: expected rows of one length: {error}") from error
+        # NumPy's own words are of sequences and elements
+        raise ValueError(f"{name}: expected rows of one length, got rows of several") from error
 
 
 def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> np.ndarray:

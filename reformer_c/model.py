@@ -107,6 +107,7 @@ class Model(NamedAttributes):
 
 # what `generate` takes beside the options of a GenerationConfig
 FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+OPTIONS = [*FUNCTIONS, *(name for name in GenerationConfig.__dataclass_fields__ if name != "extra")]
 
 
 class Reformer(Model):
@@ -972,6 +973,7 @@ class ReformerModelWithLMHead(_WithLoss):
     ) -> tuple[np.ndarray, list[np.ndarray], Source, Rules, list[np.random.Generator]]:  # fmt: skip
         """Check everything: the ids, the prompts without padding, what continues them, and each
         text's draws."""
+        refuse_unknown(options, OPTIONS, "generate")
         if not self.side and options.get("decoder_start_token_id") is not None:
             raise TypeError("decoder_start_token_id: belongs to a ReformerEncoderDecoder")
         functions = {name: options.pop(name) for name in FUNCTIONS if name in options}
