@@ -198,7 +198,8 @@ class ReformerConfig(NamedAttributes):
     num_attention_heads : int
         Heads of every attention layer.
     num_buckets : int or list of int, optional
-        Buckets of a hash round: an even number, a list of even factors, or None: from the length.
+        Buckets of a hash round: an even number, a list of even factors, or None: from the length,
+        until a model's first training step chooses one for good.
     num_hashes : int, optional
         Hash rounds of LSH attention.
     num_labels : int
