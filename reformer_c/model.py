@@ -483,18 +483,7 @@ class Reformer(Model):
         config = ReformerConfig.from_json(folder) if config is None else config
         model = cls.__new__(cls)
         model._allocate(config.changed(changes) if changes else config, dtype)
-        missing, unexpected, misshapen = load_into(
-            {**model.parameters, **model.buffers}, read_folder(folder), model._own_name
-        )
-        drawn = [bad.name for bad in misshapen if ignore_mismatched_sizes and _is_of_head(bad.name)]
-        misshapen = [bad for bad in misshapen if bad.name not in drawn]
-        wrong = what_does_not_fit(*model._not_of_heads(missing, unexpected), misshapen)
-        if misshapen or (strict and wrong):
-            raise ValueError(
-                f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "
-                f"({wrong}){_hint(unexpected, misshapen)}"
-            )
-        missing += drawn
+        missing, unexpected = model._load(folder, strict, ignore_mismatched_sizes)
         if message := what_does_not_fit(missing, unexpected, []):
             message += "; what is missing was drawn, and is to be trained" if missing else ""
             message += "; what is unexpected is not used" if unexpected else ""
@@ -502,6 +491,33 @@ class Reformer(Model):
             model._initialise((name for name in missing if name in model.parameters), rng)
         model._read_texts(folder, changes)
         return model
+
+    def _load(
+        self, folder: Path, strict: bool, ignore_mismatched_sizes: bool
+    ) -> tuple[list[str], list[str]]:
+        """Read the weights of a folder; those that it does not have, and those not used."""
+        missing, unexpected, misshapen = load_into(
+            {**self.parameters, **self.buffers}, read_folder(folder), self._own_name
+        )
+        for name in unexpected:
+            if name.endswith(LUCIDRAINS):
+                raise ValueError(
+                    f"the weights in {os.fspath(folder)!r} are those of reformer_pytorch ({name}), "
+                    "whose model is another one: its output layer reads the mean of both streams"
+                )
+        drawn = [bad.name for bad in misshapen if ignore_mismatched_sizes and _is_of_head(bad.name)]
+        misshapen = [bad for bad in misshapen if bad.name not in drawn]
+        wrong = what_does_not_fit(*self._not_of_heads(missing, unexpected), misshapen)
+        nothing = {*missing} >= self.parameters.keys()
+        hint = "" if nothing else "; strict=False loads what fits"
+        if misshapen:
+            hint = "; ignore_mismatched_sizes=True draws a head of another size"
+        if misshapen or (wrong and (strict or nothing)):
+            raise ValueError(
+                f"the weights in {os.fspath(folder)!r} are not those of this {type(self).__name__} "
+                f"({wrong}){hint}"
+            )
+        return missing + drawn, unexpected
 
     def _not_of_heads(
         self, missing: list[str], unexpected: list[str]
@@ -533,18 +549,6 @@ class Reformer(Model):
 
 def _is_of_head(name: str) -> bool:
     return name.partition(".")[0] in HEADS
-
-
-def _hint(unexpected: Sequence[str], misshapen: Sequence[Any]) -> str:
-    """What to do about weights that do not fit."""
-    if any(name.endswith(LUCIDRAINS) for name in unexpected):
-        return (
-            ": they are those of reformer_pytorch, whose model is another one: its output layer "
-            "reads the mean of both streams, and its layers' weights have other shapes"
-        )
-    if misshapen:
-        return "; ignore_mismatched_sizes=True draws a head of another size"
-    return "; strict=False loads what fits"
 
 
 class ReformerModel(Reformer):

@@ -376,8 +376,17 @@ def test_a_checkpoint_of_reformer_pytorch_is_named(tmp_path, model):
         write_safetensors(
             tmp_path / "model.safetensors", {prefix + name: a for name, a in tensors.items()}
         )
-        with pytest.raises(ValueError, match="those of reformer_pytorch, whose model is another"):
-            ReformerModelWithLMHead.from_pretrained(tmp_path)
+        for strict in (True, False):
+            with pytest.raises(ValueError, match=r"those of reformer_pytorch \(.*toqk.weight\)"):
+                ReformerModelWithLMHead.from_pretrained(tmp_path, strict=strict)
+
+
+def test_a_file_in_which_nothing_fits_is_refused(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    write_safetensors(tmp_path / "model.safetensors", {"w": np.zeros(3, np.float32)})
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=r"missing: .*; unexpected: w\)"):
+            ReformerModelWithLMHead.from_pretrained(tmp_path, strict=strict)
 
 
 def safetensors_of(path, name, kind, shape, data):

@@ -174,6 +174,7 @@ def test_configurations_go_both_ways_and_keep_unknown_fields(tmp_path, changes):
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.skipif(live.VERSION < (5, 0), reason="version 4 keeps the names")
 @pytest.mark.parametrize(
     "changes",
     [
