@@ -343,6 +343,8 @@ def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
 def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     """Scale all gradients down together, in place, to a global Euclidean norm of `max_norm`.
 
+    Gradients of any size are scaled, also where their squares overflow or underflow.
+
     Parameters
     ----------
     grads : dict of str to ndarray
@@ -353,8 +355,9 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     Returns
     -------
     float
-        The norm before clipping. When it is NaN or infinite the gradients are left alone, for
-        the optimiser to name the one at fault.
+        The norm before clipping; ``inf`` where it is beyond float64. Gradients of which one is NaN
+        or infinite are left alone, for the optimiser to name the one at fault; the norm then is
+        NaN or infinite.
 
     Examples
     --------
@@ -371,11 +374,39 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
         raise ValueError(f"max_norm: expected a number > 0, got {max_norm!r}")
     for name, grad in grads.items():
         _check_float_array(f"grads[{name!r}]", grad)
-    norm = math.sqrt(math.fsum(ops.sum_of_squares(grad) for grad in grads.values()))
-    if math.isfinite(norm) and norm > max_norm:
-        for grad in grads.values():
-            np.multiply(grad, max_norm / norm, out=grad)
-    return norm
+    norm, shift = _norm(grads)
+    limit = _ldexp(max_norm, -shift)
+    if math.isfinite(norm) and norm > limit:
+        factor, times = limit / norm, 1
+        if shift or factor < np.finfo(np.float32).tiny:  # it may be out of a dtype's range
+            factor, times = math.ldexp(math.sqrt(max_norm) / math.sqrt(norm), -shift // 2), 2
+        with np.errstate(under="ignore"):
+            for grad in [grad for grad in grads.values() for _ in range(times)]:
+                np.multiply(grad, factor, out=grad)
+    return _ldexp(norm, shift)
+
+
+def _norm(grads: Mapping[str, np.ndarray]) -> tuple[float, int]:
+    """(x, n) of the global norm x 2^n; n is even, and 0 unless squares overflow or underflow."""
+    squares = [ops.sum_of_squares(grad) for grad in grads.values()]
+    total = math.fsum(squares) if max(squares, default=0.0) < 1e300 else math.inf
+    if math.isnan(total) or 1e-280 < total < math.inf:
+        return math.sqrt(total), 0
+    largest = float(np.max([np.abs(grad).max(initial=0.0) for grad in grads.values()], initial=0.0))
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest, 0
+    shift = math.frexp(largest)[1] // 2 * 2
+    with np.errstate(under="ignore"):
+        scaled = [np.asarray(np.ldexp(grad, -shift)) for grad in grads.values()]
+    return math.sqrt(math.fsum(map(ops.sum_of_squares, scaled))), shift
+
+
+def _ldexp(x: float, n: int) -> float:
+    """x 2^n, or infinity beyond float64."""
+    try:
+        return math.ldexp(x, n)
+    except OverflowError:
+        return math.inf
 
 
 # ---- schedules: functions from the number of steps already taken to a factor on lr ----

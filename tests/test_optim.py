@@ -9,6 +9,7 @@ from reference.adafactor import adafactor_step
 from reference.adamw import adamw_step
 
 import reformer_c as rc
+from reformer_c import ops
 from reformer_c.optim import Adafactor, AdamW, clip_gradients, schedules
 
 SHAPES = {"scalar": (), "bias": (5,), "weight": (7, 33), "empty": (0, 3), "large": (70, 1001)}
@@ -271,6 +272,62 @@ def test_small_gradients_are_left_as_they_are():
     clip_gradients(grads, 1.0)
     clip_gradients(grads, math.inf)
     assert all(np.array_equal(grads[name], before[name]) for name in before)
+
+
+# gradients (3 x, 4 x) of norm 5 x
+@pytest.mark.parametrize("max_norm", [1e-30, 1.0, 1e20])
+@pytest.mark.parametrize(
+    ("dtype", "x"),
+    [(np.float64, x) for x in (1e154, 1e200, 3e307, 1e-170, 1e-200)]
+    + [(np.float32, x) for x in (1e19, 1e30, 8e37, 1e-30)],
+)
+def test_gradients_of_any_size_are_clipped(dtype, x, max_norm):
+    parts = {"a": np.array([3 * x, 0.0], dtype), "b": np.array([[4 * x]], dtype)}
+    grads = {name: array.copy() for name, array in parts.items()}
+    exact = [float(part) for array in parts.values() for part in array.ravel()]
+    with np.errstate(all="raise"):
+        norm = clip_gradients(grads, max_norm)
+    assert norm == pytest.approx(math.hypot(*exact), rel=1e-15, abs=0)
+    rtol = 4 * np.finfo(dtype).eps
+    for name, array in parts.items():
+        expected = array.astype(float) / max(norm, max_norm) * max_norm
+        expected = array if norm <= max_norm else expected
+        np.testing.assert_allclose(grads[name], expected, rtol=rtol, err_msg=name)
+
+
+def test_a_norm_beyond_float64_is_clipped_and_said_to_be_infinite():
+    grads = {"a": np.full(16, 1e308), "b": np.full(4, 3e38, np.float32)}
+    assert clip_gradients(grads, 2.0) == math.inf
+    np.testing.assert_allclose(grads["a"], 0.5, rtol=1e-12)
+    assert not grads["b"].any()
+    # squares whose sum alone overflows
+    grads = {name: np.array([1.2e154]) for name in "abc"}
+    assert clip_gradients(grads, 1.0) == pytest.approx(1.2e154 * math.sqrt(3))
+    assert [grads[name][0] for name in "abc"] == pytest.approx([3**-0.5] * 3)
+
+
+def test_parts_that_underflow_are_no_error():
+    grads = {"a": np.array([1e-44, 3.0, 4.0], np.float32)}
+    with np.errstate(all="raise"):
+        clip_gradients(grads, 1e-3)
+    np.testing.assert_allclose(grads["a"], [0.0, 6e-4, 8e-4], atol=1e-9)
+
+
+def test_clipping_keeps_its_bits():
+    grads = draw(0, np.float32, scale=3.0)
+    norm = math.sqrt(math.fsum(ops.sum_of_squares(array) for array in grads.values()))
+    expected = {name: array * (0.3 / norm) for name, array in grads.items()}
+    assert clip_gradients(grads, 0.3) == norm
+    assert all(np.array_equal(grads[name], expected[name]) for name in grads)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("other", [5.0, 1e200])
+def test_a_gradient_that_is_not_finite_beside_a_large_one_is_left(bad, other):
+    for values in ([bad, other], [other, bad]):
+        grads = {str(i): np.array([value]) for i, value in enumerate(values)}
+        assert not math.isfinite(clip_gradients(grads, 1.0))
+        np.testing.assert_array_equal([grads["0"][0], grads["1"][0]], values)
 
 
 def test_gradients_that_are_not_finite_are_left_for_the_optimizer_to_name():
