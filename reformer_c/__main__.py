@@ -289,7 +289,7 @@ def _schedule(options: argparse.Namespace) -> Any:
     if options.schedule in ("constant", "rsqrt"):
         return getattr(schedules, options.schedule)(warmup=warmup)
     make = getattr(schedules, options.schedule)
-    return make(options.steps, warmup=warmup, **_given(floor=options.floor))
+    return make(options.steps, warmup=warmup, floor=0.1 if options.floor is None else options.floor)
 
 
 def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
@@ -324,6 +324,7 @@ def _model_to_train(
     from .config import ReformerConfig
     from .model import ReformerModelWithLMHead
     from .presets import DROPOUTS, preset_config
+    from .train import config_differences
     from .vocabulary import check_vocabulary
 
     fields = _token_fields(tokenizer) | _given(
@@ -351,17 +352,9 @@ def _model_to_train(
     if not options.resume or folder is None:
         return ReformerModelWithLMHead(config, rng=options.seed)
     saved = ReformerConfig.from_json(folder)
-    for name, value in vars(config).items():
-        # the budget stays what it was: a share is of other bytes now, and roundings would differ;
-        # who wrote the file does not matter; and the first step may have chosen the buckets
-        if name == "num_buckets" and value is None:
-            continue
-        if name not in ("memory_budget", "architectures", "extra") and value != getattr(
-            saved, name
-        ):
-            raise ValueError(
-                f"--resume: {name} is {value} here and {getattr(saved, name)} in {str(folder)!r}"
-            )
+    # the budget stays what it was: a share is of other bytes now, and roundings would differ
+    if found := config_differences(config, saved):
+        raise ValueError(f"--resume: {'; '.join(found)} in {str(folder)!r}")
     return ReformerModelWithLMHead.from_pretrained(folder)
 
 

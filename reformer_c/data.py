@@ -377,6 +377,7 @@ class Data:
     def describe(self) -> dict[str, int | str]:
         """What tells one stream of windows from another: a resumed run must find the same."""
         return {
+            "kind": type(self).__name__,
             "tokens": sum(map(len, self.tokens)),
             "checksum": self._checksum,
             "dtype": ", ".join(sorted({str(part.dtype) for part in self.tokens})),

@@ -216,7 +216,7 @@ class DataParallel:
         """Give every process the weights of rank 0, and the optimiser's state if there is one: to
         be called by all, after a ``resume`` of rank 0 alone, say."""
         broadcast(self.model.parameters, self.comm)
-        self._agree_on_buckets(self.model.sides.values())
+        self._agree_on_buckets(self._sides)
         if optimizer is not None:
             state = optimizer.state_dict()
             broadcast(state, self.comm)
@@ -232,7 +232,7 @@ class DataParallel:
         """
         if rng is not None and self.rank:
             rng = random_key(draw_seed(rng), "rank", self.rank)
-        undecided = [s for s in self.model.sides.values() if s.config.num_buckets is None]
+        undecided = [side for side in self._sides if side.config.num_buckets is None]
         loss, gradients = self.model.loss_and_gradients(*args, rng=rng, **arguments)
         self._agree_on_buckets(undecided)
         weight = self.model.count_targets(*args, **arguments)
@@ -243,6 +243,15 @@ class DataParallel:
     def count_targets(self, *args: Any, **arguments: Any) -> int:
         """How many targets the loss is a mean over, in the batches of all processes."""
         return self.comm.allreduce(self.model.count_targets(*args, **arguments))
+
+    def agree(self, number: int) -> int:
+        """The largest number of all processes, to be called by all: whether one is to stop, say."""
+        return self.comm.allreduce(number, op=MPI.MAX)
+
+    @property
+    def _sides(self) -> list[Any]:
+        """The models that hash; of another's model, none is known."""
+        return list(getattr(self.model, "sides", {}).values())
 
     def _agree_on_buckets(self, models: Iterable[Any]) -> None:
         """The number of buckets that the first process chose or read is everybody's."""

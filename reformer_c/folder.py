@@ -11,11 +11,13 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from .checkpoint import write_safetensors
+from .checks import requires_extra
 
 __all__ = ["check_writable", "finish_checkpoint", "replace_files"]
 
@@ -74,13 +76,17 @@ def check_writable(folder: Path, size: int) -> None:
 
     Raises
     ------
+    ImportError
+        The library that writes checkpoints is not installed.
     OSError
         Says what stands in the way.
     """
+    if find_spec("safetensors") is None:
+        raise requires_extra("folder: saving a model", "safetensors", "cli")
     probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # the library that writes checkpoints is there, too
+        # the library works, too
         write_safetensors(probe, {"probe": np.zeros(1, np.float32)})
         # an old checkpoint stays until the new one is complete
         free = shutil.disk_usage(folder).free

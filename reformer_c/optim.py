@@ -380,9 +380,8 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
         factor, times = limit / norm, 1
         if shift or factor < np.finfo(np.float32).tiny:  # it may be out of a dtype's range
             factor, times = math.ldexp(math.sqrt(max_norm) / math.sqrt(norm), -shift // 2), 2
-        with np.errstate(under="ignore"):
-            for grad in [grad for grad in grads.values() for _ in range(times)]:
-                np.multiply(grad, factor, out=grad)
+        for grad in [grad for grad in grads.values() for _ in range(times)]:
+            np.multiply(grad, factor, out=grad)
     return _ldexp(norm, shift)
 
 
@@ -396,8 +395,7 @@ def _norm(grads: Mapping[str, np.ndarray]) -> tuple[float, int]:
     if largest == 0.0 or not math.isfinite(largest):
         return largest, 0
     shift = math.frexp(largest)[1] // 2 * 2
-    with np.errstate(under="ignore"):
-        scaled = [np.asarray(np.ldexp(grad, -shift)) for grad in grads.values()]
+    scaled = [np.asarray(np.ldexp(grad, -shift)) for grad in grads.values()]
     return math.sqrt(math.fsum(map(ops.sum_of_squares, scaled))), shift
 
 
@@ -412,6 +410,19 @@ def _ldexp(x: float, n: int) -> float:
 # ---- schedules: functions from the number of steps already taken to a factor on lr ----
 
 
+class NamedSchedule:
+    """A schedule that says what it is: two with one name have the same factors."""
+
+    def __init__(self, name: str, factor: Schedule) -> None:
+        self._name, self._factor = name, factor
+
+    def __call__(self, step: int) -> float:
+        return self._factor(step)
+
+    def __repr__(self) -> str:
+        return self._name
+
+
 def _constant(*, warmup: int = 0) -> Schedule:
     """Factor 1, after `warmup` steps of linear growth.
 
@@ -421,7 +432,7 @@ def _constant(*, warmup: int = 0) -> Schedule:
     [0.5, 1.0, 1.0]
     """
     warmup = integer("warmup", warmup, 0)
-    return lambda step: _warm(step, warmup)
+    return NamedSchedule(f"constant(warmup={warmup})", lambda step: _warm(step, warmup))
 
 
 def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
@@ -432,7 +443,7 @@ def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     >>> [schedules.linear(4)(step) for step in range(5)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    return _decay(lambda progress: 1.0 - progress, steps, warmup, floor)
+    return _decay("linear", lambda progress: 1.0 - progress, steps, warmup, floor)
 
 
 def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
@@ -443,7 +454,7 @@ def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     >>> [round(schedules.cosine(4, floor=0.1)(step), 3) for step in range(5)]
     [1.0, 0.868, 0.55, 0.232, 0.1]
     """
-    return _decay(lambda progress: 0.5 + 0.5 * math.cos(math.pi * progress), steps, warmup, floor)
+    return _decay("cosine", lambda x: 0.5 + 0.5 * math.cos(math.pi * x), steps, warmup, floor)
 
 
 def _rsqrt(*, warmup: int = 1) -> Schedule:
@@ -455,14 +466,19 @@ def _rsqrt(*, warmup: int = 1) -> Schedule:
     [0.25, 1.0, 0.5, 0.25]
     """
     warmup = max(1, integer("warmup", warmup, 0))
-    return lambda step: _warm(step, warmup) * math.sqrt(warmup / max(warmup, step + 1))
+    return NamedSchedule(
+        f"rsqrt(warmup={warmup})",
+        lambda step: _warm(step, warmup) * math.sqrt(warmup / max(warmup, step + 1)),
+    )
 
 
 def _warm(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
-def _decay(shape: Callable[[float], float], steps: int, warmup: int, floor: float) -> Schedule:
+def _decay(
+    name: str, shape: Callable[[float], float], steps: int, warmup: int, floor: float
+) -> Schedule:
     steps, warmup = integer("steps", steps, 0), integer("warmup", warmup, 0)
     floor = _number("floor", floor, 0.0, below=math.nextafter(1.0, 2.0))
 
@@ -472,7 +488,7 @@ def _decay(shape: Callable[[float], float], steps: int, warmup: int, floor: floa
         progress = min(1.0, (step - warmup) / max(1, steps - warmup))
         return floor + (1.0 - floor) * shape(progress)
 
-    return factor
+    return NamedSchedule(f"{name}({steps}, warmup={warmup}, floor={floor})", factor)
 
 
 schedules = SimpleNamespace(constant=_constant, linear=_linear, cosine=_cosine, rsqrt=_rsqrt)

@@ -24,11 +24,12 @@ import numpy as np
 from . import ops
 from .checkpoint import read_safetensors, write_atomically, write_safetensors
 from .checks import integer
+from .config import ReformerConfig
 from .data import texts_of
 from .folder import check_writable, finish_checkpoint, replace_files
 from .inputs import IGNORE
 from .log import TrainingLog
-from .optim import AdamW, Optimizer, Schedule, check_finite, clip_gradients
+from .optim import AdamW, NamedSchedule, Optimizer, Schedule, check_finite, clip_gradients
 from .runtime import underflow_to_zero
 
 __all__ = ["Evaluation", "StepReport", "Trainer", "evaluate", "peak_memory"]
@@ -36,6 +37,7 @@ __all__ = ["Evaluation", "StepReport", "Trainer", "evaluate", "peak_memory"]
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
+CONFIG_FILE = "config.json"
 
 
 class Data(Protocol):
@@ -222,6 +224,8 @@ class Trainer:
     ------
     TypeError, ValueError
         Name the argument and say what was expected.
+    ImportError
+        There is a folder, and the safetensors library is not installed.
     OSError
         The folder or the log cannot be written, or the disk has no room for a checkpoint.
 
@@ -229,7 +233,9 @@ class Trainer:
     -----
     While a loop over a trainer runs in the main thread, Ctrl-C and SIGTERM let the step finish and
     save, and then end the loop with ``KeyboardInterrupt`` or ``SystemExit(143)``. A second Ctrl-C
-    does not wait.
+    does not wait. Where the model has ``agree``, as `reformer_c.distributed.DataParallel` has, a
+    signal to one process ends the loops of all after the same step, and none ends before that of
+    process 0 has saved.
 
     A step in which no target counts is skipped: parameters and the optimiser's state stay as they
     are, ``step`` goes on, and the report says ``targets=0``, with a loss of NaN, a gradient norm
@@ -310,16 +316,25 @@ class Trainer:
         log: AbstractContextManager = (
             nullcontext() if self._log is None else self._log.begin(after=self.step)
         )
-        with log, _Interruption() as interruption:
+        # who starts processes sends them a signal, and so may the terminal
+        echo = 1.0 if hasattr(self.model, "agree") else 0.0
+        with log, _Interruption(echo) as interruption:
             while self.steps is None or self.step < self.steps:
                 report = self._take_step_or_save()
+                stop = self._agree(interruption.signal)
                 due = self.save_every and self.step % self.save_every == 0
-                if due or self.step == self.steps or interruption.signal:
+                if due or self.step == self.steps or stop:
                     self._save_once()
                 yield report
-                if interruption.signal:
+                stop = stop or self._agree(interruption.signal)
+                if stop:
                     self._save_once()
-                    interruption.leave()
+                    self._agree(0)  # a process that leaves may end the one that still saves
+                    interruption.leave(stop)
+
+    def _agree(self, number: int) -> int:
+        """The largest number of all processes, each of which comes here as often."""
+        return self.model.agree(number) if hasattr(self.model, "agree") else number
 
     def evaluate(self) -> Evaluation:
         """How well the model predicts the held-out tokens now."""
@@ -348,7 +363,7 @@ class Trainer:
         OSError
             The folder cannot be written, or the disk is full: the last checkpoint is still there.
         """
-        text = json.dumps(self._state(), indent=2) + "\n"
+        text = json.dumps(self._state(self.step), indent=2) + "\n"
 
         def write(stage: Path) -> None:
             self.model.save_pretrained(stage)
@@ -360,12 +375,20 @@ class Trainer:
     def resume(self, folder: str | os.PathLike) -> None:
         """Go on, bit for bit, from what `save` wrote.
 
+        What the next steps depend on has to be as it was: the data and the seed, `accumulate`,
+        `schedule`, `max_grad_norm`, the kind and the arguments of the optimiser, the configuration
+        and the shapes of the model. Of a schedule that is not one of ``schedules``, the factors of
+        steps taken are compared. `steps`, what is evaluated, saved and logged, and the model's
+        `memory_budget` may be others. A model whose ``config.num_buckets`` is None gets the number
+        that the saved one has found.
+
         Raises
         ------
         FileNotFoundError
             There is no checkpoint in the folder.
         ValueError
-            The checkpoint belongs to another run: names what differs. Nothing has changed then.
+            The checkpoint belongs to another run: names all that differs, with the value that it
+            has here and the one that was saved. Nothing has changed then.
         """
         folder = Path(folder)
         finish_checkpoint(folder)
@@ -374,6 +397,7 @@ class Trainer:
         state = json.loads((folder / STATE_FILE).read_text())
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise ValueError(f"resume: {STATE_FILE} in {os.fspath(folder)!r} has no step")
+<<<<<<< HEAD
         # tuples are lists in JSON; older checkpoints know less
         own = json.loads(json.dumps(self._state()))
         pairs = [(key, mine, state.get(key)) for key, mine in own.items() if key != "settings"]
@@ -390,15 +414,32 @@ class Trainer:
                 raise ValueError(
                     f"resume: {key} is {mine} here and {theirs} in {os.fspath(folder)!r}"
                 )
+=======
+        own = self._state(state["step"])
+        if own["optimizer"] != state.get("optimizer"):  # then so are its arguments
+            state.pop("settings", None)
+        found = _differences(json.loads(json.dumps(own)), state)  # tuples are lists in JSON
+        sides = _saved_configs(self.model, folder)
+        for side, config in sides:
+            found += config_differences(side.config, config)
+        if found:
+            raise ValueError(f"resume: {'; '.join(found)} in {os.fspath(folder)!r}")
+>>>>>>> 6756d46 (train: what is resumed is compared as a whole; a signal to one of several processes stops all after process 0 has saved)
         weights = read_safetensors(folder / MODEL_FILE)
         moments = read_safetensors(folder / OPTIMIZER_FILE)
         _check_weights(weights, self.model.parameters)
         self.optimizer.load_state_dict(moments)
         for name, array in self.model.parameters.items():
             array[...] = weights[name]
+<<<<<<< HEAD
         for name, side in self._sides.items():
             if side.config.num_buckets != buckets[name]:
                 side.config = replace(side.config, num_buckets=buckets[name])
+=======
+        for side, config in sides:
+            if side.config.num_buckets is None:
+                side.config = replace(side.config, num_buckets=config.num_buckets)
+>>>>>>> 6756d46 (train: what is resumed is compared as a whole; a signal to one of several processes stops all after process 0 has saved)
         self.step = self._saved_step = int(state["step"])
 
     @property
@@ -417,12 +458,14 @@ class Trainer:
     def _bytes_per_token(self) -> float:
         return getattr(self.data, "bytes_per_token", 1.0)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, step: int) -> dict[str, Any]:
+        """What tells a run that has taken `step` steps from another one."""
         describe = getattr(self.data, "describe", None)
         return {
-            "step": self.step,
+            "step": step,
             "seed": self.seed,
             "accumulate": self.accumulate,
+            "schedule": _describe_schedule(self.schedule, step),
             "optimizer": type(self.optimizer).__name__,
             "settings": {
                 **self.optimizer.settings(),
@@ -569,10 +612,14 @@ def _count_targets(model: Any, batch: Mapping[str, Any]) -> int:
 
 
 class _Interruption:
-    """Remembers the first Ctrl-C or SIGTERM instead of acting on it; a second one acts at once."""
+    """Remembers the first Ctrl-C or SIGTERM instead of acting on it; a second one acts at once,
+    unless it comes within `echo` seconds."""
+
+    def __init__(self, echo: float) -> None:
+        self.echo, self.began = echo, 0.0
 
     def __enter__(self) -> _Interruption:
-        self.signal: int | None = None
+        self.signal = 0
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -587,11 +634,17 @@ class _Interruption:
         self._previous = {}
 
     def _remember(self, number: int, _frame: object) -> None:
-        self.signal = number
-        self.__exit__()
+        if not self.signal:
+            self.signal, self.began = number, time.monotonic()
+            if not self.echo:
+                self.__exit__()
+        elif time.monotonic() - self.began > self.echo:
+            self.__exit__()
+            signal.raise_signal(number)
 
-    def leave(self) -> None:
-        if self.signal == signal.SIGTERM:
+    @staticmethod
+    def leave(number: int) -> None:
+        if number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
 
@@ -599,6 +652,63 @@ class _Interruption:
 def has_checkpoint(folder: Path) -> bool:
     """Whether `Trainer.resume` finds a run in the folder."""
     return (folder / STATE_FILE).is_file()
+
+
+def _describe_schedule(schedule: Schedule | None, step: int) -> Any:
+    """Its name and arguments; of any other function, factors of steps that have been taken."""
+    if schedule is None or isinstance(schedule, NamedSchedule):
+        return schedule and repr(schedule)
+    steps = {0, step // 2, step - 1} if step else ()
+    return {f"factor of step {i}": float(schedule(i)) for i in sorted(steps)}
+
+
+def _differences(own: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs from a saved state, in words; older states know less, and none of that."""
+    found = []
+    for name, theirs in saved.items():
+        mine = own.get(name)
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            inner = "" if name == "settings" else f"{prefix}{name}."
+            found += _differences(mine, theirs, inner)
+        elif mine != theirs:
+            found.append(f"{prefix}{name} is {mine} here and {theirs}")
+    return found
+
+
+def config_differences(own: ReformerConfig, saved: ReformerConfig) -> list[str]:
+    """What makes a model other than the saved one, in words, but for the memory it may take.
+
+    Examples
+    --------
+    >>> config_differences(ReformerConfig(num_hashes=4), ReformerConfig(num_hashes=2))
+    ['num_hashes is 4 here and 2']
+    """
+    mine, theirs = vars(own), vars(saved)
+    # the number of buckets is found in the first step; who wrote the file does not matter
+    same = {"memory_budget", "architectures", "extra"}
+    same |= {"num_buckets"} if own.num_buckets is None else set()
+    return [
+        f"{name} is {value} here and {theirs[name]}"
+        for name, value in mine.items()
+        if name not in same and value != theirs[name]
+    ]
+
+
+def _saved_configs(model: Any, folder: Path) -> list[tuple[Any, ReformerConfig]]:
+    """The model, or the encoder and the decoder that it is made of, and the saved configuration."""
+    model = getattr(model, "model", model)  # that of a DataParallel
+    sides = {"": model, "encoder": None, "decoder": None}
+    sides |= {name: getattr(model, name, None) for name in sides if name}
+    sides = {
+        k: v for k, v in sides.items() if isinstance(getattr(v, "config", None), ReformerConfig)
+    }
+    if not sides:  # another's model
+        return []
+    saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return [
+        (side, ReformerConfig.from_dict(saved[name] if name else saved))
+        for name, side in sides.items()
+    ]
 
 
 def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> None:

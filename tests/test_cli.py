@@ -395,10 +395,17 @@ def test_a_model_that_was_not_trained_here_is_not_trained_over(text, tmp_path, c
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_another_learning_rate_does_not_resume(trained, text, capsys):
+def test_what_differs_from_the_saved_run_is_said(trained, text, capsys):
     command = ["train", text, *SMALL, "--steps", "5", "--save", trained, "--resume", "--lr", "5"]
     assert main(command) == 1
-    assert "resume: lr is 5.0 here and" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lr is 5.0 here and" in said
+    assert "schedule is cosine(5, warmup=0, floor=0.1) here and cosine(4, warmup=0, flo" in said
+    assert said.count("\n") == 1
+    assert main([*command[:-2], "--set", "num_hashes=9", "--set", "hidden_act=gelu"]) == 1
+    said = capsys.readouterr().err
+    assert "--resume: num_hashes is 9 here and " in said or "; num_hashes is 9 here and " in said
+    assert "hidden_act is gelu here and relu" in said
 
 
 @pytest.mark.parametrize("more", [[], ["--set", "apply_lm_head_bias=false"]])

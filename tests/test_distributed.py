@@ -1,10 +1,13 @@
 """Several processes train what one would: they are run under mpiexec."""
 
 import doctest
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,12 +26,17 @@ pytest.importorskip("safetensors", reason="the processes save")
 HERE = Path(__file__).parent
 
 
-def run(n, *words):
+def start(n, *words):
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     command = [MPIEXEC, "-n", str(n), sys.executable, "-m", "mpi4py", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **pipes)
+
+
+def run(n, *words):
+    process = start(n, *words)
+    _, said = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stderr=said)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -137,6 +145,65 @@ def test_one_that_fails_ends_all(tmp_path):
     result = run(2, program)
     assert result.returncode != 0
     assert "disk on fire" in result.stderr
+
+
+STOPPED = """
+import os, sys, time
+from pathlib import Path
+import reformer_c as rc
+from mpi_program import make, text
+from reformer_c import distributed
+from reformer_c.data import Windows
+
+class Slow:
+    def save_pretrained(self, folder):
+        time.sleep(0.5)
+        self.model.save_pretrained(folder)
+        time.sleep(0.5)
+
+class Model(Slow, distributed.DataParallel):
+    pass
+
+folder = Path(sys.argv[1])
+distributed.set_num_threads(1)
+model = Model(make(0))
+data = distributed.Shard(Windows(text(), length=20, batch=2))
+keeping = {"folder": folder / "model"} if model.rank == 0 else {}
+trainer = rc.Trainer(model, data, rc.AdamW(model.parameters, lr=1e-2), **keeping)
+try:
+    for report in trainer:
+        if report.step == 2:
+            (folder / f"pid{model.rank}").write_text(f"{os.getpid()}\\n")
+finally:
+    (folder / f"step{model.rank}").write_text(f"{trainer.step} {sys.exc_info()[0].__name__}")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to", ["mpiexec", "rank 0", "rank 1", "rank 1 twice"])
+def test_a_signal_stops_all_after_process_0_has_saved(number, to, tmp_path):
+    program = tmp_path / "stopped.py"
+    program.write_text(STOPPED)
+    process = start(2, program, tmp_path)
+    files = [tmp_path / f"pid{rank}" for rank in range(2)]
+    while not all(file.exists() and file.read_text().endswith("\n") for file in files):
+        if process.poll() is not None:
+            pytest.fail(process.communicate()[1])
+        time.sleep(0.01)
+    pids = {f"rank {rank}": int(file.read_text()) for rank, file in enumerate(files)}
+    pids["mpiexec"] = process.pid
+    for _ in range(2 if to.endswith("twice") else 1):
+        os.kill(pids[to.removesuffix(" twice")], number)
+    said = process.communicate()[1]
+    assert process.returncode != 0
+    ends = [(tmp_path / f"step{rank}").read_text().split() for rank in range(2)]
+    assert ends[0] == ends[1], said
+    assert ends[0][1] == ("KeyboardInterrupt" if number == signal.SIGINT else "SystemExit")
+    state = json.loads((tmp_path / "model" / "trainer_state.json").read_text())
+    assert state["step"] == int(ends[0][0]) >= 2
+    assert not [name for name in os.listdir(tmp_path / "model") if name.startswith(".")]
+    rc.ReformerModelWithLMHead.from_pretrained(tmp_path / "model")
 
 
 def test_doctests_and_wrong_models():

@@ -635,6 +635,127 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path):
         make().resume(tmp_path / "nowhere")
 
 
+def test_all_that_differs_is_named_at_once(tmp_path):
+    first = make(steps=2)
+    list(first)
+    first.save(tmp_path)
+    model = Bigrams()
+    data = Windows(TEXT[:-1], 32, batch=2, seed=5)
+    optimizer = AdamW(model.parameters, lr=0.2, betas=(0.8, 0.999))
+    other = Trainer(model, data, optimizer, seed=6, accumulate=2, max_grad_norm=math.inf)
+    with pytest.raises(ValueError, match="^resume: ") as caught:
+        other.resume(tmp_path)
+    *found, last = str(caught.value).removeprefix("resume: ").split("; ")
+    last, where = last.split(" in ", 1)
+    assert where == repr(str(tmp_path))
+    found = dict(part.split(" is ", 1) for part in [*found, last])
+    assert int(found.pop("data.checksum").split(" here and ")[0]) == data.describe()["checksum"]
+    assert found == {
+        "seed": "6 here and 5",
+        "accumulate": "2 here and 1",
+        "schedule": "None here and cosine(12, warmup=3, floor=0.0)",
+        "lr": "0.2 here and 0.1",
+        "betas": "[0.8, 0.999] here and [0.9, 0.999]",
+        "max_grad_norm": "None here and 1.0",
+        "data.tokens": "3999 here and 4000",
+        "data.length": "32 here and 64",
+    }
+    assert other.step == 0
+    assert not model.parameters["table"].any()
+    # what is evaluated and saved, and where the run ends, may change
+    again = make(steps=20, held_out=TEXT[:100], evaluate_every=3, save_every=1,
+                 folder=tmp_path / "other", log=tmp_path / "log")  # fmt: skip
+    again.resume(tmp_path)
+    assert run(again)[:10] == run(make())[2:]
+
+
+def test_a_schedule_is_told_by_its_name_or_its_factors(tmp_path):
+    def own(rate):
+        return lambda step: rate**step
+
+    makes = {
+        "constant(warmup=2)": schedules.constant(warmup=2),
+        "rsqrt(warmup=3)": schedules.rsqrt(warmup=3),
+        "linear(9, warmup=1, floor=0.1)": schedules.linear(9, warmup=1, floor=0.1),
+        "cosine(9, warmup=1, floor=0.1)": schedules.cosine(9, warmup=1, floor=0.1),
+        "None": None,
+        "{'factor of step 0': 1.0, 'factor of step 2': 0.25": own(0.5),
+    }
+    for saved, schedule in makes.items():
+        trainer = make(steps=4, schedule=schedule)
+        list(trainer)
+        trainer.save(tmp_path)
+        for given, other in makes.items():
+            resumed = make(schedule=other)
+            if saved == given:
+                resumed.resume(tmp_path)
+                continue
+            with pytest.raises(ValueError, match="resume: schedule is ") as caught:
+                resumed.resume(tmp_path)
+            mine, theirs = str(caught.value).split(" here and ")
+            assert theirs.startswith(saved)
+            assert mine.startswith(f"resume: schedule is {given}")
+    with pytest.raises(ValueError, match=r"schedule\.factor of step 2 is 0\.36"):
+        make(schedule=own(0.6)).resume(tmp_path)
+
+
+def test_texts_and_windows_of_them_are_told_apart(tmp_path):
+    model, parts = Bigrams(), [TEXT[:64], TEXT[64:128]]
+    first = Trainer(model, Windows(parts, 64), steps=1)
+    first.save(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.kind is Sequences here and Windows"):
+        Trainer(model, Sequences(parts), steps=1).resume(tmp_path)
+
+
+def test_a_checkpoint_that_knows_less_is_resumed(tmp_path):
+    first = make(steps=5)
+    begun = run(first)
+    first.save(tmp_path)
+    file = tmp_path / "trainer_state.json"
+    state = json.loads(file.read_text())
+    del state["schedule"], state["data"]["kind"], state["settings"]
+    file.write_text(json.dumps(state))
+    second = make()
+    second.resume(tmp_path)
+    assert begun + run(second) == run(make())
+
+
+def test_a_model_of_another_configuration_is_refused(tmp_path):
+    first = make(small_reformer(), steps=2)
+    list(first)
+    first.save(tmp_path)
+    other = small_reformer()
+    other.config.num_hashes, other.config.hidden_act = 4, "gelu"
+    with pytest.raises(ValueError, match="num_hashes is 4 here and 1.*hidden_act is gelu here|"
+                                         "hidden_act is gelu here.*num_hashes is 4"):  # fmt: skip
+        make(other).resume(tmp_path)
+    same = small_reformer()
+    same.config.memory_budget = 10**6
+    make(same).resume(tmp_path)
+    # the saved model has found its number of buckets
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_buckets": 8}))
+    later = small_reformer()
+    later.config.num_buckets = None
+    make(later).resume(tmp_path)
+    assert later.config.num_buckets == 8
+    later.config.num_buckets = 4
+    with pytest.raises(ValueError, match="resume: num_buckets is 4 here and 8"):
+        make(later).resume(tmp_path)
+
+
+def test_both_sides_of_an_encoder_decoder_are_compared(tmp_path):
+    pytest.importorskip("safetensors")
+    kind = rc.ReformerEncoderDecoder
+    data = Batches(arguments(kind, ROWS[0]))
+    config = small_config(is_decoder=False, hash_seed=0)
+    Trainer(kind(config, rng=0), data, steps=1).save(tmp_path)
+    Trainer(kind(config, rng=1), data).resume(tmp_path)
+    other = kind(config, decoder=small_config(hash_seed=0, num_hashes=4), rng=0)
+    with pytest.raises(ValueError, match="resume: num_hashes is 4 here and 2"):
+        Trainer(other, data).resume(tmp_path)
+
+
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     trainer = make(steps=2)
     list(trainer)
@@ -678,6 +799,16 @@ def test_a_save_that_was_killed_among_its_moves_is_finished(tmp_path, monkeypatc
     assert resumed.step == 2
     assert np.array_equal(resumed.model.parameters["table"], trainer.model.parameters["table"])
     assert not (tmp_path / ".saved").exists()
+
+
+def test_a_folder_without_the_library_that_writes_it_is_refused_before_training(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match="^folder: saving a model needs the safetensors library"):
+        make(folder=tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+    assert len(run(make(steps=2))) == 2
 
 
 def test_an_unwritable_folder_is_said_before_training(tmp_path):
