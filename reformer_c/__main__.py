@@ -131,7 +131,10 @@ def _train(options: argparse.Namespace) -> None:
         log=options.log,
     )
     if options.resume and folder is not None:
-        trainer.resume(folder)
+        # more steps are another schedule from here on: a run that has ended may go on
+        derived = ["schedule.steps", *(["schedule.warmup"] if options.warmup is None else [])]
+        for changed in trainer.resume(folder, allow=derived):
+            print(f"resumed: {changed}")
     if tokenizer is not None and folder is not None:
         # before the first step, so that no checkpoint is without it
         save_tokenizer(tokenizer, folder)
@@ -921,7 +924,7 @@ def _add_run_arguments(add: Callable) -> None:
     add(
         "--resume",
         action="store_true",
-        help="go on from DIR, bit for bit; the other options as before",
+        help="go on from DIR, bit for bit; the other options as before, --steps may be more",
     )
     add("--log", metavar="FILE", help="a line of JSON for each step")
 

@@ -411,16 +411,16 @@ def _ldexp(x: float, n: int) -> float:
 
 
 class NamedSchedule:
-    """A schedule that says what it is: two with one name have the same factors."""
+    """A schedule that says what it is: those of one kind and arguments have the same factors."""
 
-    def __init__(self, name: str, factor: Schedule) -> None:
-        self._name, self._factor = name, factor
+    def __init__(self, factor: Schedule, kind: str, **arguments: float) -> None:
+        self._factor, self.kind, self.arguments = factor, kind, arguments
 
     def __call__(self, step: int) -> float:
         return self._factor(step)
 
     def __repr__(self) -> str:
-        return self._name
+        return f"{self.kind}({', '.join(f'{k}={v}' for k, v in self.arguments.items())})"
 
 
 def _constant(*, warmup: int = 0) -> Schedule:
@@ -432,7 +432,7 @@ def _constant(*, warmup: int = 0) -> Schedule:
     [0.5, 1.0, 1.0]
     """
     warmup = integer("warmup", warmup, 0)
-    return NamedSchedule(f"constant(warmup={warmup})", lambda step: _warm(step, warmup))
+    return NamedSchedule(lambda step: _warm(step, warmup), "constant", warmup=warmup)
 
 
 def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
@@ -467,8 +467,9 @@ def _rsqrt(*, warmup: int = 1) -> Schedule:
     """
     warmup = max(1, integer("warmup", warmup, 0))
     return NamedSchedule(
-        f"rsqrt(warmup={warmup})",
         lambda step: _warm(step, warmup) * math.sqrt(warmup / max(warmup, step + 1)),
+        "rsqrt",
+        warmup=warmup,
     )
 
 
@@ -477,7 +478,7 @@ def _warm(step: int, warmup: int) -> float:
 
 
 def _decay(
-    name: str, shape: Callable[[float], float], steps: int, warmup: int, floor: float
+    kind: str, shape: Callable[[float], float], steps: int, warmup: int, floor: float
 ) -> Schedule:
     steps, warmup = integer("steps", steps, 0), integer("warmup", warmup, 0)
     floor = _number("floor", floor, 0.0, below=math.nextafter(1.0, 2.0))
@@ -488,7 +489,7 @@ def _decay(
         progress = min(1.0, (step - warmup) / max(1, steps - warmup))
         return floor + (1.0 - floor) * shape(progress)
 
-    return NamedSchedule(f"{name}({steps}, warmup={warmup}, floor={floor})", factor)
+    return NamedSchedule(factor, kind, steps=steps, warmup=warmup, floor=floor)
 
 
 schedules = SimpleNamespace(constant=_constant, linear=_linear, cosine=_cosine, rsqrt=_rsqrt)

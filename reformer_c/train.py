@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -372,7 +372,7 @@ class Trainer:
 
         replace_files(Path(folder), write)
 
-    def resume(self, folder: str | os.PathLike) -> None:
+    def resume(self, folder: str | os.PathLike, *, allow: Collection[str] = ()) -> list[str]:
         """Go on, bit for bit, from what `save` wrote.
 
         What the next steps depend on has to be as it was: the data and the seed, `accumulate`,
@@ -381,6 +381,17 @@ class Trainer:
         steps taken are compared. `steps`, what is evaluated, saved and logged, and the model's
         `memory_budget` may be others. A model whose ``config.num_buckets`` is None gets the number
         that the saved one has found.
+
+        Parameters
+        ----------
+        folder : path
+        allow : collection of str
+            Names of what may differ all the same, as the error has them: "lr", "schedule.steps".
+
+        Returns
+        -------
+        list of str
+            What differs and is allowed, each as ``"name is ... here and ..."``.
 
         Raises
         ------
@@ -397,62 +408,34 @@ class Trainer:
         state = json.loads((folder / STATE_FILE).read_text())
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise ValueError(f"resume: {STATE_FILE} in {os.fspath(folder)!r} has no step")
-<<<<<<< HEAD
-        # tuples are lists in JSON; older checkpoints know less
-        own = json.loads(json.dumps(self._state()))
-        pairs = [(key, mine, state.get(key)) for key, mine in own.items() if key != "settings"]
-        saved = state.get("settings", {})
-        pairs += [(key, mine, saved.get(key, mine)) for key, mine in own["settings"].items()]
-        buckets = self._buckets_of(folder)
-        pairs += [
-            (f"{name}.num_buckets".lstrip("."), side.config.num_buckets, buckets[name])
-            for name, side in self._sides.items()
-            if side.config.num_buckets is not None and buckets[name] is not None
-        ]
-        for key, mine, theirs in pairs:
-            if key != "step" and theirs != mine:
-                raise ValueError(
-                    f"resume: {key} is {mine} here and {theirs} in {os.fspath(folder)!r}"
-                )
-=======
         own = self._state(state["step"])
         if own["optimizer"] != state.get("optimizer"):  # then so are its arguments
             state.pop("settings", None)
         found = _differences(json.loads(json.dumps(own)), state)  # tuples are lists in JSON
-        sides = _saved_configs(self.model, folder)
-        for side, config in sides:
-            found += config_differences(side.config, config)
-        if found:
-            raise ValueError(f"resume: {'; '.join(found)} in {os.fspath(folder)!r}")
->>>>>>> 6756d46 (train: what is resumed is compared as a whole; a signal to one of several processes stops all after process 0 has saved)
+        sides = self._saved_configs(folder)
+        for name, (side, config) in sides.items():
+            found += config_differences(side.config, config, f"{name}." if name else "")
+        allowed = [words for words in found if words.split(" is ")[0] in allow]
+        if refused := [words for words in found if words not in allowed]:
+            raise ValueError(f"resume: {'; '.join(refused)} in {os.fspath(folder)!r}")
         weights = read_safetensors(folder / MODEL_FILE)
         moments = read_safetensors(folder / OPTIMIZER_FILE)
         _check_weights(weights, self.model.parameters)
         self.optimizer.load_state_dict(moments)
         for name, array in self.model.parameters.items():
             array[...] = weights[name]
-<<<<<<< HEAD
-        for name, side in self._sides.items():
-            if side.config.num_buckets != buckets[name]:
-                side.config = replace(side.config, num_buckets=buckets[name])
-=======
-        for side, config in sides:
+        for side, config in sides.values():
             if side.config.num_buckets is None:
                 side.config = replace(side.config, num_buckets=config.num_buckets)
->>>>>>> 6756d46 (train: what is resumed is compared as a whole; a signal to one of several processes stops all after process 0 has saved)
         self.step = self._saved_step = int(state["step"])
+        return allowed
 
-    @property
-    def _sides(self) -> Mapping[str, Any]:
-        """The models whose numbers of buckets the first step may choose."""
-        return getattr(self.model, "sides", {})
-
-    def _buckets_of(self, folder: Path) -> dict[str, Any]:
-        """Of each side, the number of buckets in a checkpoint."""
-        if not self._sides:
-            return {}
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {name: values.get(name, values).get("num_buckets") for name in self._sides}
+    def _saved_configs(self, folder: Path) -> dict[str, tuple[Any, ReformerConfig]]:
+        """The models with a configuration of their own by name, and the saved configurations."""
+        sides = getattr(self.model, "sides", {})  # another's model has none
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if sides else {}
+        saved = {name: ReformerConfig.from_dict(values.get(name, values)) for name in sides}
+        return {name: (side, saved[name]) for name, side in sides.items()}
 
     @property
     def _bytes_per_token(self) -> float:
@@ -656,8 +639,10 @@ def has_checkpoint(folder: Path) -> bool:
 
 def _describe_schedule(schedule: Schedule | None, step: int) -> Any:
     """Its name and arguments; of any other function, factors of steps that have been taken."""
-    if schedule is None or isinstance(schedule, NamedSchedule):
-        return schedule and repr(schedule)
+    if schedule is None:
+        return None
+    if isinstance(schedule, NamedSchedule):
+        return {"kind": schedule.kind, **schedule.arguments}
     steps = {0, step // 2, step - 1} if step else ()
     return {f"factor of step {i}": float(schedule(i)) for i in sorted(steps)}
 
@@ -675,7 +660,9 @@ def _differences(own: Mapping[str, Any], saved: Mapping[str, Any], prefix: str =
     return found
 
 
-def config_differences(own: ReformerConfig, saved: ReformerConfig) -> list[str]:
+def config_differences(
+    own: ReformerConfig, saved: ReformerConfig, prefix: str = ""
+) -> list[str]:
     """What makes a model other than the saved one, in words, but for the memory it may take.
 
     Examples
@@ -688,26 +675,9 @@ def config_differences(own: ReformerConfig, saved: ReformerConfig) -> list[str]:
     same = {"memory_budget", "architectures", "extra"}
     same |= {"num_buckets"} if own.num_buckets is None else set()
     return [
-        f"{name} is {value} here and {theirs[name]}"
+        f"{prefix}{name} is {value} here and {theirs[name]}"
         for name, value in mine.items()
         if name not in same and value != theirs[name]
-    ]
-
-
-def _saved_configs(model: Any, folder: Path) -> list[tuple[Any, ReformerConfig]]:
-    """The model, or the encoder and the decoder that it is made of, and the saved configuration."""
-    model = getattr(model, "model", model)  # that of a DataParallel
-    sides = {"": model, "encoder": None, "decoder": None}
-    sides |= {name: getattr(model, name, None) for name in sides if name}
-    sides = {
-        k: v for k, v in sides.items() if isinstance(getattr(v, "config", None), ReformerConfig)
-    }
-    if not sides:  # another's model
-        return []
-    saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return [
-        (side, ReformerConfig.from_dict(saved[name] if name else saved))
-        for name, side in sides.items()
     ]
 
 

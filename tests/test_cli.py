@@ -398,14 +398,20 @@ def test_a_model_that_was_not_trained_here_is_not_trained_over(text, tmp_path, c
 def test_what_differs_from_the_saved_run_is_said(trained, text, capsys):
     command = ["train", text, *SMALL, "--steps", "5", "--save", trained, "--resume", "--lr", "5"]
     assert main(command) == 1
+    assert "resume: lr is 5.0 here and" in capsys.readouterr().err
+    assert main([*command[:-2], "--schedule", "linear", "--clip", "3", "--warmup", "2"]) == 1
     said = capsys.readouterr().err
-    assert "lr is 5.0 here and" in said
-    assert "schedule is cosine(5, warmup=0, floor=0.1) here and cosine(4, warmup=0, flo" in said
+    for words in ("kind is linear here and cosine", "warmup is 2 here and 0"):
+        assert f"schedule.{words}" in said
+    assert "max_grad_norm is 3.0 here and 1.0" in said
     assert said.count("\n") == 1
     assert main([*command[:-2], "--set", "num_hashes=9", "--set", "hidden_act=gelu"]) == 1
     said = capsys.readouterr().err
     assert "--resume: num_hashes is 9 here and " in said or "; num_hashes is 9 here and " in said
     assert "hidden_act is gelu here and relu" in said
+    # a run that has ended may go on, and its schedule with it
+    assert main(command[:-2]) == 0
+    assert "resumed: schedule.steps is 5 here and 4\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [[], ["--set", "apply_lm_head_bias=false"]])
