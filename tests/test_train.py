@@ -683,8 +683,8 @@ def own(rate):
          "schedule.warmup is 2 here and 1; schedule.floor is 0.2 here and 0.1"),
         (schedules.rsqrt(warmup=3), schedules.rsqrt(warmup=4), "schedule.warmup is 4 here and 3"),
         (schedules.constant(), None, "schedule is None here and {'kind': 'constant', 'warmup': 0}"),
-        (own(0.5), own(0.75), "schedule.factor of step 2 is 0.5625 here and 0.25; schedule.factor of "
-                             "step 3 is 0.421875 here and 0.125"),
+        (own(0.5), own(0.75), "schedule.factor of step 2 is 0.5625 here and 0.25; "
+                              "schedule.factor of step 3 is 0.421875 here and 0.125"),
         (None, own(0.75), "schedule is {'factor of step 0': 1.0, 'factor of step 2': 0.5625, "
                          "'factor of step 3': 0.421875} here and None"),
         (schedules.constant(), own(0.75), "schedule.kind is None here and constant; "
