@@ -660,9 +660,7 @@ def _differences(own: Mapping[str, Any], saved: Mapping[str, Any], prefix: str =
     return found
 
 
-def config_differences(
-    own: ReformerConfig, saved: ReformerConfig, prefix: str = ""
-) -> list[str]:
+def config_differences(own: ReformerConfig, saved: ReformerConfig, prefix: str = "") -> list[str]:
     """What makes a model other than the saved one, in words, but for the memory it may take.
 
     Examples
