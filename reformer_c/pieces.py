@@ -65,7 +65,7 @@ class Reader(ABC):
     vocabulary: dict[str, int]
     vocab_size: int
     added: list[AddedToken]
-    # what the file says about batches
+    # what the file says about tokens and batches
     options: dict[str, Any]
 
     @abstractmethod
@@ -107,7 +107,7 @@ class SentencePieces(Reader):
             for i in pieces
             if self._model.is_control(i)
         ]
-        self.options = {}
+        self.options = {"additional_special_tokens": [token.content for token in self.added]}
 
     def add(self, tokens: Mapping[str, AddedToken], vocabulary: Mapping[str, int]) -> None:
         self._ids = dict(vocabulary)

@@ -18,7 +18,7 @@ import numpy as np
 from .checkpoint import local_folder, save_folder, write_atomically
 from .checks import integer, names_keywords, refuse_unknown
 from .pieces import SPACE, AddedToken, Reader, SentencePieces, TokenizerFile
-from .tokenizer import Template, Tokenizer, check_token_ids, flag, utf8
+from .tokenizer import Template, Tokenizer, check_token_ids, flag, one_row, utf8
 
 __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 
@@ -38,6 +38,7 @@ ADDS = ("add_bos_token", "add_eos_token")
 OPTIONS = ("model_max_length", "padding_side", "truncation_side", "split_special_tokens",
            "model_input_names", *ADDS)  # fmt: skip
 DECODER = "added_tokens_decoder"
+KNOWN = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
 
 
 class ReformerTokenizer(Tokenizer):
@@ -92,8 +93,7 @@ class ReformerTokenizer(Tokenizer):
 
     def __init__(self, path: str | os.PathLike, **options: Any) -> None:
         """`path` is a spiece.model or tokenizer.json; see `from_pretrained` for the options."""
-        known = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
-        refuse_unknown(options, known, type(self).__name__)
+        refuse_unknown(options, KNOWN, type(self).__name__)
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
@@ -107,7 +107,7 @@ class ReformerTokenizer(Tokenizer):
         in_file = {name: value for name, value in self._reader.options.items() if value}
         if in_file.get("pad_token") not in self._vocabulary:  # there are ids of other models
             in_file.pop("pad_token", None)
-        options = in_file | options
+        options = _merged(in_file, options)
         sides = {name: options.get(name) or "right" for name in ("padding_side", "truncation_side")}
         super().__init__(options.get("model_max_length"), **sides)
         if options.get("model_input_names") is not None:
@@ -154,9 +154,7 @@ class ReformerTokenizer(Tokenizer):
         for name in names:
             if (folder / name).is_file():
                 known, fields = _folder_options(folder)
-                if any(extra in options for extra in EXTRA):
-                    known = {name: known[name] for name in known if name not in EXTRA}
-                tokenizer = cls(folder / name, **known | options)
+                tokenizer = cls(folder / name, **_merged(known, options))
                 tokenizer._fields = fields
                 return tokenizer
         raise FileNotFoundError(
@@ -557,7 +555,7 @@ class ReformerTokenizer(Tokenizer):
         run: list[int] = []
         parts: list[str] = []
         inside = False  # whether the run follows a word of the text
-        for i in [*self._known_ids([ids] if isinstance(ids, (int, np.integer)) else ids), None]:
+        for i in [*self._known_ids(one_row(ids)), None]:
             if i is not None and i not in whole:
                 run.append(i)
                 continue
@@ -583,6 +581,13 @@ class ReformerTokenizerFast(ReformerTokenizer):
     _readers = (TokenizerFile, SentencePieces)
 
 
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Options, those `above` first; the list of special tokens has two names."""
+    if any(name in above for name in EXTRA):
+        below = {name: below[name] for name in below if name not in EXTRA}
+    return below | above
+
+
 def _folder_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the files beside the pieces say: options of a tokenizer, and fields that are none."""
     values = _json(folder / CONFIG)
@@ -602,8 +607,7 @@ def _folder_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     }  # fmt: skip
     if own_names:
         values[OWN_NAMES] = own_names | (values.get(OWN_NAMES) or {})
-    known = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
-    fields = {name: values.pop(name) for name in list(values) if name not in known}
+    fields = {name: values.pop(name) for name in list(values) if name not in KNOWN}
     return values, fields
 
 

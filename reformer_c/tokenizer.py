@@ -144,9 +144,7 @@ class Tokenizer(NamedAttributes, ABC):
 
     def batch_decode(self, rows: Iterable[Any], **options: Any) -> list[str]:
         """The text of each row of ids; options are those of `decode`."""
-        if not isinstance(rows, Iterable):
-            raise TypeError(f"rows: expected rows of ids, got {type(rows).__name__}")
-        return [self.decode(row, **options) for row in rows]
+        return [self.decode(row, **options) for row in _listed("rows", rows)]
 
     def _template(self, pair: bool) -> Template:
         """What a row is made of."""
@@ -517,6 +515,8 @@ class ByteTokenizer(Tokenizer):
             text = utf8(text, name, errors="surrogateescape")
         elif not isinstance(text, (bytes, bytearray, memoryview)):
             raise TypeError(f"{name}: expected str or bytes, got {type(text).__name__}")
+        elif isinstance(text, memoryview):
+            text = text.tobytes()  # whatever its strides
         return np.frombuffer(text, np.uint8).astype(np.int64) + self.offset
 
     def decode_bytes(self, ids: Any) -> bytes:
@@ -533,7 +533,7 @@ class ByteTokenizer(Tokenizer):
         >>> tokenizer.decode_bytes(tokenizer.encode(b"\\xff\\x00"))
         b'\\xff\\x00'
         """
-        ids = check_token_ids(ids, self.vocab_size)
+        ids = check_token_ids(one_row(ids), self.vocab_size)
         ids = ids[ids >= self.offset]
         return (ids - self.offset).astype(np.uint8).tobytes()
 
@@ -635,7 +635,7 @@ def _pairs(text: Any, text_pair: Any) -> list[tuple[Any, ...]]:
 
 def _sequence(name: str, texts: Any) -> list[Any]:
     """Texts one by one; of dictionaries and sets the order, or what is meant, is not known."""
-    if isinstance(texts, (Mapping, Set)) or not isinstance(texts, Iterable):
+    if isinstance(texts, (Mapping, Set)) or not np.iterable(texts):
         raise TypeError(
             f"{name}: expected a text or a sequence of texts, got {type(texts).__name__}"
         )
@@ -667,32 +667,42 @@ def _kept(lengths: list[int], room: int, strategy: str) -> list[int]:
 
 def _columns(rows: Any) -> dict[str, list[np.ndarray]]:
     """Rows of ids by name, of what `Tokenizer.pad` takes."""
-    if isinstance(rows, Mapping):
-        given = dict(rows)
-    else:
-        if not isinstance(rows, (Iterable, np.ndarray)):
-            raise TypeError(f"rows: expected rows of ids, got {type(rows).__name__}")
-        rows = list(rows)
-        given = {"rows": rows}
-        if rows and all(isinstance(row, Mapping) for row in rows):
-            if any(row.keys() != rows[0].keys() for row in rows):
-                raise ValueError("rows: expected dictionaries with the same keys")
-            given = {name: [row[name] for row in rows] for name in rows[0]}
-    if "rows" not in given:
-        refuse_unknown(given, COLUMNS, "pad")
-        if "input_ids" not in given:
-            raise ValueError(f"rows: expected 'input_ids' among the keys, got {list(given)}")
-    columns: dict[str, list[np.ndarray]] = {}
-    for name, values in given.items():
-        if isinstance(values, np.ndarray) and values.ndim == 1:
-            values = [values]
-        elif "rows" not in given and len(values) and all(np.ndim(one) == 0 for one in values):
-            values = [values]  # one row alone
-        columns["input_ids" if name == "rows" else name] = [
-            check_token_ids(row, None, name) for row in values
+    batches = [rows] if isinstance(rows, Mapping) else _listed("rows", rows)
+    if not batches or not all(isinstance(batch, Mapping) for batch in batches):
+        return {"input_ids": [check_token_ids(row, None, "rows") for row in batches]}
+    names = list(batches[0])
+    refuse_unknown(names, COLUMNS, "pad")
+    if "input_ids" not in names or any(batch.keys() != batches[0].keys() for batch in batches):
+        raise ValueError("rows: expected dictionaries with the same keys, 'input_ids' among them")
+    columns = {
+        name: [
+            check_token_ids(row, None, name)
+            for batch in batches
+            for row in _rows_of(name, batch[name])
         ]
+        for name in names
+    }
     lengths = [len(row) for row in columns["input_ids"]]
     for name, values in columns.items():
         if [len(row) for row in values] != lengths:
             raise ValueError(f"{name}: expected rows of the lengths of input_ids")
     return columns
+
+
+def _rows_of(name: str, values: Any) -> list[Any]:
+    """The rows of an array of a batch; one in one dimension is a row alone."""
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        return [values]
+    rows = _listed(name, values)
+    return [rows] if rows and not any(np.iterable(row) for row in rows) else rows
+
+
+def _listed(name: str, rows: Any) -> list[Any]:
+    if not np.iterable(rows) or isinstance(rows, (str, bytes, Set)):
+        raise TypeError(f"{name}: expected rows of ids, got {type(rows).__name__}")
+    return list(rows)
+
+
+def one_row(ids: Any) -> Any:
+    """Ids in one dimension, where it may be one alone."""
+    return [ids] if isinstance(ids, (int, np.integer)) else ids

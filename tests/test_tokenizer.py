@@ -62,6 +62,11 @@ def test_a_lone_surrogate_is_named_wherever_texts_go(call, name):
         call("a\ud800")
 
 
+def test_one_id_is_a_row():
+    assert tokenizer.decode(99) == "a"
+    assert tokenizer.batch_decode(np.array([99, 100])) == ["a", "b"]
+
+
 def test_special_ids_have_no_bytes():
     assert tokenizer.decode_bytes([0, 1, 67, 0]) == b"A"
     assert tokenizer.decode([]) == ""
@@ -232,11 +237,12 @@ def test_rows_are_padded_as_calls_return_them():
     rows = [tokenizer("ab", return_token_type_ids=True), tokenizer("c", return_token_type_ids=True)]
     flat = [{name: row[name][0].tolist() for name in row} for row in rows]
     expected = tokenizer(["ab", "c"], padding=True, return_token_type_ids=True)
-    for rows in (flat, {name: [row[name] for row in flat] for name in flat[0]}):
-        batch = tokenizer.pad(rows)
+    for kind in (rows, flat, {name: [row[name] for row in flat] for name in flat[0]}):
+        batch = tokenizer.pad(kind)
         assert sorted(batch) == sorted(expected)
         assert all((batch[name] == expected[name]).all() for name in batch)
     assert tokenizer.pad({"input_ids": [5, 6]})["input_ids"].tolist() == [[5, 6]]
+    assert tokenizer.pad({"input_ids": np.zeros((0, 3), int)})["input_ids"].shape == (0, 0)
     masked = tokenizer.pad({"input_ids": [[5, 6], [7]], "attention_mask": [[0, 1], [1]]})
     assert masked["attention_mask"].tolist() == [[0, 1], [1, 0]]
     long = tokenizer.pad([[5]], padding="max_length", max_length=3, return_attention_mask=False)
@@ -301,6 +307,10 @@ def test_truncation_cuts_to_the_length_that_was_asked_for_or_the_models():
         (lambda: tokenizer.decode(MASKED), "ids"),
         (lambda: tokenizer.batch_decode([[5], [5.7]]), "ids"),
         (lambda: tokenizer.batch_decode(None), "rows"),
+        (lambda: tokenizer.batch_decode("5"), "rows"),
+        (lambda: tokenizer.pad({"input_ids": MASKED}), "input_ids"),
+        (lambda: tokenizer.pad({"input_ids": 5}), "input_ids"),
+        (lambda: tokenizer.pad([{"input_ids": [5]}, [5]]), "rows"),
         (lambda: tokenizer.decode([5], skip_special_tokens="no"), "skip_special_tokens"),
         (lambda: tokenizer("a", return_tensors="pt"), "return_tensors"),
         (lambda: tokenizer.encode("a", return_tensors="tf"), "return_tensors"),
@@ -326,6 +336,7 @@ def test_truncation_cuts_to_the_length_that_was_asked_for_or_the_models():
         ),
         (lambda: tokenizer(None), "text"),
         (lambda: tokenizer(5), "text"),
+        (lambda: tokenizer(np.array("a")), "text"),
         (lambda: tokenizer({"text": "a"}), "text"),
         (lambda: tokenizer({"a", "b"}), "text"),
         (lambda: tokenizer([("a", "b", "c")]), "text"),
