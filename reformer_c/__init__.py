@@ -28,6 +28,7 @@ from .runtime import (
     get_num_threads,
     memory_used_again,
     num_threads,
+    release_memory,
     set_num_threads,
     show_config,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "num_threads",
     "ops",
     "plot",
+    "release_memory",
     "set_num_threads",
     "show_config",
     *_LAZY,

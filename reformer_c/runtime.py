@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _core
 
-__all__ = ["get_num_threads", "num_threads", "set_num_threads", "show_config"]
+__all__ = ["get_num_threads", "num_threads", "release_memory", "set_num_threads", "show_config"]
 
 
 # ---- how many threads ----
@@ -158,8 +158,11 @@ class _Setting(NamedTuple):
 def _in_a_new_thread(function: Callable[[], int]) -> int:
     found: list[int] = []
     thread = Thread(target=lambda: found.append(function()))
-    thread.start()
-    thread.join()
+    try:
+        thread.start()
+        thread.join()
+    except RuntimeError:  # the process has no room for a thread
+        return function()
     return found[0]
 
 
@@ -191,26 +194,18 @@ def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/
     """
     quotas = []
     for folder, version in _cgroup_folders(Path(root), Path(own)):
-        try:
-            if version == 2:
-                quota, period = (folder / "cpu.max").read_text().split()
-            else:
-                quota = (folder / "cpu.cfs_quota_us").read_text()
-                period = (folder / "cpu.cfs_period_us").read_text()
-            if int(quota) > 0 and int(period) > 0:
-                quotas.append(-(-int(quota) // int(period)))
-        except (OSError, ValueError):
-            continue  # no such file, or "max"
+        names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        numbers = " ".join(_read(folder / name) for name in names).split()
+        # "max", or -1, is no limit
+        if len(numbers) == 2 and all(x.isdigit() and int(x) > 0 for x in numbers):
+            quota, period = map(int, numbers)
+            quotas.append(-(-quota // period))
     return min(quotas, default=None)
 
 
 def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[tuple[Path, int]]:
     """The folders of our control group and its parents: (folder, version)."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
+    for line in _read(own).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             tops, version = [root, root / "unified"], 2
@@ -232,41 +227,122 @@ def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[
 def available_memory(
     root: str | Path = "/sys/fs/cgroup",
     own: str | Path = "/proc/self/cgroup",
-    system: str | Path = "/proc/meminfo",
+    proc: str | Path = "/proc",
 ) -> int | None:
     """Bytes that this process may still take; None where the system does not tell.
 
-    What the system has left, without swapping, and what the control group and its parents allow.
-    Files that are only cached count as free, and so does what this process keeps for its next pass.
+    What the system has left, without swapping, and what the control group and its parents allow,
+    the limits of this process (``ulimit -v``, ``ulimit -d``), and a system that promises no more
+    than it has (``vm.overcommit_memory=2``). Files that are only cached count as free, and so does
+    what this process keeps for its next pass. A limit of the resident set (``ulimit -m``) is not
+    counted: Linux does not enforce it.
 
     Examples
     --------
     >>> available_memory() is None or available_memory() > 0
     True
     """
-    try:
-        lines = Path(system).read_text().splitlines()
-        free = [1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:")]
-    except (OSError, ValueError, IndexError):
-        free = []
-    for folder, version in _cgroup_folders(Path(root), Path(own), "memory"):
-        names = ("memory.max", "memory.current", "inactive_file")
+    proc = Path(proc)
+    system, process = _kilobytes(proc / "meminfo"), _kilobytes(proc / "self/status")
+    free = [system["MemAvailable"]] if "MemAvailable" in system else []
+    if _read(proc / "sys/vm/overcommit_memory").strip() == "2" and "CommitLimit" in system:
+        free.append(system["CommitLimit"] - system.get("Committed_AS", 0))
+    for limit, size in (("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")):
+        most = _process_limit(limit)
+        if most is not None and size in process:
+            free.append(most - process[size])
+    free += [limit - used for limit, used in _cgroup_memory(Path(root), Path(own))]
+    return max(0, min(free)) + _core.pool_waiting() if free else None
+
+
+def _all_memory(
+    root: str | Path = "/sys/fs/cgroup",
+    own: str | Path = "/proc/self/cgroup",
+    proc: str | Path = "/proc",
+) -> int:
+    """Bytes of the machine's memory, or of the container's."""
+    total = _kilobytes(Path(proc) / "meminfo").get("MemTotal")
+    if total is None and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [limit for limit, _ in _cgroup_memory(Path(root), Path(own))]
+    return min([total or 0, *limits])
+
+
+def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
+    """Of our control group and its parents, where they are bounded: the limit, and the bytes in use
+    that are not cached files. Above ``memory.high`` a group is slowed down until it has given
+    memory back: that is a limit too."""
+    for folder, version in _cgroup_folders(root, own, "memory"):
+        names = (["memory.max", "memory.high"], "memory.current", "inactive_file")
         if version == 1:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        try:
-            limit, used = (int((folder / name).read_text()) for name in names[:2])
-            entries = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            cached = sum(int(value) for name, value in entries if name == names[2])
-        except (OSError, ValueError):
-            continue  # no such file, or "max"
-        free.append(max(0, limit - used + cached))
-    return min(free) + _core.pool_waiting() if free else None
+            names = (["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file")
+        limits = [
+            int(x) for x in (_read(folder / name) for name in names[0]) if x.strip().isdigit()
+        ]
+        used = _read(folder / names[1]).strip()
+        if limits and used.isdigit():
+            entries = (line.split() for line in _read(folder / "memory.stat").splitlines())
+            cached = sum(int(entry[1]) for entry in entries if entry[:1] == [names[2]])
+            yield min(limits), int(used) - cached
+
+
+def _process_limit(name: str) -> int | None:
+    """A limit of this process that is in force, in bytes."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    most, _ = resource.getrlimit(getattr(resource, name))
+    return None if most == resource.RLIM_INFINITY else most
+
+
+def _kilobytes(path: Path) -> dict[str, int]:
+    """Bytes by name, from lines like ``VmSize:   12 kB``."""
+    lines = (line.split() for line in _read(path).splitlines())
+    return {x[0][:-1]: 1024 * int(x[1]) for x in lines if len(x) == 3 and x[2] == "kB"}
+
+
+def _read(path: Path) -> str:
+    """What is in a file; nothing, where it is not there."""
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def release_memory() -> int:
+    """Give the memory that is kept for the next pass back to the system.
+
+    A model's call, or a block of `memory_used_again`, keeps up to a sixteenth of the memory (the
+    machine's, or the limit of the container's control group) for the next one, which begins faster
+    with it. Arrays that are in use stay where they are.
+
+    Returns
+    -------
+    int
+        The bytes that were given back.
+
+    See Also
+    --------
+    memory_used_again : what keeps it.
+
+    Examples
+    --------
+    >>> with memory_used_again():
+    ...     total = np.ones(10**6).sum()
+    >>> release_memory() >= 8 * 10**6
+    True
+    >>> release_memory()
+    0
+    """
+    return _core.pool_release()
 
 
 _MOST_THREADS = min(max(64, 2 * (os.cpu_count() or 1)), _core.openmp_thread_limit or 64)
 _available = _allowed_processors()
 _initial_openmp_threads = _in_a_new_thread(_core.openmp_threads)
 _process_threads = _Setting(_default_threads(), _initial_openmp_threads)
+_core.pool_memory(_all_memory())
 _block_threads: ContextVar[_Setting | None] = ContextVar("reformer_c_num_threads", default=None)
 
 
@@ -279,7 +355,9 @@ def memory_used_again() -> Iterator[None]:
     do this by themselves; around a loop of operations it is worth as much.
 
     The block's highest use of memory is what it would be otherwise, or 32 MB more. After it at most
-    a sixteenth of the machine's memory stays for the next; the rest is the system's again.
+    a sixteenth of the memory stays for the next (of the machine, or of the container's limit); the
+    rest is the system's again, and `release_memory` gives all back. In a process whose addresses
+    are limited (``ulimit -v``) nothing is kept.
 
     Examples
     --------

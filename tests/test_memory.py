@@ -202,9 +202,10 @@ def group(root, **files):
 
 
 def free(tmp_path, own):
-    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    system = "MemTotal: 9000 kB\nMemAvailable:    5000 kB\nCommitLimit: 7000 kB\n"
+    group(tmp_path / "proc", meminfo=system + "Committed_AS: 3000 kB\nHugePages_Total: 0\n")
     (tmp_path / "own").write_text(own)
-    found = runtime.available_memory(tmp_path / "root", tmp_path / "own", tmp_path / "meminfo")
+    found = runtime.available_memory(tmp_path / "root", tmp_path / "own", tmp_path / "proc")
     return found - _core.pool_waiting()  # what this process keeps for itself is free, too
 
 
@@ -229,3 +230,117 @@ def test_free_memory_is_the_systems_or_less_where_the_group_is_bounded(tmp_path)
 def test_where_nobody_tells_nothing_is_refused(tmp_path):
     nowhere = tmp_path / "nowhere"
     assert runtime.available_memory(nowhere, nowhere, nowhere) is None
+
+
+def test_free_memory_is_what_the_group_may_take_without_being_slowed_down(tmp_path):
+    used = {"memory__current": "100000\n", "memory__stat": "inactive_file 20000\n"}
+    group(tmp_path / "root", memory__max="max\n", memory__high="500000\n", **used)
+    assert free(tmp_path, "0::/\n") == 420_000
+    group(tmp_path / "root", memory__max="300000\n", memory__high="max\n", **used)
+    assert free(tmp_path, "0::/\n") == 220_000
+    # statistics that are missing say that nothing is cached
+    (tmp_path / "root" / "memory.stat").unlink()
+    assert free(tmp_path, "0::/\n") == 200_000
+
+
+def test_free_memory_is_what_a_system_promises_that_promises_no_more_than_it_has(tmp_path):
+    (tmp_path / "proc/sys/vm").mkdir(parents=True)
+    for rule, expected in {"0": 5000, "1": 5000, "2": 4000}.items():
+        (tmp_path / "proc/sys/vm/overcommit_memory").write_text(rule + "\n")
+        assert free(tmp_path, "") == expected * 1024
+
+
+@pytest.mark.parametrize(("limit", "size"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
+def test_free_memory_is_what_the_process_may_take(tmp_path, monkeypatch, limit, size):
+    resource = pytest.importorskip("resource")
+    limits = {getattr(resource, limit): 3_000_000}
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (limits.get(which, resource.RLIM_INFINITY),) * 2
+    )
+    group(tmp_path / "proc" / "self", status=f"Name:\tx y\n{size}:\t    1000 kB\nThreads:\t1\n")
+    assert free(tmp_path, "") == 3_000_000 - 1_024_000
+    limits[getattr(resource, limit)] = 1_000_000
+    assert free(tmp_path, "") == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "place", "files", "expected"),
+    [
+        ("0::/a/b\n", "a", {"memory__max": "1000000\n"}, 1_000_000),
+        ("0::/a/b\n", "a/b", {"memory__max": "max\n", "memory__high": "700000\n"}, 700_000),
+        ("0::/\n", "", {"memory__max": "max\n"}, 9000 * 1024),
+        ("4:memory:/c\n", "memory/c", {"memory__limit_in_bytes": "5000000\n"}, 5_000_000),
+        ("4:memory:/c\n", "memory", {"memory__limit_in_bytes": "5000000\n"}, 5_000_000),
+        ("4:memory:/c\n", "memory/c", {"memory__limit_in_bytes": f"{2**63}\n"}, 9000 * 1024),
+    ],
+)
+def test_all_memory_is_the_machines_or_the_containers(tmp_path, own, place, files, expected):
+    usage = {"memory__current": "1\n", "memory__usage_in_bytes": "1\n"}
+    group(tmp_path / "root" / place, **files, **usage)
+    free(tmp_path, own)  # writes the rest
+    found = runtime._all_memory(tmp_path / "root", tmp_path / "own", tmp_path / "proc")
+    assert found == expected
+
+
+LIMITED = """
+import resource
+import sys
+limit = getattr(resource, sys.argv[1])
+if sys.argv[2] == "before":
+    resource.setrlimit(limit, (2**32, 2**32))
+import numpy as np
+import reformer_c as rc
+from reformer_c import body
+from reformer_c.runtime import available_memory
+
+def largest():
+    low, high = 0, 2**34
+    while high - low > 2**20:
+        middle = (low + high) // 2
+        try:
+            np.empty(middle, np.uint8)
+            low = middle
+        except MemoryError:
+            high = middle
+    return low
+
+rules = dict(
+    attn_layers=["local", "lsh"], num_attention_heads=2, attention_head_size=8, hidden_size=64,
+    axial_pos_embds=False, max_position_embeddings=50_000,
+)
+config = rc.ReformerConfig(**rules, is_decoder=True)
+small, large = np.arange(100)[None], np.full((100, 50_000), 5)
+models = [rc.ReformerModelWithLMHead(config, rng=0),
+          rc.ReformerEncoderDecoder(rc.ReformerConfig(**rules), decoder=config, rng=0)]
+if sys.argv[2] == "before":
+    before = largest()
+models[0](small, rng=0)
+models[0].loss_and_gradients(small, labels=small, rng=0)
+if sys.argv[2] == "after":  # what was reserved in a pass is not in the way of a limit that follows
+    resource.setrlimit(limit, (2**32, 2**32))
+    before = 2**32 - 2**29
+assert largest() > before - 2**26, (before, largest())
+assert abs(largest() - available_memory()) < 2**26, (largest(), available_memory())
+body.Pass.forward = lambda *_, **__: sys.exit("it began")
+assert models[0].memory(50_000, 100).total > 2**32
+for model in models:
+    try:
+        model.loss_and_gradients(large, labels=large, rng=0)
+    except MemoryError as error:
+        assert "tokens" in str(error) and "are free" in str(error), error
+    else:
+        sys.exit("not refused")
+del large
+print("ok")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_process_whose_addresses_are_limited_keeps_them(limit, when):
+    """ulimit -v, ulimit -d: nothing is reserved, and a step that cannot fit is refused."""
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED, limit, when], capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "ok", result.stderr

@@ -12,6 +12,7 @@ import pytest
 from small_models import small_config
 
 import reformer_c as rc
+from reformer_c import _core, runtime
 from reformer_c.runtime import memory_used_again
 
 LARGE = 2**20
@@ -125,10 +126,9 @@ def resident():
 
 
 FREED = """
-import resource
-resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))  # and so of what may be kept
 import numpy as np
 from reformer_c import _core
+_core.pool_memory(2**32)  # of which a sixteenth may be kept
 from reformer_c.runtime import memory_used_again
 with memory_used_again():
     held = [np.ones(2**20) for _ in range(60)]
@@ -149,6 +149,73 @@ def test_most_of_what_was_freed_is_the_systems_again_afterwards():
     assert 0 < waiting <= 2**28
     assert size < waiting + 2**27
     assert total == 2**20
+
+
+RELEASED = """
+import gc
+import numpy as np
+import reformer_c as rc
+
+def process(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+model = rc.ReformerModelWithLMHead(
+    rc.ReformerConfig(
+        attn_layers=["local", "lsh"], num_attention_heads=2, attention_head_size=32,
+        hidden_size=64, axial_pos_embds=False, max_position_embeddings=8192, is_decoder=True,
+    ), rng=0,
+)
+model.loss_and_gradients(np.ones((1, 8), int), labels=np.ones((1, 8), int), rng=0)
+rc.release_memory()
+resident, addresses = process("VmRSS"), process("VmSize")
+ids = np.ones((8, 8192), int)
+loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
+kept, waiting = process("VmRSS") - resident, rc._core.pool_waiting()
+released = rc.release_memory()
+left = process("VmRSS") - resident
+assert rc.release_memory() == rc._core.pool_waiting() == 0
+assert released == waiting > 2**26, (released, waiting)
+assert kept > 0.9 * released, (kept, released)
+assert left < 2**25, left  # the gradients, and pages that they share
+assert process("VmSize") - addresses < 2**28, (process("VmSize"), addresses)
+again, same = model.loss_and_gradients(ids, labels=ids, rng=0)
+assert again == loss and all((same[name] == x).all() for name, x in gradients.items())
+# within a pass too
+with rc.memory_used_again():
+    x = np.ones(2**20)
+    del x
+    assert rc.release_memory() >= 2**23
+    x = np.ones(2**20)
+    assert x.sum() == 2**20
+print("ok")
+"""
+
+
+@needs_proc
+def test_what_is_kept_can_be_given_back():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run(
+        [sys.executable, "-c", RELEASED], capture_output=True, text=True, env=environment
+    )
+    assert child.stdout == "ok\n", child.stderr
+
+
+def test_what_is_kept_is_bounded_by_the_memory_that_there_is():
+    before = runtime._all_memory()
+    try:
+        with memory_used_again():
+            held = [np.ones(LARGE) for _ in range(8)]
+            del held
+        assert 0 < _core.pool_waiting() <= before // 16
+        _core.pool_memory(2**28)  # of a container, say
+        assert 0 < _core.pool_waiting() <= 2**24
+        with memory_used_again():
+            held = [np.ones(LARGE) for _ in range(64)]  # more than there is: the system's do
+            del held
+        assert 0 < _core.pool_waiting() <= 2**24
+    finally:
+        _core.pool_memory(before)
 
 
 @needs_proc

@@ -46,5 +46,7 @@ int rf_pool_init(void);
 PyObject *rf_pool_enter(PyObject *module, PyObject *none);
 PyObject *rf_pool_exit(PyObject *module, PyObject *before);
 PyObject *rf_pool_waiting(PyObject *module, PyObject *none);
+PyObject *rf_pool_release(PyObject *module, PyObject *none);
+PyObject *rf_pool_memory(PyObject *module, PyObject *bytes);
 
 #endif

@@ -91,6 +91,8 @@ static PyMethodDef methods[] = {
     {"pool_enter", rf_pool_enter, METH_NOARGS, "Use freed memory again; for pool_exit."},
     {"pool_exit", rf_pool_exit, METH_O, "No longer; what pool_enter gave."},
     {"pool_waiting", rf_pool_waiting, METH_NOARGS, "Bytes that are free and kept."},
+    {"pool_release", rf_pool_release, METH_NOARGS, "Give them to the system; how many."},
+    {"pool_memory", rf_pool_memory, METH_O, "Bytes of memory, of which a part may be kept."},
     {"openmp_threads", rf_openmp_threads, METH_NOARGS, "Threads that OpenMP gives this thread."},
     {"openmp_processors", rf_openmp_processors, METH_NOARGS, "Those that OpenMP binds threads to."},
     {"forked", forked, METH_NOARGS, "Is this process a child of a fork? Its calls are serial."},

@@ -6,13 +6,14 @@
    from one region of addresses: what is freed waits, with its pages, and serves whoever fits where
    most pages are, NumPy's arrays by way of its data memory handler (NEP 49). Pages that would make
    a pass take more than it ever used at once go back to the system, and between passes all but some
-   that the next one begins with. */
+   that the next one begins with, and the addresses above all blocks. Where the process's addresses
+   are limited (ulimit -v), none are reserved: the system's own allocator serves. */
 #include "bind.h"
 
 #include <numpy/arrayobject.h>
 #include <pthread.h>
 #include <sys/mman.h>
-#include <unistd.h>
+#include <sys/resource.h>
 
 #define LARGE ((size_t)1 << 18)
 #define HUGE_PAGE ((size_t)1 << 21)
@@ -21,6 +22,9 @@ enum { ALIGN = 64, TRACED = 0x5246 };
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
+#endif
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0 // a wish then
 #endif
 
 /* What lies before a block's memory. */
@@ -35,6 +39,7 @@ _Static_assert(sizeof(block) <= ALIGN, "the header leaves the memory aligned");
 
 static struct {
     pthread_mutex_t lock;
+    size_t memory; // bytes that there are, of the machine or its container
     size_t passes; // that are under way
 
     // the region: addresses that blocks tile from the bottom up
@@ -70,18 +75,56 @@ static void ask_for_large_pages(void *start, size_t bytes) {
 
 /* ---- the region ---- */
 
-/* As many addresses as the machine has memory, or as it lets us have; they cost nothing. */
+static int limited(int resource) {
+    struct rlimit limit;
+    return getrlimit(resource, &limit) < 0 || limit.rlim_cur != RLIM_INFINITY;
+}
+
+static char *map_addresses(char *at, size_t bytes, int flags) {
+    char *got = mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+    return got == MAP_FAILED ? NULL : got;
+}
+
+/* As many addresses as there is memory, or as the system lets us have; they cost nothing. Not where
+   they are counted: there a reservation would leave the program without. */
 static void reserve(void) {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t bytes = up_to(HUGE_PAGE, (size_t)sysconf(_SC_PHYS_PAGES) * page);
+    if (limited(RLIMIT_AS) || limited(RLIMIT_DATA)) return;
+    size_t bytes = up_to(HUGE_PAGE, pool.memory);
+    if (pool.base) { // blocks are left: above them, if nobody else has come there
+        char *end = pool.base + pool.reserved;
+        bytes = bytes > pool.reserved ? bytes - pool.reserved : 0;
+        char *at = bytes ? map_addresses(end, bytes, MAP_FIXED_NOREPLACE) : NULL;
+        if (at == end)
+            pool.reserved += bytes;
+        else if (at)
+            munmap(at, bytes);
+        return;
+    }
     for (; bytes >= 64 * HUGE_PAGE; bytes = up_to(HUGE_PAGE, bytes / 2)) {
-        char *at = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (at == MAP_FAILED) continue;
+        char *at = map_addresses(NULL, bytes + HUGE_PAGE, 0);
+        if (!at) continue;
         pool.base = (char *)up_to(HUGE_PAGE, (uintptr_t)at);
+        if (pool.base > at) munmap(at, (size_t)(pool.base - at));
+        if (pool.base < at + HUGE_PAGE)
+            munmap(pool.base + bytes, (size_t)(at + HUGE_PAGE - pool.base));
         pool.reserved = bytes;
         return;
     }
+}
+
+/* Give the addresses above all blocks back. */
+static void unreserve(void) {
+    if (!pool.base) return;
+    block *b = pool.last;
+    if (b && b->state == EMPTY) {
+        pool.top = (size_t)((char *)b - pool.base);
+        pool.last = b->below;
+    }
+    const size_t kept = up_to(HUGE_PAGE, pool.top);
+    if (pool.reserved > kept) munmap(pool.base + kept, pool.reserved - kept);
+    pool.reserved = kept;
+    if (pool.open > kept) pool.open = kept;
+    if (!kept) pool.base = NULL;
 }
 
 static block *above(const block *b) {
@@ -152,9 +195,10 @@ static void empty(size_t limit) {
     }
 }
 
-/* A sixteenth of the machine's memory may wait for the next pass. */
+/* A sixteenth of the memory may wait for the next pass. */
 static void empty_between_passes(void) {
-    empty(pool.reserved / 16);
+    empty(pool.memory / 16);
+    unreserve();
 }
 
 /* A new block at the top, empty. */
@@ -220,7 +264,6 @@ static int occupy(block *b, size_t size) {
 
 static block *take_from_region(size_t bytes) {
     const size_t size = up_to(ALIGN, bytes + ALIGN);
-    if (!pool.base) reserve();
     block *b = find(size);
     if (!b || !occupy(b, size)) return NULL;
     b->bytes = bytes;
@@ -326,8 +369,10 @@ PyObject *rf_pool_enter(PyObject *module, PyObject *none) {
     Py_XDECREF(capsule);
     if (!before) return NULL;
     lock();
-    // what is here now has been paid for
-    if (pool.passes++ == 0) pool.most = pool.used + pool.waiting;
+    if (pool.passes++ == 0) {
+        reserve();
+        pool.most = pool.used + pool.waiting; // what is here now has been paid for
+    }
     unlock();
     return before;
 }
@@ -354,6 +399,30 @@ PyObject *rf_pool_waiting(PyObject *module, PyObject *none) {
     const size_t waiting = pool.waiting;
     unlock();
     return PyLong_FromSize_t(waiting);
+}
+
+/* Give all that is free and kept back to the system; how many bytes. */
+PyObject *rf_pool_release(PyObject *module, PyObject *none) {
+    (void)module, (void)none;
+    lock();
+    const size_t before = pool.waiting;
+    empty(0);
+    if (!pool.passes) unreserve();
+    const size_t released = before - pool.waiting;
+    unlock();
+    return PyLong_FromSize_t(released);
+}
+
+/* From now on this is the memory that there is. */
+PyObject *rf_pool_memory(PyObject *module, PyObject *bytes) {
+    (void)module;
+    const size_t memory = PyLong_AsSize_t(bytes);
+    if (memory == (size_t)-1 && PyErr_Occurred()) return NULL;
+    lock();
+    pool.memory = memory < SIZE_MAX / 2 ? memory : SIZE_MAX / 2;
+    if (!pool.passes) empty_between_passes();
+    unlock();
+    Py_RETURN_NONE;
 }
 
 int rf_pool_init(void) {
