@@ -205,6 +205,8 @@ class Pieces:
 
     def with_any(self, characters: str) -> list[int]:
         """The tokens whose text has any of these characters."""
+        if not characters:
+            return []
         return [i for i, text in enumerate(self.texts) if any(c in text for c in characters)]
 
     def only_known(self, _ids: np.ndarray, logits: np.ndarray) -> np.ndarray:

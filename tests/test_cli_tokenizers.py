@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,36 @@ def test_evaluate_counts_the_bytes_of_the_text(trained, tmp_path, capsys):
     bits = loss / math.log(2) * len(ids) / len(held_out.encode())
     assert float(re.match(r"([\d.]+) bits per byte", printed)[1]) == pytest.approx(bits, abs=1e-4)
     assert f"({len(ids) - 1} tokens of " in printed
+
+
+def test_held_out_text_is_measured_as_evaluate_does(pieces, tmp_path, capsys):
+    # the end of the text has other words, and so other pieces, than what is trained on
+    data = (TEXT[:4000] + "4 8 #? " * 100).encode()
+    border = len(data) - round(len(data) * 0.1)
+    for name, part in (("text.txt", data), ("end.txt", data[border:])):
+        (tmp_path / name).write_bytes(part)
+    folder = tmp_path / "model"
+    command = ["train", tmp_path / "text.txt", *SMALL, "--steps", "2", "--tokenizer", pieces]
+    printed = run(capsys, *command, "--save", folder)
+    held_out = re.search(r"held out: ([\d.]+) bits per byte", printed)[1]
+    printed = run(capsys, "evaluate", folder, tmp_path / "end.txt", "--length", "128")
+    assert f"{float(printed.split()[0]):.3f}" == held_out
+
+
+def test_a_prompt_of_nothing_is_begun(trained, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("")
+    command = ["generate", trained, "--prompt-file", tmp_path / "prompt.txt", "--length", "9"]
+    assert run(capsys, *command) == run(capsys, *command, "--stream")
+
+
+def test_a_name_on_the_hub_has_its_tokenizer(trained, tmp_path, monkeypatch, capsys):
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = lambda name, **options: {"some/model": str(trained)}[name]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    command = ["--prompt", "the cat", "--length", "9"]
+    expected = run(capsys, "generate", trained, *command)
+    assert run(capsys, "generate", "some/model", *command) == expected
 
 
 def test_what_is_generated_is_the_text_of_the_tokens(trained, capsys):
