@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from .activations import WEIGHTED
@@ -75,7 +76,7 @@ THEIRS = frozenset(LEGACY_KEYS) | {
     "forced_eos_token_id", "gradient_checkpointing", "intermediate_size", "length_penalty",
     "max_length", "min_length", "name_or_path", "no_repeat_ngram_size", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences",
-    "output_past", "output_scores", "per_layer_config", "prefix", "problem_type", "pruned_heads",
+    "output_past", "output_scores", "per_layer_config", "prefix", "pruned_heads",
     "quantization_config", "remove_invalid_values", "repetition_penalty",
     "return_dict_in_generate", "sep_token_id", "sinusoidal_pos_embds", "suppress_tokens",
     "target_lookbehind", "task_specific_params", "temperature", "tf_legacy_loss",
@@ -206,8 +207,8 @@ class ReformerConfig(NamedAttributes):
         Outputs of the classification and question-answering heads; None: the length of id2label,
         or 2.
     id2label, label2id : dict, optional
-        Names of the classes by number, and the numbers by name. Another num_labels than there are
-        names makes them LABEL_0, LABEL_1 ...
+        Names of the classes by number, and the numbers by name. None, or another num_labels than
+        there are names, makes them LABEL_0, LABEL_1 ...
     output_attentions, output_hidden_states : bool, optional
         What a call gives where it is not told.
     pad_token_id : int, optional
@@ -338,10 +339,12 @@ class ReformerConfig(NamedAttributes):
             self._name_labels()
 
     def _name_labels(self) -> None:
-        """Other names for the classes, where there are not as many as classes."""
+        """Names for the classes, where there are none or not as many as classes."""
         names, count = self.id2label, self.num_labels
-        if isinstance(names, dict) and isinstance(count, int) and len(names) != count:
-            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+        # what is no dictionary is refused where all is checked
+        known = all(isinstance(names, (dict, NoneType)) for names in (names, self.label2id))
+        if known and isinstance(count, int) and (names is None or len(names) != count):
+            self.id2label = _label_names(count)
             self.label2id = {label: i for i, label in self.id2label.items()}
 
     # ---- reading and writing ----
@@ -384,7 +387,9 @@ class ReformerConfig(NamedAttributes):
             if f.name == "extra" or (f.name in OURS and value == defaults[f.name]):
                 continue
             values[f.name] = list(value) if isinstance(value, list) else value
-        if self.id2label is not None:
+        if self.id2label == _label_names(2):  # as where nobody has named them
+            values |= {"id2label": None, "label2id": None}
+        elif self.id2label is not None:
             values["id2label"] = {str(key): label for key, label in self.id2label.items()}
         for name in ("id2label", "label2id", "architectures", "transformers_version", "dtype"):
             if values[name] is None:
@@ -640,6 +645,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Real) and not isinstance(value, (bool, int)):
         return float(value)
     return value
+
+
+def _label_names(count: int) -> dict[int, str]:
+    return {i: f"LABEL_{i}" for i in range(count)}
 
 
 def _number(key: Any) -> Any:

@@ -30,7 +30,7 @@ from .heads import LanguageModel, blocks_bytes
 from .inputs import IGNORE, Inputs, check_ids
 from .model import HUB_WEIGHTS, Model, Reformer, ReformerModel, ReformerModelWithLMHead
 from .nn import Joined, Parameters, draw_seed, random_key
-from .outputs import EncoderDecoderOutput, ReformerOutput, in_the_form
+from .outputs import EncoderDecoderOutput, Loss, ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
@@ -316,7 +316,7 @@ class ReformerEncoderDecoder(Model):
         head = self.decoder.head
         output = EncoderDecoderOutput(**head.outputs(run), encoder=encoder)
         if wanted is not None:
-            output.loss = head.loss(run, wanted, differentiate=False)
+            output.loss = Loss(head.loss(run, wanted, differentiate=False))
         if output_hidden_states:
             encoder.hidden_states, output.hidden_states = tuple(states), tuple(written)
         if output_attentions:

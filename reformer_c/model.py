@@ -28,7 +28,7 @@ from .generation_config import GENERATION_CONFIG, SPECIAL, GenerationConfig
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, as_array, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
-from .outputs import ReformerOutput, in_the_form
+from .outputs import Loss, ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again, underflow_to_zero
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ class Reformer(Model):
         states = run.forward(record=output_hidden_states, attentions=output_attentions)
         output = ReformerOutput(**self.head.outputs(run))
         if wanted is not None:
-            output.loss = self.head.loss(run, wanted, differentiate=False)
+            output.loss = Loss(self.head.loss(run, wanted, differentiate=False))
         if output_hidden_states:
             output.hidden_states = tuple(states)
         if output_attentions:

@@ -13,6 +13,13 @@ from .checks import NamedAttributes, did_you_mean
 __all__ = ["EncoderDecoderOutput", "ReformerOutput"]
 
 
+class Loss(float):
+    """A float; `item` gives it too, for programs that were written for PyTorch."""
+
+    def item(self) -> float:
+        return float(self)
+
+
 @dataclass(eq=False)
 class ReformerOutput(NamedAttributes, Mapping):
     """What a call gives; what was not asked for, or what the model does not have, is None.
@@ -32,7 +39,7 @@ class ReformerOutput(NamedAttributes, Mapping):
     >>> loss, logits = output.to_tuple()
     """
 
-    # mean over the targets that count; where targets were given
+    # mean over the targets that count, where targets were given
     loss: float | None = None
     # (b, t, v), or (b, num_labels) of a classifier
     logits: np.ndarray | None = None

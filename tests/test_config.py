@@ -184,6 +184,17 @@ def test_another_number_of_labels_renames_them_as_transformers_does(count):
     assert config.changed({"id2label": expected}).num_labels == count
 
 
+def test_classes_have_names_as_in_transformers():
+    config = ReformerConfig()
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+    assert not {"id2label", "label2id"} & config.to_dict().keys()
+    three = ReformerConfig(num_labels=3)
+    assert three.to_dict()["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    for each in (config, three, ReformerConfig(num_labels=1)):
+        assert ReformerConfig.from_dict(json.loads(json.dumps(each.to_dict()))) == each
+
+
 def test_layers_of_one_type_need_only_one_name():
     # transformers looks at no place of a list in which all are alike
     for kinds, n in ((["local"], 2), (["lsh"], 3), (["local", "local"], 4), (["lsh"] * 3, 2)):

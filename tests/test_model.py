@@ -925,7 +925,7 @@ def test_a_call_gives_a_tuple_where_it_is_told(kind):
 def test_the_first_field_is_the_loss():
     model, call = one_call(ReformerModelWithLMHead)
     loss, logits = model(**call)[:2]
-    assert loss == model.loss(**call)
+    assert loss == loss.item() == model.loss(**call)
     np.testing.assert_array_equal(logits, model(**call).logits)
     del call["labels"]
     np.testing.assert_array_equal(model(**call)[0], logits)
