@@ -342,7 +342,7 @@ class ReformerConfig(NamedAttributes):
         """Names for the classes, where there are none or not as many as classes."""
         names, count = self.id2label, self.num_labels
         # what is no dictionary is refused where all is checked
-        known = all(isinstance(names, (dict, NoneType)) for names in (names, self.label2id))
+        known = all(isinstance(given, (dict, NoneType)) for given in (names, self.label2id))
         if known and isinstance(count, int) and (names is None or len(names) != count):
             self.id2label = _label_names(count)
             self.label2id = {label: i for i, label in self.id2label.items()}

@@ -482,7 +482,9 @@ class Reformer(Model):
         folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
         config = ReformerConfig.from_json(folder) if config is None else config
         model = cls.__new__(cls)
-        model._allocate(config.changed(changes) if changes else config, dtype)
+        if changes and isinstance(config, ReformerConfig):
+            config = config.changed(changes)
+        model._allocate(config, dtype)
         missing, unexpected = model._load(folder, strict, ignore_mismatched_sizes)
         if message := what_does_not_fit(missing, unexpected, []):
             message += "; what is missing was drawn, and is to be trained" if missing else ""
@@ -510,7 +512,9 @@ class Reformer(Model):
         wrong = what_does_not_fit(*self._not_of_heads(missing, unexpected), misshapen)
         nothing = {*missing} >= self.parameters.keys()
         hint = "" if nothing else "; strict=False loads what fits"
-        if misshapen:
+        if any(bad.name.endswith(WORDS) for bad in misshapen):
+            hint = "; resize_token_embeddings changes the number of words"
+        elif misshapen:
             hint = "; ignore_mismatched_sizes=True draws a head of another size"
         if misshapen or (wrong and (strict or nothing)):
             raise ValueError(

@@ -304,7 +304,9 @@ def test_fields_of_the_configuration_may_be_given(tmp_path):
         model = open_(tmp_path, num_labels=5, ignore_mismatched_sizes=True, rng=5)
     assert model(random_ids((1, 9))).logits.shape == (1, 5)
     # of the body nothing is passed over
-    with pytest.raises(ValueError, match=r"reformer\.embeddings.word_embeddings.weight: "):
+    with pytest.raises(
+        ValueError, match=r"embeddings.word_embeddings.weight: .*; resize_token_emb"
+    ):
         open_(tmp_path, vocab_size=14, ignore_mismatched_sizes=True)
     for wrong, right in (
         ("num_label", "num_labels"),
@@ -317,6 +319,26 @@ def test_fields_of_the_configuration_may_be_given(tmp_path):
         ReformerConfig.from_pretrained(tmp_path, revison="main")
     with pytest.raises(ValueError, match=r"^num_hashes: "):
         open_(tmp_path, num_hashes=0)
+
+
+def test_the_lines_of_transformers_page_on_a_classifier(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    ids = random_ids((1, 9))
+    with pytest.warns(UserWarning, match=r"missing: classifier\."):
+        classifier = ReformerForSequenceClassification.from_pretrained(tmp_path, is_decoder=False)
+    logits = classifier.eval()(ids).logits
+    predicted_class_id = logits.argmax().item()
+    assert classifier.config.id2label[predicted_class_id] == f"LABEL_{predicted_class_id}"
+    num_labels = len(classifier.config.id2label)
+    with pytest.warns(UserWarning, match=r"missing: classifier\."):
+        classifier = ReformerForSequenceClassification.from_pretrained(
+            tmp_path, num_labels=num_labels, is_decoder=False
+        )
+    labels = np.array(1)
+    loss = classifier(ids, labels=labels).loss
+    assert round(loss.item(), 2) == round(loss, 2) > 0
+    with pytest.raises(TypeError, match=r"^config: "):
+        ReformerForSequenceClassification.from_pretrained(tmp_path, config={}, num_labels=3)
 
 
 # ---- names with something before them ----
