@@ -161,6 +161,7 @@ class TokenizerFile(Reader):
         }
         self._model.no_padding()
         self._model.no_truncation()
+        self._templates = [self._read_template(pair) for pair in (False, True)]
 
     def add(self, tokens: Mapping[str, AddedToken], vocabulary: Mapping[str, int]) -> None:
         make = _library("tokenizers").AddedToken
@@ -180,6 +181,9 @@ class TokenizerFile(Reader):
         return self._model.decode(ids, skip_special_tokens=False)
 
     def template(self, pair: bool) -> Template | None:
+        return self._templates[pair]
+
+    def _read_template(self, pair: bool) -> Template | None:
         """Read off what becomes of a text: special tokens belong to no sequence."""
         for text in self.vocabulary:
             row = self._model.encode(text, *[text] * pair)

@@ -34,9 +34,9 @@ ANY_FILE = "PreTrainedTokenizerFast"
 OWN_NAMES = "model_specific_special_tokens"
 # whether each text begins and ends with a token
 ADDS = ("add_bos_token", "add_eos_token")
-# further options of a tokenizer, which its folder may have, too
-OPTIONS = ("model_max_length", "padding_side", "truncation_side", "split_special_tokens",
-           "model_input_names", *ADDS)  # fmt: skip
+# plain attributes, and further options
+PLAIN = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
+OPTIONS = (*PLAIN, *ADDS, "split_special_tokens")
 DECODER = "added_tokens_decoder"
 KNOWN = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
 
@@ -108,14 +108,15 @@ class ReformerTokenizer(Tokenizer):
         if in_file.get("pad_token") not in self._vocabulary:  # there are ids of other models
             in_file.pop("pad_token", None)
         options = _merged(in_file, options)
-        sides = {name: options.get(name) or "right" for name in ("padding_side", "truncation_side")}
-        super().__init__(options.get("model_max_length"), **sides)
-        if options.get("model_input_names") is not None:
-            self.model_input_names = options["model_input_names"]
-        self._split_special = bool(options.get("split_special_tokens", False))
-        adds = [options.get(name) for name in ADDS]
+        super().__init__()
+        for name in PLAIN:
+            if options.get(name) is not None:
+                setattr(self, name, options[name])
+        split = "split_special_tokens"
+        self._split_special = flag(split, options.get(split), False)
         # what the file has for it counts where nothing is said
-        self._adds = None if adds == [None, None] else [bool(one) for one in adds]
+        said = any(options.get(name) is not None for name in ADDS)
+        self._adds = [flag(name, options.get(name), False) for name in ADDS] if said else None
         self._take_added(options.get("added_tokens") or {}, options.get(DECODER) or {})
         self._take_special(options)
 
@@ -181,10 +182,7 @@ class ReformerTokenizer(Tokenizer):
         own_names = {name: self._named[name] for name in self._named if name not in NAMED}
         if own_names:
             values[OWN_NAMES] = own_names
-        if self.model_max_length is not None:
-            values["model_max_length"] = self.model_max_length
-        values |= {"padding_side": self.padding_side, "truncation_side": self.truncation_side}
-        values["model_input_names"] = self.model_input_names
+        values |= {name: getattr(self, name) for name in PLAIN}
         if self._adds is not None:
             values |= dict(zip(ADDS, self._adds, strict=True))
         if self._split_special:
@@ -362,15 +360,18 @@ class ReformerTokenizer(Tokenizer):
             name: options.get(name, usual if usual in self._vocabulary else None)
             for name, usual in NAMED.items()
         }
-        extra = options.get(EXTRA[0]) or options.get(EXTRA[1]) or []
         named |= options.get(OWN_NAMES) or {}
-        if isinstance(extra, Mapping):
-            named |= extra
-            extra = []
+        extra: dict[str, Any] = {}
+        for name in EXTRA:
+            tokens = options.get(name) or []
+            if isinstance(tokens, Mapping):
+                named |= tokens
+            else:
+                extra[name] = tokens
         self._named = dict.fromkeys(named)
         self._extra = []
         self.add_special_tokens(
-            {name: token for name, token in named.items() if token is not None} | {EXTRA[0]: extra}
+            {name: token for name, token in named.items() if token is not None} | extra
         )
 
     # ---- attributes ----
@@ -601,10 +602,9 @@ def _folder_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         values["model_max_length"] = int(length)
     own_names = {
         name: values.pop(name)
-        for name in list(values)
-        if name.endswith("_token") and name not in NAMED
-        and isinstance(values[name], (str, Mapping))
-    }  # fmt: skip
+        for name, token in list(values.items())
+        if name.endswith("_token") and name not in KNOWN and isinstance(token, (str, Mapping))
+    }
     if own_names:
         values[OWN_NAMES] = own_names | (values.get(OWN_NAMES) or {})
     fields = {name: values.pop(name) for name in list(values) if name not in KNOWN}

@@ -431,6 +431,11 @@ def test_bad_arguments_are_named(tokenizer, call, name):
     ("config", "name"),
     [
         ({"padding_side": "both"}, "padding_side"),
+        ({"padding_side": ""}, "padding_side"),
+        ({"truncation_side": 3}, "truncation_side"),
+        ({"add_eos_token": "yes"}, "add_eos_token"),
+        ({"split_special_tokens": 1}, "split_special_tokens"),
+        ({"model_input_names": ["labels"]}, "model_input_names"),
         ({"model_max_length": "long"}, "model_max_length"),
         ({"model_max_length": -4}, "model_max_length"),
         ({"eos_token": 3}, "eos_token"),
