@@ -82,9 +82,40 @@ def test_the_encoder_decoder(scale):
     model(IDS, MASK, labels=IDS, rng=0, output_attentions=True)
     model.loss(IDS, MASK, labels=IDS, rng=0)
     model.loss_and_gradients(IDS, MASK, labels=IDS, rng=0)
+    for choice in (dict(do_sample=True, temperature=0.01), dict(num_beams=3)):
+        for use_cache in (True, False):
+            model.generate(IDS, MASK, max_new_tokens=4, use_cache=use_cache, rng=0, **choice)
 
 
-@pytest.mark.parametrize("choice", [{}])
+CHOICES = [
+    {},
+    {"do_sample": True, "temperature": 0.01},
+    {"do_sample": True, "temperature": 0.01, "top_k": 5, "top_p": 0.9, "min_p": 0.1},
+    {"do_sample": True, "temperature": 100.0, "top_p": 1e-300, "num_return_sequences": 2},
+    {"repetition_penalty": 1e-3, "bad_words_ids": [[3], [4, 5]], "min_new_tokens": 3,
+     "eos_token_id": [1, 2]},
+    {"repetition_penalty": 1e30, "do_sample": True},
+    {"num_beams": 3, "num_return_sequences": 2, "bad_words_ids": [[3]], "eos_token_id": 1},
+    {"num_beams": 3, "length_penalty": -5.0, "repetition_penalty": 3.0, "early_stopping": "never",
+     "eos_token_id": 1},
+    {"num_beams": 3, "do_sample": True, "temperature": 0.01, "no_repeat_ngram_size": 2},
+    {"do_sample": True, "temperature": 0.01, "typical_p": 0.3},
+    {"do_sample": True, "temperature": 1e-310},
+    {"prefix_allowed_tokens_fn": lambda row, ids: [3, 4], "do_sample": True},
+]  # fmt: skip
+
+
+@every_scale
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_texts_go_on(choice, use_cache, scale):
+    model = make(rc.ReformerModelWithLMHead, scale)
+    prompts, mask = IDS[:, :20], MASK[:, :20] & (np.arange(20) < [[20], [7]])
+    model.generate(prompts, attention_mask=mask, max_new_tokens=6, use_cache=use_cache, rng=0,
+                   **choice)  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", [{}, {"do_sample": True}, {"num_beams": 2}])
 def test_what_a_user_wrote_runs_under_the_users_own_error_state(choice):
     seen = []
 
