@@ -502,15 +502,17 @@ factor on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, f
 
 
 def _check_float_array(name: str, array: object) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        kind = type(array).__name__
         raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {array.dtype}")
     if not (array.flags.writeable and array.flags.c_contiguous):
         raise ValueError(f"{name}: expected a writable C-contiguous array")
 
 
 def _check_like(name: str, array: object, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a {dtype} array, got {type(array).__name__}")
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")

@@ -206,6 +206,17 @@ def test_a_description_tells_texts_and_orders_apart():
     assert Windows(TOKENS, 10, seed=1).describe() != base
 
 
+def test_a_mask_of_tokens_is_not_dropped():
+    masked = np.ma.masked_equal(TOKENS, 3)
+    for make in (
+        lambda: Windows(masked, 10),
+        lambda: Sequences([TOKENS, masked]),
+        lambda: split_tokens(masked, 0.1),
+    ):
+        with pytest.raises(TypeError, match=r"^tokens(\[1\])?: expected an array without a mask"):
+            make()
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
 def test_tokens_may_be_of_any_integer_dtype_and_read_only(dtype, tmp_path):
     np.save(tmp_path / "tokens.npy", TOKENS.astype(dtype))

@@ -313,6 +313,17 @@ def test_parts_that_underflow_are_no_error():
     np.testing.assert_allclose(grads["a"], [0.0, 6e-4, 8e-4], atol=1e-9)
 
 
+def test_a_mask_of_gradients_is_not_dropped():
+    masked = {"a": np.ma.masked_less(np.array([3.0, 4.0]), 3.5)}
+    for call in (
+        lambda: clip_gradients(masked, 1.0),
+        lambda: AdamW(masked),
+        lambda: AdamW({"a": np.zeros(2)}).step(masked),
+    ):
+        with pytest.raises(TypeError, match=r"'a'\]: expected a float.*, got MaskedArray"):
+            call()
+
+
 def test_clipping_keeps_its_bits():
     grads = draw(0, np.float32, scale=3.0)
     norm = math.sqrt(math.fsum(ops.sum_of_squares(array) for array in grads.values()))

@@ -313,6 +313,9 @@ def nothing(batch):
 def test_a_batch_in_which_nothing_counts_leaves_the_step_to_the_others(kind):
     model = local_model(kind)
     good = arguments(kind, ROWS[1])
+    loss, grads = model.loss_and_gradients(**nothing(good), rng=0)
+    assert math.isnan(loss)
+    assert not any(array.any() for array in grads.values())
     expected, expected_grads = one_step(model, good)
     for parts in ((good, nothing(good)), (nothing(good), good)):
         report, grads = one_step(model, *parts)
