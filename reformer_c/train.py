@@ -185,9 +185,9 @@ class Trainer:
     ----------
     model : ReformerModelWithLMHead
         Anything with ``parameters``, ``loss_and_gradients(input_ids, labels=, rng=)`` and
-        ``save_pretrained(folder)``: every model here. One without ``count_targets`` has its labels
-        counted: those of a dictionary that are not -100, and of an array (b, t) all but the first
-        of each row.
+        ``save_pretrained(folder)``: every model here. Of one without ``count_targets``, labels that
+        are not -100 are counted; where they are the tokens themselves, a causal language model's,
+        without the first of each row.
     data : Windows or Sequences
         Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length`` and
         ``bytes_per_token`` are used where they exist. For other models than a causal language
@@ -588,10 +588,13 @@ def _count_targets(model: Any, batch: Mapping[str, Any]) -> int:
     """How many targets the loss of a batch is a mean over."""
     if hasattr(model, "count_targets"):
         return model.count_targets(**batch)
-    # of another's model: labels that are the very input are a causal language model's
+    # of another's model: a causal one's labels are its input, and the first of a row is given
     labels = np.asarray(batch["labels"])
-    labels = labels[..., 1:] if batch["labels"] is batch.get("input_ids") else labels
-    return int(np.count_nonzero(labels != IGNORE))
+    counts = labels != IGNORE
+    ids = np.asarray(batch.get("input_ids"))
+    if ids.shape == labels.shape and (ids == labels)[counts].all():
+        counts = counts[..., 1:]
+    return int(np.count_nonzero(counts))
 
 
 class _Interruption:
