@@ -108,9 +108,8 @@ class Grouped:
         )
 
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return self._gather(
-            rows, lambda source, at, own: source.step(self._numbers[own], tokens[at])
-        )
+        numbers = self._numbers
+        return self._gather(rows, lambda source, at, own: source.step(numbers[own], tokens[at]))
 
     def take(self, parents: np.ndarray) -> None:
         numbers, self._groups = self._numbers[parents], self._groups[parents]

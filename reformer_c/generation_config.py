@@ -61,13 +61,15 @@ DEFAULTS: dict[str, Any] = {
 NOT_BUILT: dict[str, Any] = {
     "assistant_early_exit": None, "constraints": None, "diversity_penalty": 0.0,
     "dola_layers": None, "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
-    "exponential_decay_length_penalty": None, "force_words_ids": None, "guidance_scale": 1,
-    "max_time": None, "num_beam_groups": 1, "output_attentions": False,
+    "exponential_decay_length_penalty": None, "force_words_ids": None, "forced_decoder_ids": None,
+    "guidance_scale": 1, "max_time": None, "num_beam_groups": 1, "output_attentions": False,
     "output_hidden_states": False, "output_logits": False, "output_scores": False,
     "penalty_alpha": 0.0, "prompt_lookup_num_tokens": None, "remove_invalid_values": False,
     "return_dict_in_generate": False, "sequence_bias": None, "stop_strings": None,
-    "token_healing": False, "top_h": None, "watermarking_config": None,
+    "token_healing": False, "top_h": None, "use_mtp": False, "watermarking_config": None,
 }  # fmt: skip
+# its cache and its assistants have these, which sound like options and change no text
+OTHERS = {"max_cache_len", "max_matching_ngram_size"}
 
 
 @dataclass(init=False, repr=False)
@@ -169,7 +171,7 @@ class GenerationConfig:
         names = [f.name for f in fields(cls) if f.name != "extra"]
         extra = {name: value for name, value in values.items() if name not in names}
         _warn_of_not_built(GENERATION_CONFIG, extra)
-        for name in extra.keys() - NOT_BUILT.keys():
+        for name in extra.keys() - NOT_BUILT.keys() - OTHERS:
             if near := did_you_mean(name, names):
                 warnings.warn(f"{GENERATION_CONFIG}: {name} is no option{near}", stacklevel=2)
         known = {name: value for name, value in values.items() if name in names}

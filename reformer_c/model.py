@@ -107,7 +107,8 @@ class Model(NamedAttributes):
 
 # what `generate` takes beside the options of a GenerationConfig
 FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
-OPTIONS = [*FUNCTIONS, *(name for name in GenerationConfig.__dataclass_fields__ if name != "extra")]
+ARGUMENTS = ("input_ids", "attention_mask", "generation_config", "num_hashes", "rotations", "rng")
+OPTIONS = [*ARGUMENTS, *FUNCTIONS, *GenerationConfig.__dataclass_fields__.keys() - {"extra"}]
 
 
 class Reformer(Model):

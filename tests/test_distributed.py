@@ -10,6 +10,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -222,6 +223,19 @@ def test_doctests_and_wrong_models():
     places = {"start_positions": [1, 3], "end_positions": [2, 9]}
     loss, _ = questions.loss_and_gradients(np.arange(18).reshape(2, 9), **places, rng=0)
     assert 1.5 < loss < 3.0
+
+    class Other:
+        """A model that is not ours."""
+
+        parameters: ClassVar[dict] = {"a": np.zeros(2)}
+
+        def count_targets(self, **arguments):
+            return 1
+
+        def loss_and_gradients(self, *, rng):
+            return 1.0, {"a": np.ones(2)}
+
+    assert distributed.DataParallel(Other(), alone).loss_and_gradients(rng=0)[0] == 1.0
     scalar = {"a": np.array(2.0)}
     distributed.average(scalar, alone)
     assert scalar["a"] == 2

@@ -9,6 +9,7 @@ import pytest
 from reformer_c import generate
 from reformer_c.config import ReformerConfig
 from reformer_c.decode import num_buckets_of
+from reformer_c.generation_config import GenerationConfig
 from reformer_c.model import ReformerModelWithLMHead
 
 from .conftest import HAVE_LIVE
@@ -164,6 +165,23 @@ def test_a_folder_s_options_are_read_as_theirs(tmp_path, config, generation):
     again = live.transformers.GenerationConfig.from_pretrained(tmp_path / "again")
     for name, value in ours.generation_config.to_dict().items():
         assert getattr(again, name) == value
+
+
+def test_what_theirs_writes_by_default_is_no_warning():
+    defaults = live.transformers.GenerationConfig._get_default_generation_params()
+    names = vars(live.transformers.GenerationConfig())
+    for values in (defaults, dict.fromkeys(names), {**names, "max_cache_len": 3}):
+        config = GenerationConfig.from_dict(values)
+        assert {name for name in values if getattr(config, name, None) is not None} <= {*defaults}
+    # with these, ours writes as by its own defaults
+    model, theirs = pair()
+    ids = np.random.default_rng(0).integers(3, 30, (2, 12))
+    model.generation_config = GenerationConfig.from_dict({**defaults, "max_length": 40})
+    model.generation_config.eos_token_id = 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = theirs.generate(live.torch.tensor(ids), max_length=40).numpy()
+    assert np.array_equal(model.generate(ids), written)
 
 
 # ---- the number of buckets ----
