@@ -4,23 +4,15 @@ NumPy in, NumPy out. ``reformer_c.ops`` has every operation, forward and backwar
 training are loaded when they are first asked for.
 """
 
-import os as _os
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# GNU OpenMP reads its settings once, when it is loaded. Its idle threads spin for milliseconds,
-# which starves them of each other's cores as soon as something else runs on the machine; a tenth of
-# a millisecond bridges the gaps between operations just as well. What the user has set stays.
-if "GOMP_SPINCOUNT" in _os.environ or "OMP_WAIT_POLICY" in _os.environ:
+from .openmp import loading_openmp as _loading_openmp
+
+with _loading_openmp():
     from . import _core
-else:
-    _os.environ["GOMP_SPINCOUNT"] = "10000"
-    try:
-        from . import _core
-    finally:
-        del _os.environ["GOMP_SPINCOUNT"]
 
 from . import ops
 from .ops import *  # noqa: F403

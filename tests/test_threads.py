@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +160,30 @@ def test_threads_that_openmp_binds_are_counted_by_its_places(environment, expect
     if importlib.util.find_spec("torch"):  # which loads OpenMP before us
         after = python(HOW_MANY, "torch", **environment)
         assert after.stdout.split() == [str(expected)] * 2, after.stderr
+
+
+@needs_two
+def test_another_librarys_openmp_that_has_bound_the_thread_leaves_us_all_processors(tmp_path):
+    maps = Path("/proc/self/maps").read_text()
+    found = [line.split()[-1] for line in maps.splitlines() if "/libgomp" in line]
+    if not found:
+        pytest.skip("needs GNU OpenMP")
+    # of another name, as wheels bring it, so that both are loaded
+    other = tmp_path / "libgomp-0123.so.1"
+    other.write_bytes(Path(found[0]).read_bytes().replace(b"libgomp.so.1", b"libgomq.so.1"))
+    code = """
+        import ctypes, os, sys
+        ctypes.CDLL(sys.argv[1])
+        bound = os.sched_getaffinity(0)
+        import reformer_c as rc
+        maps = open("/proc/self/maps").read()
+        assert {line.split()[-1].rpartition("/")[2] for line in maps.splitlines()
+                if "/libgomp" in line} > {"libgomp-0123.so.1"}
+        assert os.sched_getaffinity(0) == bound and len(bound) == 1
+        print(rc.get_num_threads(), len(rc._core.openmp_processors()))
+    """
+    result = python(code, str(other), OMP_PROC_BIND="true")
+    assert result.stdout.split() == [str(runtime._available)] * 2, result.stderr
 
 
 @needs_two

@@ -1,0 +1,64 @@
+"""How OpenMP is loaded: with short spinning, and with all processors that the process may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["loading_openmp"]
+
+SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+LIBRARIES = ("libgomp", "libomp", "libiomp")
+
+
+@contextmanager
+def loading_openmp() -> Iterator[None]:
+    """In a ``with`` block that loads OpenMP, which reads its settings once, when it is loaded.
+
+    GNU OpenMP's idle threads spin for milliseconds, which starves them of each other's cores as
+    soon as something else runs on the machine; a tenth of a millisecond bridges the gaps between
+    operations just as well. What the user has set stays.
+
+    Another package's OpenMP may have bound this thread to one processor by now (PyTorch's wheels
+    have brought one of their own). Ours would take that for all, and put every thread there.
+    """
+    own_spinning = not any(name in os.environ for name in SPINNING)
+    if own_spinning:
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+    places = _places() if any(name in os.environ for name in BINDING) else set()
+    bound = os.sched_getaffinity(0) if places else set()
+    try:
+        if places:
+            os.sched_setaffinity(0, places | bound)
+        yield
+    finally:
+        if places:
+            os.sched_setaffinity(0, bound)
+        if own_spinning:
+            del os.environ["GOMP_SPINCOUNT"]
+
+
+def _places() -> set[int]:
+    """The processors that the OpenMP libraries of this process bind their threads to."""
+    try:
+        import ctypes
+
+        maps = Path("/proc/self/maps").read_text()
+    except (ImportError, OSError):
+        return set()
+    places: set[int] = set()
+    paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines()}
+    for path in sorted(path for path in paths if Path(path).name.startswith(LIBRARIES)):
+        try:
+            library = ctypes.CDLL(path)
+            count = library.omp_get_num_places() if library.omp_get_proc_bind() else 0
+        except (OSError, AttributeError):  # a plugin, or a file that is gone
+            continue
+        for place in range(count):
+            ids = (ctypes.c_int * library.omp_get_place_num_procs(place))()
+            library.omp_get_place_proc_ids(place, ids)
+            places.update(ids)
+    return places
