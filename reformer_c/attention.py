@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -516,11 +516,16 @@ class LSHAttention(Attention):
 @dataclass
 class Memory:
     """What a decoder looks at: the encoder's final states (b, s, c), which of them are real (b, s),
-    and, where a way back is wanted, the gradient that gathers."""
+    and, where a way back is wanted, the gradient that gathers.
+
+    `heads` are the keys and values (b, h, s, d) of all of it, by layer: made at the first step of
+    writing, and used by all that follow.
+    """
 
     states: np.ndarray
     mask: np.ndarray | None = None
     gradient: np.ndarray | None = None
+    heads: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
@@ -558,8 +563,6 @@ class CrossAttention(Attention):
     ) -> None:
         super().__init__(weights, attention_mask=None, **rest)
         self.memory, self.texts = memory, texts
-        # of one token after another: the keys and values (b, h, s, d) of the whole memory
-        self._heads: list[np.ndarray] | None = None
 
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, c = x.shape
@@ -620,10 +623,11 @@ class CrossAttention(Attention):
     def step_add(self, out: np.ndarray, x: np.ndarray, texts: np.ndarray) -> None:
         """Add for the newest token (n, c) of each of some texts, by their numbers."""
         n, heads = len(x), slice(0, self.num_heads)
-        if self._heads is None:
-            every = slice(0, len(self.memory.states))
-            whole = Part(len(self.memory.states), every, (every,), heads)
-            self._heads = self._memory_heads(whole, every)
+        layer, memory = self.weights.prefix, self.memory
+        if layer not in memory.heads:
+            every = slice(0, len(memory.states))
+            whole = Part(len(memory.states), every, (every,), heads)
+            memory.heads[layer] = self._memory_heads(whole, every)
         part = Part(n, slice(0, n), (slice(0, n),), heads)
         normed, _ = self._normed(x)
         q = ops.linear(normed, self._projection_weight("query", part))
@@ -631,8 +635,8 @@ class CrossAttention(Attention):
         for rows, some in runs(texts):
             # tokens that look at one text are the queries of one sequence: its heads stay in place
             group = Part(some.stop - some.start, rows, (rows,), heads)
-            k, v = (head[some] for head in self._heads)
-            mask = None if self.memory.mask is None else self.memory.mask[some]
+            k, v = (head[some] for head in memory.heads[layer])
+            mask = None if memory.mask is None else memory.mask[some]
             ops.full_attention(
                 self._side_by_side(group, q[rows]), k, v, attention_mask=mask,
                 out=self._side_by_side(group, attended[rows]),

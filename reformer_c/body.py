@@ -176,20 +176,32 @@ class Pass:
             "scope": config.attention_scope,
             "bucket_cap": config.bucket_cap,
         }
-        if rotations is None or (n <= m and config.attention_scope == "chunk" and not chosen):
+        if rotations is None:
             return iter([rules | {"rotations": None}] * count)
+        one_chunk = n <= m and config.attention_scope == "chunk" and not chosen
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
-        heads = (config.num_attention_heads, config.attention_head_size)
-        shape = (*heads, num_hashes, sum(factors) // 2)
-        checked = []
-        for i, given in enumerate(rotations):
-            rotation = as_array(f"{name}[{i}]", given)
-            if rotation.dtype.kind not in "iuf":
-                raise TypeError(f"{name}[{i}]: expected real numbers, got {rotation.dtype}")
-            if rotation.shape != shape:
-                raise ValueError(f"{name}[{i}]: expected shape {shape}, got {rotation.shape}")
-            checked.append(rotation.astype(dtype, copy=False))
-        return iter([rules | {"rotations": rotation} for rotation in checked])
+        shape = (
+            config.num_attention_heads, config.attention_head_size, num_hashes,
+            # nothing is hashed, so nobody has chosen how often
+            "any" if one_chunk and config.num_buckets is None else sum(factors) // 2,
+        )  # fmt: skip
+        found = [
+            self._checked_rotation(f"{name}[{i}]", rotation, shape, dtype)
+            for i, rotation in enumerate(rotations)
+        ]
+        return iter([rules | {"rotations": None if one_chunk else x} for x in found])
+
+    @staticmethod
+    def _checked_rotation(name: str, rotation: Any, shape: tuple, dtype: np.dtype) -> np.ndarray:
+        rotation = as_array(name, rotation)
+        if rotation.dtype.kind not in "iuf":
+            raise TypeError(f"{name}: expected real numbers, got {rotation.dtype}")
+        if rotation.ndim != 4 or any(
+            expected not in (n, "any") for n, expected in zip(rotation.shape, shape, strict=True)
+        ):
+            expected = str(shape).replace("'", "")
+            raise ValueError(f"{name}: expected shape {expected}, got {rotation.shape}")
+        return rotation.astype(dtype, copy=False)
 
     def take_rows_alone(self) -> None:
         """Let attention take each row as it would be without the others: as long as it is without

@@ -631,23 +631,21 @@ class ReformerEncoderDecoder(Model):
             raise TypeError("decoder_start_token_id: expected it, or decoder_input_ids")
         decoder = self.decoder.beside(memory)
         decoder._read = _keys_of_rows(read.inputs)
-        arguments: dict[str, Any] = {
-            "input_ids": decoder_input_ids, "attention_mask": decoder_attention_mask,
-            "generation_config": generation_config, "num_hashes": num_hashes,
-            "rotations": decoder_rotations, "rng": random_key(seed, "decoder"),
-        }  # fmt: skip
         read.take_rows_alone()
         # what is wrong shows before any work
-        ids, _, _, rules, _ = decoder._prepare(**arguments, options=dict(options))
-        decoder._check_streamer(streamer, rules.options)
-        if len(ids) != read.inputs.b:
+        prepared = decoder._prepare(
+            decoder_input_ids, decoder_attention_mask, generation_config, num_hashes,
+            decoder_rotations, random_key(seed, "decoder"), options,
+        )  # fmt: skip
+        decoder._check_streamer(streamer, prepared[3].options)
+        if len(prepared[0]) != read.inputs.b:
             raise ValueError(
                 f"decoder_input_ids: expected {read.inputs.b} rows, as input_ids has, "
-                f"got {len(ids)}"
+                f"got {len(prepared[0])}"
             )
         read.forward()
         self._remember(read, memory)
-        return decoder.generate(**arguments, streamer=streamer, **options)
+        return decoder._write(streamer, *prepared)
 
     # ---- files ----
 

@@ -917,11 +917,18 @@ class ReformerModelWithLMHead(_WithLoss):
         >>> model.generate([[3, 4, 5]], max_new_tokens=4, num_beams=3, rng=0).shape
         (1, 7)
         """
-        ids, prompts, source, rules, draws = self._prepare(
+        prepared = self._prepare(
             input_ids, attention_mask, generation_config, num_hashes, rotations, rng, options
         )
+        self._check_streamer(streamer, prepared[3].options)
+        return self._write(streamer, *prepared)
+
+    def _write(
+        self, streamer: Callable[[np.ndarray], Any] | None, ids: np.ndarray,
+        prompts: list[np.ndarray], source: Source, rules: Rules, draws: list[np.random.Generator],
+    ) -> np.ndarray:  # fmt: skip
+        """The rest of `generate`, of what `_prepare` gives."""
         chosen = rules.options
-        self._check_streamer(streamer, chosen)
         if chosen.num_beams > 1:
             found = [row for rows in beam_search(source, prompts, rules, draws) for row in rows]
             new = np.full((len(found), max(map(len, found))), chosen.pad_token_id, np.int64)

@@ -173,10 +173,10 @@ class Weights:
         gradients: dict[str, np.ndarray],
         prefix: str = "",
     ) -> None:
-        self._parameters, self._gradients, self._prefix = parameters, gradients, prefix
+        self._parameters, self._gradients, self.prefix = parameters, gradients, prefix
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._parameters[self._prefix + name]
+        return self._parameters[self.prefix + name]
 
     @property
     def dtype(self) -> np.dtype:
@@ -186,17 +186,17 @@ class Weights:
     def nbytes(self) -> int:
         """Of these parameters, and so of their gradients."""
         arrays = self._parameters.items()
-        return sum(array.nbytes for name, array in arrays if name.startswith(self._prefix))
+        return sum(array.nbytes for name, array in arrays if name.startswith(self.prefix))
 
     def below(self, prefix: str) -> Weights:
-        return Weights(self._parameters, self._gradients, self._prefix + prefix)
+        return Weights(self._parameters, self._gradients, self.prefix + prefix)
 
     def add_gradient(self, name: str, gradient: np.ndarray | None, at: Any = None) -> None:
         """Keep a gradient that is nobody else's, or add to the one that is there; None is none.
 
         `at` is an index: the gradient is that of these elements alone.
         """
-        name = self._prefix + name
+        name = self.prefix + name
         if gradient is None:
             return
         if at is not None:

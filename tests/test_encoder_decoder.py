@@ -296,6 +296,18 @@ def test_a_row_without_a_target_is_no_text(training):
     assert np.isfinite(model(ids, labels=labels).logits).all()
 
 
+def test_rotations_are_checked_where_nothing_is_hashed():
+    ids, labels = random_ids((1, 3)), random_ids((1, 4), 1)
+    for changes, shape in (({}, (2, 6, 2, 2)), ({"num_buckets": None}, (2, 6, 2, 5))):
+        model = small_model(attn_layers=["lsh"], **changes)
+        good, wrong = np.ones(shape), np.ones((2, 6, 3, shape[-1]))
+        for name in ("rotations", "decoder_rotations"):
+            model(ids, labels=labels, **{name: [good]})
+            for bad in (wrong, np.ones(shape[:3])) + (() if changes else (np.ones((2, 6, 2, 5)),)):
+                with pytest.raises(ValueError, match=rf"^{name}\[0\]: expected shape \(2, 6, 2, "):
+                    model(ids, labels=labels, **{name: [bad]})
+
+
 @pytest.mark.parametrize("changes", ALONE.values(), ids=ALONE)
 def test_padding_of_what_is_read_changes_nothing_that_is_written(changes):
     model = small_model(np.float64, **changes)
@@ -638,10 +650,24 @@ def test_bad_arguments_of_writing_are_named(monkeypatch):
         ({"decoder_input_ids": [[1]]}, ValueError, "decoder_input_ids: expected 2 rows"),
         ({"decoder_input_ids": [[13], [1]]}, ValueError, "decoder_input_ids: "),
         ({"num_beams": 2, "streamer": print}, ValueError, "streamer: "),
+        ({"decoder_input_ids": [[1, 2], [3]]}, ValueError, "decoder_input_ids: expected rows of"),
+        ({"decoder_input_ids": [[1.5], [3]]}, TypeError, "decoder_input_ids: expected integers"),
+        ({"decoder_input_ids": [["a"], ["b"]]}, TypeError, "decoder_input_ids: expected integers"),
+        ({"decoder_attention_mask": [[1], [1, 0]]}, ValueError, "decoder_attention_mask: expected"),
+        ({"decoder_attention_mask": [[1, 1]] * 2}, ValueError, "decoder_attention_mask: expected"),
+        ({"input_ids": [[1, 2], [3]]}, ValueError, "input_ids: expected rows of one length"),
+        ({"attention_mask": [[1, 1], [1]]}, ValueError, "attention_mask: expected rows of one"),
+        ({"input_ids": None, "inputs_embeds": [[[1.0], []]]}, ValueError, "inputs_embeds: "),
+        ({"rotations": [[[1.0], []]] * 2}, ValueError, r"rotations\[0\]: expected rows of one"),
+        ({"decoder_rotations": [[[1.0], []]] * 2}, ValueError, r"decoder_rotations\[0\]: "),
+        ({"num_hashes": "a"}, TypeError, "num_hashes: "),
+        ({"rng": "a"}, TypeError, "rng: "),
+        ({"bad_words_ids": [[1], 2]}, (TypeError, ValueError), "bad_words_ids"),
+        ({"eos_token_id": [[1, 2], [3]]}, (TypeError, ValueError), "eos_token_id"),
         ({"streamer": 3}, TypeError, "streamer: "),
     ]:
         with pytest.raises(error, match=f"^{words}"):
-            model.generate(ids, **{"max_new_tokens": 3} | changes)
+            model.generate(**{"input_ids": ids, "max_new_tokens": 3} | changes)
     for config, name in ((None, "config"), (3, "config")):
         with pytest.raises(TypeError, match=f"^{name}: expected a ReformerConfig"):
             ReformerEncoderDecoder(config)
