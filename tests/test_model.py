@@ -814,6 +814,15 @@ def test_targets_are_named_with_what_is_expected(kind, name, wrong, expected):
         model(**call | {name: wrong})
 
 
+def test_labels_are_taken_for_what_they_are():
+    """One call does not decide for the next, as in transformers it does."""
+    model, call = one_call(ReformerForSequenceClassification)
+    classes = model(**call).loss
+    several = model(**call | {"labels": [[1.0, 1.0], [0.0, 1.0]]}).loss
+    assert model(**call).loss == classes != several
+    assert model.config.problem_type is None
+
+
 def test_targets_may_be_columns():
     """Of one number a row, as transformers takes them."""
     model, call = one_call(ReformerForSequenceClassification)
