@@ -760,8 +760,9 @@ class ReformerModelWithLMHead(_WithLoss):
     """A causal language model: logits (b, t, v) for the next token.
 
     `labels` (b, t) are the tokens themselves: they are shifted here, as Hugging Face does, and
-    -100 is ignored. ``lm_head.bias`` is added to the logits, as the original does and transformers
-    but for versions 5.0 to 5.23; ``config.apply_lm_head_bias=False`` leaves it out.
+    -100 is ignored, in the loss alone: padding is what `attention_mask` says. ``lm_head.bias`` is
+    added to the logits, as the original does and transformers but for versions 5.0 to 5.23;
+    ``config.apply_lm_head_bias=False`` leaves it out.
 
     Examples
     --------

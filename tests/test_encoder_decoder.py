@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -271,6 +272,25 @@ def test_padding_of_targets_changes_no_gradient(changes, budget):
             added[name] += share * array
     np.testing.assert_allclose(loss, total, rtol=1e-12)
     assert largest_difference(gradients, added) < 1e-9
+
+
+def test_padding_of_targets_changes_no_training_step():
+    # one hash for all micro-batches; a large eps makes steps that are proportional to gradients
+    models = [small_model(attn_layers=["local", "lsh"], hash_seed=3) for _ in range(2)]
+    ids, labels = random_ids((len(ENDS), 9)), padded_labels()
+    together = [{"input_ids": ids, "labels": labels}]
+    apart = [
+        {"input_ids": ids[i : i + 1], "labels": labels[i : i + 1, :end]}
+        for i, end in enumerate(ENDS)
+    ]
+    reports = []
+    for model, batches in zip(models, (together, apart), strict=True):
+        data = types.SimpleNamespace(batch=batches.__getitem__)
+        optimizer = rc.AdamW(model.parameters, lr=0.1, eps=1.0)
+        trainer = rc.Trainer(model, data, optimizer, steps=1, accumulate=len(batches))
+        reports += trainer
+    np.testing.assert_allclose(reports[0].loss, reports[1].loss, rtol=1e-12)
+    assert largest_difference(models[0].parameters, models[1].parameters) < 1e-12
 
 
 def test_padding_of_targets_with_dropout_has_exact_gradients():
