@@ -58,8 +58,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("x", ["top_k"])
     ''
     """
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    in_lower_case = {other.lower(): other for other in known}
+    nearest = difflib.get_close_matches(name.lower(), in_lower_case, n=1)
+    return f"; did you mean {in_lower_case[nearest[0]]}?" if nearest else ""
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> None:

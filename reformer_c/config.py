@@ -85,7 +85,7 @@ THEIRS = frozenset(LEGACY_KEYS) | {
 }  # fmt: skip
 
 # how alike an unknown name and a field are from which it is taken for the field, misspelt
-ALIKE = 0.7
+ALIKE = 0.65
 
 OURS = ("attention_scope", "bucket_cap", "memory_budget", "apply_lm_head_bias")
 
@@ -125,9 +125,10 @@ def _sorted_out(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 def _misspelling(name: str) -> str:
     """What an unknown name was probably to be, in words; nothing where it is like no field."""
-    if name in THEIRS:
+    names = [f.name for f in fields(ReformerConfig)]
+    if name in THEIRS or name in names:
         return ""
-    near = difflib.get_close_matches(name, [f.name for f in fields(ReformerConfig)], 1, ALIKE)
+    near = difflib.get_close_matches(name.lower(), names, 1, ALIKE)
     return did_you_mean(name, near)
 
 

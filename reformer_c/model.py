@@ -20,7 +20,7 @@ import numpy as np
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
-from .checks import NamedAttributes, integer, refuse_unknown
+from .checks import NamedAttributes, did_you_mean, integer, refuse_unknown
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes, num_buckets_of
 from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
@@ -343,7 +343,11 @@ class Reformer(Model):
     ) -> tuple[Pass, Any]:  # fmt: skip
         """Check everything; the pass, and the targets as the head wants them."""
         head, name = self.head, type(self).__name__
-        refuse_unknown(targets, [*head.targets, *CALLED_WITH], name)
+        for unknown in targets.keys() - {*head.targets}:
+            others = {*head.targets, *CALLED_WITH} - {unknown}
+            raise TypeError(
+                f"{unknown}: {name} has no such argument{did_you_mean(unknown, others)}"
+            )
         given = [targets[target] for target in head.targets if targets.get(target) is not None]
         if given or needs_loss:
             self._check_given(targets)

@@ -65,6 +65,9 @@ class ReformerOutput(NamedAttributes, Mapping):
         names = [f.name for f in fields(self) if getattr(self, f.name) is not None]
         return iter(sorted(names, key=ours.__contains__))
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed([*self])
+
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
@@ -81,6 +84,11 @@ class ReformerOutput(NamedAttributes, Mapping):
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(
+            f"{name}: an output keeps its fields; None is a field that it does not have"
+        )
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The values of the fields that are not None."""

@@ -255,6 +255,8 @@ def test_a_configuration_is_made_of_anything_that_is_written(more):
         ("lsh_chunk_length", "lsh_attn_chunk_length"),
         ("hash_sed", "hash_seed"),
         ("attention_scop", "attention_scope"),
+        ("vocab", "vocab_size"),
+        ("HIDDEN_SIZE", "hidden_size"),
     ],
 )
 def test_a_misspelt_field_is_refused_with_the_nearest(wrong, right):
@@ -270,6 +272,8 @@ def test_a_misspelt_field_is_refused_with_the_nearest(wrong, right):
         config = ReformerConfig.from_dict({wrong: 3})
     assert config == ReformerConfig(extra={wrong: 3})
     assert getattr(config, right) == getattr(ReformerConfig(), right)
+    # and so does who says that it is not ours
+    assert ReformerConfig(extra={wrong: 3}) == config
 
 
 def test_return_dict_is_read_by_its_other_name():

@@ -910,6 +910,9 @@ def test_an_output_is_a_mapping_and_a_sequence(kind):
         output["buckets"]
     with pytest.raises(IndexError):
         output[len(output)]
+    assert [*reversed(output)] == [*output][::-1]
+    with pytest.raises(TypeError, match="keeps its fields"):
+        del output[next(iter(output))]
     # without what it was not asked for
     assert [*model(**call)] == [*FIELDS[kind], *more]
 
@@ -976,6 +979,13 @@ def test_a_misspelt_argument_of_a_call_is_refused(kind, wrong, right):
     for act in (model, *([] if kind is ReformerModel else [model.loss, model.loss_and_gradients])):
         with pytest.raises(TypeError, match=f"^{wrong}: .*did you mean {right}\\?"):
             act(**call, **{wrong: 1})
+
+
+@pytest.mark.parametrize("name", ["return_dict", "output_attentions", "training", "memory_budget"])
+def test_a_loss_alone_has_no_output_to_choose(name):
+    model, call = one_call(ReformerModelWithLMHead)
+    with pytest.raises(TypeError, match=f"^{name}: ReformerModelWithLMHead has no such argument"):
+        model.loss(**call, **{name: True})
 
 
 # ---- a model as an object ----
