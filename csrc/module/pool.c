@@ -81,7 +81,8 @@ static int limited(int resource) {
 }
 
 static char *map_addresses(char *at, size_t bytes, int flags) {
-    char *got = mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+    char *got =
+        mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
     return got == MAP_FAILED ? NULL : got;
 }
 
