@@ -316,6 +316,19 @@ def test_derivatives_in_forward_mode_are_refused(function):
         torch.ops.reformer_c.full_attention(dual, x, x, None, dropout_key=0, **rules)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("function", [*each_function()])
+@pytest.mark.parametrize(
+    "transform",
+    [lambda f, x: torch.func.grad(lambda x: f(x).sum())(x), torch.func.vjp,
+     lambda f, x: torch.func.jacrev(f)(x)],
+    ids=["grad", "vjp", "jacrev"],
+)  # fmt: skip
+def test_other_transforms_of_functions_raise(function, transform):
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        transform(function, draw(1, 1, 2, 20, 4)[0])
+
+
 @pytest.mark.parametrize("function", [*each_function()])
 def test_vmap_gives_what_a_loop_gives(function):
     xs = draw(1, 3, 1, 2, 20, 4)[0]

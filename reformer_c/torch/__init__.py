@@ -6,7 +6,8 @@ as PyTorch uses (``torch.set_num_threads``).
 
 Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
 returns, beside the result, what its backward pass needs. Derivatives are those of one backward
-pass: forward mode raises NotImplementedError, gradients of gradients RuntimeError.
+pass: forward mode raises NotImplementedError; gradients of gradients, and the grad, vjp and jacrev
+of ``torch.func``, raise RuntimeError. ``torch.func.vmap`` is a loop.
 
 >>> import torch
 >>> import reformer_c.torch

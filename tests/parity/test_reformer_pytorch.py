@@ -2,6 +2,7 @@
 random numbers that it draws."""
 
 import copy
+import io
 import warnings
 from importlib.util import find_spec
 
@@ -194,9 +195,22 @@ def test_half_precision_and_autocast_run_their_code():
         assert (ours(x.float()) == expected).all()
 
 
-def test_unpatching():
+def test_unpatched_copied_and_saved_models():
     theirs, ours = two(ReformerLM, **MODEL)
     assert theirs.state_dict().keys() == ours.state_dict().keys()
+    ids = torch.randint(50, (2, 61), generator=torch.Generator().manual_seed(3))
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    with torch.no_grad():
+        expected, *others = (
+            (torch.manual_seed(0), model(ids))[1]
+            for model in (ours, copy.deepcopy(ours), torch.load(file, weights_only=False))
+        )
+        assert all((other == expected).all() for other in others)
+        twin = copy.deepcopy(ours)
+        next(twin.parameters()).data.zero_()
+        assert (twin(ids) != expected).any()
     assert rt.unpatch(ours) is ours
     assert not any("forward" in vars(layer) for layer in ours.modules())
 
