@@ -460,6 +460,9 @@ def _check_choice(options: argparse.Namespace) -> None:
         for name in names:
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')}: not with {what}")
+    for character in options.until:
+        if character in options.without:
+            raise ValueError(f"--until: {character!r} is kept out by --without")
     if options.stream and beams:
         raise ValueError("--stream: not with --beams, which change to the end")
     if options.stream and options.texts > 1:

@@ -560,6 +560,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(arguments, words, capsys)
         (["generate", "--beams", "2", "--temperature", "1"], "--temperature: not with --beams"),
         (["generate", "--beams", "2", "--top-k", "5"], "--top-k: not with --beams"),
         (["generate", "--beams", "2", "--texts", "3"], "--texts: expected at most 2"),
+        (["generate", "--until", "a", "b", "--without", "b"], "--until: 'b' is kept out by"),
         (["generate", "--length-penalty", "2"], "--length-penalty: not with a single beam"),
         (["generate", "--length", "5", "--min-length", "6"], "--min-length: expected at most"),
         (["train", "--schedule", "rsqrt", "--floor", "0.2"], "--floor: not with --schedule rsqrt"),
