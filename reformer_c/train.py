@@ -415,6 +415,7 @@ class Trainer:
         sides = self._saved_configs(folder)
         for name, (side, config) in sides.items():
             found += config_differences(side.config, config, f"{name}." if name else "")
+        allow = [allow] if isinstance(allow, str) else allow
         allowed = [words for words in found if words.split(" is ")[0] in allow]
         if refused := [words for words in found if words not in allowed]:
             raise ValueError(f"resume: {'; '.join(refused)} in {os.fspath(folder)!r}")
@@ -478,9 +479,12 @@ class Trainer:
                 self._log.write(asdict(report))
             return report
         except (FloatingPointError, OSError):
-            if self._bad_parameter() is None:
-                self._save_once()
+            self._save_if_good()
             raise
+
+    def _save_if_good(self) -> None:
+        if self._bad_parameter() is None:
+            self._save_once()
 
     def _bad_parameter(self) -> str | None:
         """The first parameter that has a NaN or an infinity in it."""
@@ -493,7 +497,12 @@ class Trainer:
     def _take_step(self) -> StepReport:
         begin = time.perf_counter()
         loss, grads, targets, tokens = self._loss_and_gradients()
-        norm, rate = self._update(loss, grads) if targets else (0.0, 0.0)
+        try:
+            norm, rate = self._update(loss, grads) if targets else (0.0, 0.0)
+        except FloatingPointError:  # every process comes here, with the same loss and gradients
+            self._save_if_good()
+            self._agree(0)
+            raise
         self.step += 1
         seconds = time.perf_counter() - begin
         asked = self.evaluate_every and self.step % self.evaluate_every == 0

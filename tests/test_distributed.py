@@ -165,9 +165,17 @@ class Slow:
 class Model(Slow, distributed.DataParallel):
     pass
 
-folder = Path(sys.argv[1])
+folder, bad_step = Path(sys.argv[1]), int(sys.argv[2])
 distributed.set_num_threads(1)
 model = Model(make(0))
+own = model.model.loss_and_gradients
+
+def turn_bad(*args, **arguments):
+    loss, gradients = own(*args, **arguments)
+    bad = model.rank == 1 and trainer.step + 1 == bad_step
+    return float("nan") if bad else loss, gradients
+
+model.model.loss_and_gradients = turn_bad
 data = distributed.Shard(Windows(text(), length=20, batch=2))
 keeping = {"folder": folder / "model"} if model.rank == 0 else {}
 trainer = rc.Trainer(model, data, rc.AdamW(model.parameters, lr=1e-2), **keeping)
@@ -186,7 +194,7 @@ finally:
 def test_a_signal_stops_all_after_process_0_has_saved(number, to, tmp_path):
     program = tmp_path / "stopped.py"
     program.write_text(STOPPED)
-    process = start(2, program, tmp_path)
+    process = start(2, program, tmp_path, -1)
     files = [tmp_path / f"pid{rank}" for rank in range(2)]
     while not all(file.exists() and file.read_text().endswith("\n") for file in files):
         if process.poll() is not None:
@@ -205,6 +213,17 @@ def test_a_signal_stops_all_after_process_0_has_saved(number, to, tmp_path):
     assert state["step"] == int(ends[0][0]) >= 2
     assert not [name for name in os.listdir(tmp_path / "model") if name.startswith(".")]
     rc.ReformerModelWithLMHead.from_pretrained(tmp_path / "model")
+
+
+def test_a_loss_of_one_process_that_is_not_finite_ends_all_after_process_0_has_saved(tmp_path):
+    program = tmp_path / "bad.py"
+    program.write_text(STOPPED)
+    result = run(2, program, tmp_path, 4)
+    assert result.returncode != 0
+    assert "FloatingPointError: step 4: the loss is nan" in result.stderr
+    ends = [(tmp_path / f"step{rank}").read_text() for rank in range(2)]
+    assert ends == ["3 FloatingPointError"] * 2
+    assert json.loads((tmp_path / "model" / "trainer_state.json").read_text())["step"] == 3
 
 
 def test_doctests_and_wrong_models():
