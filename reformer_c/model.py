@@ -512,14 +512,15 @@ class Reformer(Model):
                     f"the weights in {os.fspath(folder)!r} are those of reformer_pytorch ({name}), "
                     "whose model is another one: its output layer reads the mean of both streams"
                 )
-        drawn = [bad.name for bad in misshapen if ignore_mismatched_sizes and _is_of_head(bad.name)]
+        sized = [bad.name for bad in misshapen if bad.kind == "shape" and _is_of_head(bad.name)]
+        drawn = sized if ignore_mismatched_sizes else []
         misshapen = [bad for bad in misshapen if bad.name not in drawn]
         wrong = what_does_not_fit(*self._not_of_heads(missing, unexpected), misshapen)
         nothing = {*missing} >= self.parameters.keys()
-        hint = "" if nothing else "; strict=False loads what fits"
+        hint = "" if nothing or misshapen else "; strict=False loads what fits"
         if any(bad.name.endswith(WORDS) for bad in misshapen):
             hint = "; resize_token_embeddings changes the number of words"
-        elif misshapen:
+        elif sized and not drawn:
             hint = "; ignore_mismatched_sizes=True draws a head of another size"
         if misshapen or (wrong and (strict or nothing)):
             raise ValueError(
