@@ -3,11 +3,13 @@ generate drawn together, against the references in float64, so that no pair of t
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from gradients import slope
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from reference import generation
 from reference import model as reference
 from reference.cross_entropy import cross_entropy_head
 from small_models import DROPOUT, random_ids, randomise, small_config
@@ -22,9 +24,9 @@ LONGEST = 26
 
 
 @st.composite
-def configurations(draw, activations=("relu", "gelu", "silu")):
+def configurations(draw, activations=("relu", "gelu", "silu"), decoders=st.booleans()):  # noqa: B008
     """Small configurations: every field that changes the numbers or the way to them."""
-    is_decoder = draw(st.booleans())
+    is_decoder = draw(decoders)
     after = st.just(0) if is_decoder else st.integers(0, 1)
     fields = {
         "is_decoder": is_decoder,
@@ -285,3 +287,108 @@ def counted(labels, mask, is_decoder):
         return labels
     at = mask if not is_decoder else np.pad(mask[:, :-1], ((0, 0), (1, 0)))
     return np.where(at != 0, labels, -100)
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "do_sample": st.booleans(),
+        "temperature": st.sampled_from([0.5, 1.0, 2.0]),
+        "top_k": st.sampled_from([0, 1, 5, 50]),
+        "top_p": st.sampled_from([0.3, 0.9, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.2]),
+        "repetition_penalty": st.sampled_from([0.5, 1.0, 3.0]),
+        "no_repeat_ngram_size": st.sampled_from([0, 1, 2, 3]),
+        "bad_words_ids": st.sampled_from([None, [[3], [5, 6]], [[1, 2, 3]]]),
+        "suppress_tokens": st.sampled_from([None, [2, 4]]),
+        "min_new_tokens": st.sampled_from([0, 2]),
+    }
+)
+
+
+@settings(max_examples=60)
+@given(
+    config=configurations(decoders=st.just(True)),
+    prompts=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    options=OPTIONS,
+    copies=st.sampled_from([1, 2]),
+    beams=st.sampled_from([1, 1, 2]),
+    eos=st.sampled_from([None, 7]),
+    side=st.sampled_from(["left", "right"]),
+    use_cache=st.booleans(),
+    new=st.integers(2, 8),
+)
+def test_texts_follow_the_options_row_by_row(
+    config, prompts, options, copies, beams, eos, side, use_cache, new
+):
+    model = model_of(config)
+    t, b = max(prompts), len(prompts)
+    ids, mask = random_ids((b, t)), np.zeros((b, t), int)
+    for row, length in zip(mask, prompts):
+        row[t - length :] = side == "left"
+        row[:length] |= side == "right"
+    if not options["do_sample"]:
+        copies = min(copies, beams)
+    pad = 9
+    arguments = options | dict(
+        rng=7, eos_token_id=eos, pad_token_id=pad, num_return_sequences=copies, num_beams=beams,
+        use_cache=use_cache,
+    )  # fmt: skip
+    try:
+        whole = model.generate(ids, mask, max_new_tokens=new, **arguments)
+    except ValueError as error:  # options that together leave no token
+        assert "no token is left" in str(error)
+        return
+    assert whole.shape[0] == b * copies and t < whole.shape[1] <= t + new
+    if beams == 1:
+        steps = list(model.stream(ids, mask, max_new_tokens=new, **arguments))
+        np.testing.assert_array_equal(np.stack(steps, axis=1), whole[:, t:])
+        shorter = model.generate(ids, mask, max_new_tokens=2, **arguments)
+        np.testing.assert_array_equal(shorter, whole[:, : t + 2])
+
+    seen: dict = {}
+    for i in range(b):
+        prompt = ids[i][mask[i] == 1]
+        rows = whole[i * copies : (i + 1) * copies]
+        # the same prompt drawn again is the next of its copies
+        before = seen.setdefault(tuple(prompt), 0)
+        seen[tuple(prompt)] += copies
+        many = dict(arguments, num_return_sequences=before + copies)
+        if beams > 1 and before and options["do_sample"]:
+            continue  # beams draw together: a second search of the same prompt is another
+        if beams > 1 or not options["do_sample"]:
+            many, before = arguments, 0
+        alone = model.generate(prompt[None], max_new_tokens=new, **many)[before:]
+        for row, own in zip(rows, alone, strict=True):
+            text, own = np.append(prompt, row[t:]), own[: len(prompt) + new]
+            n = min(len(text), len(own))
+            np.testing.assert_array_equal(text[:n], own[:n])
+            # of others that go on, or of rows that ended, there is only padding
+            assert (text[n:] == pad).all() and (own[n:] == pad).all()
+            if beams > 1:
+                continue
+            circle = "lsh" in config.layer_types or config.local_num_chunks_before > 1
+            if use_cache and config.attention_scope == "chunk" and circle:
+                continue  # decoding in chunks is near a forward pass, not the same
+            end = generation.check(
+                text, len(prompt), partial(next_logits, model, len(prompt)), options, eos
+            )
+            assert (text[end:] == pad).all()
+
+
+def next_logits(model, prompt, ids):
+    """Logits (v,) of what follows ids (t,), by the reference: the number of buckets is the
+    prompt's."""
+    config, t = model.config, len(ids)
+    m = config.lsh_attn_chunk_length
+    if config.num_buckets is None:
+        n = evaluated_length(config, max(prompt, m + 1), masked=False)
+        config = with_buckets(config, n)
+    n = evaluated_length(config, t, masked=False)
+    # the same weights and rotations, and that number of buckets at every length
+    found = model_of(config)(ids[None], rng=7, output_buckets=True).buckets
+    hashing = [known_buckets(x, config, 1, config.num_hashes, n) for x in found]
+    padded, rest = at_length(config, n, ids=ids[None], mask=None, positions=None)
+    logits = reference.language_model_logits(
+        head_of(model), config, padded, hashing=hashing, **rest
+    )
+    return logits[0, t - 1]
