@@ -336,7 +336,8 @@ def test_texts_follow_the_options_row_by_row(
     try:
         whole = model.generate(ids, mask, max_new_tokens=new, **arguments)
     except ValueError as error:  # options that together leave no token
-        assert "no token is left" in str(error)
+        if "no token is left" not in str(error):
+            raise
         return
     assert whole.shape[0] == b * copies and t < whole.shape[1] <= t + new
     if beams == 1:
