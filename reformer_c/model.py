@@ -510,7 +510,8 @@ class Reformer(Model):
             if name.endswith(LUCIDRAINS):
                 raise ValueError(
                     f"the weights in {os.fspath(folder)!r} are those of reformer_pytorch ({name}), "
-                    "whose model is another one: its output layer reads the mean of both streams"
+                    "whose model is another one: its output layer reads the mean of both streams. "
+                    "reformer_c.torch.patch makes that model faster in PyTorch"
                 )
         sized = [bad.name for bad in misshapen if bad.kind == "shape" and _is_of_head(bad.name)]
         drawn = sized if ignore_mismatched_sizes else []
