@@ -304,6 +304,10 @@ class GenerationConfig:
                 f"num_return_sequences: expected at most num_beams={beams}"
                 f"{'' if beams > 1 else ' without do_sample'}, got {texts}"
             )
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced, suppressed = _flat(getattr(self, name)), _flat(self.suppress_tokens)
+            if forced and set(forced) <= set(suppressed):
+                raise ValueError(f"{name}: expected one that suppress_tokens leaves, got {forced}")
 
     def _check_tokens(self, v: int) -> None:
         """Raise ValueError where a token is not in [0, v)."""

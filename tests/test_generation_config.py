@@ -92,6 +92,12 @@ def test_lengths_count_the_padded_prompt(model):
         model.generate(ids, max_length=5, min_length=6, **options)
 
 
+def test_a_token_cannot_be_forced_and_suppressed(model):
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        with pytest.raises(ValueError, match=rf"^{name}: expected one that suppress_tokens leaves"):
+            model.generate([[1]], suppress_tokens=[3, 4], **{name: 3})
+
+
 def test_top_k_is_50_by_default_and_off_as_0_or_none():
     config = small_config(attn_layers=["local"], vocab_size=60)
     model = ReformerModelWithLMHead(config, rng=0)

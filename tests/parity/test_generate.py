@@ -41,9 +41,8 @@ def pair(**changes):
 def both(model, theirs, ids, rotations=None, **options):
     """What both write after the prompts."""
     options = {"max_new_tokens": 40, "eos_token_id": 2, "pad_token_id": 0} | options
-    written = theirs.generate(
-        live.torch.tensor(ids), do_sample=False, **{"use_cache": True} | options
-    ).numpy()
+    defaults = {"use_cache": True, "do_sample": False}
+    written = theirs.generate(live.torch.tensor(ids), **defaults | options).numpy()
     return model.generate(ids, rotations=rotations, **options), written
 
 
@@ -262,6 +261,22 @@ def test_the_distribution_of_each_draw_is_theirs(monkeypatch, options):
     assert np.array_equal(np.array(seen) > 0, np.array(expected) > 0)
 
 
+class Still:
+    """A generator whose noise is 0."""
+
+    def gumbel(self, size):
+        return np.zeros(size)
+
+
+def take_the_likeliest(monkeypatch):
+    """In place of each draw among beams, in both."""
+    monkeypatch.setattr(
+        live.torch, "multinomial", lambda p, num_samples: live.torch.topk(p, num_samples)[1]
+    )
+    draws = lambda self, seed, prompts, copies: [Still()] * len(prompts)  # noqa: E731
+    monkeypatch.setattr(ReformerModelWithLMHead, "_draws", draws)
+
+
 @pytest.mark.parametrize("options", WARPERS, ids=str)
 @pytest.mark.parametrize("ends", [2, [2, 3, 4, 5]])
 def test_beams_are_drawn_from_their_distribution(monkeypatch, options, ends):
@@ -270,18 +285,8 @@ def test_beams_are_drawn_from_their_distribution(monkeypatch, options, ends):
     ids = np.random.default_rng(0).integers(3, 60, (2, 12))
     options = {"max_new_tokens": 15, "eos_token_id": ends, "pad_token_id": 0, "num_beams": 3,
                "num_return_sequences": 2, "do_sample": True} | options  # fmt: skip
-    monkeypatch.setattr(
-        live.torch, "multinomial", lambda p, num_samples: live.torch.topk(p, num_samples)[1]
-    )
+    take_the_likeliest(monkeypatch)
     written = theirs.generate(live.torch.tensor(ids), **options).numpy()
-
-    class Still:
-        def gumbel(self, size):
-            return np.zeros(size)
-
-    monkeypatch.setattr(
-        ReformerModelWithLMHead, "_draws", lambda self, seed, prompts, copies: [Still()] * 2
-    )
     assert_same_until_the_end(model.generate(ids, **options), written, 12, ends)
 
 
@@ -300,6 +305,62 @@ def test_beams_of_local_models_are_theirs(early_stopping, length_penalty, ends):
         **options,
     )  # fmt: skip
     assert_same_until_the_end(ours, written, 12, ends)
+
+
+# ---- options that meet ----
+
+
+MAY_MEET = {
+    "repetition_penalty": [0.5, 1.3, 3.0],
+    "no_repeat_ngram_size": [2, 3],
+    "bad_words_ids": [[[5], [7, 8]], [[2], [9]], [[3, 4, 5], [6]]],
+    "suppress_tokens": [[3, 8, 12]],
+    "begin_suppress_tokens": [[4, 8, 15]],
+    "forced_eos_token_id": [7],
+    "forced_bos_token_id": [19],
+    "renormalize_logits": [True],
+}
+MAY_MEET_IN_BEAMS = {
+    "num_return_sequences": [1, 2],
+    "length_penalty": [-1.0, 0.0, 0.5, 2.0],
+    "early_stopping": [True, False, "never"],
+}
+MAY_MEET_IN_DRAWS = {
+    "temperature": [0.5, 2.0],
+    "top_k": [0, 2, 5, None],
+    "top_p": [0.3, 0.9],
+    "min_p": [0.05, 0.5],
+    "typical_p": [0.3, 0.9],
+    "epsilon_cutoff": [0.01, 0.2],
+    "eta_cutoff": [0.05],
+}
+
+
+def some(rng, options, share):
+    """A few options, each with one of its values."""
+    return {
+        name: values[rng.integers(len(values))]
+        for name, values in options.items() if rng.random() < share
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_options_that_meet_are_theirs(monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    model, theirs = pair(vocab_size=60)
+    take_the_likeliest(monkeypatch)
+    for beams in (1, 2, 5):
+        t, rows = int(rng.choice([1, 2, 8, 20])), int(rng.integers(1, 4))
+        options = {"max_new_tokens": int(rng.integers(3, 16)), "num_beams": beams}
+        ends = [None, 2, [2, 3, 4]][rng.integers(3)]
+        options |= some(rng, MAY_MEET, 0.3)
+        options |= {"min_new_tokens": 3} if ends and rng.random() < 0.3 else {}
+        options |= some(rng, MAY_MEET_IN_BEAMS, 0.5) if beams > 1 else {}
+        if beams > 1 and rng.random() < 0.5:
+            options |= {"do_sample": True} | some(rng, MAY_MEET_IN_DRAWS, 0.3)
+        ids = rng.integers(3, 60, (rows, t))
+        ours, written = both(model, theirs, ids, eos_token_id=ends, **options)
+        assert_same_until_the_end(ours, written, t, [] if ends is None else ends)
 
 
 @pytest.mark.parametrize("t", [3, 24, 64])
