@@ -1,5 +1,7 @@
 """runtime.memory_used_again: within it large arrays are made of what was freed, and stay right."""
 
+import ctypes
+import mmap
 import os
 import resource
 import subprocess
@@ -199,6 +201,36 @@ def test_what_is_kept_can_be_given_back():
         [sys.executable, "-c", RELEASED], capture_output=True, text=True, env=environment
     )
     assert child.stdout == "ok\n", child.stderr
+
+
+def test_a_region_that_others_have_hemmed_in_begins_elsewhere():
+    with memory_used_again():
+        held = [np.ones(LARGE) for _ in range(4)]
+        where = min(map(address, held))
+        del held
+    after = (where + 4 * (8 * LARGE + 64) + 2**21 - 1) // 2**21 * 2**21
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.c_size_t] * 2,
+        *[ctypes.c_int] * 2,
+        ctypes.c_long,
+    ]
+    walls = [libc.mmap(at, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+             for at in range(after, after + 2**24, 2**21)]  # fmt: skip
+    try:
+        for _ in range(3):
+            with memory_used_again():
+                held = [np.ones(LARGE) for _ in range(20)]
+                places = set(map(address, held))
+                del held
+                again = [np.ones(LARGE) for _ in range(20)]
+                assert set(map(address, again)) == places
+                del again
+    finally:
+        for at in walls:
+            assert libc.munmap(ctypes.c_void_p(at), 4096) == 0
 
 
 def test_what_is_kept_is_bounded_by_the_memory_that_there_is():

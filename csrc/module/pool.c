@@ -86,31 +86,33 @@ static char *map_addresses(char *at, size_t bytes, int flags) {
     return got == MAP_FAILED ? NULL : got;
 }
 
-/* As many addresses as there is memory, or as the system lets us have; they cost nothing. Not where
-   they are counted: there a reservation would leave the program without. */
-static void reserve(void) {
-    if (limited(RLIMIT_AS) || limited(RLIMIT_DATA)) return;
+/* Above the blocks that are left, as far as nobody else has come there. */
+static int reserve_above(size_t bytes) {
+    char *end = pool.base + pool.reserved;
+    char *at = map_addresses(end, bytes, MAP_FIXED_NOREPLACE);
+    if (at == end)
+        pool.reserved += bytes;
+    else if (at)
+        munmap(at, bytes);
+    return at == end;
+}
+
+static int reserve_anywhere(size_t bytes) {
+    char *at = map_addresses(NULL, bytes + HUGE_PAGE, 0);
+    if (!at) return 0;
+    char *end = at + bytes + HUGE_PAGE;
+    pool.base = (char *)up_to(HUGE_PAGE, (uintptr_t)at);
+    pool.reserved = bytes;
+    if (pool.base > at) munmap(at, (size_t)(pool.base - at));
+    if (end > pool.base + bytes) munmap(pool.base + bytes, (size_t)(end - pool.base) - bytes);
+    return 1;
+}
+
+static int reserve_more(void) {
     size_t bytes = up_to(HUGE_PAGE, pool.memory);
-    if (pool.base) { // blocks are left: above them, if nobody else has come there
-        char *end = pool.base + pool.reserved;
-        bytes = bytes > pool.reserved ? bytes - pool.reserved : 0;
-        char *at = bytes ? map_addresses(end, bytes, MAP_FIXED_NOREPLACE) : NULL;
-        if (at == end)
-            pool.reserved += bytes;
-        else if (at)
-            munmap(at, bytes);
-        return;
-    }
-    for (; bytes >= 64 * HUGE_PAGE; bytes = up_to(HUGE_PAGE, bytes / 2)) {
-        char *at = map_addresses(NULL, bytes + HUGE_PAGE, 0);
-        if (!at) continue;
-        pool.base = (char *)up_to(HUGE_PAGE, (uintptr_t)at);
-        if (pool.base > at) munmap(at, (size_t)(pool.base - at));
-        if (pool.base < at + HUGE_PAGE)
-            munmap(pool.base + bytes, (size_t)(at + HUGE_PAGE - pool.base));
-        pool.reserved = bytes;
-        return;
-    }
+    for (; bytes >= 64 * HUGE_PAGE; bytes = up_to(HUGE_PAGE, bytes / 2))
+        if (pool.base ? reserve_above(bytes) : reserve_anywhere(bytes)) return 1;
+    return 0;
 }
 
 /* Give the addresses above all blocks back. */
@@ -194,6 +196,16 @@ static void empty(size_t limit) {
             if (b->state == WAITING && (!largest || b->size > largest->size)) largest = b;
         give_back(largest, pool.waiting - limit);
     }
+}
+
+/* As many addresses as there is memory, or as the system lets us have; they cost nothing. Not where
+   they are counted: there a reservation would leave the program without. */
+static void reserve(void) {
+    if (limited(RLIMIT_AS) || limited(RLIMIT_DATA)) return;
+    if (reserve_more() || pool.used) return;
+    empty(0); // no block in use keeps the region where others have hemmed it in
+    unreserve();
+    reserve_more();
 }
 
 /* A sixteenth of the memory may wait for the next pass. */
