@@ -266,8 +266,8 @@ class GenerationConfig:
                     lower |= {one: None, other: None}
         found = given.over(type(self)(**lower))
         found._check_tokens(v)
-        if found.pad_token_id is None and found.eos_token_id is not None:
-            found.pad_token_id = _flat(found.eos_token_id)[0]
+        if found.pad_token_id is None and (ends := _flat(found.eos_token_id)):
+            found.pad_token_id = ends[0]
         found._count_new_tokens(call, t, room)
         off = {"top_k": 0}  # given as None
         for name, value in DEFAULTS.items():

@@ -117,7 +117,13 @@ def check_inputs(
 
 
 def as_array(name: str, values: Any) -> np.ndarray:
-    """What NumPy makes of values; rows of several lengths are none."""
+    """What NumPy makes of values; rows of several lengths are none, nor are masked ones."""
+    if isinstance(values, np.ma.MaskedArray):
+        # NumPy would drop the mask
+        raise TypeError(
+            f"{name}: expected an array without a mask of its own, got a masked array: pass "
+            f"{name}.filled(...), and what is real as attention_mask"
+        )
     try:
         return np.asarray(values)
     except ValueError as error:

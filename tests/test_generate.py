@@ -403,6 +403,8 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"epsilon_cutoff": 1.0}, "epsilon_cutoff"),
         ({"logits_processr": None}, "logits_processr: .*did you mean logits_processor"),
         ({"input_ids": [[[3]]]}, "input_ids"),
+        ({"input_ids": np.ma.array([[3]])}, "input_ids: expected an array without a mask"),
+        ({"attention_mask": np.ma.array([[1]])}, "attention_mask: expected an array without"),
         ({"input_ids": None}, "input_ids"),
         ({"attention_mask": [[1], [1, 1]]}, "attention_mask"),
         ({"do_sample": "yes"}, "do_sample"),

@@ -149,11 +149,13 @@ def test_without_a_pad_the_end_is_repeated():
     assert model.generate([[1], [4]], logits_processor=end).tolist() == [[1, 2, 2, 2], [4, 9, 9, 2]]
 
 
-@pytest.mark.parametrize("eos", [-1, 13, [99, -1], None])
+@pytest.mark.parametrize("eos", [-1, 13, [99, -1], [], None])
 def test_an_end_that_the_vocabulary_has_not_never_comes(eos):
     config = small_config(attn_layers=["local"], eos_token_id=eos, pad_token_id=-1)
     model = ReformerModelWithLMHead(config, rng=0)
     assert model.generate([[1]], max_new_tokens=9).shape == (1, 10)
+    none = {"eos_token_id": [], "bad_words_ids": [], "suppress_tokens": [], "pad_token_id": None}
+    assert model.generate([[1]], max_new_tokens=9, **none).shape == (1, 10)
 
 
 # ---- files ----

@@ -1134,3 +1134,14 @@ def test_a_vocabulary_is_rounded_up():
     assert (
         model.config.vocab_size == len(model.parameters["embeddings.word_embeddings.weight"]) == 16
     )
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "labels", "position_ids"])
+def test_a_masked_array_is_refused(name):
+    """Its mask would be dropped."""
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    ids = random_ids((1, 5))
+    arguments = {"input_ids": ids, "labels": ids, name: np.ma.array(ids, mask=ids > 6)}
+    for call in (model, model.loss, model.loss_and_gradients):
+        with pytest.raises(TypeError, match=f"^{name}: expected an array without a mask of its"):
+            call(**arguments)
