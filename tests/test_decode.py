@@ -148,6 +148,23 @@ def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt):
         assert np.abs(y - expected[:, i]).max() <= scale * (2e-5 if dtype == np.float32 else 1e-12)
 
 
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+def test_a_token_alone_in_its_buckets_is_its_value(isa, rng, rounds):
+    """As the forward pass has it, to the bit, in float32 too."""
+    d = 8
+    wv = rng.standard_normal((d, d)).astype(np.float32)
+    x, one, zero = rng.standard_normal((1, d)).astype(np.float32), np.ones(d), np.zeros(d)
+    norm = (one.astype(np.float32), zero.astype(np.float32))
+    eye = np.eye(d, dtype=np.float32)
+    cache = ops.AttentionCache(
+        1, 1, d, scope="bucket", longest=4, num_buckets=(4,), chunk_length=4, dtype=np.float32,
+        rotations=rng.standard_normal((1, d, rounds, 2)).astype(np.float32),
+    )  # fmt: skip
+    y = np.zeros((1, d), np.float32)
+    cache.step(y, x, norm, (eye, None, wv, eye), np.arange(1), np.zeros(1, int))
+    np.testing.assert_array_equal(y, ops.linear(ops.layer_norm(x, *norm, eps=1e-12), wv))
+
+
 def test_workers_and_other_rows_do_not_change_a_row(isa, rng):
     model = language_model(np.float32, **long_config(300, attention_scope="bucket"))
     ids = random_ids((6, 200))

@@ -493,6 +493,12 @@ LONG_CALL = """
     out = np.empty_like(x)
     small = np.ones((1, 1, 100, 16))
     right = rc.full_attention(small, small, small)
+    few, none = np.ones((2, 16)), np.zeros(2)
+    long = dict(chunk_length=1, num_chunks_before=100_000_000, wrap=True)
+
+    def rule_of(options):
+        saved = rc.local_attention_forward(few, few, few, **options | dict(num_chunks_before=1))[1]
+        return saved._replace(rule=saved.rule._replace(before=options["num_chunks_before"]))
 
     def long_call():
         {call}
@@ -515,6 +521,11 @@ CALLS = {
     "feed-forward": "rc.feed_forward(x, np.zeros((4096, 64), 'f4'), np.zeros(4096, 'f4'),"
     " np.zeros((64, 4096), 'f4'), np.zeros(64, 'f4'))",
     "linear": "rc.linear(x, np.zeros((4096, 64), 'f4'))",
+    # of which one block of queries takes a minute
+    "a long window": "rc.local_attention(few, few, few, **long)",
+    "a long window's backward": "rc.local_attention_backward(few, rule_of(long))",
+    "a long window of hidden keys": "rc.local_attention(few, few, few, attention_mask=none, **long)",
+    "a long window of hashes": "rc.lsh_attention(few, few, allow_duplicate_attention=False, **long)",
 }
 
 

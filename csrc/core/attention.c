@@ -453,6 +453,7 @@ static int piece_meets(const rf_attention *a, piece p, size_t j) {
 static void forward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span keys,
                          size_t slot) {
     for (size_t j = 0; j < blocks_of(keys.end - keys.start, BLOCK); j++) {
+        if (stopped(x->order.run)) return;
         if (x->a->cap && !piece_meets(x->a, p, j)) continue;
         const block *k = span_block(x, w, bh, keys, j, 0);
         for (size_t i = 0; i < p.count; i++)
@@ -468,7 +469,7 @@ static void forward_spans(const attention_arrays *x, workbench *w, size_t bh, pi
     for (size_t i = 0; i < p.count; i++) owner_begin(x, w->owners + i, f);
     if (is_window_scope(a)) {
         // the queries' own chunk first: what is most like them sets the levels
-        for (size_t i = 0; i <= a->before + a->after; i++) {
+        for (size_t i = 0; i <= a->before + a->after && !is_stopped(x->order.run); i++) {
             const size_t slot = i == 0 ? a->before : i <= a->before ? i - 1 : i;
             size_t to;
             if (chunk_at(a, p.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
@@ -612,6 +613,7 @@ static void backward_pair(const attention_arrays *x, workbench *w, const block *
 static void backward_span(const attention_arrays *x, workbench *w, size_t bh, piece p, span others,
                           size_t slot, int as_queries, int as_keys, real *others_dq) {
     for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
+        if (stopped(x->order.run)) return;
         const size_t at = x->a->cap ? (others.start - p.base.start) / BLOCK + j : 0;
         if (x->a->cap && !piece_meets(x->a, p, at)) continue;
         const block *other = span_block(x, w, bh, others, j, 1);
@@ -673,7 +675,7 @@ static void backward_window(const attention_arrays *x, workbench *w, size_t bh, 
                             int known) {
     const rf_attention *a = x->a;
     const int one_before = a->before == 1 && a->after == 0 && blocks_per_chunk(a) <= OWNERS;
-    for (size_t slot = 0; slot <= a->before + a->after; slot++) {
+    for (size_t slot = 0; slot <= a->before + a->after && !is_stopped(x->order.run); slot++) {
         const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
         size_t other;
         if (chunk_at(a, p.chunk, offset, &other)) {
@@ -748,10 +750,12 @@ static void row_products(rf_run *run, real *delta, const real *dout, const real 
                          const rf_attention *a, rf_strides sdout, rf_strides sout) {
     const size_t rows = a->b * a->h * a->t, step = 1024;
 #pragma omp parallel for num_threads(team(run, 2.0 * (double)(rows * a->d))) schedule(static)
-    for (size_t task = 0; task < blocks_of(rows, step); task++)
+    for (size_t task = 0; task < blocks_of(rows, step); task++) {
+        if (stopped(run)) continue;
         for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++)
             delta[i] = dot(row_of(dout, sdout, a, i / a->t, i % a->t),
                            row_of(out, sout, a, i / a->t, i % a->t), a->d);
+    }
 }
 
 /* The rows that saw nothing add to gradients anywhere in their windows: one head at a time. */

@@ -34,7 +34,11 @@ typedef RF_REAL real;
 
 #define RF_ALIGN 64 // bytes of a cache line, and of the widest vector
 
-/* Has the run been stopped? The calling thread also gives the caller a chance to say so. */
+static inline int is_stopped(const rf_run *run) {
+    return atomic_load_explicit(&run->stop, memory_order_relaxed);
+}
+
+/* The same, and the calling thread gives the caller a chance to stop it. */
 static inline int stopped(rf_run *run) {
 #ifdef _OPENMP
     const int caller = omp_get_thread_num() == 0;
@@ -42,7 +46,7 @@ static inline int stopped(rf_run *run) {
     const int caller = 1;
 #endif
     if (caller && run->poll) run->poll(run);
-    return atomic_load_explicit(&run->stop, memory_order_relaxed);
+    return is_stopped(run);
 }
 
 static inline size_t thread_index(void) {

@@ -12,6 +12,7 @@
 /* The softmax of one query, on its way over the keys that it meets. */
 typedef struct {
     const rf_decoding *a;
+    rf_run *run;
     const real *q, *keys, *values; // d; s d of this head
     size_t self, others;           // the query's own token; how many keys were another
     size_t n, token[MET];
@@ -20,6 +21,7 @@ typedef struct {
 
 static void weigh(encounter *e) {
     const size_t d = e->a->d;
+    if (stopped(e->run)) e->n = 0; // a window may be long
     real score[MET + VEC_LANES];
     real most = e->most;
     for (size_t i = 0; i < e->n; i++) {
@@ -170,7 +172,7 @@ static size_t meet_hashed(encounter *e, const decode_arrays *x, size_t bh, real 
 }
 
 /* The key and value of a new token join the cache, and its query meets what it may see. */
-static void decode_head(const decode_arrays *x, size_t i, size_t head, real *u) {
+static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t head, real *u) {
     const rf_decoding *a = x->a;
     const size_t d = a->d, at = (i * a->h + head) * d;
     const size_t bh = (size_t)x->rows[i] * a->h + head, t = (size_t)x->positions[i];
@@ -182,7 +184,7 @@ static void decode_head(const decode_arrays *x, size_t i, size_t head, real *u) 
     for (size_t j = 0; j < d; j++) keys[slot * d + j] = k[j] * scale;
     copy_row(values + slot * d, x->v + at, d);
 
-    encounter e = {.a = a, .q = q, .keys = keys, .values = values, .self = local ? slot : t};
+    encounter e = {.a = a, .run = run, .q = q, .keys = keys, .values = values, .self = local ? slot : t};
     e.most = (real)(sizeof(real) == 4 ? -FLT_MAX : -DBL_MAX);
     e.out = x->out + at;
     memset(e.out, 0, d * sizeof(real));
@@ -192,7 +194,12 @@ static void decode_head(const decode_arrays *x, size_t i, size_t head, real *u) 
     else
         rounds = meet_hashed(&e, x, bh, u);
     weigh(&e);
-    // a token that met itself alone: -1e5 + log n is rounded as in a forward pass over all tokens
+    // a token that met itself alone is what a forward pass over all tokens makes of it: its value,
+    // or where Hugging Face's model has the scope, that with -1e5 + log n rounded
+    if (a->scope == RF_BUCKET && !e.others) {
+        copy_row(e.out, x->v + at, d);
+        return;
+    }
     real share = 1 / e.sum;
     if (!local && !e.others) {
         const real lse = rounds > 1 ? SCORE_SELF + (real)log((double)rounds) : SCORE_SELF;
@@ -238,7 +245,7 @@ static void decode_attention(rf_run *run, real *y, real *keys, real *values, int
     schedule(static)
     for (size_t task = 0; task < n * a->h; task++)
         if (!stopped(run))
-            decode_head(&arrays, task / a->h, task % a->h, hashes + thread_index() * each);
+            decode_head(run, &arrays, task / a->h, task % a->h, hashes + thread_index() * each);
     linear_few(run, norm, out, wo, NULL, n, width, c);
     for (size_t i = 0; i < n * c; i++) y[i] += norm[i];
 }

@@ -153,7 +153,7 @@ static void pack_parallel(rf_run *run, real *packed, const real *b, ptrdiff_t br
     const double work = (double)k * (double)n;
 #pragma omp parallel for num_threads(team(run, work)) schedule(static)
     for (size_t panel = 0; panel < panels; panel++)
-        gemm_pack(packed, b, brs, bcs, k, n, panel, panel + 1);
+        if (!stopped(run)) gemm_pack(packed, b, brs, bcs, k, n, panel, panel + 1);
 }
 
 /* One tile at the right edge: only `columns` of its columns exist in C. */

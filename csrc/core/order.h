@@ -9,6 +9,7 @@
 
 typedef struct {
     const rf_attention *a;
+    rf_run *run;      // which the longest of loops ask whether to go on
     uint32_t *order;  // b h r t: the token at each place; NULL: as they stand
     uint32_t *place;  // b h r t: the place of each token
     uint32_t *starts; // b h r k+2: where each bucket begins (scope BUCKET)
@@ -68,7 +69,7 @@ static void sort_round(const rf_attention *a, uint32_t *order, uint32_t *place, 
 
 static layout make_order(rf_run *run, const rf_attention *a, const int32_t *buckets,
                          void **scratch) {
-    layout l = {a, NULL, NULL, NULL};
+    layout l = {a, run, NULL, NULL, NULL};
     if (!is_sorted_scope(a)) return l;
     const size_t lists = a->b * a->h * a->r, buckets_end = a->k + 2;
     const int bucket_scope = a->scope == RF_BUCKET;
@@ -151,7 +152,9 @@ static inline span bucket_segments(const layout *l, size_t bh, size_t round, int
     return s;
 }
 
-/* How often query i meets key j, over all rounds and windows. */
+#define MANY_CHUNKS 4096 // between two looks at run->stop, where a chunk takes nanoseconds
+
+/* How often query i meets key j, over all rounds and windows; 1 if the run has been stopped. */
 static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_t i, size_t j) {
     const rf_attention *a = l->a;
     const size_t chunks = is_window_scope(a) ? chunks_of(a) : 0;
@@ -167,6 +170,7 @@ static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_
         }
         for (ptrdiff_t o = -(ptrdiff_t)a->before; o <= (ptrdiff_t)a->after; o++) {
             size_t at;
+            if (o % MANY_CHUNKS == 0 && o != 0 && stopped(l->run)) return 1;
             if (!chunk_at(a, r * chunks + l->place[list + i] / a->m, o, &at)) continue;
             const size_t other = (bh * a->r + at / chunks) * a->t;
             if (l->place[other + j] / a->m != at % chunks) continue;

@@ -159,6 +159,54 @@ def test_such_rows_are_rounded_as_hugging_face_rounds_them(isa, rng, r):
         assert_close(out, theirs, "attention")
 
 
+NOT_HUGGING_FACES = [
+    {"scope": "bucket"},
+    {"scope": "bucket", "bucket_cap": 64},
+    {"allow_duplicate_attention": False},
+    {"allow_duplicate_attention": False, "num_chunks_before": 9},
+    {"attend_across_buckets": False},
+    {"wrap": False},
+]
+
+
+@pytest.mark.parametrize("options", NOT_HUGGING_FACES, ids=str)
+@pytest.mark.parametrize("r", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("t", [13, 40])
+def test_such_rows_are_their_value_where_hugging_face_has_no_such_attention(
+    isa, dtype, rng, options, r, t
+):
+    """To the bit: the rounding of Hugging Face's log-sum-exp, 9e-3 in float32, is theirs alone."""
+    qk, v, dout = normal(rng, dtype, 3, 1, 2, t, 8)
+    mask = np.ones((1, t), bool)
+    mask[0, :3] = False
+    # each token of a bucket of its own
+    buckets = np.broadcast_to(np.arange(t), (1, 2, r, t))
+    options = {"chunk_length": 8, "is_causal": True, "attention_mask": mask} | options
+    out, saved = ops.lsh_attention_forward(qk, v, num_hashes=r, buckets=buckets, **options)
+    alone = np.zeros(t, bool)
+    alone[:4] = True
+    if "scope" in options or "attend_across_buckets" in options:
+        alone[:] = True
+    np.testing.assert_array_equal(out[:, :, alone], v[:, :, alone])
+    dout[:, :, ~alone] = 0
+    dqk, dv = ops.lsh_attention_backward(dout, saved)
+    np.testing.assert_array_equal(dqk, np.zeros_like(qk))
+    np.testing.assert_array_equal(dv, dout)
+
+
+def test_such_rows_drop_each_meeting_for_itself(isa, dtype, rng):
+    t, r = 600, 3
+    qk, v = normal(rng, dtype, 2, 1, 1, t, 8)
+    buckets = np.broadcast_to(np.arange(t), (1, 1, r, t))
+    out = ops.lsh_attention(
+        qk, v, num_hashes=r, buckets=buckets, scope="bucket", dropout=0.5, dropout_key=3
+    )
+    share = (out / v)[0, 0, :, 0]  # of three meetings, each 0 or 2 thirds
+    kept = np.round(share * 1.5)
+    np.testing.assert_allclose(share, kept / 1.5, rtol=1e-5)
+    assert set(kept) == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_what_is_not_a_number_reaches_only_the_queries_that_see_it(isa, dtype, rng, scope):
     t, spoilt = 45, 21

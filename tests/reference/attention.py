@@ -99,7 +99,9 @@ def softmax_as_rounded(s, rounds):
     )
 
 
-def weights_of_query(i, scores, seen, real, buckets, is_causal, shared_qk, duplicates, dtype):
+def weights_of_query(
+    i, scores, seen, real, buckets, is_causal, shared_qk, duplicates, dtype, rounded
+):
     """Row i of the (tk,) weights, and the share of it that moves with the scores."""
     visible, total = np.zeros(len(scores)), np.zeros(len(scores))
     if len(seen) == 0:
@@ -115,7 +117,8 @@ def weights_of_query(i, scores, seen, real, buckets, is_causal, shared_qk, dupli
         met = np.bincount(j[~elsewhere], minlength=len(scores))[j]
         s = np.where(itself | ~hidden, s - np.log(np.maximum(met, 1)), s)
     constant = hidden | itself
-    p = softmax_as_rounded(s.astype(dtype), round_q) if constant.all() else softmax(s)
+    as_rounded = rounded and constant.all()
+    p = softmax_as_rounded(s.astype(dtype), round_q) if as_rounded else softmax(s)
     np.add.at(total, j, p)
     np.add.at(visible, j, np.where(constant, 0, p))
     return total, visible
@@ -131,11 +134,13 @@ class Attention:
 
     q (b, h, t, d); k (b, h, tk, d), or None: shared queries and keys; `seen(b, h)` lists each
     query's occurrences; `buckets` (b, h, r, t), where only the same bucket may be attended to.
+    `rounded`: constant scores as Hugging Face rounds them, whose model has this attention.
     """
 
     def __init__(
-        self, q, k, seen, *, is_causal, attention_mask, scale, buckets=None, duplicates=True
-    ):
+        self, q, k, seen, *, is_causal, attention_mask, scale, buckets=None, duplicates=True,
+        rounded=True,
+    ):  # fmt: skip
         dtype = np.asarray(q).dtype
         self.q, self.shared = np.float64(q), k is None
         b, h, t, d = self.q.shape
@@ -151,7 +156,7 @@ class Attention:
             for i in range(t):
                 self.weights[at][i], self.moving[at][i] = weights_of_query(
                     i, scores[at][i], views[i], real[at[0]], own,
-                    is_causal, self.shared, duplicates, dtype,
+                    is_causal, self.shared, duplicates, dtype, rounded,
                 )  # fmt: skip
 
     def output(self, v):
@@ -214,4 +219,7 @@ def lsh(
 
     only = None if attend_across_buckets or scope == "bucket" else buckets
     rules.update(buckets=only, duplicates=allow_duplicate_attention)
+    rules["rounded"] = (
+        scope == "chunk" and attend_across_buckets and allow_duplicate_attention and wrap
+    )
     return Attention(qk, None, seen, **rules)

@@ -58,7 +58,7 @@ def outputs(x, norm, weights, rotations, num_buckets, *, scope, h, m, before):
             if scope != "local":
                 s = np.where(met == i, attention.SELF, s)
             p = attention.softmax(s)
-            if scope != "local" and (met == i).all():  # constants, as Hugging Face rounds them
+            if scope == "chunk" and (met == i).all():  # constants, as Hugging Face rounds them
                 rounds = np.arange(len(met))
                 p = attention.softmax_as_rounded(s.astype(np.asarray(x).dtype), rounds)
             out[at][i] = p @ v[at][met]
