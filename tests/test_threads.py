@@ -524,8 +524,10 @@ CALLS = {
     # of which one block of queries takes a minute
     "a long window": "rc.local_attention(few, few, few, **long)",
     "a long window's backward": "rc.local_attention_backward(few, rule_of(long))",
-    "a long window of hidden keys": "rc.local_attention(few, few, few, attention_mask=none, **long)",
-    "a long window of hashes": "rc.lsh_attention(few, few, allow_duplicate_attention=False, **long)",
+    "a long window of hidden keys": "rc.local_attention(few, few, few, attention_mask=none,"
+    " **long)",
+    "a long window of hashes": "rc.lsh_attention(few, few, allow_duplicate_attention=False,"
+    " **long)",
 }
 
 
