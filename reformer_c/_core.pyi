@@ -9,16 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .ops.attention import AttentionSpec
+
 Real = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[Any] | None
-# (query name, scope, m, before, after, k, causal, shared_qk, wrap, across_buckets, duplicates,
-#  scale, dropout, key, cap)
-Attention = tuple[
-    str, int, int, int, int, int, bool, bool, bool, bool, bool, float, float, int, int
-]
-# (scope, m, before, cap, scale, eps)
-Decoding = tuple[int, int, int, int, float, float]
 
 compiler: str
 openmp: int
@@ -127,22 +122,24 @@ def lsh_hash(
     /,
 ) -> NDArray[np.int32]: ...
 def attention_forward(
-    attention: Attention,
+    spec: AttentionSpec,
     q: Real,
     k: Real | None,
     v: Real,
     attention_mask: Mask,
+    bucket_ids: int,
     buckets: Integers | None,
     out: Real | None,
     workers: int,
     /,
 ) -> tuple[Real, Real]: ...
 def attention_backward(
-    attention: Attention,
+    spec: AttentionSpec,
     q: Real,
     k: Real | None,
     v: Real,
     attention_mask: Mask,
+    bucket_ids: int,
     buckets: Integers | None,
     out: Real,
     lse: Real,
@@ -151,7 +148,8 @@ def attention_backward(
     /,
 ) -> tuple[Real, ...]: ...
 def decode_attention(
-    decoding: Decoding,
+    spec: AttentionSpec,
+    eps: float,
     x: Real,
     weight: Real,
     bias: Real,
@@ -216,7 +214,16 @@ def layer_scratch(
     /,
 ) -> tuple[float, float]: ...
 def attention_scratch(
-    like: Real, attention: Attention, b: int, h: int, t: int, d: int, r: int, workers: int, /
+    like: Real,
+    spec: AttentionSpec,
+    b: int,
+    h: int,
+    t: int,
+    d: int,
+    r: int,
+    bucket_ids: int,
+    workers: int,
+    /,
 ) -> tuple[float, float]: ...
 def select_isa(name: str, /) -> None: ...
 def isa() -> str: ...

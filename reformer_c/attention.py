@@ -12,7 +12,7 @@ import numpy as np
 
 from . import ops
 from .nn import Key, Sublayer, Weights, blocks
-from .ops.attention import AttentionSaved, attention_scratch
+from .ops.attention import AttentionSaved, AttentionSpec, attention_scratch
 from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
 from .probabilities import cross_probabilities, local_probabilities, lsh_probabilities
@@ -399,7 +399,7 @@ class LocalAttention(Attention):
         self, shape: tuple[int, int, int, int], dtype: np.dtype
     ) -> tuple[int, int]:
         windows = {name: self.rules[name] for name in WINDOW}
-        return attention_scratch("local", shape, dtype=dtype, **windows)
+        return attention_scratch(AttentionSpec("local", **windows), shape, dtype=dtype)
 
 
 class LSHAttention(Attention):
@@ -503,8 +503,9 @@ class LSHAttention(Attention):
     def _attention_scratch(
         self, shape: tuple[int, int, int, int], dtype: np.dtype
     ) -> tuple[int, int]:
-        rules = {name: self.rules[name] for name in (*WINDOW, "num_hashes", "num_buckets")}
-        return attention_scratch(self.rules["scope"], shape, dtype=dtype, **rules)
+        names = (*WINDOW, "scope", "num_hashes", "num_buckets")
+        rules = {name: self.rules[name] for name in names}
+        return attention_scratch(AttentionSpec("lsh", shared_qk=True, **rules), shape, dtype=dtype)
 
     def bucket_bytes(self, shape: tuple[int, ...]) -> int:
         """Of the bucket ids (b, h, r, t), which stay from the first pass to the last."""
@@ -675,6 +676,4 @@ class CrossAttention(Attention):
     def _attention_scratch(
         self, shape: tuple[int, int, int, int], dtype: np.dtype
     ) -> tuple[int, int]:
-        # a window of one chunk is full attention
-        rules = {"chunk_length": shape[2], "num_chunks_before": 0, "num_chunks_after": 0}
-        return attention_scratch("local", shape, dtype=dtype, **rules)
+        return attention_scratch(AttentionSpec("full"), shape, dtype=dtype)

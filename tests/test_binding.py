@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ def ones(*shape, dtype="float32"):
     return np.ones(shape, dtype)
 
 
+SPEC = ops.attention.AttentionSpec
 IDS = np.array([[0, 1, 2], [2, 1, 0]])
 HEADS = dict(qk=ones(2, 3, 8, 4), v=ones(2, 3, 8, 4))
 ATTENTION = dict(q=ones(2, 3, 8, 4), k=ones(2, 3, 8, 4), v=ones(2, 3, 8, 4))
@@ -572,10 +574,9 @@ def test_nonsense_never_crashes(rng):
     things = [
         None, 0, -1, 1, 2.5, np.nan, "q", "relu", (), (2, 4), ones(0), ones(1), ones(3, 4),
         ones(1, 1, 4, 4), ones(4, 4, dtype="float64"), np.zeros((1, 1, 4), int), np.arange(3),
-        np.zeros((1, 1, 1, 4), "int32"), object(), ops.attention.Attention("q", 0),
-        ops.attention.Attention("q", 2, 3, 1, 1, 5, shared_qk=True),
-        ops.attention.Attention("q", 3, 3, 1, 1, 5, shared_qk=True),
-        ops.attention.Attention("q", 1, 2, 1),
+        np.zeros((1, 1, 1, 4), "int32"), object(), SPEC("full"),
+        SPEC("lsh", chunk_length=3, shared_qk=True), SPEC("local", chunk_length=2),
+        SPEC("lsh", scope="bucket", chunk_length=3, shared_qk=True),
     ]  # fmt: skip
     functions = [getattr(_core, name) for name in dir(_core)
                  if not name.startswith("__")
@@ -591,20 +592,33 @@ def test_nonsense_never_crashes(rng):
                 pass
 
 
-def test_an_attention_is_checked_element_by_element():
-    right = ops.attention.Attention("q", 0)
+def test_an_attention_is_checked_field_by_field():
+    """By the extension too, which trusts no spec, whatever class it is of."""
+    right = vars(SPEC("full"))
     x = ones(1, 1, 4, 4)
-    for wrong in [dict(scope=-1), dict(scope=4), dict(chunk_length=0), dict(before=-1),
-                  dict(after=2**40), dict(num_buckets=-1), dict(scale=np.nan), dict(dropout=1.0),
-                  dict(dropout_key=-1), dict(scope=2), dict(scope=1, shared_qk=True),
-                  dict(query=3), dict(dropout_key="x")]:  # fmt: skip
+
+    def forward(k, ids, buckets, **wrong):
+        spec = SimpleNamespace(**right | wrong)
+        return _core.attention_forward(spec, x, k, x, None, ids, buckets, None, 1)
+
+    forward(x, 0, None)
+    for wrong in [dict(kind="f"), dict(kind=4), dict(chunk_length=0), dict(num_chunks_before=-1),
+                  dict(num_chunks_after=2**40), dict(scale=np.nan), dict(dropout=1.0),
+                  dict(dropout_key=-1), dict(kind="lsh"), dict(kind="local", shared_qk=True),
+                  dict(kind="lsh", scope=3), dict(dropout_key="x"), dict(bucket_cap=65)]:  # fmt: skip
         with pytest.raises((ValueError, TypeError, OverflowError)):
-            _core.attention_forward(right._replace(**wrong), x, x, x, None, None, None, 1)
+            forward(x, 0, None, **wrong)
+    with pytest.raises(ValueError, match="bucket_ids must be at least 0"):
+        forward(x, -1, None)
     with pytest.raises(TypeError, match="buckets must be None"):
-        _core.attention_forward(right, x, x, x, None, np.zeros(3, int), None, 1)
-    chunks = right._replace(scope=2, shared_qk=True, num_buckets=3)
+        forward(x, 0, np.zeros(3, int))
+    chunks = dict(kind="lsh", chunk_length=2, shared_qk=True)
     with pytest.raises(TypeError, match="buckets must be"):
-        _core.attention_forward(chunks, x, None, x, None, None, None, 1)
+        forward(None, 3, None, **chunks)
+    with pytest.raises(TypeError, match="^spec must be an AttentionSpec, got .* without wrap"):
+        _core.attention_forward(SimpleNamespace(kind="full", chunk_length=1, num_chunks_before=0,
+            num_chunks_after=0, bucket_cap=None, is_causal=False, shared_qk=False),
+            x, x, x, None, 0, None, None, 1)  # fmt: skip
 
 
 @pytest.mark.parametrize("op", RIGHT)

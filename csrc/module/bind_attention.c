@@ -33,12 +33,14 @@ PyObject *bind_attention_forward(PyObject *module, PyObject *const *args, Py_ssi
     const void *k = rf_in_keys(&c, &a, "k", keys, &sk);
     const void *v = rf_in_strided(&c, "v", keys, &sv);
     const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
+    a.k = rf_count(&c, "bucket_ids");
     const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
     void *out = rf_out_like(&c, "out", "b? h? t d", query, &sout);
     void *lse = rf_new(&c, "b h t");
     rf_workers(&c);
 
     rf_attention_sizes(&c, &a);
+    rf_attention_complete(&a);
     void *scratch = rf_scratch(&c, RF_CALL(&c, attention_workspace, &a, c.run.workers));
     RF_RUN(&c, attention_forward, out, lse, q, k, v, mask, buckets, &a, sout, sq, sk, sv, scratch);
     return rf_return(&c);
@@ -54,6 +56,7 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
     const void *k = rf_in_keys(&c, &a, "k", keys, &sk);
     const void *v = rf_in_strided(&c, "v", keys, &sv);
     const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
+    a.k = rf_count(&c, "bucket_ids");
     const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
     const void *out = rf_in_strided(&c, "out", "b? h? t d", &sout);
     const void *lse = rf_in(&c, "lse", "b h t");
@@ -64,6 +67,7 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
     rf_workers(&c);
 
     rf_attention_sizes(&c, &a);
+    rf_attention_complete(&a);
     void *scratch = rf_scratch(&c, RF_CALL(&c, attention_backward_workspace, &a, c.run.workers));
     RF_RUN(&c, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, mask, buckets, &a, sdq, sdk,
            sdv, sdout, sout, sq, sk, sv, scratch);

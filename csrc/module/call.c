@@ -255,7 +255,8 @@ const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, cons
 
 const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name,
                              const char *shape) {
-    if (a->scope != RF_CHUNK && a->scope != RF_BUCKET) return expect_none(c, name), NULL;
+    const int hashes = a->scope == RF_BUCKET || (a->scope == RF_CHUNK && rf_size(c, "t") > a->m);
+    if (!hashes) return expect_none(c, name), NULL;
     PyArrayObject *given = next_integers(c, name, shape);
     if (!given) return NULL;
 

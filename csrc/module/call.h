@@ -118,15 +118,15 @@ rf_activation rf_activation_of(rf_call *c, const char *name);
 size_t rf_factors(rf_call *c, const char *name, int32_t *factors, size_t *product, size_t *half);
 void rf_workers(rf_call *c); // the last argument: threads the call may use, c->run.workers
 
-/* What a query may attend to, and how: one argument, a tuple with the elements of
-   reformer_c.ops.attention.Attention. Says how the query array is called, and which shapes the
-   keys and the mask have; the sizes in it are known once all arrays are, by rf_attention_sizes. */
+/* spec.c: what a query may attend to, and how: one argument, an AttentionSpec. Says how the query
+   array is called, and which shapes the keys and the mask have. Its sizes, and what follows from
+   them, are known once all arrays are: rf_attention_sizes. */
 rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask);
 void rf_attention_sizes(rf_call *c, rf_attention *a);
+void rf_attention_complete(rf_attention *a);
 
-/* One token's attention beside a cache: a tuple with the elements of
-   reformer_c.ops.decoding.Decoding; and its sizes once all arrays are known, if those that it has
-   to have are there. */
+/* One token's attention to a cache: an AttentionSpec and the layer norm's eps; and its sizes once all
+   arrays are known, if those that it has to have are there. */
 rf_decoding rf_decoding_of(rf_call *c);
 void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets);
 

@@ -1,10 +1,11 @@
 """Softmax attention in four scopes: all keys, chunks of the sequence, chunks of the hash order, and
-whole buckets. One kernel serves them, and one `Attention` says what it does."""
+whole buckets. One kernel serves them, and one `AttentionSpec` holds the options of a call."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from .. import _core
 from ..runtime import resolve_workers
 from ._arguments import MOST, factors_of, finite, heads, probability, random_key, saved_by, whole
+from ._derive import value_of
 from .hashing import buckets_of, choose_num_buckets
 
 __all__ = [
@@ -28,27 +30,74 @@ __all__ = [
     "lsh_attention_forward",
 ]
 
-FULL, LOCAL, CHUNK, BUCKET = range(4)
+KINDS = {"full": "q", "local": "q", "lsh": "qk"}  # and what a call names its queries
+SCOPES = ("chunk", "bucket")
 
 
-class Attention(NamedTuple):
-    """What a query may attend to, and how: `rf_attention` of the core, but for the sizes."""
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What a query may attend to, and how: the options of a call, checked, in the call's words.
 
-    query: str  # what the caller calls the queries
-    scope: int
-    chunk_length: int = 1
-    before: int = 0
-    after: int = 0
-    num_buckets: int = 0  # ids are below it
-    causal: bool = False
+    The extension reads the fields by name and completes them by the sizes of the arrays: at most
+    one chunk is full attention, windows end with the sequence unless they wrap, and the scale is
+    1 / sqrt(d) by default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the field.
+    """
+
+    kind: str
+    num_hashes: int = 1
+    num_buckets: int | Sequence[int] | None = None
+    chunk_length: int = 64
+    num_chunks_before: int = 1
+    num_chunks_after: int = 0
+    is_causal: bool = False
+    scope: str = "chunk"
+    bucket_cap: int | None = None
+    scale: float | None = None
     shared_qk: bool = False
+    attend_across_buckets: bool = True
+    allow_duplicate_attention: bool = True
     wrap: bool = False
-    across_buckets: bool = True
-    duplicates: bool = True
-    scale: float = 1.0
     dropout: float = 0.0
     dropout_key: int = 0
-    cap: int = 0
+
+    def __post_init__(self) -> None:
+        plain = vars(self)  # a frozen dataclass guards attributes; what is checked is also plain
+        for name, least in COUNTS:
+            plain[name] = whole(plain[name], name, least)
+        if self.num_buckets is not None:
+            plain["num_buckets"] = factors_of(self.num_buckets)
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope must be 'chunk' or 'bucket', got {self.scope!r}")
+        if self.bucket_cap is not None:
+            cap = plain["bucket_cap"] = whole(self.bucket_cap, "bucket_cap", 64)
+            if cap % 64 or self.scope == "chunk":
+                raise ValueError(
+                    f"bucket_cap must be a multiple of 64 with scope='bucket', or None, got {cap} "
+                    f"with scope={self.scope!r}"
+                )
+        if self.scale is not None:
+            plain["scale"] = finite(self.scale, "scale")
+        plain["dropout"] = probability(self.dropout, "dropout")
+        plain["dropout_key"] = random_key(self.dropout_key, "dropout_key")
+
+    @property
+    def query(self) -> str:
+        """What the call names its queries."""
+        return KINDS[self.kind]
+
+    def hashes(self, t: int) -> bool:
+        """Whether a sequence of t tokens is hashed: in chunks, more than one."""
+        return self.kind == "lsh" and (self.scope == "bucket" or t > self.chunk_length)
+
+
+COUNTS = (
+    ("num_hashes", 1), ("chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
+)  # fmt: skip
 
 
 class AttentionSaved(NamedTuple):
@@ -59,82 +108,59 @@ class AttentionSaved(NamedTuple):
     float32 of a row that saw itself alone in its only round, and -inf of other rows without a key.
     """
 
-    rule: Attention
+    spec: AttentionSpec
     q: np.ndarray
     k: np.ndarray | None
     v: np.ndarray
     attention_mask: np.ndarray | None
+    bucket_ids: int  # bucket ids are below it
     buckets: np.ndarray | None
     out: np.ndarray
     lse: np.ndarray
 
 
 def _forward(
-    rule: Attention,
+    spec: AttentionSpec,
     q: np.ndarray,
     k: np.ndarray | None,
     v: np.ndarray,
     attention_mask: np.ndarray | None,
-    buckets: np.ndarray | None,
     out: np.ndarray | None,
     workers: int | None,
+    buckets: np.ndarray | None = None,
+    bucket_ids: int = 0,
 ) -> tuple[np.ndarray, AttentionSaved]:
     out, lse = _core.attention_forward(
-        rule, q, k, v, attention_mask, buckets, out, resolve_workers(workers)
+        spec, q, k, v, attention_mask, bucket_ids, buckets, out, resolve_workers(workers)
     )
-    return out, AttentionSaved(rule, q, k, v, attention_mask, buckets, out, lse)
+    return out, AttentionSaved(spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse)
 
 
 def _backward(
     dout: np.ndarray, saved: AttentionSaved, workers: int | None, query: str = "q"
 ) -> tuple[np.ndarray, ...]:
-    rule, q, k, v, attention_mask, buckets, out, lse = saved_by(AttentionSaved, saved)
-    if rule.query != query:
+    spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse = saved_by(AttentionSaved, saved)
+    if spec.query != query:
         kinds = {"q": "full or local attention", "qk": "LSH attention"}
-        raise ValueError(f"saved must be of {kinds[query]}, got that of {kinds[rule.query]}")
+        raise ValueError(f"saved must be of {kinds[query]}, got that of {kinds[spec.query]}")
     return _core.attention_backward(
-        rule, q, k, v, attention_mask, buckets, out, lse, dout, resolve_workers(workers)
-    )
-
-
-def _scale(scale: float | None, d: int) -> float:
-    if scale is not None:
-        return finite(scale, "scale")
-    return 1.0 / math.sqrt(d) if d else 1.0
-
-
-def _windows(t: int, m: int, before: int, after: int, wrap: bool) -> tuple[int, int]:
-    """Chunks before and after; without a circle there are no more than there are."""
-    before = whole(before, "num_chunks_before", 0)
-    after = whole(after, "num_chunks_after", 0)
-    return (before, after) if wrap else (min(before, t // m), min(after, t // m))
+        spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse, dout,
+        resolve_workers(workers),
+    )  # fmt: skip
 
 
 def attention_scratch(
-    scope: str,
-    shape: tuple[int, int, int, int],
-    *,
-    chunk_length: int,
-    num_chunks_before: int,
-    num_chunks_after: int,
-    num_hashes: int = 1,
-    num_buckets: int | Sequence[int] = 2,
-    dtype: Any = np.float32,
-    workers: int | None = None,
+    spec: AttentionSpec, shape: tuple[int, int, int, int], *, dtype: Any = np.float32
 ) -> tuple[int, int]:
-    """Bytes that an attention takes beside its arrays, forward and backward; nothing is computed.
+    """Bytes that an attention takes besides its arrays, forward and backward; nothing is computed.
 
     Parameters
     ----------
-    scope : {"local", "chunk", "bucket"}
-        `local_attention`, or `lsh_attention` of that scope.
+    spec : AttentionSpec
+        Of the call.
     shape : (b, h, t, d)
         Of the queries.
-    chunk_length, num_chunks_before, num_chunks_after, num_hashes, num_buckets
-        Of the call.
     dtype : float32 or float64
-    workers : int, optional
-        Threads, see `reformer_c.set_num_threads`.
 
     Returns
     -------
@@ -142,20 +168,16 @@ def attention_scratch(
 
     Examples
     --------
-    >>> rules = dict(chunk_length=64, num_chunks_before=1, num_chunks_after=0)
-    >>> attention_scratch("local", (1, 2, 65536, 64), **rules)[1] < 65536 * 64 * 4
+    >>> attention_scratch(AttentionSpec("local"), (1, 2, 65536, 64))[1] < 65536 * 64 * 4
     True
     """
     t = shape[2]
-    number = {"local": LOCAL, "chunk": CHUNK, "bucket": BUCKET}[scope]
-    if t <= chunk_length and scope != "bucket":
-        number = FULL
-    rule = Attention(
-        "q", number, chunk_length, num_chunks_before, num_chunks_after,
-        math.prod(factors_of(num_buckets)), shared_qk=scope != "local",
-    )  # fmt: skip
+    ids = 0
+    if spec.hashes(t):
+        factors: Any = spec.num_buckets or factors_of(choose_num_buckets(t, spec.chunk_length))
+        ids = math.prod(factors)
     forward, backward = _core.attention_scratch(
-        np.empty(0, dtype), rule, *shape, num_hashes, resolve_workers(workers)
+        np.empty(0, dtype), spec, *shape, spec.num_hashes, ids, resolve_workers(None)
     )
     return int(forward), int(backward)
 
@@ -163,7 +185,7 @@ def attention_scratch(
 # ---- full ----
 
 
-def full_attention(
+def full_attention_forward(
     q: np.ndarray,
     k: np.ndarray | None,
     v: np.ndarray,
@@ -176,7 +198,37 @@ def full_attention(
     dropout_key: int = 0,
     out: np.ndarray | None = None,
     workers: int | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, AttentionSaved]:
+    """`full_attention`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (b, h, t, d)
+    saved : AttentionSaved
+        References to the inputs and to `out`, no copies, and one number a query: do not write into
+        them before the backward pass, by an `out` that overlaps an input either.
+
+    Examples
+    --------
+    >>> out, saved = full_attention_forward(np.zeros((3, 2)), np.zeros((5, 2)), np.ones((5, 2)))
+    >>> saved.lse.round(4)
+    array([[[1.6094, 1.6094, 1.6094]]])
+    """
+    q, *_ = heads(q, "q")
+    if shared_qk and k is not None:
+        raise ValueError("k must be None with shared_qk: the keys are made from q")
+    if not shared_qk and k is None:
+        raise TypeError("k must be an array unless shared_qk, got None")
+    spec = AttentionSpec(
+        "full", is_causal=is_causal, scale=scale, shared_qk=shared_qk, dropout=dropout,
+        dropout_key=dropout_key,
+    )  # fmt: skip
+    k = None if k is None else np.asarray(k)
+    return _forward(spec, q, k, np.asarray(v), attention_mask, out, workers)
+
+
+@value_of(full_attention_forward)
+def full_attention() -> np.ndarray:  # type: ignore[empty-body]
     """Exact softmax attention to all keys, in blocks: ``softmax(scale q k') v``.
 
     Parameters
@@ -234,71 +286,6 @@ def full_attention(
            [0.5   , 0.5   ],
            [0.3333, 0.3333]])
     """
-    return full_attention_forward(
-        q, k, v, is_causal=is_causal, attention_mask=attention_mask, scale=scale,
-        shared_qk=shared_qk, dropout=dropout, dropout_key=dropout_key, out=out, workers=workers,
-    )[0]  # fmt: skip
-
-
-def full_attention_forward(
-    q: np.ndarray,
-    k: np.ndarray | None,
-    v: np.ndarray,
-    *,
-    is_causal: bool = False,
-    attention_mask: np.ndarray | None = None,
-    scale: float | None = None,
-    shared_qk: bool = False,
-    dropout: float = 0.0,
-    dropout_key: int = 0,
-    out: np.ndarray | None = None,
-    workers: int | None = None,
-) -> tuple[np.ndarray, AttentionSaved]:
-    """`full_attention`, and what its backward pass needs.
-
-    Returns
-    -------
-    out : (b, h, t, d)
-    saved : AttentionSaved
-        References to the inputs and to `out`, no copies, and one number a query: do not write into
-        them before the backward pass, by an `out` that overlaps an input either.
-
-    Examples
-    --------
-    >>> out, saved = full_attention_forward(np.zeros((3, 2)), np.zeros((5, 2)), np.ones((5, 2)))
-    >>> saved.lse.round(4)
-    array([[[1.6094, 1.6094, 1.6094]]])
-    """
-    q, _, _, d = heads(q, "q")
-    if shared_qk and k is not None:
-        raise ValueError("k must be None with shared_qk: the keys are made from q")
-    if not shared_qk and k is None:
-        raise TypeError("k must be an array unless shared_qk, got None")
-    rule = full_rule(
-        d, is_causal=is_causal, scale=scale, shared_qk=shared_qk, dropout=dropout,
-        dropout_key=dropout_key,
-    )  # fmt: skip
-    return _forward(
-        rule, q, None if k is None else np.asarray(k), np.asarray(v), attention_mask, None, out,
-        workers,
-    )  # fmt: skip
-
-
-def full_rule(
-    d: int,
-    *,
-    is_causal: bool,
-    scale: float | None,
-    shared_qk: bool,
-    dropout: float,
-    dropout_key: int,
-) -> Attention:
-    """The rule of a call of `full_attention`."""
-    return Attention(
-        "q", FULL, causal=is_causal, shared_qk=shared_qk, scale=_scale(scale, d),
-        dropout=probability(dropout, "dropout"),
-        dropout_key=random_key(dropout_key, "dropout_key"),
-    )  # fmt: skip
 
 
 def full_attention_backward(
@@ -339,7 +326,7 @@ def full_attention_backward(
 # ---- local ----
 
 
-def local_attention(
+def local_attention_forward(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -355,7 +342,37 @@ def local_attention(
     dropout_key: int = 0,
     out: np.ndarray | None = None,
     workers: int | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, AttentionSaved]:
+    """`local_attention`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (b, h, t, d)
+    saved : AttentionSaved
+        References to the inputs and to `out`, no copies, and one number a query: do not write into
+        them before the backward pass, by an `out` that overlaps an input either.
+
+    Examples
+    --------
+    >>> q = np.zeros((4, 1))
+    >>> out, saved = local_attention_forward(q, q, q, chunk_length=2)
+    >>> out.shape
+    (4, 1)
+    """
+    q, *_ = heads(q, "q")
+    k = np.asarray(k)
+    if k.shape != q.shape:
+        raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
+    spec = AttentionSpec(
+        "local", chunk_length=chunk_length, num_chunks_before=num_chunks_before,
+        num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
+        dropout=dropout, dropout_key=dropout_key,
+    )  # fmt: skip
+    return _forward(spec, q, k, np.asarray(v), attention_mask, out, workers)
+
+
+@value_of(local_attention_forward)
+def local_attention() -> np.ndarray:  # type: ignore[empty-body]
     """Softmax attention to the own chunk of the sequence and its neighbours.
 
     Parameters
@@ -411,80 +428,6 @@ def local_attention(
     >>> local_attention(q, k, v, chunk_length=2, num_chunks_before=0)[:, 0]
     array([0.5, 0.5, 2.5, 2.5])
     """
-    return local_attention_forward(
-        q, k, v, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
-        num_chunks_after=num_chunks_after, is_causal=is_causal, attention_mask=attention_mask,
-        scale=scale, wrap=wrap, dropout=dropout, dropout_key=dropout_key, out=out, workers=workers,
-    )[0]  # fmt: skip
-
-
-def local_attention_forward(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    *,
-    chunk_length: int = 64,
-    num_chunks_before: int = 1,
-    num_chunks_after: int = 0,
-    is_causal: bool = False,
-    attention_mask: np.ndarray | None = None,
-    scale: float | None = None,
-    wrap: bool = False,
-    dropout: float = 0.0,
-    dropout_key: int = 0,
-    out: np.ndarray | None = None,
-    workers: int | None = None,
-) -> tuple[np.ndarray, AttentionSaved]:
-    """`local_attention`, and what its backward pass needs.
-
-    Returns
-    -------
-    out : (b, h, t, d)
-    saved : AttentionSaved
-        References to the inputs and to `out`, no copies, and one number a query: do not write into
-        them before the backward pass, by an `out` that overlaps an input either.
-
-    Examples
-    --------
-    >>> q = np.zeros((4, 1))
-    >>> out, saved = local_attention_forward(q, q, q, chunk_length=2)
-    >>> out.shape
-    (4, 1)
-    """
-    q, _, t, d = heads(q, "q")
-    k = np.asarray(k)
-    if k.shape != q.shape:
-        raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
-    rule = local_rule(
-        t, d, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
-        num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
-        dropout=dropout, dropout_key=dropout_key,
-    )  # fmt: skip
-    return _forward(rule, q, k, np.asarray(v), attention_mask, None, out, workers)
-
-
-def local_rule(
-    t: int,
-    d: int,
-    *,
-    chunk_length: int,
-    num_chunks_before: int,
-    num_chunks_after: int,
-    is_causal: bool,
-    scale: float | None,
-    wrap: bool,
-    dropout: float,
-    dropout_key: int,
-) -> Attention:
-    """The rule of a call of `local_attention`."""
-    m = whole(chunk_length, "chunk_length", 1)
-    return Attention(
-        "q", FULL if t <= m else LOCAL, m,
-        *_windows(t, m, num_chunks_before, num_chunks_after, wrap),
-        causal=is_causal, wrap=wrap, scale=_scale(scale, d),
-        dropout=probability(dropout, "dropout"),
-        dropout_key=random_key(dropout_key, "dropout_key"),
-    )  # fmt: skip
 
 
 def local_attention_backward(
@@ -521,7 +464,7 @@ def local_attention_backward(
 # ---- LSH ----
 
 
-def lsh_attention(
+def lsh_attention_forward(
     qk: np.ndarray,
     v: np.ndarray,
     *,
@@ -545,7 +488,53 @@ def lsh_attention(
     dropout_key: int = 0,
     out: np.ndarray | None = None,
     workers: int | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, AttentionSaved]:
+    """`lsh_attention`, and what its backward pass needs.
+
+    Returns
+    -------
+    out : (b, h, t, d)
+    saved : AttentionSaved
+        References to the inputs and to `out`, no copies, one number a query, and ``saved.buckets``,
+        with which this call can be repeated exactly. They are None for at most one chunk. Do not
+        write into the arrays before the backward pass, by an `out` that overlaps an input either.
+
+    Examples
+    --------
+    >>> qk, v = np.random.default_rng(0).standard_normal((2, 100, 8))
+    >>> out, saved = lsh_attention_forward(qk, v, chunk_length=16, rng=1)
+    >>> again = lsh_attention(qk, v, chunk_length=16, buckets=saved.buckets)
+    >>> bool((again == out).all())
+    True
+    """
+    qk, _, t, _ = heads(qk, "qk")
+    if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
+        raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
+    spec = AttentionSpec(
+        "lsh", num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
+        num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
+        is_causal=is_causal, scope=scope, bucket_cap=bucket_cap, scale=scale, shared_qk=True,
+        attend_across_buckets=attend_across_buckets,
+        allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
+        dropout_key=dropout_key,
+    )  # fmt: skip
+    v = np.asarray(v)
+    factors: Any = spec.num_buckets
+    if not spec.hashes(t):
+        return _forward(spec, qk, None, v, attention_mask, out, workers)
+    if buckets is None:
+        factors = factors or factors_of(choose_num_buckets(t, spec.chunk_length))
+        buckets = buckets_of(
+            qk, "qk", spec.num_hashes, factors, rotations, rng, attention_mask, None, workers
+        )
+    else:
+        buckets = _given_buckets(buckets, spec.num_hashes)
+    ids = bucket_ids(buckets, factors, attention_mask)
+    return _forward(spec, qk, None, v, attention_mask, out, workers, buckets, ids)
+
+
+@value_of(lsh_attention_forward)
+def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
     """Softmax attention among vectors that hash alike, with shared queries and keys.
 
     In each round the tokens are sorted by `lsh_hash` of qk and cut into chunks; a query sees its
@@ -634,118 +623,6 @@ def lsh_attention(
            [ 0.,  0.],
            [ 1., 10.]])
     """
-    return lsh_attention_forward(
-        qk, v, num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
-        num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
-        is_causal=is_causal, attention_mask=attention_mask, scope=scope, bucket_cap=bucket_cap,
-        rotations=rotations, buckets=buckets, rng=rng, scale=scale,
-        attend_across_buckets=attend_across_buckets,
-        allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
-        dropout_key=dropout_key, out=out, workers=workers,
-    )[0]  # fmt: skip
-
-
-def lsh_attention_forward(
-    qk: np.ndarray,
-    v: np.ndarray,
-    *,
-    num_hashes: int = 1,
-    num_buckets: int | Sequence[int] | None = None,
-    chunk_length: int = 64,
-    num_chunks_before: int = 1,
-    num_chunks_after: int = 0,
-    is_causal: bool = False,
-    attention_mask: np.ndarray | None = None,
-    scope: str = "chunk",
-    bucket_cap: int | None = None,
-    rotations: np.ndarray | None = None,
-    buckets: np.ndarray | None = None,
-    rng: Any = None,
-    scale: float | None = None,
-    attend_across_buckets: bool = True,
-    allow_duplicate_attention: bool = True,
-    wrap: bool = True,
-    dropout: float = 0.0,
-    dropout_key: int = 0,
-    out: np.ndarray | None = None,
-    workers: int | None = None,
-) -> tuple[np.ndarray, AttentionSaved]:
-    """`lsh_attention`, and what its backward pass needs.
-
-    Returns
-    -------
-    out : (b, h, t, d)
-    saved : AttentionSaved
-        References to the inputs and to `out`, no copies, one number a query, and ``saved.buckets``,
-        with which this call can be repeated exactly. They are None for at most one chunk. Do not
-        write into the arrays before the backward pass, by an `out` that overlaps an input either.
-
-    Examples
-    --------
-    >>> qk, v = np.random.default_rng(0).standard_normal((2, 100, 8))
-    >>> out, saved = lsh_attention_forward(qk, v, chunk_length=16, rng=1)
-    >>> again = lsh_attention(qk, v, chunk_length=16, buckets=saved.buckets)
-    >>> bool((again == out).all())
-    True
-    """
-    qk, _, t, d = heads(qk, "qk")
-    if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
-        raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
-    rounds = whole(num_hashes, "num_hashes", 1)
-    rule = lsh_rule(
-        t, d, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
-        num_chunks_after=num_chunks_after, is_causal=is_causal, scope=scope, bucket_cap=bucket_cap,
-        scale=scale, attend_across_buckets=attend_across_buckets,
-        allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
-        dropout_key=dropout_key,
-    )  # fmt: skip
-    factors = None if num_buckets is None else factors_of(num_buckets)
-    if rule.scope == FULL:
-        return _forward(rule, qk, None, np.asarray(v), attention_mask, None, out, workers)
-    if buckets is None:
-        factors = factors or factors_of(choose_num_buckets(t, rule.chunk_length))
-        buckets = buckets_of(
-            qk, "qk", rounds, factors, rotations, rng, attention_mask, None, workers
-        )
-    else:
-        buckets = _given_buckets(buckets, rounds)
-    rule = rule._replace(num_buckets=bucket_ids(buckets, factors, attention_mask))
-    return _forward(rule, qk, None, np.asarray(v), attention_mask, buckets, out, workers)
-
-
-def lsh_rule(
-    t: int,
-    d: int,
-    *,
-    chunk_length: int,
-    num_chunks_before: int,
-    num_chunks_after: int,
-    is_causal: bool,
-    scope: str,
-    bucket_cap: int | None,
-    scale: float | None,
-    attend_across_buckets: bool,
-    allow_duplicate_attention: bool,
-    wrap: bool,
-    dropout: float,
-    dropout_key: int,
-) -> Attention:
-    """The rule of a call of `lsh_attention`, but for the number of buckets."""
-    m = whole(chunk_length, "chunk_length", 1)
-    if scope not in ("chunk", "bucket"):
-        raise ValueError(f"scope must be 'chunk' or 'bucket', got {scope!r}")
-    cap = 0 if bucket_cap is None else whole(bucket_cap, "bucket_cap", 64)
-    if cap % 64 or (cap and scope == "chunk"):
-        raise ValueError(
-            f"bucket_cap must be a multiple of 64 with scope='bucket', or None, got {bucket_cap} "
-            f"with scope={scope!r}"
-        )
-    number = BUCKET if scope == "bucket" else FULL if t <= m else CHUNK
-    return Attention(
-        "qk", number, m, *_windows(t, m, num_chunks_before, num_chunks_after, wrap), 0, is_causal,
-        True, wrap, attend_across_buckets, allow_duplicate_attention, _scale(scale, d),
-        probability(dropout, "dropout"), random_key(dropout_key, "dropout_key"), cap,
-    )  # fmt: skip
 
 
 def lsh_attention_backward(

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers, underflow_to_zero
-from .attention import BUCKET, CHUNK, LOCAL, cut_of_sizes
+from .attention import AttentionSpec, cut_of_sizes
 
 __all__ = ["AttentionCache"]
-
-SCOPES = {"local": LOCAL, "chunk": CHUNK, "bucket": BUCKET}
-
-
-class Decoding(NamedTuple):
-    """What a new token may attend to: `rf_decoding` of the core, but for the sizes."""
-
-    scope: int
-    chunk_length: int
-    before: int
-    cap: int
-    scale: float
-    eps: float
-
 
 class AttentionCache:
     """Keys, values and buckets of one layer's past tokens, for b texts of different lengths.
@@ -85,10 +70,13 @@ class AttentionCache:
         dtype: type = np.float32,
     ) -> None:
         self.longest, self.rotations, self.num_buckets = longest, rotations, num_buckets
-        self.rule = Decoding(
-            SCOPES[scope], chunk_length, num_chunks_before, bucket_cap or 0, 1 / math.sqrt(d), eps
-        )
         self.hashes = rotations is not None
+        hashing = {"scope": scope, "bucket_cap": bucket_cap, "shared_qk": True}
+        self.spec = AttentionSpec(
+            "lsh" if self.hashes else "local", chunk_length=chunk_length,
+            num_chunks_before=num_chunks_before, **hashing if self.hashes else {},
+        )  # fmt: skip
+        self.scale, self.eps = 1 / math.sqrt(d), eps
         # fresh zeros take no memory until they are written
         room = longest if self.hashes else (num_chunks_before + 1) * chunk_length
         self.keys: np.ndarray = np.zeros((b, h, room, d), dtype)
@@ -109,7 +97,7 @@ class AttentionCache:
     @property
     def cut_share(self) -> float:
         """The share of pairs in one bucket that `bucket_cap` leaves out: see `ops.cut_share`."""
-        cap = self.rule.cap
+        cap = self.spec.bucket_cap
         if self.buckets is None or not cap:
             return 0.0
         n = self.buckets[..., 1].astype(np.int64).ravel()
@@ -119,9 +107,9 @@ class AttentionCache:
     def steps_uncut(self) -> float:
         """Steps that are sure to cut nothing: a step adds at most one token to a bucket, and two
         segments are whole. Negative where something is cut already."""
-        if self.buckets is None or not self.rule.cap:
+        if self.buckets is None or not self.spec.bucket_cap:
             return math.inf
-        return 2 * self.rule.cap - int(self.buckets[..., 1].max(initial=0))
+        return 2 * self.spec.bucket_cap - int(self.buckets[..., 1].max(initial=0))
 
     def _arrays(self) -> list[np.ndarray]:
         arrays = (self.keys, self.values, self.buckets, self.previous)
@@ -138,11 +126,11 @@ class AttentionCache:
             keys, values = self.keys[row], self.values[row]
             if buckets is None:
                 kept = np.arange(max(0, t - room), t)
-                keys[:, kept % room] = k[i][:, kept] * k.dtype.type(self.rule.scale)
+                keys[:, kept % room] = k[i][:, kept] * k.dtype.type(self.scale)
                 values[:, kept % room] = v[i][:, kept]
                 continue
             square = np.einsum("htd,htd->ht", k[i], k[i]) / k.shape[3]
-            scale = k.dtype.type(self.rule.scale) / np.sqrt(square + k.dtype.type(1e-6))
+            scale = k.dtype.type(self.scale) / np.sqrt(square + k.dtype.type(1e-6))
             np.multiply(k[i], scale[..., None], out=keys[:, :t])
             values[:, :t] = v[i]
         if buckets is not None:
@@ -209,7 +197,7 @@ class AttentionCache:
         """
         (weight, bias), (wq, wk, wv, wo) = norm, projections
         _core.decode_attention(
-            self.rule, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations, self.keys,
+            self.spec, self.eps, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations, self.keys,
             self.values, self.buckets, self.previous, rows, positions, y,
             resolve_workers(workers),
         )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,7 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..ops._arguments import factors_of, heads, whole
-from ..ops.attention import (
-    Attention,
-    AttentionSaved,
-    bucket_ids,
-    full_rule,
-    local_rule,
-    lsh_rule,
-)
+from ..ops.attention import AttentionSaved, AttentionSpec, bucket_ids
 from ..ops.layers import FeedForwardSaved
 
 __all__ = [
@@ -133,8 +128,22 @@ def _operator(
     return operator
 
 
+# the types of an AttentionSpec's fields, in a schema
+_SCHEMA_TYPES = {
+    "int": "int", "bool": "bool", "float": "float", "str": "str", "int | None": "int?",
+    "float | None": "float?", "int | Sequence[int] | None": "int[]?",
+}  # fmt: skip
+
+
+def _options_of(op: Callable, *, without: str = "") -> str:
+    """The schema of the options of an attention, in the order of its signature."""
+    types = {field.name: _SCHEMA_TYPES[str(field.type)] for field in fields(AttentionSpec)}
+    names = [name for name in inspect.signature(op).parameters if name in types]
+    return ", ".join(f"{types[name]} {name}" for name in names if name != without)
+
+
 def _saved(
-    rule: Attention,
+    spec: AttentionSpec,
     q: Tensor,
     k: Tensor | None,
     v: Tensor,
@@ -144,8 +153,8 @@ def _saved(
     lse: Tensor,
 ) -> AttentionSaved:
     return AttentionSaved(
-        rule, array_of(q), array_of(k), array_of(v),
-        mask_of(attention_mask), array_of(buckets), array_of(out), array_of(lse),
+        spec, array_of(q), array_of(k), array_of(v), mask_of(attention_mask), 0, array_of(buckets),
+        array_of(out), array_of(lse),
     )  # fmt: skip
 
 
@@ -184,16 +193,14 @@ def _save_attention(ctx, inputs, keyword_only_inputs, output):
 
 
 def _full_backward(dout, q, k, v, attention_mask, out, lse, **rules):
-    rule = full_rule(q.shape[-1], **rules)
-    saved = _saved(rule, q, k, v, attention_mask, None, out, lse)
+    saved = _saved(AttentionSpec("full", **rules), q, k, v, attention_mask, None, out, lse)
     dq, dk, dv = ops.full_attention_backward(array_of(dout), saved, workers=torch.get_num_threads())
     nothing = torch.empty(0, dtype=q.dtype)
     return _tensor(dq, q), nothing if k is None else _tensor(dk, k), _tensor(dv, v)
 
 
 def _local_backward(dout, q, k, v, attention_mask, out, lse, **rules):
-    rule = local_rule(*q.shape[-2:], **rules)
-    saved = _saved(rule, q, k, v, attention_mask, None, out, lse)
+    saved = _saved(AttentionSpec("local", **rules), q, k, v, attention_mask, None, out, lse)
     dq, dk, dv = ops.local_attention_backward(
         array_of(dout), saved, workers=torch.get_num_threads()
     )
@@ -204,11 +211,8 @@ def _fake_gradients(dout, q, k, v, attention_mask, out, lse, **rules):
     return _like(q), torch.empty(0, dtype=q.dtype) if k is None else _like(k), _like(v)
 
 
-_FULL_RULES = "bool is_causal, float? scale, bool shared_qk, float dropout, int dropout_key"
-_LOCAL_RULES = (
-    "int chunk_length, int num_chunks_before, int num_chunks_after, bool is_causal, float? scale, "
-    "bool wrap, float dropout, int dropout_key"
-)
+_FULL_RULES = _options_of(ops.full_attention)
+_LOCAL_RULES = _options_of(ops.local_attention)
 _GRADIENTS = "(Tensor dq, Tensor dk, Tensor dv)"
 
 _full_backward_operator = _operator(
@@ -385,13 +389,12 @@ def _save_lsh(ctx, inputs, keyword_only_inputs, output):
     ctx.rules = {k: x for k, x in keyword_only_inputs.items() if k != "num_hashes"}
 
 
-def _lsh_backward(dout, qk, v, attention_mask, buckets, out, lse, *, num_buckets, **rules):
-    rule = lsh_rule(*qk.shape[-2:], **rules)
-    saved = _saved(rule, qk, None, v, attention_mask, buckets, out, lse)
+def _lsh_backward(dout, qk, v, attention_mask, buckets, out, lse, **rules):
+    spec = AttentionSpec("lsh", shared_qk=True, **rules)
+    saved = _saved(spec, qk, None, v, attention_mask, buckets, out, lse)
     if buckets is not None:
-        factors = None if num_buckets is None else factors_of(num_buckets)
-        ids = bucket_ids(saved.buckets, factors, saved.attention_mask)
-        saved = saved._replace(rule=rule._replace(num_buckets=ids))
+        ids = bucket_ids(saved.buckets, spec.num_buckets, saved.attention_mask)
+        saved = saved._replace(bucket_ids=ids)
     dqk, dv = ops.lsh_attention_backward(array_of(dout), saved, workers=torch.get_num_threads())
     return _tensor(dqk, qk), _tensor(dv, v)
 
@@ -401,11 +404,7 @@ def _differentiate_lsh(ctx, dout, dlse, dbuckets):
     return dqk, dv, None, None, None
 
 
-_LSH_RULES = (
-    "int[]? num_buckets, int chunk_length, int num_chunks_before, int num_chunks_after, "
-    "bool is_causal, str scope, int? bucket_cap, float? scale, bool attend_across_buckets, "
-    "bool allow_duplicate_attention, bool wrap, float dropout, int dropout_key"
-)
+_LSH_RULES = _options_of(ops.lsh_attention, without="num_hashes")
 _lsh_backward_operator = _operator(
     "lsh_attention_backward(Tensor dout, Tensor qk, Tensor v, Tensor? attention_mask, "
     f"Tensor? buckets, Tensor out, Tensor lse, *, {_LSH_RULES}) -> (Tensor dqk, Tensor dv)",
