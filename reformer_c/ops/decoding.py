@@ -71,10 +71,10 @@ class AttentionCache:
     ) -> None:
         self.longest, self.rotations, self.num_buckets = longest, rotations, num_buckets
         self.hashes = rotations is not None
-        hashing = {"scope": scope, "bucket_cap": bucket_cap, "shared_qk": True}
         self.spec = AttentionSpec(
             "lsh" if self.hashes else "local", chunk_length=chunk_length,
-            num_chunks_before=num_chunks_before, **hashing if self.hashes else {},
+            num_chunks_before=num_chunks_before, scope=scope if self.hashes else "chunk",
+            bucket_cap=bucket_cap, shared_qk=self.hashes,
         )  # fmt: skip
         self.scale, self.eps = 1 / math.sqrt(d), eps
         # fresh zeros take no memory until they are written
