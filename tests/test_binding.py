@@ -605,7 +605,8 @@ def test_an_attention_is_checked_field_by_field():
     for wrong in [dict(kind="f"), dict(kind=4), dict(chunk_length=0), dict(num_chunks_before=-1),
                   dict(num_chunks_after=2**40), dict(scale=np.nan), dict(dropout=1.0),
                   dict(dropout_key=-1), dict(kind="lsh"), dict(kind="local", shared_qk=True),
-                  dict(kind="lsh", scope=3), dict(dropout_key="x"), dict(bucket_cap=65)]:  # fmt: skip
+                  dict(kind="lsh", scope=3), dict(dropout_key="x"), dict(bucket_cap=65),
+                  ]:  # fmt: skip
         with pytest.raises((ValueError, TypeError, OverflowError)):
             forward(x, 0, None, **wrong)
     with pytest.raises(ValueError, match="bucket_ids must be at least 0"):
@@ -615,7 +616,7 @@ def test_an_attention_is_checked_field_by_field():
     chunks = dict(kind="lsh", chunk_length=2, shared_qk=True)
     with pytest.raises(TypeError, match="buckets must be"):
         forward(None, 3, None, **chunks)
-    with pytest.raises(TypeError, match="^spec must be an AttentionSpec, got .* without wrap"):
+    with pytest.raises(TypeError, match=r"^spec must be an AttentionSpec, got .* without wrap"):
         _core.attention_forward(SimpleNamespace(kind="full", chunk_length=1, num_chunks_before=0,
             num_chunks_after=0, bucket_cap=None, is_causal=False, shared_qk=False),
             x, x, x, None, 0, None, None, 1)  # fmt: skip

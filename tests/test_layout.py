@@ -29,7 +29,7 @@ FLOORS = [
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # the same within reformer_c.ops
 OPS_FLOORS = [
-    {"_arguments"},
+    {"_arguments", "_derive"},
     {"hashing", "layers", "loss", "machine", "tables", "training"},
     {"attention"},
     {"decoding"},

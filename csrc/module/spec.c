@@ -1,4 +1,4 @@
-/* spec.c: what an attention is told besides its arrays: an AttentionSpec, or a tuple in decoding. */
+/* spec.c: the options of an attention, one argument: an AttentionSpec. */
 #include "call.h"
 
 #include <math.h>
@@ -127,7 +127,10 @@ rf_decoding rf_decoding_of(rf_call *c) {
     const rf_attention spec = rf_attention_of(c, &query, &keys, &mask);
     if (!c->failed && spec.scope == RF_FULL)
         RF_FAIL(c, PyExc_ValueError, "spec must be of local or LSH attention");
-    return (rf_decoding){.scope = spec.scope, .m = spec.m, .before = spec.before, .cap = spec.cap,
+    return (rf_decoding){.scope = spec.scope,
+                         .m = spec.m,
+                         .before = spec.before,
+                         .cap = spec.cap,
                          .eps = rf_double(c, "eps")};
 }
 

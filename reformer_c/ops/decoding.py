@@ -12,6 +12,7 @@ from .attention import AttentionSpec, cut_of_sizes
 
 __all__ = ["AttentionCache"]
 
+
 class AttentionCache:
     """Keys, values and buckets of one layer's past tokens, for b texts of different lengths.
 
@@ -197,7 +198,7 @@ class AttentionCache:
         """
         (weight, bias), (wq, wk, wv, wo) = norm, projections
         _core.decode_attention(
-            self.spec, self.eps, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations, self.keys,
-            self.values, self.buckets, self.previous, rows, positions, y,
+            self.spec, self.eps, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations,
+            self.keys, self.values, self.buckets, self.previous, rows, positions, y,
             resolve_workers(workers),
         )  # fmt: skip
