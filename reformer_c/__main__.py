@@ -232,21 +232,26 @@ def _bytes_per_token(
 
 def _tokenizer_to_train(folder: Path | None, options: argparse.Namespace) -> Any:
     """That of --tokenizer and of the folder; None where neither has one."""
-    from .vocabulary import folder_tokenizer, named_tokenizer, same_tokenizer
+    from .vocabulary import folder_tokenizer
 
-    given = _named(named_tokenizer, options.tokenizer)
     there = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
-    if given is not None and there is not None and not same_tokenizer(given, there):
-        raise ValueError(f"--tokenizer: expected that of {str(folder)!r}, {there!r}, got {given!r}")
-    return there if given is None else given
+    return _agreed(options.tokenizer, there, folder)
 
 
-def _named(read: Callable[[str], Any], name: str | None) -> Any:
-    """The tokenizer of --tokenizer, if it is given."""
+def _agreed(name: str | None, there: Any, folder: Any) -> Any:
+    """The tokenizer of --tokenizer, which a folder's has to be the same as; that where none is
+    named."""
+    from .vocabulary import named_tokenizer, same_tokenizer
+
+    if name is None:
+        return there
     try:
-        return None if name is None else read(name)
+        named = named_tokenizer(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"--tokenizer: {name!r}: {error}") from error
+    if there is not None and not same_tokenizer(named, there):
+        raise ValueError(f"--tokenizer: expected that of {str(folder)!r}, {there!r}, got {named!r}")
+    return named
 
 
 def _tokenizer_of_bytes(folder: Path | None, options: argparse.Namespace) -> Any:
@@ -384,8 +389,9 @@ def _generate(options: argparse.Namespace) -> None:
     from .screen import TextStream
     from .vocabulary import Pieces
 
-    _check_choice(options)
     tokenizer, model = _open(options.model, options.tokenizer)
+    saved = model.generation_config
+    choice = _choice(options, saved)
     text = options.prompt
     if text is None:
         text = _prompt_text(options.prompt_file)
@@ -393,13 +399,15 @@ def _generate(options: argparse.Namespace) -> None:
     longest = model.config.num_positions
     unit = _unit(tokenizer)
     room = longest - len(prompt)
-    length = max(1, min(NEW_TOKENS, room)) if options.length is None else options.length
-    if length > room:
+    length = options.length
+    if length is None and saved.max_new_tokens is None and saved.max_length is None:
+        length = max(1, min(NEW_TOKENS, room))
+    if length is not None and length > room:
         raise ValueError(
             f"--length: {len(prompt)} {unit} of prompt and {length} new ones are more than the "
             f"{longest} that the model reads"
         )
-    if options.min_length > length:
+    if None not in (length, options.min_length) and options.min_length > length:
         raise ValueError(f"--min-length: expected at most the --length of {length}")
     pieces, characters = Pieces(tokenizer), "".join(options.until)
     for character in characters:
@@ -410,20 +418,12 @@ def _generate(options: argparse.Namespace) -> None:
         TextStream, tokenizer, prompt=prompt, end_tokens=end_tokens, end_characters=characters
     )
     stream = start() if options.stream else None
-    beams = options.beams > 1
-    drawn = _drawn(options, model)
-    temperature = drawn.pop("temperature")
     ids = model.generate(
         prompt[None],
-        max_new_tokens=length,
-        min_new_tokens=options.min_length,
-        do_sample=temperature > 0 and not beams,
-        temperature=temperature or 1.0,
-        **drawn,
-        **_unwanted(options.without, tokenizer, pieces),
+        **_given(max_new_tokens=length, min_new_tokens=options.min_length),
+        **choice,
+        **_unwanted(options.without, saved, tokenizer, pieces),
         eos_token_id=end_tokens or None,
-        num_beams=options.beams,
-        num_return_sequences=options.texts,
         rng=options.seed,
         streamer=stream,
     )
@@ -436,41 +436,56 @@ def _generate(options: argparse.Namespace) -> None:
         print()
 
 
-def _drawn(options: argparse.Namespace, model: Any) -> dict[str, Any]:
+def _choice(options: argparse.Namespace, saved: Any) -> dict[str, Any]:
     """How tokens are chosen: as the options say, else the model's folder, else as `DRAWN` says."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, usual in DRAWN.items():
-        found = (getattr(place, name) for place in (options, model.generation_config))
+        found = (getattr(place, name) for place in (options, saved))
         values[name] = next((value for value in found if value is not None), usual)
-    return values
+    beams = options.beams or saved.num_beams or 1
+    texts = options.texts or saved.num_return_sequences or 1
+    if options.beams is None and saved.do_sample is not None and not _drawn(options):
+        draw = saved.do_sample
+    else:
+        draw = values["temperature"] > 0 and (beams == 1 or bool(_drawn(options)))
+    _check_choice(options, beams, texts, draw)
+    return values | {
+        "temperature": values["temperature"] or 1.0,
+        "do_sample": draw,
+        "num_beams": beams,
+        "num_return_sequences": texts,
+    }
 
 
-def _check_choice(options: argparse.Namespace) -> None:
+def _drawn(options: argparse.Namespace) -> list[str]:
+    """The options that only a draw has."""
+    names = ("temperature", "top_k", "top_p", "min_p")
+    return [name for name in names if getattr(options, name) is not None]
+
+
+def _check_choice(options: argparse.Namespace, beams: int, texts: int, draw: bool) -> None:
     """Refuse options of which one would be passed over."""
-    drawn = ("top_k", "top_p", "min_p")
-    beams = options.beams > 1
-    unused: dict[str, tuple[str, ...]] = {}
-    if beams:
-        unused["--beams, which are not drawn"] = ("temperature", *drawn)
+    unused: dict[str, list[str]] = {}
+    if (options.beams or 1) > 1:
+        unused["--beams, which are not drawn"] = _drawn(options)
     elif options.temperature == 0:
-        unused["--temperature 0, which takes the likeliest"] = drawn
-    if not beams:
-        unused["a single beam: --beams N"] = ("length_penalty",)
+        unused["--temperature 0, which takes the likeliest"] = _drawn(options)[1:]
+    if beams == 1 and options.length_penalty is not None:
+        unused["a single beam: --beams N"] = ["length_penalty"]
     for what, names in unused.items():
         for name in names:
-            if getattr(options, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')}: not with {what}")
+            raise ValueError(f"--{name.replace('_', '-')}: not with {what}")
     for character in options.until:
         if character in options.without:
             raise ValueError(f"--until: {character!r} is kept out by --without")
-    if options.stream and beams:
-        raise ValueError("--stream: not with --beams, which change to the end")
-    if options.stream and options.texts > 1:
-        raise ValueError(f"--stream: shows one text as it comes, not --texts {options.texts}")
-    if options.texts > options.beams and (beams or options.temperature == 0):
+    if options.stream and beams > 1:
+        raise ValueError(f"--stream: not with --beams {beams}, which change to the end")
+    if options.stream and texts > 1:
+        raise ValueError(f"--stream: shows one text as it comes, not --texts {texts}")
+    if texts > beams and (beams > 1 or not draw):
         raise ValueError(
-            f"--texts: expected at most {options.beams}, of so many --beams, got {options.texts}; "
-            "or a --temperature above 0 without beams"
+            f"--texts: expected at most {beams}, of so many --beams, got {texts}; or a "
+            "--temperature above 0 without beams"
         )
 
 
@@ -489,7 +504,7 @@ def _end_tokens(tokenizer: Any, model: Any) -> set[int]:
     return {i for i in found if i is not None and 0 <= i < model.config.vocab_size}
 
 
-def _unwanted(words: Sequence[str], tokenizer: Any, pieces: Any) -> dict[str, Any]:
+def _unwanted(words: Sequence[str], saved: Any, tokenizer: Any, pieces: Any) -> dict[str, Any]:
     """The arguments of `generate` that keep words, and ids without a text, out of a text."""
     from .tokenizer import ByteTokenizer
 
@@ -501,7 +516,8 @@ def _unwanted(words: Sequence[str], tokenizer: Any, pieces: Any) -> dict[str, An
     if words and not isinstance(tokenizer, ByteTokenizer):
         # a word can be cut in many ways, of which encode gives one
         processors.append(pieces.without(words))
-    return {"bad_words_ids": [word for word in ids if word], "logits_processor": processors}
+    ids = [word for word in ids if word] + (saved.bad_words_ids or [])
+    return {"bad_words_ids": ids, "logits_processor": processors}
 
 
 def _readable(text: str, tokenizer: Any) -> Any:
@@ -607,6 +623,8 @@ def _described_tokenizer(options: argparse.Namespace, vocab_size: int) -> str:
     try:
         return repr(_tokenizer(options.model, options.tokenizer, vocab_size))
     except (ImportError, OSError, ValueError) as error:
+        if options.tokenizer is not None:
+            raise
         return " ".join(str(error).split())
 
 
@@ -664,14 +682,14 @@ def _model(folder: str) -> Any:
 
 def _tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:
     """That of --tokenizer, or of the folder."""
-    from .vocabulary import check_vocabulary, folder_tokenizer, named_tokenizer
+    from .vocabulary import check_vocabulary, folder_tokenizer
 
-    tokenizer = _named(named_tokenizer, name)
-    if tokenizer is None:
-        tokenizer = folder_tokenizer(folder, vocab_size)
+    # where one is named, the size of the vocabulary suggests no other
+    there = folder_tokenizer(folder, vocab_size if name is None else None)
+    tokenizer = _agreed(name, there, folder)
     if tokenizer is None:
         raise ValueError(_no_tokenizer(folder))
-    check_vocabulary(tokenizer, vocab_size, paired=name is None)
+    check_vocabulary(tokenizer, vocab_size, paired=there is not None)
     return tokenizer
 
 
@@ -808,12 +826,12 @@ def _add_choice_arguments(generate: argparse.ArgumentParser) -> None:
         help="above 1: what is in the text becomes less likely (1)")  # fmt: skip
     add("--without", type=_text, nargs="+", metavar="TEXT", default=[], help="not to be written")
     add("--until", type=_byte, nargs="+", metavar="CHARACTER", default=[], help="ends the text")
-    add("--min-length", type=_whole, metavar="N", default=0, help="tokens before it may end (0)")
-    add("--beams", type=_count, metavar="N", default=1,
+    add("--min-length", type=_whole, metavar="N", help="tokens before it may end (0)")
+    add("--beams", type=_count, metavar="N",
         help="beam search with N beams, in place of drawing (1)")  # fmt: skip
     add("--length-penalty", type=_finite, metavar="X",
         help="of beams: above 0 favours long texts (1)")  # fmt: skip
-    add("--texts", type=_count, metavar="N", default=1, help="texts to write (1)")
+    add("--texts", type=_count, metavar="N", help="texts to write (1)")
     add("--stream", action="store_true", help="show the text as it comes")
 
 
@@ -914,7 +932,7 @@ def _add_step_arguments(add: Callable) -> None:
     add("--weight-decay", type=_share_or_more, metavar="X", help="(the optimizer's)")
     add(
         "--clip",
-        type=_positive,
+        type=_positive_or_inf,
         metavar="X",
         default=1.0,
         help="largest norm of the gradient (1.0)",
@@ -1018,7 +1036,8 @@ def _field_of(text: str) -> tuple[str, Any] | None:
 _text = _checked(str, lambda text: text != "", "at least one character")
 _whole = _checked(int, lambda n: n >= 0, "a whole number >= 0")
 _count = _checked(int, lambda n: n >= 1, "a whole number >= 1")
-_positive = _checked(float, lambda x: x > 0, "a number > 0")
+_positive = _checked(float, lambda x: 0 < x < math.inf, "a number > 0")
+_positive_or_inf = _checked(float, lambda x: x > 0, "a number > 0")
 _share_or_more = _checked(float, lambda x: 0 <= x < math.inf, "a number >= 0")
 _finite = _checked(float, math.isfinite, "a finite number")
 _share = _checked(float, lambda x: 0 < x <= 1, "a number in (0, 1]")

@@ -238,6 +238,44 @@ def test_a_folder_says_how_it_is_generated_from_below_the_options(trained, tmp_p
     assert written(eos_token_id=ByteTokenizer.offset + ord("a")) == ended
 
 
+def test_a_folder_says_how_much_and_with_how_many_beams(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "model")
+    space = ByteTokenizer.offset + ord(" ")
+
+    def written(*options, code=0, **saved):
+        (folder / "generation_config.json").write_text(json.dumps(saved))
+        assert main(["generate", str(folder), "--prompt", "the ", *options]) == code
+        return capsys.readouterr()
+
+    def same(asked, **saved):
+        assert written(**saved).out == written(*asked).out
+
+    same(["--length", "7"], max_new_tokens=7)
+    same(["--length", "7"], max_length=11)
+    same(["--length", "7"], max_length=11, max_new_tokens=7)
+    short = ["--length", "9"]
+    assert written(*short, max_new_tokens=7).out == written(*short).out
+    # greedy, and beams
+    greedy = {"max_new_tokens": 9, "do_sample": False}
+    same([*short, "--temperature", "0"], **greedy)
+    assert written("--temperature", "0.8", **greedy).out == written(*short).out
+    beams = {"max_new_tokens": 9, "num_beams": 3, "num_return_sequences": 2}
+    same([*short, "--beams", "3", "--texts", "2"], **beams)
+    same([*short, "--beams", "3", "--length-penalty", "2"], num_beams=3, length_penalty=2.0,
+         max_new_tokens=9)  # fmt: skip
+    assert written("--beams", "1", "--texts", "1", **beams).out == written(*short).out
+    assert "--stream: not with --beams 3" in written("--stream", code=1, **beams).err
+    texts = {"num_return_sequences": 2, "max_new_tokens": 9}
+    assert "not --texts 2" in written("--stream", code=1, **texts).err
+    # what may not be written, and what may not end it yet
+    assert " " not in written("--length", "40", bad_words_ids=[[space]]).out[4:]
+    both = written("--length", "40", "--without", "e", bad_words_ids=[[space]]).out[4:]
+    assert not {" ", "e"} & set(both)
+    ended = written("--length", "40", "--until", " ", "--min-length", "12")
+    kept = written("--length", "40", "--until", " ", min_new_tokens=12)
+    assert kept.out == ended.out != written("--length", "40", "--until", " ").out
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resuming_continues_bit_for_bit(text, tmp_path, optimizer):
     once, twice = str(tmp_path / "once"), str(tmp_path / "twice")

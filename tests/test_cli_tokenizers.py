@@ -302,8 +302,27 @@ def test_a_tokenizer_of_another_model_is_refused(pieces, text, tmp_path, capsys)
     assert main([*train, "--set", f"vocab_size={count + 500}", "--save", folder]) == 0
     command = ["generate", folder, "--prompt", "the", "--length", "30", "--temperature", "9"]
     assert main([*command, "--top-p", "1"]) == 0
+    assert main([*command, "--tokenizer", str(pieces)]) == 0
+    for file in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
+        (Path(folder) / file).unlink(missing_ok=True)
     assert main([*command, "--tokenizer", str(pieces)]) == 1
     assert f"got a model of {count + 500}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "info"])
+def test_a_folder_with_a_tokenizer_is_read_with_no_other(command, trained, text, tmp_path, capsys):
+    # of as many pieces, but others
+    ids = {f"w{i}": i for i in range(len(folder_tokenizer(trained)))}
+    other = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="w0")).save(str(other))
+    more = {"generate": ["--prompt", "the", "--length", "3"], "evaluate": [text], "info": []}
+    arguments = [command, str(trained), *more[command]]
+    assert main([*arguments, "--tokenizer", str(other)]) == 1
+    said = capsys.readouterr().err
+    assert f"--tokenizer: expected that of {str(trained)!r}" in said
+    assert main([*arguments, "--tokenizer", str(tmp_path / "none")]) == 1
+    assert "--tokenizer" in capsys.readouterr().err
+    assert main([*arguments, "--tokenizer", str(trained)]) == 0
 
 
 def test_text_that_is_not_utf8_is_named(pieces, trained, tmp_path, capsys):
