@@ -21,6 +21,8 @@ from setuptools.errors import CompileError, LinkError
 # -ffast-math (masks need inf), never -march=native (a wheel has to run elsewhere).
 C_FLAGS = """-std=c11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math
              -fvisibility=hidden -Wall -Wextra""".split()
+# Python's own flags ask for debug information, which would be four fifths of the extension.
+RELEASE_FLAGS = ["-g0"]
 # Where the compiler knows it (gcc does, clang does not). Rows are short: a loop that copies one is
 # not to become a call of memcpy.
 COPY_FLAGS = ["-fno-tree-loop-distribute-patterns"]
@@ -43,6 +45,7 @@ ISAS = MACHINE_ISAS.get(platform.machine().lower(), ["base"])
 
 # Ways to ask for OpenMP (compiler's words, linker's words), best first; the last is "without".
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+EMPTY_PROGRAM = "int main(void) { return 0; }\n"
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -50,29 +53,49 @@ class BuildExt(build_ext):
     """build_ext with flags per file, several files at a time, and OpenMP where there is any."""
 
     def build_extension(self, ext):
+        self.check_compiler()
         compile_args, link_args = self.openmp()
         ext.extra_compile_args = C_FLAGS + compile_args
-        if self.builds("int main(void) { return 0; }\n", ["-Werror", *COPY_FLAGS]):
+        if self.builds(EMPTY_PROGRAM, ["-Werror", *COPY_FLAGS]):
             ext.extra_compile_args += COPY_FLAGS
         ext.extra_link_args = list(link_args)
         if os.environ.get("REFORMER_C_SANITIZE", "0") != "0":
             ext.extra_compile_args += SANITIZE
             ext.extra_link_args += SANITIZE[:1]
+        elif "-g" not in os.environ.get("CFLAGS", "").split():
+            ext.extra_compile_args += RELEASE_FLAGS
 
+        # the variants take longest, so they begin first
         variants = [f"csrc/variants/{isa}_{real}.c" for isa in ISAS for real in ("f32", "f64")]
+        sources, ext.sources = ext.sources, []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for objects in pool.map(lambda source: self.compile_variant(ext, source), variants):
+            for objects in pool.map(lambda source: self.compile(ext, source), variants + sources):
                 ext.extra_objects = ext.extra_objects + objects
         super().build_extension(ext)
 
-    def compile_variant(self, ext, source):
-        isa = Path(source).stem.split("_")[0]
+    def compile(self, ext, source):
         return self.compiler.compile(
             [source],
             output_dir=self.build_temp,
             macros=ext.define_macros,
-            extra_postargs=ext.extra_compile_args + ISA_FLAGS[isa],
+            include_dirs=ext.include_dirs,
+            depends=ext.depends,
+            extra_postargs=ext.extra_compile_args
+            + ISA_FLAGS.get(Path(source).stem.rpartition("_")[0], []),
         )
+
+    def check_compiler(self):
+        """Refuse at once what cannot work."""
+        if self.compiler.compiler_type == "msvc":
+            raise CompileError(
+                "reformer_c: MSVC's own compiler lacks the vector extensions that the kernels are "
+                "written in: use clang-cl"
+            )
+        if not self.builds(EMPTY_PROGRAM, []):
+            raise CompileError(
+                "reformer_c: no working C compiler: install gcc or clang (Debian, Ubuntu: apt "
+                "install build-essential; macOS: xcode-select --install), or name one in CC"
+            )
 
     def builds(self, program, compile_args, link_args=()):
         """Does a program compile and link with these flags?"""
