@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable
 from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
-__all__ = ["NamedAttributes", "did_you_mean", "integer", "names_keywords", "refuse_unknown",
-           "requires_extra"]  # fmt: skip
+import numpy as np
+
+__all__ = ["NamedAttributes", "as_array", "did_you_mean", "integer", "is_masked", "names_keywords",
+           "refuse_unknown", "requires_extra"]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,6 +48,42 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return number
+
+
+def as_array(name: str, values: Any) -> np.ndarray:
+    """What NumPy makes of values.
+
+    Raises
+    ------
+    TypeError
+        It is a masked array, or holds one: NumPy would drop the mask in silence.
+    ValueError
+        It has rows of several lengths.
+
+    Examples
+    --------
+    >>> as_array("ids", np.ma.masked_equal([3, 0], 0))
+    Traceback (most recent call last):
+    TypeError: ids: expected an array without a mask of its own, got a masked array: pass \
+ids.filled(...), and what is real as attention_mask
+    """
+    if is_masked(values):
+        raise TypeError(
+            f"{name}: expected an array without a mask of its own, got a masked array: pass "
+            f"{name}.filled(...), and what is real as attention_mask"
+        )
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        # NumPy's own words are of sequences and elements
+        raise ValueError(f"{name}: expected rows of one length, got rows of several") from error
+
+
+def is_masked(values: Any) -> bool:
+    """A masked array, or a list that holds one?"""
+    if isinstance(values, (list, tuple)):
+        return any(map(is_masked, values))
+    return isinstance(values, np.ma.MaskedArray)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -99,6 +99,8 @@ def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float
     if not 0 <= weight < float("inf"):
         raise ValueError(f"weight: expected a number >= 0, got {weight}")
     for name, array in arrays.items():
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"arrays: expected arrays without a mask, got a masked one of {name!r}")
         if array.dtype.kind != "f":
             raise TypeError(f"arrays: expected real numbers, got {array.dtype} of {name!r}")
     _check_alike(arrays, comm)

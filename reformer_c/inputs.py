@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import as_array
 from .config import ReformerConfig
 
 __all__ = ["IGNORE", "Inputs", "as_array", "check_ids", "check_inputs", "check_mask", "own_lengths"]
@@ -114,21 +115,6 @@ def check_inputs(
             tail = np.broadcast_to(pad(), (b, more, config.hidden_size))
             inputs_embeds = np.concatenate([inputs_embeds, tail], axis=1)
     return Inputs(input_ids, inputs_embeds, positions, mask, b, t, n)
-
-
-def as_array(name: str, values: Any) -> np.ndarray:
-    """What NumPy makes of values; rows of several lengths are none, nor are masked ones."""
-    if isinstance(values, np.ma.MaskedArray):
-        # NumPy would drop the mask
-        raise TypeError(
-            f"{name}: expected an array without a mask of its own, got a masked array: pass "
-            f"{name}.filled(...), and what is real as attention_mask"
-        )
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        # NumPy's own words are of sequences and elements
-        raise ValueError(f"{name}: expected rows of one length, got rows of several") from error
 
 
 def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import requires_extra
+from .checks import as_array, requires_extra
 from .log import read_log
 from .report import Pattern, attention_weights
 from .runtime import underflow_to_zero
@@ -55,7 +55,7 @@ def buckets(ids: np.ndarray, ax: Any = None, *, labels: Sequence[str] | None = N
     >>> [(text.get_text(), text.get_position()) for text in ax.texts]
     [('a', (0, 2)), ('b', (1, 0)), ('a', (2, 2))]
     """
-    ids = np.asarray(ids)
+    ids = as_array("ids", ids)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size:
         raise ValueError(f"ids: expected integers of shape (t,), got {ids.dtype} of {ids.shape}")
     if labels is not None and len(labels) != len(ids):
@@ -125,12 +125,12 @@ def attention_pattern(
     >>> ax.get_title()
     '75% found'
     """
-    qk = np.asarray(qk)
+    qk = as_array("qk", qk)
     if qk.ndim != 2 or qk.dtype not in (np.float32, np.float64) or not qk.size:
         raise ValueError(f"qk: expected floats of shape (t, d), got {qk.dtype} of {qk.shape}")
     pattern = Pattern(scope, chunk_length, num_chunks_before, num_chunks_after)
     if ids is not None:
-        ids = np.atleast_2d(ids)
+        ids = np.atleast_2d(as_array("ids", ids))
         if ids.ndim != 2 or ids.shape[1] != len(qk) or ids.dtype.kind not in "iu":
             expected = f"integers of shape (r, {len(qk)})"
             raise ValueError(f"ids: expected {expected}, got {ids.dtype} of {ids.shape}")

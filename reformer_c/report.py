@@ -379,9 +379,10 @@ def _bucket_sizes(buckets: np.ndarray, k: int) -> np.ndarray:
 
 
 def _four_axes(name: str, x: np.ndarray) -> np.ndarray:
-    if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
-        kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
+    if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {type(x).__name__}")
+    if x.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected a float32 or float64 array, got {x.dtype}")
     if not 2 <= x.ndim <= 4 or 0 in x.shape:
         raise ValueError(f"{name}: expected shape (b, h, t, d), (h, t, d) or (t, d), got {x.shape}")
     return x[(None,) * (4 - x.ndim)]

@@ -56,13 +56,48 @@ static PyArrayObject *hold(rf_call *c, PyArrayObject *given, PyArrayObject *used
     return used;
 }
 
+/* NumPy's masked arrays hide elements from its functions, and would not from ours. */
+static int is_masked(PyObject *argument) {
+    if (PyArray_CheckExact(argument)) return 0;
+    PyObject *ma = PyImport_ImportModule("numpy.ma");
+    PyObject *type = ma ? PyObject_GetAttrString(ma, "MaskedArray") : NULL;
+    const int masked = type ? PyObject_IsInstance(argument, type) : -1;
+    Py_XDECREF(ma);
+    Py_XDECREF(type);
+    return masked;
+}
+
+/* 0 and an error for a masked array, or a list that holds one. */
+static int refuse_masked(rf_call *c, PyObject *argument, const char *name) {
+    int masked = PyArray_Check(argument) ? is_masked(argument) : 0;
+    const int is_list = PyList_Check(argument) || PyTuple_Check(argument);
+    for (Py_ssize_t i = 0; is_list && i < PySequence_Fast_GET_SIZE(argument) && !masked; i++) {
+        PyObject *element = PySequence_Fast_GET_ITEM(argument, i);
+        if (PyArray_Check(element))
+            masked = is_masked(element);
+        else if (!refuse_masked(c, element, name))
+            return 0;
+    }
+    if (masked > 0)
+        RF_FAIL(c, PyExc_TypeError,
+                "%s must not be a masked array, whose mask would be lost: pass %s.filled(...), and "
+                "say which tokens are not real by attention_mask",
+                name, name);
+    else if (masked < 0)
+        c->failed = 1;
+    return masked == 0;
+}
+
 /* The next argument as an array of any type: a new reference. */
 static PyArrayObject *next_array(rf_call *c, const char *name) {
     PyObject *argument = rf_next(c, name);
-    if (!argument) return NULL;
+    if (!argument || !refuse_masked(c, argument, name)) return NULL;
     if (PyArray_Check(argument)) return (PyArrayObject *)Py_NewRef(argument);
     PyObject *array = PyArray_FromAny(argument, NULL, 0, 0, 0, NULL);
-    if (!array) {
+    if (!array && PyErr_ExceptionMatches(PyExc_ValueError)) {
+        PyErr_Clear(); // NumPy's words do not say which argument
+        RF_FAIL(c, PyExc_ValueError, "%s must be an array, got rows of several lengths", name);
+    } else if (!array) {
         c->failed = 1;
     } else if (PyArray_TYPE((PyArrayObject *)array) == NPY_OBJECT) {
         RF_FAIL(c, PyExc_TypeError, "%s must be an array, got %s", name,
@@ -376,6 +411,7 @@ static PyArrayObject *next_target(rf_call *c, const char *name, const char *shap
     PyObject *argument = rf_next(c, name);
     if (!argument) return NULL;
     PyArrayObject *array = (PyArrayObject *)argument;
+    if (!refuse_masked(c, argument, name)) return NULL;
     if (!PyArray_Check(argument)) {
         RF_FAIL(c, PyExc_TypeError, "%s must be a numpy array, got %s", name,
                 Py_TYPE(argument)->tp_name);

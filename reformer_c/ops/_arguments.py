@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..checks import is_masked
+
 MOST = 2**31 - 1
 Saved = TypeVar("Saved")
 
@@ -68,9 +70,22 @@ def factors_of(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
     return factors
 
 
+def array_of(values: Any, name: str) -> np.ndarray:
+    """What NumPy makes of values: as the extension checks its arrays, where Python looks first."""
+    if is_masked(values):
+        raise TypeError(
+            f"{name} must not be a masked array, whose mask would be lost: pass "
+            f"{name}.filled(...), and say which tokens are not real by attention_mask"
+        )
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, got rows of several lengths") from None
+
+
 def heads(x: Any, name: str) -> tuple[np.ndarray, int, int, int]:
     """An attention array with its (h, t, d)."""
-    array = np.asarray(x)
+    array = array_of(x, name)
     shape = array.shape
     if not 2 <= len(shape) <= 4:
         raise ValueError(f"{name} must have shape (b, h, t, d), (h, t, d) or (t, d), got {shape}")

@@ -12,9 +12,19 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import MOST, factors_of, finite, heads, probability, random_key, saved_by, whole
+from ._arguments import (
+    MOST,
+    array_of,
+    factors_of,
+    finite,
+    heads,
+    probability,
+    random_key,
+    saved_by,
+    whole,
+)
 from ._derive import value_of
-from .hashing import buckets_of, choose_num_buckets
+from .hashing import buckets_of, choose_num_buckets, generator_of
 
 __all__ = [
     "AttentionSaved",
@@ -223,8 +233,8 @@ def full_attention_forward(
         "full", is_causal=is_causal, scale=scale, shared_qk=shared_qk, dropout=dropout,
         dropout_key=dropout_key,
     )  # fmt: skip
-    k = None if k is None else np.asarray(k)
-    return _forward(spec, q, k, np.asarray(v), attention_mask, out, workers)
+    k = None if k is None else array_of(k, "k")
+    return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
 
 
 @value_of(full_attention_forward)
@@ -360,7 +370,7 @@ def local_attention_forward(
     (4, 1)
     """
     q, *_ = heads(q, "q")
-    k = np.asarray(k)
+    k = array_of(k, "k")
     if k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
     spec = AttentionSpec(
@@ -368,7 +378,7 @@ def local_attention_forward(
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
         dropout=dropout, dropout_key=dropout_key,
     )  # fmt: skip
-    return _forward(spec, q, k, np.asarray(v), attention_mask, out, workers)
+    return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
 
 
 @value_of(local_attention_forward)
@@ -518,9 +528,10 @@ def lsh_attention_forward(
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=dropout_key,
     )  # fmt: skip
-    v = np.asarray(v)
+    v = array_of(v, "v")
     factors: Any = spec.num_buckets
     if not spec.hashes(t):
+        _check_unused(spec, qk, rotations, buckets, rng, attention_mask)
         return _forward(spec, qk, None, v, attention_mask, out, workers)
     if buckets is None:
         factors = factors or factors_of(choose_num_buckets(t, spec.chunk_length))
@@ -681,9 +692,9 @@ def cut_share(
     >>> round(cut_share(np.zeros((1, 1, 1, 256), int), 64), 3)
     0.376
     """
-    buckets = np.asarray(buckets)
+    buckets = array_of(buckets, "buckets")
     lists = buckets.reshape(-1, buckets.shape[-1])
-    real = None if attention_mask is None else np.asarray(attention_mask) != 0
+    real = None if attention_mask is None else array_of(attention_mask, "attention_mask") != 0
     pairs = cut = 0
     for i, ids in enumerate(lists):
         if real is not None:
@@ -701,13 +712,40 @@ def cut_of_sizes(n: np.ndarray, cap: int) -> int:
 
 
 def _given_buckets(buckets: Any, rounds: int) -> np.ndarray:
-    buckets = np.asarray(buckets)
+    buckets = array_of(buckets, "buckets")
     if buckets.ndim >= 2 and buckets.shape[-2] != rounds:
         raise ValueError(
             f"buckets must have shape (b, h, num_hashes, t) with num_hashes = {rounds}, "
             f"got {buckets.shape}"
         )
     return buckets
+
+
+def _check_unused(
+    spec: AttentionSpec, qk: np.ndarray, rotations: Any, buckets: Any, rng: Any, attention_mask: Any
+) -> None:
+    """What decides the buckets is checked where one chunk needs none, too."""
+    t, factors, rounds = qk.shape[-2], spec.num_buckets, spec.num_hashes
+    generator_of(rng)
+    if rotations is not None:
+        chosen: Any = factors or factors_of(choose_num_buckets(t, spec.chunk_length))
+        buckets_of(qk[..., :0, :], "qk", rounds, chosen, rotations, None, None, None, 1)
+    if buckets is None:
+        return
+    buckets, shape = _given_buckets(buckets, rounds), (*qk.shape[:-2], rounds, t)
+    if buckets.dtype.kind not in "iu":
+        raise TypeError(f"buckets must be of an integer type, got {buckets.dtype}")
+    if buckets.shape != shape:
+        raise ValueError(
+            f"buckets must have shape (b, h, r, t) with t = {t} as in qk, {shape}, "
+            f"got {buckets.shape}"
+        )
+    ids = bucket_ids(buckets, factors, attention_mask)  # type: ignore[arg-type]
+    for at in np.argwhere((buckets < 0) | (buckets >= ids))[:1]:
+        raise IndexError(
+            f"buckets{at.tolist()} = {buckets[tuple(at)]} is out of range, must be at least 0 "
+            f"and below {ids}"
+        )
 
 
 def bucket_ids(

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import factors_of, heads, real_type, whole
+from ._arguments import array_of, factors_of, heads, real_type, whole
 
 __all__ = ["choose_num_buckets", "lsh_hash", "lsh_rotations"]
 
@@ -107,13 +107,20 @@ def lsh_rotations(
         whole(h, "h", 0), whole(d, "d", 0), whole(num_hashes, "num_hashes", 1),
         sum(factors_of(num_buckets)) // 2,
     )  # fmt: skip
-    real = real_type(np.empty(0, dtype), "dtype")
     try:
-        draws = np.random.default_rng(rng)
+        nothing = np.empty(0, dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
+    return generator_of(rng).standard_normal(shape, real_type(nothing, "dtype"))
+
+
+def generator_of(rng: Any) -> np.random.Generator:
+    """``numpy.random.default_rng``, whose errors do not name the argument."""
+    try:
+        return np.random.default_rng(rng)
     except (TypeError, ValueError):
         error = f"rng must be an int of at least 0, a numpy Generator or None, got {rng!r}"
         raise (ValueError if isinstance(rng, int) else TypeError)(error) from None
-    return draws.standard_normal(shape, real)
 
 
 def lsh_hash(
@@ -195,11 +202,13 @@ def buckets_of(
         )
     elif rng is not None:
         raise ValueError("rng draws rotations: pass one of them, not both")
-    elif np.ndim(rotations) == 4 and np.shape(rotations)[2] != rounds:
-        raise ValueError(
-            f"rotations must have shape (h, d, num_hashes, sum(factors) // 2) with num_hashes = "
-            f"{rounds}, got {np.shape(rotations)}"
-        )
+    else:
+        rotations = array_of(rotations, "rotations")
+        if rotations.ndim == 4 and rotations.shape[2] != rounds:
+            raise ValueError(
+                f"rotations must have shape (h, d, num_hashes, sum(factors) // 2) with "
+                f"num_hashes = {rounds}, got {rotations.shape}"
+            )
     return _core.lsh_hash(
         name, x, factors, rotations, attention_mask, out, resolve_workers(workers)
     )

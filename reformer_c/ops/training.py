@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers
-from ._arguments import finite, probability, whole
+from ._arguments import array_of, finite, probability, whole
 
 __all__ = ["adafactor_step", "adamw_step", "add_scaled", "sum_of_squares"]
 
@@ -145,7 +145,7 @@ def adafactor_step(
     for name, array in (("w", w), ("s", s), ("m", m)):  # a copy would step in vain
         if not isinstance(array, (np.ndarray, type(None))):
             raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
-    g = np.asarray(g)
+    g = array_of(g, "g")
     if row is not None and w.ndim < 2:
         raise ValueError(f"w must have two axes at least to have rows and columns, got {w.shape}")
     beta1, beta2 = probability(beta1, "beta1"), probability(beta2, "beta2")

@@ -422,3 +422,24 @@ def test_every_text_and_head_has_its_own_buckets(isa, dtype, rng):
         assert_close(alone, out[one], "attention")
         apart = ops.lsh_attention_backward(dout[one], saved)
         assert_all_close(apart, [g[one] for g in together], "attention_backward")
+
+
+@pytest.mark.parametrize(("wrong", "error"), [
+    (dict(buckets=np.zeros((1, 1, 1, 3), int)), r"^buckets must have shape .* with t = 4"),
+    (dict(buckets=np.zeros((1, 1, 2, 4), int)), r"^buckets must have shape .* num_hashes = 1"),
+    (dict(buckets=np.zeros((1, 1, 1, 4))), r"^buckets must be of an integer type, got float64"),
+    (dict(buckets=np.full((1, 1, 1, 4), 7)), r"^buckets\[0, 0, 0, 0\] = 7 is out of range"),
+    (dict(buckets=np.full((1, 1, 1, 4), -1)), r"^buckets\[0, 0, 0, 0\] = -1 is out of range"),
+    (dict(buckets=[[0, 1], [0]]), r"^buckets must be an array"),
+    (dict(rotations=np.zeros((1, 2, 1, 3))), r"^rotations must have shape"),
+    (dict(rotations=np.zeros((1, 3, 1, 2))), r"^rotations must have shape"),
+    (dict(rotations=np.zeros((1, 2, 2, 2))), r"^rotations must have shape .* num_hashes = 1"),
+    (dict(rotations=np.zeros((1, 2, 1, 2), "f4")), r"^rotations must be float64"),
+    (dict(rotations=[[1.0], [1.0, 2.0]]), r"^rotations must be an array"),
+    (dict(rng="seed"), r"^rng must be an int"),
+])  # fmt: skip
+@pytest.mark.parametrize("chunk_length", [2, 4, 64])
+def test_what_decides_the_buckets_is_checked_where_one_chunk_needs_none(wrong, error, chunk_length):
+    x = np.ones((1, 1, 4, 2))
+    with pytest.raises((TypeError, ValueError, IndexError), match=error):
+        ops.lsh_attention(x, x, num_hashes=1, num_buckets=4, chunk_length=chunk_length, **wrong)
