@@ -486,6 +486,7 @@ def test_multiprocessing_computes_with_every_start_method(tmp_path, method):
 
 LONG_CALL = """
     import sys, threading, time
+    from dataclasses import replace
     import numpy as np
     import reformer_c as rc
 
@@ -496,9 +497,11 @@ LONG_CALL = """
     few, none = np.ones((2, 16)), np.zeros(2)
     long = dict(chunk_length=1, num_chunks_before=100_000_000, wrap=True)
 
-    def rule_of(options):
+    def saved_of(options):
         saved = rc.local_attention_forward(few, few, few, **options | dict(num_chunks_before=1))[1]
-        return saved._replace(rule=saved.rule._replace(before=options["num_chunks_before"]))
+        return saved._replace(
+            spec=replace(saved.spec, num_chunks_before=options["num_chunks_before"])
+        )
 
     def long_call():
         {call}
@@ -523,7 +526,7 @@ CALLS = {
     "linear": "rc.linear(x, np.zeros((4096, 64), 'f4'))",
     # of which one block of queries takes a minute
     "a long window": "rc.local_attention(few, few, few, **long)",
-    "a long window's backward": "rc.local_attention_backward(few, rule_of(long))",
+    "a long window's backward": "rc.local_attention_backward(few, saved_of(long))",
     "a long window of hidden keys": "rc.local_attention(few, few, few, attention_mask=none,"
     " **long)",
     "a long window of hashes": "rc.lsh_attention(few, few, allow_duplicate_attention=False,"
