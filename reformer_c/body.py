@@ -158,16 +158,18 @@ class Pass:
             raise ValueError(
                 f"{name}: expected one array for each of {count} LSH layers, got {len(rotations)}"
             )
+        if num_hashes is not None:
+            num_hashes = integer("num_hashes", num_hashes, 1)
         if count == 0:
             return iter(())
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
-        num_hashes = integer("num_hashes", num_hashes, 1)
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
+        hashed = n > m or config.attention_scope == "bucket"
         chosen = num_buckets is not None
         num_buckets = num_buckets if chosen else config.num_buckets
         if num_buckets is None:
             num_buckets = ops.choose_num_buckets(n, m, config.max_position_embeddings)
-            self.chosen_num_buckets = num_buckets if n > m else None
+            self.chosen_num_buckets = num_buckets if hashed else None
         if not isinstance(num_buckets, int):
             num_buckets = tuple(num_buckets)
         rules = {
@@ -178,7 +180,7 @@ class Pass:
         }
         if rotations is None:
             return iter([rules | {"rotations": None}] * count)
-        one_chunk = n <= m and config.attention_scope == "chunk" and not chosen
+        one_chunk = not hashed and not chosen
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         shape = (
             config.num_attention_heads, config.attention_head_size, num_hashes,

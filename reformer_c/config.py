@@ -221,7 +221,7 @@ class ReformerConfig(NamedAttributes):
     tie_word_embeddings : bool
         Kept for the round trip: the output has twice the input's width and cannot be tied to it.
     use_cache : bool
-        Kept for the round trip.
+        What `generate` does where nobody else says.
     return_dict : bool, optional
         False: a call gives a tuple where it is not told.
     architectures, transformers_version, dtype, is_encoder_decoder

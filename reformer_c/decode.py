@@ -199,12 +199,14 @@ def num_buckets_of(config: ReformerConfig, t: int) -> int | Sequence[int] | None
     """The number of buckets with which a text that begins with t tokens is continued.
 
     Where the configuration leaves it open it is what transformers chooses at the first forward pass
-    that hashes: for the prompt, or for the length at which a shorter one grows beyond a chunk.
+    that hashes: for the prompt, or for the length at which a shorter one grows beyond a chunk. With
+    ``attention_scope="bucket"`` that is the prompt's length always.
     """
     if config.num_buckets is not None or "lsh" not in config.layer_types:
         return config.num_buckets
     m = config.attention("lsh", "attn_chunk_length")
-    n = padded_length(config, max(t, m + 1), masked=False)
+    hashed = t if config.attention_scope == "bucket" else max(t, m + 1)
+    n = padded_length(config, hashed, masked=False)
     return ops.choose_num_buckets(n, m, config.max_position_embeddings)
 
 

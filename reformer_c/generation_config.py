@@ -17,7 +17,7 @@ import numpy as np
 from .checkpoint import write_atomically
 from .checks import did_you_mean, integer, refuse_unknown
 
-__all__ = ["GENERATION_CONFIG", "SPECIAL", "GenerationConfig"]
+__all__ = ["GENERATION_CONFIG", "GenerationConfig"]
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -190,6 +190,10 @@ class GenerationConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"path: {os.fspath(path)!r} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise TypeError(
+                f"path: {os.fspath(path)!r}: expected a JSON object, got {type(values).__name__}"
+            )
         return cls.from_dict(values)
 
     def to_json(self, path: str | os.PathLike) -> None:
@@ -215,10 +219,10 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, values: Mapping[str, Any]) -> GenerationConfig:
-        """What the contents of a config.json say about generation: its special tokens, and the
-        options that older versions of transformers kept there."""
-        # of these a configuration has its own meaning
-        names = {f.name for f in fields(cls)} - {"extra", "use_cache"}
+        """What the contents of a config.json say about generation: its special tokens, its
+        `use_cache`, and the options that older versions of transformers kept there."""
+        names = {f.name for f in fields(cls)} - {"extra"}
+        # of a call of the model
         own = ("output_attentions", "output_hidden_states")
         _warn_of_not_built("config.json", {k: v for k, v in values.items() if k not in own})
         return cls(**{name: value for name, value in values.items() if name in names})
@@ -371,14 +375,18 @@ def _flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
+
+
 def _token_list(name: str, value: Any) -> list[int]:
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+    if not _is_list(value):
         raise TypeError(f"{name}: expected a list of integers, got {value!r}")
     return [integer(name, token) for token in value]
 
 
 def _words(name: str, value: Any) -> list[list[int]]:
-    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+    if not _is_list(value) or not all(map(_is_list, value)):
         raise TypeError(f"{name}: expected a list of lists of integers, got {value!r}")
     words = [_token_list(name, word) for word in value]
     if not all(words):

@@ -24,7 +24,7 @@ from .checks import NamedAttributes, did_you_mean, integer, refuse_unknown
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes, num_buckets_of
 from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
-from .generation_config import GENERATION_CONFIG, SPECIAL, GenerationConfig
+from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, as_array, check_ids, check_inputs, check_mask
 from .nn import Parameters, draw_seed, random_key
@@ -108,7 +108,8 @@ class Model(NamedAttributes):
 # what `generate` takes beside the options of a GenerationConfig
 FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 ARGUMENTS = ("input_ids", "attention_mask", "generation_config", "num_hashes", "rotations", "rng")
-OPTIONS = [*ARGUMENTS, *FUNCTIONS, *GenerationConfig.__dataclass_fields__.keys() - {"extra"}]
+GENERATION_FIELDS = GenerationConfig.__dataclass_fields__.keys() - {"extra"}
+OPTIONS = [*ARGUMENTS, *FUNCTIONS, *GENERATION_FIELDS]
 
 
 class Reformer(Model):
@@ -624,9 +625,10 @@ class _WithLoss(Reformer):
         grow with the number of layers, except for what `memory_budget` lets it keep. The gradients
         are exact for the dropout and the buckets that were drawn.
 
-        Where ``config.num_buckets`` is None, the first step over more than one chunk chooses it
-        from the length of its batch, for all calls after it: the model gets a configuration with
-        that number, which is saved with it.
+        Where ``config.num_buckets`` is None, the first step that hashes (over more than one chunk,
+        or of any length with ``attention_scope="bucket"``) chooses it from the length of its batch,
+        for all calls after it: the model gets a configuration with that number, which is saved with
+        it.
 
         Parameters
         ----------
@@ -1130,13 +1132,17 @@ class ReformerModelWithLMHead(_WithLoss):
     def _read_texts(self, folder: Path, changes: Mapping[str, Any]) -> None:
         if (folder / GENERATION_CONFIG).is_file():
             self.generation_config = GenerationConfig.from_json(folder)
-        for name in SPECIAL & changes.keys():
+        for name in changes.keys() & GENERATION_FIELDS:
             setattr(self.generation_config, name, changes[name])
 
 
 def _options(name: str, config: Any) -> GenerationConfig:
     if not isinstance(config, GenerationConfig):
-        raise TypeError(f"{name}: expected a GenerationConfig, got {type(config).__name__}")
+        kind = f"{type(config).__module__}.{type(config).__name__}".removeprefix("builtins.")
+        raise TypeError(
+            f"{name}: expected a reformer_c.GenerationConfig, got {kind}: "
+            "GenerationConfig.from_dict makes one of a dictionary"
+        )
     return config
 
 

@@ -1,6 +1,7 @@
 """generate: the rules of choosing a token, and texts that can be repeated."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -366,6 +367,9 @@ def test_the_number_of_buckets_follows_from_the_prompt_as_a_forward_pass_chooses
     # chunks of 4: a prompt of up to 4 is hashed when it has 5 tokens, which are 2 chunks
     for t, expected in [(1, 4), (4, 4), (5, 4), (8, 4), (9, 4), (13, 8), (17, 8), (36, (4, 4))]:
         assert num_buckets_of(config, t) == expected, t
+    # whole buckets are hashed at every length
+    whole = replace(config, attention_scope="bucket")
+    assert [num_buckets_of(whole, t) for t in (1, 4, 5)] == [2, 2, 4]
     # a forward pass has whole chunks of both kinds of layers
     odd = small_config(num_buckets=None, local_attn_chunk_length=6)
     assert num_buckets_of(odd, 1) == num_buckets_of(odd, 12) == 4  # of 3 chunks
@@ -373,11 +377,14 @@ def test_the_number_of_buckets_follows_from_the_prompt_as_a_forward_pass_chooses
     assert num_buckets_of(small_config(num_buckets=[2, 4]), 9) == [2, 4]
 
 
+@pytest.mark.parametrize("scope", ["chunk", "bucket"])
+@pytest.mark.parametrize("t", [3, 18])
 @pytest.mark.parametrize("cached", [True, False])
-def test_the_prompt_s_first_forward_pass_is_the_call_s(cached):
-    model = randomise(ReformerModelWithLMHead(small_config(num_buckets=None, hash_seed=1), rng=0))
+def test_the_prompt_s_first_forward_pass_is_the_call_s(cached, t, scope):
+    config = small_config(num_buckets=None, hash_seed=1, attention_scope=scope)
+    model = randomise(ReformerModelWithLMHead(config, rng=0))
     seen = []
-    ids = random_ids((1, 18))
+    ids = random_ids((1, t))
     model.generate(ids, max_new_tokens=1, use_cache=cached,
                    logits_processor=lambda ids, z: seen.append(z) or z)  # fmt: skip
     np.testing.assert_allclose(seen[0], model(ids).logits[0, -1], rtol=0, atol=1e-6)
@@ -411,7 +418,7 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"do_sample": 1}, "do_sample"),
         ({"top_k": 2.0}, "top_k"),
         ({"temperature": "hot"}, "temperature"),
-        ({"bad_words_ids": [3]}, "bad_words_ids"),
+        ({"bad_words_ids": [3]}, r"bad_words_ids: expected a list of lists of integers, got \[3"),
         ({"bad_words_ids": 3}, "bad_words_ids"),
         ({"suppress_tokens": 3.5}, "suppress_tokens"),
         ({"prefix_allowed_tokens_fn": 3}, "prefix_allowed_tokens_fn"),

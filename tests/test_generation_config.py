@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_models import random_ids, randomise, small_config
 
+from reformer_c.decode import Decoder
 from reformer_c.generation_config import DEFAULTS, NOT_BUILT, GenerationConfig
 from reformer_c.model import ReformerModelWithLMHead
 
@@ -186,6 +187,21 @@ def test_a_special_token_that_is_changed_goes_before_the_folder_s(tmp_path, mode
     assert opened.generation_config.eos_token_id == opened.config.eos_token_id == 5
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_configuration_says_whether_there_is_a_cache(tmp_path, monkeypatch, use_cache):
+    opened = []
+    monkeypatch.setattr(
+        "reformer_c.model.Decoder", lambda *args: opened.append(args) or Decoder(*args)
+    )
+    model = ReformerModelWithLMHead(small_config(use_cache=not use_cache), rng=0)
+    model.save_pretrained(tmp_path)
+    changed = ReformerModelWithLMHead.from_pretrained(tmp_path, use_cache=use_cache)
+    for one, expected in ((model, not use_cache), (changed, use_cache)):
+        opened.clear()
+        one.generate([[1]], max_new_tokens=2)
+        assert bool(opened) == expected
+
+
 def test_a_folder_of_before_has_its_options_in_config_json(tmp_path, model):
     model.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").unlink()
@@ -205,11 +221,22 @@ def test_a_wrong_value_in_a_folder_is_named(tmp_path, model, values):
         ReformerModelWithLMHead.from_pretrained(tmp_path)
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path, model):
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "is not JSON"), ("[1]", ".*expected a JSON object, got list")]
+)
+def test_a_file_that_is_no_json_object_is_named(tmp_path, model, text, words):
     model.save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"generation_config.json' is not JSON"):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises((TypeError, ValueError), match=f"generation_config.json'.*{words}"):
         ReformerModelWithLMHead.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"top_k": 2}, GenerationConfig])
+def test_another_kind_of_options_says_how_to_make_ours(model, given):
+    with pytest.raises(TypeError, match=r"^generation_config: expected a reformer_c.*from_dict"):
+        model.generate([[1]], generation_config=given)
+    with pytest.raises(TypeError, match=r"^generation_config: expected a reformer_c.*from_dict"):
+        model.generation_config = given
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])

@@ -704,6 +704,13 @@ def test_bad_arguments_are_named(changes, name):
         model(**{"input_ids": np.zeros((1, 5), int)} | changes)
 
 
+def test_rounds_of_hashing_are_checked_where_nothing_is_hashed():
+    model = ReformerModelWithLMHead(small_config(attn_layers=["local"]), rng=0)
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=r"^num_hashes: expected an integer >= 1, got 0"):
+            call([[1]], num_hashes=0)
+
+
 def test_bad_word_vectors_are_named():
     model = ReformerModel(small_config(), rng=0)
     for vectors in (np.zeros((1, 5, 16)), np.zeros((1, 5, 15), np.float32), np.float32(1)):
@@ -1043,6 +1050,14 @@ def test_the_first_training_step_chooses_the_number_of_buckets(tmp_path):
     for trained in (model, ReformerModelWithLMHead.from_pretrained(tmp_path)):
         assert trained.config.num_buckets == 16
         assert [buckets(trained, t) for t in (40, 100, 256)] == [16] * 3
+
+
+def test_a_short_step_over_whole_buckets_chooses_the_number_too():
+    model = ReformerModelWithLMHead(small_config(**LONG, attention_scope="bucket"), rng=0)
+    for t, expected in ((3, 2), (40, 2)):  # these are hashed at every length
+        model.loss_and_gradients(random_ids((2, t)), labels=random_ids((2, t)), rng=0)
+        assert model.config.num_buckets == expected
+        assert model(random_ids((1, 100)), rng=0, output_buckets=True).buckets[0].max() == 1
 
 
 def test_a_step_that_does_not_begin_chooses_nothing(monkeypatch):

@@ -382,7 +382,8 @@ def next_logits(model, prompt, ids):
     config, t = model.config, len(ids)
     m = config.lsh_attn_chunk_length
     if config.num_buckets is None:
-        n = evaluated_length(config, max(prompt, m + 1), masked=False)
+        hashed = prompt if config.attention_scope == "bucket" else max(prompt, m + 1)
+        n = evaluated_length(config, hashed, masked=False)
         config = with_buckets(config, n)
     n = evaluated_length(config, t, masked=False)
     # the same weights and rotations, and that number of buckets at every length
