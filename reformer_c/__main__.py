@@ -124,7 +124,7 @@ def _train(options: argparse.Namespace) -> None:
         max_grad_norm=options.clip,
         seed=options.seed,
         held_out=held_out or None,
-        held_out_bytes_per_token=held_out_bytes,
+        held_out_bytes_per_token=held_out_bytes if held_out else None,
         evaluate_every=options.eval_every,
         folder=folder,
         save_every=options.save_every,
@@ -212,6 +212,11 @@ def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[A
         data = Windows(train, options.length or LENGTH, batch=options.batch, **common)
     elif options.batch > 1:
         raise ValueError("--batch: expected 1 with --whole-files; --accumulate adds files up")
+    elif short := [len(tokens) for tokens in train if len(tokens) < 2]:
+        raise ValueError(
+            f"--whole-files: expected at least 2 tokens to train on in each FILE, got {short[0]} "
+            f"in {len(short)} of them"
+        )
     else:
         data = Sequences(train, options.length, **common)
     held_out_bytes = _bytes_per_token([part for part, _ in pairs], held_out, tokenizer, options)
@@ -602,9 +607,10 @@ def _info(options: argparse.Namespace) -> None:
     for name, array in model.parameters.items():
         group = _group(name)
         groups[group] = groups.get(group, 0) + array.size
+    tokenizer = _described_tokenizer(options, config.vocab_size)
     print(repr(model))
     print(f"longest sequence  {longest:,} tokens, vocabulary {config.vocab_size}")
-    print(f"tokenizer         {_described_tokenizer(options, config.vocab_size)}")
+    print(f"tokenizer         {tokenizer}")
     for group, count in groups.items():
         print(f"{group:40} {count:12,} parameters")
     total = sum(groups.values())

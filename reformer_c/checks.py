@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
@@ -12,7 +13,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 __all__ = ["NamedAttributes", "as_array", "did_you_mean", "integer", "is_masked", "names_keywords",
-           "refuse_unknown", "requires_extra"]  # fmt: skip
+           "number", "positive", "refuse_unknown", "requires_extra"]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -86,6 +87,57 @@ def is_masked(values: Any) -> bool:
     return isinstance(values, np.ma.MaskedArray)
 
 
+def number(name: str, value: Any, least: float, below: float = math.inf) -> float:
+    """`value` as a float, if it is a finite number of at least `least` and below `below`.
+
+    Raises
+    ------
+    TypeError
+        It is not a number; a boolean and a text are rejected too.
+    ValueError
+        It is out of range.
+
+    Examples
+    --------
+    >>> number("lr", 1, 0.0)
+    1.0
+    >>> number("lr", -1, 0.0)
+    Traceback (most recent call last):
+    ValueError: lr: expected a finite number >= 0, got -1
+    """
+    found = _float(name, value)
+    if not least <= found < below:
+        bound = f" and < {below:g}" if below < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number >= {least:g}{bound}, got {value!r}")
+    return found
+
+
+def positive(name: str, value: Any, *, infinite: bool = False) -> float:
+    """`value` as a float, if it is a number above 0, and finite unless `infinite`.
+
+    Examples
+    --------
+    >>> positive("max_norm", float("inf"), infinite=True)
+    inf
+    >>> positive("bytes_per_token", 0)
+    Traceback (most recent call last):
+    ValueError: bytes_per_token: expected a number > 0, got 0
+    """
+    found = _float(name, value)
+    if not 0.0 < found < math.inf and not (infinite and found == math.inf):
+        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    return found
+
+
+def _float(name: str, value: Any) -> float:
+    try:
+        if not isinstance(value, (bool, str, bytes)):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known one, if there is any.
 
@@ -134,7 +186,7 @@ def names_keywords(function: Function) -> Function:
     TypeError: widht: draw has no such argument; did you mean width?
     """
     known = inspect.signature(function).parameters
-    owner = function.__qualname__.removesuffix(".__init__").removesuffix(".__call__")
+    owner = function.__qualname__.removesuffix(".__init__").removesuffix(".__call__").lstrip("_")
 
     @wraps(function)
     def checked(*args: Any, **options: Any) -> Any:

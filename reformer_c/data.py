@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import integer
+from .checks import integer, names_keywords, number, positive
 from .tokenizer import ByteTokenizer, Tokenizer
 
 __all__ = [
@@ -338,8 +338,7 @@ def split_tokens(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.nd
     (array([0, 1, 2, 3]), array([4]))
     """
     tokens = _check_tokens("tokens", tokens)
-    if not 0.0 <= held_out < 1.0:
-        raise ValueError(f"held_out: expected a share in [0, 1), got {held_out!r}")
+    held_out = number("held_out", held_out, 0.0, below=1.0)
     border = len(tokens) - round(len(tokens) * held_out)
     return tokens[:border], tokens[border:]
 
@@ -362,11 +361,9 @@ class Data:
         self.tokens = texts_of("tokens", tokens)
         if order not in ("random", "sequential"):
             raise ValueError(f"order: expected 'random' or 'sequential', got {order!r}")
-        if not bytes_per_token > 0:
-            raise ValueError(f"bytes_per_token: expected a number > 0, got {bytes_per_token!r}")
         self.order = order
         self.seed = integer("seed", seed, 0)
-        self.bytes_per_token = float(bytes_per_token)
+        self.bytes_per_token = positive("bytes_per_token", bytes_per_token)
 
     def __repr__(self) -> str:
         return (
@@ -438,6 +435,7 @@ class Windows(Data):
     2
     """
 
+    @names_keywords
     def __init__(
         self,
         tokens: np.ndarray | Sequence[np.ndarray],
@@ -513,6 +511,7 @@ class Sequences(Data):
 
     batch_size = 1
 
+    @names_keywords
     def __init__(
         self,
         tokens: Sequence[np.ndarray],

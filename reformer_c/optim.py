@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .checks import integer
+from .checks import integer, names_keywords, number, positive
 from .runtime import underflow_to_zero
 
 __all__ = ["Adafactor", "AdamW", "Optimizer", "clip_gradients", "schedules"]
@@ -64,7 +64,7 @@ class Optimizer(ABC):
 
         Nothing has changed when an exception is raised.
         """
-        lr = self.learning_rate if lr is None else _number("lr", lr, 0.0)
+        lr = self.learning_rate if lr is None else number("lr", lr, 0.0)
         self._check_gradients(grads)
         self.steps += 1
         for name, weight in self.parameters.items():
@@ -152,6 +152,7 @@ class AdamW(Optimizer):
 
     lr: float
 
+    @names_keywords
     def __init__(
         self,
         parameters: Mapping[str, np.ndarray],
@@ -161,10 +162,10 @@ class AdamW(Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(parameters)
-        self.lr = _number("lr", lr, 0.0)
+        self.lr = number("lr", lr, 0.0)
         self.betas = _pair("betas", betas, below=1.0)
-        self.eps = _positive("eps", eps)
-        self.weight_decay = _number("weight_decay", weight_decay, 0.0)
+        self.eps = positive("eps", eps)
+        self.weight_decay = number("weight_decay", weight_decay, 0.0)
         for name, array in parameters.items():
             self._state[f"first.{name}"] = np.zeros_like(array, order="C")
             self._state[f"second.{name}"] = np.zeros_like(array, order="C")
@@ -245,6 +246,7 @@ class Adafactor(Optimizer):
     ['column.w', 'row.w', 'steps']
     """
 
+    @names_keywords
     def __init__(
         self,
         parameters: Mapping[str, np.ndarray],
@@ -265,15 +267,15 @@ class Adafactor(Optimizer):
             )
         if warmup_init and not relative_step:
             raise ValueError("warmup_init: expected False without relative_step")
-        self.lr = None if lr is None else _number("lr", lr, 0.0)
+        self.lr = None if lr is None else number("lr", lr, 0.0)
         self.eps = _pair("eps", eps)
-        _positive("eps", self.eps[0])
-        self.clip_threshold = _positive("clip_threshold", clip_threshold)
-        self.decay_rate = _number("decay_rate", decay_rate, -1.0)
+        positive("eps", self.eps[0])
+        self.clip_threshold = positive("clip_threshold", clip_threshold)
+        self.decay_rate = number("decay_rate", decay_rate, -1.0)
         if self.decay_rate > 0.0:
             raise ValueError(f"decay_rate: expected a number in [-1, 0], got {decay_rate!r}")
-        self.beta1 = None if beta1 is None else _number("beta1", beta1, 0.0, below=1.0)
-        self.weight_decay = _number("weight_decay", weight_decay, 0.0)
+        self.beta1 = None if beta1 is None else number("beta1", beta1, 0.0, below=1.0)
+        self.weight_decay = number("weight_decay", weight_decay, 0.0)
         self.scale_parameter = bool(scale_parameter)
         self.relative_step = bool(relative_step)
         self.warmup_init = bool(warmup_init)
@@ -370,8 +372,7 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     """
     if not isinstance(grads, Mapping):
         raise TypeError("grads: expected a dictionary of arrays by name")
-    if not max_norm > 0:
-        raise ValueError(f"max_norm: expected a number > 0, got {max_norm!r}")
+    max_norm = positive("max_norm", max_norm, infinite=True)
     for name, grad in grads.items():
         _check_float_array(f"grads[{name!r}]", grad)
     norm, shift = _norm(grads)
@@ -423,6 +424,7 @@ class NamedSchedule:
         return f"{self.kind}({', '.join(f'{k}={v}' for k, v in self.arguments.items())})"
 
 
+@names_keywords
 def _constant(*, warmup: int = 0) -> Schedule:
     """Factor 1, after `warmup` steps of linear growth.
 
@@ -435,6 +437,7 @@ def _constant(*, warmup: int = 0) -> Schedule:
     return NamedSchedule(lambda step: _warm(step, warmup), "constant", warmup=warmup)
 
 
+@names_keywords
 def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     """Straight down from 1 after the warm-up to `floor` once `steps` steps are done.
 
@@ -446,6 +449,7 @@ def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     return _decay("linear", lambda progress: 1.0 - progress, steps, warmup, floor)
 
 
+@names_keywords
 def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     """Half a cosine from 1 after the warm-up to `floor` (Loshchilov and Hutter 2017, section 3).
 
@@ -457,6 +461,7 @@ def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     return _decay("cosine", lambda x: 0.5 + 0.5 * math.cos(math.pi * x), steps, warmup, floor)
 
 
+@names_keywords
 def _rsqrt(*, warmup: int = 1) -> Schedule:
     """Linear growth, then the root of ``warmup / steps`` (Vaswani et al. 2017, section 5.3).
 
@@ -481,7 +486,7 @@ def _decay(
     kind: str, shape: Callable[[float], float], steps: int, warmup: int, floor: float
 ) -> Schedule:
     steps, warmup = integer("steps", steps, 0), integer("warmup", warmup, 0)
-    floor = _number("floor", floor, 0.0, below=math.nextafter(1.0, 2.0))
+    floor = number("floor", floor, 0.0, below=math.nextafter(1.0, 2.0))
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -529,26 +534,8 @@ def _check_same_names(name: str, got: object, expected: Mapping) -> None:
         raise ValueError(f"{name}: {unknown!r} belongs to no parameter of this optimizer")
 
 
-def _number(name: str, value: float, least: float, below: float = math.inf) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
-    if not least <= number < below:
-        bound = f" and < {below:g}" if below < math.inf else ""
-        raise ValueError(f"{name}: expected a finite number >= {least:g}{bound}, got {value!r}")
-    return number
-
-
-def _positive(name: str, value: float) -> float:
-    number = _number(name, value, 0.0)
-    if number == 0.0:
-        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
-    return number
-
-
 def _pair(name: str, value: Any, below: float = math.inf) -> tuple[float, float]:
     if np.shape(value) != (2,):
         raise ValueError(f"{name}: expected two numbers, got {value!r}")
-    first, second = (_number(name, part, 0.0, below) for part in value)
+    first, second = (number(name, part, 0.0, below) for part in value)
     return first, second

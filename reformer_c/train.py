@@ -23,7 +23,7 @@ import numpy as np
 
 from . import ops
 from .checkpoint import read_safetensors, write_atomically, write_safetensors
-from .checks import integer
+from .checks import integer, names_keywords, positive
 from .config import ReformerConfig
 from .data import texts_of
 from .folder import check_writable, finish_checkpoint, replace_files
@@ -93,6 +93,7 @@ class Evaluation:
     tokens: int
 
 
+@names_keywords
 def evaluate(
     model: Any,
     tokens: np.ndarray | Sequence[np.ndarray],
@@ -132,12 +133,14 @@ def evaluate(
         Names the argument: no text of two tokens, or windows of fewer than two.
     """
     texts = texts_of("tokens", tokens)
+    bytes_per_token = positive("bytes_per_token", bytes_per_token)
+    length = integer("length", length)
     longest = max(map(len, texts))
     if length < 2 or longest < 2:
         raise ValueError(
             f"tokens, length: expected at least 2, got {longest} tokens in windows of {length}"
         )
-    if stride is not None and not 1 <= stride < length:
+    if stride is not None and not 1 <= integer("stride", stride) < length:
         raise ValueError(f"stride: expected a number in [1, {length}), got {stride}")
     total, count = 0.0, 0
     for text in texts:
@@ -260,6 +263,7 @@ class Trainer:
     (20, True)
     """
 
+    @names_keywords
     def __init__(
         self,
         model: Any,
@@ -278,12 +282,12 @@ class Trainer:
         save_every: int = 0,
         log: str | os.PathLike | None = None,
     ) -> None:
-        if not callable(getattr(data, "batch", None)):
-            raise TypeError(f"data: expected an object with batch(step), got {data!r}")
+        _check_method("model", model, "loss_and_gradients")
+        _check_method("data", data, "batch")
+        if optimizer is not None:
+            _check_method("optimizer", optimizer, "step")
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule: expected a function of the step, got {schedule!r}")
-        if not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm: expected a number > 0, got {max_grad_norm!r}")
         if evaluate_every and held_out is None:
             raise ValueError("held_out: evaluate_every needs tokens to evaluate on")
         if held_out is not None and max(map(len, texts_of("held_out", held_out))) < 2:
@@ -296,10 +300,15 @@ class Trainer:
         self.steps = None if steps is None else integer("steps", steps, 0)
         self.schedule = schedule
         self.accumulate = integer("accumulate", accumulate, 1)
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = positive("max_grad_norm", max_grad_norm, infinite=True)
         self.seed = integer("seed", seed, 0)
         self.held_out = held_out
-        self.held_out_bytes_per_token = held_out_bytes_per_token
+        self.held_out_bytes_per_token: float | None = None
+        if held_out_bytes_per_token is not None:
+            if held_out is None:
+                raise ValueError("held_out: held_out_bytes_per_token needs tokens to evaluate on")
+            value = positive("held_out_bytes_per_token", held_out_bytes_per_token)
+            self.held_out_bytes_per_token = value
         self.evaluate_every = integer("evaluate_every", evaluate_every, 0)
         self.folder = None if folder is None else Path(folder)
         self.save_every = integer("save_every", save_every, 0)
@@ -580,6 +589,12 @@ class Trainer:
             )
         check_finite(grads, step)
         raise FloatingPointError(f"step {step}: the loss is {loss}")
+
+
+def _check_method(name: str, value: Any, method: str) -> None:
+    if not callable(getattr(value, method, None)):
+        kind = type(value).__name__
+        raise TypeError(f"{name}: expected an object with a method {method}, got {kind}")
 
 
 def _arguments(batch: Any) -> Mapping[str, Any]:

@@ -80,6 +80,7 @@ def test_help_lists_every_command(capsys):
         (["train"], "FILE"),
         (["train", "a.txt", "--length", "0"], "--length: expected a whole number >= 1, got '0'"),
         (["train", "a.txt", "--lr", "nan"], "--lr: expected a number > 0, got 'nan'"),
+        (["train", "a.npy", "--bytes-per-token", "inf"], "--bytes-per-token: expected a number"),
         (["train", "a.txt", "--preset", "huge"], "--preset"),
         (["train", "a.txt", "--held-out", "1"], "--held-out: expected a number in [0, 1)"),
         (["generate", "model", "--prompt", "a", "--prompt-file", "b"], "--prompt-file"),
@@ -423,6 +424,12 @@ def test_held_out_tokens_are_checked_before_training(ids, words, text, tmp_path,
     command = ["train", text, *SMALL, "--steps", "1", "--evaluate-on", str(tmp_path / "ids.npy")]
     assert main(command) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_file_of_one_byte_is_no_sequence(text, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("x")
+    assert main(["train", text, str(tmp_path / "short.txt"), "--whole-files", "--steps", "1"]) == 1
+    assert "--whole-files: expected at least 2 tokens" in capsys.readouterr().err
 
 
 def test_a_model_that_was_not_trained_here_is_not_trained_over(text, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Text files to tokens, tokens to windows that (seed, step) decide."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -236,6 +237,9 @@ def test_tokens_may_be_of_any_integer_dtype_and_read_only(dtype, tmp_path):
         ({"order": "shuffled"}, ValueError, "order"),
         ({"seed": -1}, ValueError, "seed"),
         ({"bytes_per_token": 0}, ValueError, "bytes_per_token"),
+        ({"bytes_per_token": math.inf}, ValueError, "bytes_per_token"),
+        ({"bytes_per_token": "2"}, TypeError, "bytes_per_token"),
+        ({"lenght": 3}, TypeError, "did you mean length?"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, word):

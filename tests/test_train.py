@@ -892,11 +892,37 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
         ({"seed": -1}, ValueError, "seed"),
         ({"evaluate_every": 5}, ValueError, "held_out"),
         ({"save_every": 5}, ValueError, "folder"),
+        ({"model": 3}, TypeError, "model: .* got int"),
+        ({"optimizer": 3}, TypeError, "optimizer: .* got int"),
+        ({"max_grad_norm": "1"}, TypeError, "max_grad_norm: expected a number"),
+        ({"held_out_bytes_per_token": 2.0}, ValueError, "held_out: held_out_bytes_per_token needs"),
+        ({"stpes": 3}, TypeError, "stpes: Trainer has no such argument; did you mean steps?"),
+        *(
+            ({"held_out": TEXT, "held_out_bytes_per_token": x}, error, "held_out_bytes_per_token: ")
+            for x, error in ((0, ValueError), (-3.0, ValueError), (math.nan, ValueError),
+                             (math.inf, ValueError), ("3", TypeError))
+        ),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments_are_named(options, error, word):
     with pytest.raises(error, match=word):
-        Trainer(Bigrams(), **({"data": Windows(TEXT, 64)} | options))
+        Trainer(**({"model": Bigrams(), "data": Windows(TEXT, 64)} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"bytes_per_token": 0}, ValueError, "bytes_per_token: expected a number > 0, got 0"),
+        ({"bytes_per_token": -1.0}, ValueError, "bytes_per_token"),
+        ({"bytes_per_token": math.inf}, ValueError, "bytes_per_token"),
+        ({"length": 10.5}, TypeError, "length"),
+        ({"stride": 2.5}, TypeError, "stride"),
+        ({"strid": 2}, TypeError, "did you mean stride?"),
+    ],
+)
+def test_bad_arguments_of_evaluate_are_named(options, error, word):
+    with pytest.raises(error, match=word):
+        evaluate(Bigrams(), TEXT, **({"length": 64} | options))
 
 
 # ---- interruption ----
