@@ -1,12 +1,14 @@
 /* attention_block.h: up to BLOCK queries against up to BLOCK keys.
 
-   A block gathers the rows of a few tokens into dense, padded scratch, so that the products below
-   are bare tiles whatever the order and the strides of the arrays. Scores are kept transposed, a
-   row a key and a lane a query: then maxima, sums and masks run down the lanes with no horizontal
-   step, and the same scores are the left operand of the next product as they stand.
+   A block gathers the rows of up to BLOCK tokens into dense, padded scratch, so that the products
+   below are plain register tiles whatever the order and the strides of the arrays. Scores are
+   stored transposed, one row per key and one lane per query: row maxima, sums and masks then run
+   down the lanes without horizontal operations, and the scores are the left operand of the next
+   product without a copy.
 
-   Tokens of a block stand in order of position. The keys that the causal mask leaves to a group of
-   lanes are therefore a prefix (a staircase), and whole tiles beyond it are never computed. */
+   Tokens of a block are in order of position. The keys that the causal mask leaves to a group of
+   lanes are therefore a prefix (together they form a staircase), and register tiles beyond it are
+   never computed. */
 #ifndef RF_ATTENTION_BLOCK_H
 #define RF_ATTENTION_BLOCK_H
 
@@ -17,12 +19,12 @@
 #define BLOCK 64
 #define LANE_GROUPS (BLOCK / VEC_LANES)
 
-#define SCORE_HIDDEN (-(real)1e9)  // Hugging Face's constants: a masked key,
-#define SCORE_SELF (-(real)1e5)    // and, with shared_qk, the query itself
-#define SCORE_NOTHING (-(real)5e4) // a maximum below this: no other key, or only dreadful ones
-/* Stands for the log-sum-exp of a row that saw itself, and that is all: SCORE_SELF in natural units
-   and back is not always SCORE_SELF. */
-#define LSE_ITSELF (-(real)FLT_MAX)
+#define SCORE_HIDDEN (-(real)1e9) // Hugging Face's constants: a masked key,
+#define SCORE_SELF (-(real)1e5)   // and, with shared_qk, the query itself
+#define SCORE_NO_KEY (-(real)5e4) // maxima below this: no key but itself, or extremely low scores
+/* Marks the log-sum-exp of a row that attends only to itself. SCORE_SELF would not do: converted to
+   natural units and back it is not always the same number. */
+#define LSE_SELF_ONLY (-(real)FLT_MAX)
 
 /* The arrays of one call. `dout` is NULL in a forward. */
 typedef struct {
@@ -39,21 +41,22 @@ typedef struct {
 typedef struct {
     size_t bh, round, start; // which tokens: places start.. of the round's order
     int has_queries, has_keys;
-    int pinned;            // an owner's: not to be replaced now
-    int in_order;          // the tokens are neighbours, and none is hidden
-    uint64_t used;         // when it was last asked for
+    int pinned;            // part of the current query span: must not be replaced
+    int in_order;          // the tokens are consecutive, and none is hidden
+    uint64_t used;         // the cache's clock at its last use
     size_t nq, nk;         // queries and keys
     size_t visible;        // keys [0, visible) are not hidden by the attention mask
     lane earliest, latest; // positions of the queries
     lane qpos[BLOCK], kpos[BLOCK];
     lane qbucket[BLOCK], kbucket[BLOCK]; // over all rounds; only if buckets are compared
     uint64_t drop[BLOCK];                // keys of the queries' dropout bits
-    real kscale[BLOCK];                  // what makes a raw key row the key, times the scale
+    real kscale[BLOCK];                  // raw product times kscale = score
     real kunit[BLOCK];                   // the same for scores in units of log 2
     real lse[BLOCK], delta[BLOCK];       // backward; lse in units of log 2
-    const real *q_rows, *k_rows, *v_rows, *do_rows; // where rows are, dp apart: NULL, in place, or
-    real *q_space, *k_space, *v_space, *do_space;   // copied here
-    real *q_columns, *do_columns;
+    // rows, dp apart, point into the array, or to a copy in *_space, or are NULL if not needed
+    const real *q_rows, *k_rows, *v_rows, *do_rows;
+    real *q_space, *k_space, *v_space, *do_space;
+    real *q_columns, *do_columns; // transposed: one lane per token
 } block;
 
 static inline int is_self_attention(const rf_attention *a) {
@@ -65,7 +68,7 @@ static size_t block_reals(size_t dp, int backward) {
     return bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp));
 }
 
-/* Nothing writes to the padding of a row. */
+/* The padding of rows is cleared here, once: nothing writes to it. */
 static void block_place(block *x, real *at, size_t d, size_t dp, int backward) {
     real **parts[] = {&x->q_columns, &x->q_space,    &x->k_space,
                       &x->v_space,   &x->do_columns, &x->do_space};
@@ -116,7 +119,8 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     blk->nk = blk->start < a->tk ? min_size(places, a->tk - blk->start) : 0;
     for (size_t i = 0; i < BLOCK; i++) blk->qpos[i] = blk->kpos[i] = -1;
 
-    // keys hidden by the mask go last, so that the others are a prefix in order of position
+    // 1. keys: those hidden by the mask go last, so that the others are a prefix in order of
+    // position
     lane hidden[BLOCK];
     size_t hiding = 0;
     blk->visible = 0;
@@ -131,18 +135,20 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
 
     blk->in_order = !x->order.order && hiding == 0;
 
-    // queries and keys of self-attention are the same tokens, one list for both
+    // 2. queries: in self-attention the same tokens, so one list serves both
     for (size_t i = 0; i < blk->nq; i++)
         blk->qpos[i] = is_self_attention(a) ? blk->kpos[i] : (lane)(blk->start + i);
     blk->earliest = (lane)token_at(x, bh, blk->round, blk->start);
     blk->latest = (lane)token_at(x, bh, blk->round, blk->start + max_size(blk->nq, 1) - 1);
+    // 3. buckets, if they restrict attention
     if (!a->across_buckets)
         for (size_t i = 0; i < blk->nk; i++)
             blk->kbucket[i] = blk->qbucket[i] = bucket_of(x, bh, blk->round, (size_t)blk->kpos[i]);
 }
 
-/* Rows of n tokens, dp apart. A whole block of neighbours is used where it lies, if its rows touch:
-   rows a power of two apart would fight for the same ways of the cache. */
+/* Rows of n tokens, dp apart. A full block of consecutive tokens is used in place if its rows are
+   contiguous. Otherwise it is copied: rows a power of two apart would collide in the cache's sets.
+ */
 static const real *block_rows(const attention_arrays *x, const block *blk, const lane *tokens,
                               size_t n, const real *base, rf_strides s, real *space) {
     const size_t d = x->a->d, dp = x->dp;
@@ -153,13 +159,13 @@ static const real *block_rows(const attention_arrays *x, const block *blk, const
     return space;
 }
 
-/* The same rows as columns, a token to a lane. Where no product reads them as rows, they go from
-   the array into columns: `rows` is NULL then. */
+/* The same rows transposed, one lane per token. `rows` is NULL where no product reads them as rows;
+   they are then transposed straight from the array. */
 static void block_columns(const attention_arrays *x, const block *blk, const lane *tokens, size_t n,
                           const real *base, rf_strides s, const real *rows, real *columns) {
     const real *head = head_of(base, s, x->a, blk->bh);
     for (size_t i = 0; i < n; i += VEC_LANES) {
-        const real *lines[VEC_LANES]; // lanes beyond the last token: that one again
+        const real *lines[VEC_LANES]; // lanes beyond the last token repeat it
         for (size_t j = 0; j < VEC_LANES; j++) {
             const size_t at = min_size(i + j, n - 1);
             lines[j] = rows ? rows + at * x->dp : head + (ptrdiff_t)tokens[at] * s.t;
@@ -168,15 +174,15 @@ static void block_columns(const attention_arrays *x, const block *blk, const lan
     }
 }
 
-/* Queries as columns, and as rows where a backward multiplies by them or where they are padded. */
+/* Queries as columns, and as rows if a backward multiplies by them or if they need padding. */
 static void query_columns(const attention_arrays *x, block *blk, const lane *tokens, size_t n) {
     if (x->dout || x->a->d < x->dp)
         blk->q_rows = block_rows(x, blk, tokens, n, x->q, x->sq, blk->q_space);
     block_columns(x, blk, tokens, n, x->q, x->sq, blk->q_rows, blk->q_columns);
 }
 
-/* What makes a raw key row the key, times the scale. A shared key is normalised: the columns of the
-   queries are at hand for that, a key to a lane. */
+/* The factors of each key's raw products. A shared key is the query divided by its root mean
+   square, taken from the queries' columns, one lane per key. */
 static void key_scales(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
@@ -197,7 +203,7 @@ static void key_scales(const attention_arrays *x, block *blk) {
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
 }
 
-/* Shared queries come with their keys. */
+/* Keys and values. With shared keys this gathers the queries, too. */
 static void block_keys(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     if (a->shared_qk) {
@@ -224,8 +230,9 @@ static void block_queries(const attention_arrays *x, block *blk) {
         for (size_t i = 0; i < blk->nq; i++) {
             const size_t token = (size_t)blk->qpos[i];
             const real lse = x->lse[blk->bh * a->t + token];
-            // rows that saw nothing are done elsewhere: a huge lse makes every probability 0 here
-            if (lse != -(real)INFINITY) blk->lse[i] = lse == LSE_ITSELF ? SCORE_SELF : lse * LOG2_E;
+            // hf_row_backward computes rows without a key: a huge lse makes their probabilities 0
+            if (lse != -(real)INFINITY)
+                blk->lse[i] = lse == LSE_SELF_ONLY ? SCORE_SELF : lse * LOG2_E;
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
         blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_space);
@@ -236,38 +243,38 @@ static void block_queries(const attention_arrays *x, block *blk) {
 
 /* --------------------------------------------------------------------------- prefetching ---- */
 
-/* Rows that will be wanted and lie anywhere, asked for by the tiles in between: each in turn is
-   granted some lines of those that are left. */
+/* The cache lines of scattered rows that will be needed soon. Each register tile issues a few. */
 typedef struct {
-    line_list lines, granted;
+    line_list lines, issued;
     size_t next;
-} wish_list;
+} prefetch_queue;
 
-#define WISHES (7 * BLOCK) // rows: q, k, v, dout, dq, dk and dv of a block
+#define QUEUE_ROWS (7 * BLOCK) // q, k, v, dout, dq, dk and dv of a block
 
-static size_t wish_lines(size_t d) {
-    return bytes_add(bytes_mul(WISHES, lines_most(d)), 7);
+static size_t queue_capacity(size_t d) {
+    return bytes_add(bytes_mul(QUEUE_ROWS, row_lines_max(d)), 7);
 }
 
-/* The lines that a tile of so many steps is to ask for. */
-static inline const line_list *grant_wishes(wish_list *w, size_t steps) {
-    const size_t n = min_size(steps / AHEAD_STEPS, w->lines.count - w->next);
-    w->granted = (line_list){w->lines.line + w->next, n, n};
-    w->next += n;
-    return &w->granted;
+/* The lines that a tile of `steps` steps is to prefetch. */
+static inline const line_list *prefetch_next(prefetch_queue *queue, size_t steps) {
+    const size_t n = min_size(steps / PREFETCH_STEPS, queue->lines.count - queue->next);
+    queue->issued = (line_list){queue->lines.line + queue->next, n, n};
+    queue->next += n;
+    return &queue->issued;
 }
 
-/* Asks for a few more, where there is no tile for a while. */
-static ALWAYS_INLINE void grant_more(wish_list *w, size_t n) {
-    const size_t end = min_size(w->lines.count, w->next + n);
-    for (; w->next < end; w->next++) __builtin_prefetch(w->lines.line[w->next], 0, 2);
+/* Prefetch up to n lines now, where no tile follows soon. */
+static ALWAYS_INLINE void prefetch_flush(prefetch_queue *queue, size_t n) {
+    const size_t end = min_size(queue->lines.count, queue->next + n);
+    for (; queue->next < end; queue->next++)
+        __builtin_prefetch(queue->lines.line[queue->next], 0, 2);
 }
 
-static inline void forget_wishes(wish_list *w) {
-    w->lines.count = w->next = 0;
+static inline void prefetch_clear(prefetch_queue *queue) {
+    queue->lines.count = queue->next = 0;
 }
 
-/* ---------------------------------------------------- the blocks that a thread has at hand ---- */
+/* ------------------------------------------------------------ a thread's gathered blocks ---- */
 
 typedef struct {
     block *blocks;
@@ -275,8 +282,8 @@ typedef struct {
     uint64_t clock;
 } block_cache;
 
-/* The block at `start`, with its keys and, if asked for, its queries: found, or gathered in place
-   of the one not asked for longest. */
+/* The block at `start`, with its keys and, if `queries` is set, its queries: from the cache, or
+   gathered in place of the least recently used one. */
 static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh, size_t round,
                         size_t start, size_t places, int queries) {
     block *found = NULL, *oldest = NULL;
@@ -299,91 +306,100 @@ static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh
 
 /* -------------------------------------------------------------- scores of a pair of blocks ---- */
 
-/* For each group of VEC_LANES queries: keys [0, low) are plain, [low, mid) are compared by
-   position, [mid, high) are plain, and from `high` on every key is masked. */
+/* Where masks apply to a pair of blocks. For each group of VEC_LANES queries, keys [0, dense_end)
+   are visible to all; keys [dense_end, partial_end) to some, so that each score is masked by itself
+   (partial_scores); keys [partial_end, group_end) to all; keys from group_end on to none. */
 typedef struct {
-    size_t groups, most; // most: the largest `high`
-    size_t low[LANE_GROUPS], mid[LANE_GROUPS], high[LANE_GROUPS];
-    lane seen[BLOCK]; // how many keys each query reaches: none beyond has a score
-} reach;
+    size_t groups, max_end; // max_end: the largest group_end
+    size_t dense_end[LANE_GROUPS], partial_end[LANE_GROUPS], group_end[LANE_GROUPS];
+    lane query_end[BLOCK]; // for each query, the end of the keys that it may attend to
+} mask_extent;
 
-static void find_reach(reach *r, const rf_attention *a, const block *q, const block *k) {
+static void find_extent(mask_extent *extent, const rf_attention *a, const block *q,
+                        const block *k) {
     const size_t visible = k->visible;
-    const int compares = !a->across_buckets || !a->duplicates;
-    r->groups = blocks_of(q->nq, VEC_LANES);
-    r->most = 0;
+    const int all_partial = !a->across_buckets || !a->duplicates;
+    extent->groups = blocks_of(q->nq, VEC_LANES);
+    extent->max_end = 0;
     if (!visible || !q->nq || (a->causal && k->kpos[0] > q->latest)) return;
-    for (size_t g = 0; g < r->groups; g++) r->low[g] = r->mid[g] = r->high[g] = visible;
-    for (size_t i = 0; i < BLOCK; i++) r->seen[i] = (lane)visible;
-    const int all_plain = (!a->causal && !a->shared_qk) || k->kpos[visible - 1] < q->earliest;
-    if (all_plain && !compares) {
-        r->most = visible;
+
+    // 1. no mask within the pair: everything is dense
+    for (size_t g = 0; g < extent->groups; g++)
+        extent->dense_end[g] = extent->partial_end[g] = extent->group_end[g] = visible;
+    for (size_t i = 0; i < BLOCK; i++) extent->query_end[i] = (lane)visible;
+    const int all_dense = (!a->causal && !a->shared_qk) || k->kpos[visible - 1] < q->earliest;
+    if (all_dense && !all_partial) {
+        extent->max_end = visible;
         return;
     }
 
-    // a block that meets itself, nothing hidden: each query sees the keys up to its own
-    const int itself = q == k && visible == k->nk && visible == q->nq;
-    for (size_t i = 0; i < r->groups * VEC_LANES && itself; i++)
-        r->seen[i] = i < visible ? (lane)i + 1 : 0;
-    for (size_t g = 0; g < r->groups && !itself; g++) {
-        ivec seen = {0};
+    // 2. for each query, the end of the keys at its own or earlier positions; a block against
+    // itself, with no key hidden, needs no comparisons
+    const int diagonal = q == k && visible == k->nk && visible == q->nq;
+    for (size_t i = 0; i < extent->groups * VEC_LANES && diagonal; i++)
+        extent->query_end[i] = i < visible ? (lane)i + 1 : 0;
+    for (size_t g = 0; g < extent->groups && !diagonal; g++) {
+        ivec count = {0};
         const ivec positions = iload(q->qpos + g * VEC_LANES);
-        for (size_t i = 0; i < visible; i++) seen -= (k->kpos[i] - (ivec){0}) <= positions;
-        memcpy(r->seen + g * VEC_LANES, &seen, sizeof seen);
+        for (size_t i = 0; i < visible; i++) count -= (k->kpos[i] - (ivec){0}) <= positions;
+        memcpy(extent->query_end + g * VEC_LANES, &count, sizeof count);
     }
-    for (size_t g = 0; g < r->groups; g++) {
+
+    // 3. the ends of each group
+    for (size_t g = 0; g < extent->groups; g++) {
         const size_t end = min_size(q->nq, (g + 1) * VEC_LANES);
-        lane least = (lane)visible, most = 0;
+        lane min = (lane)visible, max = 0;
         for (size_t i = g * VEC_LANES; i < end; i++) {
-            least = r->seen[i] < least ? r->seen[i] : least;
-            most = r->seen[i] > most ? r->seen[i] : most;
+            min = extent->query_end[i] < min ? extent->query_end[i] : min;
+            max = extent->query_end[i] > max ? extent->query_end[i] : max;
         }
-        // a query itself, if it is here, is the last key that it sees
-        const size_t before = a->shared_qk && least > 0 ? (size_t)least - 1 : (size_t)least;
-        r->high[g] = a->causal ? (size_t)most : visible;
-        r->low[g] = compares ? 0 : before;
-        r->mid[g] = compares ? r->high[g] : (size_t)most;
-        r->most = max_size(r->most, r->high[g]);
-        for (size_t i = g * VEC_LANES; i < end && !a->causal; i++) r->seen[i] = (lane)visible;
+        // the self-mask: a query's own key, if it is in this block, is the last before query_end
+        const size_t before_self = a->shared_qk && min > 0 ? (size_t)min - 1 : (size_t)min;
+        extent->group_end[g] = a->causal ? (size_t)max : visible;
+        extent->dense_end[g] = all_partial ? 0 : before_self;
+        extent->partial_end[g] = all_partial ? extent->group_end[g] : (size_t)max;
+        extent->max_end = max_size(extent->max_end, extent->group_end[g]);
+        for (size_t i = g * VEC_LANES; i < end && !a->causal; i++)
+            extent->query_end[i] = (lane)visible;
     }
 }
 
-/* The first group of lanes that sees key i or a later one of its tile. */
-static inline size_t first_group(const reach *r, size_t i) {
+/* The first group of lanes to which key i or a later one is visible. */
+static inline size_t first_group(const mask_extent *extent, size_t i) {
     size_t g = 0;
-    while (g + 1 < r->groups && r->high[g] <= i) g++;
+    while (g + 1 < extent->groups && extent->group_end[g] <= i) g++;
     return g;
 }
 
-/* c[key][query] = keys times `columns` (queries), for the tiles that the staircase needs. Keys
-   stand by rows, dp apart, or by columns. */
-static void staircase_product(real *c, const reach *r, const real *keys, int by_rows,
-                              const real *columns, size_t d, size_t dp, wish_list *wishes) {
+/* c[key][query] = keys times `columns` (queries), for the register tiles that the staircase needs.
+   Keys are given as rows, dp apart, or as columns. */
+static void staircase_product(real *c, const mask_extent *extent, const real *keys, int by_rows,
+                              const real *columns, size_t d, size_t dp, prefetch_queue *queue) {
     const size_t ld = by_rows ? dp : BLOCK;
-    for (size_t i = 0, mr; i < r->most; i += mr) {
-        mr = tile_height(r->most - i);
-        for (size_t g = first_group(r, i); g < r->groups; g += GEMM_NV) {
-            const int narrow = g + 1 == r->groups; // done before a line has come
-            tile_for(mr, by_rows, (r->groups - g) * VEC_LANES)(
+    for (size_t i = 0, mr; i < extent->max_end; i += mr) {
+        mr = tile_height(extent->max_end - i);
+        for (size_t g = first_group(extent, i); g < extent->groups; g += GEMM_NV) {
+            const int narrow = g + 1 == extent->groups; // ends before a prefetch could complete
+            tile_for(mr, by_rows, (extent->groups - g) * VEC_LANES)(
                 d, by_rows ? keys + i * dp : keys + i, ld, columns + g * VEC_LANES, BLOCK,
-                c + i * BLOCK + g * VEC_LANES, BLOCK, 0, grant_wishes(wishes, narrow ? 0 : d));
+                c + i * BLOCK + g * VEC_LANES, BLOCK, 0, prefetch_next(queue, narrow ? 0 : d));
         }
     }
 }
 
-/* Raw products of queries and keys: where keys are shared and not there as rows, their columns are
-   those of the queries. */
-static void raw_scores(real *s, const attention_arrays *x, const reach *r, const block *q,
-                       const block *k, wish_list *wishes) {
+/* Raw products of queries and keys. Shared keys that were not gathered as rows are read from the
+   columns of the block's queries. */
+static void raw_scores(real *s, const attention_arrays *x, const mask_extent *extent,
+                       const block *q, const block *k, prefetch_queue *queue) {
     const int by_rows = k->k_rows != NULL;
-    staircase_product(s, r, by_rows ? k->k_rows : k->q_columns, by_rows, q->q_columns, x->a->d,
-                      x->dp, wishes);
+    staircase_product(s, extent, by_rows ? k->k_rows : k->q_columns, by_rows, q->q_columns, x->a->d,
+                      x->dp, queue);
 }
 
-/* Scores are in units of log 2. A plain one is its product times kunit, wherever it is needed; the
-   compared ones, keys [low, mid), are written in place of their products. */
-static inline vec plain_most(const real *s, const real *kunit, size_t i0, size_t i1, vec most) {
-    vec m[4] = {most, most, most, most}; // a maximum takes as long as four loads
+/* Scores are in units of log 2. Dense ones are not stored: each use multiplies the raw product by
+   kunit. Returns the maximum of those of keys [i0, i1) and of `max`. */
+static inline vec dense_max(const real *s, const real *kunit, size_t i0, size_t i1, vec max) {
+    vec m[4] = {max, max, max, max}; // four chains: the latency of a maximum is that of four loads
     size_t i = i0;
     for (; i + 4 <= i1; i += 4)
 #pragma GCC unroll 4
@@ -392,8 +408,10 @@ static inline vec plain_most(const real *s, const real *kunit, size_t i0, size_t
     return vmax(vmax(m[0], m[1]), vmax(m[2], m[3]));
 }
 
-static inline vec compared_scores(real *s, const attention_arrays *x, const block *q,
-                                  const block *k, size_t group, size_t i0, size_t i1, vec most) {
+/* Writes the masked scores of keys [i0, i1) in place of their raw products; the maximum, as above.
+ */
+static inline vec partial_scores(real *s, const attention_arrays *x, const block *q, const block *k,
+                                 size_t group, size_t i0, size_t i1, vec max) {
     const rf_attention *a = x->a;
     const ivec positions = iload(q->qpos + group * VEC_LANES);
     const ivec buckets = iload(q->qbucket + group * VEC_LANES);
@@ -404,24 +422,27 @@ static inline vec compared_scores(real *s, const attention_arrays *x, const bloc
         if (!a->across_buckets)
             score = vselect(k->kbucket[i] - (ivec){0} == buckets, score, vset1(SCORE_HIDDEN));
         if (a->shared_qk) score = vselect(at == positions, vset1(SCORE_SELF), score);
+        // allow_duplicate_attention=False, which is rare: a key counts once in all rounds together
         if (!a->duplicates)
             for (size_t j = 0; j < VEC_LANES; j++)
                 if (score[j] > SCORE_HIDDEN / 2 && group * VEC_LANES + j < q->nq)
                     score[j] -=
-                        LOG2_E * (real)log((double)meetings(&x->order, x->buckets, q->bh,
-                                                            (size_t)positions[j], (size_t)at[0]));
+                        LOG2_E *
+                        (real)log((double)key_multiplicity(&x->order, x->buckets, q->bh,
+                                                           (size_t)positions[j], (size_t)at[0]));
         vstore(s + i * BLOCK, score);
-        most = vmax(score, most);
+        max = vmax(score, max);
     }
-    return most;
+    return max;
 }
 
-/* Rows [high, most) of a group: masked, and read by tiles that other groups share. */
-static inline void clear_beyond(real *s, const reach *r, size_t g) {
-    for (size_t i = r->high[g]; i < r->most; i++) vstore(s + i * BLOCK, (vec){0});
+/* Zero the rows from group_end on: no query of the group sees these keys, but products read them in
+   register tiles shared with other groups. */
+static inline void clear_masked(real *s, const mask_extent *extent, size_t g) {
+    for (size_t i = extent->group_end[g]; i < extent->max_end; i++) vstore(s + i * BLOCK, (vec){0});
 }
 
-/* What dropout multiplies the probabilities of one key by: 0, or 1 / (1 - p). */
+/* Dropout's factors for the probabilities of one key: 0, or 1 / (1 - p). */
 static inline vec drop_factors(const rf_attention *a, const block *q, lane key_position,
                                size_t slot, size_t g) {
     const uint32_t threshold = drop_threshold(a->dropout);
@@ -434,36 +455,38 @@ static inline vec drop_factors(const rf_attention *a, const block *q, lane key_p
     return f;
 }
 
-/* How many keys any of the queries [i, i + mr) reaches: the depth of their products. */
-static inline size_t tile_depth(const reach *r, size_t i, size_t mr) {
+/* The largest query_end of queries [i, i + mr): the inner dimension of their product. */
+static inline size_t tile_depth(const mask_extent *extent, size_t i, size_t mr) {
     lane depth = 0;
-    for (size_t j = i; j < i + mr; j++) depth = r->seen[j] > depth ? r->seen[j] : depth;
+    for (size_t j = i; j < i + mr; j++)
+        depth = extent->query_end[j] > depth ? extent->query_end[j] : depth;
     return (size_t)depth;
 }
 
-/* out (queries x dp) (+)= s' rows: s as the left operand by columns, each tile as deep as its
-   queries see. */
-static void queries_product(real *out, const reach *r, const real *s, const real *rows, size_t nq,
-                            size_t dp, int add, wish_list *wishes) {
+/* out (queries x dp) = (or, with add, +=) s' rows, where rows are keys or values. Each register
+   tile stops at the last key that its queries see. */
+static void queries_product(real *out, const mask_extent *extent, const real *s, const real *rows,
+                            size_t nq, size_t dp, int add, prefetch_queue *queue) {
     for (size_t i = 0, mr; i < nq; i += mr) {
         mr = tile_height(nq - i);
-        const size_t depth = tile_depth(r, i, mr);
+        const size_t depth = tile_depth(extent, i, mr);
         for (size_t j = 0; j < dp; j += GEMM_NR)
             tile_for(mr, 0, dp - j)(depth, s + i, BLOCK, rows + j, dp, out + i * dp + j, dp, add,
-                                    grant_wishes(wishes, depth));
+                                    prefetch_next(queue, depth));
     }
 }
 
-/* out (keys x dp) += s rows, where rows are queries: from the first query that sees the tile. */
-static void keys_product(real *out, const reach *r, const real *s, const real *rows, size_t nq,
-                         size_t dp) {
-    for (size_t i = 0, mr; i < r->most; i += mr) {
-        mr = tile_height(r->most - i);
-        size_t from = first_group(r, i) * VEC_LANES;
-        while (from < nq && r->seen[from] <= (lane)i) from++;
+/* out (keys x dp) += s rows, where rows belong to queries. Each register tile begins with the first
+   query that sees one of its keys. */
+static void keys_product(real *out, const mask_extent *extent, const real *s, const real *rows,
+                         size_t nq, size_t dp) {
+    for (size_t i = 0, mr; i < extent->max_end; i += mr) {
+        mr = tile_height(extent->max_end - i);
+        size_t from = first_group(extent, i) * VEC_LANES;
+        while (from < nq && extent->query_end[from] <= (lane)i) from++;
         for (size_t j = 0; j < dp; j += GEMM_NR)
             tile_for(mr, 1, dp - j)(nq - from, s + i * BLOCK + from, BLOCK, rows + from * dp + j,
-                                    dp, out + i * dp + j, dp, 1, &nothing_ahead);
+                                    dp, out + i * dp + j, dp, 1, &no_lines);
     }
 }
 

@@ -1,8 +1,8 @@
 /* core.h: what every file of the core may assume.
 
    Each variant sets RF_REAL and includes the core's files one after another (table.c), so there is
-   one element type in a compilation and every name is static. On its own, a file parses as the
-   portable float core, which is what editors see. */
+   one element type in a compilation and every name is static. The defaults below let editors parse
+   a file by itself, as a part of the portable float core. */
 #ifndef RF_CORE_H
 #define RF_CORE_H
 
@@ -23,7 +23,7 @@
 
 typedef RF_REAL real;
 
-/* Bytes of a real for the preprocessor, which has no sizeof. */
+/* sizeof(real) for the preprocessor. */
 #define RF_BYTES_float 4
 #define RF_BYTES_double 8
 #define RF_PASTE(a, b) a##b
@@ -38,7 +38,7 @@ static inline int is_stopped(const rf_run *run) {
     return atomic_load_explicit(&run->stop, memory_order_relaxed);
 }
 
-/* The same, and the calling thread gives the caller a chance to stop it. */
+/* The same, but the calling thread first polls the caller (for Ctrl-C). */
 static inline int stopped(rf_run *run) {
 #ifdef _OPENMP
     const int caller = omp_get_thread_num() == 0;
@@ -61,14 +61,14 @@ static inline size_t min_size(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
-/* Threads for `work` operations: waking a team costs some microseconds, so small work stays on
-   the calling thread. */
+/* Threads for `work` operations: waking threads takes some microseconds, so small work stays on the
+   calling thread. */
 static inline int team(const rf_run *run, double work) {
     return work < 2e5 ? 1 : run->workers;
 }
 
-/* The same for the operations of tiles, eight of which take as long as another, and for `tasks`
-   that are not cut. */
+/* The same for operations of register tiles, which run about eight times as fast as others, and for
+   `tasks` that cannot be divided. */
 static inline int tile_team(const rf_run *run, double work, size_t tasks) {
     return (int)min_size((size_t)team(run, work / 8), tasks < 1 ? 1 : tasks);
 }
@@ -81,23 +81,24 @@ static inline size_t blocks_of(size_t n, size_t block) {
     return n / block + (n % block != 0);
 }
 
-/* Consecutive pieces of a task, of so many and no more than `most`: enough tasks for many threads,
-   few enough that what neighbours share is at hand. Sizes alone decide. */
-static inline size_t pieces_per_task(size_t pieces, size_t most) {
-    return max_size(1, min_size(most, pieces / 64));
+/* Consecutive work items per task, at most `max`: enough tasks to load many threads, few enough
+   that neighbouring items share cached data. Depends on sizes only. */
+static inline size_t items_per_task(size_t items, size_t max) {
+    return max_size(1, min_size(max, items / 64));
 }
 
-/* Tasks that a thread takes at once where each is but a few pieces: eight pieces or more, unless
-   threads would then wait for one another. What neighbours share is seldom gathered again. */
-static inline size_t tasks_at_once(const rf_run *run, size_t tasks, size_t pieces) {
-    return max_size(1, min_size(8 / pieces, tasks / (8 * (size_t)run->workers)));
+/* Tasks that a thread takes at once if each has only a few items: eight items or more, so that data
+   shared by neighbours is seldom gathered twice, unless too few tasks would be left to balance the
+   load. */
+static inline size_t tasks_at_once(const rf_run *run, size_t tasks, size_t items) {
+    return max_size(1, min_size(8 / items, tasks / (8 * (size_t)run->workers)));
 }
 
 static inline size_t round_up(size_t n, size_t block) {
     return blocks_of(n, block) * block;
 }
 
-/* Sizes of scratch, where an overflow is sticky: SIZE_MAX stays SIZE_MAX. */
+/* Sizes of scratch. An overflow is sticky: SIZE_MAX stays SIZE_MAX. */
 static inline size_t bytes_mul(size_t a, size_t b) {
     size_t r;
     return a == SIZE_MAX || b == SIZE_MAX || __builtin_mul_overflow(a, b, &r) ? SIZE_MAX : r;
@@ -108,7 +109,7 @@ static inline size_t bytes_add(size_t a, size_t b) {
     return a == SIZE_MAX || b == SIZE_MAX || __builtin_add_overflow(a, b, &r) ? SIZE_MAX : r;
 }
 
-/* Bytes of n reals, up to the next cache line. */
+/* Bytes of n elements of `size` bytes, rounded up to whole cache lines. */
 static inline size_t bytes_of(size_t n, size_t size) {
     const size_t bytes = bytes_add(bytes_mul(n, size), RF_ALIGN - 1);
     return bytes == SIZE_MAX ? SIZE_MAX : bytes / RF_ALIGN * RF_ALIGN;

@@ -30,16 +30,16 @@ static inline void drop_hidden(const feed_forward *ff, real *h, size_t row, size
 }
 
 /* A few rows, one token's say: every weight is read once, as it lies. */
-static void feed_forward_few(rf_run *run, const feed_forward *ff, real *y, const real *x,
-                             const real *w1, const real *b1, const real *w2, const real *b2,
-                             real *h) {
+static void feed_forward_small_batch(rf_run *run, const feed_forward *ff, real *y, const real *x,
+                                     const real *w1, const real *b1, const real *w2, const real *b2,
+                                     real *h) {
     const size_t n = ff->n, c = ff->c, f = ff->f;
-    linear_few(run, h, x, w1, b1, n, c, f);
+    linear_small_batch(run, h, x, w1, b1, n, c, f);
     for (size_t i = 0; i < n; i++) {
         drop_hidden(ff, h + i * f, i, 0, f);
         activate(ff->activation, h + i * f, NULL, f);
     }
-    linear_few(run, y, h, w2, b2, n, f, c);
+    linear_small_batch(run, y, h, w2, b2, n, f, c);
 }
 
 /* Pack f x c operands, element (p, j) at b[p * brs + j * bcs], a piece of f at a time: each piece
@@ -58,15 +58,15 @@ static size_t feed_forward_task(size_t rows, size_t c) {
 
 static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, const real *packed1,
                               const real *b1, const real *packed2, const real *b2, real *scratch,
-                              size_t row, size_t rows, const rows_ahead *ahead) {
+                              size_t row, size_t rows, const prefetch_rows *next_rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c), ldh = padded(HIDDEN_PIECE);
     real *xr = scratch, *yr = xr + rows * ld, *h = yr + rows * ld;
     copy_rows(xr, ld, x + row * c, c, rows, c);
     size_t j = 0;
     do { // once even if f is 0: y is b2 then
         const size_t width = min_size(HIDDEN_PIECE, f - j);
-        gemm_packed_ahead(h, ldh, xr, (ptrdiff_t)ld, 1, packed1 + j * c, rows, width, c, 0,
-                          j + width < f ? NULL : ahead);
+        gemm_packed_prefetch(h, ldh, xr, (ptrdiff_t)ld, 1, packed1 + j * c, rows, width, c, 0,
+                             j + width < f ? NULL : next_rows);
         add_bias(h, ldh, h, ldh, b1 + j, rows, width);
         for (size_t i = 0; i < rows; i++) {
             drop_hidden(ff, h + i * ldh, row + i, j, width);
@@ -80,7 +80,7 @@ static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, co
 }
 
 static size_t feed_forward_workspace(size_t n, size_t c, size_t f, size_t chunk, int workers) {
-    if (n < LINEAR_FEW) return bytes_of(bytes_mul(n, f), sizeof(real));
+    if (n < SMALL_BATCH) return bytes_of(bytes_mul(n, f), sizeof(real));
     const size_t packed1 = bytes_of(gemm_packed_size(c, f), sizeof(real));
     const size_t packed2 = bytes_of(gemm_packed_size(f, c), sizeof(real));
     const size_t task = bytes_of(feed_forward_task(task_rows(n, chunk), c), sizeof(real));
@@ -92,8 +92,8 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
                                  size_t f, rf_activation activation, size_t chunk, double dropout,
                                  uint64_t key, void *scratch) {
     const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
-    if (n < LINEAR_FEW) {
-        feed_forward_few(run, &ff, y, x, w1, b1, w2, b2, scratch);
+    if (n < SMALL_BATCH) {
+        feed_forward_small_batch(run, &ff, y, x, w1, b1, w2, b2, scratch);
         return;
     }
     const size_t task = task_rows(n, chunk), own = feed_forward_task(task, c);
@@ -108,10 +108,10 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
     for (size_t block = 0; block < blocks_of(n, task); block++) {
         if (stopped(run)) continue;
         const size_t row = block * task, next = row + (size_t)workers * task;
-        const rows_ahead of_y = next_rows(y, c, n, next, task, NULL);
-        const rows_ahead ahead = next_rows(x, c, n, next, task, &of_y);
+        const prefetch_rows of_y = next_task_rows(y, c, n, next, task, NULL);
+        const prefetch_rows of_x = next_task_rows(x, c, n, next, task, &of_y);
         feed_forward_rows(&ff, y, x, packed1, b1, packed2, b2, tasks + thread_index() * own, row,
-                          min_size(task, n - row), &ahead);
+                          min_size(task, n - row), &of_x);
     }
 }
 
@@ -179,7 +179,7 @@ static void feed_forward_rows_again(const feed_forward *ff, const feed_forward_s
 static void feed_forward_rows_backward(const feed_forward *ff, const feed_forward_scratch *s,
                                        real *dx, real *y, const real *dy, const real *x,
                                        const real *b1, const real *b2, size_t row, size_t at,
-                                       size_t rows, const rows_ahead *ahead) {
+                                       size_t rows, const prefetch_rows *next_rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c);
     real *part = s->parts + at / s->task * (f + c);
     real *xr = s->rows + thread_index() * 3 * s->task * ld;
@@ -191,8 +191,8 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         real *h = s->hidden + at * s->ldh + j, *dh = s->dhidden + at * s->ldh + j;
         // forward was y = a w2' + b2
-        gemm_packed_ahead(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, s->w2 + j * c, rows, width, c, 0,
-                          j + width < f ? NULL : ahead);
+        gemm_packed_prefetch(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, s->w2 + j * c, rows, width, c, 0,
+                             j + width < f ? NULL : next_rows);
         // forward was a = act(drop(h)), with h = x w1' + b1
         gemm_packed(h, s->ldh, xr, (ptrdiff_t)ld, 1, s->w1t + j * c, rows, width, c, 0);
         add_bias(h, s->ldh, h, s->ldh, b1 + j, rows, width);
@@ -230,12 +230,12 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;
             const size_t at = block * s.task, next = first + at + (size_t)workers * s.task;
-            const rows_ahead of_y = next_rows(y ? y : dx, c, y ? n : 0, next, s.task, NULL);
-            const rows_ahead of_dx = next_rows(dx, c, n, next, s.task, &of_y);
-            const rows_ahead of_x = next_rows(x, c, n, next, s.task, &of_dx);
-            const rows_ahead ahead = next_rows(dy, c, n, next, s.task, &of_x);
+            const prefetch_rows of_y = next_task_rows(y ? y : dx, c, y ? n : 0, next, s.task, NULL);
+            const prefetch_rows of_dx = next_task_rows(dx, c, n, next, s.task, &of_y);
+            const prefetch_rows of_x = next_task_rows(x, c, n, next, s.task, &of_dx);
+            const prefetch_rows of_dy = next_task_rows(dy, c, n, next, s.task, &of_x);
             feed_forward_rows_backward(&ff, &s, dx, y, dy, x, b1, b2, first + at, at,
-                                       min_size(s.task, rows - at), &ahead);
+                                       min_size(s.task, rows - at), &of_dy);
         }
         if (stopped(run)) return;
         // forward was y = a w2' + b2, with a = act(drop(h)) and h = x w1' + b1

@@ -1,17 +1,17 @@
 /* gemm.h: matrix products on one tuned tile.
 
-   The tile computes GEMM_MR x (GEMM_NV vectors) of C in registers: broadcast elements of A times
-   vectors of B. Everything else here only brings operands into the shape that it likes:
-   B as rows of contiguous lanes (packed panels of GEMM_NR columns), A either by rows (x in x w')
-   or by columns (a transposed operand). Nothing here depends on the number of threads. */
+   A register tile computes GEMM_MR x (GEMM_NV vectors) of C: broadcast elements of A times vectors
+   of B. Everything else here only brings operands into the layout that it needs: B as rows of
+   contiguous lanes (packed panels of GEMM_NR columns), A either by rows (x in x w') or by columns
+   (a transposed operand). Results do not depend on the number of threads. */
 #ifndef RF_GEMM_H
 #define RF_GEMM_H
 
-#include "ahead.h"
+#include "prefetch.h"
 #include "vec.h"
 
-/* Accumulators fill the register file: 6 x 4 of 32 registers (AVX-512, NEON), 6 x 2 of 16. Few rows
-   and wide ones: the staircases of attention lose less at their edges. */
+/* Accumulators fill the register file: 6 x 4 of 32 registers (AVX-512, NEON), 6 x 2 of 16. Low and
+   wide tiles waste less at the edge of the staircase that the causal mask makes in attention. */
 #define GEMM_MR 6
 #if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
 #define GEMM_NV 4
@@ -20,17 +20,17 @@
 #endif
 #define GEMM_NR (GEMM_NV * VEC_LANES)
 
-/* Steps of the inner dimension whose panel of B stays near. */
+/* Steps of the inner dimension: a panel of B of that many stays in the L1 cache. */
 #define GEMM_KC (16384 / (GEMM_NR * sizeof(real)))
 
-/* Columns of C that stay in the second-level cache beside them. */
+/* Columns of C: those of a task's rows stay in the L2 cache together with the panels. */
 #define GEMM_NC 512
 
-/* Steps of a tile for each line that it asks for: a line takes about as long as these. */
-#define AHEAD_STEPS (GEMM_NV == 4 ? 2 : 6)
-#define AHEAD_MOST 64 // lines listed for one tile of a product
+/* Steps of a tile per prefetched line: about the time that memory takes to deliver a line. */
+#define PREFETCH_STEPS (GEMM_NV == 4 ? 2 : 6)
+#define PREFETCH_MAX 64 // lines listed for one tile of a product
 
-/* One step of the inner dimension; twice in the tile below. */
+/* One step of the inner dimension. A macro, since the tile below has it twice. */
 #define TILE_STEP                                                                                  \
     {                                                                                              \
         _Pragma("GCC unroll 4") for (int j = 0; j < nv; j++) bp[j] = vload(b + j * VEC_LANES);     \
@@ -46,19 +46,19 @@
 
 /* c (mr x nv vectors) = (or, with add, +=) a b over k steps. Element (i, p) of A is
    a[i * lda + p] if by_rows, else a[i + p * lda]. With mr, nv and by_rows constant this unrolls
-   into straight fused multiply-adds. Rows are addressed from two base pointers, since a pointer
-   each would not fit the integer registers. */
+   into straight-line fused multiply-adds. Rows are addressed from two base pointers, since one per
+   row would exceed the integer registers. The first steps each prefetch one of `lines`. */
 static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_rows, size_t k,
                                     const real *restrict a, size_t lda, const real *restrict b,
                                     size_t ldb, real *restrict c, size_t ldc, int add,
-                                    const line_list *ahead) {
-    // one flat loop each time: gcc unrolls those before it decides what lives in registers
+                                    const line_list *lines) {
+    // each loop is flat, not nested: gcc unrolls such loops before it allocates registers
     vec acc[GEMM_MR * GEMM_NV], bp[GEMM_NV];
 #pragma GCC unroll 24
     for (int e = 0; e < mr * nv; e++) acc[e] = (vec){0};
 
     const real *a0 = a, *a3 = a + 3 * lda;
-    const char *const *line = ahead->line, *const *last = line + ahead->count;
+    const char *const *line = lines->line, *const *last = line + lines->count;
     for (; k && line < last; k--) {
         __builtin_prefetch(*line++, 0, 2);
         TILE_STEP
@@ -73,18 +73,18 @@ static ALWAYS_INLINE void tile_body(const int mr, const int nv, const int by_row
 }
 
 typedef void (*tile_function)(size_t k, const real *a, size_t lda, const real *b, size_t ldb,
-                              real *c, size_t ldc, int add, const line_list *ahead);
+                              real *c, size_t ldc, int add, const line_list *lines);
 
 #define TILE(mr, nv)                                                                               \
     static void tile_columns_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,       \
                                          size_t ldb, real *c, size_t ldc, int add,                 \
-                                         const line_list *ahead) {                                 \
-        tile_body(mr, nv, 0, k, a, lda, b, ldb, c, ldc, add, ahead);                               \
+                                         const line_list *lines) {                                 \
+        tile_body(mr, nv, 0, k, a, lda, b, ldb, c, ldc, add, lines);                               \
     }                                                                                              \
     static void tile_rows_##mr##_##nv(size_t k, const real *a, size_t lda, const real *b,          \
                                       size_t ldb, real *c, size_t ldc, int add,                    \
-                                      const line_list *ahead) {                                    \
-        tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add, ahead);                               \
+                                      const line_list *lines) {                                    \
+        tile_body(mr, nv, 1, k, a, lda, b, ldb, c, ldc, add, lines);                               \
     }
 #if GEMM_NV == 4
 #define TILES(mr) TILE(mr, 1) TILE(mr, 2) TILE(mr, 3) TILE(mr, 4)
@@ -95,20 +95,20 @@ typedef void (*tile_function)(size_t k, const real *a, size_t lda, const real *b
 #define TILE_LINE(kind, mr) {tile_##kind##_##mr##_1, tile_##kind##_##mr##_2}
 #endif
 #define TILE_ENTRY(mr) {TILE_LINE(columns, mr), TILE_LINE(rows, mr)}
-// clang-format off: these are no declarations to it
+// clang-format off: it cannot parse these macro calls
 TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 
-/* The tile of every height and of every width in vectors; [0] columns, [1] rows. */
+/* Tiles by height, layout of A ([0] columns, [1] rows) and width in vectors. */
 static const tile_function tiles[GEMM_MR][2][GEMM_NV] = {TILE_ENTRY(1), TILE_ENTRY(2), TILE_ENTRY(3),
                                                          TILE_ENTRY(4), TILE_ENTRY(5), TILE_ENTRY(6)};
 // clang-format on
 
-/* The tile for `mr` rows and for `columns` columns, or as many of them as one holds. */
+/* The tile for `mr` rows and `columns` columns, or the widest if there are more. */
 static inline tile_function tile_for(size_t mr, int by_rows, size_t columns) {
     return tiles[mr - 1][by_rows][min_size(GEMM_NV, blocks_of(columns, VEC_LANES)) - 1];
 }
 
-/* Height of the next tile when `m` rows are left: even pieces rather than a thin last one. */
+/* Height of the next tile when `m` rows are left: equal heights rather than a thin last tile. */
 static inline size_t tile_height(size_t m) {
     const size_t pieces = blocks_of(m, GEMM_MR);
     return pieces * GEMM_MR - m < pieces ? GEMM_MR : blocks_of(m, pieces);
@@ -138,7 +138,7 @@ static void gemm_pack(real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
             for (size_t p = 0; p < k; p++)
                 for (size_t j = 0; j < columns; j++)
                     to[p * GEMM_NR + j] = from[(ptrdiff_t)p * brs + (ptrdiff_t)j];
-        else // sixteen steps at a time: each line that is read is read to its end
+        else // sixteen steps at a time, so that a cache line is used completely once loaded
             for (size_t p0 = 0; p0 < k; p0 += 16)
                 for (size_t j = 0; j < columns; j++)
                     for (size_t p = p0; p < min_size(p0 + 16, k); p++)
@@ -146,7 +146,7 @@ static void gemm_pack(real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
     }
 }
 
-/* The whole packing, on the team. */
+/* Pack all panels, on all threads. */
 static void pack_parallel(rf_run *run, real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
                           size_t k, size_t n) {
     const size_t panels = gemm_panels(n);
@@ -159,51 +159,51 @@ static void pack_parallel(rf_run *run, real *packed, const real *b, ptrdiff_t br
 /* One tile at the right edge: only `columns` of its columns exist in C. */
 static void tile_edge(tile_function tile, size_t mr, size_t k, const real *a, size_t lda,
                       const real *b, real *c, size_t ldc, size_t columns, int add,
-                      const line_list *ahead) {
+                      const line_list *lines) {
     real whole[GEMM_MR * GEMM_NR];
-    tile(k, a, lda, b, GEMM_NR, whole, GEMM_NR, 0, ahead);
+    tile(k, a, lda, b, GEMM_NR, whole, GEMM_NR, 0, lines);
     for (size_t i = 0; i < mr; i++)
         for (size_t j = 0; j < columns; j++)
             c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * GEMM_NR + j] : whole[i * GEMM_NR + j];
 }
 
-/* One panel's columns of all rows. While its steps are used, those of `next` are brought nearer:
-   the hardware does not follow from one panel to another by itself. So are rows ahead. */
+/* One panel's columns of all rows. Meanwhile the next panel is prefetched, since the hardware
+   prefetcher does not follow from one panel to another, and so are the rows at `cursor`. */
 static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_rows, const real *b,
                        const real *next, size_t m, size_t columns, size_t k, int add,
-                       rows_cursor *far) {
-    const size_t lines = k * GEMM_NR * sizeof(real) / RF_ALIGN;
-    const size_t each = blocks_of(lines, blocks_of(m, GEMM_MR));
-    // in whole lines: a tile that reads what has just been written to two of them waits
-    _Alignas(RF_ALIGN) const char *line[AHEAD_MOST + 7];
-    size_t near = 0;
+                       prefetch_cursor *cursor) {
+    const size_t panel_lines = k * GEMM_NR * sizeof(real) / RF_ALIGN;
+    const size_t each = blocks_of(panel_lines, blocks_of(m, GEMM_MR));
+    // aligned: a store across two cache lines cannot be forwarded to the tile's loads
+    _Alignas(RF_ALIGN) const char *line[PREFETCH_MAX + 7];
+    size_t listed = 0;
     for (size_t i = 0, mr; i < m; i += mr) {
         mr = tile_height(m - i);
-        line_list ahead = {line, 0, min_size(AHEAD_MOST, k / AHEAD_STEPS)};
+        line_list lines = {line, 0, min_size(PREFETCH_MAX, k / PREFETCH_STEPS)};
         if (next) {
-            const size_t n = min_size(each, min_size(ahead.room, lines - near));
-            list_lines(&ahead, (const char *)next + near * RF_ALIGN, n);
-            near += n;
+            const size_t n = min_size(each, min_size(lines.room, panel_lines - listed));
+            list_lines(&lines, (const char *)next + listed * RF_ALIGN, n);
+            listed += n;
         }
-        list_rows(&ahead, far);
+        list_rows(&lines, cursor);
         const real *ai = by_rows ? a + i * lda : a + i;
         const tile_function tile = tile_for(mr, by_rows, columns);
         if (columns == GEMM_NR)
-            tile(k, ai, lda, b, GEMM_NR, c + i * ldc, ldc, add, &ahead);
+            tile(k, ai, lda, b, GEMM_NR, c + i * ldc, ldc, add, &lines);
         else
-            tile_edge(tile, mr, k, ai, lda, b, c + i * ldc, ldc, columns, add, &ahead);
+            tile_edge(tile, mr, k, ai, lda, b, c + i * ldc, ldc, columns, add, &lines);
     }
 }
 
 /* c[i * ldc + j] = (or, with add, +=) sum over p of a(i, p) packed(p, j), where a(i, p) is
-   a[i * ars + p * acs] and one of the strides of A is 1. On the calling thread: tasks call this
-   with some 50 to 200 rows. Of a wide C, GEMM_NC columns at a time stay in the cache while the
-   steps of the inner dimension add up. */
-static void gemm_packed_ahead(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
-                              const real *packed, size_t m, size_t n, size_t k, int add,
-                              const rows_ahead *ahead) {
-    rows_cursor far =
-        rows_begin(ahead, gemm_panels(n) * blocks_of(k, GEMM_KC) * blocks_of(m, GEMM_MR));
+   a[i * ars + p * acs] and one of the strides of A is 1. Runs on the calling thread: tasks call it
+   with some 50 to 200 rows. A wide C is processed GEMM_NC columns at a time, which stay in the
+   cache while the inner dimension is accumulated. Prefetches next_rows (or NULL) meanwhile. */
+static void gemm_packed_prefetch(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
+                                 const real *packed, size_t m, size_t n, size_t k, int add,
+                                 const prefetch_rows *next_rows) {
+    prefetch_cursor cursor =
+        prefetch_begin(next_rows, gemm_panels(n) * blocks_of(k, GEMM_KC) * blocks_of(m, GEMM_MR));
     const int by_rows = acs == 1;
     const size_t lda = (size_t)(by_rows ? ars : acs);
     if (k == 0 && !add)
@@ -216,7 +216,7 @@ static void gemm_packed_ahead(real *c, size_t ldc, const real *a, ptrdiff_t ars,
                 const real *b = packed + j * k + p * GEMM_NR;
                 gemm_panel(c + j, ldc, by_rows ? a + p : a + p * lda, lda, by_rows, b,
                            j + GEMM_NR < j1 ? b + k * GEMM_NR : NULL, m, min_size(GEMM_NR, n - j),
-                           kc, add || p, &far);
+                           kc, add || p, &cursor);
             }
         }
     }
@@ -224,13 +224,13 @@ static void gemm_packed_ahead(real *c, size_t ldc, const real *a, ptrdiff_t ars,
 
 static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdiff_t acs,
                         const real *packed, size_t m, size_t n, size_t k, int add) {
-    gemm_packed_ahead(c, ldc, a, ars, acs, packed, m, n, k, add, NULL);
+    gemm_packed_prefetch(c, ldc, a, ars, acs, packed, m, n, k, add, NULL);
 }
 
 /* ----------------------------------------------------------------------- dw += dy' x -------- */
 
-/* The gradient of a weight sums over rows, which are many: C is cut into blocks and the rows into
-   slabs, so that there are some 32 tasks, however small the weight; slabs are folded in order.
+/* The gradient of a weight is a sum over many rows. C is cut into blocks and the rows into slabs,
+   so that there are some 32 tasks even if the weight is small; the slabs' sums are added in order.
    All of it depends on sizes alone. */
 #define WG_MC 192
 #define WG_NC 256
@@ -263,9 +263,9 @@ static void weight_gradient_block(real *c, size_t ldc, const real *dy, size_t ld
             memcpy(a + i * WG_MC, dy + (p + i) * ldy, mc * sizeof(real));
         gemm_pack(b, x + p * ldx, (ptrdiff_t)ldx, 1, kc, nc, 0, gemm_panels(nc));
         const size_t next = min_size(WG_KC, rows - p - kc);
-        const rows_ahead of_x = {x + (p + kc) * ldx, (ptrdiff_t)ldx, nc, next, NULL};
-        const rows_ahead ahead = {dy + (p + kc) * ldy, (ptrdiff_t)ldy, mc, next, &of_x};
-        gemm_packed_ahead(c, ldc, a, 1, WG_MC, b, mc, nc, kc, 1, &ahead);
+        const prefetch_rows of_x = {x + (p + kc) * ldx, (ptrdiff_t)ldx, nc, next, NULL};
+        const prefetch_rows of_dy = {dy + (p + kc) * ldy, (ptrdiff_t)ldy, mc, next, &of_x};
+        gemm_packed_prefetch(c, ldc, a, 1, WG_MC, b, mc, nc, kc, 1, &of_dy);
     }
 }
 

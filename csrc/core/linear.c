@@ -2,7 +2,7 @@
 #include "gemm.h"
 #include "rows.h"
 
-#define LINEAR_FEW 8 // fewer rows than this do not repay the packing of w
+#define SMALL_BATCH 8 // fewer rows than this do not repay the packing of w
 
 /* Packed weights of k x m, and a thread's rows of the left operand. */
 static size_t linear_product_workspace(size_t m, size_t k, int workers) {
@@ -38,17 +38,17 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
             copied + thread_index() * (bytes_of(TASK_ROWS * ld, sizeof(real)) / sizeof(real));
         if (copies) copy_rows(mine, ld, left, k, rows, k);
         const size_t next = row + (size_t)workers * task;
-        const rows_ahead of_c = next_rows(c, m, n, next, task, NULL);
-        const rows_ahead ahead = next_rows(a, k, n, next, task, &of_c);
-        gemm_packed_ahead(c + row * m, m, copies ? mine : left, (ptrdiff_t)(copies ? ld : k), 1,
-                          packed, rows, m, k, 0, &ahead);
+        const prefetch_rows of_c = next_task_rows(c, m, n, next, task, NULL);
+        const prefetch_rows of_a = next_task_rows(a, k, n, next, task, &of_c);
+        gemm_packed_prefetch(c + row * m, m, copies ? mine : left, (ptrdiff_t)(copies ? ld : k), 1,
+                             packed, rows, m, k, 0, &of_a);
         if (bias) add_bias(c + row * m, m, c + row * m, m, bias, rows, m);
     }
 }
 
 /* A few rows, one token's say: every weight is read once, as it lies. */
-static void linear_few(rf_run *run, real *y, const real *x, const real *w, const real *bias,
-                       size_t n, size_t ci, size_t co) {
+static void linear_small_batch(rf_run *run, real *y, const real *x, const real *w, const real *bias,
+                               size_t n, size_t ci, size_t co) {
     const size_t block = 64;
 #pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)(ci * co)))               \
     schedule(static)
@@ -62,8 +62,8 @@ static void linear_few(rf_run *run, real *y, const real *x, const real *w, const
 
 static void linear_forward(rf_run *run, real *y, const real *x, const real *w, const real *bias,
                            size_t n, size_t ci, size_t co, void *scratch) {
-    if (n < LINEAR_FEW) {
-        linear_few(run, y, x, w, bias, n, ci, co);
+    if (n < SMALL_BATCH) {
+        linear_small_batch(run, y, x, w, bias, n, ci, co);
         return;
     }
     linear_product(run, y, x, w, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);

@@ -43,15 +43,15 @@ static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t ha
 
 /* u (columns x HASH_ROWS) = rotation' lanes, one round. */
 static void hash_products(real *u, const real *rotation, size_t ld, const real *lanes,
-                          size_t columns, size_t d, rows_cursor *far) {
-    _Alignas(RF_ALIGN) const char *line[AHEAD_MOST + 7];
+                          size_t columns, size_t d, prefetch_cursor *cursor) {
+    _Alignas(RF_ALIGN) const char *line[PREFETCH_MAX + 7];
     for (size_t i = 0, mr; i < columns; i += mr) {
         mr = tile_height(columns - i);
         for (size_t j = 0; j < HASH_ROWS; j += GEMM_NR) {
-            line_list ahead = {line, 0, min_size(AHEAD_MOST, d / AHEAD_STEPS)};
-            list_rows(&ahead, far);
+            line_list lines = {line, 0, min_size(PREFETCH_MAX, d / PREFETCH_STEPS)};
+            list_rows(&lines, cursor);
             tile_for(mr, 0, HASH_ROWS - j)(d, rotation + i, ld, lanes + j, HASH_ROWS,
-                                           u + i * HASH_ROWS + j, HASH_ROWS, 0, &ahead);
+                                           u + i * HASH_ROWS + j, HASH_ROWS, 0, &lines);
         }
     }
 }
@@ -62,7 +62,7 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
     const size_t d = a->d, dp = round_up(d, VEC_LANES), columns = hash_columns(factors, nf);
     const size_t blocks = blocks_of(a->t, HASH_ROWS);
     const size_t step =
-        pieces_per_task(a->b * a->h * blocks, 16); // the next block's rows are asked for
+        items_per_task(a->b * a->h * blocks, 16); // the next block's rows are asked for
     const size_t tasks = blocks_of(blocks, step);
     const size_t each = bytes_of(hash_thread(d, columns), sizeof(real));
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
@@ -96,12 +96,12 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
             }
 
             const size_t next = min_size(HASH_ROWS, a->t - t0 - n);
-            const rows_ahead ahead = {from + (ptrdiff_t)n * sx.t, sx.t, d, next, NULL};
-            rows_cursor far =
-                rows_begin(&ahead, a->r * blocks_of(columns, GEMM_MR) * (HASH_ROWS / GEMM_NR));
+            const prefetch_rows next_rows = {from + (ptrdiff_t)n * sx.t, sx.t, d, next, NULL};
+            prefetch_cursor cursor = prefetch_begin(&next_rows, a->r * blocks_of(columns, GEMM_MR) *
+                                                                    (HASH_ROWS / GEMM_NR));
             for (size_t r = 0; r < a->r; r++) {
                 hash_products(u, rotations + (h * d * a->r + r) * columns, a->r * columns, lanes,
-                              columns, d, &far);
+                              columns, d, &cursor);
                 int32_t ids[HASH_ROWS] = {0}, stride = 1;
                 const real *piece = u;
                 for (size_t i = 0; i < nf; i++) {

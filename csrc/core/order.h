@@ -1,7 +1,7 @@
-/* order.h: the order of the tokens in each hash round, and which pieces of it attend to which.
+/* order.h: the order of the tokens in each hash round, and which parts of it attend to which.
 
-   In every round the tokens are laid out in an order: as they stand (FULL, LOCAL), or stably sorted
-   by bucket (CHUNK, BUCKET). A span is a piece of a round's order. */
+   In every round tokens have an order: that of the sequence (FULL, LOCAL), or stably sorted by
+   bucket (CHUNK, BUCKET). A place is an index into that order, a span is a range of places. */
 #ifndef RF_ORDER_H
 #define RF_ORDER_H
 
@@ -9,10 +9,10 @@
 
 typedef struct {
     const rf_attention *a;
-    rf_run *run;      // which the longest of loops ask whether to go on
-    uint32_t *order;  // b h r t: the token at each place; NULL: as they stand
+    rf_run *run;      // polled by the longest loops
+    uint32_t *order;  // b h r t: the token at each place; NULL: not sorted
     uint32_t *place;  // b h r t: the place of each token
-    uint32_t *starts; // b h r k+2: where each bucket begins (scope BUCKET)
+    uint32_t *starts; // b h r k+2: the first place of each bucket (scope BUCKET)
 } layout;
 
 typedef struct {
@@ -44,9 +44,10 @@ static size_t order_workspace(const rf_attention *a, int workers) {
     return bytes_add(bytes, bytes_mul((size_t)workers, each));
 }
 
-/* Stable counting sort of one round. In scope BUCKET starts[j] becomes the place where bucket j
-   begins. In scope CHUNK the tokens of a chunk are listed by position: within a chunk the order
-   does not change the result, and it turns the causal mask into a staircase. `fill` counts them. */
+/* Stable counting sort of one round. In scope BUCKET starts[j] becomes the first place of bucket j.
+   In scope CHUNK the tokens of a chunk are then put in order of position, counted by `fill`: the
+   order within a chunk does not change the result, and this one gives the causal mask the shape of
+   a staircase. */
 static void sort_round(const rf_attention *a, uint32_t *order, uint32_t *place, uint32_t *starts,
                        uint32_t *fill, const int32_t *buckets) {
     memset(starts, 0, (a->k + 2) * sizeof *starts);
@@ -98,15 +99,15 @@ static inline size_t chunks_of(const rf_attention *a) {
     return blocks_of(a->t, a->m);
 }
 
-/* Chunks are numbered over all rounds. */
+/* Chunks are numbered through all rounds. */
 static inline span chunk_span(const rf_attention *a, size_t chunk) {
     const size_t chunks = chunks_of(a), start = chunk % chunks * a->m;
     return (span){chunk / chunks, start, start + min_size(a->m, a->t - start)};
 }
 
-/* The chunk that lies `offset` after this one, into *to; 0 if there is none. With wrap the chunks
-   of all rounds form one circle, as in Hugging Face's model; there an offset beyond the whole
-   circle means the chunk itself. */
+/* The chunk `offset` after this one, into *to; returns 0 if there is none. With wrap the chunks of
+   all rounds form one circle, as in Hugging Face's model, where an offset beyond the whole circle
+   means the chunk itself. */
 static int chunk_at(const rf_attention *a, size_t chunk, ptrdiff_t offset, size_t *to) {
     const ptrdiff_t chunks = (ptrdiff_t)chunks_of(a), all = chunks * (ptrdiff_t)rounds_of(a);
     if (a->wrap) {
@@ -119,7 +120,7 @@ static int chunk_at(const rf_attention *a, size_t chunk, ptrdiff_t offset, size_
     return within >= 0 && within < chunks;
 }
 
-/* The chunk, other than this one, whose window holds this one at `offset`; 0 if there is none. */
+/* The inverse: the chunk, other than this one, whose window has this one at `offset`. */
 static int chunk_seen_from(const rf_attention *a, size_t chunk, ptrdiff_t offset, size_t *from) {
     const ptrdiff_t all = (ptrdiff_t)(chunks_of(a) * rounds_of(a));
     if (a->wrap && (offset > all || offset < -all)) return 0;
@@ -131,15 +132,16 @@ static inline span bucket_span(const layout *l, size_t bh, size_t round, int32_t
     return (span){round, starts[bucket], starts[bucket + 1]};
 }
 
-/* Do two tokens (or blocks, of a cap in blocks) of a bucket, by their ranks in it, meet? Only where
-   a bucket is cut do they ever not. */
-static inline int are_near(size_t rank, size_t other, size_t cap) {
+/* Do two tokens of a bucket, given by their ranks in it, attend to each other? Always, unless
+   bucket_cap cuts the bucket into segments: then those of the same and of adjacent segments do.
+   Also for ranks and cap in blocks. */
+static inline int segments_touch(size_t rank, size_t other, size_t cap) {
     if (!cap) return 1;
     const size_t one = rank / cap, two = other / cap;
     return one <= two + 1 && two <= one + 1;
 }
 
-/* Of a token's bucket, the segments that it meets. */
+/* The part of a token's bucket that it attends to: all, or its segment and the adjacent ones. */
 static inline span bucket_segments(const layout *l, size_t bh, size_t round, int32_t bucket,
                                    size_t token) {
     const size_t cap = l->a->cap;
@@ -152,10 +154,11 @@ static inline span bucket_segments(const layout *l, size_t bh, size_t round, int
     return s;
 }
 
-#define MANY_CHUNKS 4096 // between two looks at run->stop, where a chunk takes nanoseconds
+#define MANY_CHUNKS 4096 // between two polls, where a chunk takes nanoseconds
 
-/* How often query i meets key j, over all rounds and windows; 1 if the run has been stopped. */
-static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_t i, size_t j) {
+/* How often key j occurs among the keys of query i, over all rounds; 1 if the run was stopped. */
+static size_t key_multiplicity(const layout *l, const int32_t *buckets, size_t bh, size_t i,
+                               size_t j) {
     const rf_attention *a = l->a;
     const size_t chunks = is_window_scope(a) ? chunks_of(a) : 0;
     size_t count = 0;
@@ -164,8 +167,8 @@ static size_t meetings(const layout *l, const int32_t *buckets, size_t bh, size_
         if (a->scope == RF_BUCKET) {
             if (buckets[list + i] != buckets[list + j]) continue;
             const size_t start = bucket_span(l, bh, r, buckets[list + i]).start;
-            count +=
-                (size_t)are_near(l->place[list + i] - start, l->place[list + j] - start, a->cap);
+            count += (size_t)segments_touch(l->place[list + i] - start, l->place[list + j] - start,
+                                            a->cap);
             continue;
         }
         for (ptrdiff_t o = -(ptrdiff_t)a->before; o <= (ptrdiff_t)a->after; o++) {

@@ -1,0 +1,288 @@
+/* attention_hf_rows.h: rows in Hugging Face's own rounding: those that attend to no key, or in
+   several rounds only to themselves.
+
+   Their scores are constants as large as 1e9, and the rounding of their log-sum-exp is visible: in
+   float32, lse = -1e9 + log(n) rounds to -1e9, so each of n masked keys gets probability 1 and the
+   row is the SUM of the window's values. An exact softmax would give their mean, but parity of
+   models needs the sum. The block kernels mark such rows with lse = -inf (also rows whose scores
+   are all below -5e4, which are treated alike), and here they are computed one at a time.
+
+   Scope BUCKET, and scope CHUNK without wrap, without duplicates or within buckets only, do not
+   exist in Hugging Face's model. There the softmax is exact, and a row that attends only to itself
+   equals its value. */
+#ifndef RF_ATTENTION_HF_ROWS_H
+#define RF_ATTENTION_HF_ROWS_H
+
+#include "attention_block.h"
+
+/* The keys of one query in one round. */
+typedef struct {
+    real *score;
+    uint32_t *token;
+    uint32_t *slot;
+    size_t n;
+} key_list;
+
+/* The maximum number of keys of a row in one round. */
+static size_t key_list_max(const rf_attention *a) {
+    if (!is_window_scope(a)) return max_size(a->t, a->tk);
+    return bytes_mul(bytes_add(bytes_add(a->before, a->after), 1), min_size(a->m, a->t));
+}
+
+/* One thread's scratch for one row. */
+typedef struct {
+    key_list keys;
+    real *shift, *weight; // r each: the probability of a key is exp(score - shift) * weight
+    real *row;            // d
+    int others;           // 0 if the row is just its own value
+} hf_scratch;
+
+static size_t hf_scratch_bytes(const rf_attention *a) {
+    const size_t max = key_list_max(a);
+    const size_t lists = bytes_mul(2, bytes_of(max, sizeof(uint32_t)));
+    const size_t rows = bytes_of(bytes_add(bytes_mul(2, rounds_of(a)), a->d), sizeof(real));
+    return bytes_add(bytes_add(bytes_of(max, sizeof(real)), lists), rows);
+}
+
+static hf_scratch hf_scratch_place(const rf_attention *a, void *at) {
+    const size_t max = key_list_max(a);
+    hf_scratch hf;
+    hf.keys.score = take(&at, max, sizeof(real));
+    hf.keys.token = take(&at, max, sizeof(uint32_t));
+    hf.keys.slot = take(&at, max, sizeof(uint32_t));
+    hf.keys.n = 0;
+    hf.shift = take(&at, 2 * rounds_of(a) + a->d, sizeof(real));
+    hf.weight = hf.shift + rounds_of(a);
+    hf.row = hf.weight + rounds_of(a);
+    return hf;
+}
+
+/* Does Hugging Face's model have this kind of attention? */
+static int rounds_as_hugging_face(const rf_attention *a) {
+    return !is_sorted_scope(a) ||
+           (a->scope == RF_CHUNK && a->duplicates && a->across_buckets && a->wrap);
+}
+
+static const real *key_row(const attention_arrays *x, size_t bh, size_t token) {
+    const rf_attention *a = x->a;
+    return a->shared_qk ? row_of(x->q, x->sq, a, bh, token) : row_of(x->k, x->sk, a, bh, token);
+}
+
+static real key_scale(const attention_arrays *x, size_t bh, size_t token) {
+    const rf_attention *a = x->a;
+    return (real)a->scale * (a->shared_qk ? key_norm(key_row(x, bh, token), a->d) : (real)1);
+}
+
+static int is_masked(const attention_arrays *x, size_t bh, size_t round, size_t i, size_t key_round,
+                     size_t j) {
+    const rf_attention *a = x->a;
+    if (is_hidden(x, bh, j) || (a->causal && j > i)) return 1;
+    return !a->across_buckets && bucket_of(x, bh, round, i) != bucket_of(x, bh, key_round, j);
+}
+
+static void list_span(const attention_arrays *x, size_t bh, size_t round, size_t i, span s,
+                      size_t slot, key_list *keys) {
+    const rf_attention *a = x->a;
+    const real *q = row_of(x->q, x->sq, a, bh, i);
+    for (size_t at = s.start; at < s.end; at++) {
+        if (at % 1024 == 0 && stopped(x->order.run)) return;
+        const size_t j = token_at(x, bh, s.round, at);
+        const int masked = is_masked(x, bh, round, i, s.round, j);
+        real score = SCORE_HIDDEN;
+        if (!masked) score = dot(q, key_row(x, bh, j), a->d) * key_scale(x, bh, j);
+        if (a->shared_qk && i == j) score = SCORE_SELF;
+        if (!a->duplicates && (!masked || (a->shared_qk && i == j)))
+            score -= (real)log((double)key_multiplicity(&x->order, x->buckets, bh, i, j));
+        keys->score[keys->n] = score;
+        keys->token[keys->n] = (uint32_t)j;
+        keys->slot[keys->n++] = (uint32_t)slot;
+    }
+}
+
+static void list_keys(const attention_arrays *x, size_t bh, size_t round, size_t i,
+                      key_list *keys) {
+    const rf_attention *a = x->a;
+    keys->n = 0;
+    if (a->scope == RF_FULL) {
+        list_span(x, bh, round, i, (span){0, 0, a->tk}, 0, keys);
+    } else if (a->scope == RF_BUCKET) {
+        const int32_t bucket = x->buckets[(bh * a->r + round) * a->t + i];
+        list_span(x, bh, round, i, bucket_segments(&x->order, bh, round, bucket, i), 0, keys);
+    } else {
+        const size_t place =
+            a->scope == RF_CHUNK ? x->order.place[(bh * a->r + round) * a->t + i] : i;
+        const size_t chunk = round * chunks_of(a) + place / a->m;
+        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
+            size_t to;
+            if (slot % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
+            if (chunk_at(a, chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
+                list_span(x, bh, round, i, chunk_span(a, to), slot, keys);
+        }
+    }
+}
+
+/* exp, with a shortcut for arguments such as -1e9, where libm is slow to return 0. */
+static real libm_exp(real x) {
+    return x < -800 ? 0 : (real)exp((double)x);
+}
+
+static real max_of(const real *x, size_t n) {
+    real max = n ? x[0] : 0;
+    for (size_t i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+/* Sum of exp(score - max). */
+static real exp_sum(const real *score, size_t n, real max) {
+    real sum = 0;
+    for (size_t i = 0; i < n; i++) sum += libm_exp(score[i] - max);
+    return sum;
+}
+
+/* lse = max + log(sum exp(score - max)), rounded to real as Hugging Face rounds it. */
+static real hf_lse(const real *score, size_t n) {
+    const real max = max_of(score, n);
+    return max + (real)log((double)exp_sum(score, n, max));
+}
+
+/* Dropout's factor for one probability: 0, or 1 / (1 - p). */
+static real drop_factor(const rf_attention *a, size_t bh, size_t round, size_t i,
+                        const key_list *keys, size_t at) {
+    if (!(a->dropout > 0)) return 1;
+    const uint64_t row = row_key(a->key, (uint32_t)bh, (uint32_t)round, (uint32_t)i);
+    const uint32_t bits = pair_bits(row, keys->token[at], keys->slot[at]);
+    return bits >= drop_threshold(a->dropout) ? drop_scale(a->dropout) : 0;
+}
+
+/* Hugging Face's softmax: the log-sum-exp of each round and the weight of each round,
+   exp(lse of the round - lse of all rounds), are both rounded to real. */
+static void hugging_face_rounds(const attention_arrays *x, size_t bh, size_t i, hf_scratch *hf) {
+    const size_t rounds = rounds_of(x->a);
+    for (size_t r = 0; r < rounds; r++) {
+        list_keys(x, bh, r, i, &hf->keys);
+        hf->shift[r] = hf_lse(hf->keys.score, hf->keys.n);
+    }
+    const real lse = rounds > 1 ? hf_lse(hf->shift, rounds) : hf->shift[0];
+    for (size_t r = 0; r < rounds; r++)
+        hf->weight[r] = rounds > 1 ? libm_exp(hf->shift[r] - lse) : 1;
+}
+
+/* Does a key other than the query itself have a probability above 0? */
+static int sees_others(const key_list *keys, size_t i, real max) {
+    for (size_t at = 0; at < keys->n; at++)
+        if (keys->token[at] != i && libm_exp(keys->score[at] - max) != 0) return 1;
+    return 0;
+}
+
+/* The exact softmax over all rounds, relative to each round's maximum, so that no huge log-sum-exp
+   is rounded. */
+static void plain_rounds(const attention_arrays *x, size_t bh, size_t i, hf_scratch *hf) {
+    const size_t rounds = rounds_of(x->a);
+    for (size_t r = 0; r < rounds; r++) {
+        list_keys(x, bh, r, i, &hf->keys);
+        hf->shift[r] = max_of(hf->keys.score, hf->keys.n);
+        hf->weight[r] = exp_sum(hf->keys.score, hf->keys.n, hf->shift[r]);
+        hf->others = hf->others || sees_others(&hf->keys, i, hf->shift[r]);
+    }
+    const real max = max_of(hf->shift, rounds);
+    real sum = 0;
+    for (size_t r = 0; r < rounds; r++) sum += hf->weight[r] * libm_exp(hf->shift[r] - max);
+    for (size_t r = 0; r < rounds; r++) hf->weight[r] = libm_exp(hf->shift[r] - max) / sum;
+}
+
+/* Fill shift and weight. Returns 0 if the row is exactly its own value: it attends only to itself,
+   and no dropout could drop one of its occurrences. */
+static int row_rounds(const attention_arrays *x, size_t bh, size_t i, hf_scratch *hf) {
+    hf->others = rounds_as_hugging_face(x->a) || x->a->dropout > 0;
+    if (rounds_as_hugging_face(x->a))
+        hugging_face_rounds(x, bh, i, hf);
+    else
+        plain_rounds(x, bh, i, hf);
+    return hf->others;
+}
+
+static void hf_row_forward(const attention_arrays *x, real *out, size_t bh, size_t i,
+                           hf_scratch *hf) {
+    const rf_attention *a = x->a;
+    const size_t rounds = rounds_of(a);
+    key_list *keys = &hf->keys;
+    // 1. shift and weight of each round
+    if (!row_rounds(x, bh, i, hf)) {
+        copy_row(out, row_of(x->v, x->sv, a, bh, i), a->d);
+        return;
+    }
+    // 2. out = sum of p keep v
+    memset(out, 0, a->d * sizeof(real));
+    for (size_t r = 0; r < rounds; r++) {
+        if (rounds > 1) list_keys(x, bh, r, i, keys);
+        for (size_t at = 0; at < keys->n; at++) {
+            if (at % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
+            const real p = hf->weight[r] * libm_exp(keys->score[at] - hf->shift[r]) *
+                           drop_factor(a, bh, r, i, keys, at);
+            const real *v = row_of(x->v, x->sv, a, bh, keys->token[at]);
+            if (p != 0)
+                for (size_t j = 0; j < a->d; j++) out[j] += p * v[j];
+        }
+    }
+}
+
+/* dx += what follows from the gradient g of the raw key row: g itself, less what the norm of a
+   shared key takes out of it. */
+static void add_key_gradient(const rf_attention *a, real *dx, const real *x, const real *g) {
+    real along = 0;
+    if (a->shared_qk) {
+        const real rho = key_norm(x, a->d);
+        along = rho * rho * dot(x, g, a->d) / (real)a->d;
+    }
+    for (size_t j = 0; j < a->d; j++) dx[j] += g[j] - along * x[j];
+}
+
+typedef struct {
+    real *dq, *dk, *dv;
+    rf_strides sdq, sdk, sdv;
+} backward_results;
+
+/* Add this row's contributions to the gradients of all its keys, and its own dq. */
+static void hf_row_backward(const attention_arrays *x, const backward_results *to, size_t bh,
+                            size_t i, hf_scratch *hf) {
+    const rf_attention *a = x->a;
+    const size_t rounds = rounds_of(a), d = a->d;
+    key_list *keys = &hf->keys;
+    real *g = hf->row;
+    const real *dout = row_of(x->dout, x->sdout, a, bh, i), *q = row_of(x->q, x->sq, a, bh, i);
+    if (!row_rounds(x, bh, i, hf)) {
+        add_row((real *)row_of(to->dv, to->sdv, a, bh, i), dout, d);
+        return;
+    }
+    real *dqi = (real *)row_of(to->dq, to->sdq, a, bh, i);
+    for (size_t r = 0; r < rounds; r++) {
+        if (rounds > 1) list_keys(x, bh, r, i, keys);
+        for (size_t at = 0; at < keys->n; at++) {
+            if (at % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
+            const size_t token = keys->token[at];
+            const real p = hf->weight[r] * libm_exp(keys->score[at] - hf->shift[r]);
+            if (p == 0) continue;
+
+            // 1. dv: forward was out += p keep v
+            const real keep = drop_factor(a, bh, r, i, keys, at);
+            const real *v = row_of(x->v, x->sv, a, bh, token);
+            real *dvj = (real *)row_of(to->dv, to->sdv, a, bh, token);
+            for (size_t j = 0; j < d; j++) dvj[j] += p * keep * dout[j];
+
+            // 2. dq and dk: forward was score = q k scale, unless replaced by a constant
+            if ((a->shared_qk && token == i) || keys->score[at] <= SCORE_HIDDEN / 2) continue;
+            const real ds =
+                p * (keep * dot(dout, v, d) - x->delta[bh * a->t + i]) * key_scale(x, bh, token);
+            const real *k = key_row(x, bh, token);
+            for (size_t j = 0; j < d; j++) {
+                dqi[j] += ds * k[j];
+                g[j] = ds * q[j];
+            }
+            const real *dkj = a->shared_qk ? row_of(to->dq, to->sdq, a, bh, token)
+                                           : row_of(to->dk, to->sdk, a, bh, token);
+            add_key_gradient(a, (real *)dkj, k, g);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,308 @@
+/* attention_tasks.h: how attention is cut into tasks, and the scratch of the thread that runs one.
+
+   The unit of work is a query span: up to QUERY_TILES blocks of queries that attend to the same
+   keys, so that a block of keys is gathered once for all of them. A task is a few consecutive query
+   spans on one thread, because neighbours share blocks (the previous chunk), which are then still
+   cached. Rounds are processed one after another, and within a round each token belongs to one
+   query span, so no two tasks write the same row. */
+#ifndef RF_ATTENTION_TASKS_H
+#define RF_ATTENTION_TASKS_H
+
+#include "attention_hf_rows.h"
+
+#define QUERY_TILES 4 // blocks of queries that share one gathering of a block of keys
+#define CACHE_MAX 96  // gathered blocks per thread
+
+/* A block of queries and what is accumulated for them (and, backward, for the same tokens as keys).
+ */
+typedef struct {
+    block *blk;
+    real *max, *sum, *num;    // forward: running maximum, denominator, numerator
+    real *dq, *dk, *dv;       // backward
+    lane visible_keys[BLOCK]; // forward: how many keys each row has attended to
+    int started;
+} query_tile;
+
+typedef struct {
+    block_cache cache;
+    query_tile tiles[QUERY_TILES];
+    real *s, *g;                  // scores of one pair of blocks, and their gradients
+    size_t queued_end;            // scope BUCKET: rows before this place have been queued
+    int skip_zero_weights;        // forward: 0 * v is not added, since v may be NaN or infinite
+    real *dq;                     // backward: of the query span, or of a whole head
+    real *dq_next;                // backward: partial sums for the queries of the next chunk
+    size_t next_head, next_chunk; // that chunk
+    prefetch_queue queue;
+} thread_scratch;
+
+/* ------------------------------------------------------------------------------- scratch ---- */
+
+static size_t blocks_per_chunk(const rf_attention *a) {
+    return blocks_of(min_size(a->m, max_size(a->t, 1)), BLOCK);
+}
+
+/* The blocks of a query span and of the window that slides over them. No more than that: blocks are
+   overwritten in turn, and all of them should fit in the L1 and L2 caches. */
+static size_t cache_blocks(const rf_attention *a, int backward) {
+    if (!is_window_scope(a)) return QUERY_TILES + 2;
+    const size_t others = (a->before + a->after) * (backward ? 2 : 1);
+    return min_size(CACHE_MAX, bytes_mul(bytes_add(others, 1), blocks_per_chunk(a))) + 1;
+}
+
+/* Blocks of queries or keys in scope FULL. */
+static size_t full_blocks(const rf_attention *a) {
+    return blocks_of(max_size(a->t, a->tk), BLOCK);
+}
+
+static span full_span(const rf_attention *a) {
+    return (span){0, 0, max_size(a->t, a->tk)};
+}
+
+/* Should the backward process whole heads? Five products instead of seven, but only if heads divide
+   evenly among threads: a caller idling at the barrier could not poll for Ctrl-C. Not with shared
+   keys unless causal: their gradient is added to dq when a query span ends, and dq has to be
+   complete by then. */
+static int takes_whole_heads(const rf_attention *a, int workers) {
+    if (a->scope != RF_FULL || (a->shared_qk && !a->causal)) return 0;
+    return a->b * a->h % (size_t)workers == 0;
+}
+
+static size_t dq_reals(const rf_attention *a, int workers) {
+    const size_t blocks = takes_whole_heads(a, workers) ? full_blocks(a) : QUERY_TILES;
+    return bytes_mul(blocks, bytes_mul(BLOCK, round_up(a->d, VEC_LANES)));
+}
+
+/* Reals of the query tiles, of one pair's scores and, backward, of dq. */
+static size_t thread_scratch_reals(const rf_attention *a, int backward, int workers) {
+    const size_t rows = BLOCK * round_up(a->d, VEC_LANES), fixed = 2 * BLOCK * BLOCK;
+    const size_t reals = fixed + QUERY_TILES * (2 * BLOCK + (backward ? 3 : 1) * rows);
+    return backward ? bytes_add(reals, dq_reals(a, workers)) : reals;
+}
+
+static size_t thread_scratch_bytes(const rf_attention *a, int backward, int workers) {
+    const size_t dp = round_up(a->d, VEC_LANES), blocks = cache_blocks(a, backward);
+    size_t reals = bytes_mul(blocks, block_reals(dp, backward));
+    reals = bytes_add(reals, thread_scratch_reals(a, backward, workers));
+    size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
+    bytes = bytes_add(bytes, bytes_of(queue_capacity(a->d), sizeof(char *)));
+    return bytes_add(bytes, hf_scratch_bytes(a));
+}
+
+static void thread_scratch_place(thread_scratch *ts, const rf_attention *a, void *at, int backward,
+                                 int workers) {
+    const size_t dp = round_up(a->d, VEC_LANES), each = block_reals(dp, backward);
+    ts->cache.count = cache_blocks(a, backward);
+    ts->cache.clock = 0;
+    ts->skip_zero_weights = 0;
+    ts->queued_end = 0;
+    ts->next_head = ts->next_chunk = SIZE_MAX;
+    prefetch_clear(&ts->queue);
+    real *reals = take(&at, ts->cache.count * each + thread_scratch_reals(a, backward, workers),
+                       sizeof(real));
+    ts->cache.blocks = take(&at, ts->cache.count, sizeof(block));
+    ts->queue.lines.line = take(&at, queue_capacity(a->d), sizeof(char *));
+    for (size_t i = 0; i < ts->cache.count; i++, reals += each)
+        block_place(ts->cache.blocks + i, reals, a->d, dp, backward);
+    ts->s = reals, reals += BLOCK * BLOCK;
+    ts->g = reals, reals += BLOCK * BLOCK;
+    for (size_t i = 0; i < QUERY_TILES; i++) {
+        query_tile *tile = ts->tiles + i;
+        tile->max = reals, reals += BLOCK;
+        tile->sum = reals, reals += BLOCK;
+        tile->num = tile->dk = reals, reals += BLOCK * dp;
+        if (backward) tile->dv = reals, reals += BLOCK * dp;
+    }
+    if (!backward) return;
+    ts->dq_next = reals, reals += QUERY_TILES * BLOCK * dp;
+    ts->dq = reals;
+}
+
+static size_t attention_rows(const rf_attention *a) {
+    return bytes_mul(a->b, bytes_mul(a->h, a->t));
+}
+
+static size_t attention_workspace(const rf_attention *a, int workers) {
+    const size_t sums = rounds_of(a) > 1 ? bytes_of(attention_rows(a), sizeof(real)) : 0;
+    const size_t threads = bytes_mul((size_t)workers, thread_scratch_bytes(a, 0, workers));
+    return bytes_add(order_workspace(a, workers), bytes_add(sums, threads));
+}
+
+static size_t attention_backward_workspace(const rf_attention *a, int workers) {
+    const size_t delta = bytes_of(attention_rows(a), sizeof(real));
+    const size_t threads = bytes_mul((size_t)workers, thread_scratch_bytes(a, 1, workers));
+    return bytes_add(order_workspace(a, workers), bytes_add(delta, threads));
+}
+
+/* Floating-point operations of the two products, if nothing is masked. */
+static double attention_work(const rf_attention *a) {
+    const double rows = (double)(a->b * a->h) * (double)a->t * (double)rounds_of(a);
+    const size_t window = is_window_scope(a) ? (a->before + a->after + 1) * a->m : a->tk;
+    return 4 * rows * (double)a->d * (double)(a->scope == RF_BUCKET ? 64 : window);
+}
+
+/* -------------------------------------------------------------------------------- tasks ----- */
+
+/* Work items of one round of one head: a query span each, except in scope BUCKET. There an item is
+   a fixed length of the sorted order, so that sizes alone decide, and holds the blocks of all
+   buckets that begin in it. */
+static size_t items_of(const rf_attention *a) {
+    if (is_window_scope(a)) return chunks_of(a) * blocks_of(blocks_per_chunk(a), QUERY_TILES);
+    return blocks_of(a->scope == RF_FULL ? full_blocks(a) : blocks_of(a->t, BLOCK), QUERY_TILES);
+}
+
+static size_t items_per_attention_task(const attention_arrays *x) {
+    const size_t items = items_of(x->a);
+    if (x->whole_heads) return max_size(1, items);
+    return items_per_task(x->a->b * x->a->h * items, 32);
+}
+
+static size_t tasks_of(const attention_arrays *x) {
+    return blocks_of(items_of(x->a), items_per_attention_task(x));
+}
+
+/* Queries that attend to the same keys: blocks [first, first + count) of a span, which is a chunk,
+   a bucket, or in scope FULL everything. */
+typedef struct {
+    span base;
+    size_t chunk; // window scopes
+    size_t first, count;
+} query_span;
+
+static span places_of(query_span queries) {
+    const size_t start = queries.base.start + queries.first * BLOCK;
+    return (span){queries.base.round, start,
+                  min_size(queries.base.end, start + queries.count * BLOCK)};
+}
+
+typedef void (*query_span_function)(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                                    query_span queries, void *more);
+
+/* Calls `each` for the query spans of one work item: one, or in scope BUCKET one per bucket. */
+static void for_query_spans(const attention_arrays *x, thread_scratch *ts, size_t bh, size_t round,
+                            size_t item, query_span_function each, void *more) {
+    const rf_attention *a = x->a;
+    // chunks: each is cut into spans of QUERY_TILES blocks
+    if (is_window_scope(a)) {
+        const size_t per_chunk = blocks_of(blocks_per_chunk(a), QUERY_TILES);
+        query_span queries = {.chunk = round * chunks_of(a) + item / per_chunk,
+                              .first = item % per_chunk * QUERY_TILES};
+        queries.base = chunk_span(a, queries.chunk);
+        const size_t blocks = blocks_of(queries.base.end - queries.base.start, BLOCK);
+        if (queries.first >= blocks) return;
+        queries.count = min_size(QUERY_TILES, blocks - queries.first);
+        each(x, ts, bh, queries, more);
+        return;
+    }
+    // full attention: so is the sequence
+    const size_t from = item * QUERY_TILES * BLOCK;
+    if (a->scope == RF_FULL) {
+        const size_t count = min_size(QUERY_TILES, full_blocks(a) - item * QUERY_TILES);
+        each(x, ts, bh, (query_span){full_span(a), 0, item * QUERY_TILES, count}, more);
+        return;
+    }
+    // buckets: those that overlap this part of the order, each with the blocks that begin in it
+    const size_t to = min_size(a->t, from + QUERY_TILES * BLOCK);
+    int32_t bucket = x->buckets[(bh * a->r + round) * a->t + token_at(x, bh, round, from)];
+    for (size_t at = from; at < to; bucket++) { // an empty bucket has no block
+        const span s = bucket_span(&x->order, bh, round, bucket);
+        const size_t first = blocks_of(at - s.start, BLOCK);
+        const size_t end = blocks_of(min_size(to, s.end) - s.start, BLOCK);
+        if (first < end) each(x, ts, bh, (query_span){s, 0, first, end - first}, more);
+        at = s.end;
+    }
+}
+
+/* One thread's part of `for_round`. */
+static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void *scratch,
+                      int backward, query_span_function each, void *more) {
+    const rf_attention *a = x->a;
+    const size_t items = items_of(a), step = items_per_attention_task(x), tasks = tasks_of(x);
+    const size_t all = a->b * a->h * tasks;
+    const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, all, step);
+    thread_scratch ts;
+    thread_scratch_place(&ts, a, scratch, backward, run->workers);
+#pragma omp for schedule(dynamic, at_once) nowait
+    for (size_t task = 0; task < all; task++) {
+        const size_t bh = task / tasks, first = task % tasks * step;
+        for (size_t i = first; i < min_size(items, first + step) && !stopped(run); i++)
+            for_query_spans(x, &ts, bh, round, i, each, more);
+    }
+}
+
+/* Calls `each` for the query spans of one round of all heads, on all threads. With one thread the
+   parallel region is skipped: libgomp's barriers make system calls even then. */
+static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *scratch,
+                      int backward, query_span_function each, void *more) {
+    const rf_attention *a = x->a;
+    const size_t bytes = thread_scratch_bytes(a, backward, run->workers);
+    const int workers = tile_team(run, attention_work(a), a->b * a->h * tasks_of(x));
+    if (workers == 1) {
+        for_tasks(run, x, round, scratch, backward, each, more);
+        return;
+    }
+#pragma omp parallel num_threads(workers)
+    for_tasks(run, x, round, (char *)scratch + thread_index() * bytes, backward, each, more);
+}
+
+/* ----------------------------------------------------------------------------- prefetching -- */
+
+/* Queue the rows of a span's first block: in hash order the hardware cannot predict them. */
+static void queue_span(const attention_arrays *x, thread_scratch *ts, size_t bh, span s,
+                       const real *array, rf_strides strides) {
+    const real *head = head_of(array, strides, x->a, bh);
+    const size_t d = x->a->d, from = s.start, end = min_size(s.end, from + BLOCK);
+    line_list lines = ts->queue.lines;
+    if (!x->order.order) {
+        const size_t contiguous = strides.t == (ptrdiff_t)d ? end - min_size(from, end) : 1;
+        for (size_t at = from; at < end; at += contiguous)
+            list_row(&lines, head + (ptrdiff_t)at * strides.t, contiguous * d);
+    } else {
+        const uint32_t *order = x->order.order + (bh * x->a->r + s.round) * x->a->t;
+        for (size_t at = from; at < end; at++)
+            list_row(&lines, head + (ptrdiff_t)order[at] * strides.t, d);
+    }
+    ts->queue.lines = lines;
+}
+
+typedef struct {
+    const real *rows;
+    rf_strides strides;
+} strided;
+
+/* Queue the rows that a query span will write (a store waits for a cache miss, too), and those that
+   the next one will read. */
+static void queue_rows(const attention_arrays *x, thread_scratch *ts, size_t bh, query_span queries,
+                       const strided *results, size_t n) {
+    const rf_attention *a = x->a;
+    if (a->scope == RF_FULL) return;
+    // 1. which places come next
+    const span own = places_of(queries);
+    span next;
+    if (is_window_scope(a)) {
+        const size_t chunk =
+            queries.chunk + 1 + (x->dout ? max_size(a->before, a->after) : a->after);
+        next = chunk < chunks_of(a) * rounds_of(a) ? chunk_span(a, chunk) : (span){0};
+    } else { // a block from here on, less what earlier buckets have queued of it
+        const size_t to = own.end, queued = ts->queued_end;
+        ts->queued_end = min_size(a->t, to + BLOCK);
+        next = (span){own.round, queued < to || queued > to + BLOCK ? to : queued, ts->queued_end};
+    }
+    // 2. rows to write
+    prefetch_clear(&ts->queue);
+    for (size_t i = 0; i < n; i++) queue_span(x, ts, bh, own, results[i].rows, results[i].strides);
+    // 3. rows to read
+    queue_span(x, ts, bh, next, x->q, x->sq);
+    if (!a->shared_qk) queue_span(x, ts, bh, next, x->k, x->sk);
+    queue_span(x, ts, bh, next, x->v, x->sv);
+    if (x->dout) queue_span(x, ts, bh, next, x->dout, x->sdout);
+}
+
+/* Block `index` of a span, with its queries if `queries` is set. */
+static block *span_block(const attention_arrays *x, thread_scratch *ts, size_t bh, span s,
+                         size_t index, int queries) {
+    const size_t start = s.start + index * BLOCK;
+    const size_t places = x->a->scope == RF_FULL ? BLOCK : min_size(BLOCK, s.end - start);
+    return block_get(x, &ts->cache, bh, s.round, start, places, queries);
+}
+
+#endif
