@@ -12,10 +12,12 @@ interrupted.
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import reformer_c as rc
 from reformer_c.bench import describe_machine, print_machine
+from reformer_c.checks import requires_extra
 from reformer_c.data import Sequences, split_tokens
 from reformer_c.folder import finish_checkpoint
 from reformer_c.log import read_log
@@ -86,6 +88,12 @@ def main():
     add("--plot", metavar="FILE", help="draw the loss into this picture")
     options = parser.parse_args()
 
+    needed = {"tokenizers": "hf", "safetensors": "hf"}
+    if options.plot:
+        needed["matplotlib"] = "bench"
+    for library, extra in needed.items():
+        if find_spec(library) is None:
+            parser.error(str(requires_extra("a novel", library, extra)))
     print_machine(describe_machine())
     folder = Path(options.save)
     try:

@@ -27,7 +27,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
+
+from .checks import requires_extra
+
+try:
+    from mpi4py import MPI
+except ModuleNotFoundError as error:
+    raise requires_extra("reformer_c.distributed", "mpi4py", "mpi") from error
 
 from .nn import draw_seed, random_key
 from .runtime import set_num_threads, show_config, underflow_to_zero

@@ -163,3 +163,15 @@ def test_scopes_are_trained_and_compared(monkeypatch, capsys):
     assert (chunk[0], bucket[0]) == ("chunk", "bucket")
     assert bucket[4] == "0%"  # strictly causal
     assert float(bucket[6]) < 1e-4
+
+
+@pytest.mark.parametrize("library", ["tokenizers", "safetensors", "matplotlib"])
+def test_a_novel_needs_its_libraries_before_any_work(library, tmp_path, monkeypatch, capsys):
+    novel = program("novel")
+    monkeypatch.setattr(novel, "find_spec", lambda name: None if name == library else "there")
+    (tmp_path / "novel.txt").write_text("Once upon a time.")
+    arguments = [tmp_path / "novel.txt", "--save", tmp_path / "run", "--plot", tmp_path / "a.svg"]
+    with pytest.raises(SystemExit):
+        run(novel, monkeypatch, capsys, *arguments)
+    assert f"needs the {library} library" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """The command line: what is typed, what comes out, and how it ends."""
 
+import importlib
 import io
 import json
 import os
@@ -773,3 +774,12 @@ def test_no_text_is_lost_to_an_encoding(encoding, escaping, trained, tmp_path):
     process = start("generate", trained, "--prompt", typed, "--length", "5", env=environment)
     assert process.wait() == 0
     process.communicate()
+
+
+@pytest.mark.parametrize(("part", "library"), [("torch", "torch"), ("distributed", "mpi4py")])
+def test_a_part_that_needs_an_extra_names_it(part, library, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"reformer_c.{part}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    words = rf'reformer_c\.{part} needs the {library} library: pip install {library}, or "\.\['
+    with pytest.raises(ImportError, match=words):
+        importlib.import_module(f"reformer_c.{part}")

@@ -18,6 +18,13 @@ of ``torch.func``, raise RuntimeError. ``torch.func.vmap`` is a loop.
 Extra: ``torch`` (``pip install ".[torch]"`` from a checkout).
 """
 
+from importlib.util import find_spec
+
+from ..checks import requires_extra
+
+if find_spec("torch") is None:
+    raise requires_extra("reformer_c.torch", "torch", "torch")
+
 from .models import patch, unpatch
 from .operators import feed_forward, full_attention, local_attention, lsh_attention
 
