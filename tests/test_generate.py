@@ -8,7 +8,14 @@ import pytest
 from small_models import random_ids, randomise, small_config
 
 from reformer_c.decode import num_buckets_of
-from reformer_c.generate import Recomputed, Rules, beam_search, probabilities, stream_tokens
+from reformer_c.generate import (
+    Recomputed,
+    Rules,
+    _largest,
+    beam_search,
+    probabilities,
+    stream_tokens,
+)
 from reformer_c.generation_config import GenerationConfig
 from reformer_c.model import ReformerModelWithLMHead
 
@@ -213,6 +220,14 @@ def best_texts(table, first, n, length):
         total = sum(table[i, j] for i, j in itertools.pairwise(path))
         scored.append((-total / n**length, tokens))
     return [list(tokens) for _, tokens in sorted(scored)]
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 39, 40])
+def test_the_largest_are_those_of_a_stable_sort(k):
+    rng = np.random.default_rng(k)
+    for values in (rng.standard_normal(40), rng.integers(0, 4, 40) * 1.0, np.zeros(40),
+                   np.where(rng.random(40) < 0.9, -np.inf, 1.0), np.full(40, -np.inf)):  # fmt: skip
+        assert np.array_equal(_largest(values, k), np.argsort(-values, kind="stable")[:k])
 
 
 def test_as_many_beams_as_texts_find_the_best_of_all():
