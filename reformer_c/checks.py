@@ -185,11 +185,11 @@ def names_keywords(function: Function) -> Function:
     Traceback (most recent call last):
     TypeError: widht: draw has no such argument; did you mean width?
     """
-    known = inspect.signature(function).parameters
-    owner = function.__qualname__.removesuffix(".__init__").removesuffix(".__call__").lstrip("_")
+    known, name = inspect.signature(function).parameters, function.__name__
 
     @wraps(function)
     def checked(*args: Any, **options: Any) -> Any:
+        owner = type(args[0]).__name__ if name in ("__init__", "__call__") else name
         refuse_unknown(options, known, owner)
         return function(*args, **options)
 

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,11 +24,11 @@ import numpy as np
 from .attention import CrossAttention, Memory
 from .body import Pass, StepMemory, heap_gaps, norm_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
-from .checks import integer
+from .checks import integer, names_keywords, refuse_unknown
 from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel, blocks_bytes
-from .inputs import IGNORE, Inputs, check_ids
+from .inputs import IGNORE, Inputs, check_ids, rows_of
 from .model import HUB_WEIGHTS, Model, Reformer, ReformerModel, ReformerModelWithLMHead
 from .nn import Joined, Parameters, draw_seed, random_key
 from .outputs import EncoderDecoderOutput, Loss, ReformerOutput, in_the_form
@@ -246,6 +247,7 @@ class ReformerEncoderDecoder(Model):
 
     # ---- calls ----
 
+    @names_keywords
     @memory_used_again()
     def __call__(
         self,
@@ -338,8 +340,8 @@ class ReformerEncoderDecoder(Model):
             input_ids, attention_mask, inputs_embeds, num_hashes, rotations, seed,
             training=training, attentions=attentions,
         )  # fmt: skip
-        if labels is None and needs_loss:
-            raise TypeError(f"labels: needed for a loss of {type(self).__name__}")
+        if needs_loss:
+            self._check_labels(labels)
         if labels is None and decoder_input_ids is None:
             raise TypeError("decoder_input_ids: expected them, or labels that are to be written")
         if decoder_input_ids is None:
@@ -396,6 +398,7 @@ class ReformerEncoderDecoder(Model):
         memory.states[...] = read.map_final(memory.states.shape[-1], lambda h: h)
         return memory.states
 
+    @names_keywords
     def loss(
         self,
         input_ids: Any = None,
@@ -424,6 +427,7 @@ class ReformerEncoderDecoder(Model):
         run.forward()
         return self.decoder.head.loss(run, wanted, differentiate=False)
 
+    @names_keywords
     @memory_used_again()
     def loss_and_gradients(
         self,
@@ -501,7 +505,13 @@ class ReformerEncoderDecoder(Model):
 
         The parameters are those of `loss_and_gradients`.
         """
-        return self.decoder.count_targets(**arguments)
+        refuse_unknown(arguments, signature(self.loss_and_gradients).parameters, "count_targets")
+        self._check_labels(arguments.get("labels"))
+        return self.decoder.head.count(self.decoder.config, arguments)
+
+    def _check_labels(self, labels: Any) -> None:
+        if labels is None:
+            raise TypeError(f"labels: needed for a loss of {type(self).__name__}")
 
     def _plan(
         self, read: Pass, memory: Memory, run: Pass, budget: float | None, free: int | None
@@ -525,6 +535,7 @@ class ReformerEncoderDecoder(Model):
             working=max(reading.working, writing.working + heap_gaps(memory.states.nbytes)),
         )
 
+    @names_keywords
     def memory(
         self,
         length: int,
@@ -598,10 +609,10 @@ class ReformerEncoderDecoder(Model):
         Parameters
         ----------
         input_ids, attention_mask, inputs_embeds, num_hashes, rotations, decoder_rotations
-            As in a call.
-        decoder_input_ids : array_like of int, (b, t), optional
+            As in a call; ids and masks of one text may have the shape (s,).
+        decoder_input_ids : array_like of int, (b, t) or (t,), optional
             What is written already; by default the token that begins every text.
-        decoder_attention_mask : array_like, (b, t), optional
+        decoder_attention_mask : array_like, (b, t) or (t,), optional
             Nonzero for a real token of it.
         rng, generation_config, streamer, **options
             As in ``ReformerModelWithLMHead.generate``: max_new_tokens, num_beams, eos_token_id ...
@@ -619,8 +630,9 @@ class ReformerEncoderDecoder(Model):
         """
         seed = draw_seed(rng)
         read, memory = self._begin_encoder(
-            input_ids, attention_mask, inputs_embeds, num_hashes, rotations, seed, training=False
-        )
+            rows_of("input_ids", input_ids), rows_of("attention_mask", attention_mask),
+            inputs_embeds, num_hashes, rotations, seed, training=False,
+        )  # fmt: skip
         if decoder_input_ids is None:
             defaults = self.generation_config
             if isinstance(generation_config, GenerationConfig):
@@ -668,6 +680,7 @@ class ReformerEncoderDecoder(Model):
         save_model(folder, config, tensors, self.decoder._texts_of_folder())
 
     @classmethod
+    @names_keywords
     def from_pretrained(
         cls, folder: str | os.PathLike, *, dtype: Any = np.float32, revision: str | None = None
     ) -> ReformerEncoderDecoder:

@@ -343,7 +343,9 @@ def _warp(
         z[order[before >= top_p]] = -math.inf
     if min_p > 0.0:
         p = _softmax(z)
-        z = np.where((p < min_p * p.max()) & (z < _kth(z, keep)), -math.inf, z)
+        with np.errstate(under="ignore"):
+            least = min_p * p.max()
+        z = np.where((p < least) & (z < _kth(z, keep)), -math.inf, z)
     if typical_p < 1.0:
         z = _typical(z, typical_p, keep)
     if epsilon_cutoff > 0.0:

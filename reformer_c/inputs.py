@@ -12,7 +12,16 @@ import numpy as np
 from .checks import as_array
 from .config import ReformerConfig
 
-__all__ = ["IGNORE", "Inputs", "as_array", "check_ids", "check_inputs", "check_mask", "own_lengths"]
+__all__ = [
+    "IGNORE",
+    "Inputs",
+    "as_array",
+    "check_ids",
+    "check_inputs",
+    "check_mask",
+    "own_lengths",
+    "rows_of",
+]
 
 # a label that does not count
 IGNORE = -100
@@ -115,6 +124,14 @@ def check_inputs(
             tail = np.broadcast_to(pad(), (b, more, config.hidden_size))
             inputs_embeds = np.concatenate([inputs_embeds, tail], axis=1)
     return Inputs(input_ids, inputs_embeds, positions, mask, b, t, n)
+
+
+def rows_of(name: str, values: Any) -> np.ndarray | None:
+    """(b, t) of values (b, t), or (t,) of one text; None of None."""
+    if values is None:
+        return None
+    values = as_array(name, values)
+    return values[None] if values.ndim == 1 else values
 
 
 def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> np.ndarray:

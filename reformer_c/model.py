@@ -20,13 +20,13 @@ import numpy as np
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
-from .checks import NamedAttributes, did_you_mean, integer, refuse_unknown
+from .checks import NamedAttributes, did_you_mean, integer, names_keywords, refuse_unknown
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes, num_buckets_of
 from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
-from .inputs import Inputs, as_array, check_ids, check_inputs, check_mask
+from .inputs import Inputs, check_ids, check_inputs, check_mask, rows_of
 from .nn import Parameters, draw_seed, random_key
 from .outputs import Loss, ReformerOutput, in_the_form
 from .runtime import available_memory, memory_used_again, underflow_to_zero
@@ -196,6 +196,7 @@ class Reformer(Model):
             # float32 in every dtype: the values are the same
             array[...] = scale * draw.standard_normal(array.shape, np.float32)
 
+    @names_keywords
     def resize_token_embeddings(
         self,
         new_num_tokens: int | None = None,
@@ -701,6 +702,7 @@ class _WithLoss(Reformer):
         >>> model.count_targets(labels=[[5, 6, 7, -100], [5, 6, 7, 8]])
         5
         """
+        refuse_unknown(arguments, [*self.head.targets, *CALLED_WITH], "count_targets")
         self._check_given(arguments)
         return self.head.count(self.config, {"input_ids": input_ids, **arguments})
 
@@ -716,6 +718,7 @@ class _WithLoss(Reformer):
                 gradients[name] = np.zeros_like(array)
         return loss, {name: gradients[name] for name in self.parameters}
 
+    @names_keywords
     def memory(
         self,
         length: int,
@@ -981,6 +984,7 @@ class ReformerModelWithLMHead(_WithLoss):
             raise ValueError("num_beams: expected 1 for a stream: beams change to the end")
         return stream_tokens(source, prompts, rules, draws)
 
+    @names_keywords
     def cache_bytes(self, t: int, *, prompt: int | None = None, batch: int = 1) -> int:
         """Bytes of the cache of `generate` for `batch` texts of t tokens.
 
@@ -1007,11 +1011,7 @@ class ReformerModelWithLMHead(_WithLoss):
             defaults = _options("generation_config", generation_config).over(defaults)
         first = defaults.token("bos_token_id", options, self.config.vocab_size)
         ids = self._prompt_ids(input_ids, first)
-        mask = (
-            None
-            if attention_mask is None
-            else np.atleast_2d(as_array(f"{self.side}attention_mask", attention_mask))
-        )
+        mask = rows_of(f"{self.side}attention_mask", attention_mask)
         mask = check_mask(mask, len(ids), ids.shape[1], self.side)
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
         begin = np.array([self.config.padding_id if first is None else first], np.int64)
@@ -1040,9 +1040,8 @@ class ReformerModelWithLMHead(_WithLoss):
             if first is None:
                 raise TypeError(f"{name}: expected them, or a bos_token_id to begin with")
             input_ids = [[first]]
-        ids = as_array(name, input_ids)
-        if ids.ndim == 1:
-            ids = ids[None]
+        ids = rows_of(name, input_ids)
+        assert ids is not None
         if ids.size == 0:
             ids = ids.astype(np.int64)  # an empty list has no integers
         ids = check_ids(name, ids, v)

@@ -652,6 +652,27 @@ BAD = [
 ]
 
 
+def test_ids_and_a_mask_of_one_text_have_one_dimension():
+    model = small_model()
+    expected = model.generate([[3, 4, 5]], [[1, 1, 0]], decoder_input_ids=[[2, 6]], rng=0)
+    found = model.generate([3, 4, 5], [1, 1, 0], decoder_input_ids=[2, 6], rng=0)
+    assert np.array_equal(found, expected)
+
+
+def test_misspelt_arguments_are_refused_with_the_nearest_name():
+    model = small_model()
+    ids = {"input_ids": [[3]], "labels": [[4]]}
+    for call in (model, model.loss, model.loss_and_gradients, model.count_targets):
+        with pytest.raises(TypeError, match=r"^num_hash: .* no such argument; did you mean num_ha"):
+            call(**ids, num_hash=2)
+    with pytest.raises(TypeError, match=r"^decoder_lenght: memory .* mean decoder_length"):
+        model.memory(5, decoder_lenght=3)
+    with pytest.raises(TypeError, match=r"^dtyp: from_pretrained .* mean dtype"):
+        ReformerEncoderDecoder.from_pretrained("folder", dtyp=np.float64)
+    with pytest.raises(TypeError, match=r"^labels: needed for a loss of ReformerEncoderDecoder"):
+        model.count_targets([[3]])
+
+
 @pytest.mark.parametrize(("changes", "error", "words"), BAD)
 def test_bad_arguments_are_named(changes, error, words):
     model = small_model()

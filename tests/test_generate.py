@@ -78,6 +78,7 @@ def test_probabilities_are_a_softmax_at_a_temperature():
 def test_at_the_limit_the_likeliest_is_left(options, z):
     with np.errstate(all="raise"):
         assert probabilities(np.array(z), **options).tolist() == [0, 0, 1, 0]
+        assert probabilities(np.zeros(3), min_p=5e-324).tolist() == [1 / 3] * 3
     least = np.array([1e-38, -2e-38, 3e-38, 2.999e-38])
     if "temperature" in options:
         assert probabilities(least, **options).tolist() == [0, 0, 1, 0]

@@ -5,6 +5,7 @@ import math
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -993,6 +994,18 @@ def test_a_loss_alone_has_no_output_to_choose(name):
     model, call = one_call(ReformerModelWithLMHead)
     with pytest.raises(TypeError, match=f"^{name}: ReformerModelWithLMHead has no such argument"):
         model.loss(**call, **{name: True})
+
+
+def test_misspelt_arguments_of_what_is_no_call_are_refused():
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    for call, wrong, right in (
+        (partial(model.memory, 5), "btach", "batch"),
+        (partial(model.cache_bytes, 5), "promt", "prompt"),
+        (model.resize_token_embeddings, "new_num_token", "new_num_tokens"),
+        (partial(model.count_targets, labels=[[1, 2]]), "attention_maks", "attention_mask"),
+    ):
+        with pytest.raises(TypeError, match=f"^{wrong}: .* no such argument; did you mean {right}"):
+            call(**{wrong: 1})
 
 
 # ---- a model as an object ----
