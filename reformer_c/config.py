@@ -66,22 +66,22 @@ LEGACY_KEYS = {
 # what transformers' configurations, from version 2.9 on, may hold beside our fields
 THEIRS = frozenset(LEGACY_KEYS) | {
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-    "_commit_hash", "_experts_implementation", "_experts_implementation_internal",
-    "_name_or_path", "_output_attentions", "add_cross_attention", "assistant_confidence_threshold",
+    "_commit_hash", "_experts_implementation", "_experts_implementation_internal", "_name_or_path",
+    "_output_attentions", "add_cross_attention", "assistant_confidence_threshold",
     "assistant_lookbehind", "attn_implementation", "auto_map", "bad_words_ids",
-    "begin_suppress_tokens", "cross_attention_hidden_size", "decoder_start_token_id",
-    "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff", "experts_implementation",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
-    "forced_eos_token_id", "gradient_checkpointing", "intermediate_size", "length_penalty",
-    "max_length", "min_length", "name_or_path", "no_repeat_ngram_size", "num_assistant_tokens",
-    "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences",
-    "output_past", "output_scores", "per_layer_config", "prefix", "pruned_heads",
-    "quantization_config", "remove_invalid_values", "repetition_penalty",
-    "return_dict_in_generate", "sep_token_id", "sinusoidal_pos_embds", "suppress_tokens",
-    "target_lookbehind", "task_specific_params", "temperature", "tf_legacy_loss",
+    "begin_suppress_tokens", "cls_token_id", "cross_attention_hidden_size",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+    "experts_implementation", "exponential_decay_length_penalty", "finetuning_task",
+    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "intermediate_size",
+    "length_penalty", "mask_token_id", "max_length", "min_length", "name_or_path",
+    "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "num_beam_groups", "num_beams", "num_return_sequences", "output_past", "output_scores",
+    "per_layer_config", "prefix", "pruned_heads", "quantization_config", "remove_invalid_values",
+    "repetition_penalty", "return_dict_in_generate", "sep_token_id", "sinusoidal_pos_embds",
+    "suppress_tokens", "target_lookbehind", "task_specific_params", "temperature", "tf_legacy_loss",
     "tie_encoder_decoder", "tie_last_hidden_states", "tokenizer_class", "top_k", "top_p",
-    "torch_dtype", "torchscript", "typical_p", "use_bfloat16", "xla_device",
+    "torch_dtype", "torchscript", "typical_p", "unk_token_id", "use_bfloat16", "xla_device",
 }  # fmt: skip
 
 # how alike an unknown name and a field are from which it is taken for the field, misspelt
@@ -322,11 +322,10 @@ class ReformerConfig(NamedAttributes):
             self.num_hidden_layers = len(self.attn_layers)
         if self.num_labels is None:
             self.num_labels = len(self.id2label) if isinstance(self.id2label, dict) else 2
-        for f in fields(self):
-            setattr(self, f.name, _plain(getattr(self, f.name)))
+        # past what an assignment does to other fields
+        vars(self).update({name: _plain(value) for name, value in vars(self).items()})
         if isinstance(self.id2label, dict):
-            # JSON knows no numbers as keys
-            self.id2label = {_number(key): label for key, label in self.id2label.items()}
+            vars(self)["id2label"] = _by_number(self.id2label)
         self._name_labels()
         self.check()
 
@@ -336,6 +335,8 @@ class ReformerConfig(NamedAttributes):
             return  # the last field: not all are there yet
         if name == "id2label" and isinstance(value, dict):
             self.num_labels = len(value)
+            if self.label2id is not None:
+                self.label2id = _numbers(_by_number(value))
         elif name == "num_labels":
             self._name_labels()
 
@@ -344,9 +345,10 @@ class ReformerConfig(NamedAttributes):
         names, count = self.id2label, self.num_labels
         # what is no dictionary is refused where all is checked
         known = all(isinstance(given, (dict, NoneType)) for given in (names, self.label2id))
-        if known and isinstance(count, int) and (names is None or len(names) != count):
-            self.id2label = _label_names(count)
-            self.label2id = {label: i for i, label in self.id2label.items()}
+        whole = isinstance(count, Integral) and not isinstance(count, bool)
+        if known and whole and (names is None or len(names) != count):
+            self.id2label = _label_names(int(count))
+            self.label2id = _numbers(self.id2label)
 
     # ---- reading and writing ----
 
@@ -452,8 +454,12 @@ class ReformerConfig(NamedAttributes):
         {0: 'LABEL_0'}
         """
         config = replace(self)
-        for name, value in changes.items():
-            setattr(config, name, value)
+        # names of classes after their number, which makes new ones
+        for name in sorted(changes, key=lambda name: {"id2label": 1, "label2id": 2}.get(name, 0)):
+            setattr(config, name, changes[name])
+        count = changes.get("num_labels")
+        if count is not None and count != config.num_labels:
+            raise ValueError(f"id2label: expected num_labels={count} names, got {config.id2label}")
         config.__post_init__()
         return config
 
@@ -652,8 +658,16 @@ def _label_names(count: int) -> dict[int, str]:
     return {i: f"LABEL_{i}" for i in range(count)}
 
 
-def _number(key: Any) -> Any:
-    return int(key) if isinstance(key, str) and key.isdecimal() else key
+def _by_number(names: Mapping[Any, str]) -> dict[Any, str]:
+    """Names of classes by number: JSON knows no numbers as keys."""
+    return {
+        int(key) if isinstance(key, str) and key.isdecimal() else key: name
+        for key, name in names.items()
+    }
+
+
+def _numbers(names: Mapping[Any, str]) -> dict[str, Any]:
+    return {name: i for i, name in names.items()}
 
 
 def _real(

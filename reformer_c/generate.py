@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .checks import integer
+from .checks import as_array, integer
 from .generation_config import GenerationConfig
 
 __all__ = [
@@ -253,7 +253,7 @@ class Rules:
         if text.new == int(forced):
             z[_list(options.begin_suppress_tokens)] = -math.inf
         for processor in self._processors:
-            z = np.asarray(processor(text.ids, z), np.float64)
+            z = as_array("logits_processor", processor(text.ids, z)).astype(np.float64, copy=False)
             if z.shape != shape:
                 raise ValueError(
                     f"logits_processor: expected logits of shape {shape}, got {z.shape}"

@@ -117,7 +117,7 @@ class Parameters(MutableMapping):
         if name not in self._arrays:
             raise KeyError(f"parameters: this model has no {name!r}")
         own = self._arrays[name]
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"parameters[{name!r}]: expected an array, got {type(array).__name__}")
         if array.dtype != own.dtype:
             raise TypeError(f"parameters[{name!r}]: expected {own.dtype}, got {array.dtype}")

@@ -16,6 +16,8 @@ __all__ = ["EncoderDecoderOutput", "ReformerOutput"]
 class Loss(float):
     """A float; `item` gives it too, for programs that were written for PyTorch."""
 
+    __slots__ = ()
+
     def item(self) -> float:
         return float(self)
 

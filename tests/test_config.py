@@ -195,6 +195,40 @@ def test_classes_have_names_as_in_transformers():
         assert ReformerConfig.from_dict(json.loads(json.dumps(each.to_dict()))) == each
 
 
+@pytest.mark.parametrize("count", ["5", 5.0, True, None, 0])
+def test_a_number_of_labels_of_another_kind_is_refused_by_its_name(count):
+    names = {0: "a", 1: "b", 2: "c"}
+    config = ReformerConfig(id2label=names)
+    if count is None:  # as many as there are names
+        assert config.changed({"num_labels": None}) == config
+        return
+    for make in (
+        lambda: config.changed({"num_labels": count}),
+        lambda: ReformerConfig(num_labels=count, id2label=names),
+        lambda: ReformerConfig(num_labels=count),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^num_labels: expected an integer"):
+            make()
+
+
+def test_the_numbers_of_classes_follow_their_names():
+    three, two = {0: "a", 1: "b", 2: "c"}, {0: "x", 1: "y"}
+    config = ReformerConfig(id2label=three, label2id={"a": 0, "b": 1, "c": 2})
+    for change in ({"id2label": two}, {"id2label": two, "num_labels": 2}):
+        changed = config.changed(change)
+        assert (changed.num_labels, changed.label2id) == (2, {"x": 0, "y": 1})
+    with pytest.raises(ValueError, match=r"^id2label: expected num_labels=4 names"):
+        config.changed({"num_labels": 4, "id2label": two})
+    config.num_labels = np.int64(4)
+    config.check()
+    assert config.id2label == {i: f"LABEL_{i}" for i in range(4)}
+
+
+def test_ids_of_special_tokens_of_other_models_are_kept():
+    ids = {"cls_token_id": 3, "mask_token_id": 4, "unk_token_id": 5, "sep_token_id": 6}
+    assert ReformerConfig(**ids).extra == ids == ReformerConfig.from_dict(ids).extra
+
+
 def test_layers_of_one_type_need_only_one_name():
     # transformers looks at no place of a list in which all are alike
     for kinds, n in ((["local"], 2), (["lsh"], 3), (["local", "local"], 4), (["lsh"] * 3, 2)):

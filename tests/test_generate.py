@@ -428,6 +428,10 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"input_ids": [[[3]]]}, "input_ids"),
         ({"input_ids": np.ma.array([[3]])}, "input_ids: expected an array without a mask"),
         ({"attention_mask": np.ma.array([[1]])}, "attention_mask: expected an array without"),
+        (
+            {"logits_processor": lambda ids, z: np.ma.masked_less(z, 0)},
+            "logits_processor: expected an array without",
+        ),
         ({"input_ids": None}, "input_ids"),
         ({"attention_mask": [[1], [1, 1]]}, "attention_mask"),
         ({"do_sample": "yes"}, "do_sample"),

@@ -1173,3 +1173,14 @@ def test_a_masked_array_is_refused(name):
     for call in (model, model.loss, model.loss_and_gradients):
         with pytest.raises(TypeError, match=f"^{name}: expected an array without a mask of its"):
             call(**arguments)
+
+
+def test_the_mask_of_one_row_is_not_dropped_either():
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    rows = [np.ma.array(row, mask=row > 6) for row in random_ids((2, 5))]
+    for name in ("input_ids", "labels"):
+        with pytest.raises(TypeError, match=f"^{name}: expected an array without a mask"):
+            model.loss(**({"input_ids": random_ids((2, 5)), "labels": rows} | {name: rows}))
+    bias = model.parameters["lm_head.bias"]
+    with pytest.raises(TypeError, match=r"lm_head.bias.*: expected an array, got MaskedArray"):
+        model.parameters["lm_head.bias"] = np.ma.masked_array(bias)
