@@ -282,7 +282,9 @@ class GenerationConfig:
 
     def _count_new_tokens(self, call: Mapping[str, Any], t: int, room: int) -> None:
         """max_new_tokens and min_new_tokens, from whole lengths or the defaults."""
+        given, limit = "max_new_tokens", room
         if self.max_new_tokens is None and self.max_length is not None:
+            given, limit = "max_length", room + t
             if self.max_length <= t:
                 raise ValueError(
                     f"max_length: expected more than the prompt's {t} tokens, got {self.max_length}"
@@ -290,15 +292,19 @@ class GenerationConfig:
             self.max_new_tokens = self.max_length - t
         if self.max_new_tokens is None:
             self.max_new_tokens = max(1, min(DEFAULTS["max_new_tokens"], room))
+        if self.max_new_tokens > room:
+            raise ValueError(
+                f"{given}: expected at most {limit}, for the model has no more positions, "
+                f"got {getattr(self, given)}"
+            )
         if self.min_new_tokens is None:
             self.min_new_tokens = max(0, (self.min_length or 0) - t)
         if self.min_new_tokens > self.max_new_tokens:
-            for name in ("min_new_tokens", "min_length"):
+            most = f"max_new_tokens={self.max_new_tokens}"
+            whole = f"{t + self.max_new_tokens}, the prompt and {most}"
+            for name, limit in (("min_new_tokens", most), ("min_length", whole)):
                 if call.get(name) is not None:
-                    raise ValueError(
-                        f"{name}: expected at most max_new_tokens={self.max_new_tokens} new "
-                        f"tokens, got {self.min_new_tokens}"
-                    )
+                    raise ValueError(f"{name}: expected at most {limit}, got {call[name]}")
             self.min_new_tokens = self.max_new_tokens
 
     def _check_together(self) -> None:

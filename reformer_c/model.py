@@ -1016,17 +1016,15 @@ class ReformerModelWithLMHead(_WithLoss):
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
         begin = np.array([self.config.padding_id if first is None else first], np.int64)
         prompts = [row if len(row) else begin for row in prompts]
-        room = self.config.num_positions - max(map(len, prompts))
-        chosen = defaults.resolved(options, ids.shape[1], room, self.config.vocab_size)
+        longest, most = max(map(len, prompts)), self.config.num_positions
+        if longest > most:
+            raise ValueError(
+                f"{self.side}input_ids: expected at most {most} tokens (positions), got {longest}"
+            )
+        chosen = defaults.resolved(options, ids.shape[1], most - longest, self.config.vocab_size)
         if chosen.pad_token_id is None:
             chosen.pad_token_id = self.config.padding_id
         rules = Rules(chosen, **functions)
-        if chosen.max_new_tokens > room:
-            raise ValueError(
-                f"max_new_tokens: prompt and new tokens make "
-                f"{self.config.num_positions - room + chosen.max_new_tokens}, and the model has "
-                f"{self.config.num_positions} positions"
-            )
         seed = draw_seed(rng)
         source = self._source(prompts, chosen, seed, num_hashes, rotations)
         # beams draw together
