@@ -1,14 +1,15 @@
 /* ops.h: the table of operations, and the reference page of the core.
 
-   Included twice by rf.h, with `real` as float and as double. The letters beside each pointer are
+   Included twice by rf.h, with `real` as float and as double. The letters after each pointer are
    its shape: b batch, h heads, t length, d head depth, c channels, f feed-forward width,
    v vocabulary, n rows, r hash rounds, k buckets, m chunk length.
 
    Order of arguments: the run, written, read, sizes, scalars, scratch. dX is the gradient of X and
-   has its shape. Activation gradients are overwritten; gradients of weights are added to. Arrays
-   are contiguous unless strides are passed. `scratch` is 64-byte aligned and has the bytes that
-   <op>_workspace returned for the same sizes; SIZE_MAX says that the sizes overflow. Pointers
-   marked "or NULL" are optional. Every size may be 0. Results do not depend on run->workers. */
+   has its shape. Gradients of activations are overwritten; gradients of weights are accumulated.
+   Arrays are contiguous unless strides are passed. `scratch` is 64-byte aligned and has the size in
+   bytes that <op>_workspace returned for the same sizes; SIZE_MAX means that the sizes overflow.
+   Pointers marked "or NULL" are optional. Every size may be 0. Results do not depend on
+   run->workers. */
 typedef struct {
     /* y = x w' + bias. */
     size_t (*linear_workspace)(size_t n, size_t ci, size_t co, int workers);
@@ -27,7 +28,7 @@ typedef struct {
                             const real *w,  // co ci
                             size_t n, size_t ci, size_t co, void *scratch);
 
-    /* Rows of a table: y[i] = w[ids[i]]. Ids were checked. */
+    /* Rows of a table: y[i] = w[ids[i]]. Ids must be in range. */
     void (*embedding_forward)(rf_run *run,
                               real *y,            // n c
                               const int64_t *ids, // n
@@ -74,14 +75,14 @@ typedef struct {
                                 const real *weight, // c
                                 size_t n, size_t c, void *scratch);
 
-    /* y = x / (1 - p) where the bits of (key, element) say keep, else 0; also its own backward.
-       y may be x. */
+    /* y = x / (1 - p) where the random bits of (key, index) say keep, else 0. It is its own
+       backward. y may be x. */
     void (*dropout)(rf_run *run,
                     real *y,       // n
                     const real *x, // n
                     size_t n, double p, uint64_t key);
 
-    /* y = act(drop(x w1' + b1)) w2' + b2, in chunks of rows; the mask has (n, f) elements. */
+    /* y = act(drop(x w1' + b1)) w2' + b2, in chunks of rows; the dropout mask is n x f. */
     size_t (*feed_forward_workspace)(size_t n, size_t c, size_t f, size_t chunk, int workers);
     void (*feed_forward_forward)(rf_run *run,
                                  real *y,        // n c
@@ -100,7 +101,7 @@ typedef struct {
                                   real *db1,      // f, added to
                                   real *dw2,      // c f, added to
                                   real *db2,      // c, added to
-                                  real *y,        // n c, the forward's value again; or NULL
+                                  real *y,        // n c, the forward's result recomputed; or NULL
                                   const real *dy, // n c
                                   const real *x,  // n c
                                   const real *w1, // f c
@@ -111,7 +112,7 @@ typedef struct {
                                   size_t chunk, double dropout, uint64_t key, void *scratch);
 
     /* Cross-entropy of softmax(x w' + bias): loss[0] = sum over the rows whose label is not
-       ignored, loss[1] = how many those are. Never n v logits in memory: `chunk` rows at a time. */
+       ignored, loss[1] = their number. Processes `chunk` rows at a time, never all n v logits. */
     size_t (*cross_entropy_workspace)(size_t n, size_t c, size_t v, size_t chunk, int workers);
     void (*cross_entropy_forward)(rf_run *run,
                                   double *loss,          // 2
@@ -133,8 +134,9 @@ typedef struct {
                                    size_t n, size_t c, size_t v, int64_t ignore, double scale,
                                    size_t chunk, void *scratch);
 
-    /* Bucket ids of Angular LSH: argmax of [u, -u], u = x rotations, in factors[0..nf) pieces,
-       combined with the first factor fastest. Masked positions get an extra id, prod factors. */
+    /* Bucket ids of angular LSH: argmax of [u, -u], u = x rotations, separately for each of the nf
+       factors and combined into a mixed-radix number, the first factor varying fastest. Masked
+       positions get an extra id, the product of the factors. */
     size_t (*lsh_hash_workspace)(const rf_attention *a, const int32_t *factors, size_t nf,
                                  int workers);
     void (*lsh_hash)(rf_run *run,
@@ -175,14 +177,14 @@ typedef struct {
                                rf_strides sk, rf_strides sv, void *scratch);
 
     /* y += attention(layer_norm(x) wq' ...) wo' for one new token of each of n texts, whose key and
-       value join the cache: keys are scaled, and normalised where they are shared queries. With
-       scope LOCAL token t lies in slot t % s. previous[t] is the token that joined t's bucket
-       before it. `columns` is the sum of factors / 2. */
+       value are appended to the cache; keys are stored scaled, and normalised if they are shared
+       queries. With scope LOCAL token t is in slot t % s. previous[t] is the token before t in its
+       bucket. `columns` is the sum of factors / 2. */
     size_t (*decode_attention_workspace)(const rf_decoding *a, size_t columns, int workers);
     void (*decode_attention)(rf_run *run,
                              real *y,            // n c, added to
-                             real *keys,         // b h s d, added to
-                             real *values,       // b h s d, added to
+                             real *keys,         // b h s d, appended to
+                             real *values,       // b h s d, appended to
                              int32_t *buckets,   // b h r k 2: newest token, count; or NULL (LOCAL)
                              int32_t *previous,  // b h r s, or NULL (LOCAL)
                              const real *x,      // n c
@@ -193,18 +195,18 @@ typedef struct {
                              const real *wv,     // hd c
                              const real *wo,     // c hd
                              const real *rotations,    // h d r k/2, or NULL (LOCAL)
-                             const int64_t *rows,      // n, texts of the cache, all different
+                             const int64_t *rows,      // n, texts of the cache, distinct
                              const int64_t *positions, // n, of the new tokens
                              const rf_decoding *a, const int32_t *factors, size_t nf,
                              size_t columns, void *scratch);
 
-    /* y += alpha * x: how a sublayer joins the residual stream, and how it is taken out again. */
+    /* y += alpha * x: adds a sublayer to the residual stream, or with alpha = -1 removes it. */
     void (*add_scaled)(rf_run *run,
                        real *y,       // n
                        const real *x, // n
                        size_t n, double alpha);
 
-    /* Sum of squares of a gradient, in blocks whose number depends on n alone. */
+    /* Sum of squares of a gradient, in blocks whose number depends only on n. */
     double (*sum_of_squares)(rf_run *run, const real *x, size_t n);
 
     /* A step of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place; `step` counts from 1. */
@@ -217,7 +219,7 @@ typedef struct {
                   double grad_scale, uint64_t step);
 
     /* One step of Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) on b matrices, in place:
-       the second moment is kept as the means of its rows and of its columns, or whole in s. */
+       the second moment is factored into means of rows and of columns, or stored in full in s. */
     size_t (*adafactor_workspace)(size_t b, size_t rows, size_t n);
     void (*adafactor)(rf_run *run,
                       real *w,       // b rows n
@@ -229,7 +231,7 @@ typedef struct {
                       size_t b, size_t rows, size_t n, double lr, double beta1, double beta2,
                       double eps, double clip_threshold, double weight_decay, void *scratch);
 
-    /* GFLOP/s of independent fused multiply-adds in registers, on `workers` threads: the peak
-       that benchmarks measure against. Spins for about `seconds`. */
+    /* GFLOP/s of independent fused multiply-adds in registers, on `workers` threads: the peak that
+       benchmarks compare with. Runs for about `seconds`. */
     double (*fma_peak)(rf_run *run, double seconds);
 } rf_ops;

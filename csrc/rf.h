@@ -1,8 +1,8 @@
-/* rf.h: the face of the core.
+/* rf.h: the interface of the core.
 
-   The core is compiled once per (instruction set, element type). Each compilation leaves one
-   const table of function pointers; this header says what is in a table and how to find the one
-   for this machine. No Python here, and no global state. */
+   The core is compiled once per (instruction set, element type). Each compilation defines one const
+   table of function pointers; this header declares the table's type and how to find the ones that
+   this machine can run. No Python here, and no global state. */
 #ifndef RF_H
 #define RF_H
 
@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How an op runs: on how many threads, and whether somebody has asked it to stop.
+/* How an op runs: the number of threads, and whether it is to stop.
 
    Ops call `poll` from the calling thread, between blocks of work; it may set `stop`. Once `stop`
    is set the remaining blocks are skipped and the outputs are unspecified. */
@@ -18,7 +18,7 @@ typedef struct rf_run rf_run;
 struct rf_run {
     int workers;
     atomic_int stop;
-    void (*poll)(rf_run *); // NULL: nobody will ask
+    void (*poll)(rf_run *); // or NULL
 };
 
 /* Strides of a (b, h, t, d) array, in elements; the last axis is contiguous. */
@@ -26,7 +26,7 @@ typedef struct {
     ptrdiff_t b, h, t;
 } rf_strides;
 
-/* Of the feed-forward layer; csrc/core/activation.h has their formulas. */
+/* Activations of the feed-forward layer; csrc/core/activation.h has their formulas. */
 typedef enum {
     RF_RELU,
     RF_GELU,
@@ -47,7 +47,7 @@ typedef enum {
 } rf_activation;
 
 /* What a query may attend to.
-   FULL: every key.                     LOCAL: chunks of the sequence as it stands.
+   FULL: every key.                     LOCAL: chunks of the sequence.
    CHUNK: chunks of the hash order.     BUCKET: the whole bucket, of any size. */
 typedef enum { RF_FULL, RF_LOCAL, RF_CHUNK, RF_BUCKET } rf_scope;
 
@@ -60,26 +60,26 @@ typedef struct {
     size_t before;      // chunks of look-back
     size_t after;       // chunks of look-ahead
     int causal;         // a query sees keys at its own and earlier positions
-    int shared_qk;      // keys are normalised queries, and a query avoids itself
+    int shared_qk;      // keys are normalised queries, with the self-mask
     int wrap;           // the first chunk looks back at the last one
-    int across_buckets; // attend to other buckets that share the chunk; 1 unless scope is CHUNK
-    int duplicates; // a key met in several rounds counts once a round; 1 where nothing is hashed
-    size_t cap;     // tokens of the segments that a bucket is cut into, a query sees its own
-                    // and those beside it; a multiple of 64, or 0 (scope BUCKET)
-    double scale;   // of the logits
-    double dropout; // of the attention probabilities
-    uint64_t key;   // of the dropout's random bits
+    int across_buckets; // attend to other buckets in the same chunk; 1 unless scope is CHUNK
+    int duplicates;     // a key found in several rounds counts in each; 1 where nothing is hashed
+    size_t cap;         // buckets are cut into segments of this many tokens, and queries attend to
+                        // their own and adjacent ones; a multiple of 64, or 0 (scope BUCKET)
+    double scale;       // of the scores
+    double dropout;     // of the attention probabilities
+    uint64_t key;       // of the dropout's random bits
 } rf_attention;
 
-/* Attention for one more token of each text, beside the cache of a layer. */
+/* Attention for one new token of each text, to the cache of a layer. */
 typedef struct {
     rf_scope scope;    // LOCAL, CHUNK or BUCKET
-    size_t n, c, h, d; // tokens, one of a text; channels, heads, depth of a head
-    size_t b, s;       // texts of the cache; tokens it has room for, which LOCAL takes in turn
+    size_t n, c, h, d; // new tokens, one per text; channels, heads, depth of a head
+    size_t b, s;       // texts of the cache; its capacity in tokens (LOCAL: a ring buffer)
     size_t r, k;       // hash rounds, buckets
     size_t m, before;  // chunk length, chunks of look-back (scopes LOCAL and CHUNK)
-    size_t cap;        // tokens of a segment (scope BUCKET), 0: none
-    double scale, eps; // of the logits; of the layer norm
+    size_t cap;        // tokens of a segment (scope BUCKET), or 0
+    double scale, eps; // of the scores; of the layer norm
 } rf_decoding;
 
 #define real float

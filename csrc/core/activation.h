@@ -1,8 +1,8 @@
-/* activation.h: the activations of the feed-forward layer, each with its slope.
+/* activation.h: the activations of the feed-forward layer, each with its derivative (slope).
 
-   A function gives both, since they share their exponential; where only one is used the compiler
-   leaves the other out. Values are within a few units in their last place, but for the far tail of
-   gelu_new, whose exponent is itself rounded: 1e-5 there in float. NaN stays NaN. */
+   A function returns both, since they share an exponential; if only one is used, the compiler
+   removes the other. Values are accurate to a few units in the last place, except in the far tail
+   of gelu_new, whose exponent is itself rounded: relative error 1e-5 in float. NaN stays NaN. */
 #ifndef RF_ACTIVATION_H
 #define RF_ACTIVATION_H
 
@@ -16,12 +16,11 @@ static inline vec vabs(vec x) {
     return (vec)((ivec)x & ~(ivec)vset1((real)-0.0));
 }
 
-/* The magnitude of one and the sign of the other. */
 static inline vec vcopysign(vec magnitude, vec sign) {
     return (vec)((ivec)magnitude | ((ivec)sign & (ivec)vset1((real)-0.0)));
 }
 
-/* min(x, limit), and NaN for NaN: the maximum gives its second operand then. */
+/* min(x, limit), and NaN for NaN: vmax returns its second operand if that is NaN. */
 static inline vec at_most(vec x, real limit) {
     return -vmax(vset1(-limit), -x);
 }
@@ -31,7 +30,7 @@ static inline curve relu(vec x) {
     return (curve){vmax(zero, x), vselect(x <= zero, zero, vset1(1))};
 }
 
-/* 1 / (1 + exp(-x)), and its slope without a difference that could cancel. */
+/* 1 / (1 + exp(-x)); the slope is computed without cancellation. */
 static inline curve sigmoid(vec x) {
     const vec e = vec_exp(-vabs(x)), r = (real)1 / (e + (real)1);
     return (curve){vselect(x < 0, e * r, r), e * r * r};
@@ -51,15 +50,15 @@ static inline curve gelu_new(vec x) {
     return (curve){x * s.value, s.value + c * s.slope * (square * (3 * b) + a)};
 }
 
-/* exp(x^2/2) (1 - Phi(x)) for x >= 0, with Phi the normal distribution: a smooth, slow decay, which
-   times x + 4 is close to a polynomial in t = (x - 4) / (x + 4), so that t is in [-1, 1). The
-   mapping is that of Shepherd and Laframboise (1981) for erfc; coefficients interpolate at
+/* exp(x^2/2) (1 - Phi(x)) for x >= 0, with Phi the normal distribution: decays slowly and smoothly,
+   so that multiplied by x + 4 it is close to a polynomial in t = (x - 4) / (x + 4), t in [-1, 1).
+   The mapping is that of Shepherd and Laframboise (1981) for erfc; coefficients interpolate at
    Chebyshev nodes, relative error 1.4e-8 (float), 1.6e-16 (double). */
 static inline vec normal_tail(vec x) {
-    static const real few[] = {0.7552851386,    -0.6078966285,   0.3871366583,    -0.1865224576,
-                               0.06040711719,   -0.007530432643, -0.003528608035, 0.001573495035,
-                               0.0002055437349, -0.0001181354413};
-    static const real many[] = {
+    static const real float_terms[] = {
+        0.7552851386,    -0.6078966285,   0.3871366583,   -0.1865224576,   0.06040711719,
+        -0.007530432643, -0.003528608035, 0.001573495035, 0.0002055437349, -0.0001181354413};
+    static const real double_terms[] = {
         0.755285130415751515,     -0.607896641971890761,   0.38713740074220861,
         -0.18652185795979419,     0.0603965748911891245,   -0.00754018896259258693,
         -0.00347969237110010153,  0.00163081839997289891,  0.000133344333166668089,
@@ -68,9 +67,8 @@ static inline vec normal_tail(vec x) {
         1.01092967869204779e-6,   2.64081611976420866e-7,  -1.43796159100648928e-7,
         -7.45424669769731032e-8,  7.63466781445939973e-9,  1.14988560660731655e-8,
         2.05457162840641022e-9};
-    const int is_float = sizeof(real) == sizeof(float);
-    const real *coefficient = is_float ? few : many;
-    const int degree = is_float ? 9 : 21;
+    const real *coefficient = IS_FLOAT ? float_terms : double_terms;
+    const int degree = IS_FLOAT ? 9 : 21;
 
     const vec q = (real)1 / (x + (real)4), t = (x - (real)4) * q;
     vec p = vset1(coefficient[degree]);
@@ -78,10 +76,10 @@ static inline vec normal_tail(vec x) {
     return p * q;
 }
 
-/* exp(-x^2/2) for 0 <= x < 64. The rounding of x^2 would be felt: up to 1e-5 in float. So x is cut
-   into a high part, whose square is exact, and a low one. */
+/* exp(-x^2/2) for 0 <= x < 64. Rounding x^2 would cost accuracy, up to 1e-5 in float, so x is split
+   into a high part, whose square is exact, and a low part. */
 static inline vec bell(vec x) {
-    const real magic = sizeof(real) == sizeof(float) ? (real)0x1.8p15 : (real)0x1.8p32;
+    const real magic = IS_FLOAT ? (real)0x1.8p15 : (real)0x1.8p32;
     const vec high = (x + magic) - magic;
     const vec low = (x - high) * (x + high) * (real)-0.5; // at most 1/32
     const vec exp_low = ((low * (real)(1.0 / 6) + (real)0.5) * low + (real)1) * low + (real)1;
@@ -90,7 +88,7 @@ static inline vec bell(vec x) {
 
 /* x Phi(x), whose slope is Phi(x) + x phi(x). Past the clamp exp(-x^2/2) is 0. */
 static inline curve gelu(vec x) {
-    const vec size = at_most(vabs(x), sizeof(real) == sizeof(float) ? 14 : 39);
+    const vec size = at_most(vabs(x), IS_FLOAT ? 14 : 39);
     const vec e = bell(size), tail = e * normal_tail(size);
     const vec phi = vselect(x < 0, tail, (real)1 - tail);
     const vec density = e * (real)0.39894228040143267794;
@@ -98,28 +96,29 @@ static inline curve gelu(vec x) {
 }
 
 /* tanh(x) = (1 - e) / (1 + e) with e = exp(-2 |x|), and slope 4 e / (1 + e)^2. Where 1 - e would
-   cancel it is summed as the series z - z^2/2 + z^3/6 - ... of z = 2 |x|. */
+   cancel, it is the series z - z^2/2 + z^3/6 - ... in z = 2 |x|. */
 static inline curve tanh_curve(vec x) {
     const vec z = vabs(x) * (real)2, e = vec_exp(-z), r = (real)1 / (e + (real)1);
-    const int terms = sizeof(real) == sizeof(float) ? 8 : 15;
+    const int terms = IS_FLOAT ? 8 : 15;
     vec series = vset1(1);
     for (int i = terms; i > 1; i--) series = (real)1 - series * z * (real)(1.0 / i);
     const vec rise = vselect(z < (real)0.5, series * z, (real)1 - e);
     return (curve){vcopysign(rise * r, x), e * r * r * (real)4};
 }
 
-/* gelu(x), and no more than 10: below it never reaches the -10 of the original. */
+/* min(gelu(x), 10). The original also clamps at -10, which gelu never reaches. */
 static inline curve gelu_10(vec x) {
     const vec zero = {0};
     const curve c = gelu(x);
     return (curve){at_most(c.value, 10), vselect(c.value > 10, zero, c.slope)};
 }
 
-/* The normal distribution of mean mu and deviation sigma, at x (Ma et al. 2022, section 3.4). */
+/* The normal distribution function with mean mu and deviation sigma (Ma et al. 2022, section 3.4).
+ */
 static inline curve laplace(vec x) {
     const real mu = (real)0.707107, sigma = (real)0.282095;
     const vec z = (x - mu) / sigma;
-    const vec size = at_most(vabs(z), sizeof(real) == sizeof(float) ? 14 : 39);
+    const vec size = at_most(vabs(z), IS_FLOAT ? 14 : 39);
     const vec e = bell(size), tail = e * normal_tail(size);
     return (curve){vselect(z < 0, tail, (real)1 - tail), e * (real)0.39894228040143267794 / sigma};
 }
@@ -134,7 +133,7 @@ static inline curve quick_gelu(vec x) {
 /* x tanh(log(1 + exp(x))) = x w / (w + 2) with w = exp(x) (exp(x) + 2). Past the clamp w / (w + 2)
    is 1, and the clamp keeps its square finite. */
 static inline curve mish(vec x) {
-    const vec e = vec_exp(at_most(x, sizeof(real) == sizeof(float) ? 20 : 40));
+    const vec e = vec_exp(at_most(x, IS_FLOAT ? 20 : 40));
     const vec w = e * (e + (real)2), r = (real)1 / (w + (real)2), t = w * r;
     return (curve){x * t, t + x * ((real)4 * e * (e + (real)1) * r * r)};
 }
@@ -161,17 +160,16 @@ static inline curve relu2(vec x) {
     return (curve){r * r, r * (real)2};
 }
 
-/* sqrt(log(1 + exp(x))). With e = exp(-|x|) the logarithm is max(x, 0) + log(1 + e), and that is
-   2 atanh(z) = 2 (z + z^3/3 + z^5/5 + ...) of z = e / (2 + e), at most 1/3. Where it is too small
-   for a number, value and slope are 0. */
+/* sqrt(log(1 + exp(x))). With e = exp(-|x|) the logarithm is max(x, 0) + log(1 + e), where log(1 +
+   e) = 2 atanh(z) = 2 (z + z^3/3 + z^5/5 + ...) with z = e / (2 + e) <= 1/3. If it underflows,
+   value and slope are 0. */
 static inline curve sqrtsoftplus(vec x) {
     const vec zero = {0}, e = vec_exp(-vabs(x)), z = e / (e + (real)2), square = z * z;
-    const int terms = sizeof(real) == sizeof(float) ? 8 : 16;
+    const int terms = IS_FLOAT ? 8 : 16;
     vec series = vset1((real)(1.0 / (2 * terms + 1)));
     for (int i = terms - 1; i >= 0; i--) series = series * square + (real)(1.0 / (2 * i + 1));
     vec root = vmax(zero, x) + z * series * (real)2;
-    for (size_t i = 0; i < VEC_LANES; i++)
-        root[i] = sizeof(real) == sizeof(float) ? (real)sqrtf((float)root[i]) : (real)sqrt(root[i]);
+    for (size_t i = 0; i < VEC_LANES; i++) root[i] = real_sqrt(root[i]);
     const vec s = vselect(x < 0, e, vset1(1)) / (e + (real)1);
     return (curve){root, s * (real)0.5 / vmax(vset1((real)1e-30), root)};
 }
@@ -207,7 +205,7 @@ static ALWAYS_INLINE void activate_as(const rf_activation kind, real *restrict x
         vstore(x + i, c.value);
         if (dx) vstore(dx + i, vload(dx + i) * c.slope);
     }
-    if (i < n) { // the last few, in a vector of their own
+    if (i < n) { // the last elements, in a partly filled vector
         const size_t bytes = (n - i) * sizeof(real);
         vec xs = {0}, dxs = {0};
         memcpy(&xs, x + i, bytes);

@@ -119,7 +119,7 @@ static void query_tile_load(const attention_arrays *x, query_tile *tile, const f
     const block *q = tile->blk;
     tile->started = q->round > 0;
     for (size_t i = 0; i < BLOCK; i++) {
-        tile->max[i] = (real)(sizeof(real) == 4 ? -FLT_MAX : -DBL_MAX);
+        tile->max[i] = REAL_LOWEST;
         tile->sum[i] = 0;
         tile->visible_keys[i] = 0;
     }

@@ -103,8 +103,7 @@ static inline lane bucket_of(const attention_arrays *x, size_t bh, size_t round,
 }
 
 static inline real inverse_root(real mean_square) {
-    return 1 / (sizeof(real) == sizeof(float) ? (real)sqrtf((float)mean_square)
-                                              : (real)sqrt((double)mean_square));
+    return 1 / real_sqrt(mean_square);
 }
 
 /* rho = 1 / rms(x): a shared key is x rho. */
@@ -226,7 +225,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
                 row_key(a->key, (uint32_t)blk->bh, (uint32_t)blk->round, (uint32_t)blk->qpos[i]);
 
     if (x->dout) {
-        for (size_t i = 0; i < BLOCK; i++) blk->lse[i] = (real)(sizeof(real) == 4 ? 3e38 : 1e308);
+        for (size_t i = 0; i < BLOCK; i++) blk->lse[i] = REAL_HUGE;
         for (size_t i = 0; i < blk->nq; i++) {
             const size_t token = (size_t)blk->qpos[i];
             const real lse = x->lse[blk->bh * a->t + token];

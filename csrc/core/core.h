@@ -30,6 +30,10 @@ typedef RF_REAL real;
 #define RF_BYTES_OF(type) RF_PASTE(RF_BYTES_, type)
 #define RF_REAL_BYTES RF_BYTES_OF(RF_REAL)
 
+#define IS_FLOAT (RF_REAL_BYTES == 4)
+#define REAL_LOWEST ((real)(IS_FLOAT ? -FLT_MAX : -DBL_MAX))
+#define REAL_HUGE ((real)(IS_FLOAT ? 3e38 : 1e308))
+
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 #define RF_ALIGN 64 // bytes of a cache line, and of the widest vector
@@ -55,6 +59,10 @@ static inline size_t thread_index(void) {
 #else
     return 0;
 #endif
+}
+
+static inline real real_sqrt(real x) {
+    return _Generic(x, float: sqrtf, double: sqrt)(x);
 }
 
 static inline size_t min_size(size_t a, size_t b) {

@@ -1,5 +1,5 @@
-/* couple.c: the additive coupling of the reversible residual stream (Gomez et al. 2017),
-   y1 = x1 + f(x2), and x1 = y1 - f(x2) on the way back. */
+/* couple.c: the additive coupling of reversible residual layers (Gomez et al. 2017): y1 = x1 +
+   f(x2), and in the backward pass x1 = y1 - f(x2). */
 #include "core.h"
 
 #define COUPLE_BLOCK 65536

@@ -1,4 +1,4 @@
-/* cross_entropy.c: the language model's head, product and loss in one, so that the n x v logits
+/* cross_entropy.c: the language model's head: projection and loss fused, so that the n x v logits
    never exist (Reformer, Kitaev et al. 2020, section 3: "for models with large vocabulary we also
    chunk the log-probabilities at the output"). */
 #include "gemm.h"
@@ -7,16 +7,16 @@
 #define LOGITS_PIECE (1024 / sizeof(real)) // columns of v at a time in the forward pass
 
 static inline real row_max(const real *x, size_t n) {
-    vec most = vset1((real)-INFINITY);
+    vec lanes = vset1((real)-INFINITY);
     size_t i = 0;
-    for (; i + VEC_LANES <= n; i += VEC_LANES) most = vmax(most, vload(x + i));
-    real m = (real)-INFINITY;
-    for (; i < n; i++) m = x[i] > m ? x[i] : m;
-    for (size_t j = 0; j < VEC_LANES; j++) m = most[j] > m ? most[j] : m;
-    return m;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) lanes = vmax(lanes, vload(x + i));
+    real max = (real)-INFINITY;
+    for (; i < n; i++) max = x[i] > max ? x[i] : max;
+    for (size_t j = 0; j < VEC_LANES; j++) max = lanes[j] > max ? lanes[j] : max;
+    return max;
 }
 
-/* x = exp(x - max), and its sum. NaN is not a maximum, but it does reach the sum. */
+/* x = exp(x - max); returns the sum. row_max ignores NaN, but the sum does not. */
 static inline real exp_and_sum(real *x, real max, size_t n) {
     vec sum = {0};
     size_t i = 0;
@@ -30,7 +30,7 @@ static inline real exp_and_sum(real *x, real max, size_t n) {
     return vsum(sum) + tail;
 }
 
-/* The softmax of a row so far: the largest logit, the sum of exp(logit - max), the label's. */
+/* Online softmax of a row: running maximum, sum of exp(logit - max), and the label's logit. */
 typedef struct {
     real max, sum, label;
 } row_state;
@@ -56,9 +56,11 @@ static void cross_entropy_rows(double *loss, const real *x, const real *packed, 
     const size_t ldx = padded(c), ld = padded(LOGITS_PIECE);
     real *xr = scratch, *logits = xr + rows * ldx;
     row_state state[TASK_ROWS];
+    // 1. copy the rows to scratch
     copy_rows(xr, ldx, x, c, rows, c);
     for (size_t i = 0; i < rows; i++) state[i] = (row_state){(real)-INFINITY, 0, 0};
 
+    // 2. logits, a piece of the vocabulary at a time
     for (size_t j = 0; j < v; j += LOGITS_PIECE) {
         const size_t width = min_size(LOGITS_PIECE, v - j);
         gemm_packed(logits, ld, xr, (ptrdiff_t)ldx, 1, packed + j * c, rows, width, c, 0);
@@ -66,12 +68,13 @@ static void cross_entropy_rows(double *loss, const real *x, const real *packed, 
         for (size_t i = 0; i < rows; i++) {
             if (labels[i] == ignore) continue;
             real *row = logits + i * ld;
-            const size_t label = (size_t)labels[i] - j; // wraps around below the piece
+            const size_t label = (size_t)labels[i] - j; // huge if it is before the piece
             if (label < width) state[i].label = row[label];
             add_piece(&state[i], row, width);
         }
     }
 
+    // 3. losses
     loss[0] = loss[1] = 0;
     for (size_t i = 0; i < rows; i++) {
         if (labels[i] == ignore) continue;
@@ -84,9 +87,9 @@ static void cross_entropy_rows(double *loss, const real *x, const real *packed, 
 typedef struct {
     real *wt, *w;            // packed: c x v, v x c
     real *logits;            // of a chunk, then their gradient
-    real *parts;             // v a task: its part of dbias
-    real *rows;              // x of a task, then its dx, one a thread
-    void *gradient;          // for weight_gradient, which does not run beside the tasks
+    real *parts;             // v per task: its contribution to dbias
+    real *rows;              // per thread: x of a task, then its dx
+    void *gradient;          // for weight_gradient; overlaps rows, since tasks have ended by then
     size_t chunk, task, ldl; // rows, rows, columns
 } cross_entropy_scratch;
 
@@ -150,7 +153,7 @@ static void cross_entropy_forward(rf_run *run, double *loss, const real *x, cons
     }
 }
 
-/* From logits to their gradient, in place: (softmax - onehot) * scale. */
+/* logits = their gradient, (softmax - onehot) * scale. */
 static void logits_backward(real *restrict logits, int64_t label, int64_t ignore, real scale,
                             size_t v) {
     if (label == ignore) {
@@ -163,8 +166,8 @@ static void logits_backward(real *restrict logits, int64_t label, int64_t ignore
     logits[label] -= scale;
 }
 
-/* One task: dx, and the gradient of its logits, which that of w will want. `at` is its first row
-   within the chunk. */
+/* One task: dx, and the gradient of its logits, for that of w. `at` is its first row within the
+   chunk. */
 static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx, const real *x,
                                         const real *bias, const int64_t *labels, size_t row,
                                         size_t at, size_t rows, size_t c, size_t v, int64_t ignore,

@@ -6,6 +6,7 @@
    local layer keeps only its window, in a ring buffer. */
 #include "attention_hf_rows.h"
 #include "rows.h"
+#include "small_batch.h"
 
 #define KEYS_PENDING 128 // keys that are processed together
 
@@ -197,7 +198,7 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     // 2. attend
     online_softmax sm = {.a = a, .run = run, .q = q, .keys = keys, .values = values};
     sm.self = local ? slot : t;
-    sm.max = (real)(sizeof(real) == 4 ? -FLT_MAX : -DBL_MAX);
+    sm.max = REAL_LOWEST;
     sm.out = x->out + at;
     memset(sm.out, 0, d * sizeof(real));
     size_t rounds = 1;

@@ -1,8 +1,8 @@
-/* dropout.c: drop elements by random bits that belong to their place (Srivastava et al. 2014). The
-   same key gives the same mask, so the gradient goes through the same function. */
+/* dropout.c: dropout (Srivastava et al. 2014) whose random bits are a function of a key and of the
+   element's index. The same key gives the same mask, so the backward pass is the same function. */
 #include "philox.h"
 
-#define DROPOUT_BLOCK 16384 // a multiple of PHILOX_BLOCK, so that no block of words is made twice
+#define DROPOUT_BLOCK 16384 // a multiple of PHILOX_BLOCK: no block of words is generated twice
 
 static void dropout(rf_run *run, real *y, const real *x, size_t n, double p, uint64_t key) {
     const uint32_t threshold = drop_threshold(p);

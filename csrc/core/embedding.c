@@ -1,8 +1,9 @@
-/* embedding.c: rows of a table, and the two small tables of axial positions (Reformer, Kitaev et
-   al. 2020, uses them at lengths where a table of all positions would outweigh the model). */
+/* embedding.c: rows of a table, and axial position embeddings: two small tables in place of one
+   with a row per position, which at long lengths would be larger than the model (Reformer, Kitaev
+   et al. 2020). */
 #include "core.h"
 
-#define EMBEDDING_ROWS 256 // rows between two looks at run->stop
+#define EMBEDDING_ROWS 256 // between two polls
 
 static void embedding_forward(rf_run *run, real *y, const int64_t *ids, const real *w, size_t n,
                               size_t c) {
@@ -16,8 +17,9 @@ static void embedding_forward(rf_run *run, real *y, const int64_t *ids, const re
     }
 }
 
-/* The gradient of a table goes to the team by strips of columns: a strip sees all rows in order,
-   so every sum has one order, however many strips there are. They are whole cache lines wide. */
+/* The gradient of a table is divided among threads by strips of columns. A strip processes all rows
+   in order, so the order of every sum is the same for any number of strips. Strips are whole cache
+   lines wide. */
 static size_t strip_width(size_t c, int workers) {
     const size_t line = RF_ALIGN / sizeof(real);
     return max_size(line, round_up(blocks_of(c, (size_t)workers), line));
@@ -65,7 +67,7 @@ static void axial_forward(rf_run *run, real *y, const int64_t *positions, const 
     }
 }
 
-/* One strip of one of the two tables; dy begins at its first column. */
+/* One strip of one of the two tables; dy points to the strip's first column. */
 static void axial_strip(rf_run *run, real *table, size_t d, const real *dy, size_t c,
                         const int64_t *positions, size_t n, size_t n2, int inner, size_t columns) {
     int64_t rows[EMBEDDING_ROWS];

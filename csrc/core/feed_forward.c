@@ -1,14 +1,15 @@
-/* feed_forward.c: two layers with an activation between, row by row (Vaswani et al. 2017, section
-   3.3). The hidden rows are f wide, so only a piece of them ever exists: some rows by some columns
-   (Reformer, Kitaev et al. 2020, section 3, "Chunking"). */
+/* feed_forward.c: two linear layers with an activation between them (Vaswani et al. 2017,
+   section 3.3). Hidden rows are f wide, so only a piece of them exists at a time: some rows by some
+   columns (Reformer, Kitaev et al. 2020, section 3, "Chunking"). */
 #include "activation.h"
 #include "gemm.h"
 #include "philox.h"
 #include "rows.h"
+#include "small_batch.h"
 
 #define HIDDEN_PIECE (1024 / sizeof(real)) // columns of a piece: TASK_ROWS of them are 192 KB
 
-/* What every function here needs to know. */
+/* The options of one call. */
 typedef struct {
     size_t n, c, f;
     rf_activation activation;
@@ -29,7 +30,6 @@ static inline void drop_hidden(const feed_forward *ff, real *h, size_t row, size
         drop_row(h, h, width, (uint64_t)row * ff->f + column, ff->threshold, ff->scale, ff->key);
 }
 
-/* A few rows, one token's say: every weight is read once, as it lies. */
 static void feed_forward_small_batch(rf_run *run, const feed_forward *ff, real *y, const real *x,
                                      const real *w1, const real *b1, const real *w2, const real *b2,
                                      real *h) {
@@ -42,8 +42,8 @@ static void feed_forward_small_batch(rf_run *run, const feed_forward *ff, real *
     linear_small_batch(run, y, h, w2, b2, n, f, c);
 }
 
-/* Pack f x c operands, element (p, j) at b[p * brs + j * bcs], a piece of f at a time: each piece
-   is the right operand of a product of its own. */
+/* Pack an f x c operand, element (p, j) at b[p * brs + j * bcs], a piece of f at a time: each piece
+   is the right operand of one product. */
 static void pack_pieces(rf_run *run, real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
                         size_t f, size_t c) {
     for (size_t p = 0; p < f; p += HIDDEN_PIECE)
@@ -63,15 +63,18 @@ static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, co
     real *xr = scratch, *yr = xr + rows * ld, *h = yr + rows * ld;
     copy_rows(xr, ld, x + row * c, c, rows, c);
     size_t j = 0;
-    do { // once even if f is 0: y is b2 then
+    do { // once even if f is 0: then y is b2
+        // 1. a piece of the hidden layer: h = x w1' + b1
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         gemm_packed_prefetch(h, ldh, xr, (ptrdiff_t)ld, 1, packed1 + j * c, rows, width, c, 0,
                              j + width < f ? NULL : next_rows);
         add_bias(h, ldh, h, ldh, b1 + j, rows, width);
+        // 2. h = act(drop(h))
         for (size_t i = 0; i < rows; i++) {
             drop_hidden(ff, h + i * ldh, row + i, j, width);
             activate(ff->activation, h + i * ldh, NULL, width);
         }
+        // 3. y += h w2'
         gemm_packed(yr, ld, h, (ptrdiff_t)ldh, 1, packed2 + j * gemm_packed_size(1, c), rows, c,
                     width, j > 0);
         j += width;
@@ -99,7 +102,7 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
     const size_t task = task_rows(n, chunk), own = feed_forward_task(task, c);
     real *packed1 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
     real *packed2 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
-    real *tasks = scratch; // one a thread
+    real *tasks = scratch; // one per thread
     pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c, c, f);
     pack_pieces(run, packed2, w2, 1, (ptrdiff_t)f, f, c);
 
@@ -119,10 +122,10 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
 typedef struct {
     real *w1, *w1t, *w2;     // packed: f x c in pieces, c x f, c x f
     real *w2t;               // packed: f x c in pieces, for y
-    real *hidden, *dhidden;  // rows of a chunk, act(drop(h)) and dh
-    real *parts;             // f + c a task: its part of db1 and db2
-    real *rows;              // x, dy and dx (or y) of a task, one a thread
-    void *gradient;          // for weight_gradient, which does not run beside the tasks
+    real *hidden, *dhidden;  // a chunk's rows of act(drop(h)) and of dh
+    real *parts;             // f + c per task: its contribution to db1 and db2
+    real *rows;              // per thread: a task's rows of x, dy and dx (or y)
+    void *gradient;          // for weight_gradient; overlaps rows, since tasks have ended by then
     size_t chunk, task, ldh; // rows, rows, columns
 } feed_forward_scratch;
 
@@ -160,9 +163,9 @@ static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, siz
     return s;
 }
 
-/* y of a task, from its rows of the hidden layer: the same bits as the forward pass. */
-static void feed_forward_rows_again(const feed_forward *ff, const feed_forward_scratch *s, real *y,
-                                    real *yr, const real *b2, size_t row, size_t at, size_t rows) {
+/* Recompute a task's y from its rows of the hidden layer: the same bits as the forward pass. */
+static void recompute_rows(const feed_forward *ff, const feed_forward_scratch *s, real *y, real *yr,
+                           const real *b2, size_t row, size_t at, size_t rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c);
     size_t j = 0;
     do {
@@ -174,8 +177,8 @@ static void feed_forward_rows_again(const feed_forward *ff, const feed_forward_s
     add_bias(y + row * c, c, yr, ld, b2, rows, c);
 }
 
-/* One task: dx, and its rows of the hidden layer and of its gradient, which the gradients of the
-   weights will want; and y, if it is wanted. `at` is its first row within the chunk. */
+/* One task: dx, its rows of the hidden layer and of that layer's gradient (for the gradients of the
+   weights), and y unless it is NULL. `at` is the task's first row within the chunk. */
 static void feed_forward_rows_backward(const feed_forward *ff, const feed_forward_scratch *s,
                                        real *dx, real *y, const real *dy, const real *x,
                                        const real *b1, const real *b2, size_t row, size_t at,
@@ -190,25 +193,28 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
     do {
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         real *h = s->hidden + at * s->ldh + j, *dh = s->dhidden + at * s->ldh + j;
-        // forward was y = a w2' + b2
+        // 1. da: forward was y = a w2' + b2
         gemm_packed_prefetch(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, s->w2 + j * c, rows, width, c, 0,
                              j + width < f ? NULL : next_rows);
-        // forward was a = act(drop(h)), with h = x w1' + b1
+        // 2. recompute h = x w1' + b1
         gemm_packed(h, s->ldh, xr, (ptrdiff_t)ld, 1, s->w1t + j * c, rows, width, c, 0);
         add_bias(h, s->ldh, h, s->ldh, b1 + j, rows, width);
+        // 3. dh: forward was a = act(drop(h))
         for (size_t i = 0; i < rows; i++) {
             drop_hidden(ff, h + i * s->ldh, row + i, j, width);
             activate(ff->activation, h + i * s->ldh, dh + i * s->ldh, width);
             drop_hidden(ff, dh + i * s->ldh, row + i, j, width);
         }
+        // 4. db1 and dx: forward was h = x w1' + b1
         sum_rows(part + j, dh, s->ldh, rows, width);
         gemm_packed(dxr, ld, dh, (ptrdiff_t)s->ldh, 1, s->w1 + j * gemm_packed_size(1, c), rows, c,
                     width, j > 0);
         j += width;
     } while (j < f);
+    // 5. dx, db2 and y
     copy_rows(dx + row * c, c, dxr, ld, rows, c);
     sum_rows(part + f, dyr, ld, rows, c);
-    if (y) feed_forward_rows_again(ff, s, y, dxr, b2, row, at, rows);
+    if (y) recompute_rows(ff, s, y, dxr, b2, row, at, rows);
 }
 
 static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, real *dw2, real *db2,
@@ -218,6 +224,7 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
                                   double dropout, uint64_t key, void *scratch) {
     const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
     const feed_forward_scratch s = feed_forward_scratch_of(scratch, n, c, f, chunk);
+    // 1. pack the weights
     pack_parallel(run, s.w1t, w1, 1, (ptrdiff_t)c, c, f);
     pack_parallel(run, s.w2, w2, (ptrdiff_t)f, 1, c, f);
     pack_pieces(run, s.w1, w1, (ptrdiff_t)c, 1, f, c);
@@ -225,6 +232,7 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
+        // 2. dx, and a chunk's rows of the hidden layer and of its gradient
         const int workers = tile_team(run, 6.0 * (double)rows * (double)c * (double)f, tasks);
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
         for (size_t block = 0; block < tasks; block++) {
@@ -238,7 +246,7 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
                                        min_size(s.task, rows - at), &of_dy);
         }
         if (stopped(run)) return;
-        // forward was y = a w2' + b2, with a = act(drop(h)) and h = x w1' + b1
+        // 3. weights: forward was y = a w2' + b2, with a = act(drop(h)) and h = x w1' + b1
         weight_gradient(run, dw2, dy + first * c, c, s.hidden, s.ldh, rows, c, f, s.gradient);
         weight_gradient(run, dw1, s.dhidden, s.ldh, x + first * c, c, rows, f, c, s.gradient);
         fold_sums(db1, s.parts, f + c, tasks, f);

@@ -1,11 +1,11 @@
 /* layer_norm.c: normalise rows (Ba et al. 2016). */
 #include "core.h"
 
-/* Sums run in this many partial sums, folded as a tree: the same bits whatever the width of the
-   registers, and an error that grows with c / 32. */
+/* Sums are accumulated in this many partial sums, added as a tree: the same bits for any register
+   width, and an error that grows with c / 32. */
 #define NORM_LANES 32
-#define NORM_BLOCKS 64      // of rows, each with weight gradients of its own
-#define NORM_ELEMENTS 16384 // between two looks at run->stop
+#define NORM_BLOCKS 64      // of rows, each with its own partial gradients of the weights
+#define NORM_ELEMENTS 16384 // between two polls
 
 static inline real fold_lanes(real *restrict lane) {
     for (size_t half = NORM_LANES / 2; half > 0; half /= 2)
@@ -70,13 +70,13 @@ static size_t layer_norm_backward_workspace(size_t n, size_t c) {
     return bytes_mul(2, bytes_mul(blocks, bytes_of(c, sizeof(real))));
 }
 
-/* One row: dx, and its part of the weights' gradients. */
+/* One row: dx, and its contribution to the weights' gradients. */
 static inline void norm_row_backward(real *restrict dx, real *restrict dw, real *restrict db,
                                      const real *restrict dy, const real *restrict x, real mean,
                                      real rstd, const real *restrict weight, size_t c) {
     real along_1[NORM_LANES] = {0}, along_h[NORM_LANES] = {0};
 
-    // forward was y = h * weight + bias, with h = (x - mean) * rstd
+    // 1. weights: forward was y = h * weight + bias, with h = (x - mean) * rstd
     size_t i = 0;
     for (; i + NORM_LANES <= c; i += NORM_LANES)
 #pragma omp simd
@@ -95,7 +95,7 @@ static inline void norm_row_backward(real *restrict dx, real *restrict dw, real 
         db[i + j] += dy[i + j];
     }
 
-    // what of dh lies along 1 or along h does not reach x: mean and rstd take it up
+    // 2. dx: the components of dh along 1 and along h vanish, since mean and rstd absorb them
     const real mean_1 = fold_lanes(along_1) / (real)c, mean_h = fold_lanes(along_h) / (real)c;
 #pragma omp simd
     for (size_t j = 0; j < c; j++) {

@@ -1,10 +1,9 @@
 /* linear.c: y = x w' + bias. */
 #include "gemm.h"
 #include "rows.h"
+#include "small_batch.h"
 
-#define SMALL_BATCH 8 // fewer rows than this do not repay the packing of w
-
-/* Packed weights of k x m, and a thread's rows of the left operand. */
+/* Packed weights of k x m, and per thread a copy of its rows of the left operand. */
 static size_t linear_product_workspace(size_t m, size_t k, int workers) {
     const size_t rows = bytes_of(bytes_mul(TASK_ROWS, padded(k)), sizeof(real));
     return bytes_add(bytes_of(gemm_packed_size(k, m), sizeof(real)),
@@ -17,9 +16,9 @@ static size_t linear_workspace(size_t n, size_t ci, size_t co, int workers) {
     return max_size(max_size(forward, backward), weight_gradient_workspace(n, co, ci, workers));
 }
 
-/* c (n x m) = a (n x k) b, element (p, j) of b at b[p * brs + j * bcs], plus a bias if there is
-   one. Rows that lie whole pages apart are copied: a tile's would fight for the same ways of the
-   cache. */
+/* c (n x m) = a (n x k) b, element (p, j) of b at b[p * brs + j * bcs], plus a bias or NULL. If
+   rows are a multiple of 2 KB apart, they are copied to scratch: a tile's would collide in the
+   cache's sets. */
 static void linear_product(rf_run *run, real *c, const real *a, const real *b, ptrdiff_t brs,
                            ptrdiff_t bcs, const real *bias, size_t n, size_t m, size_t k,
                            void *scratch) {
@@ -46,20 +45,6 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
     }
 }
 
-/* A few rows, one token's say: every weight is read once, as it lies. */
-static void linear_small_batch(rf_run *run, real *y, const real *x, const real *w, const real *bias,
-                               size_t n, size_t ci, size_t co) {
-    const size_t block = 64;
-#pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)(ci * co)))               \
-    schedule(static)
-    for (size_t b = 0; b < blocks_of(co, block); b++) {
-        if (stopped(run)) continue;
-        for (size_t j = b * block; j < min_size(co, (b + 1) * block); j++)
-            for (size_t i = 0; i < n; i++)
-                y[i * co + j] = dot(x + i * ci, w + j * ci, ci) + (bias ? bias[j] : 0);
-    }
-}
-
 static void linear_forward(rf_run *run, real *y, const real *x, const real *w, const real *bias,
                            size_t n, size_t ci, size_t co, void *scratch) {
     if (n < SMALL_BATCH) {
@@ -69,7 +54,8 @@ static void linear_forward(rf_run *run, real *y, const real *x, const real *w, c
     linear_product(run, y, x, w, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);
 }
 
-/* dbias += column sums of dy: fixed blocks of rows, each summed on its own columns' task. */
+/* sums += column sums of dy. A task is a strip of columns; within it, blocks of rows are summed one
+   after another, so that the order is the same for any number of threads. */
 static void add_column_sums(rf_run *run, real *sums, const real *dy, size_t n, size_t c) {
     const size_t width = 64;
 #pragma omp parallel for num_threads(team(run, (double)n *(double)c)) schedule(static)

@@ -1,7 +1,7 @@
-/* lsh_hash.c: Angular LSH (Reformer, section 2, "LSH attention") and the order that it gives. */
+/* lsh_hash.c: angular LSH (Reformer, section 2, "LSH attention"): the bucket of each token. */
 #include "gemm.h"
 
-#define HASH_ROWS 64 // tokens of a block, one to a lane
+#define HASH_ROWS 64 // tokens of a block, one per lane
 
 static size_t hash_columns(const int32_t *factors, size_t nf) {
     size_t columns = 0;
@@ -9,7 +9,8 @@ static size_t hash_columns(const int32_t *factors, size_t nf) {
     return columns;
 }
 
-/* Reals of one thread: rows of tokens, the same transposed, their products with one round. */
+/* Reals of one thread: a block's rows, the same transposed, and their products with the rotations
+   of one round. */
 static size_t hash_thread(size_t d, size_t columns) {
     const size_t dp = round_up(d, VEC_LANES);
     return bytes_mul(HASH_ROWS, bytes_add(bytes_mul(2, dp), columns));
@@ -21,12 +22,12 @@ static size_t lsh_hash_workspace(const rf_attention *a, const int32_t *factors, 
     return bytes_mul((size_t)workers, each);
 }
 
-/* ids += stride * argmax of [u, -u] for each lane; u is `half` rows of HASH_ROWS lanes. The first
-   maximum wins: the index moves only when strictly beaten, and u wins a tie against -u. */
+/* ids += stride * argmax of [u, -u] for each lane; u is `half` rows of HASH_ROWS lanes. Ties go to
+   the first maximum, and to u rather than -u. */
 static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t half,
                         int32_t stride) {
     for (size_t i = 0; i < HASH_ROWS; i += VEC_LANES, ids += VEC_LANES, u += VEC_LANES) {
-        vec high = vload(u), low = -high; // the largest of u, and of -u
+        vec high = vload(u), low = -high; // the maximum of u, and of -u
         ivec highest = {0}, lowest = {0}, at = {0};
         for (size_t j = 1; j < half; j++) {
             const vec x = vload(u + j * HASH_ROWS);
@@ -41,7 +42,7 @@ static void hash_argmax(int32_t *restrict ids, const real *restrict u, size_t ha
     }
 }
 
-/* u (columns x HASH_ROWS) = rotation' lanes, one round. */
+/* u (columns x HASH_ROWS) = rotation' lanes, for one round. */
 static void hash_products(real *u, const real *rotation, size_t ld, const real *lanes,
                           size_t columns, size_t d, prefetch_cursor *cursor) {
     _Alignas(RF_ALIGN) const char *line[PREFETCH_MAX + 7];
@@ -61,12 +62,11 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
                      const int32_t *factors, size_t nf, void *scratch) {
     const size_t d = a->d, dp = round_up(d, VEC_LANES), columns = hash_columns(factors, nf);
     const size_t blocks = blocks_of(a->t, HASH_ROWS);
-    const size_t step =
-        items_per_task(a->b * a->h * blocks, 16); // the next block's rows are asked for
+    const size_t step = items_per_task(a->b * a->h * blocks, 16);
     const size_t tasks = blocks_of(blocks, step);
     const size_t each = bytes_of(hash_thread(d, columns), sizeof(real));
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
-    int32_t hidden = 1; // the extra id of masked positions: past every bucket
+    int32_t hidden = 1; // the id of masked positions, after all buckets
     for (size_t i = 0; i < nf; i++) hidden *= factors[i];
     const size_t all = a->b * a->h * tasks;
 
@@ -80,14 +80,14 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
         const size_t first = task % tasks * step;
         for (size_t block = first; block < min_size(blocks, first + step) && !stopped(run);
              block++) {
-            // one token to a lane, so that the search for the maximum runs across tokens
+            // 1. transpose: one lane per token, so that each lane finds its own maximum
             const size_t t0 = block * HASH_ROWS, n = min_size(HASH_ROWS, a->t - t0);
             const real *from = head + (ptrdiff_t)t0 * sx.t;
             if (d < dp) memset(rows, 0, HASH_ROWS * dp * sizeof(real));
             for (size_t i = 0; i < n && d < dp; i++)
                 copy_row(rows + i * dp, from + (ptrdiff_t)i * sx.t, d);
             for (size_t i = 0; i < HASH_ROWS; i += VEC_LANES) {
-                const real *lines[VEC_LANES]; // lanes beyond the last token: that one again
+                const real *lines[VEC_LANES]; // lanes beyond the last token repeat it
                 for (size_t j = 0; j < VEC_LANES; j++) {
                     const size_t row = min_size(i + j, n - 1);
                     lines[j] = d < dp ? rows + row * dp : from + (ptrdiff_t)row * sx.t;
@@ -95,13 +95,16 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
                 transpose_rows(lanes + i, HASH_ROWS, lines, dp);
             }
 
+            // 2. the next block's rows, to prefetch
             const size_t next = min_size(HASH_ROWS, a->t - t0 - n);
             const prefetch_rows next_rows = {from + (ptrdiff_t)n * sx.t, sx.t, d, next, NULL};
             prefetch_cursor cursor = prefetch_begin(&next_rows, a->r * blocks_of(columns, GEMM_MR) *
                                                                     (HASH_ROWS / GEMM_NR));
             for (size_t r = 0; r < a->r; r++) {
+                // 3. products with the rotations of this round
                 hash_products(u, rotations + (h * d * a->r + r) * columns, a->r * columns, lanes,
                               columns, d, &cursor);
+                // 4. a mixed-radix number of the factors' hashes
                 int32_t ids[HASH_ROWS] = {0}, stride = 1;
                 const real *piece = u;
                 for (size_t i = 0; i < nf; i++) {
@@ -109,6 +112,7 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
                     piece += (size_t)factors[i] / 2 * HASH_ROWS;
                     stride *= factors[i];
                 }
+                // 5. store, with masked positions in a bucket of their own
                 int32_t *to = buckets + (bh * a->r + r) * a->t + t0;
                 for (size_t i = 0; i < n; i++)
                     to[i] = mask && !mask[b * a->t + t0 + i] ? hidden : ids[i];

@@ -1,11 +1,11 @@
-/* optimizer.c: the steps of AdamW and Adafactor, and the norm that gradients are clipped by. */
+/* optimizer.c: the steps of AdamW and Adafactor, and the sum of squares for gradient clipping. */
 #include "core.h"
 
 #define OPTIMIZER_BLOCK 16384
 #define SQUARES_BLOCKS 256 // partial sums of sum_of_squares
-#define SQUARES_LANES 16   // and of each of those
+#define SQUARES_LANES 16   // partial sums of each of those
 
-/* Sum of squares of one piece, in double: the same bits whatever the width of the registers. */
+/* Sum of squares of one piece, in double: the same bits for any register width. */
 static double squares_of(const real *restrict x, size_t n) {
     double lane[SQUARES_LANES] = {0};
     size_t i = 0;
@@ -34,14 +34,10 @@ static double sum_of_squares(rf_run *run, const real *x, size_t n) {
     return sum;
 }
 
-static inline real square_root(real x) {
-    return _Generic(x, float: sqrtf, double: sqrt)(x);
-}
-
 static void adamw(rf_run *run, real *restrict w, real *restrict m, real *restrict s,
                   const real *restrict g, size_t n, double lr, double beta1, double beta2,
                   double eps, double weight_decay, double grad_scale, uint64_t step) {
-    // scalars meet in double: 1 - beta2 has lost half its digits in float
+    // scalars are combined in double: in float, 1 - beta2 loses half of its digits
     const real b1 = (real)beta1, a1 = (real)(1 - beta1), b2 = (real)beta2, a2 = (real)(1 - beta2);
     const real size = (real)(lr / (1 - pow(beta1, (double)step)));
     const real correction = (real)(1 / sqrt(1 - pow(beta2, (double)step)));
@@ -59,17 +55,18 @@ static void adamw(rf_run *run, real *restrict w, real *restrict m, real *restric
             const real wi = w[i] - decay * w[i];
             m[i] = mi;
             s[i] = si;
-            w[i] = wi - size * mi / (square_root(si) * correction + floor);
+            w[i] = wi - size * mi / (real_sqrt(si) * correction + floor);
         }
     }
 }
 
 /* ---- Adafactor ---- */
 
-#define STRIP 64   // columns whose squares one task adds up
-#define PIECE 1024 // elements of an update that are made at a time, on the stack
+#define STRIP 64   // columns whose squares one task sums
+#define PIECE 1024 // elements of an update that are computed at a time, on the stack
 
-/* The gradient over the root of its second moment, which is row x column or s. */
+/* The update's direction: the gradient over the root of its second moment, which is row x column
+   (factored) or s. */
 typedef struct {
     const real *g, *s;
     const real *row, *column; // inverse roots of the factors, or NULL
@@ -77,10 +74,11 @@ typedef struct {
     size_t pieces;            // of a row
 } direction;
 
-/* Means of the squares of rows and of columns, and what the direction multiplies by. */
+/* Running means of the squares of rows and of columns, and from them the direction's factors. */
 static void factored_moment(rf_run *run, real *restrict row, real *restrict column,
                             real *restrict row_factor, real *restrict column_factor, const real *g,
                             size_t b, size_t rows, size_t n, double beta2, double eps) {
+    // 1. rows
     const double size = (double)b * (double)rows * (double)n;
 #pragma omp parallel for num_threads(team(run, size)) schedule(static)
     for (size_t i = 0; i < b * rows; i++) {
@@ -88,6 +86,7 @@ static void factored_moment(rf_run *run, real *restrict row, real *restrict colu
         const double mean = squares_of(g + i * n, n) / (double)n + eps;
         row[i] = (real)(beta2 * row[i] + (1 - beta2) * mean);
     }
+    // 2. columns, and the inverse roots of their means
     const size_t strips = blocks_of(n, STRIP);
 #pragma omp parallel for num_threads(team(run, size)) schedule(static)
     for (size_t task = 0; task < b * strips; task++) {
@@ -107,6 +106,7 @@ static void factored_moment(rf_run *run, real *restrict row, real *restrict colu
             column_factor[first + j] = (real)(1 / sqrt((double)c));
         }
     }
+    // 3. the inverse roots of the rows' means, relative to their mean over the matrix
     for (size_t matrix = 0; matrix < b; matrix++) {
         const real *r = row + matrix * rows;
         double mean = 0;
@@ -130,7 +130,8 @@ static void whole_moment(rf_run *run, real *restrict s, const real *restrict g, 
     }
 }
 
-/* Piece number `piece` of the direction; where it begins, and its length. */
+/* Compute piece number `piece` of the direction; *begin is its first element, returns its length.
+ */
 static size_t direction_piece(real *restrict u, size_t *begin, const direction *d, size_t piece) {
     const size_t i = piece / d->pieces, j = piece % d->pieces * PIECE;
     const size_t length = min_size(PIECE, d->n - j);
@@ -143,7 +144,7 @@ static size_t direction_piece(real *restrict u, size_t *begin, const direction *
     } else {
         const real *s = d->s + *begin;
 #pragma omp simd
-        for (size_t k = 0; k < length; k++) u[k] = g[k] / square_root(s[k]);
+        for (size_t k = 0; k < length; k++) u[k] = g[k] / real_sqrt(s[k]);
     }
     return length;
 }
@@ -177,6 +178,7 @@ static void adafactor(rf_run *run, real *restrict w, real *restrict m, real *res
                       double clip_threshold, double weight_decay, void *scratch) {
     const size_t size = b * rows * n;
     if (size == 0) return;
+    // 1. second moment
     direction d = {.g = g, .s = s, .rows = rows, .n = n, .pieces = blocks_of(n, PIECE)};
     if (row) {
         real *row_factor = take(&scratch, b * rows, sizeof(real));
@@ -187,11 +189,13 @@ static void adafactor(rf_run *run, real *restrict w, real *restrict m, real *res
         whole_moment(run, s, g, size, beta2, eps);
     }
 
+    // 2. clip the update's root mean square
     const size_t pieces = b * rows * d.pieces;
     const double rms = sqrt(direction_squares(run, &d, pieces) / (double)size);
     const real step = (real)(lr / fmax(1, rms / clip_threshold));
     const real b1 = (real)beta1, a1 = (real)((1 - beta1) * step);
     const real decay = (real)(lr * weight_decay);
+    // 3. first moment, weight decay and step
 #pragma omp parallel for num_threads(team(run, 4.0 * (double)size)) schedule(static)
     for (size_t piece = 0; piece < pieces; piece++) {
         if (stopped(run)) continue;

@@ -1,9 +1,10 @@
-/* peak.c: the speed that the others are measured against. */
+/* peak.c: the peak arithmetic speed, which benchmarks relate other speeds to. */
 #include <time.h>
 
 #include "vec.h"
 
-/* Chains cover latency x ports: 4 x 4 at most, but what fits where there are 16 registers. */
+/* Independent chains cover latency times ports, at most 4 x 4; with 16 registers, as many as fit.
+ */
 #if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
 #define PEAK_CHAINS 16
 #else
@@ -11,7 +12,7 @@
 #endif
 #define PEAK_STEPS 4096
 
-/* PEAK_STEPS steps of every chain. They all tend to 1, whatever they start from. */
+/* PEAK_STEPS steps of every chain. They converge to 1 from any start. */
 static real peak_burst(real start) {
     const vec half = vset1((real)0.5);
     vec a[PEAK_CHAINS];
@@ -33,7 +34,8 @@ static double fma_peak(rf_run *run, double seconds) {
     size_t bursts = 0;
 #pragma omp parallel num_threads(run->workers) reduction(+ : bursts)
     {
-        // each burst starts from the one before and the count from the last: none can be left out
+        // each burst depends on the one before, and the result on the last: none can be optimised
+        // out
         real value = 1;
         while (seconds_now() - start < seconds && !stopped(run)) {
             value = peak_burst(value);

@@ -1,7 +1,7 @@
-/* philox.h: random bits that depend on where, not on when.
+/* philox.h: counter-based random bits.
 
-   A counter-based generator is a pure function of (key, counter), so that a mask can be made again
-   in any order, on any thread, and in the backward pass: nothing is stored and no state exists. The
+   They are a pure function of (key, counter), so that a mask can be recomputed in any order, on any
+   thread, and in the backward pass: no mask is stored, and there is no generator state. The
    generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
    3"). */
 #ifndef RF_PHILOX_H
@@ -9,14 +9,14 @@
 
 #include "vec.h"
 
-/* One word of a counter in each lane. Only the lower half of a lane counts: the product below
-   takes no more, so what shifts leave in the upper half is never cleaned away. */
+/* One 32-bit word of a counter in each 64-bit lane. The upper halves hold garbage: the product
+   below ignores them. */
 typedef uint64_t wide __attribute__((vector_size(VEC_BYTES)));
 
 #define WIDE_LANES (VEC_BYTES / sizeof(uint64_t))
 
-/* 32 x 32 -> 64 bits in every lane. Every machine has the instruction, and no compiler finds it:
-   the plain product costs two to three times as much. */
+/* 32 x 32 -> 64 bits in every lane. Machines have an instruction for it that compilers do not find:
+   they make a full 64-bit product, two to three times as slow. */
 static inline wide wide_product(wide x, uint32_t y) {
 #if defined(__AVX512F__)
     return (wide)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(y));
@@ -31,7 +31,7 @@ static inline wide wide_product(wide x, uint32_t y) {
 #endif
 }
 
-/* From each counter of four words to four random words, in place. */
+/* Replace each counter, of four words, by four random words. */
 static inline void philox(wide x[4], uint64_t key) {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++) {
@@ -45,10 +45,10 @@ static inline void philox(wide x[4], uint64_t key) {
     }
 }
 
-#define PHILOX_BLOCK 64 // words made together: 16 counters, 4 words each
+#define PHILOX_BLOCK 64 // words generated together: 16 counters, 4 words each
 
-/* Words [64 block, 64 block + 64) of a key's endless row. Word 16 i + j of a block is word i of its
-   counter j. Even and odd counters run apart, and their halves of a lane are joined at the end. */
+/* Words [64 block, 64 block + 64) of a key's stream. Word 16 i + j of a block is word i of its
+   counter j. Even and odd counters are processed separately, and interleaved at the end. */
 static inline void philox_block(uint32_t *restrict bits, uint64_t block, uint64_t key) {
     static const uint64_t lanes[8] = {0, 2, 4, 6, 8, 10, 12, 14};
     const uint64_t first = block * 16;
@@ -66,21 +66,21 @@ static inline void philox_block(uint32_t *restrict bits, uint64_t block, uint64_
     }
 }
 
-/* An element is kept when its word is at least this. */
+/* An element is kept if its word is at least this. */
 static inline uint32_t drop_threshold(double p) {
     const double words = p * 0x1p32 + 0.5;
     return words < 0x1p32 ? (uint32_t)words : UINT32_MAX;
 }
 
-/* What is kept grows by this, so that means stay. With p = 1 it is 0: see drop_row. */
+/* Kept elements are multiplied by this, so that the mean is unchanged. With p = 1 it is 0. */
 static inline real drop_scale(double p) {
     return p < 1 ? (real)(1 / (1 - p)) : 0;
 }
 
-/* y[i] = x[i] * scale where word first + i of the key says keep, else 0; y may be x. */
+/* y[i] = x[i] * scale if word first + i of the key says keep, else 0; y may be x. */
 static inline void drop_row(real *y, const real *x, size_t n, uint64_t first, uint32_t threshold,
                             real scale, uint64_t key) {
-    if (scale == 0) { // p = 1: not by the product, 0 * inf is NaN
+    if (scale == 0) { // p = 1: a product would make NaN of infinity
         memset(y, 0, n * sizeof(real));
         return;
     }
@@ -98,16 +98,16 @@ static inline void drop_row(real *y, const real *x, size_t n, uint64_t first, ui
     }
 }
 
-/* Attention drops pairs, too many of them for Philox each: one call a query, and a cheap mix of its
-   result with each key. */
+/* Attention drops pairs of query and key, too many for Philox. So Philox runs once per query, and
+   its result is hashed with each key. */
 static inline uint64_t row_key(uint64_t key, uint32_t bh, uint32_t round, uint32_t pos_q) {
-    wide x[4] = {{pos_q}, {bh}, {round}, {1}}; // 1: no counter of philox_block
+    wide x[4] = {{pos_q}, {bh}, {round}, {1}}; // 1: differs from all counters of philox_block
     philox(x, key);
     return x[1][0] << 32 | (x[0][0] & UINT32_MAX);
 }
 
-/* 32 bits for a key of that query: the finaliser `lowbias32` of Wellons' hash-prospector, with
-   half of the row's key before the first product and half before the second. */
+/* 32 bits for one key of that query: the finaliser `lowbias32` of Wellons' hash-prospector, with
+   half of the row's key added before the first product and half before the second. */
 static inline uint32_t pair_bits(uint64_t row, uint32_t pos_k, uint32_t slot) {
     uint32_t x = (uint32_t)row + pos_k + slot * 0x9E3779B9u;
     x = (x ^ x >> 16) * 0x7FEB352Du;

@@ -1,5 +1,5 @@
-/* table.c: one core. A variant includes this file after it has set its element type; the flags
-   that it is compiled with set its instruction set. No code of its own. */
+/* table.c: one core. A variant includes this file after it has set its element type; its
+   instruction set comes from the compiler's flags. No code of its own. */
 #include "attention.c"
 #include "couple.c"
 #include "cross_entropy.c"
@@ -7,8 +7,8 @@
 #include "embedding.c"
 #include "layer_norm.c"
 #include "linear.c"
-#include "decode.c"       // stands on layer_norm.c and linear.c
-#include "feed_forward.c" // stands on linear.c
+#include "decode.c" // calls layer_norm.c
+#include "feed_forward.c"
 #include "lsh_hash.c"
 #include "optimizer.c"
 #include "peak.c"

@@ -1,8 +1,8 @@
-/* vec.h: one native-width vector of reals, and the inner loops that are written on it.
+/* vec.h: a vector of reals of the machine's native width, and inner loops written with it.
 
-   GNU vector types give every machine's registers the same face; only the maximum has no operator
-   in C, so it alone names instructions. Row loops elsewhere stay plain and are left to the
-   compiler. */
+   GNU vector types cover most of what is needed on every machine. Intrinsics are used only where C
+   has no operator (maximum, mask tests) or compilers shuffle badly. Loops over rows elsewhere are
+   plain C, vectorised by the compiler. */
 #ifndef RF_VEC_H
 #define RF_VEC_H
 
@@ -48,7 +48,8 @@ static inline ivec iload(const lane *p) {
     return *(const ivec_unaligned *)p;
 }
 
-/* x - 0 is x for every x, -0 too, so this is one broadcast; 0 + x would be an addition as well. */
+/* x - 0 is x for every x, even -0, so compilers emit one broadcast; 0 + x would need an addition.
+ */
 static inline vec vset1(real x) {
     return x - (vec){0};
 }
@@ -68,8 +69,8 @@ static inline vec vmax(vec a, vec b) {
 #endif
 }
 
-/* A product, rounded: no compiler fuses it with the sum behind it. For sums whose other term has
-   been made from the rounded product, too. */
+/* A product, rounded before use: keeps the compiler from fusing it with the following sum. Needed
+   where the other term of the sum was computed from the same rounded product. */
 static ALWAYS_INLINE vec rounded(vec product) {
 #if defined(__x86_64__) || defined(__i386__)
     __asm__("" : "+v"(product));
@@ -105,7 +106,7 @@ static inline int any(ivec mask) {
 #endif
 }
 
-/* Rows are short: a call of memcpy costs more than the copy. */
+/* Rows are short: calling memcpy would take longer than the copy. */
 static inline void copy_row(real *restrict to, const real *restrict from, size_t n) {
     size_t i = 0;
     for (; i + VEC_LANES <= n; i += VEC_LANES) vstore(to + i, vload(from + i));
@@ -133,26 +134,25 @@ static inline real vsum(vec x) {
     return lane[0];
 }
 
-/* exp(x) for x up to 88 (float) or 709 (double); what would be subnormal is 0, NaN stays NaN.
+/* exp(x) for x up to 88 (float) or 709 (double). Subnormal results become 0, NaN stays NaN.
 
    x = n ln2 + r with |r| <= ln2/2: adding `magic` rounds x/ln2 to the integer n and leaves n plus
    the exponent bias in the lowest bits, which a shift turns into 2^n. exp(r) is 1 + r + r^2 p(r),
    p interpolated at Chebyshev nodes: relative error 1e-8 (float), 2e-17 (double) before rounding.
-   The clamp lets n reach the value whose scale is exactly 0, and no lower. */
+   The lower clamp is the n for which the shift gives exactly 0. */
 static inline vec vec_exp(vec x) {
-    const int is_float = sizeof(real) == sizeof(float);
-    const real low = is_float ? (real)-88.0 : (real)-709.0;
-    const real magic = is_float ? (real)(12582912.0 + 127) : (real)(6755399441055744.0 + 1023);
-    const real ln2_high = is_float ? (real)0.693359375 : (real)6.93147180369123816490e-01;
-    const real ln2_low = is_float ? (real)-2.12194440e-4 : (real)1.90821492927058770002e-10;
+    const real low = IS_FLOAT ? (real)-88.0 : (real)-709.0;
+    const real magic = IS_FLOAT ? (real)(12582912.0 + 127) : (real)(6755399441055744.0 + 1023);
+    const real ln2_high = IS_FLOAT ? (real)0.693359375 : (real)6.93147180369123816490e-01;
+    const real ln2_low = IS_FLOAT ? (real)-2.12194440e-4 : (real)1.90821492927058770002e-10;
 
     x = vmax(vset1(low), x);
     const vec t = x * (real)1.44269504088896340736 + magic;
     const vec n = t - magic;
     const vec r = (x - n * ln2_high) - n * ln2_low;
-    const vec scale = (vec)((ivec)t << (is_float ? 23 : 52));
+    const vec scale = (vec)((ivec)t << (IS_FLOAT ? 23 : 52));
     vec p;
-    if (is_float) {
+    if (IS_FLOAT) {
         p = r * (real)0.0013926181810489342665 + (real)0.0083631776299944456231;
         p = r * p + (real)0.041666554627878083213;
         p = r * p + (real)0.16666576998242925218;
@@ -171,22 +171,21 @@ static inline vec vec_exp(vec x) {
     return (r * r * p + r + (real)1) * scale;
 }
 
-/* 2^x for x up to 127 (float) or 1023 (double); what would be subnormal is 0, NaN stays NaN.
+/* 2^x for x up to 127 (float) or 1023 (double). Subnormal results become 0, NaN stays NaN.
 
-   As vec_exp, with nothing to reduce: x = n + r with |r| <= 1/2, exactly. 2^r is 1 + r p(r), p
+   As vec_exp, without a reduction by ln2: x = n + r with |r| <= 1/2, exactly. 2^r is 1 + r p(r), p
    interpolated at Chebyshev nodes: relative error 5e-9 (float), 9e-18 (double) before rounding.
-   Attention's scores are in units of log 2 for this. */
+   This is why attention keeps scores in units of log 2. */
 static inline vec vec_exp2(vec x) {
-    const int is_float = sizeof(real) == sizeof(float);
-    const real low = is_float ? (real)-127.0 : (real)-1023.0;
-    const real magic = is_float ? (real)(12582912.0 + 127) : (real)(6755399441055744.0 + 1023);
+    const real low = IS_FLOAT ? (real)-127.0 : (real)-1023.0;
+    const real magic = IS_FLOAT ? (real)(12582912.0 + 127) : (real)(6755399441055744.0 + 1023);
 
     x = vmax(vset1(low), x);
     const vec t = x + magic;
     const vec r = x - (t - magic);
-    const vec scale = (vec)((ivec)t << (is_float ? 23 : 52));
+    const vec scale = (vec)((ivec)t << (IS_FLOAT ? 23 : 52));
     vec p;
-    if (is_float) {
+    if (IS_FLOAT) {
         p = r * (real)0.00015453162945120690177 + (real)0.0013390863364671234381;
         p = r * p + (real)0.0096180825572778514913;
         p = r * p + (real)0.055503571142190778186;
@@ -210,7 +209,7 @@ static inline vec vec_exp2(vec x) {
 #define LOG2_E ((real)1.44269504088896340736)
 #define LN_2 ((real)0.69314718055994530942)
 
-/* exp(x) of one real: the bits agree with the vector loops. */
+/* exp(x) of one real, with the same bits as vec_exp. */
 static inline real exp1(real x) {
     return vec_exp(vset1(x))[0];
 }
@@ -218,40 +217,39 @@ static inline real exp1(real x) {
 /* log(x) for normal x > 0; NaN stays NaN.
 
    x = 2^n m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh s with s = (m - 1) / (m + 1), a series
-   in s^2 <= 0.0295 of which float needs 5 terms and double 11. */
+   in s^2 <= 0.0295. Float needs 5 terms, double 11. */
 static inline vec vec_log(vec x) {
-    const int is_float = sizeof(real) == sizeof(float);
-    const lane half = is_float ? 0x3F3504F3 : (lane)0x3FE6A09E667F3BCD; // sqrt(1/2)
-    const int bits = is_float ? 23 : 52;
+    const lane half = IS_FLOAT ? 0x3F3504F3 : (lane)0x3FE6A09E667F3BCD; // sqrt(1/2)
+    const int bits = IS_FLOAT ? 23 : 52;
     const ivec n = ((ivec)x - half) >> bits; // an arithmetic shift: floor
     const vec m = (vec)((ivec)x - (n << bits));
     const vec s = (m - (real)1) / (m + (real)1), z = s * s;
     vec series = {0};
-    for (int k = is_float ? 9 : 21; k > 0; k -= 2) series = series * z + (real)2 / (real)k;
+    for (int k = IS_FLOAT ? 9 : 21; k > 0; k -= 2) series = series * z + (real)2 / (real)k;
     return __builtin_convertvector(n, vec) * (real)0.69314718055994530942 + s * series + (x - x);
 }
 
-/* A piece: lanes of 128 bits, which a wider vector can load one by one. */
-#define PIECE_LANES (16 / RF_REAL_BYTES)
+/* Lanes of a short vector of 128 bits: wider vectors can be loaded as several of those. */
+#define SHORT_LANES (16 / RF_REAL_BYTES)
 
-/* Element `at` and those behind it of rows i, i + PIECE_LANES, ..., a piece of each. */
-static ALWAYS_INLINE vec vload_pieces(const real *const *rows, size_t i, size_t at) {
-#define PIECE(q) _mm_loadu_ps((const float *)(rows[i + (q) * PIECE_LANES] + at))
+/* A short vector each, from element `at` on, of rows i, i + SHORT_LANES, ... */
+static ALWAYS_INLINE vec vload_short(const real *const *rows, size_t i, size_t at) {
+#define SHORT(q) _mm_loadu_ps((const float *)(rows[i + (q) * SHORT_LANES] + at))
 #if defined(__AVX512F__)
-    __m512 x = _mm512_castps128_ps512(PIECE(0));
-    x = _mm512_insertf32x4(x, PIECE(1), 1);
-    x = _mm512_insertf32x4(x, PIECE(2), 2);
-    return (vec)_mm512_insertf32x4(x, PIECE(3), 3);
+    __m512 x = _mm512_castps128_ps512(SHORT(0));
+    x = _mm512_insertf32x4(x, SHORT(1), 1);
+    x = _mm512_insertf32x4(x, SHORT(2), 2);
+    return (vec)_mm512_insertf32x4(x, SHORT(3), 3);
 #elif defined(__AVX__)
-    return (vec)_mm256_insertf128_ps(_mm256_castps128_ps256(PIECE(0)), PIECE(1), 1);
+    return (vec)_mm256_insertf128_ps(_mm256_castps128_ps256(SHORT(0)), SHORT(1), 1);
 #else
     return vload(rows[i] + at);
 #endif
-#undef PIECE
+#undef SHORT
 }
 
-/* Steps of a transpose within pieces: lanes whose bit s differs from their row's change places with
-   the row s away. */
+/* Steps of a transpose within short vectors: elements whose lane differs from their row in bit s
+   are exchanged with the row s away. */
 #if VEC_LANES == 16
 #define LANES_LOW1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
 #define LANES_HIGH1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
@@ -286,23 +284,23 @@ static ALWAYS_INLINE vec vload_pieces(const real *const *rows, size_t i, size_t 
             x[i] = low;                                                                            \
         }
 
-/* to (n x VEC_LANES) = VEC_LANES rows of n, transposed; n is a multiple of VEC_LANES. Whole pieces
-   find their rows as they are loaded, for loads are cheaper than shuffles. */
+/* to (n x VEC_LANES) = VEC_LANES rows of n, transposed; n is a multiple of VEC_LANES. Short vectors
+   are put in place by loads, which are cheaper than shuffles. */
 static void transpose_rows(real *restrict to, size_t ldt, const real *const *rows, size_t n) {
     for (size_t at = 0; at < n; at += VEC_LANES) {
         vec x[VEC_LANES];
 #pragma GCC unroll 16
         for (size_t i = 0; i < VEC_LANES; i++)
-            x[i] = vload_pieces(rows, i % PIECE_LANES, at + i / PIECE_LANES * PIECE_LANES);
+            x[i] = vload_short(rows, i % SHORT_LANES, at + i / SHORT_LANES * SHORT_LANES);
         TRANSPOSE_STEP(1)
-#if PIECE_LANES > 2
+#if SHORT_LANES > 2
         TRANSPOSE_STEP(2)
 #endif
         for (size_t i = 0; i < VEC_LANES; i++) vstore(to + (at + i) * ldt, x[i]);
     }
 }
 
-/* Sum of x y in four vectors, folded in a fixed order. */
+/* Dot product, accumulated in four vectors and summed in a fixed order. */
 static inline real dot(const real *x, const real *y, size_t n) {
     vec s[4] = {{0}, {0}, {0}, {0}};
     size_t i = 0;

@@ -1,7 +1,7 @@
-/* select.c: which cores were built (RF_HAVE_*, from the build), and which this machine can run.
+/* select.c: which cores were built (RF_HAVE_*, set by the build), and which this machine can run.
 
-   Cores are chosen by what the processor says it can do and the operating system saves
-   (__builtin_cpu_supports asks both), never by model numbers. */
+   Cores are chosen by the features that the processor and the operating system support
+   (__builtin_cpu_supports checks both), not by model numbers. */
 #include "../rf.h"
 
 #define DECLARE(isa)                                                                               \
