@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from .bench import describe_machine
+from .checks import names_keywords
 from .data import Windows, split_tokens
 from .model import ReformerModelWithLMHead
 from .optim import AdamW, Schedule, schedules
@@ -49,6 +50,7 @@ class DemoResult:
     written: bytes
 
 
+@names_keywords
 def run_demo(
     *,
     steps: int | None = None,

@@ -180,6 +180,7 @@ class ReformerEncoderDecoder(Model):
     encoder: ReformerModel
     decoder: TextDecoder
 
+    @names_keywords
     def __init__(
         self,
         config: ReformerConfig,

@@ -141,6 +141,7 @@ class Reformer(Model):
     config: ReformerConfig
     dtype: np.dtype
 
+    @names_keywords
     def __init__(self, config: ReformerConfig, *, rng: Any = None, dtype: Any = np.float32) -> None:
         self._allocate(config, dtype)
         self._initialise(self.parameters, rng)

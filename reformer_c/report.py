@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
+from .checks import names_keywords
 from .runtime import underflow_to_zero
 
 __all__ = [
@@ -77,6 +78,7 @@ class LSHReport(tuple[RoundsReport, ...]):
         return "\n".join(lines)
 
 
+@names_keywords
 @underflow_to_zero()
 def lsh_report(
     qk: np.ndarray,
@@ -187,6 +189,7 @@ def lsh_report(
     )
 
 
+@names_keywords
 def attention_inputs(
     model: Any, input_ids: np.ndarray, layer: int, *, rng: int | np.random.Generator | None = 0
 ) -> tuple[np.ndarray, np.ndarray]:

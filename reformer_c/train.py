@@ -204,7 +204,8 @@ class Trainer:
         ``schedules``.
     accumulate : int
         Micro-batches that make one step: its loss and gradient are those of one batch of all their
-        rows, in which every target counts once.
+        rows, in which every target counts once. Of question answering, whose starts and ends are
+        two means, a micro-batch counts as often as the fewer of both that lie in its text.
     max_grad_norm : float
         Gradients are clipped to this global norm; ``inf`` does not clip.
     seed : int

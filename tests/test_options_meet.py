@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pytest
 from gradients import slope
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from reference import model as reference
 from reference.cross_entropy import cross_entropy_head
 from small_models import DROPOUT, random_ids, randomise, small_config
 
+import reformer_c as rc
 from reformer_c import ops
 from reformer_c.model import ReformerForMaskedLM, ReformerModelWithLMHead
 
@@ -394,3 +396,26 @@ def next_logits(model, prompt, ids):
         head_of(model), config, padded, hashing=hashing, **rest
     )
     return logits[0, t - 1]
+
+
+QK = np.zeros((1, 1, 8, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "nearest"),
+    [
+        (lambda: rc.full_attention(QK, None, QK, causal=True), "is_causal"),
+        (lambda: rc.local_attention(QK, QK, QK, chunk_lenght=4), "chunk_length"),
+        (lambda: rc.lsh_attention(QK, QK, num_hash=2), "num_hashes"),
+        (lambda: rc.lsh_hash(QK, num_bucket=2, num_hashes=1), "num_buckets"),
+        (lambda: rc.lsh_report(QK, QK, num_hash=2), "num_hashes"),
+        (lambda: rc.ReformerModel(rc.ReformerConfig(), rgn=0), "rng"),
+        (lambda: rc.ReformerEncoderDecoder(None, None, rgn=0), "rng"),
+        (lambda: rc.AdamW({}, betass=0), "betas"),
+        (lambda: rc.Adafactor({}, weight_deacy=0), "weight_decay"),
+        (lambda: rc.schedules.linear(5, warmpu=3), "warmup"),
+    ],
+)
+def test_a_misspelt_keyword_is_refused_with_the_nearest(call, nearest):
+    with pytest.raises(TypeError, match=rf"has no such argument; did you mean {nearest}\?"):
+        call()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
+from ..checks import names_keywords
 from ..runtime import resolve_workers
 from ._arguments import (
     MOST,
@@ -195,6 +196,7 @@ def attention_scratch(
 # ---- full ----
 
 
+@names_keywords
 def full_attention_forward(
     q: np.ndarray,
     k: np.ndarray | None,
@@ -298,6 +300,7 @@ def full_attention() -> np.ndarray:  # type: ignore[empty-body]
     """
 
 
+@names_keywords
 def full_attention_backward(
     dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -336,6 +339,7 @@ def full_attention_backward(
 # ---- local ----
 
 
+@names_keywords
 def local_attention_forward(
     q: np.ndarray,
     k: np.ndarray,
@@ -440,6 +444,7 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
     """
 
 
+@names_keywords
 def local_attention_backward(
     dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -474,6 +479,7 @@ def local_attention_backward(
 # ---- LSH ----
 
 
+@names_keywords
 def lsh_attention_forward(
     qk: np.ndarray,
     v: np.ndarray,
@@ -636,6 +642,7 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
     """
 
 
+@names_keywords
 def lsh_attention_backward(
     dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from ..checks import names_keywords
 from ..runtime import resolve_workers
 from ._arguments import array_of, factors_of, heads, real_type, whole
 
 __all__ = ["choose_num_buckets", "lsh_hash", "lsh_rotations"]
 
 
+@names_keywords
 def choose_num_buckets(
     t: int, chunk_length: int, max_position_embeddings: int | None = None
 ) -> int | tuple[int, int]:
@@ -60,6 +62,7 @@ def choose_num_buckets(
     return 2**power
 
 
+@names_keywords
 def lsh_rotations(
     h: int,
     d: int,
@@ -123,6 +126,7 @@ def generator_of(rng: Any) -> np.random.Generator:
         raise (ValueError if isinstance(rng, int) else TypeError)(error) from None
 
 
+@names_keywords
 def lsh_hash(
     x: np.ndarray,
     *,
