@@ -189,7 +189,7 @@ def names_keywords(function: Function) -> Function:
 
     @wraps(function)
     def checked(*args: Any, **options: Any) -> Any:
-        owner = type(args[0]).__name__ if name in ("__init__", "__call__") else name
+        owner = type(args[0]).__name__ if name in ("__init__", "__call__") else name.lstrip("_")
         refuse_unknown(options, known, owner)
         return function(*args, **options)
 
@@ -198,6 +198,8 @@ def names_keywords(function: Function) -> Function:
 
 class NamedAttributes:
     """An object with the attributes that its class names, in its body or in an annotation.
+
+    A program's own subclass may have others.
 
     Examples
     --------
@@ -212,7 +214,8 @@ class NamedAttributes:
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = _attributes(type(self))  # type: ignore[arg-type]  # a class has a hash
-        if name not in known:
+        ours = type(self).__module__.startswith(__name__.partition(".")[0] + ".")
+        if ours and name not in known:
             public = [attribute for attribute in known if not attribute.startswith("_")]
             raise AttributeError(
                 f"{name}: a {type(self).__name__} has no such attribute{did_you_mean(name, public)}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import integer, names_keywords, number, positive
+from .checks import NamedAttributes, integer, names_keywords, number, positive
 from .tokenizer import ByteTokenizer, Tokenizer
 
 __all__ = [
@@ -343,12 +343,16 @@ def split_tokens(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.nd
     return tokens[:border], tokens[border:]
 
 
-class Data:
+class Data(NamedAttributes):
     """What a step sees as a function of (seed, step): what `Windows` and `Sequences` share."""
 
     # tokens of the longest row, and the rows of a batch
     length: int
     batch_size: int
+    tokens: list[np.ndarray]
+    order: str
+    seed: int
+    bytes_per_token: float
 
     def __init__(
         self,
@@ -435,6 +439,10 @@ class Windows(Data):
     2
     """
 
+    # where a window may begin, and the windows side by side: up to the end of each array
+    _starts: np.ndarray
+    _full: np.ndarray
+
     @names_keywords
     def __init__(
         self,
@@ -454,7 +462,6 @@ class Windows(Data):
             raise ValueError(
                 f"length: a window of {self.length} tokens does not fit into a text of {longest}"
             )
-        # where a window may begin, and the windows side by side: up to the end of each array
         self._starts = np.cumsum([max(0, len(part) - self.length + 1) for part in self.tokens])
         self._full = np.cumsum([len(part) // self.length for part in self.tokens])
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .checks import integer, names_keywords, number, positive
+from .checks import NamedAttributes, integer, names_keywords, number, positive
 from .runtime import underflow_to_zero
 
 __all__ = ["Adafactor", "AdamW", "Optimizer", "clip_gradients", "schedules"]
@@ -27,6 +27,12 @@ class Optimizer(ABC):
     """What optimisers share: the parameters, the state beside them, and the checks of both."""
 
     lr: float | None
+    parameters: Mapping[str, np.ndarray]
+    steps: int
+    # by name: shape and dtype
+    _kinds: dict[str, tuple[tuple[int, ...], np.dtype]]
+    # "first.NAME" and the like
+    _state: dict[str, np.ndarray]
 
     def __init__(self, parameters: Mapping[str, np.ndarray]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:
@@ -36,8 +42,7 @@ class Optimizer(ABC):
         self.parameters = parameters
         self.steps = 0
         self._kinds = {name: (array.shape, array.dtype) for name, array in parameters.items()}
-        # "first.NAME" and the like
-        self._state: dict[str, np.ndarray] = {}
+        self._state = {}
 
     @property
     def learning_rate(self) -> float:
@@ -114,7 +119,7 @@ class Optimizer(ABC):
         check_finite(grads, self.steps + 1)
 
 
-class AdamW(Optimizer):
+class AdamW(NamedAttributes, Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
 
     Parameters
@@ -151,6 +156,9 @@ class AdamW(Optimizer):
     """
 
     lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
 
     @names_keywords
     def __init__(
@@ -191,7 +199,7 @@ class AdamW(Optimizer):
         )
 
 
-class Adafactor(Optimizer):
+class Adafactor(NamedAttributes, Optimizer):
     """Adaptive steps with next to no memory of their own (Shazeer and Stern 2018).
 
     Of a matrix it keeps the running means of the squared gradients' rows and columns, where AdamW
@@ -245,6 +253,15 @@ class Adafactor(Optimizer):
     >>> sorted(optimizer.state_dict())
     ['column.w', 'row.w', 'steps']
     """
+
+    eps: tuple[float, float]
+    clip_threshold: float
+    decay_rate: float
+    beta1: float | None
+    weight_decay: float
+    scale_parameter: bool
+    relative_step: bool
+    warmup_init: bool
 
     @names_keywords
     def __init__(

@@ -23,7 +23,7 @@ import numpy as np
 
 from . import ops
 from .checkpoint import read_safetensors, write_atomically, write_safetensors
-from .checks import integer, names_keywords, positive
+from .checks import NamedAttributes, integer, names_keywords, positive
 from .config import ReformerConfig
 from .data import texts_of
 from .folder import check_writable, finish_checkpoint, replace_files
@@ -181,7 +181,7 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class Trainer:
+class Trainer(NamedAttributes):
     """Trains a language model: an iterator that takes a step and reports on it.
 
     Parameters
@@ -264,6 +264,23 @@ class Trainer:
     (20, True)
     """
 
+    model: Any
+    data: Data
+    optimizer: Optimizer
+    steps: int | None
+    schedule: Schedule | None
+    accumulate: int
+    max_grad_norm: float
+    seed: int
+    held_out: np.ndarray | Sequence[np.ndarray] | None
+    held_out_bytes_per_token: float | None
+    evaluate_every: int
+    folder: Path | None
+    save_every: int
+    step: int
+    _saved_step: int
+    _log: TrainingLog | None
+
     @names_keywords
     def __init__(
         self,
@@ -297,14 +314,14 @@ class Trainer:
             raise ValueError("folder: save_every needs a folder to save to")
         self.model = model
         self.data = data
-        self.optimizer: Optimizer = AdamW(model.parameters) if optimizer is None else optimizer
+        self.optimizer = AdamW(model.parameters) if optimizer is None else optimizer
         self.steps = None if steps is None else integer("steps", steps, 0)
         self.schedule = schedule
         self.accumulate = integer("accumulate", accumulate, 1)
         self.max_grad_norm = positive("max_grad_norm", max_grad_norm, infinite=True)
         self.seed = integer("seed", seed, 0)
         self.held_out = held_out
-        self.held_out_bytes_per_token: float | None = None
+        self.held_out_bytes_per_token = None
         if held_out_bytes_per_token is not None:
             if held_out is None:
                 raise ValueError("held_out: held_out_bytes_per_token needs tokens to evaluate on")

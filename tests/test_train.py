@@ -1130,3 +1130,31 @@ def test_a_reformer_learns_the_text():
     trainer.optimizer.lr = 1e-2
     reports = list(trainer)
     assert reports[-1].loss < 0.8 * reports[0].loss
+
+
+def test_a_misspelt_attribute_is_refused_with_the_nearest():
+    model = rc.ReformerModelWithLMHead(small_config(), rng=0)
+    windows = Windows(np.arange(100) % 13, 8)
+    trainer = Trainer(model, windows, steps=1)
+    trainer.accumulate = 2
+    trainer.optimizer.weight_decay = 0.0
+    for owner, wrong, right in (
+        (trainer, "acumulate", "accumulate"),
+        (trainer, "optimiser", "optimizer"),
+        (AdamW(model.parameters), "weigth_decay", "weight_decay"),
+        (Adafactor(model.parameters), "clip_treshold", "clip_threshold"),
+        (windows, "lenght", "length"),
+        (Sequences(np.arange(9)), "sed", "seed"),
+    ):
+        with pytest.raises(AttributeError, match=rf"^{wrong}: .*did you mean {right}\?"):
+            setattr(owner, wrong, 1)
+
+    class Noted(AdamW):
+        """A program's own class has what attributes it likes."""
+
+    Noted(model.parameters).notes = []
+
+
+def test_a_schedule_is_named_as_it_is_called():
+    with pytest.raises(TypeError, match=r"^warm_up: cosine has no .*did you mean warmup\?"):
+        schedules.cosine(10, warm_up=3)
