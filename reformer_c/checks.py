@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-__all__ = ["NamedAttributes", "as_array", "did_you_mean", "integer", "is_masked", "names_keywords",
-           "number", "positive", "refuse_unknown", "requires_extra"]  # fmt: skip
+__all__ = ["NamedAttributes", "as_array", "did_you_mean", "flag", "integer", "is_masked",
+           "names_keywords", "number", "positive", "refuse_unknown", "requires_extra"]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -49,6 +49,29 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return number
+
+
+def flag(name: str, value: Any, default: bool | None = None) -> bool:
+    """`value` as a bool, if it is True or False, Python's or NumPy's; for None the default.
+
+    Raises
+    ------
+    TypeError
+        It is something else.
+
+    Examples
+    --------
+    >>> flag("training", None, True)
+    True
+    >>> flag("training", "no")
+    Traceback (most recent call last):
+    TypeError: training: expected True or False, got 'no'
+    """
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def as_array(name: str, values: Any) -> np.ndarray:

@@ -24,14 +24,14 @@ import numpy as np
 from .attention import CrossAttention, Memory
 from .body import Pass, StepMemory, heap_gaps, norm_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
-from .checks import integer, names_keywords, refuse_unknown
+from .checks import flag, integer, names_keywords, refuse_unknown
 from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel, blocks_bytes
 from .inputs import IGNORE, Inputs, check_ids, rows_of
 from .model import HUB_WEIGHTS, Model, Reformer, ReformerModel, ReformerModelWithLMHead
 from .nn import Joined, Parameters, draw_seed, random_key
-from .outputs import EncoderDecoderOutput, Loss, ReformerOutput, in_the_form
+from .outputs import EncoderDecoderOutput, Loss, ReformerOutput
 from .runtime import available_memory, memory_used_again
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
@@ -303,32 +303,34 @@ class ReformerEncoderDecoder(Model):
         TypeError, ValueError
             Name the argument and say what was expected.
         """
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.decoder.config.output_hidden_states)
-        if output_attentions is None:
-            output_attentions = bool(self.decoder.config.output_attentions)
+        config = self.decoder.config
+        hidden_states = bool(config.output_hidden_states)
+        record = flag("output_hidden_states", output_hidden_states, hidden_states)
+        attentions = flag("output_attentions", output_attentions, bool(config.output_attentions))
+        buckets = flag("output_buckets", output_buckets, False)
+        return_dict = flag("return_dict", return_dict, bool(config.return_dict))
         read, memory, run, wanted = self._begin(
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels,
             inputs_embeds, num_hashes, rotations, decoder_rotations, draw_seed(rng),
-            training=False, attentions=output_attentions,
+            training=False, attentions=attentions,
         )  # fmt: skip
         encoder = ReformerOutput()
-        states = read.forward(record=output_hidden_states, attentions=output_attentions)
+        states = read.forward(record=record, attentions=attentions)
         encoder.last_hidden_state = self._remember(read, memory)
-        written = run.forward(record=output_hidden_states, attentions=output_attentions)
+        written = run.forward(record=record, attentions=attentions)
         head = self.decoder.head
         output = EncoderDecoderOutput(**head.outputs(run), encoder=encoder)
         if wanted is not None:
             output.loss = Loss(head.loss(run, wanted, differentiate=False))
-        if output_hidden_states:
+        if record:
             encoder.hidden_states, output.hidden_states = tuple(states), tuple(written)
-        if output_attentions:
+        if attentions:
             encoder.attentions, output.attentions = read.attentions, run.attentions
             output.cross_attentions = run.cross_attentions
         encoder.cut_shares, output.cut_shares = read.cut_shares, run.cut_shares
-        if output_buckets:
+        if buckets:
             encoder.buckets, output.buckets = read.buckets, run.buckets
-        return in_the_form(output, return_dict, self.decoder.config.return_dict)
+        return output if return_dict else output.to_tuple()  # type: ignore[return-value]
 
     def _begin(
         self, input_ids: Any, attention_mask: Any, decoder_input_ids: Any,

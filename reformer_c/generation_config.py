@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import write_atomically
-from .checks import did_you_mean, integer, refuse_unknown
+from .checks import did_you_mean, flag, integer, refuse_unknown
 
 __all__ = ["GENERATION_CONFIG", "GenerationConfig"]
 
@@ -302,9 +302,9 @@ class GenerationConfig:
         if self.min_new_tokens > self.max_new_tokens:
             most = f"max_new_tokens={self.max_new_tokens}"
             whole = f"{t + self.max_new_tokens}, the prompt and {most}"
-            for name, limit in (("min_new_tokens", most), ("min_length", whole)):
+            for name, expected in (("min_new_tokens", most), ("min_length", whole)):
                 if call.get(name) is not None:
-                    raise ValueError(f"{name}: expected at most {limit}, got {call[name]}")
+                    raise ValueError(f"{name}: expected at most {expected}, got {call[name]}")
             self.min_new_tokens = self.max_new_tokens
 
     def _check_together(self) -> None:
@@ -358,7 +358,7 @@ def _checked(name: str, value: Any) -> Any:
     if name in REALS:
         return _real(name, value, *REALS[name])
     if name in FLAGS:
-        return _flag(name, value)
+        return flag(name, value)
     if name in TOKEN:
         return integer(name, value)
     if name in TOKENS:
@@ -367,18 +367,12 @@ def _checked(name: str, value: Any) -> Any:
     if name == "bad_words_ids":
         return _words(name, value)
     if name == "early_stopping":
-        return value if isinstance(value, str) and value == "never" else _flag(name, value)
+        if isinstance(value, str) and value != "never":
+            raise ValueError(f"{name}: expected True, False or 'never', got {value!r}")
+        return value if isinstance(value, str) else flag(name, value)
     if not isinstance(value, dict):
         raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
     return dict(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        expected = "True, False or 'never'" if name == "early_stopping" else "True or False"
-        error = ValueError if isinstance(value, str) else TypeError
-        raise error(f"{name}: expected {expected}, got {value!r}")
-    return bool(value)
 
 
 def _is_list(value: Any) -> bool:

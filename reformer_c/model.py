@@ -20,7 +20,7 @@ import numpy as np
 from .activations import WEIGHTED
 from .body import WORDS, Pass, StepMemory, body_constants, body_shapes
 from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
-from .checks import NamedAttributes, did_you_mean, integer, names_keywords, refuse_unknown
+from .checks import NamedAttributes, did_you_mean, flag, integer, names_keywords, refuse_unknown
 from .config import ReformerConfig, check_memory_budget
 from .decode import Decoder, cache_bytes, num_buckets_of
 from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
@@ -28,7 +28,7 @@ from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, check_ids, check_inputs, check_mask, rows_of
 from .nn import Parameters, draw_seed, random_key
-from .outputs import Loss, ReformerOutput, in_the_form
+from .outputs import Loss, ReformerOutput
 from .runtime import available_memory, memory_used_again, underflow_to_zero
 
 if TYPE_CHECKING:
@@ -318,26 +318,28 @@ class Reformer(Model):
         TypeError, ValueError
             Name the argument and say what was expected.
         """
-        if output_hidden_states is None:
-            output_hidden_states = bool(self.config.output_hidden_states)
-        if output_attentions is None:
-            output_attentions = bool(self.config.output_attentions)
+        config = self.config
+        hidden_states = bool(config.output_hidden_states)
+        record = flag("output_hidden_states", output_hidden_states, hidden_states)
+        attentions = flag("output_attentions", output_attentions, bool(config.output_attentions))
+        buckets = flag("output_buckets", output_buckets, False)
+        return_dict = flag("return_dict", return_dict, bool(config.return_dict))
         run, wanted = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
-            False, targets, False, output_attentions,
+            False, targets, False, attentions,
         )  # fmt: skip
-        states = run.forward(record=output_hidden_states, attentions=output_attentions)
+        states = run.forward(record=record, attentions=attentions)
         output = ReformerOutput(**self.head.outputs(run))
         if wanted is not None:
             output.loss = Loss(self.head.loss(run, wanted, differentiate=False))
-        if output_hidden_states:
+        if record:
             output.hidden_states = tuple(states)
-        if output_attentions:
+        if attentions:
             output.attentions = run.attentions
         output.cut_shares = run.cut_shares
-        if output_buckets:
+        if buckets:
             output.buckets = run.buckets
-        return in_the_form(output, return_dict, self.config.return_dict)
+        return output if return_dict else output.to_tuple()  # type: ignore[return-value]
 
     def _begin(
         self, input_ids: Any, attention_mask: Any, position_ids: Any, inputs_embeds: Any,
@@ -351,6 +353,7 @@ class Reformer(Model):
             raise TypeError(
                 f"{unknown}: {name} has no such argument{did_you_mean(unknown, others)}"
             )
+        training = flag("training", training)
         given = [targets[target] for target in head.targets if targets.get(target) is not None]
         if given or needs_loss:
             self._check_given(targets)
@@ -493,7 +496,10 @@ class Reformer(Model):
         if changes and isinstance(config, ReformerConfig):
             config = config.changed(changes)
         model._allocate(config, dtype)
-        missing, unexpected = model._load(folder, strict, ignore_mismatched_sizes)
+        missing, unexpected = model._load(
+            folder, flag("strict", strict),
+            flag("ignore_mismatched_sizes", ignore_mismatched_sizes),
+        )  # fmt: skip
         if message := what_does_not_fit(missing, unexpected, []):
             message += "; what is missing was drawn, and is to be trained" if missing else ""
             message += "; what is unexpected is not used" if unexpected else ""

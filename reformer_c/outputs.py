@@ -104,12 +104,3 @@ class EncoderDecoderOutput(ReformerOutput):
     # of each layer of the decoder (b, h, t, s): what each token takes from the encoder's
     cross_attentions: tuple[np.ndarray, ...] | None = None
     encoder: ReformerOutput | None = None
-
-
-def in_the_form(output: Any, return_dict: bool | None, default: bool | None) -> Any:
-    """The output, or with `return_dict`, by default the configuration's, False its tuple."""
-    if return_dict is None:
-        return_dict = bool(default)
-    if not isinstance(return_dict, bool):
-        raise TypeError(f"return_dict: expected True, False or None, got {return_dict!r}")
-    return output if return_dict else output.to_tuple()

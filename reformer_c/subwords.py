@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .checkpoint import local_folder, save_folder, write_atomically
-from .checks import integer, names_keywords, refuse_unknown
+from .checks import flag, integer, names_keywords, refuse_unknown
 from .pieces import SPACE, AddedToken, Reader, SentencePieces, TokenizerFile
-from .tokenizer import Template, Tokenizer, check_token_ids, flag, one_row, utf8
+from .tokenizer import Template, Tokenizer, check_token_ids, one_row, utf8
 
 __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 

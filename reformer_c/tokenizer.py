@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import NamedAttributes, did_you_mean, integer, names_keywords, refuse_unknown
+from .checks import NamedAttributes, did_you_mean, flag, integer, names_keywords, refuse_unknown
 
 __all__ = ["Batch", "ByteTokenizer", "Tokenizer"]
 
@@ -596,13 +596,6 @@ def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
             return one
     *most, last = map(repr, known)
     raise ValueError(f"{name}: expected {', '.join(most)} or {last}, got {value!r}")
-
-
-def flag(name: str, value: Any, default: bool) -> bool:
-    """`value`, if it is True or False, or else the default for None."""
-    if value is not None and not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-    return default if value is None else bool(value)
 
 
 def _numpy_only(return_tensors: Any) -> None:

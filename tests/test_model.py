@@ -694,6 +694,10 @@ def test_weights_keep_their_names_shapes_and_dtypes():
         ({"rotations": []}, "rotations"),
         ({"rotations": [np.zeros((2, 6, 2, 3))] * 2}, r"rotations\[0\]"),
         ({"rng": "seed"}, "rng"),
+        ({"output_attentions": "no"}, "output_attentions"),
+        ({"output_hidden_states": 1}, "output_hidden_states"),
+        ({"output_buckets": []}, "output_buckets"),
+        ({"return_dict": 0}, "return_dict"),
         ({"rng": -1}, "rng"),
         ({"start_positions": [1]}, "start_positions"),
         ({"head_mask": True}, "head_mask"),
@@ -703,6 +707,12 @@ def test_bad_arguments_are_named(changes, name):
     model = ReformerModelWithLMHead(small_config(), rng=0)
     with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
         model(**{"input_ids": np.zeros((1, 5), int)} | changes)
+
+
+def test_training_is_true_or_false():
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    with pytest.raises(TypeError, match=r"^training: expected True or False, got 'no'"):
+        model.loss_and_gradients([[1, 2]], labels=[[1, 2]], training="no")
 
 
 def test_rounds_of_hashing_are_checked_where_nothing_is_hashed():
