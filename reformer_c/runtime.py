@@ -252,7 +252,7 @@ def available_memory(
         if most is not None and size in process:
             free.append(most - process[size])
     free += [limit - used for limit, used in _cgroup_memory(Path(root), Path(own))]
-    return max(0, min(free)) + _core.pool_waiting() if free else None
+    return max(0, min(free)) + _core.pool_cached() if free else None
 
 
 def _all_memory(
@@ -335,14 +335,14 @@ def release_memory() -> int:
     >>> release_memory()
     0
     """
-    return _core.pool_release()
+    return _core.pool_trim()
 
 
 _MOST_THREADS = min(max(64, 2 * (os.cpu_count() or 1)), _core.openmp_thread_limit or 64)
 _available = _allowed_processors()
 _initial_openmp_threads = _in_a_new_thread(_core.openmp_threads)
 _process_threads = _Setting(_default_threads(), _initial_openmp_threads)
-_core.pool_memory(_all_memory())
+_core.pool_set_memory(_all_memory())
 _block_threads: ContextVar[_Setting | None] = ContextVar("reformer_c_num_threads", default=None)
 
 

@@ -206,7 +206,7 @@ def free(tmp_path, own):
     group(tmp_path / "proc", meminfo=system + "Committed_AS: 3000 kB\nHugePages_Total: 0\n")
     (tmp_path / "own").write_text(own)
     found = runtime.available_memory(tmp_path / "root", tmp_path / "own", tmp_path / "proc")
-    return found - _core.pool_waiting()  # what this process keeps for itself is free, too
+    return found - _core.pool_cached()  # what this process keeps for itself is free, too
 
 
 def test_free_memory_is_the_systems_or_less_where_the_group_is_bounded(tmp_path):

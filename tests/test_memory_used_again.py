@@ -130,14 +130,14 @@ def resident():
 FREED = """
 import numpy as np
 from reformer_c import _core
-_core.pool_memory(2**32)  # of which a sixteenth may be kept
+_core.pool_set_memory(2**32)  # of which a sixteenth may be kept
 from reformer_c.runtime import memory_used_again
 with memory_used_again():
     held = [np.ones(2**20) for _ in range(60)]
     one = held[7]
     del held
 pages = int(open("/proc/self/statm").read().split()[1])
-print(_core.pool_waiting(), 4096 * pages, int(one.sum()))
+print(_core.pool_cached(), 4096 * pages, int(one.sum()))
 """
 
 
@@ -173,10 +173,10 @@ rc.release_memory()
 resident, addresses = process("VmRSS"), process("VmSize")
 ids = np.ones((8, 8192), int)
 loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
-kept, waiting = process("VmRSS") - resident, rc._core.pool_waiting()
+kept, waiting = process("VmRSS") - resident, rc._core.pool_cached()
 released = rc.release_memory()
 left = process("VmRSS") - resident
-assert rc.release_memory() == rc._core.pool_waiting() == 0
+assert rc.release_memory() == rc._core.pool_cached() == 0
 assert released == waiting > 2**26, (released, waiting)
 assert kept > 0.9 * released, (kept, released)
 assert left < 2**25, left  # the gradients, and pages that they share
@@ -239,15 +239,15 @@ def test_what_is_kept_is_bounded_by_the_memory_that_there_is():
         with memory_used_again():
             held = [np.ones(LARGE) for _ in range(8)]
             del held
-        assert 0 < _core.pool_waiting() <= before // 16
-        _core.pool_memory(2**28)  # of a container, say
-        assert 0 < _core.pool_waiting() <= 2**24
+        assert 0 < _core.pool_cached() <= before // 16
+        _core.pool_set_memory(2**28)  # of a container, say
+        assert 0 < _core.pool_cached() <= 2**24
         with memory_used_again():
             held = [np.ones(LARGE) for _ in range(64)]  # more than there is: the system's do
             del held
-        assert 0 < _core.pool_waiting() <= 2**24
+        assert 0 < _core.pool_cached() <= 2**24
     finally:
-        _core.pool_memory(before)
+        _core.pool_set_memory(before)
 
 
 @needs_proc

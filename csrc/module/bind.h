@@ -1,4 +1,4 @@
-/* bind.h: all bindings. Their arguments, in order, are in reformer_c/_core.pyi. */
+/* bind.h: all functions of the module. Their arguments, in order, are in reformer_c/_core.pyi. */
 #ifndef RF_BIND_H
 #define RF_BIND_H
 
@@ -32,21 +32,21 @@
 RF_BINDINGS(DECLARE)
 #undef DECLARE
 
-/* bind_scratch.c: bytes of scratch (forward, backward). */
+/* bind_scratch.c: bytes of scratch, forward and backward. */
 PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 
-/* threads.c: what OpenMP says. */
+/* threads.c: OpenMP's settings. */
 PyObject *rf_openmp_threads(PyObject *module, PyObject *none);
 PyObject *rf_openmp_processors(PyObject *module, PyObject *none);
 long rf_openmp_thread_limit(void);
 
-/* pool.c: memory that a pass uses again. */
+/* pool.c: memory that a pass reuses. */
 int rf_pool_init(void);
 PyObject *rf_pool_enter(PyObject *module, PyObject *none);
 PyObject *rf_pool_exit(PyObject *module, PyObject *before);
-PyObject *rf_pool_waiting(PyObject *module, PyObject *none);
-PyObject *rf_pool_release(PyObject *module, PyObject *none);
-PyObject *rf_pool_memory(PyObject *module, PyObject *bytes);
+PyObject *rf_pool_cached(PyObject *module, PyObject *none);
+PyObject *rf_pool_trim(PyObject *module, PyObject *none);
+PyObject *rf_pool_set_memory(PyObject *module, PyObject *bytes);
 
 #endif

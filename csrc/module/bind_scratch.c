@@ -1,7 +1,7 @@
-/* bind_scratch.c: what an op takes beside its arrays, forward and backward, without running it. */
+/* bind_scratch.c: the bytes of scratch that an op would allocate, forward and backward. */
 #include "bind.h"
 
-/* As bytes in a double, which is infinite where the sizes overflow. */
+/* As a double, infinite if the sizes overflow. */
 static double bytes_of(size_t bytes) {
     return bytes == SIZE_MAX ? HUGE_VAL : (double)bytes;
 }
@@ -9,7 +9,7 @@ static double bytes_of(size_t bytes) {
 PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "layer_scratch");
-    rf_in(&c, "like", "n..."); // says only the type
+    rf_in(&c, "like", "n..."); // decides only the type
     const char *op = rf_name(&c, "op");
     const size_t n = rf_count(&c, "n"), in = rf_count(&c, "in"), out = rf_count(&c, "out");
     const size_t chunk = rf_count(&c, "chunk_length");
@@ -37,7 +37,7 @@ PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t n
 PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "attention_scratch");
-    rf_in(&c, "like", "n..."); // says only the type
+    rf_in(&c, "like", "n..."); // decides only the type
     const char *query, *keys, *mask;
     rf_attention a = rf_attention_of(&c, &query, &keys, &mask);
     a.b = rf_count(&c, "b"), a.h = rf_count(&c, "h"), a.t = rf_count(&c, "t");

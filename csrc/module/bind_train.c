@@ -1,4 +1,4 @@
-/* bind_train.c: the loss, the optimizers' loops, and the machine's peak. */
+/* bind_train.c: the loss, the steps of the optimizers, and the peak of the machine. */
 #include "bind.h"
 
 PyObject *bind_cross_entropy_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
@@ -117,7 +117,7 @@ PyObject *bind_adafactor(PyObject *module, PyObject *const *args, Py_ssize_t nar
 PyObject *bind_fma_peak(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "fma_peak");
-    rf_in(&c, "like", "n..."); // says only the type
+    rf_in(&c, "like", "n..."); // decides only the type
     const double seconds = rf_double(&c, "seconds");
     rf_workers(&c);
 

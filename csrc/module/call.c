@@ -1,4 +1,4 @@
-/* call.c: checks, unwraps and makes arrays. The only file that looks inside one. */
+/* call.c: checks, unwraps and makes arrays. The only file that accesses their contents. */
 #include "call.h"
 
 #include <numpy/arrayobject.h>
@@ -43,7 +43,7 @@ static int next_is_none(const rf_call *c) {
 
 /* ---- arrays: held until the call returns ---------------------------------------------------- */
 
-/* Takes over both references. */
+/* Keep an argument until the call returns. Steals both references. */
 static PyArrayObject *hold(rf_call *c, PyArrayObject *given, PyArrayObject *used,
                            const char *name) {
     if (!used) {
@@ -56,7 +56,7 @@ static PyArrayObject *hold(rf_call *c, PyArrayObject *given, PyArrayObject *used
     return used;
 }
 
-/* NumPy's masked arrays hide elements from its functions, and would not from ours. */
+/* NumPy's own functions skip the masked elements of a masked array; kernels would not. */
 static int is_masked(PyObject *argument) {
     if (PyArray_CheckExact(argument)) return 0;
     PyObject *ma = PyImport_ImportModule("numpy.ma");
@@ -95,7 +95,7 @@ static PyArrayObject *next_array(rf_call *c, const char *name) {
     if (PyArray_Check(argument)) return (PyArrayObject *)Py_NewRef(argument);
     PyObject *array = PyArray_FromAny(argument, NULL, 0, 0, 0, NULL);
     if (!array && PyErr_ExceptionMatches(PyExc_ValueError)) {
-        PyErr_Clear(); // NumPy's words do not say which argument
+        PyErr_Clear(); // NumPy's message does not name the argument
         RF_FAIL(c, PyExc_ValueError, "%s must be an array, got rows of several lengths", name);
     } else if (!array) {
         c->failed = 1;
@@ -111,7 +111,7 @@ static const char *real_name(int type) {
     return type == NPY_DOUBLE ? "float64" : "float32";
 }
 
-/* The first real array of a call decides the type, the others have to agree. */
+/* The first real array of a call decides the type; the others must have the same. */
 static int check_real(rf_call *c, PyArrayObject *array, const char *name) {
     const int type = PyArray_TYPE(array);
     PyObject *dtype = (PyObject *)PyArray_DESCR(array);
@@ -146,7 +146,7 @@ static int rows_are_usable(PyArrayObject *array) {
     return 1;
 }
 
-/* A C-ordered array of the type, copied where the given one is anything else. */
+/* A C-ordered array of the type: the given one if possible, else a copy. */
 static PyArrayObject *plain(PyArrayObject *array, int type, int more) {
     if (PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array) && !(more & NPY_ARRAY_ENSURECOPY))
         return (PyArrayObject *)Py_NewRef((PyObject *)array);
@@ -160,7 +160,7 @@ static int check_shape(rf_call *c, PyArrayObject *array, const char *name, const
                           shape);
 }
 
-/* Of "b? h? t d": 0 for an axis that is missing, or of one element or none. */
+/* The strides of "b? h? t d": 0 for an axis that is missing or has at most one element. */
 static rf_strides strides_of(const rf_call *c, PyArrayObject *array) {
     rf_strides strides = {0};
     const int has[3] = {rf_has_axis(c, "b"), rf_has_axis(c, "h"), 1};
@@ -216,7 +216,7 @@ static PyArrayObject *next_integers(rf_call *c, const char *name, const char *sh
     return NULL;
 }
 
-/* Name the element that is out of range, by its index. */
+/* Fail, naming the element that is out of range and its index. */
 static void wrong_element(rf_call *c, PyArrayObject *array, const char *name, npy_intp flat,
                           size_t limit) {
     char text[RF_TEXT] = "";
@@ -249,7 +249,7 @@ static const int64_t *integers(rf_call *c, const char *name, const char *shape, 
     PyArrayObject *used = hold(c, given, plain(given, NPY_INT64, NPY_ARRAY_FORCECAST), name);
     if (!used) return NULL;
 
-    // what wrapped around was too large, whatever it is now
+    // an unsigned value that became negative was too large, even if it now equals *ignore
     const int wraps = PyTypeNum_ISUNSIGNED(PyArray_TYPE(given));
     const int64_t *value = PyArray_DATA(used);
     const npy_intp n = PyArray_SIZE(used);
@@ -272,7 +272,7 @@ const int64_t *rf_in_labels(rf_call *c, const char *name, const char *shape, siz
     return integers(c, name, shape, limit, &ignore);
 }
 
-/* None, where an attention does not have the array. */
+/* The next argument must be None, since this attention does not have the array. */
 static void expect_none(rf_call *c, const char *name) {
     PyObject *argument = rf_next(c, name);
     if (argument && argument != Py_None)
@@ -295,7 +295,7 @@ const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name
     PyArrayObject *given = next_integers(c, name, shape);
     if (!given) return NULL;
 
-    // other types take a detour through int64, so that nothing wraps before it is checked
+    // other types are first converted to int64, so that values are checked before they can wrap
     const int narrow = PyArray_TYPE(given) == NPY_INT32;
     PyArrayObject *used = plain(given, narrow ? NPY_INT32 : NPY_INT64, NPY_ARRAY_FORCECAST);
     const npy_intp n = used ? PyArray_SIZE(used) : 0;
@@ -315,19 +315,18 @@ const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name
     return used ? PyArray_DATA(used) : NULL;
 }
 
-/* Masks that other libraries add to scores, 0 for a real token and -inf for the others, would say
-   the opposite of what they mean. */
+/* Reject additive masks (0 = keep, -inf = drop): they would be read inverted. */
 static int check_mask(rf_call *c, PyArrayObject *mask, const char *name) {
     if (PyArray_SIZE(mask) == 0) return 1;
-    PyObject *least = PyArray_Min(mask, NPY_RAVEL_AXIS, NULL);
+    PyObject *min = PyArray_Min(mask, NPY_RAVEL_AXIS, NULL);
     PyObject *zero = PyLong_FromLong(0);
-    const int is_mask = least && zero ? PyObject_RichCompareBool(least, zero, Py_GE) : -1;
+    const int is_mask = min && zero ? PyObject_RichCompareBool(min, zero, Py_GE) : -1;
     if (is_mask == 0)
         RF_FAIL(c, PyExc_ValueError,
                 "%s must be nonzero for a real token and 0 for another, and not below 0, got %S",
-                name, least);
+                name, min);
     if (is_mask < 0) c->failed = 1;
-    Py_XDECREF(least);
+    Py_XDECREF(min);
     Py_XDECREF(zero);
     return is_mask == 1;
 }
@@ -371,8 +370,9 @@ static int overlap(PyArrayObject *a, PyArrayObject *b) {
     return x.low < y.high && y.low < x.high;
 }
 
-/* Does some byte belong to two elements (np.broadcast_to and the like)? Axes from the finest on
-   must each step over all that the finer ones reach; a yes may be wrong, a no is not. */
+/* Do two elements share memory (as after np.broadcast_to)? Each axis, in order of strides, must
+   step over the extent of all finer ones. Conservative: may report an overlap that is not there,
+   but never misses one. */
 static int overlaps_itself(PyArrayObject *array) {
     npy_intp reach = PyArray_ITEMSIZE(array);
     int done[MAX_NDIM] = {0};
@@ -393,7 +393,7 @@ static int overlaps_itself(PyArrayObject *array) {
     return 0;
 }
 
-/* Is an array that the kernel reads in the way of one that it writes? */
+/* Does an array that the kernel writes overlap with one that it reads? */
 static int overlaps_an_input(const rf_call *c, PyArrayObject *array, int may_be_the_input) {
     for (size_t i = 0; i < c->arrays; i++) {
         PyArrayObject *used = (PyArrayObject *)c->array[i].used;
@@ -406,7 +406,8 @@ static int overlaps_an_input(const rf_call *c, PyArrayObject *array, int may_be_
     return 0;
 }
 
-/* The next argument as an array to write to: of exactly the type and shape. A new reference. */
+/* The next argument as an array to write to, which must have the exact type and shape. A new
+   reference. */
 static PyArrayObject *next_target(rf_call *c, const char *name, const char *shape, int type) {
     PyObject *argument = rf_next(c, name);
     if (!argument) return NULL;
@@ -438,7 +439,8 @@ static PyArrayObject *next_target(rf_call *c, const char *name, const char *shap
     return (PyArrayObject *)Py_NewRef(argument);
 }
 
-/* A new array, laid out as `like` is (its last axis contiguous in any case). */
+/* A new array with the memory layout of `like`, or NULL; its last axis is contiguous in any case.
+ */
 static PyArrayObject *new_array(rf_call *c, const char *shape, int type, PyArrayObject *like) {
     npy_intp dims[MAX_NDIM + 8];
     const int ndim = rf_dims_of(c, shape, dims);
@@ -458,8 +460,8 @@ static PyArrayObject *argument_named(const rf_call *c, const char *name) {
     return NULL;
 }
 
-/* A result: new, or given by the caller and written to through a temporary where the kernel could
-   not write to it directly. */
+/* A result: a new array, or one given by the caller, which is written through a temporary if the
+   kernel cannot write to it directly. */
 static void *out(rf_call *c, const char *name, const char *shape, int type, const char *like,
                  rf_strides *strides, int may_be_the_input) {
     if (c->failed) return NULL;
@@ -553,8 +555,8 @@ int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape)
 
 /* ---- the end of a call --------------------------------------------------------------------- */
 
-/* Copy temporaries to where the caller wants them, and let go of everything; `result` too if
-   that fails. */
+/* Copy temporaries to the caller's arrays and release everything, and `result` too if a copy fails.
+ */
 static PyObject *release(rf_call *c, PyObject *result) {
     if (!result) c->failed = 1;
     for (size_t i = 0; i < c->arrays; i++) {
@@ -565,7 +567,7 @@ static PyObject *release(rf_call *c, PyObject *result) {
         Py_DECREF(a->used);
         Py_DECREF(a->given);
     }
-    rf_pool_give(c->scratch);
+    rf_pool_release(c->scratch);
     if (c->failed) Py_CLEAR(result);
     return result;
 }

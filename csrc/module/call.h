@@ -1,6 +1,6 @@
 /* call.h: one call from Python, from its arguments to its result.
 
-   A binding takes its arguments one after another and names each once, with its shape in letters:
+   A binding takes its arguments in order and names each once, with its shape in letters:
 
        rf_call c;
        rf_begin(&c, module, args, nargs, "linear_forward");
@@ -8,12 +8,12 @@
        const void *w = rf_in(&c, "weight", "co ci");
        void *y = rf_out(&c, "out", "n... co");
 
-   The letters are the check: the first array that has a letter gives its size, and the others must
-   agree. `n...` stands for any number of leading axes (n is their product), and an axis with a
-   question mark may be missing from all arrays of a call alike, as if it had size 1. The first real
+   The letters are the check: the first array with a letter defines its size, and the others must
+   agree. `n...` stands for any number of leading axes (n is their product). An axis with a question
+   mark may be missing, but then from all arrays of the call, as if it had size 1. The first real
    array decides between float32 and float64.
 
-   Failures stick: the first sets Python's error, the rest of the binding does nothing, and
+   Failures are sticky: the first one sets Python's error, the rest of the binding does nothing, and
    rf_return releases everything. Everything that can fail happens before the kernel runs. */
 #ifndef RF_CALL_H
 #define RF_CALL_H
@@ -30,14 +30,14 @@ enum {
     RF_TEXT = 512, // of a message
 };
 
-/* A letter, and the size that some array gave it. */
+/* A letter, and the size that the first array with it has. */
 typedef struct {
     const char *name;
-    size_t length; // of the name, which is part of a longer text
+    size_t length; // of the name, which is a part of a longer string
     size_t size;
-    const char *owner;         // the argument that gave it
+    const char *owner;         // the argument that defined it
     int missing;               // an optional axis that this call's arrays do not have
-    const Py_ssize_t *leading; // of `n...`: the leading axes themselves
+    const Py_ssize_t *leading; // for `n...`: the leading axes themselves
     int leading_axes;
 } rf_size_entry;
 
@@ -49,7 +49,7 @@ typedef struct {
 } rf_array;
 
 typedef struct {
-    rf_run run; // first, so that the poll finds its call
+    rf_run run; // first, so that poll can cast it to its call
     PyThreadState *thread;
     int64_t next_poll; // milliseconds
 
@@ -71,12 +71,13 @@ int rf_call_init(void);
 void rf_begin(rf_call *c, PyObject *module, PyObject *const *args, Py_ssize_t nargs,
               const char *op);
 
-/* Fail, if nothing has before; and the next argument, NULL (failed) if there is none. */
+/* Fail with an error (only if the call has not failed yet); the next argument, or NULL and a
+   failure if there are no more. */
 #define RF_FAIL(c, error, ...) (PyErr_Format(error, __VA_ARGS__), (c)->failed = 1)
 PyObject *rf_next(rf_call *c, const char *name);
 
-/* Real arrays to read: contiguous ones are used as they are, others copied. With strides, all
-   whose last axis is contiguous are used as they are. `_or_none` gives NULL for None. */
+/* Real arrays to read. Contiguous ones are used directly, others copied; with strides, all whose
+   last axis is contiguous are used directly. `_or_none` returns NULL for None. */
 const void *rf_in(rf_call *c, const char *name, const char *shape);
 const void *rf_in_or_none(rf_call *c, const char *name, const char *shape);
 const void *rf_in_strided(rf_call *c, const char *name, const char *shape, rf_strides *strides);
@@ -88,21 +89,22 @@ const int64_t *rf_in_labels(rf_call *c, const char *name, const char *shape, siz
                             int64_t ignore);
 const uint8_t *rf_in_mask_or_none(rf_call *c, const char *name, const char *shape);
 
-/* Results that the caller may give: None for a new array, or the array to write to. `_over` may be
-   exactly the memory of an input, any other overlap is written as if the input were a copy.
-   `_like` lays a new array out as `like`, an argument taken before, is laid out. */
+/* Results: the argument is the array to write to, or None for a new array. With `_over` it may be
+   exactly the memory of an input; any other overlap gives the result that a copy of the input
+   would.
+   `_like`: a new array has the memory layout of `like`, an argument taken before. */
 void *rf_out(rf_call *c, const char *name, const char *shape);
 void *rf_out_over(rf_call *c, const char *name, const char *shape);
 void *rf_out_like(rf_call *c, const char *name, const char *shape, const char *like,
                   rf_strides *strides);
 int32_t *rf_out_buckets(rf_call *c, const char *name, const char *shape);
 
-/* Results that are always new: these take no argument. */
+/* Results that are always new arrays. These take no argument. */
 void *rf_new(rf_call *c, const char *shape);
 void *rf_new_like(rf_call *c, const char *shape, const char *like, rf_strides *strides);
 void *rf_nothing(rf_strides *strides); // NULL
 
-/* An array to update in place; `_or_none` gives NULL for None. Not part of rf_return's result. */
+/* An array to update in place; `_or_none` returns NULL for None. Not part of rf_return's result. */
 void *rf_inout(rf_call *c, const char *name, const char *shape);
 void *rf_inout_or_none(rf_call *c, const char *name, const char *shape);
 int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape);
@@ -113,42 +115,43 @@ double rf_probability(rf_call *c, const char *name); // at least 0, below 1
 int64_t rf_int64(rf_call *c, const char *name);
 uint64_t rf_uint64(rf_call *c, const char *name);
 size_t rf_count(rf_call *c, const char *name);     // an integer of at least 0
-const char *rf_name(rf_call *c, const char *name); // a string that lives as long as the call
+const char *rf_name(rf_call *c, const char *name); // a string, valid during the call
 rf_activation rf_activation_of(rf_call *c, const char *name);
 size_t rf_factors(rf_call *c, const char *name, int32_t *factors, size_t *product, size_t *half);
 void rf_workers(rf_call *c); // the last argument: threads the call may use, c->run.workers
 
-/* spec.c: what a query may attend to, and how: one argument, an AttentionSpec. Says how the query
-   array is called, and which shapes the keys and the mask have. Its sizes, and what follows from
-   them, are known once all arrays are: rf_attention_sizes. */
+/* spec.c: the options of an attention: one argument, an AttentionSpec. Also returns the name of the
+   query array and the shapes of the keys and of the mask. Once all arrays are taken,
+   rf_attention_sizes fills in the sizes, and rf_attention_complete what follows from them. */
 rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask);
 void rf_attention_sizes(rf_call *c, rf_attention *a);
 void rf_attention_complete(rf_attention *a);
 
-/* One token's attention to a cache: an AttentionSpec and the layer norm's eps; and its sizes once all
-   arrays are known, if those that it has to have are there. */
+/* The attention of one new token to a cache: an AttentionSpec and the layer norm's eps. Once all
+   arrays are taken, the second fills in the sizes, and fails if a required array is missing. */
 rf_decoding rf_decoding_of(rf_call *c);
 void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets);
 
-/* Arrays that an attention has or has not: keys (not with shared_qk) and buckets (only where it
-   hashes). NULL, and None is the only argument accepted, where it has not. */
+/* Arrays that only some attentions have: keys (not with shared_qk) and buckets (only if it hashes).
+   Otherwise the argument must be None, and these return NULL. */
 const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, const char *shape,
                        rf_strides *strides);
 const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name,
                              const char *shape);
 
-/* Give a letter a size that no array has. */
+/* Define the size of a letter that no array defines. */
 void rf_let(rf_call *c, const char *letter, size_t size, const char *owner);
 
-/* shape.c: check an array against its letters and learn those that are new, 0 if it fails; the
-   shape that letters give, its number of axes; and whether the arrays of this call have an axis. */
+/* shape.c: check an array against its letters and define those that are new, 0 if it fails; write
+   the shape of some letters into dims, and return its length; whether the arrays of this call have
+   an axis. */
 int rf_check_shape(rf_call *c, PyObject *array, int ndim, const Py_ssize_t *dims, const char *name,
                    const char *shape);
 int rf_dims_of(const rf_call *c, const char *shape, Py_ssize_t *dims);
 int rf_has_axis(const rf_call *c, const char *letter);
 
-/* The size of a letter, 0 if nothing has given it (then the call has failed, or its array is
-   None); and a product of two, SIZE_MAX if it overflows. */
+/* The size of a letter, 0 if it is not defined (then the call has failed, or its array is None);
+   the product of two sizes, SIZE_MAX if it overflows. */
 size_t rf_size(const rf_call *c, const char *letter);
 size_t rf_product(size_t a, size_t b);
 
@@ -156,7 +159,7 @@ size_t rf_product(size_t a, size_t b);
 #define RF_CALL(c, op, ...)                                                                        \
     (rf_is_double(c) ? (c)->core->f64->op(__VA_ARGS__) : (c)->core->f32->op(__VA_ARGS__))
 
-/* Run a kernel without the GIL, unless something has failed before. */
+/* Run a kernel without the GIL, unless the call has failed. */
 #define RF_RUN(c, op, ...)                                                                         \
     do {                                                                                           \
         if (rf_start(c)) {                                                                         \
@@ -165,7 +168,7 @@ size_t rf_product(size_t a, size_t b);
         }                                                                                          \
     } while (0)
 
-/* ... and one that gives a number. */
+/* The same for a kernel that returns a number. */
 #define RF_RUN_DOUBLE(c, result, op, ...)                                                          \
     do {                                                                                           \
         if (rf_start(c)) {                                                                         \
@@ -176,20 +179,20 @@ size_t rf_product(size_t a, size_t b);
 
 int rf_is_double(const rf_call *c);
 
-/* The results, or NULL with the error set: nothing is held after these. */
-PyObject *rf_return(rf_call *c); // one array, or a tuple, or None where there is none
+/* The results, or NULL with the error set. These end the call and release everything it holds. */
+PyObject *rf_return(rf_call *c); // an array, a tuple of arrays, or None
 PyObject *rf_return_doubles(rf_call *c, const double *values, Py_ssize_t n);
 
-/* pool.c: memory, 64-byte aligned; NULL where there is none. */
-void *rf_pool_take(size_t bytes);
-void rf_pool_give(void *memory);
+/* pool.c: memory, 64-byte aligned; NULL if there is not enough. */
+void *rf_pool_acquire(size_t bytes);
+void rf_pool_release(void *memory);
 
 /* run.c: scratch for the kernel (64-byte aligned), the GIL, Ctrl-C and fork. */
 void *rf_scratch(rf_call *c, size_t bytes);
-int rf_start(rf_call *c);   // let go of the GIL; 0 if the call has failed
-void rf_finish(rf_call *c); // take it back; fails if somebody has asked the kernel to stop
-int rf_run_init(void);      // watch for forks
-int rf_forked(void);        // is this a child of a fork?
+int rf_start(rf_call *c);   // release the GIL; 0 if the call has failed
+void rf_finish(rf_call *c); // acquire it again; the call has failed if the kernel was stopped
+int rf_run_init(void);      // register the fork handler
+int rf_forked(void);        // was this process forked?
 
 /* module.c: the core in use. */
 const rf_core *rf_module_core(PyObject *module);

@@ -9,7 +9,7 @@
 #define COMPILER "unknown"
 #endif
 
-/* The one thing that can change in a module: a pointer, read once a call. */
+/* The module's only mutable state: a pointer, read once per call. */
 typedef struct {
     _Atomic(const rf_core *) core;
 } module_state;
@@ -34,7 +34,7 @@ static PyObject *names(int only_those_that_run) {
     return tuple;
 }
 
-/* Use the core of this name; NULL is the best one. */
+/* Use the core of this name, or the best one if NULL. */
 static int select_core(PyObject *module, const char *name, const char *who, PyObject *error) {
     for (size_t i = 0; rf_core_at(i); i++) {
         if (name && strcmp(name, rf_core_at(i)->name) != 0) continue;
@@ -88,14 +88,15 @@ static PyMethodDef methods[] = {
     {"isa", isa, METH_NOARGS, "The instruction set in use."},
     {"isas", isas, METH_NOARGS, "The instruction sets that this machine can run, best first."},
     {"isas_built", isas_built, METH_NOARGS, "All instruction sets that were built."},
-    {"pool_enter", rf_pool_enter, METH_NOARGS, "Use freed memory again; for pool_exit."},
-    {"pool_exit", rf_pool_exit, METH_O, "No longer; what pool_enter gave."},
-    {"pool_waiting", rf_pool_waiting, METH_NOARGS, "Bytes that are free and kept."},
-    {"pool_release", rf_pool_release, METH_NOARGS, "Give them to the system; how many."},
-    {"pool_memory", rf_pool_memory, METH_O, "Bytes of memory, of which a part may be kept."},
-    {"openmp_threads", rf_openmp_threads, METH_NOARGS, "Threads that OpenMP gives this thread."},
-    {"openmp_processors", rf_openmp_processors, METH_NOARGS, "Those that OpenMP binds threads to."},
-    {"forked", forked, METH_NOARGS, "Is this process a child of a fork? Its calls are serial."},
+    {"pool_enter", rf_pool_enter, METH_NOARGS, "Reuse freed memory; returns what pool_exit needs."},
+    {"pool_exit", rf_pool_exit, METH_O, "End a pool_enter, whose result is the argument."},
+    {"pool_cached", rf_pool_cached, METH_NOARGS, "Bytes that are free and cached."},
+    {"pool_trim", rf_pool_trim, METH_NOARGS, "Return cached bytes to the system; their number."},
+    {"pool_set_memory", rf_pool_set_memory, METH_O,
+     "Set the total memory; a part may stay cached."},
+    {"openmp_threads", rf_openmp_threads, METH_NOARGS, "omp_get_max_threads() of this thread."},
+    {"openmp_processors", rf_openmp_processors, METH_NOARGS, "Processors that OpenMP binds to."},
+    {"forked", forked, METH_NOARGS, "Whether this process was forked; its calls are then serial."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -110,9 +111,8 @@ static int execute(PyObject *module) {
     const long limit = rf_openmp_thread_limit();
     if (PyModule_AddIntConstant(module, "openmp_thread_limit", limit) < 0) return -1;
     if (PyModule_AddStringConstant(module, "compiler", COMPILER) < 0) return -1;
-    const char *wanted = getenv("REFORMER_C_ISA");
-    return select_core(module, wanted && *wanted ? wanted : NULL, "REFORMER_C_ISA",
-                       PyExc_ImportError);
+    const char *name = getenv("REFORMER_C_ISA");
+    return select_core(module, name && *name ? name : NULL, "REFORMER_C_ISA", PyExc_ImportError);
 }
 
 static PyModuleDef_Slot slots[] = {
@@ -129,7 +129,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "_core",
-    .m_doc = "The core of reformer_c; reformer_c.ops is its documented face.",
+    .m_doc = "The C core of reformer_c; reformer_c.ops is its documented interface.",
     .m_size = sizeof(module_state),
     .m_methods = methods,
     .m_slots = slots,

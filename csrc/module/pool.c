@@ -1,13 +1,15 @@
-/* pool.c: memory that a pass through a model uses again.
+/* pool.c: memory that a pass through a model reuses.
 
-   A pass (through a model, or whatever runs within rc.memory_used_again) makes and frees large
-   arrays and scratch hundreds of times. The system gives memory back zeroed, page by page, which
-   can cost a tenth of a training step. So between rf_pool_enter and rf_pool_exit large blocks come
-   from one region of addresses: what is freed waits, with its pages, and serves whoever fits where
-   most pages are, NumPy's arrays by way of its data memory handler (NEP 49). Pages that would make
-   a pass take more than it ever used at once go back to the system, and between passes all but some
-   that the next one begins with, and the addresses above all blocks. Where the process's addresses
-   are limited (ulimit -v), none are reserved: the system's own allocator serves. */
+   A pass (through a model, or any code within rc.memory_used_again) allocates and frees large
+   arrays and scratch hundreds of times. The system returns memory zeroed, page by page, which can
+   take a tenth of a training step. So between rf_pool_enter and rf_pool_exit large blocks come from
+   one reserved region of addresses, NumPy's arrays through its data memory handler (NEP 49). Freed
+   blocks stay committed and are reused, best fit by already-touched pages.
+
+   Pages go back to the system when a pass would otherwise hold more than its high-water mark, and
+   between passes, except a part that the next one starts with; so do the addresses above all
+   blocks. If the process's addresses are limited (ulimit -v), none are reserved and the system's
+   allocator is used. */
 #include "bind.h"
 
 #include <numpy/arrayobject.h>
@@ -17,35 +19,35 @@
 
 #define LARGE ((size_t)1 << 18)
 #define HUGE_PAGE ((size_t)1 << 21)
-#define SLACK ((size_t)1 << 25) // bytes that may wait between blocks, where none fits
-enum { ALIGN = 64, TRACED = 0x5246 };
+#define SLACK ((size_t)1 << 25) // bytes that may be cached in gaps too small for any block
+enum { ALIGN = 64, TRACE_DOMAIN = 0x5246 };
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif
 #ifndef MAP_FIXED_NOREPLACE
-#define MAP_FIXED_NOREPLACE 0 // a wish then
+#define MAP_FIXED_NOREPLACE 0 // the address is then only a hint
 #endif
 
-/* What lies before a block's memory. */
+/* The header before a block's memory. */
 typedef struct block {
-    void *raw;          // from malloc; NULL is from the region
-    size_t size, bytes; // with this header; of memory
+    void *raw;          // from malloc; NULL if from the region
+    size_t size, bytes; // of the block with this header; requested
     struct block *below;
-    enum { USED, WAITING, EMPTY } state; // empty: free, and its pages are the system's
+    enum { USED, CACHED, UNCOMMITTED } state; // free: CACHED with its pages, UNCOMMITTED without
 } block;
 
-_Static_assert(sizeof(block) <= ALIGN, "the header leaves the memory aligned");
+_Static_assert(sizeof(block) <= ALIGN, "the header must leave the memory aligned");
 
 static struct {
     pthread_mutex_t lock;
-    size_t memory; // bytes that there are, of the machine or its container
-    size_t passes; // that are under way
+    size_t total_memory; // of the machine or its container
+    size_t passes;       // now running
 
-    // the region: addresses that blocks tile from the bottom up
+    // the region: a range of addresses, filled with adjacent blocks from the bottom
     char *base;
-    size_t reserved, open, top; // of them; that may be touched; where blocks end
-    size_t used, waiting, most; // bytes in use, free and kept; the most that was in use
+    size_t reserved, accessible, top; // its length; bytes mapped read-write; the end of the blocks
+    size_t used, cached, high_water;  // bytes of USED and of CACHED blocks; the maximum of `used`
     block *last;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -57,15 +59,15 @@ static void unlock(void) {
     pthread_mutex_unlock(&pool.lock);
 }
 
-static size_t up_to(size_t multiple, size_t bytes) {
+static size_t round_up_to(size_t multiple, size_t bytes) {
     return (bytes + multiple - 1) / multiple * multiple;
 }
 
-/* Large pages where the system has them: memory that is used at once would cost more in page
-   faults of 4 KiB than in work. */
-static void ask_for_large_pages(void *start, size_t bytes) {
+/* Ask for large pages: for memory that is used right away, page faults of 4 KiB can cost more than
+   the work. */
+static void advise_large_pages(void *start, size_t bytes) {
 #ifdef MADV_HUGEPAGE
-    const size_t first = up_to(HUGE_PAGE, (uintptr_t)start);
+    const size_t first = round_up_to(HUGE_PAGE, (uintptr_t)start);
     const size_t last = ((uintptr_t)start + bytes) / HUGE_PAGE * HUGE_PAGE;
     if (first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);
 #else
@@ -75,7 +77,7 @@ static void ask_for_large_pages(void *start, size_t bytes) {
 
 /* ---- the region ---- */
 
-static int limited(int resource) {
+static int is_limited(int resource) {
     struct rlimit limit;
     return getrlimit(resource, &limit) < 0 || limit.rlim_cur != RLIM_INFINITY;
 }
@@ -86,7 +88,7 @@ static char *map_addresses(char *at, size_t bytes, int flags) {
     return got == MAP_FAILED ? NULL : got;
 }
 
-/* Above the blocks that are left, as far as nobody else has come there. */
+/* Extend the region upwards, if those addresses are free. */
 static int reserve_above(size_t bytes) {
     char *end = pool.base + pool.reserved;
     char *at = map_addresses(end, bytes, MAP_FIXED_NOREPLACE);
@@ -101,7 +103,7 @@ static int reserve_anywhere(size_t bytes) {
     char *at = map_addresses(NULL, bytes + HUGE_PAGE, 0);
     if (!at) return 0;
     char *end = at + bytes + HUGE_PAGE;
-    pool.base = (char *)up_to(HUGE_PAGE, (uintptr_t)at);
+    pool.base = (char *)round_up_to(HUGE_PAGE, (uintptr_t)at);
     pool.reserved = bytes;
     if (pool.base > at) munmap(at, (size_t)(pool.base - at));
     if (end > pool.base + bytes) munmap(pool.base + bytes, (size_t)(end - pool.base) - bytes);
@@ -109,24 +111,24 @@ static int reserve_anywhere(size_t bytes) {
 }
 
 static int reserve_more(void) {
-    size_t bytes = up_to(HUGE_PAGE, pool.memory);
-    for (; bytes >= 64 * HUGE_PAGE; bytes = up_to(HUGE_PAGE, bytes / 2))
+    size_t bytes = round_up_to(HUGE_PAGE, pool.total_memory);
+    for (; bytes >= 64 * HUGE_PAGE; bytes = round_up_to(HUGE_PAGE, bytes / 2))
         if (pool.base ? reserve_above(bytes) : reserve_anywhere(bytes)) return 1;
     return 0;
 }
 
-/* Give the addresses above all blocks back. */
+/* Return the addresses above all blocks to the system. */
 static void unreserve(void) {
     if (!pool.base) return;
     block *b = pool.last;
-    if (b && b->state == EMPTY) {
+    if (b && b->state == UNCOMMITTED) {
         pool.top = (size_t)((char *)b - pool.base);
         pool.last = b->below;
     }
-    const size_t kept = up_to(HUGE_PAGE, pool.top);
+    const size_t kept = round_up_to(HUGE_PAGE, pool.top);
     if (pool.reserved > kept) munmap(pool.base + kept, pool.reserved - kept);
     pool.reserved = kept;
-    if (pool.open > kept) pool.open = kept;
+    if (pool.accessible > kept) pool.accessible = kept;
     if (!kept) pool.base = NULL;
 }
 
@@ -134,191 +136,195 @@ static block *above(const block *b) {
     return b == pool.last ? NULL : (block *)((char *)b + b->size);
 }
 
-/* `upper` is the block above, or there is none. */
-static void put_on(block *b, block *upper) {
+/* Make b the block below `upper`, or the last block if `upper` is NULL. */
+static void link_below(block *b, block *upper) {
     if (upper)
         upper->below = b;
     else
         pool.last = b;
 }
 
-/* Leave what is above `size` to others, if that is worth a block. */
+/* Split off what is above `size`, if it is large enough for a block. */
 static void split(block *b, size_t size) {
     if (b->size < size + LARGE) return;
     block *upper = above(b), *rest = (block *)((char *)b + size);
     *rest = (block){.size = b->size - size, .below = b, .state = b->state};
-    put_on(rest, upper);
+    link_below(rest, upper);
     b->size = size;
 }
 
-/* One block in place of two. */
-static void join(block *lower, block *upper) {
+/* Merge two adjacent blocks. */
+static void merge(block *lower, block *upper) {
     block *next = above(upper);
     lower->size += upper->size;
-    put_on(lower, next);
+    link_below(lower, next);
 }
 
-/* One block in place of a free one and its neighbours that are as it is. */
-static block *join_neighbours(block *b) {
+/* Merge a free block with neighbours in the same state; returns the merged block. */
+static block *merge_neighbours(block *b) {
     block *upper = above(b);
-    if (upper && upper->state == b->state) join(b, upper);
+    if (upper && upper->state == b->state) merge(b, upper);
     if (!b->below || b->below->state != b->state) return b;
     block *lower = b->below;
-    join(lower, b);
+    merge(lower, b);
     return lower;
 }
 
-/* Give the pages of the upper `bytes` of a block that waits back to the system, or of all of it.
-   Whole large pages: parts of one would come back in small ones. */
-static void give_back(block *b, size_t bytes) {
+/* Return the pages of the upper `bytes` of a cached block, or of all of it, to the system. Whole
+   large pages: a partly returned one would be replaced by small pages. */
+static void decommit(block *b, size_t bytes) {
+    // 1. split the block at a large page
     const uintptr_t end = (uintptr_t)b + b->size;
-    const uintptr_t cut = end / HUGE_PAGE * HUGE_PAGE - up_to(HUGE_PAGE, bytes) - ALIGN;
+    const uintptr_t cut = end / HUGE_PAGE * HUGE_PAGE - round_up_to(HUGE_PAGE, bytes) - ALIGN;
     if (cut > (uintptr_t)b + LARGE) {
         split(b, cut - (uintptr_t)b);
         b = above(b);
     }
-    pool.waiting -= b->size;
-    b->state = EMPTY;
-    uintptr_t first = (uintptr_t)b / HUGE_PAGE * HUGE_PAGE, last = up_to(HUGE_PAGE, end);
-    // pages that lie in neighbours too, if those are as empty, but never the header
-    b = join_neighbours(b);
-    const uintptr_t from = up_to(HUGE_PAGE, (uintptr_t)b + ALIGN);
+    // 2. its pages, including those shared with uncommitted neighbours, but never the header's
+    pool.cached -= b->size;
+    b->state = UNCOMMITTED;
+    uintptr_t first = (uintptr_t)b / HUGE_PAGE * HUGE_PAGE, last = round_up_to(HUGE_PAGE, end);
+
+    b = merge_neighbours(b);
+    const uintptr_t from = round_up_to(HUGE_PAGE, (uintptr_t)b + ALIGN);
     const uintptr_t to = ((uintptr_t)b + b->size) / HUGE_PAGE * HUGE_PAGE;
     first = first < from ? from : first, last = last > to ? to : last;
     if (first < last) madvise((void *)first, last - first, MADV_DONTNEED);
 }
 
-/* Give pages back, of the largest blocks first, until no more than `limit` bytes wait. */
-static void empty(size_t limit) {
-    while (pool.waiting > limit) {
+/* Return pages to the system, of the largest blocks first, until at most `limit` bytes are cached.
+ */
+static void trim(size_t limit) {
+    while (pool.cached > limit) {
         block *largest = NULL;
         for (block *b = pool.last; b; b = b->below)
-            if (b->state == WAITING && (!largest || b->size > largest->size)) largest = b;
-        give_back(largest, pool.waiting - limit);
+            if (b->state == CACHED && (!largest || b->size > largest->size)) largest = b;
+        decommit(largest, pool.cached - limit);
     }
 }
 
-/* As many addresses as there is memory, or as the system lets us have; they cost nothing. Not where
-   they are counted: there a reservation would leave the program without. */
+/* Reserve as many addresses as there is memory, or as many as possible; they cost nothing. Not if
+   they are limited: a reservation would then leave none to the rest of the program. */
 static void reserve(void) {
-    if (limited(RLIMIT_AS) || limited(RLIMIT_DATA)) return;
+    if (is_limited(RLIMIT_AS) || is_limited(RLIMIT_DATA)) return;
     if (reserve_more() || pool.used) return;
-    empty(0); // no block in use keeps the region where others have hemmed it in
+    trim(0); // no block is in use, so the region can move to where there is more room
     unreserve();
     reserve_more();
 }
 
-/* A sixteenth of the memory may wait for the next pass. */
-static void empty_between_passes(void) {
-    empty(pool.memory / 16);
+/* A sixteenth of the memory may stay cached for the next pass. */
+static void trim_between_passes(void) {
+    trim(pool.total_memory / 16);
     unreserve();
 }
 
-/* A new block at the top, empty. */
-static block *new_top(size_t size) {
+/* A new uncommitted block at the top. */
+static block *extend_top(size_t size) {
     if (size > pool.reserved - pool.top) return NULL;
-    const size_t top = pool.top + size, open = up_to(HUGE_PAGE, top);
-    if (open > pool.open) {
-        char *at = pool.base + pool.open;
-        if (mprotect(at, open - pool.open, PROT_READ | PROT_WRITE) < 0) return NULL;
-        ask_for_large_pages(at, open - pool.open);
-        pool.open = open;
+    const size_t top = pool.top + size, accessible = round_up_to(HUGE_PAGE, top);
+    if (accessible > pool.accessible) {
+        char *at = pool.base + pool.accessible;
+        if (mprotect(at, accessible - pool.accessible, PROT_READ | PROT_WRITE) < 0) return NULL;
+        advise_large_pages(at, accessible - pool.accessible);
+        pool.accessible = accessible;
     }
     block *b = (block *)(pool.base + pool.top);
-    *b = (block){.size = size, .below = pool.last, .state = EMPTY};
+    *b = (block){.size = size, .below = pool.last, .state = UNCOMMITTED};
     pool.last = b;
     pool.top = top;
     return b;
 }
 
-/* Bytes without pages among the `size` from free block b on, new ones past the top included;
-   SIZE_MAX where a block in use is in the way. */
-static size_t cold_bytes(const block *b, size_t size) {
-    size_t cold = 0;
+/* How many of the `size` bytes from free block b on have no pages, including new ones past the top;
+   SIZE_MAX if a used block is in the way. */
+static size_t uncommitted_bytes(const block *b, size_t size) {
+    size_t uncommitted = 0;
     for (; b && size > 0; b = above(b)) {
         if (b->state == USED) return SIZE_MAX;
         const size_t part = b->size < size ? b->size : size;
-        if (b->state == EMPTY) cold += part;
+        if (b->state == UNCOMMITTED) uncommitted += part;
         size -= part;
     }
-    return size > pool.reserved - pool.top ? SIZE_MAX : cold + size;
+    return size > pool.reserved - pool.top ? SIZE_MAX : uncommitted + size;
 }
 
-/* Where `size` bytes fit: the place that has most pages, and of such the smallest block. */
-static block *find(size_t size) {
+/* Where `size` bytes fit: the place with the fewest uncommitted bytes, and of those the smallest
+   block. */
+static block *find_best_fit(size_t size) {
     block *best = NULL;
-    size_t least = SIZE_MAX;
+    size_t min_uncommitted = SIZE_MAX;
     for (block *b = pool.last; b; b = b->below) {
         if (b->state == USED) continue;
-        const size_t cold = cold_bytes(b, size);
-        if (cold == SIZE_MAX || cold > least) continue;
-        if (cold == least && b->size > best->size) continue;
-        best = b, least = cold;
+        const size_t uncommitted = uncommitted_bytes(b, size);
+        if (uncommitted == SIZE_MAX || uncommitted > min_uncommitted) continue;
+        if (uncommitted == min_uncommitted && b->size > best->size) continue;
+        best = b, min_uncommitted = uncommitted;
     }
-    return best ? best : new_top(size);
+    return best ? best : extend_top(size);
 }
 
-/* Make one block in use of the first `size` bytes from free block b on. */
-static int occupy(block *b, size_t size) {
+/* Turn the `size` bytes from free block b on into one used block. */
+static int claim(block *b, size_t size) {
     size_t free = 0;
     for (block *upper = b; upper && free < size; upper = above(upper)) free += upper->size;
-    if (free < size && !new_top(size - free)) return 0;
+    if (free < size && !extend_top(size - free)) return 0;
     split(b, size);
-    if (b->state == WAITING) pool.waiting -= b->size;
+    if (b->state == CACHED) pool.cached -= b->size;
     b->state = USED;
     while (b->size < size) {
         block *upper = above(b);
         split(upper, size - b->size);
-        if (upper->state == WAITING) pool.waiting -= upper->size;
-        join(b, upper);
+        if (upper->state == CACHED) pool.cached -= upper->size;
+        merge(b, upper);
     }
     return 1;
 }
 
-static block *take_from_region(size_t bytes) {
-    const size_t size = up_to(ALIGN, bytes + ALIGN);
-    block *b = find(size);
-    if (!b || !occupy(b, size)) return NULL;
+static block *region_acquire(size_t bytes) {
+    const size_t size = round_up_to(ALIGN, bytes + ALIGN);
+    block *b = find_best_fit(size);
+    if (!b || !claim(b, size)) return NULL;
     b->bytes = bytes;
     pool.used += b->size;
-    if (pool.used > pool.most) pool.most = pool.used;
-    empty(pool.most - pool.used + SLACK);
+    if (pool.used > pool.high_water) pool.high_water = pool.used;
+    trim(pool.high_water - pool.used + SLACK);
     return b;
 }
 
-static void give_to_region(block *b) {
+static void region_release(block *b) {
     pool.used -= b->size;
-    pool.waiting += b->size;
-    b->state = WAITING;
-    join_neighbours(b);
-    if (!pool.passes) empty_between_passes();
+    pool.cached += b->size;
+    b->state = CACHED;
+    merge_neighbours(b);
+    if (!pool.passes) trim_between_passes();
 }
 
 /* ---- memory from the region, or from the system ---- */
 
-static block *new_block(size_t bytes, int zeroed) {
+static block *system_block(size_t bytes, int zeroed) {
     if (bytes > SIZE_MAX - 2 * ALIGN) return NULL;
     void *raw = zeroed ? calloc(1, bytes + 2 * ALIGN) : malloc(bytes + 2 * ALIGN);
     if (!raw) return NULL;
-    block *b = (block *)up_to(ALIGN, (uintptr_t)raw);
+    block *b = (block *)round_up_to(ALIGN, (uintptr_t)raw);
     *b = (block){.raw = raw, .bytes = bytes};
-    ask_for_large_pages((char *)b + ALIGN, bytes);
+    advise_large_pages((char *)b + ALIGN, bytes);
     return b;
 }
 
-static void *take(size_t bytes, int zeroed) {
+static void *acquire(size_t bytes, int zeroed) {
     block *b = NULL;
     if (bytes >= LARGE && bytes < SIZE_MAX / 2) {
         lock();
-        if (pool.passes) b = take_from_region(bytes);
+        if (pool.passes) b = region_acquire(bytes);
         unlock();
         if (b && zeroed) memset((char *)b + ALIGN, 0, bytes);
     }
-    if (!b) b = new_block(bytes, zeroed);
+    if (!b) b = system_block(bytes, zeroed);
     return b ? (char *)b + ALIGN : NULL;
 }
 
-static void give(void *memory) {
+static void release(void *memory) {
     if (!memory) return;
     block *b = (block *)((char *)memory - ALIGN);
     if (b->raw) {
@@ -326,37 +332,37 @@ static void give(void *memory) {
         return;
     }
     lock();
-    give_to_region(b);
+    region_release(b);
     unlock();
 }
 
-/* Scratch of a kernel, which tracemalloc sees. */
-void *rf_pool_take(size_t bytes) {
-    void *memory = take(bytes, 0);
-    if (memory) PyTraceMalloc_Track(TRACED, (uintptr_t)memory, bytes);
+/* Scratch of a kernel, reported to tracemalloc. */
+void *rf_pool_acquire(size_t bytes) {
+    void *memory = acquire(bytes, 0);
+    if (memory) PyTraceMalloc_Track(TRACE_DOMAIN, (uintptr_t)memory, bytes);
     return memory;
 }
 
-void rf_pool_give(void *memory) {
-    if (memory) PyTraceMalloc_Untrack(TRACED, (uintptr_t)memory);
-    give(memory);
+void rf_pool_release(void *memory) {
+    if (memory) PyTraceMalloc_Untrack(TRACE_DOMAIN, (uintptr_t)memory);
+    release(memory);
 }
 
 /* ---- NumPy's arrays ---- */
 
 static void *array_malloc(void *context, size_t bytes) {
     (void)context;
-    return take(bytes, 0);
+    return acquire(bytes, 0);
 }
 
 static void *array_calloc(void *context, size_t count, size_t bytes) {
     (void)context;
-    return bytes && count > SIZE_MAX / bytes ? NULL : take(count * bytes, 1);
+    return bytes && count > SIZE_MAX / bytes ? NULL : acquire(count * bytes, 1);
 }
 
 static void array_free(void *context, void *memory, size_t bytes) {
     (void)context, (void)bytes;
-    give(memory);
+    release(memory);
 }
 
 static void *array_realloc(void *context, void *memory, size_t bytes) {
@@ -364,7 +370,7 @@ static void *array_realloc(void *context, void *memory, size_t bytes) {
     if (!memory || !larger) return larger;
     const size_t had = ((block *)((char *)memory - ALIGN))->bytes;
     memcpy(larger, memory, had < bytes ? had : bytes);
-    give(memory);
+    release(memory);
     return larger;
 }
 
@@ -374,7 +380,7 @@ static PyDataMem_Handler handler = {
     .allocator = {NULL, array_malloc, array_calloc, array_realloc, array_free},
 };
 
-/* From now on arrays of this context come from the pool; the handler that they came from. */
+/* From now on, arrays of this context come from the pool. Returns the previous handler. */
 PyObject *rf_pool_enter(PyObject *module, PyObject *none) {
     (void)module, (void)none;
     PyObject *capsule = PyCapsule_New(&handler, "mem_handler", NULL);
@@ -384,7 +390,7 @@ PyObject *rf_pool_enter(PyObject *module, PyObject *none) {
     lock();
     if (pool.passes++ == 0) {
         reserve();
-        pool.most = pool.used + pool.waiting; // what is here now has been paid for
+        pool.high_water = pool.used + pool.cached; // cached pages may all be reused
     }
     unlock();
     return before;
@@ -400,40 +406,40 @@ PyObject *rf_pool_exit(PyObject *module, PyObject *before) {
     if (!mine) return NULL;
     Py_DECREF(mine);
     lock();
-    if (pool.passes > 0 && --pool.passes == 0) empty_between_passes();
+    if (pool.passes > 0 && --pool.passes == 0) trim_between_passes();
     unlock();
     Py_RETURN_NONE;
 }
 
-/* Bytes that are free and kept: the process has them, and a pass may use them. */
-PyObject *rf_pool_waiting(PyObject *module, PyObject *none) {
+/* Bytes that are cached: a part of the process's memory, available to a pass. */
+PyObject *rf_pool_cached(PyObject *module, PyObject *none) {
     (void)module, (void)none;
     lock();
-    const size_t waiting = pool.waiting;
+    const size_t cached = pool.cached;
     unlock();
-    return PyLong_FromSize_t(waiting);
+    return PyLong_FromSize_t(cached);
 }
 
-/* Give all that is free and kept back to the system; how many bytes. */
-PyObject *rf_pool_release(PyObject *module, PyObject *none) {
+/* Return all cached bytes to the system; returns their number. */
+PyObject *rf_pool_trim(PyObject *module, PyObject *none) {
     (void)module, (void)none;
     lock();
-    const size_t before = pool.waiting;
-    empty(0);
+    const size_t before = pool.cached;
+    trim(0);
     if (!pool.passes) unreserve();
-    const size_t released = before - pool.waiting;
+    const size_t released = before - pool.cached;
     unlock();
     return PyLong_FromSize_t(released);
 }
 
-/* From now on this is the memory that there is. */
-PyObject *rf_pool_memory(PyObject *module, PyObject *bytes) {
+/* Set the total memory, of which a sixteenth may stay cached. */
+PyObject *rf_pool_set_memory(PyObject *module, PyObject *bytes) {
     (void)module;
     const size_t memory = PyLong_AsSize_t(bytes);
     if (memory == (size_t)-1 && PyErr_Occurred()) return NULL;
     lock();
-    pool.memory = memory < SIZE_MAX / 2 ? memory : SIZE_MAX / 2;
-    if (!pool.passes) empty_between_passes();
+    pool.total_memory = memory < SIZE_MAX / 2 ? memory : SIZE_MAX / 2;
+    if (!pool.passes) trim_between_passes();
     unlock();
     Py_RETURN_NONE;
 }

@@ -1,5 +1,5 @@
-/* run.c: how a kernel runs: with scratch, without the GIL, stoppable by Ctrl-C, and serial after a
-   fork. */
+/* run.c: runs a kernel: with scratch, without the GIL, interruptible by Ctrl-C, and with one thread
+   after a fork. */
 #include "call.h"
 
 #include <pthread.h>
@@ -24,12 +24,12 @@ static void no_memory(rf_call *c, size_t bytes) {
 
 void *rf_scratch(rf_call *c, size_t bytes) {
     if (c->failed || bytes == 0) return NULL;
-    c->scratch = rf_pool_take(bytes);
+    c->scratch = rf_pool_acquire(bytes);
     if (!c->scratch) no_memory(c, bytes);
     return c->scratch;
 }
 
-/* libgomp's threads do not survive a fork, and it waits for them for ever. */
+/* libgomp's threads do not survive a fork, and a parallel region would wait for them forever. */
 static atomic_int forked;
 
 static void in_child(void) {
@@ -40,7 +40,7 @@ int rf_forked(void) {
     return atomic_load(&forked);
 }
 
-/* Modules are made once a process as a rule, but a second import after a failed one is legal. */
+/* Usually called once per process, but a second import after a failed one is legal. */
 int rf_run_init(void) {
     static atomic_flag watching = ATOMIC_FLAG_INIT;
     if (atomic_flag_test_and_set(&watching)) return 0;
@@ -59,8 +59,8 @@ static int64_t now(void) {
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* The clock is cheap and the GIL is not. A signal handler that raises stops the kernel; its
-   exception stays with the thread until rf_finish. */
+/* Reads the clock first, since taking the GIL is expensive. A signal handler that raises stops the
+   kernel; its exception stays set until rf_finish. */
 static void poll(rf_run *run) {
     rf_call *c = (rf_call *)run;
     const int64_t time = now();

@@ -1,4 +1,4 @@
-/* scalars.c: the arguments that are not arrays. */
+/* scalars.c: arguments that are not arrays. */
 #include "call.h"
 
 #include <limits.h>
@@ -26,7 +26,7 @@ double rf_probability(rf_call *c, const char *name) {
     return value;
 }
 
-/* Any object with __index__, within 64 bits of either sign. */
+/* An integer (any object with __index__) of 64 bits, signed or unsigned. */
 static uint64_t bits_of(rf_call *c, const char *name, const char *range, int is_signed) {
     PyObject *argument = rf_next(c, name);
     PyObject *number = argument ? PyNumber_Index(argument) : NULL;
@@ -66,7 +66,7 @@ const char *rf_name(rf_call *c, const char *name) {
     return text ? text : "";
 }
 
-/* In the order of rf_activation. */
+/* Names, in the order of rf_activation. */
 static const char *const activations[] = {
     "relu",      "gelu",    "gelu_new",   "silu",         "tanh", "gelu_10",
     "hardswish", "laplace", "leaky_relu", "linear",       "mish", "quick_gelu",

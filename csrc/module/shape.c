@@ -1,4 +1,5 @@
-/* shape.c: shapes in letters: the check of an array, and the sizes that it gives. */
+/* shape.c: checks the shapes of arrays, which are given in letters, and keeps the sizes of letters.
+ */
 #include "call.h"
 
 enum { MAX_AXES = 8 };
@@ -9,7 +10,7 @@ typedef struct {
     enum { PLAIN, OPTIONAL, LEADING } kind;
 } axis;
 
-/* Cut "b? h? t d" or "n... c" into its axes. */
+/* Split "b? h? t d" or "n... c" into its axes. */
 static size_t axes_of(const char *shape, axis *axes) {
     size_t n = 0;
     while (*shape) {
@@ -56,7 +57,7 @@ size_t rf_product(size_t a, size_t b) {
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
 }
 
-/* Append the shape in words: (b, h, t, d). */
+/* Append the shape as in Python: (b, h, t, d). */
 static void write_shape(const rf_call *c, char *text, const axis *axes, size_t n) {
     const char *comma = "";
     size_t written = 0;
@@ -74,7 +75,8 @@ static void write_shape(const rf_call *c, char *text, const axis *axes, size_t n
     strcat(text, written == 1 && axes->kind != LEADING ? ",)" : ")");
 }
 
-/* All shapes that the letters allow: without the first optional axis, without the first two... */
+/* Append all shapes that the letters allow: without the first optional axis, without the first
+ * two... */
 static void write_shapes(const rf_call *c, char *text, const axis *axes, size_t n) {
     write_shape(c, text, axes, n);
     size_t free_axes = 0;
@@ -104,7 +106,7 @@ static void wrong_shape(rf_call *c, PyObject *array, const char *name, const axi
     Py_XDECREF(shape);
 }
 
-/* Optional axes that nobody has spoken of yet: the rank of this array decides. */
+/* Decide whether optional axes are missing, by the rank of the first array that could have them. */
 static void bind_missing(rf_call *c, const axis *axes, size_t n, int ndim, const char *name) {
     size_t absent = n > (size_t)ndim ? n - (size_t)ndim : 0;
     for (size_t i = 0; i < n && absent > 0; i++) {
@@ -114,7 +116,7 @@ static void bind_missing(rf_call *c, const axis *axes, size_t n, int ndim, const
     }
 }
 
-/* The leading axes of `n...`: free the first time, the same ever after. */
+/* The leading axes of `n...`: the first array defines them, the others must have the same. */
 static int check_leading(rf_call *c, PyObject *array, const char *name, const axis *axes, size_t n,
                          const Py_ssize_t *dims, int leading) {
     const rf_size_entry *e = find(c, axes->name, axes->length);
@@ -124,7 +126,7 @@ static int check_leading(rf_call *c, PyObject *array, const char *name, const ax
             if (dims[i] == 0) product = 0;
         for (int i = 0; i < leading && product; i++) product = rf_product(product, (size_t)dims[i]);
         rf_size_entry *new = bind(c, axes, product, name);
-        new->leading = dims; // of an array that the call holds
+        new->leading = dims; // stays valid: the call holds the array
         new->leading_axes = leading;
         return 1;
     }
@@ -134,7 +136,7 @@ static int check_leading(rf_call *c, PyObject *array, const char *name, const ax
     return same;
 }
 
-/* Check an array against its letters, and learn the letters that are new. */
+/* Check an array against its letters, and define the letters that are new. */
 int rf_check_shape(rf_call *c, PyObject *array, int ndim, const Py_ssize_t *dims, const char *name,
                    const char *shape) {
     axis axes[MAX_AXES];
@@ -143,10 +145,11 @@ int rf_check_shape(rf_call *c, PyObject *array, int ndim, const Py_ssize_t *dims
     const int leading = has_leading ? ndim - (int)(n - 1) : 0;
     bind_missing(c, axes, n, ndim, name);
 
+    // 1. the number of axes
     int expected = leading;
     for (size_t i = (size_t)has_leading; i < n; i++) expected += !is_missing(c, &axes[i]);
     if (leading < 0 || ndim != expected) {
-        // an axis that only this array lacks is not a property of the call
+        // what this array decided about optional axes must not appear in the message
         while (c->sizes && c->size[c->sizes - 1].owner == name && c->size[c->sizes - 1].missing)
             c->sizes--;
         wrong_shape(c, array, name, axes, n, NULL);
@@ -154,6 +157,7 @@ int rf_check_shape(rf_call *c, PyObject *array, int ndim, const Py_ssize_t *dims
     }
     if (has_leading && !check_leading(c, array, name, axes, n, dims, leading)) return 0;
 
+    // 2. the size of each
     const Py_ssize_t *dim = dims + leading;
     for (size_t i = (size_t)has_leading; i < n; i++) {
         if (is_missing(c, &axes[i])) continue;
@@ -168,7 +172,7 @@ int rf_check_shape(rf_call *c, PyObject *array, int ndim, const Py_ssize_t *dims
     return 1;
 }
 
-/* The shape of a result, from letters that are all known. */
+/* The shape of a result, whose letters are all defined. */
 int rf_dims_of(const rf_call *c, const char *shape, Py_ssize_t *dims) {
     axis axes[MAX_AXES];
     const size_t n = axes_of(shape, axes);

@@ -1,10 +1,10 @@
-/* spec.c: the options of an attention, one argument: an AttentionSpec. */
+/* spec.c: the options of an attention, from one argument, an AttentionSpec. */
 #include "call.h"
 
 #include <math.h>
 
-/* A field of the spec; NULL, and the call has failed, if there is none. Borrowed: the spec is
-   frozen and holds its fields for as long as the call lasts. */
+/* A field of the spec, or NULL and a failure if it has no such field. Borrowed: the spec is frozen,
+   so its fields live as long as the call. */
 static PyObject *field(rf_call *c, PyObject *spec, const char *name) {
     PyObject *value = c->failed ? NULL : PyObject_GetAttrString(spec, name);
     if (!value && !c->failed)
@@ -14,17 +14,16 @@ static PyObject *field(rf_call *c, PyObject *spec, const char *name) {
     return value;
 }
 
-/* None is `absent`. */
-static size_t count_field(rf_call *c, PyObject *spec, const char *name, size_t least,
-                          size_t absent) {
+/* Returns `absent` for None. */
+static size_t count_field(rf_call *c, PyObject *spec, const char *name, size_t min, size_t absent) {
     PyObject *value = field(c, spec, name);
     if (!value || value == Py_None) return absent;
     const Py_ssize_t number = PyNumber_AsSsize_t(value, PyExc_OverflowError);
     if (number == -1 && PyErr_Occurred())
         c->failed = 1;
-    else if (number < (Py_ssize_t)least || number > INT32_MAX)
-        RF_FAIL(c, PyExc_ValueError, "%s must be at least %zu and below 2**31, got %zd", name,
-                least, number);
+    else if (number < (Py_ssize_t)min || number > INT32_MAX)
+        RF_FAIL(c, PyExc_ValueError, "%s must be at least %zu and below 2**31, got %zd", name, min,
+                number);
     return c->failed ? absent : (size_t)number;
 }
 
@@ -88,7 +87,7 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
                        a.cap % 64 || !(a.dropout >= 0 && a.dropout < 1)))
         RF_FAIL(c, PyExc_ValueError, "spec has a field out of range: %R", spec);
     if (a.scope != RF_BUCKET) a.cap = 0;
-    const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may be more or fewer
+    const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may have another length
     *keys = own_length ? "b? h? tk d" : "b? h? t d";
     *mask = own_length ? "b? tk" : "b? t";
     return a;
@@ -100,7 +99,7 @@ static double default_scale(size_t d) {
 
 void rf_attention_complete(rf_attention *a) {
     if (isnan(a->scale)) a->scale = default_scale(a->d);
-    // without a circle there are no more chunks than there are
+    // without wrap, no chunk has more than t / m chunks before or after it
     if (!a->wrap && a->before > a->t / a->m) a->before = a->t / a->m;
     if (!a->wrap && a->after > a->t / a->m) a->after = a->t / a->m;
     if ((a->scope == RF_LOCAL || a->scope == RF_CHUNK) && a->t <= a->m) {

@@ -1,12 +1,12 @@
-/* threads.c: what OpenMP says of threads and processors. */
+/* threads.c: OpenMP's settings of threads and processors. */
 #include "bind.h"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-/* How many threads OpenMP gives this thread, which others may change (threadpoolctl, PyTorch); 0 is
-   no OpenMP. */
+/* omp_get_max_threads of this thread, which other libraries may change (threadpoolctl, PyTorch); 0
+   without OpenMP. */
 PyObject *rf_openmp_threads(PyObject *module, PyObject *none) {
     (void)module, (void)none;
 #ifdef _OPENMP
@@ -16,7 +16,7 @@ PyObject *rf_openmp_threads(PyObject *module, PyObject *none) {
 #endif
 }
 
-/* OMP_THREAD_LIMIT; 0 is no OpenMP. */
+/* OMP_THREAD_LIMIT; 0 without OpenMP. */
 long rf_openmp_thread_limit(void) {
 #ifdef _OPENMP
     return omp_get_thread_limit();
@@ -25,8 +25,9 @@ long rf_openmp_thread_limit(void) {
 #endif
 }
 
-/* The processors that OpenMP binds its threads to (OMP_PROC_BIND, OMP_PLACES, GOMP_CPU_AFFINITY): a
-   set, empty where it binds none. Once it does, the affinity of the main thread is one place. */
+/* The set of processors that OpenMP binds its threads to (OMP_PROC_BIND, OMP_PLACES,
+   GOMP_CPU_AFFINITY), empty if it does not bind. Needed because once it does, the main thread's own
+   affinity is only one place. */
 PyObject *rf_openmp_processors(PyObject *module, PyObject *none) {
     (void)module, (void)none;
     PyObject *set = PySet_New(NULL);
