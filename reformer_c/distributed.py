@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import requires_extra
+from .checks import names_keywords, number, requires_extra
 
 try:
     from mpi4py import MPI
@@ -41,6 +41,7 @@ from .runtime import set_num_threads, show_config, underflow_to_zero
 __all__ = ["DataParallel", "Shard", "average", "broadcast", "share_threads"]
 
 
+@names_keywords
 def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int = 0) -> None:
     """Give every process the arrays of `root`, in place.
 
@@ -63,6 +64,7 @@ def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int =
     >>> broadcast({"weight": np.zeros(3)}, MPI.COMM_SELF)
     """
     comm = MPI.COMM_WORLD if comm is None else comm
+    _check_arrays(arrays)
     _check_alike(arrays, comm)
     for name in sorted(arrays):
         whole = np.ascontiguousarray(arrays[name])
@@ -71,6 +73,7 @@ def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int =
             arrays[name][...] = whole
 
 
+@names_keywords
 @underflow_to_zero()
 def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float = 1.0) -> float:
     """Replace the arrays of every process by their mean over all, in place.
@@ -102,16 +105,14 @@ def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float
     1.0
     """
     comm = MPI.COMM_WORLD if comm is None else comm
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"weight: expected a number >= 0, got {weight}")
+    weight = number("weight", weight, 0.0)
+    _check_arrays(arrays)
     for name, array in arrays.items():
-        if isinstance(array, np.ma.MaskedArray):
-            raise TypeError(f"arrays: expected arrays without a mask, got a masked one of {name!r}")
         if array.dtype.kind != "f":
             raise TypeError(f"arrays: expected real numbers, got {array.dtype} of {name!r}")
     _check_alike(arrays, comm)
-    total = comm.allreduce(float(weight))
-    share = float(weight) / total if total else 0.0
+    total = comm.allreduce(weight)
+    share = weight / total if total else 0.0
     for name in sorted(arrays):
         array = arrays[name]
         # what does not count may be NaN
@@ -165,6 +166,9 @@ class Shard:
 
     def __init__(self, data: Any, comm: Any = None) -> None:
         comm = MPI.COMM_WORLD if comm is None else comm
+        if not callable(getattr(data, "batch", None)):
+            kind = type(data).__name__
+            raise TypeError(f"data: expected an object with a method batch, got {kind}")
         self.data, self.rank, self.size = data, comm.rank, comm.size
 
     def batch(self, step: int) -> Any:
@@ -279,6 +283,24 @@ class DataParallel:
         if name == "model":
             raise AttributeError(name)
         return getattr(self.model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Those of the model are set there, where they are used."""
+        if name in ("model", "comm", "rank", "size"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.model, name, value)
+
+
+def _check_arrays(arrays: Any) -> None:
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays: expected arrays by name, got {type(arrays).__name__}")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            kind = type(array).__name__
+            raise TypeError(f"arrays: expected an array of NumPy for {name!r}, got {kind}")
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"arrays: expected arrays without a mask, got a masked one of {name!r}")
 
 
 def _check_alike(arrays: Mapping[str, np.ndarray], comm: Any) -> None:

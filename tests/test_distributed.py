@@ -226,6 +226,19 @@ def test_a_loss_of_one_process_that_is_not_finite_ends_all_after_process_0_has_s
     assert json.loads((tmp_path / "model" / "trainer_state.json").read_text())["step"] == 3
 
 
+def test_attributes_of_the_model_are_set_there():
+    from reformer_c import distributed
+
+    config = rc.ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+    model = rc.ReformerModelWithLMHead(config, rng=0)
+    parallel = distributed.DataParallel(model, distributed.MPI.COMM_SELF)
+    parallel.generation_config = rc.GenerationConfig(max_new_tokens=3)
+    assert model.generation_config.max_new_tokens == 3
+    assert parallel.generate(np.arange(4)[None]).shape == (1, 7)
+    with pytest.raises(AttributeError, match=r"did you mean generation_config\?"):
+        parallel.generation_confg = 3
+
+
 def test_doctests_and_wrong_models():
     from reformer_c import distributed
 
@@ -258,8 +271,18 @@ def test_doctests_and_wrong_models():
     scalar = {"a": np.array(2.0)}
     distributed.average(scalar, alone)
     assert scalar["a"] == 2
+    for wrong, words in ((3, "arrays by name, got int"), ({"a": [1.0]}, "for 'a', got list")):
+        for function in (distributed.average, distributed.broadcast):
+            with pytest.raises(TypeError, match=f"^arrays: expected .*{words}"):
+                function(wrong, alone)
+    with pytest.raises(TypeError, match=r"^weight: expected a number, got 'x'"):
+        distributed.average(scalar, alone, weight="x")
+    with pytest.raises(TypeError, match=r"did you mean weight\?"):
+        distributed.average(scalar, alone, weigth=1)
+    with pytest.raises(TypeError, match=r"^data: expected an object with a method batch, got int"):
+        distributed.Shard(3, alone)
     with pytest.raises(TypeError, match=r"^arrays: expected real numbers, got int64 of 'a'"):
         distributed.average({"a": np.ones(2, np.int64)}, alone)
     for weight in (-1, np.nan):
-        with pytest.raises(ValueError, match=r"^weight: expected a number >= 0"):
+        with pytest.raises(ValueError, match=r"^weight: expected a finite number >= 0"):
             distributed.average({"a": np.ones(2)}, alone, weight=weight)
