@@ -198,8 +198,7 @@ class ReformerEncoderDecoder(Model):
         for name, given in (("config", config), ("decoder", decoder)):
             if not isinstance(given, ReformerConfig):
                 raise TypeError(f"{name}: expected a ReformerConfig, got {type(given).__name__}")
-        self.encoder = ReformerModel.__new__(ReformerModel)
-        self.encoder._allocate(replace(config, is_decoder=False), dtype)
+        self.encoder = ReformerModel._without_numbers(replace(config, is_decoder=False), dtype)
         self.decoder = TextDecoder(replace(decoder, is_decoder=True), 2 * config.hidden_size, dtype)
         sides = {"encoder.": self.encoder, "decoder.": self.decoder}
         self._parameters = Parameters(Joined({p: side.parameters for p, side in sides.items()}))

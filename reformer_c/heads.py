@@ -168,7 +168,7 @@ class Classifier(Head):
             warnings.warn(
                 "is_decoder: the first token of a causal model, from which this one classifies, "
                 "sees only itself",
-                stacklevel=4,
+                stacklevel=5,  # past `_allocate`, and what calls it
             )
 
     def check_inputs(self, inputs: Inputs) -> None:

@@ -151,6 +151,13 @@ class Reformer(Model):
         count = self.num_parameters()
         return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {kinds}>"
 
+    @classmethod
+    def _without_numbers(cls, config: ReformerConfig, dtype: Any) -> Self:
+        """A model whose weights have no values yet."""
+        model = cls.__new__(cls)
+        model._allocate(config, dtype)
+        return model
+
     def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
         if not isinstance(config, ReformerConfig):
             raise TypeError(f"config: expected a ReformerConfig, got {type(config).__name__}")
@@ -492,10 +499,9 @@ class Reformer(Model):
         always = ["config.json", GENERATION_CONFIG]
         folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
         config = ReformerConfig.from_json(folder) if config is None else config
-        model = cls.__new__(cls)
         if changes and isinstance(config, ReformerConfig):
             config = config.changed(changes)
-        model._allocate(config, dtype)
+        model = cls._without_numbers(config, dtype)
         missing, unexpected = model._load(
             folder, flag("strict", strict),
             flag("ignore_mismatched_sizes", ignore_mismatched_sizes),

@@ -744,9 +744,13 @@ def test_configurations_that_do_not_fit_a_head_are_refused(kind, changes, name):
         kind(small_config(**changes))
 
 
-def test_a_causal_classifier_is_warned_of():
-    with pytest.warns(UserWarning, match=r"^is_decoder: "):
-        ReformerForSequenceClassification(small_config(is_decoder=True), rng=0)
+def test_a_causal_classifier_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"^is_decoder: ") as made:
+        model = ReformerForSequenceClassification(small_config(is_decoder=True), rng=0)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"^is_decoder: ") as opened:
+        ReformerForSequenceClassification.from_pretrained(tmp_path)
+    assert {warning.filename for warning in [*made, *opened]} == {__file__}
 
 
 def test_wrong_models_and_losses_are_refused():
