@@ -67,6 +67,7 @@ typedef struct {
     size_t cap;         // buckets are cut into segments of this many tokens, and queries attend to
                         // their own and adjacent ones; a multiple of 64, or 0 (scope BUCKET)
     double scale;       // of the scores
+    double softcap;     // a score s becomes softcap tanh(s / softcap), before masks; 0: off
     double dropout;     // of the attention probabilities
     uint64_t key;       // of the dropout's random bits
 } rf_attention;
@@ -79,7 +80,9 @@ typedef struct {
     size_t r, k;       // hash rounds, buckets
     size_t m, before;  // chunk length, chunks of look-back (scopes LOCAL and CHUNK)
     size_t cap;        // tokens of a segment (scope BUCKET), or 0
-    double scale, eps; // of the scores; of the layer norm
+    double scale;      // of the scores
+    double softcap;    // as in rf_attention
+    double eps;        // of the layer norm
 } rf_decoding;
 
 #define real float

@@ -100,6 +100,8 @@ class Attention(Sublayer):
         (b, t), nonzero for a real token.
     attention_dropout : float
         Of the attention's probabilities.
+    softcap : float or None
+        Of the scores.
     rules : keyword arguments
         Passed on to the op: chunk_length, num_chunks_before, is_causal ...
     """
@@ -123,6 +125,7 @@ class Attention(Sublayer):
         num_heads: int,
         attention_mask: np.ndarray | None,
         attention_dropout: float,
+        softcap: float | None,
         eps: float,
         dropout: float,
         key: Key,
@@ -131,7 +134,7 @@ class Attention(Sublayer):
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
         self.num_heads, self.mask = num_heads, attention_mask
         self.probabilities: np.ndarray | None = None
-        self.rules = rules | {"dropout": attention_dropout}
+        self.rules = rules | {"dropout": attention_dropout, "softcap": softcap}
 
     # ---- what to work on at a time ----
 
@@ -601,7 +604,9 @@ class CrossAttention(Attention):
         rules = self._rules(part)
         _, saved = ops.full_attention_forward(*heads, **rules)
         if self.record:
-            self.probabilities = cross_probabilities(heads[0], heads[1], rules["attention_mask"])
+            self.probabilities = cross_probabilities(
+                heads[0], heads[1], rules["attention_mask"], rules["softcap"]
+            )
         return saved
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
@@ -640,6 +645,7 @@ class CrossAttention(Attention):
             mask = None if memory.mask is None else memory.mask[some]
             ops.full_attention(
                 self._side_by_side(group, q[rows]), k, v, attention_mask=mask,
+                softcap=self.rules["softcap"],
                 out=self._side_by_side(group, attended[rows]),
             )  # fmt: skip
         ops.add_scaled(out, ops.linear(attended, self._output_weight(part)), 1.0)

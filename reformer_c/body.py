@@ -125,6 +125,7 @@ class Pass:
             "num_chunks_before": config.attention(kind, "num_chunks_before"),
             "num_chunks_after": config.attention(kind, "num_chunks_after"),
             "is_causal": config.is_decoder,
+            "softcap": config.softcap,
             "key": partial(key, "attention"),
         }
         attend = weights.below("attention.")

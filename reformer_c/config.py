@@ -87,7 +87,7 @@ THEIRS = frozenset(LEGACY_KEYS) | {
 # how alike an unknown name and a field are from which it is taken for the field, misspelt
 ALIKE = 0.65
 
-OURS = ("attention_scope", "bucket_cap", "memory_budget", "apply_lm_head_bias")
+OURS = ("attention_scope", "bucket_cap", "softcap", "memory_budget", "apply_lm_head_bias")
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -136,9 +136,10 @@ def _misspelling(name: str) -> str:
 class ReformerConfig(NamedAttributes):
     """What a Reformer is made of.
 
-    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; four more
-    are ours: ``attention_scope``, ``bucket_cap`` and ``memory_budget`` change nothing by default,
-    and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be None.
+    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; five more
+    are ours: ``attention_scope``, ``bucket_cap``, ``softcap`` and ``memory_budget`` change nothing
+    by default, and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be
+    None.
     Anything that transformers writes is taken: what is not a field is kept in `extra`.
 
     Attributes
@@ -233,6 +234,9 @@ class ReformerConfig(NamedAttributes):
     bucket_cap : int, optional
         With "bucket": tokens of the segments that large buckets are cut into, a multiple of 64,
         see lsh_attention; None: buckets of any size are whole.
+    softcap : float, optional
+        Attention scores s become ``softcap * tanh(s / softcap)`` in every layer (Gemma Team 2024,
+        section 2); None: they stay as they are.
     memory_budget : int or float, optional
         Bytes in which training may keep activations that it would rebuild, or as a float up to 1
         a share of the memory that is free; None: always rebuild.
@@ -313,6 +317,7 @@ class ReformerConfig(NamedAttributes):
     # ours
     attention_scope: str = "chunk"
     bucket_cap: int | None = None
+    softcap: float | None = None
     memory_budget: int | float | None = None
     apply_lm_head_bias: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
@@ -599,6 +604,10 @@ class ReformerConfig(NamedAttributes):
                     f"bucket_cap: expected a multiple of 64 with attention_scope='bucket', got "
                     f"{self.bucket_cap} with attention_scope={self.attention_scope!r}"
                 )
+        if self.softcap is not None:
+            _real("softcap", self.softcap, 0.0)
+            if self.softcap == 0:
+                raise ValueError("softcap: expected a number above 0, or None, got 0")
         if self.problem_type is not None:
             _choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:

@@ -123,8 +123,8 @@ class Decoder:
             self._caches.append(
                 ops.AttentionCache(
                     b, h, d, longest=self._longest, chunk_length=rules["chunk_length"],
-                    num_chunks_before=rules["num_chunks_before"], eps=attention.eps,
-                    dtype=first.dtype.type, **hashing,
+                    num_chunks_before=rules["num_chunks_before"], softcap=rules["softcap"],
+                    eps=attention.eps, dtype=first.dtype.type, **hashing,
                 )
             )  # fmt: skip
 

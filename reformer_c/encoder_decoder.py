@@ -55,7 +55,7 @@ class DecoderPass(Pass):
         cross = CrossAttention(
             weights.below("cross_attention."), memory=self._memory, texts=self._began,
             num_heads=self.config.num_attention_heads,
-            attention_dropout=attention.rules["dropout"],
+            attention_dropout=attention.rules["dropout"], softcap=self.config.softcap,
             key=partial(self.key, "layer", i, "cross attention"), **common,
         )  # fmt: skip
         return attention, cross, feed_forward

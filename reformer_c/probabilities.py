@@ -29,6 +29,7 @@ def local_probabilities(
     is_causal: bool,
     attention_mask: np.ndarray | None,
     wrap: bool = True,
+    softcap: float | None = None,
     **_: Any,
 ) -> np.ndarray:
     """Probabilities of local attention.
@@ -39,6 +40,8 @@ def local_probabilities(
     attention_mask : (b, t) of bool, or None
     wrap : bool
         Whether the chunks stand on a circle, as in `reformer_c.local_attention`.
+    softcap : float, optional
+        Of the scores.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def local_probabilities(
             for x, fill in ((q, 0), (k, 0), (places, ABSENT))
         )
     return _probabilities(
-        q, k, places, reach, is_causal, attention_mask, shared_qk=False, wrap=wrap
+        q, k, places, reach, is_causal, attention_mask, softcap, shared_qk=False, wrap=wrap
     )
 
 
@@ -73,6 +76,7 @@ def lsh_probabilities(
     is_causal: bool,
     attention_mask: np.ndarray | None,
     bucket_cap: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> np.ndarray:
     """Probabilities of LSH attention.
@@ -94,7 +98,7 @@ def lsh_probabilities(
     norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
     k = qk / norm * qk.dtype.type(d**-0.5)
     if scope == "bucket" and buckets is not None:
-        return _bucket_probabilities(qk, k, buckets, bucket_cap, is_causal, attention_mask)
+        return _bucket_probabilities(qk, k, buckets, bucket_cap, is_causal, attention_mask, softcap)
     b, h, t, _ = qk.shape
     places = np.broadcast_to(np.arange(t), (b, h, t))
     reach = (0, 0)
@@ -104,11 +108,11 @@ def lsh_probabilities(
         q, k = (np.take_along_axis(x, places[..., None], axis=2) for x in (qk, k))
         qk, k, places = (_chunks(x, chunk_length) for x in (q, k, places))
         reach = (num_chunks_before, num_chunks_after)
-    return _probabilities(qk, k, places, reach, is_causal, attention_mask, shared_qk=True)
+    return _probabilities(qk, k, places, reach, is_causal, attention_mask, softcap, shared_qk=True)
 
 
 def cross_probabilities(
-    q: np.ndarray, k: np.ndarray, attention_mask: np.ndarray | None
+    q: np.ndarray, k: np.ndarray, attention_mask: np.ndarray | None, softcap: float | None = None
 ) -> np.ndarray:
     """Probabilities of full attention to another sequence.
 
@@ -123,7 +127,7 @@ def cross_probabilities(
     ndarray, of the dtype of q
         (b, h, t, s)
     """
-    scores = q @ k.swapaxes(-1, -2) * q.dtype.type(q.shape[-1] ** -0.5)
+    scores = _capped(q @ k.swapaxes(-1, -2) * q.dtype.type(q.shape[-1] ** -0.5), softcap)
     if attention_mask is not None:
         hidden = ~attention_mask[:, None, None, :]
         scores = np.where(hidden, scores.dtype.type(HIDDEN), scores)
@@ -156,6 +160,7 @@ def _probabilities(
     reach: tuple[int, int],
     is_causal: bool,
     attention_mask: np.ndarray | None,
+    softcap: float | None,
     *,
     shared_qk: bool,
     wrap: bool = True,
@@ -166,7 +171,7 @@ def _probabilities(
         k, places_k = (_windows(x, *reach) for x in (k, places))
         if not wrap:
             places_k = np.where(_past_the_ends(q, reach), ABSENT, places_k)
-    scores = q @ k.swapaxes(-1, -2)
+    scores = _capped(q @ k.swapaxes(-1, -2), softcap)
     hidden = np.zeros((), bool)
     if attention_mask is not None:
         rows = np.arange(len(q)).reshape(-1, *[1] * (places_k.ndim - 1))
@@ -194,6 +199,10 @@ def _past_the_ends(q: np.ndarray, reach: tuple[int, int]) -> np.ndarray:
     return (chunk < 0) | (chunk >= n)
 
 
+def _capped(scores: np.ndarray, softcap: float | None) -> np.ndarray:
+    return scores if softcap is None else softcap * np.tanh(scores / softcap)
+
+
 def _softmax(scores: np.ndarray) -> np.ndarray:
     """As Hugging Face rounds: where all keys are hidden in float32, every probability is 1."""
     most = scores.max(axis=-1, keepdims=True)
@@ -208,10 +217,11 @@ def _bucket_probabilities(
     bucket_cap: int | None,
     is_causal: bool,
     attention_mask: np.ndarray | None,
+    softcap: float | None,
 ) -> np.ndarray:
     """One softmax over the keys of all rounds; a pair that meets in several counts in each."""
     t = q.shape[2]
-    scores = (q @ k.swapaxes(-1, -2)).astype(np.float64)
+    scores = _capped((q @ k.swapaxes(-1, -2)).astype(np.float64), softcap)
     itself = np.eye(t, dtype=bool)
     scores[..., itself] = ITSELF
     met = buckets[..., :, None] == buckets[..., None, :]

@@ -606,6 +606,7 @@ def test_an_attention_is_checked_field_by_field():
                   dict(num_chunks_after=2**40), dict(scale=np.nan), dict(dropout=1.0),
                   dict(dropout_key=-1), dict(kind="lsh"), dict(kind="local", shared_qk=True),
                   dict(kind="lsh", scope=3), dict(dropout_key="x"), dict(bucket_cap=65),
+                  dict(softcap=-1.0),
                   ]:  # fmt: skip
         with pytest.raises((ValueError, TypeError, OverflowError)):
             forward(x, 0, None, **wrong)
@@ -618,7 +619,7 @@ def test_an_attention_is_checked_field_by_field():
         forward(None, 3, None, **chunks)
     with pytest.raises(TypeError, match=r"^spec must be an AttentionSpec, got .* without wrap"):
         _core.attention_forward(SimpleNamespace(kind="full", chunk_length=1, num_chunks_before=0,
-            num_chunks_after=0, bucket_cap=None, is_causal=False, shared_qk=False),
+            num_chunks_after=0, bucket_cap=None, is_causal=False, shared_qk=False, softcap=None),
             x, x, x, None, 0, None, None, 1)  # fmt: skip
 
 

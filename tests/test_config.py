@@ -365,6 +365,7 @@ WRONG = {
     "layer_norm_eps": [-1e-3],
     "is_decoder": ["yes"],
     "attention_scope": ["global"],
+    "softcap": [0, -1.0, "1", float("inf")],
     "memory_budget": [-1, "2 GB"],
     "problem_type": ["ranking", 1],
     "vocab_size": [0],

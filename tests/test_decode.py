@@ -124,7 +124,8 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
 
 @pytest.mark.parametrize("scope", ["local", "chunk", "bucket"])
 @pytest.mark.parametrize("prompt", [1, 5, 8, 30])
-def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt):
+@pytest.mark.parametrize("softcap", [None, 0.5])
+def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt, softcap):
     t, b, h, d, c, m, before, rounds = 70, 2, 2, 5, 12, 8, 1, 3
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
     x, norm = draw(b, t, c), (1 + 0.1 * draw(c), 0.1 * draw(c))
@@ -132,11 +133,11 @@ def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt):
     rotations = None if scope == "local" else draw(h, d, rounds, 3)
     expected = reference.outputs(
         x, norm, (wq, wk if scope == "local" else None, wv, wo), rotations, (2, 4), scope=scope,
-        h=h, m=m, before=before,
+        h=h, m=m, before=before, softcap=softcap,
     )  # fmt: skip
     cache = ops.AttentionCache(
         b, h, d, scope=scope, longest=t, rotations=rotations, num_buckets=(2, 4), chunk_length=m,
-        num_chunks_before=before, dtype=dtype,
+        num_chunks_before=before, softcap=softcap, dtype=dtype,
     )  # fmt: skip
     rows = np.arange(b)
     cache.fill(rows, *reference.projections(x[:, :prompt], norm, wq, wk, wv, rotations, (2, 4), h))

@@ -42,6 +42,7 @@ def configurations(draw, activations=("relu", "gelu", "silu"), decoders=st.boole
         "lsh_num_chunks_after": draw(after),
         "num_hashes": draw(st.integers(1, 3)),
         "num_buckets": draw(st.sampled_from([None, 2, 4, [2, 2], [2, 4]])),
+        "softcap": draw(st.sampled_from([None, 0.5])),
         "hash_seed": draw(st.sampled_from([None, 5])),
         "num_attention_heads": draw(st.sampled_from([1, 2])),
         "axial_pos_embds": draw(st.booleans()),

@@ -33,18 +33,18 @@ ATTENTION = {
 CALLS = {
     "full": [
         {},
-        {"is_causal": True, "scale": 0.3},
+        {"is_causal": True, "scale": 0.3, "softcap": 0.7},
         {"is_causal": True, "dropout": 0.25, "dropout_key": 2**62 + 5},
     ],
     "local": [
         {"chunk_length": 16},
-        {"chunk_length": 16, "num_chunks_after": 1, "wrap": True},
+        {"chunk_length": 16, "num_chunks_after": 1, "wrap": True, "softcap": 0.7},
         {"chunk_length": 100, "is_causal": True, "dropout": 0.5, "dropout_key": 3},
     ],
     "lsh": [
         {"chunk_length": 16, "rng": 1},
         {"chunk_length": 16, "num_hashes": 3, "num_buckets": (2, 4), "is_causal": True, "rng": 2},
-        {"chunk_length": 100, "rng": 1},
+        {"chunk_length": 100, "rng": 1, "softcap": 0.7},
         {"num_buckets": 4, "scope": "bucket", "bucket_cap": 64, "rng": 0},
         {"chunk_length": 8, "allow_duplicate_attention": False, "num_hashes": 2, "rng": 5},
         {"chunk_length": 8, "dropout": 0.5, "dropout_key": 9, "scale": 2.0, "rng": 5},
@@ -166,11 +166,11 @@ def operator_calls():
     mask = torch.ones(1, 40)
     mask[0, 3:9] = 0
     dropped = {"dropout": 0.0, "dropout_key": 0}
-    full = {"is_causal": True, "scale": None, "shared_qk": False} | dropped
+    full = {"is_causal": True, "scale": None, "softcap": None, "shared_qk": False} | dropped
     yield "full_attention", (q, k, v, mask), full
     yield "full_attention", (q, None, v, None), full | {"shared_qk": True}
     windows = {"chunk_length": 8, "num_chunks_before": 1, "num_chunks_after": 0}
-    local = windows | {"is_causal": False, "scale": 0.5, "wrap": True} | dropped
+    local = windows | {"is_causal": False, "scale": 0.5, "softcap": 2.0, "wrap": True} | dropped
     yield "local_attention", (q, k, v, mask), local
     lsh = local | {
         "num_hashes": 2, "num_buckets": [4], "scope": "chunk", "bucket_cap": None,
@@ -310,7 +310,7 @@ def test_derivatives_in_forward_mode_are_refused(function):
         torch.func.jacfwd(function)(x)
     with torch.autograd.forward_ad.dual_level(), refused():
         function(torch.autograd.forward_ad.make_dual(x, x))
-    rules = {"is_causal": False, "scale": None, "shared_qk": False, "dropout": 0.0}
+    rules = {"is_causal": False, "scale": None, "softcap": None, "shared_qk": False, "dropout": 0.0}
     with torch.autograd.forward_ad.dual_level(), refused():
         dual = torch.autograd.forward_ad.make_dual(x, x)
         torch.ops.reformer_c.full_attention(dual, x, x, None, dropout_key=0, **rules)

@@ -314,6 +314,7 @@ static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real
     const vec lse = vload(q->lse + group * VEC_LANES), delta = vload(q->delta + group * VEC_LANES);
     const ivec positions = iload(q->qpos + group * VEC_LANES);
     const int drops = x->a->dropout > 0, shared = x->a->shared_qk;
+    const real softcap = (real)x->a->softcap * LOG2_E;
     for (size_t i = i0; i < i1; i++) {
         const vec score = partial ? vload(s + i * BLOCK) : vload(s + i * BLOCK) * k->kunit[i];
         // at most 1: the rounding error of a huge log-sum-exp could exceed its distance to the
@@ -325,6 +326,13 @@ static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real
             kept = p * keep, ds = dp * keep - delta;
         }
         ds *= p * k->kscale[i];
+        if (partial && softcap > 0) {
+            vec capped = score;
+            if (!x->a->duplicates)
+                capped =
+                    plus_multiplicity(x, q, group, positions, (size_t)k->kpos[i], score, LOG2_E);
+            ds *= soft_cap_slope(capped, softcap);
+        }
         // a value that is not finite must reach only rows that attend to it: 0 * NaN is NaN
         if (partial) ds = vselect(p == (vec){0}, (vec){0}, ds);
         // the self score is a constant: no gradient flows through it

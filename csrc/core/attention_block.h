@@ -12,6 +12,7 @@
 #ifndef RF_ATTENTION_BLOCK_H
 #define RF_ATTENTION_BLOCK_H
 
+#include "activation.h"
 #include "gemm.h"
 #include "order.h"
 #include "philox.h"
@@ -317,7 +318,7 @@ typedef struct {
 static void find_extent(mask_extent *extent, const rf_attention *a, const block *q,
                         const block *k) {
     const size_t visible = k->visible;
-    const int all_partial = !a->across_buckets || !a->duplicates;
+    const int all_partial = !a->across_buckets || !a->duplicates || a->softcap > 0;
     extent->groups = blocks_of(q->nq, VEC_LANES);
     extent->max_end = 0;
     if (!visible || !q->nq || (a->causal && k->kpos[0] > q->latest)) return;
@@ -407,6 +408,28 @@ static inline vec dense_max(const real *s, const real *kunit, size_t i0, size_t 
     return vmax(vmax(m[0], m[1]), vmax(m[2], m[3]));
 }
 
+/* A score of any unit with a cap in that unit, and its slope: the derivative by the score without
+   the cap, from the score with it. */
+static inline vec soft_capped(vec score, real cap) {
+    return cap * tanh_curve(score / cap).value;
+}
+
+static inline vec soft_cap_slope(vec capped, real cap) {
+    const vec t = capped / cap;
+    return 1 - t * t;
+}
+
+/* score + factor log(how often each query of a group meets the key), where it is not hidden: a key
+   counts once with allow_duplicate_attention=False, which is rare. */
+static inline vec plus_multiplicity(const attention_arrays *x, const block *q, size_t group,
+                                    ivec positions, size_t key, vec score, real factor) {
+    for (size_t j = 0; j < VEC_LANES; j++)
+        if (score[j] > SCORE_HIDDEN / 2 && group * VEC_LANES + j < q->nq)
+            score[j] += factor * (real)log((double)key_multiplicity(&x->order, x->buckets, q->bh,
+                                                                    (size_t)positions[j], key));
+    return score;
+}
+
 /* Writes the masked scores of keys [i0, i1) in place of their raw products; the maximum, as above.
  */
 static inline vec partial_scores(real *s, const attention_arrays *x, const block *q, const block *k,
@@ -417,18 +440,13 @@ static inline vec partial_scores(real *s, const attention_arrays *x, const block
     for (size_t i = i0; i < i1; i++) {
         const ivec at = k->kpos[i] - (ivec){0};
         vec score = vload(s + i * BLOCK) * k->kunit[i];
+        if (a->softcap > 0) score = soft_capped(score, (real)a->softcap * LOG2_E);
         if (a->causal) score = vselect(at <= positions, score, vset1(SCORE_HIDDEN));
         if (!a->across_buckets)
             score = vselect(k->kbucket[i] - (ivec){0} == buckets, score, vset1(SCORE_HIDDEN));
         if (a->shared_qk) score = vselect(at == positions, vset1(SCORE_SELF), score);
-        // allow_duplicate_attention=False, which is rare: a key counts once in all rounds together
         if (!a->duplicates)
-            for (size_t j = 0; j < VEC_LANES; j++)
-                if (score[j] > SCORE_HIDDEN / 2 && group * VEC_LANES + j < q->nq)
-                    score[j] -=
-                        LOG2_E *
-                        (real)log((double)key_multiplicity(&x->order, x->buckets, q->bh,
-                                                           (size_t)positions[j], (size_t)at[0]));
+            score = plus_multiplicity(x, q, group, positions, (size_t)at[0], score, -LOG2_E);
         vstore(s + i * BLOCK, score);
         max = vmax(score, max);
     }

@@ -73,6 +73,15 @@ static real key_scale(const attention_arrays *x, size_t bh, size_t token) {
     return (real)a->scale * (a->shared_qk ? key_norm(key_row(x, bh, token), a->d) : (real)1);
 }
 
+static real plain_score(const attention_arrays *x, size_t bh, size_t i, size_t j) {
+    const real *q = row_of(x->q, x->sq, x->a, bh, i);
+    return dot(q, key_row(x, bh, j), x->a->d) * key_scale(x, bh, j);
+}
+
+static real soft_capped1(real score, real cap) {
+    return cap > 0 ? cap * (real)tanh((double)(score / cap)) : score;
+}
+
 static int is_masked(const attention_arrays *x, size_t bh, size_t round, size_t i, size_t key_round,
                      size_t j) {
     const rf_attention *a = x->a;
@@ -83,13 +92,12 @@ static int is_masked(const attention_arrays *x, size_t bh, size_t round, size_t 
 static void list_span(const attention_arrays *x, size_t bh, size_t round, size_t i, span s,
                       size_t slot, key_list *keys) {
     const rf_attention *a = x->a;
-    const real *q = row_of(x->q, x->sq, a, bh, i);
     for (size_t at = s.start; at < s.end; at++) {
         if (at % 1024 == 0 && stopped(x->order.run)) return;
         const size_t j = token_at(x, bh, s.round, at);
         const int masked = is_masked(x, bh, round, i, s.round, j);
         real score = SCORE_HIDDEN;
-        if (!masked) score = dot(q, key_row(x, bh, j), a->d) * key_scale(x, bh, j);
+        if (!masked) score = soft_capped1(plain_score(x, bh, i, j), (real)a->softcap);
         if (a->shared_qk && i == j) score = SCORE_SELF;
         if (!a->duplicates && (!masked || (a->shared_qk && i == j)))
             score -= (real)log((double)key_multiplicity(&x->order, x->buckets, bh, i, j));
@@ -271,8 +279,12 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
 
             // 2. dq and dk: forward was score = q k scale, unless replaced by a constant
             if ((a->shared_qk && token == i) || keys->score[at] <= SCORE_HIDDEN / 2) continue;
-            const real ds =
+            real ds =
                 p * (keep * dot(dout, v, d) - x->delta[bh * a->t + i]) * key_scale(x, bh, token);
+            if (a->softcap > 0) {
+                const double t = tanh((double)plain_score(x, bh, i, token) / a->softcap);
+                ds *= (real)(1 - t * t);
+            }
             const real *k = key_row(x, bh, token);
             for (size_t j = 0; j < d; j++) {
                 dqi[j] += ds * k[j];

@@ -29,7 +29,7 @@ static void flush(online_softmax *sm) {
     real score[KEYS_PENDING + VEC_LANES];
     real max = sm->max;
     for (size_t i = 0; i < sm->n; i++) {
-        score[i] = dot(sm->q, sm->keys + sm->token[i] * d, d);
+        score[i] = soft_capped1(dot(sm->q, sm->keys + sm->token[i] * d, d), (real)sm->a->softcap);
         if (sm->a->scope != RF_LOCAL && sm->token[i] == sm->self) score[i] = SCORE_SELF;
         max = score[i] > max ? score[i] : max;
     }

@@ -79,12 +79,14 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     a.duplicates = !hashes || flag_field(c, spec, "allow_duplicate_attention");
     PyObject *scale = field(c, spec, "scale");
     a.scale = !scale || scale == Py_None ? NAN : number_field(c, spec, "scale");
+    PyObject *softcap = field(c, spec, "softcap");
+    a.softcap = !softcap || softcap == Py_None ? 0 : number_field(c, spec, "softcap");
     a.dropout = number_field(c, spec, "dropout");
     PyObject *key = field(c, spec, "dropout_key");
     if (key && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;
     if (!c->failed && ((hashes && !a.shared_qk) || (a.scope == RF_LOCAL && a.shared_qk) ||
-                       a.cap % 64 || !(a.dropout >= 0 && a.dropout < 1)))
+                       a.cap % 64 || a.softcap < 0 || !(a.dropout >= 0 && a.dropout < 1)))
         RF_FAIL(c, PyExc_ValueError, "spec has a field out of range: %R", spec);
     if (a.scope != RF_BUCKET) a.cap = 0;
     const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may have another length
@@ -130,6 +132,7 @@ rf_decoding rf_decoding_of(rf_call *c) {
                          .m = spec.m,
                          .before = spec.before,
                          .cap = spec.cap,
+                         .softcap = spec.softcap,
                          .eps = rf_double(c, "eps")};
 }
 

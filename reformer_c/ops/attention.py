@@ -69,6 +69,7 @@ class AttentionSpec:
     scope: str = "chunk"
     bucket_cap: int | None = None
     scale: float | None = None
+    softcap: float | None = None
     shared_qk: bool = False
     attend_across_buckets: bool = True
     allow_duplicate_attention: bool = True
@@ -93,6 +94,10 @@ class AttentionSpec:
                 )
         if self.scale is not None:
             plain["scale"] = finite(self.scale, "scale")
+        if self.softcap is not None:
+            plain["softcap"] = finite(self.softcap, "softcap")
+            if not plain["softcap"] > 0:
+                raise ValueError(f"softcap must be above 0, or None, got {self.softcap}")
         plain["dropout"] = probability(self.dropout, "dropout")
         plain["dropout_key"] = random_key(self.dropout_key, "dropout_key")
 
@@ -205,6 +210,7 @@ def full_attention_forward(
     is_causal: bool = False,
     attention_mask: np.ndarray | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     shared_qk: bool = False,
     dropout: float = 0.0,
     dropout_key: int = 0,
@@ -232,8 +238,8 @@ def full_attention_forward(
     if not shared_qk and k is None:
         raise TypeError("k must be an array unless shared_qk, got None")
     spec = AttentionSpec(
-        "full", is_causal=is_causal, scale=scale, shared_qk=shared_qk, dropout=dropout,
-        dropout_key=dropout_key,
+        "full", is_causal=is_causal, scale=scale, softcap=softcap, shared_qk=shared_qk,
+        dropout=dropout, dropout_key=dropout_key,
     )  # fmt: skip
     k = None if k is None else array_of(k, "k")
     return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
@@ -255,6 +261,9 @@ def full_attention() -> np.ndarray:  # type: ignore[empty-body]
         Nonzero for a real token; (tk,) without a batch axis.
     scale : float, optional
         Of the scores, 1 / sqrt(d) by default.
+    softcap : float, optional
+        Scores s become ``softcap * tanh(s / softcap)`` before anything is masked (Gemma Team 2024,
+        "Gemma 2", section 2).
     shared_qk : bool
         The Reformer's rule, with k=None: a key is its query divided by its root mean square, and a
         query sees itself only if there is nothing else to see.
@@ -351,6 +360,7 @@ def local_attention_forward(
     is_causal: bool = False,
     attention_mask: np.ndarray | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     wrap: bool = False,
     dropout: float = 0.0,
     dropout_key: int = 0,
@@ -379,8 +389,8 @@ def local_attention_forward(
         raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
     spec = AttentionSpec(
         "local", chunk_length=chunk_length, num_chunks_before=num_chunks_before,
-        num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
-        dropout=dropout, dropout_key=dropout_key,
+        num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
+        wrap=wrap, dropout=dropout, dropout_key=dropout_key,
     )  # fmt: skip
     return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
 
@@ -404,6 +414,9 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
         Nonzero for a real token; (t,) without a batch axis.
     scale : float, optional
         Of the scores, 1 / sqrt(d) by default.
+    softcap : float, optional
+        Scores s become ``softcap * tanh(s / softcap)`` before anything is masked (Gemma Team 2024,
+        "Gemma 2", section 2).
     wrap : bool
         The first chunk sees the last one, as in Hugging Face's models: the chunks lie on a circle.
     dropout : float
@@ -497,6 +510,7 @@ def lsh_attention_forward(
     buckets: np.ndarray | None = None,
     rng: Any = None,
     scale: float | None = None,
+    softcap: float | None = None,
     attend_across_buckets: bool = True,
     allow_duplicate_attention: bool = True,
     wrap: bool = True,
@@ -529,8 +543,8 @@ def lsh_attention_forward(
     spec = AttentionSpec(
         "lsh", num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
         num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
-        is_causal=is_causal, scope=scope, bucket_cap=bucket_cap, scale=scale, shared_qk=True,
-        attend_across_buckets=attend_across_buckets,
+        is_causal=is_causal, scope=scope, bucket_cap=bucket_cap, scale=scale, softcap=softcap,
+        shared_qk=True, attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=dropout_key,
     )  # fmt: skip
@@ -594,6 +608,9 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
         Draws the rotations where neither rotations nor buckets are given.
     scale : float, optional
         Of the scores, 1 / sqrt(d) by default.
+    softcap : float, optional
+        Scores s become ``softcap * tanh(s / softcap)`` before anything is masked (Gemma Team 2024,
+        "Gemma 2", section 2).
     attend_across_buckets : bool
         False hides the keys of a chunk that are in another bucket than the query.
     allow_duplicate_attention : bool

@@ -36,7 +36,7 @@ class AttentionCache:
         Of a layer that hashes.
     num_buckets : tuple of int
         Factors of the number of buckets.
-    chunk_length, num_chunks_before, bucket_cap
+    chunk_length, num_chunks_before, bucket_cap, softcap
         As in `lsh_attention` and `local_attention`.
     eps : float
         Of the layer norm.
@@ -67,6 +67,7 @@ class AttentionCache:
         chunk_length: int = 64,
         num_chunks_before: int = 1,
         bucket_cap: int | None = None,
+        softcap: float | None = None,
         eps: float = 1e-12,
         dtype: type = np.float32,
     ) -> None:
@@ -75,7 +76,7 @@ class AttentionCache:
         self.spec = AttentionSpec(
             "lsh" if self.hashes else "local", chunk_length=chunk_length,
             num_chunks_before=num_chunks_before, scope=scope if self.hashes else "chunk",
-            bucket_cap=bucket_cap, shared_qk=self.hashes,
+            bucket_cap=bucket_cap, softcap=softcap, shared_qk=self.hashes,
         )  # fmt: skip
         self.scale, self.eps = 1 / math.sqrt(d), eps
         # fresh zeros take no memory until they are written

@@ -262,6 +262,7 @@ def full_attention(
     is_causal: bool = False,
     attention_mask: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     shared_qk: bool = False,
     dropout: float = 0.0,
     dropout_key: int | None = None,
@@ -270,7 +271,7 @@ def full_attention(
 
     Parameters
     ----------
-    q, k, v, is_causal, attention_mask, scale, shared_qk, dropout
+    q, k, v, is_causal, attention_mask, scale, softcap, shared_qk, dropout
         As there.
     dropout_key : int, optional
         In [0, 2**63). Drawn by PyTorch's generator by default.
@@ -296,8 +297,8 @@ def full_attention(
         {"q": q, "v": v}, {"k": k}, {"attention_mask": attention_mask}
     )
     return _full_operator(
-        q, k, v, attention_mask, is_causal=is_causal, scale=scale, shared_qk=shared_qk,
-        dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
+        q, k, v, attention_mask, is_causal=is_causal, scale=scale, softcap=softcap,
+        shared_qk=shared_qk, dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
     )[0]  # fmt: skip
 
 
@@ -312,6 +313,7 @@ def local_attention(
     is_causal: bool = False,
     attention_mask: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     wrap: bool = False,
     dropout: float = 0.0,
     dropout_key: int | None = None,
@@ -321,7 +323,7 @@ def local_attention(
     Parameters
     ----------
     q, k, v, chunk_length, num_chunks_before, num_chunks_after, is_causal, attention_mask, scale, \
-wrap, dropout
+softcap, wrap, dropout
         As there.
     dropout_key : int, optional
         In [0, 2**63). Drawn by PyTorch's generator by default.
@@ -349,8 +351,8 @@ wrap, dropout
     )
     return _local_operator(
         q, k, v, attention_mask, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
-        num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, wrap=wrap,
-        dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
+        num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
+        wrap=wrap, dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
     )[0]  # fmt: skip
 
 
@@ -438,6 +440,7 @@ def lsh_attention(
     buckets: Tensor | None = None,
     rng: int | torch.Generator | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     attend_across_buckets: bool = True,
     allow_duplicate_attention: bool = True,
     wrap: bool = True,
@@ -449,7 +452,7 @@ def lsh_attention(
     Parameters
     ----------
     qk, v, num_hashes, num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal, \
-attention_mask, scope, bucket_cap, rotations, buckets, scale, attend_across_buckets, \
+attention_mask, scope, bucket_cap, rotations, buckets, scale, softcap, attend_across_buckets, \
 allow_duplicate_attention, wrap, dropout
         As there.
     rng : int, torch.Generator or None
@@ -481,7 +484,7 @@ allow_duplicate_attention, wrap, dropout
         qk, v, num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
         num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
         is_causal=is_causal, attention_mask=attention_mask, scope=scope, bucket_cap=bucket_cap,
-        rotations=rotations, buckets=buckets, rng=rng, scale=scale,
+        rotations=rotations, buckets=buckets, rng=rng, scale=scale, softcap=softcap,
         attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=dropout_key,
@@ -505,6 +508,7 @@ def lsh_attention_results(
     buckets: Tensor | None = None,
     rng: int | torch.Generator | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     attend_across_buckets: bool = True,
     allow_duplicate_attention: bool = True,
     wrap: bool = True,
@@ -537,7 +541,7 @@ def lsh_attention_results(
         num_buckets=None if num_buckets is None else factors_of(num_buckets),
         chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scope=scope, bucket_cap=bucket_cap,
-        scale=scale, attend_across_buckets=attend_across_buckets,
+        scale=scale, softcap=softcap, attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=draw_key(dropout, dropout_key),
     )  # fmt: skip

@@ -324,8 +324,8 @@ static void NAME(run_decode)(const OPS *ops, rf_run *run, const NAME(problem) * 
     const size_t n = of->b, c = p->ci, h = of->h, d = of->d, columns = 1 + of->k / 4;
     const int local = of->scope == RF_LOCAL;
     const size_t s = local ? (of->before + 1) * of->m : of->t;
-    const rf_decoding a = {of->scope, n,     c,     h,          d,       n,   s,
-                           of->r,     of->k, of->m, of->before, of->cap, 0.3, 1e-6};
+    const rf_decoding a = {of->scope, n,     c,          h,       d,   n,           s,   of->r,
+                           of->k,     of->m, of->before, of->cap, 0.3, of->softcap, 1e-6};
     const size_t lists = n * h * of->r;
     REAL *y = NAME(result)(to, 0, n * c, p->in[0]);
     REAL *keys = buffer(n * h * s * d * sizeof *keys),
@@ -414,14 +414,15 @@ static void NAME(test_all)(void) {
         a.wrap = (int)below(2), a.across_buckets = (int)below(2), a.duplicates = (int)below(2);
         if (a.scope == RF_FULL || a.scope == RF_LOCAL) a.across_buckets = a.duplicates = 1;
         a.cap = a.scope == RF_BUCKET && below(2) ? 64 : 0;
-        a.scale = 0.3, a.dropout = below(3) ? 0 : 0.3, a.key = draw();
+        a.scale = 0.3, a.softcap = below(4) ? 0 : 0.7, a.dropout = below(3) ? 0 : 0.3,
+        a.key = draw();
         static char text[200];
         snprintf(
             text, sizeof text,
             "attention %d: scope %d, b %zu h %zu t %zu tk %zu d %zu r %zu k %zu m %zu -%zu +%zu "
-            "causal %d shared %d wrap %d across %d duplicates %d dropout %g",
+            "causal %d shared %d wrap %d across %d duplicates %d softcap %g dropout %g",
             i, (int)a.scope, a.b, a.h, a.t, a.tk, a.d, a.r, a.k, a.m, a.before, a.after, a.causal,
-            a.shared_qk, a.wrap, a.across_buckets, a.duplicates, a.dropout);
+            a.shared_qk, a.wrap, a.across_buckets, a.duplicates, a.softcap, a.dropout);
         what = text;
         NAME(test_attention)(a);
     }

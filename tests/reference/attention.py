@@ -6,7 +6,7 @@ position. A key may occur often: once a round, and again where a window reaches 
 query's output is ONE softmax over all its occurrences, which is what weighting each round by its
 log-sum-exp amounts to (the paper, section 2).
 
-Scores are scale * q . k, with Hugging Face's rules:
+Scores are scale * q . k, or c tanh(scale * q . k / c) with a softcap c, and Hugging Face's rules:
  1. a hidden key (masked, later than a causal query, in another bucket): -1e9;
  2. with shared queries and keys, the query itself: -1e5, over rule 1;
  3. allow_duplicate_attention=False: minus log N, N counting how often the pair meets.
@@ -138,8 +138,8 @@ class Attention:
     """
 
     def __init__(
-        self, q, k, seen, *, is_causal, attention_mask, scale, buckets=None, duplicates=True,
-        rounded=True,
+        self, q, k, seen, *, is_causal, attention_mask, scale, softcap=None, buckets=None,
+        duplicates=True, rounded=True,
     ):  # fmt: skip
         dtype = np.asarray(q).dtype
         self.q, self.shared = np.float64(q), k is None
@@ -149,6 +149,10 @@ class Attention:
         tk = self.k.shape[2]
         real = np.ones((b, tk), bool) if attention_mask is None else np.asarray(attention_mask) != 0
         scores = self.scale * self.q @ self.k.swapaxes(-1, -2)
+        self.slope = 1.0  # of the scores, by what they are without a softcap
+        if softcap is not None:
+            capped = np.tanh(scores / softcap)
+            scores, self.slope = softcap * capped, 1 - capped**2
         self.weights, self.moving = np.zeros((b, h, t, tk)), np.zeros((b, h, t, tk))
         for at in np.ndindex(b, h):
             views = seen(*at)
@@ -166,7 +170,7 @@ class Attention:
         """(dq, dk, dv), or (dqk, dv) where queries and keys are shared."""
         v, dout = np.float64(v), np.float64(dout)
         dp = dout @ v.swapaxes(-1, -2)
-        ds = self.moving * (dp - (self.weights * dp).sum(axis=-1, keepdims=True))
+        ds = self.moving * (dp - (self.weights * dp).sum(axis=-1, keepdims=True)) * self.slope
         dq = self.scale * ds @ self.k
         dk = self.scale * ds.swapaxes(-1, -2) @ self.q
         dv = self.weights.swapaxes(-1, -2) @ dout
@@ -180,19 +184,25 @@ class Attention:
 # ---- the three kinds --------------------------------------------------------------------------
 
 
-def full(q, k, *, is_causal=False, attention_mask=None, scale=None):
+def full(q, k, *, is_causal=False, attention_mask=None, scale=None, softcap=None):
     """Every query sees every key; k=None shares queries and keys."""
     seen = see_all(q.shape[2], (q if k is None else k).shape[2])
-    rules = {"is_causal": is_causal, "attention_mask": attention_mask, "scale": scale}
+    rules = {
+        "is_causal": is_causal, "attention_mask": attention_mask, "scale": scale,
+        "softcap": softcap,
+    }  # fmt: skip
     return Attention(q, k, lambda b, h: seen, **rules)
 
 
 def local(
     q, k, *, chunk_length=64, num_chunks_before=1, num_chunks_after=0,
-    is_causal=False, attention_mask=None, scale=None, wrap=False,
+    is_causal=False, attention_mask=None, scale=None, softcap=None, wrap=False,
 ):  # fmt: skip
     """A query sees its chunk of the sequence and the neighbours; one chunk is full attention."""
-    rules = {"is_causal": is_causal, "attention_mask": attention_mask, "scale": scale}
+    rules = {
+        "is_causal": is_causal, "attention_mask": attention_mask, "scale": scale,
+        "softcap": softcap,
+    }  # fmt: skip
     t = q.shape[2]
     if t <= chunk_length:
         return full(q, k, **rules)
@@ -202,12 +212,15 @@ def local(
 
 def lsh(
     qk, buckets, *, chunk_length=64, num_chunks_before=1, num_chunks_after=0, is_causal=False,
-    attention_mask=None, scope="chunk", scale=None, attend_across_buckets=True,
+    attention_mask=None, scope="chunk", scale=None, softcap=None, attend_across_buckets=True,
     allow_duplicate_attention=True, wrap=True, bucket_cap=None,
 ):  # fmt: skip
     """A query sees, each round, its chunk of the sequence sorted by bucket, and the neighbours;
     or its whole bucket (scope="bucket"). buckets (b, h, r, t). One chunk is full attention."""
-    rules = {"is_causal": is_causal, "attention_mask": attention_mask, "scale": scale}
+    rules = {
+        "is_causal": is_causal, "attention_mask": attention_mask, "scale": scale,
+        "softcap": softcap,
+    }  # fmt: skip
     if scope == "chunk" and qk.shape[2] <= chunk_length:
         return full(qk, None, **rules)
 

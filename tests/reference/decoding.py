@@ -33,7 +33,7 @@ def window(ids, i, m, before):
     return order[np.arange(first, first + (1 + before) * m) % (i + 1)]
 
 
-def outputs(x, norm, weights, rotations, num_buckets, *, scope, h, m, before):
+def outputs(x, norm, weights, rotations, num_buckets, *, scope, h, m, before, softcap=None):
     """(b, t, c): row i is what a cache that holds the tokens before gives for token i."""
     wq, wk, wv, wo = (None if w is None else np.float64(w) for w in weights)
     n = normed(x, norm)
@@ -55,6 +55,8 @@ def outputs(x, norm, weights, rotations, num_buckets, *, scope, h, m, before):
                     [np.flatnonzero(round_[: i + 1] == round_[i]) for round_ in ids[at]]
                 )
             s = k[at][met] @ q[at][i] / np.sqrt(d)
+            if softcap is not None:
+                s = softcap * np.tanh(s / softcap)
             if scope != "local":
                 s = np.where(met == i, attention.SELF, s)
             p = attention.softmax(s)

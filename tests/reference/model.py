@@ -136,6 +136,7 @@ def rules(config, kind, attention_mask):
         "num_chunks_after": config.attention(kind, "num_chunks_after"),
         "is_causal": config.is_decoder,
         "attention_mask": attention_mask,
+        "softcap": config.softcap,
         # with exact buckets a causal model is strictly causal: no window repeats on a circle
         "wrap": not (config.is_decoder and config.attention_scope == "bucket"),
     }
@@ -149,7 +150,7 @@ def local(n, w, config, attention_mask):
 def cross(n, memory, w, config, memory_mask):
     q = projected(n, w, "query", config, "attention")
     k, v = (projected(memory, w, name, config, "attention") for name in ("key", "value"))
-    return attention.full(q, k, attention_mask=memory_mask).output(v)
+    return attention.full(q, k, attention_mask=memory_mask, softcap=config.softcap).output(v)
 
 
 def lsh(n, w, config, attention_mask, hashing):
