@@ -15,9 +15,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import numpy as np
+
 from .activations import WEIGHTED
 from .checkpoint import local_folder, write_atomically
-from .checks import NamedAttributes, did_you_mean, integer, refuse_unknown
+from .checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknown
 
 __all__ = ["ReformerConfig"]
 
@@ -553,7 +555,7 @@ class ReformerConfig(NamedAttributes):
             raise ValueError(f"id2label: expected num_labels={self.num_labels} names")
 
     def _check_positions(self) -> None:
-        _boolean("axial_pos_embds", self.axial_pos_embds)
+        flag("axial_pos_embds", self.axial_pos_embds)
         if not self.axial_pos_embds:
             return
         for name in ("axial_pos_shape", "axial_pos_embds_dim"):
@@ -619,10 +621,10 @@ class ReformerConfig(NamedAttributes):
             "is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias",
             "is_encoder_decoder",
         ):  # fmt: skip
-            _boolean(name, getattr(self, name))
+            flag(name, getattr(self, name))
         for name in ("output_attentions", "output_hidden_states", "return_dict"):
             if getattr(self, name) is not None:
-                _boolean(name, getattr(self, name))
+                flag(name, getattr(self, name))
         for name in ("transformers_version", "dtype"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 raise TypeError(f"{name}: expected text or None, got {getattr(self, name)!r}")
@@ -656,6 +658,8 @@ def _plain(value: Any) -> Any:
     """What JSON would give back: tuples as lists, NumPy's numbers as Python's."""
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, Real) and not isinstance(value, (bool, int)):
@@ -687,11 +691,6 @@ def _real(
         raise TypeError(f"{name}: expected {expected}, got {value!r}")
     if not (least <= float(value) < below or (value == math.inf and not finite)):
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _boolean(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def _choice(name: str, value: Any, choices: Any) -> None:

@@ -167,8 +167,9 @@ class Reformer(Model):
             self.config, self.dtype = config, np.dtype(dtype)
         except TypeError as error:
             raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
-        if self.dtype not in (np.float32, np.float64):
-            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
+        if dtype is None or self.dtype not in (np.float32, np.float64):
+            got = dtype if dtype is None else self.dtype
+            raise TypeError(f"dtype: expected float32 or float64, got {got}")
         arrays = {name: np.empty(shape, self.dtype) for name, shape in self._shapes().items()}
         self._parameters = Parameters(arrays)
         constants = body_constants(config)

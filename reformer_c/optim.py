@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .checks import NamedAttributes, integer, names_keywords, number, positive
+from .checks import NamedAttributes, flag, integer, names_keywords, number, positive
 from .runtime import underflow_to_zero
 
 __all__ = ["Adafactor", "AdamW", "Optimizer", "clip_gradients", "schedules"]
@@ -278,11 +278,14 @@ class Adafactor(NamedAttributes, Optimizer):
         warmup_init: bool = False,
     ) -> None:
         super().__init__(parameters)
-        if (lr is None) != bool(relative_step):
+        self.scale_parameter = flag("scale_parameter", scale_parameter)
+        self.relative_step = flag("relative_step", relative_step)
+        self.warmup_init = flag("warmup_init", warmup_init)
+        if (lr is None) != self.relative_step:
             raise ValueError(
                 f"lr: expected None with relative_step=True and a number without, got {lr!r}"
             )
-        if warmup_init and not relative_step:
+        if self.warmup_init and not self.relative_step:
             raise ValueError("warmup_init: expected False without relative_step")
         self.lr = None if lr is None else number("lr", lr, 0.0)
         self.eps = _pair("eps", eps)
@@ -293,9 +296,6 @@ class Adafactor(NamedAttributes, Optimizer):
             raise ValueError(f"decay_rate: expected a number in [-1, 0], got {decay_rate!r}")
         self.beta1 = None if beta1 is None else number("beta1", beta1, 0.0, below=1.0)
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
-        self.scale_parameter = bool(scale_parameter)
-        self.relative_step = bool(relative_step)
-        self.warmup_init = bool(warmup_init)
         for name, array in parameters.items():
             shapes = {"second": array.shape}
             if array.ndim >= 2:

@@ -422,3 +422,10 @@ def test_help_explains_every_field():
     heads = re.findall(r"^    (\w[\w, ]*)(?: : |$)", listed, re.MULTILINE)
     names = [name.strip() for head in heads for name in head.split(",")]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(ReformerConfig))
+
+
+def test_numpys_booleans_are_booleans():
+    config = ReformerConfig(is_decoder=np.True_, output_attentions=np.False_)
+    assert config.is_decoder is True and config.output_attentions is False
+    with pytest.raises(TypeError, match=r"^is_decoder: expected True or False, got 1$"):
+        ReformerConfig(is_decoder=1)

@@ -1198,3 +1198,9 @@ def test_the_mask_of_one_row_is_not_dropped_either():
     bias = model.parameters["lm_head.bias"]
     with pytest.raises(TypeError, match=r"lm_head.bias.*: expected an array, got MaskedArray"):
         model.parameters["lm_head.bias"] = np.ma.masked_array(bias)
+
+
+def test_no_dtype_is_no_dtype():
+    for make in (ReformerModel, ReformerModelWithLMHead):
+        with pytest.raises(TypeError, match=r"^dtype: expected float32 or float64, got None"):
+            make(small_config(), dtype=None)

@@ -395,3 +395,9 @@ def test_decays_end_at_the_floor_and_stay_there(name):
 def test_bad_schedules_are_named(make, error, word):
     with pytest.raises(error, match=word):
         make()
+
+
+@pytest.mark.parametrize("name", ["scale_parameter", "relative_step", "warmup_init"])
+def test_a_switch_of_adafactor_is_true_or_false(name):
+    with pytest.raises(TypeError, match=f"^{name}: expected True or False, got 'no'"):
+        Adafactor({"w": np.zeros(3, np.float32)}, **{name: "no"})

@@ -46,6 +46,13 @@ def finite(value: Any, name: str) -> float:
     return number
 
 
+def switch(value: Any, name: str) -> bool:
+    """True or False, NumPy's too, or 0 and 1."""
+    if not isinstance(value, (bool, np.bool_, int)) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def random_key(value: Any, name: str) -> int:
     """A key of random bits: an integer in [0, 2**64)."""
     key = whole(value, name, 0, 2**64)

@@ -22,6 +22,7 @@ from ._arguments import (
     probability,
     random_key,
     saved_by,
+    switch,
     whole,
 )
 from ._derive import value_of
@@ -81,6 +82,8 @@ class AttentionSpec:
         plain = vars(self)  # a frozen dataclass guards attributes; what is checked is also plain
         for name, least in COUNTS:
             plain[name] = whole(plain[name], name, least)
+        for name in SWITCHES:
+            plain[name] = switch(plain[name], name)
         if self.num_buckets is not None:
             plain["num_buckets"] = factors_of(self.num_buckets)
         if self.scope not in SCOPES:
@@ -113,6 +116,9 @@ class AttentionSpec:
 
 COUNTS = (
     ("num_hashes", 1), ("chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
+)  # fmt: skip
+SWITCHES = (
+    "is_causal", "shared_qk", "attend_across_buckets", "allow_duplicate_attention", "wrap",
 )  # fmt: skip
 
 

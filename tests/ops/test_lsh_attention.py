@@ -443,3 +443,18 @@ def test_what_decides_the_buckets_is_checked_where_one_chunk_needs_none(wrong, e
     x = np.ones((1, 1, 4, 2))
     with pytest.raises((TypeError, ValueError, IndexError), match=error):
         ops.lsh_attention(x, x, num_hashes=1, num_buckets=4, chunk_length=chunk_length, **wrong)
+
+
+@pytest.mark.parametrize("name", [
+    "is_causal", "attend_across_buckets", "allow_duplicate_attention", "wrap",
+])  # fmt: skip
+def test_a_switch_is_true_or_false(name):
+    x = np.ones((16, 4), np.float32)
+    for value in ("no", None, 2, [0]):
+        with pytest.raises(TypeError, match=f"^{name} must be True or False, got "):
+            ops.lsh_attention(x, x, num_buckets=2, chunk_length=4, rng=0, **{name: value})
+    same = [
+        ops.lsh_attention(x, x, num_buckets=2, chunk_length=4, rng=0, **{name: value})
+        for value in (True, 1, np.True_)
+    ]
+    assert np.array_equal(same[0], same[1]) and np.array_equal(same[0], same[2])
