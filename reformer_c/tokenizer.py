@@ -400,7 +400,9 @@ class Tokenizer(NamedAttributes, ABC):
         pair = bool(pairs) and len(pairs[0]) == 2
         if layout.truncation == "only_second" and not pair:
             raise ValueError("truncation: 'only_second' cuts the second text of a pair")
-        template = self._template(pair) if special else Tokenizer._template(self, pair)
+        template = self._template(pair)
+        if not special:  # what is left has the order and the types that the folder says
+            template = [part for part in template if part[0] in (FIRST, SECOND)]
         room = layout.limit - sum(what not in (FIRST, SECOND) for what, _ in template)
         if layout.truncation and room < 1:
             raise ValueError(

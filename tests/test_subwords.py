@@ -285,6 +285,25 @@ def test_sections_of_a_tokenizer_json_say_the_sides(tmp_path):
     assert ReformerTokenizerFast.from_pretrained(tmp_path).padding_side == "right"
 
 
+def test_without_special_tokens_texts_keep_their_order_and_types(tmp_path):
+    library = pytest.importorskip("tokenizers", reason=WHY.format("tokenizers"))
+    write_tokenizer_json(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    model = library.Tokenizer.from_file(str(path))
+    model.post_processor = library.processors.TemplateProcessing(
+        single="$A:1 </s>:0", pair="$B </s> $A:1", special_tokens=[("</s>", 1)]
+    )
+    model.save(str(path))
+    tokenizer = ReformerTokenizerFast.from_pretrained(tmp_path)
+    one, two = (tokenizer.encode(text, None, False).tolist() for text in ("To", "be that"))
+    plain = {"add_special_tokens": False, "return_token_type_ids": True}
+    alone = tokenizer("To", **plain)
+    assert (alone.input_ids.tolist(), alone.token_type_ids.tolist()) == ([one], [[1] * len(one)])
+    pair = tokenizer("To", "be that", **plain)
+    assert pair.input_ids.tolist() == [two + one]
+    assert pair.token_type_ids.tolist() == [[0] * len(two) + [1] * len(one)]
+
+
 @pytest.mark.parametrize("name", ["add_bos_token", "add_eos_token"])
 def test_a_folder_may_say_that_texts_begin_and_end_with_a_token(folder, name):
     config = {"bos_token": "<s>", "eos_token": "</s>", name: True}
