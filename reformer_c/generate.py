@@ -186,7 +186,7 @@ class Rules:
         return (
             int(text.ids[-1]) in self.end_tokens
             or text.new >= self.options.max_new_tokens
-            or any(bool(stop(text.ids, logits)) for stop in self._criteria)
+            or any(_says_stop(stop(text.ids, logits)) for stop in self._criteria)
         )
 
     def process(self, logits: Sequence[np.ndarray], texts: Sequence[_Text]) -> list[np.ndarray]:
@@ -253,7 +253,10 @@ class Rules:
         if text.new == int(forced):
             z[_list(options.begin_suppress_tokens)] = -math.inf
         for processor in self._processors:
-            z = as_array("logits_processor", processor(text.ids, z)).astype(np.float64, copy=False)
+            z = as_array("logits_processor", processor(text.ids, z))
+            if z.dtype.kind not in "iuf":
+                raise TypeError(f"logits_processor: expected real logits, got {z.dtype}")
+            z = z.astype(np.float64, copy=False)
             if z.shape != shape:
                 raise ValueError(
                     f"logits_processor: expected logits of shape {shape}, got {z.shape}"
@@ -486,7 +489,7 @@ def stream_tokens(
             texts[row].append(int(new[row]))
             running.append(not rules.stops(texts[row], z))
         rows = rows[running]
-        yield new
+        yield new.copy()  # whoever reads it may write into it
         if len(rows):
             logits = source.step(rows, new[rows])
 
@@ -652,6 +655,12 @@ def _functions(name: str, value: Any) -> list:
     if not isinstance(functions, (list, tuple)) or not all(map(callable, functions)):
         raise TypeError(f"{name}: expected a function or a list of functions, got {value!r}")
     return list(functions)
+
+
+def _says_stop(value: Any) -> bool:
+    if np.size(value) != 1:
+        raise ValueError(f"stopping_criteria: expected True or False of one text, got {value!r}")
+    return bool(value)
 
 
 def _list(tokens: Any) -> list[int]:

@@ -302,6 +302,16 @@ def test_the_streamer_and_the_iterator_see_each_step(model):
     assert np.array_equal(list(model.stream(random_ids((2, 3)), **options)), steps)
 
 
+def test_who_writes_into_a_step_changes_no_text(model):
+    options = {"max_new_tokens": 8, "eos_token_id": None, "rng": 0}
+    plain = [step.tolist() for step in model.stream([[3, 4]], **options)]
+    found = []
+    for step in model.stream([[3, 4]], **options):
+        found.append(step.tolist())
+        step[:] = 0
+    assert found == plain
+
+
 def test_padding_does_not_go_through_the_model(model, monkeypatch):
     from reformer_c import decode
 
@@ -479,6 +489,13 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"early_stopping": "soon"}, "early_stopping"),
         ({"logits_processor": 3}, "logits_processor"),
         ({"stopping_criteria": [3]}, "stopping_criteria"),
+        (
+            {"stopping_criteria": lambda ids, z: np.array([True, False])},
+            "stopping_criteria: expected True or False of one text",
+        ),
+        ({"logits_processor": lambda ids, z: None}, "logits_processor: expected real logits"),
+        ({"logits_processor": lambda ids, z: "much"}, "logits_processor: expected real logits"),
+        ({"logits_processor": lambda ids, z: z[1:]}, "logits_processor: expected logits of shape"),
         ({"num_beam": 2}, "num_beam"),
         ({"attention_mask": [[1, 1]]}, "attention_mask"),
         ({"rotations": []}, "rotations"),
