@@ -490,7 +490,7 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"logits_processor": 3}, "logits_processor"),
         ({"stopping_criteria": [3]}, "stopping_criteria"),
         (
-            {"stopping_criteria": lambda ids, z: np.array([True, False])},
+            {"stopping_criteria": lambda ids, z: np.array([True, False]), "eos_token_id": None},
             "stopping_criteria: expected True or False of one text",
         ),
         ({"logits_processor": lambda ids, z: None}, "logits_processor: expected real logits"),
