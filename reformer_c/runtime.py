@@ -206,7 +206,10 @@ def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/
 def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[tuple[Path, int]]:
     """The folders of our control group and its parents: (folder, version)."""
     for line in _read(own).splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, separator, path = rest.partition(":")
+        if not separator:
+            continue  # nothing that Linux writes
         if controllers == "":
             tops, version = [root, root / "unified"], 2
         elif controller in controllers.split(","):
@@ -282,7 +285,9 @@ def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
         used = _read(folder / names[1]).strip()
         if limits and used.isdigit():
             entries = (line.split() for line in _read(folder / "memory.stat").splitlines())
-            cached = sum(int(entry[1]) for entry in entries if entry[:1] == [names[2]])
+            cached = sum(
+                int(entry[1]) for entry in entries if len(entry) == 2 and entry[0] == names[2]
+            )
             yield min(limits), int(used) - cached
 
 

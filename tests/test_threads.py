@@ -617,3 +617,14 @@ def test_a_signal_handler_runs_during_a_call_and_may_compute_itself():
         print("ok")
     """
     assert said(code) == "ok"
+
+
+def test_control_groups_told_in_another_form_are_no_limit(tmp_path):
+    own = tmp_path / "own"
+    own.write_text("nonsense\n\n0:\n0::/\n")
+    for name, text in {
+        "memory.max": "1000\n", "memory.current": "10\n", "memory.stat": "inactive_file\nanon 3\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text)
+    assert runtime._cgroup_quota(tmp_path, own) is None
+    assert list(runtime._cgroup_memory(tmp_path, own)) == [(1000, 10)]
