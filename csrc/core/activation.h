@@ -113,8 +113,7 @@ static inline curve gelu_10(vec x) {
     return (curve){at_most(c.value, 10), vselect(c.value > 10, zero, c.slope)};
 }
 
-/* The normal distribution function with mean mu and deviation sigma (Ma et al. 2022, section 3.4).
- */
+/* The normal distribution function of mean mu, deviation sigma (Ma et al. 2022, section 3.4). */
 static inline curve laplace(vec x) {
     const real mu = (real)0.707107, sigma = (real)0.282095;
     const vec z = (x - mu) / sigma;

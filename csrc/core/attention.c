@@ -112,8 +112,7 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
     tile->started = 1;
 }
 
-/* The softmax state of a tile's rows: none in the first round, later what query_tile_store saved.
- */
+/* The softmax state of a tile's rows: empty in round 0, then as query_tile_store left it. */
 static void query_tile_load(const attention_arrays *x, query_tile *tile, const forward_results *f) {
     const rf_attention *a = x->a;
     const block *q = tile->blk;
@@ -148,8 +147,7 @@ static int query_tile_is_finite(const attention_arrays *x, const query_tile *til
 
 /* After the last round a row is num / sum; until then num, max and sum are kept in out, lse and
    sum. Rows that attended to no key are marked for hf_row_forward by lse = -inf. With one round, a
-   row that attended only to itself equals its value: it is final here, and LSE_SELF_ONLY says so.
- */
+   row that attended only to itself equals its value: it is final here, marked LSE_SELF_ONLY. */
 static void query_tile_store(const attention_arrays *x, const query_tile *tile,
                              const forward_results *f) {
     const rf_attention *a = x->a;
@@ -213,8 +211,7 @@ static void forward_spans(const attention_arrays *x, thread_scratch *ts, size_t 
     const rf_attention *a = x->a;
     for (size_t i = 0; i < queries.count; i++) query_tile_load(x, ts->tiles + i, f);
     if (is_window_scope(a)) {
-        // the queries' own chunk first: its keys are the most similar, so that later maxima seldom
-        // grow
+        // the queries' own chunk first: its keys are the most similar, and later maxima seldom grow
         for (size_t i = 0; i <= a->before + a->after && !is_stopped(x->order.run); i++) {
             const size_t slot = i == 0 ? a->before : i <= a->before ? i - 1 : i;
             size_t to;
@@ -317,8 +314,7 @@ static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real
     const real softcap = (real)x->a->softcap * LOG2_E;
     for (size_t i = i0; i < i1; i++) {
         const vec score = partial ? vload(s + i * BLOCK) : vload(s + i * BLOCK) * k->kunit[i];
-        // at most 1: the rounding error of a huge log-sum-exp could exceed its distance to the
-        // score
+        // at most 1, even if rounding a huge log-sum-exp puts it below the score
         const vec p = vec_exp2(-vmax((vec){0}, lse - score)), dp = vload(g + i * BLOCK);
         vec kept = p, ds = dp - delta;
         if (drops) {
@@ -404,8 +400,7 @@ static inline void write_row(real *restrict to, const real *restrict from, size_
         copy_row(to, from, n);
 }
 
-/* The first round writes rows, later ones add to them: in each round a token is in one query span.
- */
+/* The first round writes rows, later ones add to them: a token is in one query span per round. */
 static void flush_keys(const attention_arrays *x, const query_tile *tile,
                        const backward_results *g) {
     const rf_attention *a = x->a;
@@ -546,8 +541,7 @@ static void row_products(rf_run *run, real *delta, const real *dout, const real 
     }
 }
 
-/* The rows that attended to no key add to gradients anywhere in their windows, so a task is a head.
- */
+/* The rows that attended to no key add to gradients anywhere in their windows: a task is a head. */
 static void backward_hf_rows(rf_run *run, const attention_arrays *x, const backward_results *g,
                              void *scratch) {
     const rf_attention *a = x->a;

@@ -119,8 +119,7 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     blk->nk = blk->start < a->tk ? min_size(places, a->tk - blk->start) : 0;
     for (size_t i = 0; i < BLOCK; i++) blk->qpos[i] = blk->kpos[i] = -1;
 
-    // 1. keys: those hidden by the mask go last, so that the others are a prefix in order of
-    // position
+    // 1. keys: those hidden by the mask go last; the others are a prefix in order of position
     lane hidden[BLOCK];
     size_t hiding = 0;
     blk->visible = 0;
@@ -147,8 +146,7 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
 }
 
 /* Rows of n tokens, dp apart. A full block of consecutive tokens is used in place if its rows are
-   contiguous. Otherwise it is copied: rows a power of two apart would collide in the cache's sets.
- */
+   contiguous. Otherwise it is copied: rows a power of two apart would collide in cache sets. */
 static const real *block_rows(const attention_arrays *x, const block *blk, const lane *tokens,
                               size_t n, const real *base, rf_strides s, real *space) {
     const size_t d = x->a->d, dp = x->dp;
@@ -408,8 +406,8 @@ static inline vec dense_max(const real *s, const real *kunit, size_t i0, size_t 
     return vmax(vmax(m[0], m[1]), vmax(m[2], m[3]));
 }
 
-/* A score of any unit with a cap in that unit, and its slope: the derivative by the score without
-   the cap, from the score with it. */
+/* The score with softcap, cap tanh(score / cap), in any unit; and its derivative by the score,
+   computed from the capped score. */
 static inline vec soft_capped(vec score, real cap) {
     return cap * tanh_curve(score / cap).value;
 }
@@ -419,8 +417,8 @@ static inline vec soft_cap_slope(vec capped, real cap) {
     return 1 - t * t;
 }
 
-/* score + factor log(how often each query of a group meets the key), where it is not hidden: a key
-   counts once with allow_duplicate_attention=False, which is rare. */
+/* score + factor log(multiplicity of the key for each query of a group), unless it is hidden. With
+   allow_duplicate_attention=False, which is rare, a key counts once in all rounds together. */
 static inline vec plus_multiplicity(const attention_arrays *x, const block *q, size_t group,
                                     ivec positions, size_t key, vec score, real factor) {
     for (size_t j = 0; j < VEC_LANES; j++)
@@ -430,8 +428,7 @@ static inline vec plus_multiplicity(const attention_arrays *x, const block *q, s
     return score;
 }
 
-/* Writes the masked scores of keys [i0, i1) in place of their raw products; the maximum, as above.
- */
+/* Replaces the raw products of keys [i0, i1) by masked scores; returns the maximum, as above. */
 static inline vec partial_scores(real *s, const attention_arrays *x, const block *q, const block *k,
                                  size_t group, size_t i0, size_t i1, vec max) {
     const rf_attention *a = x->a;

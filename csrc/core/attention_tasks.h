@@ -13,8 +13,7 @@
 #define QUERY_TILES 4 // blocks of queries that share one gathering of a block of keys
 #define CACHE_MAX 96  // gathered blocks per thread
 
-/* A block of queries and what is accumulated for them (and, backward, for the same tokens as keys).
- */
+/* A block of queries and what is accumulated for them (backward, also as keys). */
 typedef struct {
     block *blk;
     real *max, *sum, *num;    // forward: running maximum, denominator, numerator

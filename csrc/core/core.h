@@ -96,8 +96,8 @@ static inline size_t items_per_task(size_t items, size_t max) {
 }
 
 /* Tasks that a thread takes at once if each has only a few items: eight items or more, so that data
-   shared by neighbours is seldom gathered twice, unless too few tasks would be left to balance the
-   load. */
+   shared by neighbours is seldom gathered twice, unless that leaves too few tasks to balance
+   the load. */
 static inline size_t tasks_at_once(const rf_run *run, size_t tasks, size_t items) {
     return max_size(1, min_size(8 / items, tasks / (8 * (size_t)run->workers)));
 }

@@ -166,8 +166,7 @@ static void logits_backward(real *restrict logits, int64_t label, int64_t ignore
     logits[label] -= scale;
 }
 
-/* One task: dx, and the gradient of its logits, for that of w. `at` is its first row within the
-   chunk. */
+/* One task: dx, and the gradient of its logits, for w's. `at` is its first row in the chunk. */
 static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx, const real *x,
                                         const real *bias, const int64_t *labels, size_t row,
                                         size_t at, size_t rows, size_t c, size_t v, int64_t ignore,

@@ -208,8 +208,7 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
         rounds = attend_hashed(&sm, x, bh, u);
     flush(&sm);
     // 3. normalise. A token that attended only to itself gets what a forward pass over all tokens
-    // gives it: its value or, in scopes of Hugging Face's model, that in its rounding of -1e5 + log
-    // n
+    // gives it: its value or, in scopes of Hugging Face's model, that with -1e5 + log n rounded
     if (a->scope == RF_BUCKET && !sm.others) {
         copy_row(sm.out, x->v + at, d);
         return;

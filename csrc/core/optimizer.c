@@ -130,8 +130,7 @@ static void whole_moment(rf_run *run, real *restrict s, const real *restrict g, 
     }
 }
 
-/* Compute piece number `piece` of the direction; *begin is its first element, returns its length.
- */
+/* Compute a piece of the direction. *begin is its first element; returns its length. */
 static size_t direction_piece(real *restrict u, size_t *begin, const direction *d, size_t piece) {
     const size_t i = piece / d->pieces, j = piece % d->pieces * PIECE;
     const size_t length = min_size(PIECE, d->n - j);

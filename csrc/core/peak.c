@@ -3,8 +3,7 @@
 
 #include "vec.h"
 
-/* Independent chains cover latency times ports, at most 4 x 4; with 16 registers, as many as fit.
- */
+/* Independent chains cover latency times ports, at most 4 x 4; of 16 registers, as many as fit. */
 #if defined(__AVX512F__) || (defined(__ARM_NEON) && defined(__aarch64__))
 #define PEAK_CHAINS 16
 #else
@@ -34,8 +33,7 @@ static double fma_peak(rf_run *run, double seconds) {
     size_t bursts = 0;
 #pragma omp parallel num_threads(run->workers) reduction(+ : bursts)
     {
-        // each burst depends on the one before, and the result on the last: none can be optimised
-        // out
+        // each burst depends on the one before, and the result on the last: none can be removed
         real value = 1;
         while (seconds_now() - start < seconds && !stopped(run)) {
             value = peak_burst(value);

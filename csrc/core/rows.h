@@ -2,8 +2,7 @@
 
    A task is up to 192 rows: enough to pay for loading the packed operand from memory, few enough
    that their data stays in the L2 cache. A chunk is what a backward pass keeps in scratch at a
-   time: enough rows for an efficient product for the weights' gradient. Both depend on sizes alone.
- */
+   time: enough rows for an efficient product for the weights' gradient. Sizes alone decide both. */
 #ifndef RF_ROWS_H
 #define RF_ROWS_H
 

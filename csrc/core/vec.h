@@ -48,8 +48,7 @@ static inline ivec iload(const lane *p) {
     return *(const ivec_unaligned *)p;
 }
 
-/* x - 0 is x for every x, even -0, so compilers emit one broadcast; 0 + x would need an addition.
- */
+/* x - 0 is x for every x, even -0, so this is one broadcast; 0 + x would need an addition. */
 static inline vec vset1(real x) {
     return x - (vec){0};
 }

@@ -406,8 +406,7 @@ static int overlaps_an_input(const rf_call *c, PyArrayObject *array, int may_be_
     return 0;
 }
 
-/* The next argument as an array to write to, which must have the exact type and shape. A new
-   reference. */
+/* The next argument as an array to write to, of exactly the type and shape. A new reference. */
 static PyArrayObject *next_target(rf_call *c, const char *name, const char *shape, int type) {
     PyObject *argument = rf_next(c, name);
     if (!argument) return NULL;
@@ -439,8 +438,7 @@ static PyArrayObject *next_target(rf_call *c, const char *name, const char *shap
     return (PyArrayObject *)Py_NewRef(argument);
 }
 
-/* A new array with the memory layout of `like`, or NULL; its last axis is contiguous in any case.
- */
+/* A new array with the memory layout of `like`, or NULL; its last axis is always contiguous. */
 static PyArrayObject *new_array(rf_call *c, const char *shape, int type, PyArrayObject *like) {
     npy_intp dims[MAX_NDIM + 8];
     const int ndim = rf_dims_of(c, shape, dims);
@@ -555,8 +553,7 @@ int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape)
 
 /* ---- the end of a call --------------------------------------------------------------------- */
 
-/* Copy temporaries to the caller's arrays and release everything, and `result` too if a copy fails.
- */
+/* Copy temporaries to the caller's arrays and release everything; `result` too if a copy fails. */
 static PyObject *release(rf_call *c, PyObject *result) {
     if (!result) c->failed = 1;
     for (size_t i = 0; i < c->arrays; i++) {

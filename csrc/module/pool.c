@@ -192,8 +192,7 @@ static void decommit(block *b, size_t bytes) {
     if (first < last) madvise((void *)first, last - first, MADV_DONTNEED);
 }
 
-/* Return pages to the system, of the largest blocks first, until at most `limit` bytes are cached.
- */
+/* Return pages to the system, largest blocks first, until at most `limit` bytes are cached. */
 static void trim(size_t limit) {
     while (pool.cached > limit) {
         block *largest = NULL;
@@ -249,8 +248,7 @@ static size_t uncommitted_bytes(const block *b, size_t size) {
     return size > pool.reserved - pool.top ? SIZE_MAX : uncommitted + size;
 }
 
-/* Where `size` bytes fit: the place with the fewest uncommitted bytes, and of those the smallest
-   block. */
+/* Where `size` bytes fit: where the fewest bytes are uncommitted, and then the smallest block. */
 static block *find_best_fit(size_t size) {
     block *best = NULL;
     size_t min_uncommitted = SIZE_MAX;

@@ -1,5 +1,4 @@
-/* shape.c: checks the shapes of arrays, which are given in letters, and keeps the sizes of letters.
- */
+/* shape.c: checks the shapes of arrays, given in letters, and keeps the sizes of the letters. */
 #include "call.h"
 
 enum { MAX_AXES = 8 };

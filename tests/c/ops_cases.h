@@ -1,12 +1,13 @@
-/* ops_cases.h: the tests of one element type; test_core.c includes it with REAL, OPS and NAME set.
+/* ops_cases.h: the tests of one element type. cases_f32.c and cases_f64.c include it, with `real`,
+   `rf_ops`, TABLE (the member of rf_core) and ROUNDING defined.
 
-   A case draws its inputs and knows how to run itself on a table of ops. It is run on the portable
-   core, then on every core with one thread and with three: cores agree within rounding, numbers of
-   threads to the last bit. */
+   A case draws its inputs and can run itself on a table of ops. It runs on the portable core, then
+   on every core with one thread and with three: cores must agree within rounding, and results with
+   different numbers of threads to the last bit. */
 
 typedef struct {
     size_t n, ci, co, f, chunk;
-    REAL *in[9];
+    real *in[9];
     int64_t *ids;
     int32_t *buckets, factors[2];
     uint8_t *mask;
@@ -14,37 +15,36 @@ typedef struct {
     rf_attention a;
     rf_strides strides; // of q, k, v and what belongs to them
     double dropout, tolerance;
-} NAME(problem);
+} problem;
 
 typedef struct {
     void *data[RESULTS];
     size_t n[RESULTS];
     int is_integer;
-} NAME(results);
+} results;
 
-typedef void NAME(runner)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                          NAME(results) * results);
+typedef void runner(const rf_ops *ops, rf_run *run, const problem *p, results *to);
 
-static REAL *NAME(random)(size_t n) {
-    REAL *x = buffer(n * sizeof(REAL));
-    for (size_t i = 0; i < n; i++) x[i] = (REAL)normal();
+static real *random_reals(size_t n) {
+    real *x = buffer(n * sizeof(real));
+    for (size_t i = 0; i < n; i++) x[i] = (real)normal();
     return x;
 }
 
-static void *NAME(scratch)(size_t bytes) {
+static void *scratch_of(size_t bytes) {
     if (bytes == SIZE_MAX) fail("the workspace of a small size overflows");
     return buffer(bytes);
 }
 
 /* A result: NaN, or a copy of what is added to. */
-static REAL *NAME(result)(NAME(results) * results, int i, size_t n, const REAL *start) {
-    REAL *x = results->data[i] = buffer(n * sizeof(REAL));
-    if (start) memcpy(x, start, n * sizeof(REAL));
-    results->n[i] = n;
+static real *result(results *to, int i, size_t n, const real *start) {
+    real *x = to->data[i] = buffer(n * sizeof(real));
+    if (start) memcpy(x, start, n * sizeof(real));
+    to->n[i] = n;
     return x;
 }
 
-static void NAME(compare)(const REAL *x, const REAL *expected, size_t n, double tolerance) {
+static void compare(const real *x, const real *expected, size_t n, double tolerance) {
     double largest = 1, worst = 0; // inputs are about 1: smaller results cancel
     for (size_t i = 0; i < n; i++) {
         if (isnan(x[i])) fail("nan: something was not written, or read before it was");
@@ -56,21 +56,21 @@ static void NAME(compare)(const REAL *x, const REAL *expected, size_t n, double 
     fail("differs from the portable core");
 }
 
-static void NAME(check)(const NAME(problem) * p, NAME(runner) * run_case) {
-    NAME(results) portable = {0};
+static void check_case(const problem *p, runner *run_case) {
+    results portable = {0};
     size_t last = 0;
     while (rf_core_at(last + 1)) last++;
     run_case(rf_core_at(last)->TABLE, &(rf_run){.workers = 1}, p, &portable);
     for (size_t i = 0; i <= last; i++) {
-        NAME(results) one = {0}, three = {0};
+        results one = {0}, three = {0};
         run_case(rf_core_at(i)->TABLE, &(rf_run){.workers = 1}, p, &one);
         run_case(rf_core_at(i)->TABLE, &(rf_run){.workers = 3}, p, &three);
         for (int j = 0; j < RESULTS && one.data[j]; j++) {
-            const size_t size = one.is_integer ? sizeof(int32_t) : sizeof(REAL);
+            const size_t size = one.is_integer ? sizeof(int32_t) : sizeof(real);
             if (memcmp(one.data[j], three.data[j], one.n[j] * size) != 0)
                 fail("depends on the number of threads");
             if (!one.is_integer)
-                NAME(compare)(one.data[j], portable.data[j], one.n[j], p->tolerance);
+                compare(one.data[j], portable.data[j], one.n[j], p->tolerance);
             else if (memcmp(one.data[j], portable.data[j], one.n[j] * size) != 0)
                 fail("differs from the portable core");
             checks++;
@@ -81,209 +81,197 @@ static void NAME(check)(const NAME(problem) * p, NAME(runner) * run_case) {
 
 /* ---- rows ---- */
 
-static void NAME(run_linear)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                             NAME(results) * to) {
+static void run_linear(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, ci = p->ci, co = p->co;
     const size_t bytes = ops->linear_workspace(n, ci, co, run->workers);
-    REAL *const *in = p->in;
-    ops->linear_forward(run, NAME(result)(to, 0, n * co, NULL), in[0], in[1], in[2], n, ci, co,
-                        NAME(scratch)(bytes));
-    REAL *dx = NAME(result)(to, 1, n * ci, NULL), *dw = NAME(result)(to, 2, co * ci, in[4]);
-    REAL *dbias = NAME(result)(to, 3, co, in[5]);
-    ops->linear_backward(run, dx, dw, dbias, in[3], in[0], in[1], n, ci, co, NAME(scratch)(bytes));
+    real *const *in = p->in;
+    ops->linear_forward(run, result(to, 0, n * co, NULL), in[0], in[1], in[2], n, ci, co,
+                        scratch_of(bytes));
+    real *dx = result(to, 1, n * ci, NULL), *dw = result(to, 2, co * ci, in[4]);
+    real *dbias = result(to, 3, co, in[5]);
+    ops->linear_backward(run, dx, dw, dbias, in[3], in[0], in[1], n, ci, co, scratch_of(bytes));
 }
 
-static void NAME(test_linear)(size_t n, size_t ci, size_t co) {
-    NAME(check)(
-        &(NAME(problem)){.n = n,
-                         .ci = ci,
-                         .co = co,
-                         .tolerance = ROUNDING,
-                         .in = {NAME(random)(n * ci), NAME(random)(co * ci), NAME(random)(co),
-                                NAME(random)(n * co), NAME(random)(co * ci), NAME(random)(co)}},
-        NAME(run_linear));
+static void test_linear(size_t n, size_t ci, size_t co) {
+    check_case(&(problem){.n = n,
+                          .ci = ci,
+                          .co = co,
+                          .tolerance = ROUNDING,
+                          .in = {random_reals(n * ci), random_reals(co * ci), random_reals(co),
+                                 random_reals(n * co), random_reals(co * ci), random_reals(co)}},
+               run_linear);
 }
 
-static void NAME(run_layer_norm)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                                 NAME(results) * to) {
+static void run_layer_norm(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci;
-    REAL *const *in = p->in, *mean = buffer(n * sizeof(REAL)), *rstd = buffer(n * sizeof(REAL));
-    ops->layer_norm_forward(run, NAME(result)(to, 0, n * c, NULL), mean, rstd, in[0], in[1], in[2],
-                            n, c, 0.1);
-    REAL *dx = NAME(result)(to, 1, n * c, NULL), *dweight = NAME(result)(to, 2, c, in[4]);
-    REAL *dbias = NAME(result)(to, 3, c, in[5]);
+    real *const *in = p->in, *mean = buffer(n * sizeof(real)), *rstd = buffer(n * sizeof(real));
+    ops->layer_norm_forward(run, result(to, 0, n * c, NULL), mean, rstd, in[0], in[1], in[2], n, c,
+                            0.1);
+    real *dx = result(to, 1, n * c, NULL), *dweight = result(to, 2, c, in[4]);
+    real *dbias = result(to, 3, c, in[5]);
     ops->layer_norm_backward(run, dx, dweight, dbias, in[3], in[0], mean, rstd, in[1], n, c,
-                             NAME(scratch)(ops->layer_norm_backward_workspace(n, c)));
+                             scratch_of(ops->layer_norm_backward_workspace(n, c)));
 }
 
-static void NAME(test_layer_norm)(size_t n, size_t c) {
-    NAME(check)(&(NAME(problem)){.n = n,
-                                 .ci = c,
-                                 .tolerance = ROUNDING,
-                                 .in = {NAME(random)(n * c), NAME(random)(c), NAME(random)(c),
-                                        NAME(random)(n * c), NAME(random)(c), NAME(random)(c)}},
-                NAME(run_layer_norm));
+static void test_layer_norm(size_t n, size_t c) {
+    check_case(&(problem){.n = n,
+                          .ci = c,
+                          .tolerance = ROUNDING,
+                          .in = {random_reals(n * c), random_reals(c), random_reals(c),
+                                 random_reals(n * c), random_reals(c), random_reals(c)}},
+               run_layer_norm);
 }
 
-static void NAME(run_tables)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                             NAME(results) * to) {
+static void run_tables(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, v = p->ci, c = p->co, n2 = 3, n1 = v / n2 + 1;
-    REAL *const *in = p->in;
-    ops->embedding_forward(run, NAME(result)(to, 0, n * c, NULL), p->ids, in[0], n, c);
-    ops->embedding_backward(run, NAME(result)(to, 1, v * c, in[0]), in[1], p->ids, n, c);
-    ops->axial_forward(run, NAME(result)(to, 2, n * (c + 2), NULL), p->ids, in[2], in[3], n, n2, c,
-                       2);
-    REAL *dw0 = NAME(result)(to, 3, n1 * c, in[2]), *dw1 = NAME(result)(to, 4, n2 * 2, in[3]);
+    real *const *in = p->in;
+    ops->embedding_forward(run, result(to, 0, n * c, NULL), p->ids, in[0], n, c);
+    ops->embedding_backward(run, result(to, 1, v * c, in[0]), in[1], p->ids, n, c);
+    ops->axial_forward(run, result(to, 2, n * (c + 2), NULL), p->ids, in[2], in[3], n, n2, c, 2);
+    real *dw0 = result(to, 3, n1 * c, in[2]), *dw1 = result(to, 4, n2 * 2, in[3]);
     ops->axial_backward(run, dw0, dw1, in[4], p->ids, n, n2, c, 2);
 }
 
-static void NAME(test_tables)(size_t n, size_t v, size_t c) {
-    NAME(problem) p = {.n = n, .ci = v, .co = c, .tolerance = ROUNDING};
+static void test_tables(size_t n, size_t v, size_t c) {
+    problem p = {.n = n, .ci = v, .co = c, .tolerance = ROUNDING};
     p.ids = buffer(n * sizeof *p.ids);
     for (size_t i = 0; i < n; i++) p.ids[i] = (int64_t)below(v);
     const size_t sizes[] = {v * c, n * c, (v / 3 + 1) * c, 3 * 2, n * (c + 2)};
-    for (int i = 0; i < 5; i++) p.in[i] = NAME(random)(sizes[i]);
-    NAME(check)(&p, NAME(run_tables));
+    for (int i = 0; i < 5; i++) p.in[i] = random_reals(sizes[i]);
+    check_case(&p, run_tables);
 }
 
-static void NAME(run_feed_forward)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                                   NAME(results) * to) {
+static void run_feed_forward(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci, f = p->f;
     const int workers = run->workers;
-    REAL *const *in = p->in;
-    ops->feed_forward_forward(
-        run, NAME(result)(to, 0, n * c, NULL), in[0], in[1], in[2], in[3], in[4], n, c, f,
-        p->activation, p->chunk, p->dropout, 7,
-        NAME(scratch)(ops->feed_forward_workspace(n, c, f, p->chunk, workers)));
-    REAL *dx = NAME(result)(to, 1, n * c, NULL), *dw1 = NAME(result)(to, 2, f * c, in[1]);
-    REAL *db1 = NAME(result)(to, 3, f, in[2]), *dw2 = NAME(result)(to, 4, c * f, in[3]);
-    REAL *db2 = buffer(c * sizeof(REAL)), *again = NAME(result)(to, 5, n * c, NULL);
+    real *const *in = p->in;
+    ops->feed_forward_forward(run, result(to, 0, n * c, NULL), in[0], in[1], in[2], in[3], in[4], n,
+                              c, f, p->activation, p->chunk, p->dropout, 7,
+                              scratch_of(ops->feed_forward_workspace(n, c, f, p->chunk, workers)));
+    real *dx = result(to, 1, n * c, NULL), *dw1 = result(to, 2, f * c, in[1]);
+    real *db1 = result(to, 3, f, in[2]), *dw2 = result(to, 4, c * f, in[3]);
+    real *db2 = buffer(c * sizeof(real)), *again = result(to, 5, n * c, NULL);
     ops->feed_forward_backward(
         run, dx, dw1, db1, dw2, db2, again, in[5], in[0], in[1], in[2], in[3], in[4], n, c, f,
         p->activation, p->chunk, p->dropout, 7,
-        NAME(scratch)(ops->feed_forward_backward_workspace(n, c, f, p->chunk, workers)));
+        scratch_of(ops->feed_forward_backward_workspace(n, c, f, p->chunk, workers)));
 }
 
-static void NAME(test_feed_forward)(size_t n, size_t c, size_t f, int activation, size_t chunk,
-                                    double dropout) {
-    NAME(problem) p = {.n = n, .ci = c, .f = f, .chunk = chunk, .dropout = dropout};
+static void test_feed_forward(size_t n, size_t c, size_t f, int activation, size_t chunk,
+                              double dropout) {
+    problem p = {.n = n, .ci = c, .f = f, .chunk = chunk, .dropout = dropout};
     p.activation = (rf_activation)activation;
     p.tolerance = 10 * ROUNDING;
     const size_t sizes[] = {n * c, f * c, f, c * f, c, n * c};
-    for (int i = 0; i < 6; i++) p.in[i] = NAME(random)(sizes[i]);
-    NAME(check)(&p, NAME(run_feed_forward));
+    for (int i = 0; i < 6; i++) p.in[i] = random_reals(sizes[i]);
+    check_case(&p, run_feed_forward);
 }
 
-static void NAME(run_cross_entropy)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                                    NAME(results) * to) {
+static void run_cross_entropy(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci, v = p->co;
     const size_t bytes = ops->cross_entropy_workspace(n, c, v, p->chunk, run->workers);
-    REAL *const *in = p->in;
+    real *const *in = p->in;
     double *loss = buffer(2 * sizeof *loss);
     ops->cross_entropy_forward(run, loss, in[0], in[1], in[2], p->ids, n, c, v, -100, p->chunk,
-                               NAME(scratch)(bytes));
-    REAL *rounded = NAME(result)(to, 0, 2, NULL);
-    rounded[0] = (REAL)loss[0], rounded[1] = (REAL)loss[1];
-    REAL *dx = NAME(result)(to, 1, n * c, NULL), *dw = NAME(result)(to, 2, v * c, in[1]);
-    REAL *dbias = NAME(result)(to, 3, v, in[2]);
+                               scratch_of(bytes));
+    real *rounded = result(to, 0, 2, NULL);
+    rounded[0] = (real)loss[0], rounded[1] = (real)loss[1];
+    real *dx = result(to, 1, n * c, NULL), *dw = result(to, 2, v * c, in[1]);
+    real *dbias = result(to, 3, v, in[2]);
     ops->cross_entropy_backward(run, dx, dw, dbias, in[0], in[1], in[2], p->ids, n, c, v, -100, 0.5,
-                                p->chunk, NAME(scratch)(bytes));
+                                p->chunk, scratch_of(bytes));
 }
 
-static void NAME(test_cross_entropy)(size_t n, size_t c, size_t v, size_t chunk) {
-    NAME(problem) p = {.n = n, .ci = c, .co = v, .chunk = chunk, .tolerance = 10 * ROUNDING};
+static void test_cross_entropy(size_t n, size_t c, size_t v, size_t chunk) {
+    problem p = {.n = n, .ci = c, .co = v, .chunk = chunk, .tolerance = 10 * ROUNDING};
     p.ids = buffer(n * sizeof *p.ids);
     for (size_t i = 0; i < n; i++) p.ids[i] = below(5) ? (int64_t)below(v) : -100;
     const size_t sizes[] = {n * c, v * c, v};
-    for (int i = 0; i < 3; i++) p.in[i] = NAME(random)(sizes[i]);
-    NAME(check)(&p, NAME(run_cross_entropy));
+    for (int i = 0; i < 3; i++) p.in[i] = random_reals(sizes[i]);
+    check_case(&p, run_cross_entropy);
 }
 
 /* Loops over all elements: dropout, residual, optimizer. */
-static void NAME(run_elements)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                               NAME(results) * to) {
+static void run_elements(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n;
-    REAL *const *in = p->in;
-    ops->dropout(run, NAME(result)(to, 0, n, NULL), in[0], n, p->dropout, 3);
-    REAL *w = NAME(result)(to, 1, n, in[0]), *m = NAME(result)(to, 2, n, in[1]);
-    REAL *s = NAME(result)(to, 3, n, in[2]);
+    real *const *in = p->in;
+    ops->dropout(run, result(to, 0, n, NULL), in[0], n, p->dropout, 3);
+    real *w = result(to, 1, n, in[0]), *m = result(to, 2, n, in[1]);
+    real *s = result(to, 3, n, in[2]);
     for (size_t i = 0; i < n; i++) s[i] *= s[i];
     ops->add_scaled(run, w, in[3], n, -0.5);
     ops->adamw(run, w, m, s, in[3], n, 0.01, 0.9, 0.999, 1e-6, 0.1, 0.5, 2);
-    NAME(result)(to, 4, 1, NULL)[0] = (REAL)ops->sum_of_squares(run, in[0], n);
+    result(to, 4, 1, NULL)[0] = (real)ops->sum_of_squares(run, in[0], n);
 }
 
-static void NAME(test_elements)(size_t n, double dropout) {
-    NAME(check)(&(NAME(problem)){.n = n,
-                                 .dropout = dropout,
-                                 .tolerance = ROUNDING,
-                                 .in = {NAME(random)(n), NAME(random)(n), NAME(random)(n),
-                                        NAME(random)(n)}},
-                NAME(run_elements));
+static void test_elements(size_t n, double dropout) {
+    check_case(
+        &(problem){.n = n,
+                   .dropout = dropout,
+                   .tolerance = ROUNDING,
+                   .in = {random_reals(n), random_reals(n), random_reals(n), random_reals(n)}},
+        run_elements);
 }
 
 /* Adafactor, with rows and columns and then without. */
-static void NAME(run_adafactor)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                                NAME(results) * to) {
+static void run_adafactor(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t b = p->n, rows = p->ci, n = p->co, size = b * rows * n;
-    REAL *const *in = p->in;
-    REAL *w = NAME(result)(to, 0, size, in[0]), *m = NAME(result)(to, 1, size, in[1]);
-    REAL *row = NAME(result)(to, 2, b * rows, in[2]), *column = NAME(result)(to, 3, b * n, in[3]);
-    REAL *s = NAME(result)(to, 4, size, in[4]);
+    real *const *in = p->in;
+    real *w = result(to, 0, size, in[0]), *m = result(to, 1, size, in[1]);
+    real *row = result(to, 2, b * rows, in[2]), *column = result(to, 3, b * n, in[3]);
+    real *s = result(to, 4, size, in[4]);
     for (size_t i = 0; i < b * rows; i++) row[i] *= row[i];
     for (size_t i = 0; i < b * n; i++) column[i] *= column[i];
     for (size_t i = 0; i < size; i++) s[i] *= s[i];
     const size_t bytes = ops->adafactor_workspace(b, rows, n);
     ops->adafactor(run, w, m, row, column, NULL, in[5], b, rows, n, 0.01, 0.9, 0.9, 1e-3, 1, 0.1,
-                   NAME(scratch)(bytes));
+                   scratch_of(bytes));
     ops->adafactor(run, w, NULL, NULL, NULL, s, in[5], b, rows, n, 0.01, 0, 0.9, 1e-3, 1e3, 0,
-                   NAME(scratch)(bytes));
+                   scratch_of(bytes));
 }
 
-static void NAME(test_adafactor)(size_t b, size_t rows, size_t n) {
-    NAME(problem) p = {.n = b, .ci = rows, .co = n, .tolerance = 10 * ROUNDING};
+static void test_adafactor(size_t b, size_t rows, size_t n) {
+    problem p = {.n = b, .ci = rows, .co = n, .tolerance = 10 * ROUNDING};
     const size_t sizes[] = {b * rows * n, b * rows * n, b * rows,
                             b * n,        b * rows * n, b * rows * n};
-    for (int i = 0; i < 6; i++) p.in[i] = NAME(random)(sizes[i]);
-    NAME(check)(&p, NAME(run_adafactor));
+    for (int i = 0; i < 6; i++) p.in[i] = random_reals(sizes[i]);
+    check_case(&p, run_adafactor);
 }
 
 /* ---- attention ---- */
 
-static void NAME(run_hash)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                           NAME(results) * to) {
+static void run_hash(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const rf_attention *a = &p->a;
     to->is_integer = 1;
     to->n[0] = a->b * a->h * a->r * a->t;
     to->data[0] = buffer(to->n[0] * sizeof(int32_t));
     ops->lsh_hash(run, to->data[0], p->in[0], p->in[1], p->mask, a, p->strides, p->factors, 2,
-                  NAME(scratch)(ops->lsh_hash_workspace(a, p->factors, 2, run->workers)));
+                  scratch_of(ops->lsh_hash_workspace(a, p->factors, 2, run->workers)));
 }
 
-static void NAME(run_attention)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                                NAME(results) * to) {
+static void run_attention(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const rf_attention *a = &p->a;
     const rf_strides s = p->strides, sk = {a->h * a->tk * a->d, a->tk * a->d, a->d};
     const size_t nq = a->b * a->h * a->t * a->d, nk = a->b * a->h * a->tk * a->d;
-    REAL *const *in = p->in, *k = a->shared_qk ? NULL : in[1];
-    REAL *lse = buffer(a->b * a->h * a->t * sizeof(REAL));
-    REAL *out = NAME(result)(to, 0, nq, NULL);
+    real *const *in = p->in, *k = a->shared_qk ? NULL : in[1];
+    real *lse = buffer(a->b * a->h * a->t * sizeof(real));
+    real *out = result(to, 0, nq, NULL);
     ops->attention_forward(run, out, lse, in[0], k, in[2], p->mask, p->buckets, a, s, s, sk, sk,
-                           NAME(scratch)(ops->attention_workspace(a, run->workers)));
-    REAL *dq = NAME(result)(to, 1, nq, NULL), *dv = NAME(result)(to, 2, nk, NULL);
-    REAL *dk = k ? NAME(result)(to, 3, nk, NULL) : NULL;
+                           scratch_of(ops->attention_workspace(a, run->workers)));
+    real *dq = result(to, 1, nq, NULL), *dv = result(to, 2, nk, NULL);
+    real *dk = k ? result(to, 3, nk, NULL) : NULL;
     ops->attention_backward(run, dq, dk, dv, in[3], out, lse, in[0], k, in[2], p->mask, p->buckets,
                             a, s, sk, sk, s, s, s, sk, sk,
-                            NAME(scratch)(ops->attention_backward_workspace(a, run->workers)));
+                            scratch_of(ops->attention_backward_workspace(a, run->workers)));
 }
 
-static void NAME(test_attention)(rf_attention a) {
-    NAME(problem) p = {.a = a, .tolerance = 100 * ROUNDING};
+static void test_attention(rf_attention a) {
+    problem p = {.a = a, .tolerance = 100 * ROUNDING};
     const size_t nq = a.b * a.h * a.t * a.d, nk = a.b * a.h * a.tk * a.d;
     // (b, t, h, d) in memory, seen as (b, h, t, d)
     p.strides = (rf_strides){(ptrdiff_t)(a.t * a.h * a.d), (ptrdiff_t)a.d, (ptrdiff_t)(a.h * a.d)};
     const size_t sizes[] = {nq, nk, nk, nq};
-    for (int i = 0; i < 4; i++) p.in[i] = NAME(random)(sizes[i]);
+    for (int i = 0; i < 4; i++) p.in[i] = random_reals(sizes[i]);
     if (below(2)) {
         p.mask = buffer(a.b * a.tk);
         for (size_t i = 0; i < a.b * a.tk; i++) p.mask[i] = below(4) != 0;
@@ -297,29 +285,28 @@ static void NAME(test_attention)(rf_attention a) {
     }
     // a query alone with itself scores -1e5, where an ulp of float is 1/128
     if (a.shared_qk || a.scope == RF_LOCAL || a.causal)
-        p.tolerance = sizeof(REAL) == 4 ? 0.05 : 1e-8;
-    NAME(check)(&p, NAME(run_attention));
+        p.tolerance = sizeof(real) == 4 ? 0.05 : 1e-8;
+    check_case(&p, run_attention);
 }
 
-static void NAME(test_hash)(size_t b, size_t h, size_t t, size_t d, size_t r, int f0, int f1) {
-    NAME(problem) p = {.a = {.scope = RF_CHUNK, .b = b, .h = h, .t = t, .d = d, .tk = t, .r = r}};
+static void test_hash(size_t b, size_t h, size_t t, size_t d, size_t r, int f0, int f1) {
+    problem p = {.a = {.scope = RF_CHUNK, .b = b, .h = h, .t = t, .d = d, .tk = t, .r = r}};
     p.factors[0] = f0, p.factors[1] = f1;
     p.a.k = (size_t)f0 * (size_t)f1;
     p.strides = (rf_strides){(ptrdiff_t)(t * h * d), (ptrdiff_t)d, (ptrdiff_t)(h * d)};
-    p.in[0] = NAME(random)(b * h * t * d);
-    p.in[1] = NAME(random)(h * d * r * (size_t)(f0 + f1) / 2);
+    p.in[0] = random_reals(b * h * t * d);
+    p.in[1] = random_reals(h * d * r * (size_t)(f0 + f1) / 2);
     // whole numbers: every order of the sum gives the same, so that the cores agree exactly
-    for (size_t i = 0; i < b * h * t * d; i++) p.in[0][i] = (REAL)((int)below(9) - 4);
+    for (size_t i = 0; i < b * h * t * d; i++) p.in[0][i] = (real)((int)below(9) - 4);
     for (size_t i = 0; i < h * d * r * (size_t)(f0 + f1) / 2; i++)
-        p.in[1][i] = (REAL)((int)below(9) - 4);
+        p.in[1][i] = (real)((int)below(9) - 4);
     p.mask = buffer(b * t);
     for (size_t i = 0; i < b * t; i++) p.mask[i] = below(3) != 0;
-    NAME(check)(&p, NAME(run_hash));
+    check_case(&p, run_hash);
 }
 
 /* t tokens of b texts, one after another. */
-static void NAME(run_decode)(const OPS *ops, rf_run *run, const NAME(problem) * p,
-                             NAME(results) * to) {
+static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const rf_attention *of = &p->a;
     const size_t n = of->b, c = p->ci, h = of->h, d = of->d, columns = 1 + of->k / 4;
     const int local = of->scope == RF_LOCAL;
@@ -327,15 +314,15 @@ static void NAME(run_decode)(const OPS *ops, rf_run *run, const NAME(problem) * 
     const rf_decoding a = {of->scope, n,     c,          h,       d,   n,           s,   of->r,
                            of->k,     of->m, of->before, of->cap, 0.3, of->softcap, 1e-6};
     const size_t lists = n * h * of->r;
-    REAL *y = NAME(result)(to, 0, n * c, p->in[0]);
-    REAL *keys = buffer(n * h * s * d * sizeof *keys),
+    real *y = result(to, 0, n * c, p->in[0]);
+    real *keys = buffer(n * h * s * d * sizeof *keys),
          *values = buffer(n * h * s * d * sizeof *keys);
     int32_t *buckets = buffer(lists * of->k * 2 * sizeof *buckets);
     int32_t *previous = buffer(lists * s * sizeof *previous);
     for (size_t i = 0; i < lists * of->k; i++) buckets[2 * i] = -1, buckets[2 * i + 1] = 0;
     int64_t *rows = buffer(n * sizeof *rows), *positions = buffer(n * sizeof *positions);
-    REAL *const *in = p->in;
-    void *scratch = NAME(scratch)(ops->decode_attention_workspace(&a, columns, run->workers));
+    real *const *in = p->in;
+    void *scratch = scratch_of(ops->decode_attention_workspace(&a, columns, run->workers));
     for (size_t t = 0; t < of->t; t++) {
         for (size_t i = 0; i < n; i++) rows[i] = (int64_t)(n - 1 - i), positions[i] = (int64_t)t;
         ops->decode_attention(run, y, keys, values, local ? NULL : buckets, local ? NULL : previous,
@@ -345,18 +332,20 @@ static void NAME(run_decode)(const OPS *ops, rf_run *run, const NAME(problem) * 
     }
 }
 
-static void NAME(test_decode)(rf_attention a, size_t c) {
-    NAME(problem) p = {.a = a, .ci = c, .tolerance = sizeof(REAL) == 4 ? 0.05 : 1e-8};
+static void test_decode(rf_attention a, size_t c) {
+    problem p = {.a = a, .ci = c, .tolerance = sizeof(real) == 4 ? 0.05 : 1e-8};
     const size_t width = a.h * a.d;
     p.factors[0] = 2, p.factors[1] = (int32_t)a.k / 2;
     const size_t sizes[] = {a.b * c,   a.t * a.b * c, c,
                             c,         width * c,     width * c,
                             width * c, c * width,     width * a.r * (1 + a.k / 4)};
-    for (int i = 0; i < 9; i++) p.in[i] = NAME(random)(sizes[i]);
-    NAME(check)(&p, NAME(run_decode));
+    for (int i = 0; i < 9; i++) p.in[i] = random_reals(sizes[i]);
+    check_case(&p, run_decode);
 }
 
-static void NAME(test_all)(void) {
+void test_all(void);
+
+void test_all(void) {
     static const size_t edges[] = {0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
     enum { EDGES = sizeof edges / sizeof *edges };
     for (int i = 0; i < EDGES; i++)
@@ -365,33 +354,33 @@ static void NAME(test_all)(void) {
                                     [1] = j == 1 ? edges[i] : 6,
                                     [2] = j == 2 ? edges[i] : 7};
             what = "linear";
-            NAME(test_linear)(size[0], size[1], size[2]);
+            test_linear(size[0], size[1], size[2]);
             what = "layer norm";
-            if (size[1]) NAME(test_layer_norm)(size[0], size[1]);
+            if (size[1]) test_layer_norm(size[0], size[1]);
             what = "embedding and axial positions";
-            if (size[1]) NAME(test_tables)(size[0], size[1], size[2]);
+            if (size[1]) test_tables(size[0], size[1], size[2]);
             what = "feed-forward";
-            NAME(test_feed_forward)(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1), below(9),
-                                    below(2) * 0.3);
+            test_feed_forward(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1), below(9),
+                              below(2) * 0.3);
             what = "cross-entropy";
-            if (size[2]) NAME(test_cross_entropy)(size[0], size[1], size[2], below(9));
+            if (size[2]) test_cross_entropy(size[0], size[1], size[2], below(9));
             what = "LSH hash";
-            NAME(test_hash)(1 + below(2), 1 + below(2), size[0], size[1], 1 + below(3),
-                            2 + 2 * (int)below(9), 2 + 2 * (int)(size[2] / 2));
+            test_hash(1 + below(2), 1 + below(2), size[0], size[1], 1 + below(3),
+                      2 + 2 * (int)below(9), 2 + 2 * (int)(size[2] / 2));
         }
     what = "many rows";
-    NAME(test_linear)(1000, 48, 40);
-    NAME(test_layer_norm)(3000, 40);
-    NAME(test_tables)(4000, 50, 33);
-    NAME(test_feed_forward)(300, 40, 130, RF_GELU, 37, 0.2);
-    NAME(test_cross_entropy)(300, 40, 130, 37);
+    test_linear(1000, 48, 40);
+    test_layer_norm(3000, 40);
+    test_tables(4000, 50, 33);
+    test_feed_forward(300, 40, 130, RF_GELU, 37, 0.2);
+    test_cross_entropy(300, 40, 130, 37);
     what = "elements";
-    for (int i = 0; i < EDGES; i++) NAME(test_elements)(edges[i], below(2) * 0.4);
-    NAME(test_elements)(100001, 0.3);
+    for (int i = 0; i < EDGES; i++) test_elements(edges[i], below(2) * 0.4);
+    test_elements(100001, 0.3);
     what = "Adafactor";
     for (int i = 0; i < 3 * EDGES; i++)
-        NAME(test_adafactor)(i % 3, i % 3 ? edges[i / 3] : 5, i % 3 == 1 ? 3 : edges[i / 3]);
-    NAME(test_adafactor)(3, 50, 2100);
+        test_adafactor(i % 3, i % 3 ? edges[i / 3] : 5, i % 3 == 1 ? 3 : edges[i / 3]);
+    test_adafactor(3, 50, 2100);
 
     what = "decoding";
     for (int i = 0; i < 60; i++) {
@@ -399,7 +388,7 @@ static void NAME(test_all)(void) {
         a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
         a.r = 1 + below(3), a.k = 4 * (1 + below(4)), a.m = 1 + below(20), a.before = below(3);
         a.cap = a.scope == RF_BUCKET && below(2) ? 1 + below(20) : 0;
-        NAME(test_decode)(a, 1 + below(20));
+        test_decode(a, 1 + below(20));
     }
 
     for (int i = 0; i < 400; i++) {
@@ -424,6 +413,6 @@ static void NAME(test_all)(void) {
             i, (int)a.scope, a.b, a.h, a.t, a.tk, a.d, a.r, a.k, a.m, a.before, a.after, a.causal,
             a.shared_qk, a.wrap, a.across_buckets, a.duplicates, a.softcap, a.dropout);
         what = text;
-        NAME(test_attention)(a);
+        test_attention(a);
     }
 }
