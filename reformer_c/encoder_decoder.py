@@ -29,10 +29,11 @@ from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel, blocks_bytes
 from .inputs import IGNORE, Inputs, check_ids, rows_of
-from .model import HUB_WEIGHTS, Model, Reformer, ReformerModel, ReformerModelWithLMHead
+from .model import Reformer, ReformerModel, ReformerModelWithLMHead
 from .nn import Joined, Parameters, draw_seed, random_key
 from .outputs import EncoderDecoderOutput, Loss, ReformerOutput
 from .runtime import available_memory, memory_used_again
+from .weights import HUB_WEIGHTS, Model
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
 

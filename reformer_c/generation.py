@@ -1,0 +1,387 @@
+"""Texts from a language model: the arguments of ``generate``, checked, and what continues them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .body import Pass
+from .checks import names_keywords, refuse_unknown
+from .config import ReformerConfig
+from .decode import Decoder, cache_bytes, num_buckets_of
+from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
+from .generation_config import GENERATION_CONFIG, GenerationConfig
+from .heads import LanguageModel
+from .inputs import check_ids, check_inputs, check_mask, rows_of
+from .nn import draw_seed, random_key
+from .weights import Weighted
+
+__all__ = ["Generation"]
+
+# what `generate` takes beside the options of a GenerationConfig
+FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+ARGUMENTS = ("input_ids", "attention_mask", "generation_config", "num_hashes", "rotations", "rng")
+GENERATION_FIELDS = GenerationConfig.__dataclass_fields__.keys() - {"extra"}
+OPTIONS = [*ARGUMENTS, *FUNCTIONS, *GENERATION_FIELDS]
+
+
+class Generation(Weighted):
+    """What a language model writes: `generate`, `stream`, and their default options."""
+
+    head: ClassVar[LanguageModel]
+    _generation_config: GenerationConfig
+
+    def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
+        super()._allocate(config, dtype)
+        self.generation_config = GenerationConfig.from_model_config(config.extra | vars(config))
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The options that `generate` has by default: edit its fields, or assign another."""
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self._generation_config = _options("generation_config", config)
+
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        generation_config: GenerationConfig | None = None,
+        num_hashes: int | None = None,
+        rotations: Sequence[np.ndarray] | None = None,
+        rng: Any = None,
+        streamer: Callable[[np.ndarray], Any] | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """Continue texts, token by token: greedily, by sampling, or by beam search.
+
+        The prompts go through one forward pass; then a token costs as much as its bucket and
+        window, whatever the length of the text. `reformer_c.decode` says how that compares with a
+        forward pass over the text so far. Each row is computed as it would be alone, without its
+        padding: its rotations, number of buckets and draws depend on its prompt and `rng` only.
+        Where ``config.num_buckets`` is None the number follows from the prompt's length, and stays.
+
+        An option that is not given is what `generation_config` says, else what the model's
+        ``generation_config`` says, else the default that stands here. One that is given as None is
+        off.
+
+        Parameters
+        ----------
+        input_ids : array_like of int, (b, t) or (t,)
+            The prompts. One without tokens is begun with the `bos_token_id`, or with the pad token
+            where there is none; that token is not part of the result. None is one prompt of the
+            `bos_token_id` alone.
+        attention_mask : array_like, (b, t) or (t,), optional
+            Nonzero for a real token: prompts of several lengths, padded on any side.
+        generation_config : GenerationConfig, optional
+            Options of several calls.
+        num_hashes, rotations
+            As in a call; rotations for the number of buckets of the prompts.
+        rng : int, numpy Generator or None
+            An integer repeats rotations and draws.
+        streamer : callable, optional
+            Called with the new tokens (b * num_return_sequences,) of each step; not with beams.
+        max_new_tokens : int, 100
+            Together with the prompt at most ``config.num_positions``; the default gives way to it.
+        max_length : int, optional
+            The same with the prompt and its padding counted; `max_new_tokens` goes before it.
+        min_new_tokens, min_length : int, 0
+            Before that many, `eos_token_id` is not chosen.
+        do_sample : bool, False
+            Draw from the distribution. False takes the likeliest token, which the options from
+            temperature to eta_cutoff do not change.
+        temperature : float, 1.0
+            Logits are divided by it, > 0.
+        top_k : int, 50
+            Draw from the k likeliest tokens; 0: from all.
+        top_p : float, 1.0
+            Draw from the likeliest tokens that together have this probability, in (0, 1].
+        min_p : float, 0.0
+            Draw from tokens that are at least this many times as likely as the likeliest.
+        typical_p : float, 1.0
+            Draw from the tokens whose information is nearest to the entropy, that together have
+            this probability, in (0, 1].
+        epsilon_cutoff, eta_cutoff : float, 0.0
+            Draw from tokens of at least this probability; eta_cutoff is lowered where the entropy
+            is high: `reformer_c.generate.probabilities`.
+        repetition_penalty : float, 1.0
+            Logits of tokens that are in the text are divided by it where they are positive, and
+            multiplied where they are negative, > 0 (Keskar et al. 2019, section 4.1).
+        no_repeat_ngram_size : int, 0
+            That many tokens in a row occur only once in a text.
+        bad_words_ids : list of lists of int, optional
+            Sequences of tokens that do not occur in what is new.
+        suppress_tokens, begin_suppress_tokens : list of int, optional
+            Tokens that are not chosen, and not as the first new one.
+        forced_bos_token_id, forced_eos_token_id : int, optional
+            The token after a prompt of one token, and the last of `max_new_tokens`.
+        renormalize_logits : bool, False
+            Make log-probabilities of a beam's processed logits again.
+        num_beams : int, 1
+            More than one: beam search, which keeps that many texts at a time; with do_sample their
+            continuations are drawn, without replacement.
+        length_penalty : float, 1.0
+            A beam's score is divided by its new tokens' number to this power.
+        early_stopping : bool or "never", False
+            True ends a search with `num_beams` ended texts; False where no beam can become better
+            at its present length; "never" where none can at any.
+        num_return_sequences : int, 1
+            Texts for each prompt, side by side: draws, or the n best of `num_beams`.
+        eos_token_id : int or sequence of int, optional
+            A row ends with one of them; all rows' end ends the generation.
+        pad_token_id : int, optional
+            Follows the end of a row; where there is none, the first `eos_token_id` does.
+        bos_token_id, decoder_start_token_id : int, optional
+            Begins a prompt without tokens, and what a `ReformerEncoderDecoder` writes.
+        use_cache : bool, True
+            False takes every token from a forward pass over all tokens before it.
+        logits_processor, stopping_criteria : callable or list of them, optional
+            ``processor(ids, logits)`` gives the logits (v,) to choose from; ``criterion(ids,
+            logits)`` says after each token whether the row has ended. `ids` (t,) are the row's
+            tokens so far without padding. Logits are log-probabilities in a beam search.
+        prefix_allowed_tokens_fn : callable, optional
+            ``function(row, ids)`` gives the tokens that may follow `ids` (t,) of prompt `row`.
+
+        Returns
+        -------
+        ndarray of int64, (b * num_return_sequences, t + new)
+            The prompts as they came, and the new tokens.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the argument and say what was expected.
+
+        See Also
+        --------
+        stream : an iterator over the new tokens.
+
+        Examples
+        --------
+        >>> from reformer_c import ReformerModelWithLMHead
+        >>> config = ReformerConfig(
+        ...     attn_layers=["local", "lsh"], num_attention_heads=2, is_decoder=True
+        ... )
+        >>> model = ReformerModelWithLMHead(config, rng=0)
+        >>> model.generate([[3, 4, 5]], max_new_tokens=4, num_beams=3, rng=0).shape
+        (1, 7)
+        """
+        prepared = self._prepare(
+            input_ids, attention_mask, generation_config, num_hashes, rotations, rng, options
+        )
+        self._check_streamer(streamer, prepared[3].options)
+        return self._write(streamer, *prepared)
+
+    def _write(
+        self, streamer: Callable[[np.ndarray], Any] | None, ids: np.ndarray,
+        prompts: list[np.ndarray], source: Source, rules: Rules, draws: list[np.random.Generator],
+    ) -> np.ndarray:  # fmt: skip
+        """The rest of `generate`, of what `_prepare` gives."""
+        chosen = rules.options
+        if chosen.num_beams > 1:
+            found = [row for rows in beam_search(source, prompts, rules, draws) for row in rows]
+            new = np.full((len(found), max(map(len, found))), chosen.pad_token_id, np.int64)
+            for row, tokens in zip(new, found, strict=True):
+                row[: len(tokens)] = tokens
+        else:
+            steps = []
+            for step in stream_tokens(source, prompts, rules, draws):
+                steps.append(step)
+                if streamer is not None:
+                    streamer(step.copy())
+            new = np.array(steps, np.int64).reshape(-1, len(draws)).T
+        return np.concatenate([np.repeat(ids, chosen.num_return_sequences, axis=0), new], axis=1)
+
+    def stream(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        generation_config: GenerationConfig | None = None,
+        num_hashes: int | None = None,
+        rotations: Sequence[np.ndarray] | None = None,
+        rng: Any = None,
+        **options: Any,
+    ) -> Iterator[np.ndarray]:
+        """The new tokens of `generate` one step after another: an iterator over (b,) int64.
+
+        The parameters are those of `generate`, without beams. Arguments are checked at once.
+
+        Examples
+        --------
+        >>> from reformer_c import ReformerModelWithLMHead
+        >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+        >>> model = ReformerModelWithLMHead(config, rng=0)
+        >>> len(list(model.stream([[3, 4, 5]], max_new_tokens=4, rng=0)))
+        4
+        """
+        _, prompts, source, rules, draws = self._prepare(
+            input_ids, attention_mask, generation_config, num_hashes, rotations, rng, options
+        )
+        if rules.options.num_beams > 1:
+            raise ValueError("num_beams: expected 1 for a stream: beams change to the end")
+        return stream_tokens(source, prompts, rules, draws)
+
+    @names_keywords
+    def cache_bytes(self, t: int, *, prompt: int | None = None, batch: int = 1) -> int:
+        """Bytes of the cache of `generate` for `batch` texts of t tokens.
+
+        With t the prompt and all new tokens it is what `generate` sets aside; pages that are not
+        written yet take no memory. A local layer's share does not grow with t. Where
+        ``config.num_buckets`` is None, the `prompt`'s length (t by default) decides how many
+        buckets there are.
+        """
+        size = self.dtype.itemsize
+        return cache_bytes(self.config, t, prompt=prompt, batch=batch, itemsize=size)
+
+    def _prepare(
+        self, input_ids: Any, attention_mask: Any, generation_config: Any, num_hashes: Any,
+        rotations: Any, rng: Any, options: dict,
+    ) -> tuple[np.ndarray, list[np.ndarray], Source, Rules, list[np.random.Generator]]:  # fmt: skip
+        """Check everything: the ids, the prompts without padding, what continues them, and each
+        text's draws."""
+        refuse_unknown(options, OPTIONS, "generate")
+        if not self.side and options.get("decoder_start_token_id") is not None:
+            raise TypeError("decoder_start_token_id: belongs to a ReformerEncoderDecoder")
+        functions = {name: options.pop(name) for name in FUNCTIONS if name in options}
+        defaults = self.generation_config
+        if generation_config is not None:
+            defaults = _options("generation_config", generation_config).over(defaults)
+        first = defaults.token("bos_token_id", options, self.config.vocab_size)
+        ids = self._prompt_ids(input_ids, first)
+        mask = rows_of(f"{self.side}attention_mask", attention_mask)
+        mask = check_mask(mask, len(ids), ids.shape[1], self.side)
+        prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
+        begin = np.array([self.config.padding_id if first is None else first], np.int64)
+        prompts = [row if len(row) else begin for row in prompts]
+        longest, most = max(map(len, prompts)), self.config.num_positions
+        if longest > most:
+            raise ValueError(
+                f"{self.side}input_ids: expected at most {most} tokens (positions), got {longest}"
+            )
+        chosen = defaults.resolved(options, ids.shape[1], most - longest, self.config.vocab_size)
+        if chosen.pad_token_id is None:
+            chosen.pad_token_id = self.config.padding_id
+        rules = Rules(chosen, **functions)
+        seed = draw_seed(rng)
+        source = self._source(prompts, chosen, seed, num_hashes, rotations)
+        # beams draw together
+        copies = 1 if chosen.num_beams > 1 else chosen.num_return_sequences
+        return ids, prompts, source, rules, self._draws(seed, prompts, copies)
+
+    def _prompt_ids(self, input_ids: Any, first: int | None) -> np.ndarray:
+        """Checked ids (b, t) of prompts, or of the token `first` where there are none."""
+        name, v = f"{self.side}input_ids", self.config.vocab_size
+        if input_ids is None:
+            if first is None:
+                raise TypeError(f"{name}: expected them, or a bos_token_id to begin with")
+            input_ids = [[first]]
+        ids = rows_of(name, input_ids)
+        assert ids is not None
+        if ids.size == 0:
+            ids = ids.astype(np.int64)  # an empty list has no integers
+        ids = check_ids(name, ids, v)
+        if len(ids) == 0:
+            raise ValueError(f"{name}: expected at least one row, got shape {ids.shape}")
+        return ids
+
+    @staticmethod
+    def _check_streamer(streamer: Any, chosen: GenerationConfig) -> None:
+        if streamer is not None and not callable(streamer):
+            raise TypeError(f"streamer: expected a function of the new tokens, got {streamer!r}")
+        if streamer is not None and chosen.num_beams > 1:
+            raise ValueError("streamer: expected None with num_beams: beams change to the end")
+
+    def _source(
+        self, prompts: Sequence[np.ndarray], chosen: GenerationConfig, seed: int, num_hashes: Any,
+        rotations: Any,
+    ) -> Source:  # fmt: skip
+        """What continues the prompts: texts of one number of buckets together."""
+        counts = [num_buckets_of(self.config, len(prompt)) for prompt in prompts]
+        kinds = [count for i, count in enumerate(counts) if count not in counts[:i]]
+        groups = np.array([kinds.index(count) for count in counts])
+        sources: dict[int, Source] = {}
+        for group, num_buckets in enumerate(kinds):
+            numbers = np.flatnonzero(groups == group)
+            begin = self._beginning(seed, num_buckets, num_hashes, rotations)
+            longest = max(len(prompts[int(i)]) for i in numbers) + chosen.max_new_tokens
+            sources[group] = (
+                Decoder(begin, self.head, longest, numbers) if chosen.use_cache
+                else Recomputed(partial(self._recompute, begin, numbers))
+            )  # fmt: skip
+        return sources[0] if len(sources) == 1 else Grouped(groups, sources)
+
+    def _draws(
+        self, seed: int, prompts: Sequence[np.ndarray], copies: int
+    ) -> list[np.random.Generator]:
+        """A generator for each of `copies` texts of each prompt.
+
+        It follows from the prompt, and from the number of the same prompts before it alone: a row
+        is drawn as it would be without the others.
+        """
+        draws, before = [], Counter[str]()
+        for i, prompt in enumerate(prompts):
+            text = self._text_key(i, prompt)
+            for _ in range(copies):
+                key = random_key(seed, "sampling", text, before[text])
+                draws.append(np.random.default_rng(key))
+                before[text] += 1
+        return draws
+
+    def _text_key(self, row: int, prompt: np.ndarray) -> str:
+        """What the draws of a row depend on."""
+        return prompt.tobytes().hex()
+
+    def _recompute(
+        self, begin: Callable[..., Pass], numbers: np.ndarray, ids: np.ndarray, began: np.ndarray
+    ) -> np.ndarray:
+        """Logits (b, v) of what follows ids, by a forward pass."""
+        run = begin(ids, numbers[began])
+        run.forward()
+        return self.head.next_logits(run)
+
+    def _beginning(
+        self, seed: int, num_buckets: Any, num_hashes: Any, rotations: Any
+    ) -> Callable[..., Pass]:
+        """A function of ids (b, t), and of the numbers (b,) of the texts with which they began,
+        that gives a pass over them."""
+        config = self.config
+
+        def begin(ids: np.ndarray, began: np.ndarray | None = None) -> Pass:
+            inputs = check_inputs(
+                config, self.dtype, self._pad_vector, ids, None, None, None, False
+            )
+            return self._pass(
+                inputs, began, seed=seed, training=False, num_hashes=num_hashes,
+                num_buckets=num_buckets, rotations=rotations,
+            )  # fmt: skip
+
+        begin(np.zeros((1, 1), np.int64))  # what is wrong with the hashing shows before any work
+        return begin
+
+    def _texts_of_folder(self) -> dict[str, str]:
+        return {GENERATION_CONFIG: self.generation_config.to_json_string()}
+
+    def _read_texts(self, folder: Path, changes: Mapping[str, Any]) -> None:
+        if (folder / GENERATION_CONFIG).is_file():
+            self.generation_config = GenerationConfig.from_json(folder)
+        for name in changes.keys() & GENERATION_FIELDS:
+            setattr(self.generation_config, name, changes[name])
+
+
+def _options(name: str, config: Any) -> GenerationConfig:
+    if not isinstance(config, GenerationConfig):
+        kind = f"{type(config).__module__}.{type(config).__name__}".removeprefix("builtins.")
+        raise TypeError(
+            f"{name}: expected a reformer_c.GenerationConfig, got {kind}: "
+            "GenerationConfig.from_dict makes one of a dictionary"
+        )
+    return config

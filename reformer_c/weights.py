@@ -1,0 +1,390 @@
+"""The weights of a model: their names and first values, and the folders that keep them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from .activations import WEIGHTED
+from .body import WORDS, Pass, body_constants, body_shapes
+from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
+from .checks import NamedAttributes, flag, integer, names_keywords, refuse_unknown
+from .config import ReformerConfig
+from .generation_config import GENERATION_CONFIG
+from .heads import Head
+from .inputs import Inputs
+from .nn import Parameters, draw_seed, random_key
+from .runtime import underflow_to_zero
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["HUB_WEIGHTS", "Model", "Weighted"]
+
+# constants that old checkpoints carry beside the weights
+MASK_CONSTANTS = tuple(
+    f"{kind}_value_float{bits}" for kind in ("self_mask", "mask") for bits in (16, 32)
+)
+
+# transformers has two of them, and adds one, none or the other: see docs/from_transformers.md
+HEAD_BIAS, HEAD_BIAS_APPLIED = "lm_head.bias", "lm_head.decoder.bias"
+
+# ends of names in reformer_pytorch's checkpoints
+LUCIDRAINS = (".toqk.weight", ".tov.weight", "token_emb.weight")
+
+# what begins the names of each head's weights
+HEADS = ("lm_head", "classifier", "qa_outputs")
+
+# weights on the hub; the older file only where there is no newer one
+HUB_WEIGHTS = (
+    ["model*.safetensors", "model.safetensors.index.json"],
+    ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
+)
+
+
+class Model(NamedAttributes):
+    """What has weights by name, and is called."""
+
+    buffers: dict[str, np.ndarray]
+    _parameters: Parameters
+
+    @property
+    def parameters(self) -> Parameters:
+        return self._parameters
+
+    def num_parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(array.size for array in self.parameters.values())
+
+    def eval(self) -> Self:
+        """The model itself: every call is an evaluation, without dropout."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """The model itself, of ``train(False)`` alone.
+
+        Raises
+        ------
+        TypeError
+            `mode` is True: no call trains. `loss_and_gradients` does, and has dropout by default.
+        """
+        if mode is not False:
+            raise TypeError(
+                f"mode: expected False, got {mode!r}: a call is always an evaluation, and dropout "
+                "is in loss_and_gradients(..., training=True), its default"
+            )
+        return self
+
+
+class Weighted(Model):
+    """A Reformer's weights: allocated, drawn, resized, saved and loaded."""
+
+    # names of the body's weights begin with it
+    prefix: ClassVar[str] = "reformer."
+    # the same of a call's arguments
+    side: ClassVar[str] = ""
+    head: ClassVar[Head]
+    config: ReformerConfig
+    dtype: np.dtype
+
+    @names_keywords
+    def __init__(self, config: ReformerConfig, *, rng: Any = None, dtype: Any = np.float32) -> None:
+        self._allocate(config, dtype)
+        self._initialise(self.parameters, rng)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(self.config.layer_types)
+        count = self.num_parameters()
+        return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {kinds}>"
+
+    @classmethod
+    def _without_numbers(cls, config: ReformerConfig, dtype: Any) -> Self:
+        """A model whose weights have no values yet."""
+        model = cls.__new__(cls)
+        model._allocate(config, dtype)
+        return model
+
+    def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
+        if not isinstance(config, ReformerConfig):
+            raise TypeError(f"config: expected a ReformerConfig, got {type(config).__name__}")
+        config.check()
+        self.head.check_config(config)
+        try:
+            self.config, self.dtype = config, np.dtype(dtype)
+        except TypeError as error:
+            raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
+        if dtype is None or self.dtype not in (np.float32, np.float64):
+            got = dtype if dtype is None else self.dtype
+            raise TypeError(f"dtype: expected float32 or float64, got {got}")
+        arrays = {name: np.empty(shape, self.dtype) for name, shape in self._shapes().items()}
+        self._parameters = Parameters(arrays)
+        constants = body_constants(config)
+        self.buffers = {
+            self.prefix + name: np.array(value, dtype) for name, value in constants.items()
+        }
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights."""
+        shapes = {self.prefix + name: shape for name, shape in body_shapes(self.config).items()}
+        return shapes | self.head.shapes(self.config)
+
+    @underflow_to_zero()
+    def _initialise(self, names: Iterable[str], rng: Any) -> None:
+        """Hugging Face's initialisation, each array from a key of its own."""
+        seed = draw_seed(rng)
+        for name in names:
+            self._draw(name, self.parameters[name], seed)
+
+    def _draw(self, name: str, array: np.ndarray, seed: int) -> None:
+        """The first values of a weight. A longer one begins with those of a shorter one."""
+        name = name.removeprefix(self.prefix)
+        if name.endswith("bias"):
+            array[...] = 0.0
+        elif "layer_norm" in name:
+            array[...] = 1.0
+        elif ".act_fn." in name:
+            array[...] = WEIGHTED[self.config.activation].weights[name.rpartition(".")[2]]
+        else:
+            axial = name.startswith("embeddings.position_embeddings.weights")
+            scale = self.config.axial_norm_std if axial else self.config.initializer_range
+            draw = np.random.default_rng(random_key(seed, "initialise", name))
+            # float32 in every dtype: the values are the same
+            array[...] = scale * draw.standard_normal(array.shape, np.float32)
+
+    def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> Pass:
+        """`began` (b,): the numbers of the texts with which the inputs began, if they grow."""
+        return Pass(self.config, {**self.parameters, **self.buffers}, self.prefix, inputs, **rest)
+
+    def _pad_vector(self) -> np.ndarray:
+        words = self.parameters[self.prefix + WORDS]
+        return words[self.config.padding_id]
+
+    @names_keywords
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        *,
+        rng: Any = None,
+    ) -> np.ndarray:
+        """Another number of words: of word vectors, of a language model's logits, and in `config`.
+
+        The first words keep their numbers. An optimiser that was made before does not fit the new
+        weights, and refuses its next step: make another one.
+
+        Parameters
+        ----------
+        new_num_tokens : int, optional
+            How many; None: as many as there are.
+        pad_to_multiple_of : int, optional
+            Round up to a multiple of it.
+        rng : int, numpy Generator or None
+            Draws the weights of new words, as for a new model.
+
+        Returns
+        -------
+        ndarray, (new_num_tokens, hidden_size)
+            The word vectors, live.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the argument and say what was expected.
+
+        Examples
+        --------
+        >>> from reformer_c import ReformerModelWithLMHead
+        >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2, is_decoder=True)
+        >>> model = ReformerModelWithLMHead(config, rng=0)
+        >>> model.resize_token_embeddings(325, rng=1).shape
+        (325, 256)
+        >>> model.config.vocab_size, model([[324]]).logits.shape
+        (325, (1, 1, 325))
+        """
+        count = self.config.vocab_size
+        if new_num_tokens is not None:
+            count = integer("new_num_tokens", new_num_tokens, 1)
+        if pad_to_multiple_of is not None:
+            count += -count % integer("pad_to_multiple_of", pad_to_multiple_of, 1)
+        seed = draw_seed(rng)
+        # a copy: other models may have been made of the same configuration
+        self.config = self.config.changed({"vocab_size": count})
+        resized = {}
+        for name, shape in self._shapes().items():
+            old = self.parameters[name]
+            if old.shape != shape:
+                resized[name] = np.empty(shape, self.dtype)
+                self._draw(name, resized[name], seed)
+                rows = min(len(old), count)
+                resized[name][:rows] = old[:rows]
+        self._parameters.replace(resized)
+        return self.parameters[self.prefix + WORDS]
+
+    # ---- files ----
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write config.json and model.safetensors, which transformers opens too; atomically.
+
+        Raises
+        ------
+        ImportError
+            The safetensors library is not installed (extra ``cli``).
+        """
+        config = self.config.to_dict() | {"architectures": [type(self).__name__]}
+        tensors = {**self.parameters, **self.buffers}
+        if HEAD_BIAS in tensors:
+            tensors[HEAD_BIAS_APPLIED] = tensors[HEAD_BIAS]
+        save_model(folder, config, tensors, self._texts_of_folder())
+
+    def _texts_of_folder(self) -> dict[str, str]:
+        """More files of a model's folder, and what is in them."""
+        return {}
+
+    def _read_texts(self, folder: Path, changes: Mapping[str, Any]) -> None:
+        """Read them, where they are; `changes` of the configuration go before them."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        *,
+        config: ReformerConfig | None = None,
+        dtype: Any = np.float32,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        rng: Any = None,
+        revision: str | None = None,
+        **changes: Any,
+    ) -> Self:
+        """A model with the weights of a folder that `save_pretrained`, or transformers, wrote.
+
+        The folder may be that of a model with another head: this one's is drawn from `rng` then,
+        and a warning names its weights, and those of the folder that are not used. Names may begin
+        with what programs put there (``module.``, ``_orig_mod.``, ``model.``), and a
+        pytorch_model.bin may have the weights under ``state_dict``, beside what else was saved.
+
+        Parameters
+        ----------
+        folder : path or str
+            With config.json, and model.safetensors or the older pytorch_model.bin, or shards of
+            either and their index. Or the name of such a model on the Hugging Face hub, from where
+            it is downloaded once. A pytorch_model.bin is read by `reformer_c.pickled`, which runs
+            nothing of what it says.
+        config : ReformerConfig, optional
+            In place of config.json.
+        dtype : float32 or float64
+            What the weights are cast to.
+        strict : bool
+            False draws what the body lacks in the files too, passes over all that the model lacks,
+            and warns of both.
+        ignore_mismatched_sizes : bool
+            True draws the head's weights where the files have them in another shape, as of another
+            number of classes.
+        rng : int, numpy Generator or None
+            Draws what the files do not have.
+        revision : str, optional
+            Branch, tag or commit on the hub.
+        **changes
+            Fields of the configuration, in place of the folder's: ``num_labels=3``.
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder or one of its files is not there.
+        TypeError
+            A keyword is not a field of the configuration; names the nearest.
+        ValueError
+            Names the tensors that are missing, unexpected or of another shape, or says why a file
+            is refused.
+        ImportError
+            The safetensors library, or huggingface_hub for a name on the hub, is not installed
+            (extra ``hf``).
+        """
+        own = ("config", "dtype", "strict", "ignore_mismatched_sizes", "rng", "revision")
+        refuse_unknown(
+            changes, [*own, *ReformerConfig.__dataclass_fields__], f"{cls.__name__}.from_pretrained"
+        )
+        always = ["config.json", GENERATION_CONFIG]
+        folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
+        config = ReformerConfig.from_json(folder) if config is None else config
+        if changes and isinstance(config, ReformerConfig):
+            config = config.changed(changes)
+        model = cls._without_numbers(config, dtype)
+        missing, unexpected = model._load(
+            folder, flag("strict", strict),
+            flag("ignore_mismatched_sizes", ignore_mismatched_sizes),
+        )  # fmt: skip
+        if message := what_does_not_fit(missing, unexpected, []):
+            message += "; what is missing was drawn, and is to be trained" if missing else ""
+            message += "; what is unexpected is not used" if unexpected else ""
+            warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
+            model._initialise((name for name in missing if name in model.parameters), rng)
+        model._read_texts(folder, changes)
+        return model
+
+    def _load(
+        self, folder: Path, strict: bool, ignore_mismatched_sizes: bool
+    ) -> tuple[list[str], list[str]]:
+        """Read the weights of a folder; those that it does not have, and those not used."""
+        missing, unexpected, misshapen = load_into(
+            {**self.parameters, **self.buffers}, read_folder(folder), self._own_name
+        )
+        for name in unexpected:
+            if name.endswith(LUCIDRAINS):
+                raise ValueError(
+                    f"the weights in {os.fspath(folder)!r} are those of reformer_pytorch ({name}), "
+                    "whose model is another one: its output layer reads the mean of both streams. "
+                    "reformer_c.torch.patch makes that model faster in PyTorch"
+                )
+        sized = [bad.name for bad in misshapen if bad.kind == "shape" and _is_of_head(bad.name)]
+        drawn = sized if ignore_mismatched_sizes else []
+        misshapen = [bad for bad in misshapen if bad.name not in drawn]
+        wrong = what_does_not_fit(*self._not_of_heads(missing, unexpected), misshapen)
+        nothing = {*missing} >= self.parameters.keys()
+        hint = "" if nothing or misshapen else "; strict=False loads what fits"
+        if any(bad.name.endswith(WORDS) for bad in misshapen):
+            hint = "; resize_token_embeddings changes the number of words"
+        elif sized and not drawn:
+            hint = "; ignore_mismatched_sizes=True draws a head of another size"
+        if misshapen or (wrong and (strict or nothing)):
+            raise ValueError(
+                f"the weights in {os.fspath(folder)!r} are not those of this {type(self).__name__} "
+                f"({wrong}){hint}"
+            )
+        return missing + drawn, unexpected
+
+    def _not_of_heads(
+        self, missing: list[str], unexpected: list[str]
+    ) -> tuple[list[str], list[str]]:
+        """What is wrong with the body, or with a head of which a part is there."""
+        head = {name for name in self.parameters if _is_of_head(name)}
+        others = set(HEADS) - {name.partition(".")[0] for name in head}
+        fresh = head if head <= set(missing) else set()
+        return (
+            [name for name in missing if name not in fresh],
+            [name for name in unexpected if others.isdisjoint(name.split("."))],
+        )
+
+    def _own_name(self, name: str) -> str | None:
+        """This model's name for a tensor of a file; None for what is no weight.
+
+        A bare body loads from a model with a head, and the other way round.
+        """
+        if name.endswith(MASK_CONSTANTS):
+            return None
+        if name == HEAD_BIAS_APPLIED:
+            return HEAD_BIAS
+        if self.prefix == "":
+            return name.removeprefix("reformer.")
+        if name.startswith(("embeddings.", "encoder.")):
+            return self.prefix + name
+        return name
+
+
+def _is_of_head(name: str) -> bool:
+    return name.partition(".")[0] in HEADS
