@@ -45,7 +45,7 @@ static void add_piece(row_state *state, real *logits, size_t width) {
 }
 
 /* Reals of scratch for a task: its rows of x, and a piece of their logits. */
-static size_t cross_entropy_task(size_t rows, size_t c) {
+static size_t cross_entropy_task_reals(size_t rows, size_t c) {
     return bytes_mul(rows, bytes_add(padded(c), padded(LOGITS_PIECE)));
 }
 
@@ -111,7 +111,7 @@ static cross_entropy_scratch cross_entropy_scratch_of(void *scratch, size_t n, s
 static size_t cross_entropy_workspace(size_t n, size_t c, size_t v, size_t chunk, int workers) {
     const size_t threads = (size_t)workers, task = task_rows(n, chunk);
     const size_t losses = bytes_of(bytes_mul(2, blocks_of(n, task)), sizeof(double));
-    const size_t own = bytes_of(cross_entropy_task(task, c), sizeof(real));
+    const size_t own = bytes_of(cross_entropy_task_reals(task, c), sizeof(real));
     const size_t forward = bytes_add(losses, bytes_mul(threads, own));
 
     const size_t w = bytes_of(gemm_packed_size(v, c), sizeof(real));
@@ -130,7 +130,7 @@ static void cross_entropy_forward(rf_run *run, double *loss, const real *x, cons
                                   const real *bias, const int64_t *labels, size_t n, size_t c,
                                   size_t v, int64_t ignore, size_t chunk, void *scratch) {
     const size_t task = task_rows(n, chunk), tasks = blocks_of(n, task);
-    const size_t own = cross_entropy_task(task, c);
+    const size_t own = cross_entropy_task_reals(task, c);
     real *packed = take(&scratch, gemm_packed_size(c, v), sizeof(real));
     double *losses = take(&scratch, 2 * tasks, sizeof(double));
     real *threads = scratch;

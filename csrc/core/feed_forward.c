@@ -52,7 +52,7 @@ static void pack_pieces(rf_run *run, real *packed, const real *b, ptrdiff_t brs,
 }
 
 /* Reals of scratch for a task: its rows of x and y, and a piece of its hidden rows. */
-static size_t feed_forward_task(size_t rows, size_t c) {
+static size_t feed_forward_task_reals(size_t rows, size_t c) {
     return bytes_mul(rows, bytes_add(bytes_mul(2, padded(c)), padded(HIDDEN_PIECE)));
 }
 
@@ -86,7 +86,7 @@ static size_t feed_forward_workspace(size_t n, size_t c, size_t f, size_t chunk,
     if (n < SMALL_BATCH) return bytes_of(bytes_mul(n, f), sizeof(real));
     const size_t packed1 = bytes_of(gemm_packed_size(c, f), sizeof(real));
     const size_t packed2 = bytes_of(gemm_packed_size(f, c), sizeof(real));
-    const size_t task = bytes_of(feed_forward_task(task_rows(n, chunk), c), sizeof(real));
+    const size_t task = bytes_of(feed_forward_task_reals(task_rows(n, chunk), c), sizeof(real));
     return bytes_add(bytes_add(packed1, packed2), bytes_mul((size_t)workers, task));
 }
 
@@ -99,7 +99,7 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
         feed_forward_small_batch(run, &ff, y, x, w1, b1, w2, b2, scratch);
         return;
     }
-    const size_t task = task_rows(n, chunk), own = feed_forward_task(task, c);
+    const size_t task = task_rows(n, chunk), own = feed_forward_task_reals(task, c);
     real *packed1 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
     real *packed2 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
     real *tasks = scratch; // one per thread

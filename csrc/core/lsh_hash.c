@@ -11,14 +11,14 @@ static size_t hash_columns(const int32_t *factors, size_t nf) {
 
 /* Reals of one thread: a block's rows, the same transposed, and their products with the rotations
    of one round. */
-static size_t hash_thread(size_t d, size_t columns) {
+static size_t hash_scratch_reals(size_t d, size_t columns) {
     const size_t dp = round_up(d, VEC_LANES);
     return bytes_mul(HASH_ROWS, bytes_add(bytes_mul(2, dp), columns));
 }
 
 static size_t lsh_hash_workspace(const rf_attention *a, const int32_t *factors, size_t nf,
                                  int workers) {
-    const size_t each = bytes_of(hash_thread(a->d, hash_columns(factors, nf)), sizeof(real));
+    const size_t each = bytes_of(hash_scratch_reals(a->d, hash_columns(factors, nf)), sizeof(real));
     return bytes_mul((size_t)workers, each);
 }
 
@@ -64,7 +64,7 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
     const size_t blocks = blocks_of(a->t, HASH_ROWS);
     const size_t step = items_per_task(a->b * a->h * blocks, 16);
     const size_t tasks = blocks_of(blocks, step);
-    const size_t each = bytes_of(hash_thread(d, columns), sizeof(real));
+    const size_t each = bytes_of(hash_scratch_reals(d, columns), sizeof(real));
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
     int32_t hidden = 1; // the id of masked positions, after all buckets
     for (size_t i = 0; i < nf; i++) hidden *= factors[i];

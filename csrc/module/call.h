@@ -71,8 +71,8 @@ int rf_call_init(void);
 void rf_begin(rf_call *c, PyObject *module, PyObject *const *args, Py_ssize_t nargs,
               const char *op);
 
-/* Fail with an error (only if the call has not failed yet); the next argument, or NULL and a
-   failure if there are no more. */
+/* Set Python's error and fail; not to be used after an earlier failure. And the next argument, or
+   NULL and a failure if there are no more. */
 #define RF_FAIL(c, error, ...) (PyErr_Format(error, __VA_ARGS__), (c)->failed = 1)
 PyObject *rf_next(rf_call *c, const char *name);
 

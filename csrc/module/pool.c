@@ -180,11 +180,11 @@ static void decommit(block *b, size_t bytes) {
         split(b, cut - (uintptr_t)b);
         b = above(b);
     }
-    // 2. its pages, including those shared with uncommitted neighbours, but never the header's
     pool.cached -= b->size;
     b->state = UNCOMMITTED;
     uintptr_t first = (uintptr_t)b / HUGE_PAGE * HUGE_PAGE, last = round_up_to(HUGE_PAGE, end);
 
+    // 2. its pages, including those shared with uncommitted neighbours, but never a header's
     b = merge_neighbours(b);
     const uintptr_t from = round_up_to(HUGE_PAGE, (uintptr_t)b + ALIGN);
     const uintptr_t to = ((uintptr_t)b + b->size) / HUGE_PAGE * HUGE_PAGE;
