@@ -8,6 +8,11 @@ import pytest
 
 import reformer_c
 
+from .conftest import HAVE_LIVE
+
+if not HAVE_LIVE:
+    pytest.skip("needs live transformers: pip install '.[parity]'", allow_module_level=True)
+
 from . import live
 
 LINES = [
