@@ -1,6 +1,6 @@
-"""How Hugging Face's libraries cut a text into pieces of words, and what is looked for before.
+"""Segmentation into subwords by Hugging Face's libraries, and matching of added tokens before it.
 
-`sentencepiece` reads a spiece.model and `tokenizers` a tokenizer.json; both are the extra
+`sentencepiece` reads spiece.model, `tokenizers` reads tokenizer.json; both are in the extra
 ``hf``.
 """
 
@@ -19,26 +19,26 @@ from .tokenizer import FIRST, SECOND, Template, utf8
 
 __all__ = ["AddedToken", "Reader", "SentencePieces", "TokenizerFile"]
 
-# what pieces begin with that follow a space; both libraries drop the first of a text
+# prefix of pieces that follow a space; both libraries drop it at the start of a text
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 @dataclass(frozen=True, order=True)
 class AddedToken:
-    """A token that is looked for in the text, before the text is cut into pieces."""
+    """A token that is matched in the text before segmentation."""
 
     content: str
-    # not inside a word; and with the spaces before it, and after it
+    # match whole words only; include the spaces before and after
     single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
-    # looked for in the normalized text: by the library `tokenizers` alone
+    # match in the normalized text: supported by the library `tokenizers` only
     normalized: bool = False
     special: bool = False
 
     @classmethod
     def of(cls, name: str, value: Any, *, special: bool) -> AddedToken:
-        """Of a str, a dictionary or an AddedToken of the library, which errors call `name`."""
+        """Convert a str, a dictionary or an AddedToken of the library; `name` is used in errors."""
         given = value
         if isinstance(value, str):
             value = {"content": value, "normalized": not special}
@@ -57,15 +57,15 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Reader(ABC):
-    """What a library does for one file."""
+    """Interface to one vocabulary file."""
 
     name: ClassVar[str]
-    # every token of the file, how many of them are pieces, and those that it looks for in a text
-    # before it cuts that into pieces
+    # all tokens of the file, the number of pieces among them, and the tokens that the file matches
+    # before segmentation
     vocabulary: dict[str, int]
     vocab_size: int
     added: list[AddedToken]
-    # what the file says about tokens and batches
+    # settings of the file for special tokens and batches
     options: dict[str, Any]
 
     @abstractmethod
@@ -73,23 +73,23 @@ class Reader(ABC):
 
     @abstractmethod
     def add(self, tokens: Mapping[str, AddedToken], vocabulary: Mapping[str, int]) -> None:
-        """Look for tokens from now on, which have the ids of `vocabulary`."""
+        """Match these tokens from now on; their ids are in `vocabulary`."""
 
     @abstractmethod
     def encode(self, text: str, split_special: bool) -> list[int]:
-        """The ids of a text; `split_special`, special tokens in it are text as well."""
+        """Encode a text; with `split_special`, special tokens in it are segmented as plain text."""
 
     @abstractmethod
     def decode(self, ids: list[int]) -> str:
-        """The text of pieces."""
+        """Decode pieces to text."""
 
     def template(self, pair: bool) -> Template | None:
-        """What the file adds to a text, or to a pair of them, if it says so."""
+        """The template of special tokens for a text or a pair of texts, if the file has one."""
         return None
 
 
 class SentencePieces(Reader):
-    """A spiece.model, by the library `sentencepiece`."""
+    """A spiece.model, read by `sentencepiece`."""
 
     name = "spiece.model"
 
@@ -125,7 +125,7 @@ class SentencePieces(Reader):
 
     def _cut(self, text: str) -> list[int]:
         ids = self._model.encode(text)
-        # the library drops a space at the end, which transformers has a piece for
+        # the library drops a trailing space, for which transformers has a piece
         if text and (text[-1].isspace() or text[-1] == SPACE or not text[-1].isprintable()):
             end = "x" + text[-64:]
             inside = self._model.normalize(end + "x").endswith(SPACE + "x")
@@ -138,7 +138,7 @@ class SentencePieces(Reader):
 
 
 class TokenizerFile(Reader):
-    """A tokenizer.json, by the library `tokenizers`."""
+    """A tokenizer.json, read by `tokenizers`."""
 
     name = "tokenizer.json"
 
@@ -146,13 +146,13 @@ class TokenizerFile(Reader):
         library = _library("tokenizers")
         try:
             self._model = library.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises nothing more specific
             raise ValueError(f"folder: {self.name} is no tokenizer: {error}") from error
         self.vocabulary = self._model.get_vocab(with_added_tokens=True)
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=False)
         tokens = self._model.get_added_tokens_decoder().values()
         self.added = [AddedToken.of(self.name, token, special=False) for token in tokens]
-        # batches are padded and cut here
+        # padding and truncation are done by this package
         padding, truncation = self._model.padding or {}, self._model.truncation or {}
         self.options = {
             "padding_side": padding.get("direction"),
@@ -184,7 +184,7 @@ class TokenizerFile(Reader):
         return self._templates[pair]
 
     def _read_template(self, pair: bool) -> Template | None:
-        """Read off what becomes of a text: special tokens belong to no sequence."""
+        """Derive the template from an encoded sample: special tokens belong to no sequence."""
         for text in self.vocabulary:
             row = self._model.encode(text, *[text] * pair)
             if {0, int(pair)} <= set(row.sequence_ids):
@@ -202,7 +202,7 @@ class TokenizerFile(Reader):
 
 
 def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
-    """What finds tokens in a text, the longest first."""
+    """A pattern that matches the tokens, longest first."""
     found = []
     for token in sorted(tokens, key=lambda token: -len(token.content)):
         text = f"({re.escape(token.content)})"

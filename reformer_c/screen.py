@@ -1,7 +1,7 @@
-"""Generated text on its way to a terminal, a file or a pipe.
+"""Output of generated text to a terminal, a file or a pipe.
 
-A model may write anything, also the control characters that move a terminal's cursor or change its
-title: there they are escaped. A file or a pipe gets them as they are.
+A model may produce control characters that move a terminal's cursor or change its title. On a
+terminal they are escaped; a file or a pipe receives them unchanged.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any, Protocol, TextIO
 
 __all__ = ["TextStream", "show"]
 
-# what a text for a terminal may hold of the control characters
+# control characters that are allowed on a terminal
 LAYOUT = "\n\t"
-# what decoders give for bytes that are no character, or not yet one
+# what decoders emit for invalid or incomplete characters
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Decoder(Protocol):
-    """What is needed of a tokenizer."""
+    """The interface required of a tokenizer."""
 
     def decode(self, ids: Any) -> str: ...
 
 
 def escape(text: str) -> str:
-    """Text whose control characters, but for newlines and tabs, are written as ``\\\\x1b``.
+    """Escape control characters, except newlines and tabs, as ``\\\\x1b``.
 
     Examples
     --------
@@ -44,9 +44,9 @@ def escape(text: str) -> str:
 
 
 def show(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
-    """Print text that may hold anything: on a terminal its control characters are escaped.
+    """Print arbitrary text: on a terminal, control characters are escaped.
 
-    Characters that the stream's encoding does not have are escaped, too, in place of an error.
+    Characters that the stream's encoding lacks are escaped too, instead of raising an error.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def show(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     stream : text file, optional
         Standard output by default.
     end : str
-        What follows.
+            Appended to the text.
 
     Examples
     --------
@@ -73,10 +73,10 @@ def show(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
 
 
 class TextStream:
-    """Shows the text of a generation as its tokens come: a `streamer` for one text.
+    """A `streamer` for one text: prints it as its tokens arrive.
 
-    A character or a space that is not complete yet waits for its other tokens. What is shown in the
-    end is the text that the tokenizer gives for all of them.
+    Incomplete characters and trailing spaces are held back until the tokens that complete them
+    arrive. The final output equals the tokenizer's decoding of all tokens.
 
     Parameters
     ----------
@@ -84,12 +84,12 @@ class TextStream:
     stream : text file, optional
         Standard output by default.
     prompt : array_like (t,)
-        Ids of what the text goes on from, shown at once.
+            Ids of the prompt, printed at once.
     end_tokens : iterable of int
-        Tokens that end the text, and are not shown if they are special ones of the tokenizer; what
-        follows is passed over.
+            Tokens that end the text, and are not printed if they are special tokens of the
+            tokenizer; later tokens are ignored.
     end_characters : str
-        The text ends after the first of them.
+            The text ends after the first of these characters.
 
     Examples
     --------
@@ -116,7 +116,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stream = stream
         self._ids: list[int] = []
-        # the tokens from `_context` to `_shown` are decoded again: pieces depend on the one before
+        # tokens `_context` to `_shown` are decoded again: a piece's text depends on the one before
         self._context = self._shown = 0
         self._ended = False
         self._special = frozenset(getattr(tokenizer, "all_special_ids", ()))
@@ -141,7 +141,7 @@ class TextStream:
             self._show(text)
 
     def end(self) -> None:
-        """Show what waits for tokens that do not come."""
+        """Print the text that is still held back."""
         self._show(self._new_text())
 
     def _new_text(self) -> str:
@@ -153,7 +153,7 @@ class TextStream:
         found = [place for place in places if place >= 0]
         if found:
             self._ended, text = True, text[: min(found) + 1]
-        # a library drops the spaces that a text begins with: a context begins with more than these
+        # libraries drop leading spaces of a text: the context must begin with more than spaces
         if text.strip():
             self._context = self._shown
         self._shown = len(self._ids)

@@ -1,7 +1,7 @@
-"""Text to ids and back, in pieces of words: the tokenizers of Reformer checkpoints.
+"""Subword tokenizers of Reformer checkpoints.
 
-The pieces are cut by Hugging Face's libraries (see `pieces`), which are the extra ``hf``. Here is
-what stands around them: which file of a folder is taken, special and added tokens, batches.
+Hugging Face's libraries (extra ``hf``) do the segmentation, see `pieces`. This module chooses
+the file in a folder and handles special tokens, added tokens and batches.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 
 SENTENCEPIECE, TOKENIZERS = SentencePieces.name, TokenizerFile.name
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-# special tokens that have a name, in transformers' order, and what Reformers call those they have
+# named special tokens in transformers' order, with the defaults of Reformer checkpoints
 NAMED = {"bos_token": None, "eos_token": "</s>", "unk_token": "<unk>", "sep_token": None,
          "pad_token": None, "cls_token": None, "mask_token": None}  # fmt: skip
-# those without a usual name: a list, or a dictionary that gives them names of their own
+# further special tokens: a list, or a dictionary that gives them names
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
-# what transformers calls a tokenizer.json of no class of its own
+# transformers' class name for a tokenizer.json without a class of its own
 ANY_FILE = "PreTrainedTokenizerFast"
 OWN_NAMES = "model_specific_special_tokens"
-# whether each text begins and ends with a token
+# whether a token is added at the start and the end of each text
 ADDS = ("add_bos_token", "add_eos_token")
 # plain attributes, and further options
 PLAIN = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
@@ -44,24 +44,24 @@ KNOWN = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
 class ReformerTokenizer(Tokenizer):
     """The tokenizer of a checkpoint folder.
 
-    It is made by `from_pretrained`, from spiece.model or, where that is missing, tokenizer.json.
-    Text may hold special tokens by their names. Nothing is added to it, unless the folder says so.
+    Created by `from_pretrained`, from spiece.model or, if that is missing, tokenizer.json.
+    Special tokens in a text are recognised by name. None are added unless the folder specifies it.
 
     Attributes
     ----------
     bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token : str or None
-        Special tokens; assignable. Published Reformers have no pad token: the end of a text may
-        serve, ``tokenizer.pad_token = tokenizer.eos_token``. ``eos_token_id`` and so on are their
-        ids.
+            Special tokens; assignable. Published Reformers have no padding token; the end-of-text
+            token can be used instead: ``tokenizer.pad_token = tokenizer.eos_token``. Their ids are
+            ``eos_token_id`` and so on.
     additional_special_tokens : list of str
-        Further ones; ``extra_special_tokens`` is the same.
+            Further special tokens; ``extra_special_tokens`` is an alias.
     model_max_length : int or None
-        Length that `truncation` cuts to, and ``padding="max_length"`` fills to.
+            Length that `truncation` cuts to and ``padding="max_length"`` pads to.
     padding_side, truncation_side : "right" or "left"
-        The end of a row that is filled, and the end of a text that is cut.
+            The end of a row that is padded, and the end of a text that is truncated.
     """
 
-    # the readers whose files are looked for, best first
+    # readers in order of preference
     _readers: ClassVar[tuple[type[Reader], ...]] = (SentencePieces, TokenizerFile)
 
     bos_token: str | None
@@ -77,35 +77,35 @@ class ReformerTokenizer(Tokenizer):
     sep_token_id: int | None
     cls_token_id: int | None
     mask_token_id: int | None
-    # these by name, with those of the folder's own names, and those without
+    # special tokens by name, with the folder's own names; and the unnamed ones
     _named: dict[str, str | None]
     _extra: list[str]
-    # what was read, with what is added
+    # the vocabulary of the file, and with added tokens
     _data: bytes
     _reader: Reader
     _vocabulary: dict[str, int]
     _texts: dict[int, str]
     _added: dict[str, AddedToken]
-    # fields of the folder that are kept for others
+    # unused fields of the folder, kept for saving
     _fields: dict[str, Any]
     _split_special: bool
     _adds: list[bool] | None
 
     def __init__(self, path: str | os.PathLike, **options: Any) -> None:
-        """`path` is a spiece.model or tokenizer.json; see `from_pretrained` for the options."""
+        """Read the spiece.model or tokenizer.json at `path`; options as in `from_pretrained`."""
         refuse_unknown(options, KNOWN, type(self).__name__)
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
         reader = TokenizerFile if path.suffix == ".json" else SentencePieces
-        # read once: the tokenizer can be saved where the file is gone
+        # read once, so that the tokenizer can be saved after the file is gone
         self._data = path.read_bytes()
         self._reader = reader(self._data)
         self._vocabulary = dict(self._reader.vocabulary)
         self._added = {token.content: token for token in self._reader.added}
         self._fields = {}
         in_file = {name: value for name, value in self._reader.options.items() if value}
-        if in_file.get("pad_token") not in self._vocabulary:  # there are ids of other models
+        if in_file.get("pad_token") not in self._vocabulary:  # some ids belong to other models
             in_file.pop("pad_token", None)
         options = _merged(in_file, options)
         super().__init__()
@@ -114,7 +114,7 @@ class ReformerTokenizer(Tokenizer):
                 setattr(self, name, options[name])
         split = "split_special_tokens"
         self._split_special = flag(split, options.get(split), False)
-        # what the file has for it counts where nothing is said
+        # the file's setting is the default
         said = any(options.get(name) is not None for name in ADDS)
         self._adds = [flag(name, options.get(name), False) for name in ADDS] if said else None
         self._take_added(options.get("added_tokens") or {}, options.get(DECODER) or {})
@@ -124,29 +124,30 @@ class ReformerTokenizer(Tokenizer):
     def from_pretrained(
         cls, folder: str | os.PathLike, *, revision: str | None = None, **options: Any
     ) -> ReformerTokenizer:
-        """The tokenizer of a folder, or of a name on the Hugging Face hub.
+        """Load the tokenizer of a folder, or of a name on the Hugging Face hub.
 
         Parameters
         ----------
         folder : path or str
-            With spiece.model or tokenizer.json, and perhaps tokenizer_config.json,
-            special_tokens_map.json and added_tokens.json; or one of the first two files alone.
+                Contains spiece.model or tokenizer.json, optionally tokenizer_config.json,
+                special_tokens_map.json and added_tokens.json; or the path of one of the first two
+                files.
         revision : str, optional
             Branch, tag or commit on the hub.
         **options
-            `model_max_length`, `padding_side`, `eos_token` and the other attributes, in place of
-            the folder's. Special tokens that are not in the vocabulary are added to it.
+                `model_max_length`, `padding_side`, `eos_token` and the other attributes override
+                the folder's. Special tokens that are not in the vocabulary are added to it.
 
         Raises
         ------
         FileNotFoundError
-            There is no such folder, or neither file in it.
+                The folder does not exist, or contains neither file.
         TypeError
-            There is no such option, or a token is not a str.
+                An option is unknown, or a token is not a str.
         ValueError
-            A file is damaged, or says what cannot be.
+                A file is damaged or inconsistent.
         ImportError
-            The library that reads the file is not installed (extra ``hf``).
+                The library that reads the file is not installed (extra ``hf``).
         """
         if isinstance(folder, (str, os.PathLike)) and os.path.isfile(folder):
             return cls(folder, **options)
@@ -164,17 +165,17 @@ class ReformerTokenizer(Tokenizer):
 
     @names_keywords
     def save_pretrained(self, folder: str | os.PathLike) -> tuple[str, ...]:
-        """Write the file of pieces and tokenizer_config.json; atomically.
+        """Write the vocabulary file and tokenizer_config.json, atomically.
 
-        Fields of the folder that are not used here are kept.
+        Fields of the folder that are not used here are preserved.
 
         Returns
         -------
         tuple of str
             The paths of both files.
         """
-        # transformers makes the pieces of a class of its own where it knows the class; any
-        # tokenizer.json opens as this one, as it is
+        # transformers rebuilds the segmentation for classes that it knows; under this class name it
+        # opens any tokenizer.json unchanged
         kind = type(self).__name__ if self._reader.name == SENTENCEPIECE else ANY_FILE
         values = {"tokenizer_class": kind} | self._fields
         values |= {name: self._named[name] for name in NAMED}
@@ -199,14 +200,14 @@ class ReformerTokenizer(Tokenizer):
     def save_vocabulary(
         self, save_directory: str | os.PathLike, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
-        """Write the file of pieces alone, as it was read: no added tokens, no attributes.
+        """Write only the vocabulary file, unchanged: without added tokens and attributes.
 
         Parameters
         ----------
         save_directory : path
-            A folder that exists.
+                An existing folder.
         filename_prefix : str, optional
-            What the file's name begins with, before a ``-``.
+                Prefix of the file name, followed by ``-``.
 
         Returns
         -------
@@ -216,7 +217,7 @@ class ReformerTokenizer(Tokenizer):
         Raises
         ------
         NotADirectoryError
-            There is no such folder.
+                The folder does not exist.
         """
         if not isinstance(save_directory, (str, os.PathLike)):
             kind = type(save_directory).__name__
@@ -234,26 +235,26 @@ class ReformerTokenizer(Tokenizer):
 
     @names_keywords
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """Add tokens, which are looked for in a text before it is cut into pieces.
+        """Add tokens that are matched in a text before it is segmented.
 
         Parameters
         ----------
         new_tokens : str, or a sequence of str
-            Or AddedTokens of the library `tokenizers`, which say how they are looked for.
+                Or AddedTokens of the library `tokenizers`, which specify how they are matched.
         special_tokens : bool
-            Whether `decode` leaves them out with ``skip_special_tokens=True``.
+                Whether `decode` omits them with ``skip_special_tokens=True``.
 
         Returns
         -------
         int
-            How many ids are new, which is what the length of the tokenizer grew by: a token that
-            is in the vocabulary keeps its id. The model grows by
-            ``model.resize_token_embeddings(len(tokenizer))``.
+                The number of new ids, by which ``len(tokenizer)`` has grown: a token already in the
+                vocabulary keeps its id. To extend the model, call
+                ``model.resize_token_embeddings(len(tokenizer))``.
 
         Raises
         ------
         TypeError, ValueError
-            They are not tokens; none is added then.
+                A value is not a token; none is added then.
         """
         one = isinstance(new_tokens, (str, Mapping)) or hasattr(new_tokens, "content")
         if not one and not isinstance(new_tokens, Iterable):
@@ -266,7 +267,7 @@ class ReformerTokenizer(Tokenizer):
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
     ) -> int:
-        """Name special tokens, and add those that are not in the vocabulary.
+        """Set named special tokens, adding those that are not in the vocabulary.
 
         Parameters
         ----------
@@ -274,17 +275,17 @@ class ReformerTokenizer(Tokenizer):
             ``{"pad_token": "<pad>"}``: a token for each name, and a list of them for
             "additional_special_tokens".
         replace_extra_special_tokens : bool
-            Whether that list takes the place of the one that there is, or follows it.
+                Whether that list replaces the existing one, or is appended to it.
 
         Returns
         -------
         int
-            How many ids are new, as in `add_tokens`.
+                The number of new ids, as in `add_tokens`.
 
         Raises
         ------
         TypeError, ValueError
-            They are not tokens, or there is no such name; nothing is changed then.
+                A value is not a token, or a name is unknown; nothing is changed then.
         """
         if not isinstance(special_tokens_dict, Mapping):
             kind = type(special_tokens_dict).__name__
@@ -308,7 +309,7 @@ class ReformerTokenizer(Tokenizer):
         return count
 
     def _token(self, name: str, value: Any, special: bool) -> AddedToken:
-        """A token, which errors call `name`; of its text alone, looked for as it is already."""
+        """Convert to a token; a str that is already added keeps its matching rules."""
         token = AddedToken.of(name, value, special=special)
         before = self._added.get(token.content)
         if before is None or not isinstance(value, str):
@@ -316,7 +317,7 @@ class ReformerTokenizer(Tokenizer):
         return replace(before, special=before.special or special)
 
     def _add(self, tokens: Iterable[AddedToken]) -> int:
-        """Look for tokens from now on; the number of new ids."""
+        """Register tokens to be matched in texts; returns the number of new ids."""
         tokens = list(tokens)
         new = dict.fromkeys(
             token.content for token in tokens if token.content not in self._vocabulary
@@ -355,7 +356,7 @@ class ReformerTokenizer(Tokenizer):
         self._set_added({token.content: token for _, token in tokens}, vocabulary)
 
     def _take_special(self, options: Mapping[str, Any]) -> None:
-        """The special tokens of the options."""
+        """The special tokens among the options."""
         named = {
             name: options.get(name, usual if usual in self._vocabulary else None)
             for name, usual in NAMED.items()
@@ -443,15 +444,15 @@ class ReformerTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Pieces of the file, without added tokens."""
+        """Number of pieces in the file, without added tokens."""
         return self._reader.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids by piece, with those of added tokens."""
+        """Ids by piece, including added tokens."""
         return self.vocabulary
 
     def get_added_vocab(self) -> dict[str, int]:
-        """Ids by token, of those that are looked for in a text first."""
+        """Ids of the tokens that are matched before segmentation."""
         return {token: self._vocabulary[token] for token in self._added}
 
     @property
@@ -470,7 +471,7 @@ class ReformerTokenizer(Tokenizer):
     # ---- texts ----
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a piece, or of each of several; that of `unk_token` for what is none."""
+        """The id of a piece, or of each of several; unknown pieces give `unk_token_id`."""
         if isinstance(tokens, str):
             return self._vocabulary.get(tokens, self.unk_token_id)
         if not isinstance(tokens, Iterable) or not all(isinstance(one, str) for one in tokens):
@@ -489,7 +490,7 @@ class ReformerTokenizer(Tokenizer):
     def tokenize(
         self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any
     ) -> list[str]:
-        """The pieces of a text, or of a pair; options are those of `encode`."""
+        """Segment a text or a pair of texts into pieces; options are those of `encode`."""
         return self.convert_ids_to_tokens(self.encode(text, pair, add_special_tokens, **options))
 
     def _ids(self, text: Any, name: str) -> np.ndarray:
@@ -511,7 +512,7 @@ class ReformerTokenizer(Tokenizer):
         return template
 
     def _known_ids(self, ids: Any) -> list[int]:
-        """Ids (t,) that have a piece."""
+        """Check that ids (t,) have pieces."""
         known = check_token_ids(ids, len(self)).tolist()
         for i in known:
             if i not in self._texts:
@@ -519,7 +520,7 @@ class ReformerTokenizer(Tokenizer):
         return known
 
     def _hidden(self) -> set[int]:
-        """Ids of special tokens, with those that were."""
+        """The ids of all special tokens, including replaced ones."""
         special = {token.content for token in self._added.values() if token.special}
         return {self._vocabulary[token] for token in special}
 
@@ -531,20 +532,21 @@ class ReformerTokenizer(Tokenizer):
         *,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """The text of ids (t,): that which was encoded, as far as the pieces hold it.
+        """Decode ids (t,) to the encoded text, as far as the pieces preserve it.
 
         Parameters
         ----------
         ids : (t,) integers, or one
         skip_special_tokens : bool
-            Leave special tokens out.
+                Omit special tokens.
         clean_up_tokenization_spaces : bool, optional
-            True is refused: pieces hold a text's spaces, and transformers, too, leaves them.
+                True is refused: pieces preserve spaces, and transformers does not clean them up
+                either.
 
         Raises
         ------
         TypeError, ValueError
-            They are not integers, or there is no such piece.
+                The ids are not integers, or an id has no piece.
         """
         if flag("clean_up_tokenization_spaces", clean_up_tokenization_spaces, False):
             raise ValueError(
@@ -567,7 +569,7 @@ class ReformerTokenizer(Tokenizer):
         return "".join(parts)
 
     def _decode_run(self, run: list[int], *, inside: bool, within: bool) -> str:
-        """The text of pieces; `inside` a text, a space before the first of them is one."""
+        """The text of pieces; `inside` a text, the leading space of the first piece is kept."""
         if not run:
             return ""
         if within and len(run) == 1 and self._texts[run[0]] == SPACE:
@@ -577,28 +579,28 @@ class ReformerTokenizer(Tokenizer):
 
 
 class ReformerTokenizerFast(ReformerTokenizer):
-    """As `ReformerTokenizer`, from tokenizer.json or, where that is missing, spiece.model."""
+    """Like `ReformerTokenizer`, but prefers tokenizer.json to spiece.model."""
 
     _readers = (TokenizerFile, SentencePieces)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Options, those `above` first; the list of special tokens has two names."""
+    """Merge options; `above` takes precedence. The list of special tokens has two names."""
     if any(name in above for name in EXTRA):
         below = {name: below[name] for name in below if name not in EXTRA}
     return below | above
 
 
 def _folder_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the files beside the pieces say: options of a tokenizer, and fields that are none."""
+    """Read the configuration files of a tokenizer: its options, and all other fields."""
     values = _json(folder / CONFIG)
-    if DECODER not in values:  # as older versions of transformers wrote it
+    if DECODER not in values:  # format of older versions of transformers
         values |= _json(folder / SPECIAL)
         values["added_tokens"] = _json(folder / ADDED)
     if "max_len" in values:
         values.setdefault("model_max_length", values.pop("max_len"))
     length = values.get("model_max_length")
-    if isinstance(length, float) and length.is_integer():  # 1e30, which is none
+    if isinstance(length, float) and length.is_integer():  # 1e30 means no limit
         values["model_max_length"] = int(length)
     own_names = {
         name: values.pop(name)
@@ -612,7 +614,7 @@ def _folder_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _id(value: Any) -> int:
-    """An id of a file, whose keys are str."""
+    """An id in a file; keys are str."""
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
     return integer(DECODER, value, 0)

@@ -1,4 +1,4 @@
-"""Text to ids and back, and texts to batches; here, a byte at a time."""
+"""Encoding text to token ids, decoding, and batching; and the byte tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .checks import NamedAttributes, did_you_mean, flag, integer, names_keywords
 __all__ = ["Batch", "ByteTokenizer", "Tokenizer"]
 
 Text = str | bytes | bytearray | memoryview
-# what a row is made of, each part with its type: FIRST and SECOND text, and ids of special tokens
+# the parts of a row, each with its token type: FIRST and SECOND text, and ids of special tokens
 Template = list[tuple[int | str, int]]
 FIRST, SECOND = "first", "second"
 NAMES = ("text", "text_pair")
@@ -28,12 +28,12 @@ TRUNCATION = {False: None, True: "longest_first", "longest_first": "longest_firs
 LAYOUT = ("padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side",
           "truncation_side")  # fmt: skip
 COLUMNS = ("input_ids", "token_type_ids", "attention_mask")
-# a length from which on files mean: none
+# lengths from this value on mean "no limit" in files
 UNLIMITED = 10**15
 
 
 class Batch(dict[str, np.ndarray]):
-    """Arrays by name, which are attributes too: ``batch.input_ids`` is ``batch["input_ids"]``."""
+    """Arrays by name, also as attributes: ``batch.input_ids`` is ``batch["input_ids"]``."""
 
     def __getattr__(self, name: str) -> np.ndarray:
         if name in self:
@@ -42,11 +42,11 @@ class Batch(dict[str, np.ndarray]):
 
 
 class Layout(NamedTuple):
-    """How rows are cut and filled."""
+    """How rows are truncated and padded."""
 
     padding: str | None
     truncation: str | None
-    # what rows are cut to, or filled to; at least one, where there is such a length
+    # the length to truncate or pad to; at least one is set where a length is needed
     limit: int
     multiple: int
     padding_side: str
@@ -54,16 +54,17 @@ class Layout(NamedTuple):
 
 
 class Tokenizer(NamedAttributes, ABC):
-    """Text to ids and back, and texts to batches; how one text is encoded, a subclass says.
+    """Base class of tokenizers: encoding, decoding, batches. Subclasses encode a single text.
 
     Attributes
     ----------
     model_max_length : int or None
-        Length that `truncation` cuts to, and ``padding="max_length"`` fills to.
+            Length that `truncation` cuts to and ``padding="max_length"`` pads to.
     padding_side, truncation_side : "right" or "left"
-        The end of a row that is filled, and the end of a text that is cut.
+            The end of a row that is padded, and the end of a text that is truncated.
     model_input_names : list of str
-        What a call returns: "input_ids", and perhaps "token_type_ids" and "attention_mask".
+            The entries that a call returns: "input_ids", optionally "token_type_ids" and
+            "attention_mask".
     """
 
     _model_max_length: int | None
@@ -132,26 +133,26 @@ class Tokenizer(NamedAttributes, ABC):
     @property
     @abstractmethod
     def pad_token_id(self) -> int | None:
-        """What rows are filled with, if there is such a token."""
+        """The id of the padding token, or None."""
 
     @abstractmethod
     def _ids(self, text: Any, name: str) -> np.ndarray:
-        """The ids (t,), int64, of one text, which errors call `name`."""
+        """Encode one text to ids (t,), int64; `name` is its name in error messages."""
 
     @abstractmethod
     def decode(self, ids: Any) -> str:
-        """The text of ids (t,)."""
+        """Decode ids (t,) to a text."""
 
     def batch_decode(self, rows: Iterable[Any], **options: Any) -> list[str]:
-        """The text of each row of ids; options are those of `decode`."""
+        """Decode each row of ids; options are those of `decode`."""
         return [self.decode(row, **options) for row in _listed("rows", rows)]
 
     def _template(self, pair: bool) -> Template:
-        """What a row is made of."""
+        """The template of a row: texts and special tokens in order."""
         return [(FIRST, 0), (SECOND, 1)] if pair else [(FIRST, 0)]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many tokens a call adds to a text, or to a pair of them."""
+        """The number of special tokens that a call adds to a text, or to a pair of texts."""
         return sum(what not in (FIRST, SECOND) for what, _ in self._template(pair))
 
     def encode(
@@ -163,18 +164,19 @@ class Tokenizer(NamedAttributes, ABC):
         return_tensors: str | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """The ids of a text, or of a pair of texts.
+        """Encode a text or a pair of texts to ids.
 
         Parameters
         ----------
         text : str
-            A `ByteTokenizer` takes bytes, too.
+                A `ByteTokenizer` also accepts bytes.
         text_pair : str, optional
-            A second text, whose ids follow.
+                A second text, whose ids are appended.
         add_special_tokens : bool
-            Add what the tokenizer's folder says; published Reformers add nothing.
+                Add the special tokens that the tokenizer's folder specifies; published Reformers
+                have none.
         return_tensors : "np", optional
-            Give a batch of one.
+                Return a batch of one row.
         **options
             `padding`, `truncation`, `max_length`, `pad_to_multiple_of`, `padding_side` and
             `truncation_side`, as in a call.
@@ -187,9 +189,10 @@ class Tokenizer(NamedAttributes, ABC):
         Raises
         ------
         TypeError
-            It is not a text, or there is no such option.
+                The input is not a text, or an option is unknown.
         ValueError
-            The text has a lone surrogate, which no encoding of Unicode holds; or as in a call.
+                The text has a lone surrogate, which Unicode encodings cannot represent; or as in a
+                call.
 
         Examples
         --------
@@ -199,7 +202,7 @@ class Tokenizer(NamedAttributes, ABC):
         refuse_unknown(options, LAYOUT, f"{type(self).__name__}.encode")
         _numpy_only(return_tensors)
         layout = self._layout(**options)
-        if not isinstance(text, Text):  # a sequence is a batch, which has several rows
+        if not isinstance(text, Text):  # a sequence is a batch of several rows
             raise TypeError(f"text: expected a text, got {type(text).__name__}")
         [(ids, _)] = self._rows(text, text_pair, add_special_tokens, layout)
         if layout.padding:
@@ -223,48 +226,49 @@ class Tokenizer(NamedAttributes, ABC):
         return_token_type_ids: bool | None = None,
         return_attention_mask: bool | None = None,
     ) -> Batch:
-        """Texts, or pairs of texts, as a batch that a model takes: ``model(**tokenizer(texts))``.
+        """Encode texts, or pairs of texts, to a batch for a model: ``model(**tokenizer(texts))``.
 
         Parameters
         ----------
         text : str, or a sequence of str or of pairs of str
-            One text is a batch of one. A `ByteTokenizer` takes bytes, too.
+                A single text gives a batch of one. A `ByteTokenizer` also accepts bytes.
         text_pair : str or sequence of str, optional
             The second text of each pair, such as the context of each question.
         add_special_tokens : bool
-            Add what the tokenizer's folder says; published Reformers add nothing.
+                Add the special tokens that the tokenizer's folder specifies; published Reformers
+                have none.
         padding : bool, "longest", "max_length" or "do_not_pad"
-            True and "longest" pad to the longest, "max_length" to that length; False takes texts
-            of one length only.
+                True and "longest" pad to the longest row, "max_length" to that length. With False,
+                all texts must have the same length.
         truncation : bool, "longest_first", "only_first", "only_second" or "do_not_truncate"
-            Which text of a pair is cut until a row has `max_length` tokens, or else
-            ``model_max_length``. True is "longest_first": the longer text is cut to the length of
-            the shorter, and then both to halves of the row.
+                Which text of a pair is truncated until the row has `max_length` tokens (default
+                ``model_max_length``). True is "longest_first": the longer text is cut to the length
+                of the shorter, then both to half a row each.
         max_length : int, optional
         pad_to_multiple_of : int, optional
         padding_side, truncation_side : "right" or "left", optional
-            In place of the tokenizer's.
+                Override the tokenizer's settings.
         return_tensors : "np", optional
-            As in transformers; arrays are returned in any case.
+                Accepted as in transformers; arrays are always returned.
         return_token_type_ids : bool, optional
-            Return the text that each token is of: 0 for the first, 1 for the second. False,
-            unless ``model_input_names`` has them.
+                Return token types: 0 for tokens of the first text, 1 for the second. Default False,
+                unless ``model_input_names`` includes them.
         return_attention_mask : bool, optional
-            True, unless ``model_input_names`` has none.
+                Default True, unless ``model_input_names`` does not include it.
 
         Returns
         -------
         dict
-            "input_ids", "token_type_ids" and "attention_mask" (b, t), int64; attributes, too. The
-            mask is 1 for a real token.
+                "input_ids", "token_type_ids" and "attention_mask" (b, t), int64, also as
+                attributes. The mask is 1 for a real token.
 
         Raises
         ------
         TypeError
-            What is passed is neither a text nor a sequence of texts, or there is no such option.
+                The input is neither a text nor a sequence of texts, or an option is unknown.
         ValueError
-            The texts differ in length and `padding` is False, there is no length to cut to, or
-            the text that is to be cut is too short for it.
+                The texts differ in length and `padding` is False, no length to truncate to is
+                known, or the text to be truncated is too short for it.
 
         Examples
         --------
@@ -288,7 +292,7 @@ class Tokenizer(NamedAttributes, ABC):
             columns["token_type_ids"] = [np.repeat(*runs) for _, runs in rows]
         return self._filled(columns, layout, [*columns, *["attention_mask"] * mask])
 
-    # the names that transformers had for a call before its version 5
+    # names of the call before transformers 5
     encode_plus = batch_encode_plus = __call__
 
     @names_keywords
@@ -304,36 +308,36 @@ class Tokenizer(NamedAttributes, ABC):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
     ) -> Batch:
-        """Rows of ids of several lengths as one array.
+        """Pad rows of ids of different lengths to one array.
 
         Parameters
         ----------
         rows : sequence of (t_i,) integers
-            Or what calls return: a dictionary, or a sequence of them, of "input_ids" and perhaps
-            "token_type_ids" and "attention_mask".
+                Or results of calls: a dictionary, or a sequence of dictionaries, of "input_ids" and
+                optionally "token_type_ids" and "attention_mask".
         padding : bool, "longest", "max_length" or "do_not_pad"
         max_length : int, optional
-            For ``padding="max_length"``; ``model_max_length`` if left out.
+                For ``padding="max_length"``; default ``model_max_length``.
         padding_side : "right" or "left", optional
-            In place of the tokenizer's.
+                Overrides the tokenizer's setting.
         pad_to_multiple_of : int, optional
         length : int
-            What rows are padded to at least.
+                Minimum length of the padded rows.
         return_attention_mask : bool, optional
-            True if left out.
+                Default True.
         return_tensors : "np", optional
-            As in transformers; arrays are returned in any case.
+                Accepted as in transformers; arrays are always returned.
 
         Returns
         -------
         dict
-            "input_ids" and "attention_mask" (b, t), 1 for a real token, and what else there is in
-            `rows`; int64.
+                "input_ids" and "attention_mask" (b, t), 1 for a real token, and the other entries
+                of `rows`; int64.
 
         Raises
         ------
         TypeError, ValueError
-            Rows are not integers in one dimension, or there is no token to pad with.
+                Rows are not one-dimensional integer arrays, or there is no padding token.
 
         Examples
         --------
@@ -358,7 +362,7 @@ class Tokenizer(NamedAttributes, ABC):
         padding_side: str | None = None,
         truncation_side: str | None = None,
     ) -> Layout:
-        """The options of a call, checked."""
+        """Check the options of a call."""
         fill = PADDING[one_of("padding", padding, PADDING)]
         cut = TRUNCATION[
             one_of("truncation", False if truncation is None else truncation, TRUNCATION)
@@ -394,14 +398,14 @@ class Tokenizer(NamedAttributes, ABC):
     def _rows(
         self, text: Any, text_pair: Any, add_special_tokens: bool, layout: Layout
     ) -> list[tuple[np.ndarray, tuple[list[int], list[int]]]]:
-        """For each text or pair the ids, and runs of one type: the types, and their lengths."""
+        """For each text or pair: its ids, and runs of equal token type as (types, lengths)."""
         special = flag("add_special_tokens", add_special_tokens, True)
         pairs = _pairs(text, text_pair)
         pair = bool(pairs) and len(pairs[0]) == 2
         if layout.truncation == "only_second" and not pair:
             raise ValueError("truncation: 'only_second' cuts the second text of a pair")
         template = self._template(pair)
-        if not special:  # what is left has the order and the types that the folder says
+        if not special:  # without special tokens, the template still gives order and types
             template = [part for part in template if part[0] in (FIRST, SECOND)]
         room = layout.limit - sum(what not in (FIRST, SECOND) for what, _ in template)
         if layout.truncation and room < 1:
@@ -434,7 +438,7 @@ class Tokenizer(NamedAttributes, ABC):
         names: Iterable[str],
         length: int = 0,
     ) -> Batch:
-        """Rows as arrays of one length."""
+        """Pad rows to arrays of one length."""
         lengths = [len(row) for row in columns["input_ids"]]
         if not layout.padding and len(set(lengths)) > 1:
             raise ValueError("padding: expected True for texts of several lengths")
@@ -454,21 +458,21 @@ class Tokenizer(NamedAttributes, ABC):
             batch[name] = np.full((len(lengths), t), fill.get(name, 0), np.int64)
             for i, n in enumerate(lengths):
                 place = slice(t - n, t) if layout.padding_side == "left" else slice(n)
-                # without a mask of their own, tokens are real
+                # rows without a mask consist of real tokens
                 batch[name][i, place] = columns[name][i] if name in columns else 1
         return batch
 
 
 class ByteTokenizer(Tokenizer):
-    """One id for each byte, as the enwik8 model of Reformer has them: byte + 2.
+    """One id per byte, byte + 2, as in the enwik8 model of Reformer.
 
-    Id 0 pads, and id 1 is unused. Every text has ids, in UTF-8, and every byte string comes back
-    as it was. Nothing is added to a text, and no tokens can be added to the 258.
+    Id 0 is padding, id 1 is unused. Every text can be encoded (as UTF-8), and every byte string
+    round-trips exactly. No special tokens are added to a text, and the 258 ids cannot be extended.
 
     Parameters
     ----------
     model_max_length : int, optional
-        Length that `truncation` cuts to.
+            Length that `truncation` cuts to.
     padding_side, truncation_side : "right" or "left"
 
     Examples
@@ -487,7 +491,7 @@ class ByteTokenizer(Tokenizer):
            [1, 1, 0, 0, 0]])
     """
 
-    # what every byte is moved by: the ids below are special
+    # offset of byte ids: the ids below it are special
     offset = 2
     pad_token_id = 0
     vocab_size = 256 + offset
@@ -513,21 +517,21 @@ class ByteTokenizer(Tokenizer):
 
     def _ids(self, text: Any, name: str) -> np.ndarray:
         if isinstance(text, str):
-            # surrogateescape makes lone surrogates of bytes that are not UTF-8; these come back
+            # surrogateescape decodes bytes that are not UTF-8 to lone surrogates, encoded back here
             text = utf8(text, name, errors="surrogateescape")
         elif not isinstance(text, (bytes, bytearray, memoryview)):
             raise TypeError(f"{name}: expected str or bytes, got {type(text).__name__}")
         elif isinstance(text, memoryview):
-            text = text.tobytes()  # whatever its strides
+            text = text.tobytes()  # works for any strides
         return np.frombuffer(text, np.uint8).astype(np.int64) + self.offset
 
     def decode_bytes(self, ids: Any) -> bytes:
-        """The bytes of ids (t,); special ids have none.
+        """The bytes of ids (t,); special ids are skipped.
 
         Raises
         ------
         TypeError, ValueError
-            They are not integers in [0, 258).
+                The ids are not integers in [0, 258).
 
         Examples
         --------
@@ -541,21 +545,21 @@ class ByteTokenizer(Tokenizer):
 
     @names_keywords
     def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:
-        """The text of ids (t,). Bytes that are not UTF-8 show as U+FFFD: see `decode_bytes`.
+        """Decode ids (t,) to a text. Bytes that are not UTF-8 become U+FFFD: see `decode_bytes`.
 
-        Special ids have no text, whatever `skip_special_tokens` says.
+        Special ids are skipped, whatever `skip_special_tokens` is.
         """
         flag("skip_special_tokens", skip_special_tokens, True)
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 def utf8(text: str, name: str, errors: str = "strict") -> bytes:
-    """The bytes of a text.
+    """Encode a text to UTF-8.
 
     Raises
     ------
     ValueError
-        Half of a surrogate pair is in it, which is not a character.
+            The text contains half of a surrogate pair, which is not a character.
 
     Examples
     --------
@@ -573,12 +577,12 @@ def utf8(text: str, name: str, errors: str = "strict") -> bytes:
 
 
 def check_token_ids(ids: Any, vocab_size: int | None, name: str = "ids") -> np.ndarray:
-    """Integers (t,) in [0, vocab_size); without that, in those of int64."""
+    """Integers (t,) in [0, vocab_size), or in the range of int64 if that is None."""
     if isinstance(ids, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected integers, got a masked array: pass its filled() data")
     try:
         ids = np.asarray(ids)
-    except ValueError:  # rows of several lengths
+    except ValueError:  # rows of different lengths
         raise ValueError(f"{name}: expected rows of ids, one dimension each") from None
     if ids.size and ids.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {ids.dtype}")
@@ -592,7 +596,7 @@ def check_token_ids(ids: Any, vocab_size: int | None, name: str = "ids") -> np.n
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
-    """`value`, if it is one of those that are known; 1 is not True."""
+    """`value`, if it is one of the known choices; 1 is not True."""
     for one in known:
         if value is one or (isinstance(value, str) and value == one):
             return one
@@ -609,7 +613,7 @@ def _numpy_only(return_tensors: Any) -> None:
 
 
 def _pairs(text: Any, text_pair: Any) -> list[tuple[Any, ...]]:
-    """The texts of a call one by one, (text,) or (text, text_pair)."""
+    """The texts of a call as a list of (text,) or (text, text_pair)."""
     if isinstance(text, Text):
         if text_pair is not None and not isinstance(text_pair, Text):
             raise TypeError(f"text_pair: expected a text, as text is, got {text_pair!r:.60}")
@@ -629,7 +633,7 @@ def _pairs(text: Any, text_pair: Any) -> list[tuple[Any, ...]]:
 
 
 def _sequence(name: str, texts: Any) -> list[Any]:
-    """Texts one by one; of dictionaries and sets the order, or what is meant, is not known."""
+    """The items of a sequence of texts; dictionaries and sets are rejected as ambiguous."""
     if isinstance(texts, (Mapping, Set)) or not np.iterable(texts):
         raise TypeError(
             f"{name}: expected a text or a sequence of texts, got {type(texts).__name__}"
@@ -638,7 +642,7 @@ def _sequence(name: str, texts: Any) -> list[Any]:
 
 
 def _kept(lengths: list[int], room: int, strategy: str) -> list[int]:
-    """How many tokens of one or of two texts are kept, `room` at most."""
+    """The numbers of tokens kept of one or two texts, at most `room` in total."""
     over = sum(lengths) - room
     if over <= 0:
         return lengths
@@ -661,7 +665,7 @@ def _kept(lengths: list[int], room: int, strategy: str) -> list[int]:
 
 
 def _columns(rows: Any) -> dict[str, list[np.ndarray]]:
-    """Rows of ids by name, of what `Tokenizer.pad` takes."""
+    """Rows of ids by name, from any input that `Tokenizer.pad` accepts."""
     batches = [rows] if isinstance(rows, Mapping) else _listed("rows", rows)
     if not batches or not all(isinstance(batch, Mapping) for batch in batches):
         return {"input_ids": [check_token_ids(row, None, "rows") for row in batches]}
@@ -685,7 +689,7 @@ def _columns(rows: Any) -> dict[str, list[np.ndarray]]:
 
 
 def _rows_of(name: str, values: Any) -> list[Any]:
-    """The rows of an array of a batch; one in one dimension is a row alone."""
+    """The rows of an array; a one-dimensional array is a single row."""
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return [values]
     rows = _listed(name, values)
@@ -699,5 +703,5 @@ def _listed(name: str, rows: Any) -> list[Any]:
 
 
 def one_row(ids: Any) -> Any:
-    """Ids in one dimension, where it may be one alone."""
+    """One-dimensional ids; a scalar is one id."""
     return [ids] if isinstance(ids, (int, np.integer)) else ids

@@ -1,4 +1,4 @@
-"""Which tokenizer a model's folder has, and what each token can write."""
+"""Finding the tokenizer of a model folder, and the text that each token produces."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ PADDING = 128
 
 
 def named_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that a command names: "bytes", a folder, or a file of pieces.
+    """The tokenizer that a command names: "bytes", a folder, or a vocabulary file.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, or no tokenizer in the folder.
+            The file does not exist, or the folder contains no tokenizer.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def named_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     path = Path(name)
     if path.is_file():
-        # a folder's file goes with what its other files say
+        # a file in a folder is loaded together with the folder's other files
         kind = {SENTENCEPIECE: ReformerTokenizer, TOKENIZERS: ReformerTokenizerFast}.get(path.name)
         return ReformerTokenizer(path) if kind is None else kind.from_pretrained(path.parent)
     tokenizer = folder_tokenizer(name)
@@ -68,26 +68,26 @@ def named_tokenizer(name: str) -> Tokenizer:
 
 
 def folder_tokenizer(folder: str | os.PathLike, vocab_size: int | None = None) -> Tokenizer | None:
-    """The tokenizer of a model's folder, or of a name on the Hugging Face hub.
+    """The tokenizer of a model folder, or of a name on the Hugging Face hub.
 
     Parameters
     ----------
     folder : path or str
     vocab_size : int, optional
-        Of its model: a folder without a tokenizer is one of bytes where this is 258, as in the
-        enwik8 model of Reformer.
+            Vocabulary size of the model: a folder without a tokenizer is taken as a byte model if
+            this is 258, as in the enwik8 model of Reformer.
 
     Returns
     -------
     Tokenizer or None
-        None where it cannot be told.
+            None if it cannot be determined.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such folder, or the tokenizer's files are damaged.
+            The folder does not exist, or the tokenizer's files are damaged.
     ImportError
-        The library that reads them is not installed.
+            The library that reads them is not installed.
     """
     folder = local_folder(folder, None, [[SENTENCEPIECE, TOKENIZERS, CONFIG, SPECIAL, ADDED]])
     name = _class_name(folder)
@@ -100,7 +100,7 @@ def folder_tokenizer(folder: str | os.PathLike, vocab_size: int | None = None) -
 
 
 def _class_name(folder: Path) -> str:
-    """The class that tokenizer_config.json names, if it does."""
+    """The class that tokenizer_config.json names, or None."""
     if not (folder / CONFIG).is_file():
         return ""
     try:
@@ -111,7 +111,7 @@ def _class_name(folder: Path) -> str:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
-    """Write what `folder_tokenizer` finds.
+    """Save a tokenizer so that `folder_tokenizer` finds it.
 
     Examples
     --------
@@ -129,27 +129,28 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
 
 
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether both have the same pieces, under the same ids."""
+    """Whether both have the same pieces with the same ids."""
     if isinstance(one, ReformerTokenizer) and isinstance(other, ReformerTokenizer):
         return one.get_vocab() == other.get_vocab()
     return type(one) is type(other)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, paired: bool = True) -> None:
-    """Refuse a tokenizer that a model's vocabulary cannot be of.
+    """Refuse a tokenizer that does not match a model's vocabulary size.
 
     Parameters
     ----------
     tokenizer : Tokenizer
     vocab_size : int
-        Of the model, which may have more ids than there are pieces.
+            Of the model; may exceed the number of pieces.
     paired : bool
-        Whether they are known to belong to each other; else the model has at most 127 ids more.
+            Whether they are known to belong together; otherwise the model may have at most 127
+            extra ids.
 
     Raises
     ------
     ValueError
-        Names both.
+            Names both sizes.
 
     Examples
     --------
@@ -167,7 +168,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, paired: bool = Tr
 
 
 class Pieces:
-    """What each token of a tokenizer writes, and which tokens would write what is not wanted.
+    """The text that each token produces, and which tokens would produce unwanted text.
 
     Examples
     --------
@@ -182,12 +183,12 @@ class Pieces:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each token inside of a text: nothing where it is a special one."""
+        """The text of each token inside a text; empty for special tokens."""
         return [self._text(i) for i in range(len(self._tokenizer))]
 
     @cached_property
     def known(self) -> list[int]:
-        """Ids that stand for something."""
+        """Ids that have a token."""
         if isinstance(self._tokenizer, ReformerTokenizer):
             return sorted(self._tokenizer.get_vocab().values())
         return list(range(len(self._tokenizer)))
@@ -195,7 +196,7 @@ class Pieces:
     def _text(self, i: int) -> str:
         if i in self._special or i not in self._known_set:
             return ""
-        # of two, the second: libraries drop a space before the first
+        # decode pairs and use the second token: libraries drop a leading space of the first
         once, twice = (self._tokenizer.decode([i] * n) for n in (1, 2))
         return twice[len(once) :]
 
@@ -204,22 +205,22 @@ class Pieces:
         return set(self.known)
 
     def with_any(self, characters: str) -> list[int]:
-        """The tokens whose text has any of these characters."""
+        """The tokens whose text contains any of these characters."""
         if not characters:
             return []
         return [i for i, text in enumerate(self.texts) if any(c in text for c in characters)]
 
     def only_known(self, _ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """A `logits_processor`: an id that no token has is never chosen."""
+        """A `logits_processor` that excludes ids without a token."""
         unknown = np.ones(len(logits), bool)
         unknown[self.known] = False
         logits[unknown] = -math.inf
         return logits
 
     def without(self, words: Sequence[str]) -> Any:
-        """A `logits_processor`: no token that would complete one of the words is chosen."""
+        """A `logits_processor` that excludes tokens which would complete one of the words."""
         longest = max(map(len, words), default=0)
-        # by what the text ends in: the tokens that complete the word
+        # by the end of the text so far: the tokens that complete a word
         completing = {
             (word, k): np.array(
                 [i for i, text in enumerate(self.texts) if _completes(text, word, k)], np.int64
@@ -248,5 +249,5 @@ class Pieces:
 
 
 def _completes(text: str, word: str, k: int) -> bool:
-    """Whether a token's text completes a word of which k characters are there."""
+    """Whether a token's text completes a word of which the first k characters are present."""
     return text.startswith(word[k:]) if k else word in text
