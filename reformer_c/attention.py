@@ -19,20 +19,20 @@ from .probabilities import cross_probabilities, local_probabilities, lsh_probabi
 
 __all__ = ["CrossAttention", "LSHAttention", "LocalAttention", "Memory"]
 
-# what an op's scratch depends on, but for the sizes of its arrays
+# the options that an op's scratch depends on, besides the sizes of its arrays
 WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
 
 
 class Part(NamedTuple):
-    """What attention works on at a time: some sequences, or a stretch of one, and some heads.
+    """A unit of attention work: whole sequences or a stretch of one, and a range of heads.
 
-    Rows are those of streams (b t, c).
+    Slices index the rows of the streams, (b t, c).
     """
 
     sequences: int
-    # whose output the part gives
+    # rows whose output is computed
     own: slice
-    # with the neighbours that they see, in order: one stretch, or the two ends of a sequence
+    # own rows and the neighbours they attend to, in order: one stretch, or both ends of a sequence
     seen: tuple[slice, ...]
     heads: slice
 
@@ -42,16 +42,16 @@ class Part(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Of each sequence, or of what a stretch sees."""
+        """Rows per sequence, or rows that a stretch sees."""
         return self.rows // self.sequences
 
     def moved(self, by: int) -> Part:
-        """The same part of streams that begin `by` rows later."""
+        """The same part, shifted by `by` rows."""
         own, *seen = (slice(s.start + by, s.stop + by) for s in (self.own, *self.seen))
         return self._replace(own=own, seen=tuple(seen))
 
     def blocks(self, size: int) -> Iterator[tuple[slice, slice]]:
-        """All rows, at most `size` at a time: where they stand in the part, and in the streams."""
+        """All rows, at most `size` at a time: their slices within the part and in the streams."""
         at = 0
         for piece in self.seen:
             for rows in blocks(piece, size):
@@ -59,7 +59,7 @@ class Part(NamedTuple):
                 at += rows.stop - rows.start
 
     def own_blocks(self, size: int) -> Iterator[tuple[slice, slice]]:
-        """The same of its own rows."""
+        """Like `blocks`, for the own rows only."""
         at = 0
         for piece in self.seen:
             if piece.start <= self.own.start < piece.stop:
@@ -70,8 +70,8 @@ class Part(NamedTuple):
 
 
 def side_by_side(lengths: np.ndarray, t: int) -> Iterator[tuple[slice, int]]:
-    """Rows of one length that can be taken together: the stream (b, t) has no gaps between those
-    of length t.
+    """Group consecutive rows that can be computed together: rows of length t, which leave no gap
+    in the stream (b, t). Shorter rows come one at a time.
 
     Examples
     --------
@@ -86,36 +86,37 @@ def side_by_side(lengths: np.ndarray, t: int) -> Iterator[tuple[slice, int]]:
 
 
 class Attention(Sublayer):
-    """drop(attend(n w_q', n w_v', ...) w_o'), for heads side by side in a row.
+    """drop(attend(n w_q', n w_v', ...) w_o'), with heads concatenated along the channels.
 
-    A subclass names its `projections`, and gives `_split`, `_attend` and `_attend_backward`. Beside
-    the arrays of a part's heads, rows are normed, projected and dropped a block at a time.
+    A subclass names its `projections` and implements `_split`, `_attend` and `_attend_backward`.
+    Only the heads of a part are held in full: layer norm, projections and dropout run on a block
+    of rows at a time.
 
     Parameters
     ----------
     weights : Weights
-        Those below ``attention.`` of a layer.
+        The weights with the layer's prefix ``attention.``.
     num_heads : int
     attention_mask : ndarray or None
         (b, t), nonzero for a real token.
     attention_dropout : float
-        Of the attention's probabilities.
+        Dropout of the attention probabilities.
     softcap : float or None
-        Of the scores.
+        Soft cap of the scores.
     rules : keyword arguments
-        Passed on to the op: chunk_length, num_chunks_before, is_causal ...
+        Passed to the op: chunk_length, num_chunks_before, is_causal ...
     """
 
     projections: tuple[str, ...]
-    # where their weights are, below the layer's
+    # prefix of the projections' weights within the layer
     inner = "self_attention"
-    # those of the stream itself
+    # projections computed from the stream (cross-attention computes the others from the encoder)
     own_projections: tuple[str, ...]
-    # whether the next forward pass leaves its probabilities behind
+    # whether the next forward pass records its attention probabilities
     record = False
-    # (b,): how long each sequence is, where not all are as long as the stream; see `_parts`
+    # (b,): length of each sequence, if some are shorter than the stream; see `_parts`
     lengths: np.ndarray | None = None
-    # called with the heads (b, h, t, d) of a forward pass, and the buckets where there are any
+    # called in the forward pass with the heads (b, h, t, d) and the buckets, if any
     remember: Callable[[Sequence[np.ndarray], np.ndarray | None], None] | None = None
 
     def __init__(
@@ -136,11 +137,11 @@ class Attention(Sublayer):
         self.probabilities: np.ndarray | None = None
         self.rules = rules | {"dropout": attention_dropout, "softcap": softcap}
 
-    # ---- what to work on at a time ----
+    # ---- parts ----
 
     def _parts(self, x: np.ndarray) -> list[Part]:
-        """With `lengths`, those of each sequence up to its length, as if it were alone: nothing is
-        added to the rows that follow."""
+        """The parts to compute. With `lengths`, each sequence is cut to its own length, as if it
+        were computed alone, and nothing is added to the rows after it."""
         if self.lengths is None:
             return self._of_one_length(x)
         return [
@@ -157,7 +158,7 @@ class Attention(Sublayer):
 
     @abstractmethod
     def _split(self, x: np.ndarray) -> list[Part]:
-        """Parts of which some arrays exist at a time."""
+        """Cut the work into parts, to bound the memory that one of them takes."""
 
     def _sequences(self, b: int, t: int, count: int) -> list[Part]:
         """Whole sequences with all their heads, at most `count` at a time."""
@@ -175,7 +176,7 @@ class Attention(Sublayer):
         return self.rules | {"attention_mask": mask, "dropout_key": key}
 
     def _note(self, part: Part, found: np.ndarray) -> None:
-        """Keep a part's probabilities: in the place that they have in those of all sequences."""
+        """Store a part's probabilities at its position in those of the whole batch."""
         if self.lengths is None:
             self.probabilities = found
             return
@@ -200,7 +201,7 @@ class Attention(Sublayer):
         else:  # one chunk, in every round
             place[:, :, :, 0, :k, before * m : before * m + k] = found[:, :, None]
 
-    # ---- there and back ----
+    # ---- forward and backward ----
 
     def _add(self, part: Part, out: np.ndarray, x: np.ndarray, sign: float) -> list:
         heads = self._project(part, x)
@@ -213,7 +214,7 @@ class Attention(Sublayer):
         return [saved]
 
     def _project(self, part: Part, x: np.ndarray) -> list[np.ndarray]:
-        """The heads (b, h, t, d), by projection."""
+        """The heads (b, h, t, d) of each projection."""
         c, columns = x.shape[-1], self._columns(part)
         width = columns.stop - columns.start
         heads = [np.empty((part.rows, width), x.dtype) for _ in self.own_projections]
@@ -232,7 +233,7 @@ class Attention(Sublayer):
     def _heads_backward(
         self, part: Part, dx: np.ndarray, x: np.ndarray, dheads: list[np.ndarray]
     ) -> None:
-        """From the gradients of the stream's own heads to that of the stream."""
+        """Propagate the gradients of the heads projected from the stream to the stream."""
         for at, rows in part.blocks(self.rows_at_a_time(x.shape[-1])):
             n, normed = self._normed(x[rows])
             first, *others = (
@@ -247,7 +248,7 @@ class Attention(Sublayer):
     def _project_backward(
         self, part: Part, name: str, n: np.ndarray, dhead: np.ndarray
     ) -> np.ndarray:
-        """dn of one projection."""
+        """dn of one projection; its weight's gradient is accumulated."""
         linear = LinearSaved(n, self._projection_weight(name, part), False)
         dn, dweight, _ = ops.linear_backward(dhead, linear)
         name = f"{self.inner}.{name}.weight"
@@ -255,7 +256,7 @@ class Attention(Sublayer):
         return dn
 
     def _output_backward(self, part: Part, dout: np.ndarray, saved: AttentionSaved) -> np.ndarray:
-        """The gradient of the heads' output: 0 where it is not the part's own."""
+        """The gradient of the heads' output: 0 outside the part's own rows."""
         attended, weight = self._merged(saved.out), self._output_weight(part)
         dattended = np.zeros(attended.shape, attended.dtype)
         for at, rows in part.own_blocks(self.rows_at_a_time(dout.shape[-1])):
@@ -269,12 +270,12 @@ class Attention(Sublayer):
     # ---- heads ----
 
     def _columns(self, part: Part) -> slice:
-        """The part's heads, of all that stand side by side in a row."""
+        """The columns of the part's heads among those of all heads."""
         d = self._width() // self.num_heads
         return slice(part.heads.start * d, part.heads.stop * d)
 
     def _width(self) -> int:
-        """Of the heads side by side."""
+        """Channels of all heads together, h d."""
         return len(self.weights[f"{self.inner}.{self.projections[0]}.weight"])
 
     def _projection_weight(self, name: str, part: Part) -> np.ndarray:
@@ -284,18 +285,18 @@ class Attention(Sublayer):
         return np.ascontiguousarray(self.weights["output.dense.weight"][:, self._columns(part)])
 
     def _side_by_side(self, part: Part, x: np.ndarray) -> np.ndarray:
-        """(b t, h d) -> (b, h, t, d), the same memory."""
+        """(b t, h d) -> (b, h, t, d), a view."""
         h = part.heads.stop - part.heads.start
         return x.reshape(part.sequences, -1, h, x.shape[-1] // h).transpose(0, 2, 1, 3)
 
     def _merged(self, x: np.ndarray) -> np.ndarray:
-        """(b, h, t, d) -> (b t, h d), the same memory."""
+        """(b, h, t, d) -> (b t, h d), a view."""
         _, h, _, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(-1, h * d)
 
     @abstractmethod
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
-        """Attention of the heads of each projection, output included."""
+        """Run attention on the heads of each projection; the result includes the output."""
 
     @abstractmethod
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
@@ -304,12 +305,12 @@ class Attention(Sublayer):
     # ---- memory ----
 
     def _saved_bytes(self, part: Part, x: np.ndarray) -> int:
-        # the heads' projections, their output, and its log-sum-exp
+        # the projected heads, the attention output, and its log-sum-exp
         h = part.heads.stop - part.heads.start
         return (len(self.projections) + 1) * self._head_bytes(part, x) + part.rows * h * x.itemsize
 
     def _head_bytes(self, part: Part, x: np.ndarray) -> int:
-        """Of one array of the part's heads."""
+        """Bytes of one array of the part's heads."""
         columns = self._columns(part)
         return part.rows * (columns.stop - columns.start) * x.itemsize
 
@@ -322,11 +323,11 @@ class Attention(Sublayer):
         shape = (part.sequences, h, part.rows // part.sequences, width // h)
         forward, backward = self._attention_scratch(shape, x.dtype)
         saved = self._saved_bytes(part, x)
-        # a block's value, or its gradient; then of all rows those of the heads' output and theirs
+        # per block: the output, or its gradient; for all rows: gradients of attention output, heads
         adding = saved + max(forward, block + linear)
         output = saved + heads + (block if self.dropout else 0) + linear
         attending = saved + (1 + count) * heads + backward
-        # the norm, its gradient by two projections, and the norm's own
+        # the normalised rows, their gradients by two projections, and layer norm's gradient
         projecting = count * heads + 3 * block + linear
         if not self.keep:
             return max(adding, output, attending, projecting)
@@ -336,17 +337,17 @@ class Attention(Sublayer):
     def _attention_scratch(
         self, shape: tuple[int, int, int, int], dtype: np.dtype
     ) -> tuple[int, int]:
-        """Bytes of the op's own, forward and backward, for heads (b, h, t, d)."""
+        """Scratch bytes of the op, forward and backward, for heads (b, h, t, d)."""
 
 
 class LocalAttention(Attention):
-    """Attention to the own chunk of the sequence and its neighbours.
+    """Attention to a token's own chunk and the neighbouring chunks.
 
-    A long sequence is taken in stretches of whole chunks. Each is given the chunks around it too,
-    whose own output does not count.
+    A long sequence is computed in stretches of whole chunks, each extended by the chunks around it,
+    whose output is discarded.
 
-    `wrap`: on Hugging Face's circle, where a text of no more than `num_chunks_before` chunks shows
-    some of them twice.
+    `wrap`: chunks form a circle, as in Hugging Face's model; a sequence of at most
+    `num_chunks_before` chunks then meets some of them twice.
     """
 
     projections = own_projections = ("query", "key", "value")
@@ -358,7 +359,7 @@ class LocalAttention(Attention):
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, c = x.shape
         m, before, after = (self.rules[name] for name in WINDOW)
-        # long enough that the chunks around it, which are computed twice, are a small share
+        # long enough that the surrounding chunks, which are computed twice, cost little
         longest = max(self.rows_at_a_time(c), 64 * (before + after) * m)
         if t <= longest:
             return self._sequences(b, t, longest // t)
@@ -376,7 +377,7 @@ class LocalAttention(Attention):
         chunks = -(-t // m)
         low, high = first - self.rules[WINDOW[1]], last + self.rules[WINDOW[2]]
         seen = [(max(low, 0), min(high, chunks))]
-        # chunks on a circle stay in the order of their positions, and neighbours on it
+        # wrapped chunks are listed in order of position: that keeps them neighbours on the circle
         if self.wrap and low < 0:
             seen.append((chunks + low, chunks))
         if self.wrap and high > chunks:
@@ -406,22 +407,22 @@ class LocalAttention(Attention):
 
 
 class LSHAttention(Attention):
-    """Attention among the tokens whose shared query and key falls into the same bucket.
+    """Attention among tokens whose shared query-key vectors hash to the same bucket.
 
-    The buckets of the first pass are kept, and used again in the backward pass: there the input
-    is rebuilt with other rounding, and a second hash could give other buckets.
+    The buckets of the forward pass are kept for the backward pass: the recomputed input differs by
+    rounding, and hashing it again could give other buckets.
 
-    A sequence cannot be cut here, but heads do not know of each other: where the arrays of all
-    would be large, there are those of one or a few.
+    A sequence cannot be cut into stretches, but heads are independent: if the arrays of all heads
+    would be large, one or a few heads are computed at a time.
 
-    `rotations` (h, d, r, s) may be None: then they are drawn from the key `rotations_key`.
+    `rotations` (h, d, r, s) may be None: they are then drawn from the key `rotations_key`.
     """
 
-    # with `lengths`: from a length to the number of buckets, where that is open
+    # with `lengths`: maps a length to its number of buckets, if the configuration fixes none
     choose: Callable[[int], int | Sequence[int]] | None = None
 
     projections = own_projections = ("query_key", "value")
-    # bytes of an array of heads (b, h, t, d), as long as it has more than one
+    # maximum bytes of an array of heads (b, h, t, d), unless it holds a single head
     most_bytes = 2**25
 
     def __init__(
@@ -429,7 +430,7 @@ class LSHAttention(Attention):
     ) -> None:
         super().__init__(weights, **rest)
         self.rotations, self.rotations_key = rotations, rotations_key
-        # of each part, after a pass: (b, h, r, t), or None where the sequence is one chunk
+        # buckets (b, h, r, t) of each part after a pass; None if the sequence is a single chunk
         self._buckets: dict[tuple[int, int], np.ndarray | None] = {}
 
     def _split(self, x: np.ndarray) -> list[Part]:
@@ -458,7 +459,7 @@ class LSHAttention(Attention):
         return rules if self.choose is None else rules | {"num_buckets": self.choose(part.length)}
 
     def _rotations(self, qk: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
-        """Of all heads."""
+        """The rotations of all heads."""
         if self.rotations is not None:
             return self.rotations
         hashing = {name: rules[name] for name in ("num_hashes", "num_buckets")}
@@ -471,10 +472,10 @@ class LSHAttention(Attention):
 
     @property
     def buckets(self) -> np.ndarray | None:
-        """(b, h, r, t) after a pass; None where the sequence is one chunk.
+        """(b, h, r, t) after a pass; None if the sequence is a single chunk.
 
-        With `lengths`, rows of one chunk have bucket 0, and what follows a row the bucket of
-        tokens that are not real.
+        With `lengths`, rows of a single chunk have bucket 0, and padding has the bucket of masked
+        tokens.
         """
         if all(ids is None for ids in self._buckets.values()):
             return None
@@ -511,7 +512,7 @@ class LSHAttention(Attention):
         return attention_scratch(AttentionSpec("lsh", shared_qk=True, **rules), shape, dtype=dtype)
 
     def bucket_bytes(self, shape: tuple[int, ...]) -> int:
-        """Of the bucket ids (b, h, r, t), which stay from the first pass to the last."""
+        """Bytes of the bucket ids (b, h, r, t), which are kept from forward to backward."""
         b, t, _ = shape
         one_chunk = t <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
         return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * t
@@ -519,11 +520,11 @@ class LSHAttention(Attention):
 
 @dataclass
 class Memory:
-    """What a decoder looks at: the encoder's final states (b, s, c), which of them are real (b, s),
-    and, where a way back is wanted, the gradient that gathers.
+    """What a decoder attends to: the encoder's final states (b, s, c), their mask (b, s) and, in
+    training, their accumulated gradient.
 
-    `heads` are the keys and values (b, h, s, d) of all of it, by layer: made at the first step of
-    writing, and used by all that follow.
+    `heads` caches the keys and values (b, h, s, d) of each layer: computed at the first decoding
+    step and reused in later ones.
     """
 
     states: np.ndarray
@@ -533,8 +534,8 @@ class Memory:
 
 
 def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
-    """Cut numbers of texts (n,) into stretches of successive texts, each as often as the others of
-    the stretch: where a stretch stands in `texts`, and which texts it holds.
+    """Cut text indices (n,) into runs of successive indices that repeat equally often: for each
+    run, its slice of `texts` and the slice of indices that it covers.
 
     Examples
     --------
@@ -555,7 +556,7 @@ def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
 class CrossAttention(Attention):
     """Full attention of the stream's tokens to the final states of an encoder.
 
-    Sequence i looks at the states ``texts[i]``, or i where texts is None.
+    Sequence i attends to the states ``texts[i]``, or to the states i if texts is None.
     """
 
     projections = ("query", "key", "value")
@@ -574,7 +575,7 @@ class CrossAttention(Attention):
         return self._sequences(b, t, max(1, self.rows_at_a_time(c) // longest))
 
     def _seen(self, part: Part) -> Any:
-        """An index into the memory: the sequences of a part."""
+        """Index of the encoder states that a part's sequences attend to."""
         first = part.own.start * part.sequences // part.rows
         rows = slice(first, first + part.sequences)
         return rows if self.texts is None else self.texts[rows]
@@ -593,7 +594,7 @@ class CrossAttention(Attention):
         return super()._project(part, x) + self._memory_heads(part, self._seen(part))
 
     def _memory_heads(self, part: Part, index: Any) -> list[np.ndarray]:
-        """Keys and values of an index into the memory."""
+        """Keys and values of the encoder states at `index`."""
         states = self._states(index)
         heads = (
             ops.linear(states, self._projection_weight(name, part)) for name in ("key", "value")
@@ -624,10 +625,13 @@ class CrossAttention(Attention):
         for name, dhead in zip(("key", "value"), dheads[1:], strict=True):
             dstates = self._project_backward(part, name, states, dhead)
             ops.add_scaled(gradient[index], dstates.reshape(gradient[index].shape), 1.0)
-            del dstates  # before the next takes memory
+            del dstates  # free it before the next is allocated
 
     def step_add(self, out: np.ndarray, x: np.ndarray, texts: np.ndarray) -> None:
-        """Add for the newest token (n, c) of each of some texts, by their numbers."""
+        """Decoding step: add the attention of one new token (n, c) per sequence to `out`.
+
+        `texts` (n,) are the indices of the encoder states.
+        """
         n, heads = len(x), slice(0, self.num_heads)
         layer, memory = self.weights.prefix, self.memory
         if layer not in memory.heads:
@@ -639,7 +643,8 @@ class CrossAttention(Attention):
         q = ops.linear(normed, self._projection_weight("query", part))
         attended = np.empty_like(q)
         for rows, some in runs(texts):
-            # tokens that look at one text are the queries of one sequence: its heads stay in place
+            # tokens that attend to the same text become the queries of one sequence: the cached
+            # keys and values need no copy
             group = Part(some.stop - some.start, rows, (rows,), heads)
             k, v = (head[some] for head in memory.heads[layer])
             mask = None if memory.mask is None else memory.mask[some]

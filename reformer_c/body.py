@@ -1,7 +1,7 @@
 """The body of a Reformer, for one pass: embeddings, reversible layers, final norm.
 
-A `Pass` is made for a call, runs forward, and backward where gradients are wanted, and is gone
-afterwards. It holds the keys of its random bits, so the way back repeats them.
+A `Pass` lives for one call: it runs forward and, for gradients, backward. It holds the keys of its
+random bits, so the backward pass replays them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .runtime import underflow_to_zero
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
 
-# final states in memory at a time, in numbers: 16 MB of float32
+# elements of final states computed at a time: 16 MB of float32
 HEAD_BLOCK = 2**22
 # the name of the word vectors
 WORDS = "embeddings.word_embeddings.weight"
@@ -42,18 +42,18 @@ WORDS = "embeddings.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that a training step takes, beside the weights and the optimiser's state.
+    """Bytes that a training step takes, in addition to the weights and the optimiser's state.
 
     Attributes
     ----------
     streams : int
         The two residual streams and their gradients, bucket ids, positions and labels.
     gradients : int
-        Of the weights.
+        The gradients of the weights.
     kept : int
-        Activations that are kept instead of rebuilt.
+        Activations that are kept instead of recomputed.
     working : int
-        The most that the loss, or a layer's way back, needs beside these.
+        Peak temporary memory of the loss or of a layer's backward pass.
     """
 
     streams: int
@@ -63,7 +63,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """All of them: how much the process grows."""
+        """Their sum: by how much the process grows."""
         return self.streams + self.gradients + self.kept + self.working
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class StepMemory:
 class Pass:
     """The body of a model on one batch: embeddings, reversible layers, final norm."""
 
-    # what the names of a call's arguments begin with
+    # prefix of the call's argument names
     side = ""
 
     def __init__(
@@ -93,7 +93,7 @@ class Pass:
         self.config, self.inputs, self.training = config, inputs, training
         self.key = partial(random_key, seed)
         self.gradients: dict[str, np.ndarray] = {}
-        # where the configuration leaves it open and there is something to hash
+        # set if the configuration fixes no number and the sequence is hashed
         self.chosen_num_buckets: int | Sequence[int] | None = None
         self.weights = Weights(parameters, self.gradients)
         self.body = body = self.weights.below(prefix)
@@ -131,11 +131,11 @@ class Pass:
         attend = weights.below("attention.")
         attention: LocalAttention | LSHAttention
         if kind == "local":
-            # a causal circle only repeats chunks, if there are few: not in a strictly causal model
+            # in a causal model a circle can only repeat chunks: off if strictly causal
             wrap = not (config.is_decoder and config.attention_scope == "bucket")
             attention = LocalAttention(attend, wrap=wrap, **rules, **common)
         else:
-            # hash_seed decides the rotations of every call
+            # hash_seed fixes the rotations of all calls
             draw = key if config.hash_seed is None else partial(random_key, config.hash_seed, i)
             attention = LSHAttention(
                 attend, rotations_key=draw("rotations"), **next(hashing), **rules, **common
@@ -150,7 +150,7 @@ class Pass:
     def _hashing(
         self, dtype: np.dtype, num_hashes: Any, num_buckets: Any, rotations: Any
     ) -> Iterator[dict]:
-        """For each LSH layer, how it hashes."""
+        """The hashing arguments of each LSH layer."""
         config, count = self.config, self.config.layer_types.count("lsh")
         name = f"{self.side}rotations"
         if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
@@ -185,7 +185,7 @@ class Pass:
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         shape = (
             config.num_attention_heads, config.attention_head_size, num_hashes,
-            # nothing is hashed, so nobody has chosen how often
+            # nothing is hashed and no number of buckets is fixed: any size is accepted
             "any" if one_chunk and config.num_buckets is None else sum(factors) // 2,
         )  # fmt: skip
         found = [
@@ -207,9 +207,9 @@ class Pass:
         return rotation.astype(dtype, copy=False)
 
     def take_rows_alone(self) -> None:
-        """Let attention take each row as it would be without the others: as long as it is without
-        the padding at its end, which otherwise is on the circle of chunks as in Hugging Face's
-        models, and with its own number of buckets where evaluation chooses one."""
+        """Make attention compute each row as if it were alone: at its length without the padding at
+        its end, which otherwise takes part in the circle of chunks as in Hugging Face's models, and
+        with its own number of buckets if evaluation chooses one."""
         config = self.config
         lengths = own_lengths(config, self.inputs, self.training)
         for attention, *_ in self.layers if lengths is not None else ():
@@ -227,7 +227,7 @@ class Pass:
     def forward(
         self, *, differentiate: bool = False, record: bool = False, attentions: bool = False
     ) -> list[np.ndarray]:
-        """Run the layers; the recorded states of the second stream, if they are wanted."""
+        """Run the layers. Returns the second stream before and after each layer if `record`."""
         inputs = self.inputs
         for attention, *_ in self.layers:
             attention.record = attentions
@@ -245,11 +245,12 @@ class Pass:
         return states
 
     def plan(self, budget: float, head_bytes: int) -> StepMemory:
-        """Let the last layers keep their activations, which the backward pass needs first, as far
-        as `budget` goes; what the step takes then, with `head_bytes` for the loss."""
+        """Let as many of the last layers as fit in `budget` bytes keep their activations (the
+        backward pass needs those first). Returns the memory of the step, given that the loss takes
+        `head_bytes`."""
         shape = (self.inputs.b, self.inputs.n, self.config.hidden_size)
         dtype = self.weights.dtype
-        # as large as a stream, to ask the layers with, and no memory of its own
+        # has the shape of a stream for the size queries below, but takes no memory
         x = np.broadcast_to(dtype.type(0), shape)
         left = budget
         for layer in reversed(self.layers):
@@ -259,7 +260,7 @@ class Pass:
             for branch in layer:
                 branch.keep = True
         kept = sum(f.kept_bytes(x) for layer in self.layers for f in layer if f.keep)
-        # on the way back kept activations go, layer by layer, and gradients come
+        # the backward pass frees kept activations and adds gradients, layer by layer
         gradients = self.weights.nbytes - self.body.nbytes
         peak, still = kept + gradients + head_bytes, kept
         for branch in (f for layer in reversed(self.layers) for f in reversed(layer)):
@@ -269,7 +270,7 @@ class Pass:
         lsh = [f for f, *_ in self.layers if isinstance(f, LSHAttention)]
         tokens = self.inputs.b * self.inputs.n
         return StepMemory(
-            # positions, and labels moved to where they are predicted
+            # 16 bytes per token: positions, and labels shifted to the logits that predict them
             streams=4 * x.nbytes + 16 * tokens + sum(f.bucket_bytes(shape) for f in lsh),
             gradients=self.weights.nbytes,
             kept=kept,
@@ -278,7 +279,7 @@ class Pass:
 
     @property
     def attentions(self) -> tuple[np.ndarray, ...]:
-        """What the layers recorded."""
+        """The recorded attention probabilities of each layer."""
         recorded = (attention.probabilities for attention, *_ in self.layers)
         return tuple(p for p in recorded if p is not None)
 
@@ -289,7 +290,7 @@ class Pass:
 
     @property
     def cut_shares(self) -> tuple[float, ...] | None:
-        """Of each LSH layer, the share of pairs that ``config.bucket_cap`` left out."""
+        """For each LSH layer, the share of pairs that ``config.bucket_cap`` left out."""
         cap = self.config.bucket_cap
         if cap is None:
             return None
@@ -310,7 +311,7 @@ class Pass:
         return blocks(slice(0, self.inputs.b * self.inputs.n), self.block_rows)
 
     def every(self, offset: int) -> slice:
-        """The rows of each sequence's token at `offset`."""
+        """The row of token `offset` in every sequence."""
         return slice(offset, None, self.inputs.n)
 
     def final(self, rows: slice) -> tuple[np.ndarray, Any]:
@@ -336,26 +337,26 @@ class Pass:
 
     @underflow_to_zero()
     def backward(self) -> None:
-        """From dy1, dy2 to the gradients of the body's weights."""
+        """Propagate dy1 and dy2 to the gradients of the body's weights."""
         streams = self.y1, self.y2, self.dy1, self.dy2
         for layer in reversed(self.layers):
             streams = turns_backward(layer, *streams)
         self.dy1, self.dy2 = streams[2:]
         del self.y1, self.y2, streams
-        # both streams began as the embeddings
+        # both streams start as the embeddings
         ops.add_scaled(self.dy1, self.dy2, 1.0)
         del self.dy2
         self.embeddings.backward(self.dy1)
 
 
 def heap_gaps(nbytes: int) -> int:
-    """What arrays of this size leave unused between them, measured: larger blocks go back at
-    once, smaller ones leave gaps."""
+    """Measured heap fragmentation for arrays of this size: larger blocks are returned at once,
+    smaller ones leave gaps."""
     return int(min(0.7 * nbytes, 2**25))
 
 
 def warn_of_cut(bucket_cap: int | None, shares: Sequence[float]) -> None:
-    """Say so where a cap leaves pairs of tokens out."""
+    """Warn if a cap leaves out pairs of tokens."""
     if max(shares, default=0.0) > 0.0:
         warnings.warn(
             f"bucket_cap={bucket_cap} leaves out up to {max(shares):.1%} of the pairs of tokens in "
@@ -396,7 +397,7 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def body_constants(config: ReformerConfig) -> dict[str, float]:
-    """Names and values of the numbers that checkpoints hold beside the weights."""
+    """Names and values of the constants that checkpoints hold in addition to the weights."""
     if config.activation not in WEIGHTED:
         return {}
     return {

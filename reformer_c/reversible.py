@@ -1,4 +1,4 @@
-"""Reversible residual layers: activations are rebuilt from the output, not kept.
+"""Reversible residual layers: activations are recomputed from the output, not stored.
 
 Reformer (Kitaev et al. 2020), section 3, after the reversible residual network (Gomez et al. 2017).
 """
@@ -14,10 +14,10 @@ __all__ = ["Branch", "reversible_backward", "reversible_forward", "turns_backwar
 
 
 class Branch(Protocol):
-    """One side of a reversible layer: a function that adds its value to a stream in place.
+    """One residual function of a reversible layer, added to a stream in place.
 
-    Random choices of `forward_add` have to be repeated by `backward_add`, exactly: draw them from
-    a key that the branch holds, never from a generator that moves on.
+    `backward_add` has to replay the random choices of `forward_add` exactly: draw them from a key
+    that the branch holds, not from a generator whose state advances.
     """
 
     def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
@@ -28,7 +28,7 @@ class Branch(Protocol):
     ) -> None:
         """Undo and differentiate: ``out -= f(x)`` and ``dx += (df/dx)' dout``, both in place.
 
-        `x` and `dout` are read only. Gradients of the function's own parameters stay with it.
+        `x` and `dout` are only read. The branch keeps the gradients of its own parameters.
         """
 
 
@@ -37,28 +37,28 @@ def reversible_forward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run two residual streams through layers (f, g), in place.
 
-    Each layer computes ``y1 = x1 + f(x2)`` and ``y2 = x2 + g(y1)``. Nothing is kept: memory does
-    not grow with the number of layers. Reformer (Kitaev et al. 2020), section 3.
+    Each layer computes ``y1 = x1 + f(x2)`` and ``y2 = x2 + g(y1)``. No activations are stored:
+    memory does not grow with the number of layers. Reformer (Kitaev et al. 2020), section 3.
 
     Parameters
     ----------
     layers : sequence of pairs (f, g)
         Any objects with the methods of `Branch`.
     x1, x2 : ndarray
-        The streams, of any shapes that the functions agree on. Overwritten by the results.
+        The streams, of any shapes that the functions accept. Overwritten by the results.
 
     Returns
     -------
     y1, y2 : ndarray
-        `x1` and `x2` themselves, with their new contents.
+        The arrays `x1` and `x2`, with their new contents.
 
     See Also
     --------
-    reversible_backward : the gradients, and the inputs again.
+    reversible_backward : computes the gradients and restores the inputs.
 
     Examples
     --------
-    Your own NumPy functions, here ``a * tanh(x)`` with a trainable `a`:
+    Custom NumPy functions, here ``a * tanh(x)`` with a trainable `a`:
 
     >>> import numpy as np
     >>> class Tanh:
@@ -77,7 +77,7 @@ def reversible_forward(
     >>> y1 is x1
     True
 
-    The gradient of ``(y1 + y2).sum()`` rebuilds the inputs on its way:
+    The backward pass of ``(y1 + y2).sum()`` also restores the inputs:
 
     >>> x1, x2, dx1, dx2 = reversible_backward(layers, y1, y2, np.ones(3), np.ones(3))
     >>> np.allclose(x1, 1.0), np.allclose(x2, 2.0)
@@ -120,25 +120,25 @@ def reversible_backward(
     dy1: np.ndarray,
     dy2: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Differentiate `reversible_forward`, rebuilding the streams from its output, in place.
+    """Differentiate `reversible_forward`, recomputing the streams from its output, in place.
 
-    Rebuilding rounds. A Reformer's streams, rebuilt through 48 layers in float32 with dropout, are
-    within 1e-6 of their largest value, or 1e-5 where the layers are so steep that the streams grow
-    tenfold; ``tests/test_reversible.py`` measures it.
+    Recomputation adds rounding error. Through 48 layers in float32 with dropout, a Reformer's
+    streams are restored to within 1e-6 of their largest value, or 1e-5 if the streams grow tenfold;
+    ``tests/test_reversible.py`` measures it.
 
     Parameters
     ----------
     layers : sequence of pairs (f, g)
-        Those of the forward pass.
+        The layers of the forward pass.
     y1, y2 : ndarray
         Its results. Overwritten by its inputs.
     dy1, dy2 : ndarray
-        The gradients of the results. Overwritten by those of the inputs.
+        The gradients of the results. Overwritten by the gradients of the inputs.
 
     Returns
     -------
     x1, x2, dx1, dx2 : ndarray
-        `y1`, `y2`, `dy1` and `dy2` themselves, with their new contents.
+        The arrays `y1`, `y2`, `dy1` and `dy2`, with their new contents.
 
     Examples
     --------
@@ -158,8 +158,8 @@ def reversible_backward(
 # ---- layers of any number of branches ----
 
 
-class _Still:
-    """The partner of a branch that has none: it adds nothing."""
+class _Zero:
+    """A branch that adds nothing, to pair with the last of an odd number of branches."""
 
     def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
         pass
@@ -171,15 +171,15 @@ class _Still:
 
 
 def _in_pairs(branches: Sequence[Branch]) -> list[tuple[Branch, Branch]]:
-    padded = [*branches, _Still()]
+    padded = [*branches, _Zero()]
     return [(padded[i], padded[i + 1]) for i in range(0, len(branches), 2)]
 
 
 def turns_forward(
     branches: Sequence[Branch], x1: np.ndarray, x2: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Branches add to one stream and to the other in turn, in place; the second of the streams
-    that are returned is the one that was added to last."""
+    """Branches add to the two streams alternately, in place. The second stream returned is the one
+    that was updated last."""
     reversible_forward(_in_pairs(branches), x1, x2)
     return (x2, x1) if len(branches) % 2 else (x1, x2)
 
@@ -191,7 +191,7 @@ def turns_backward(
     dy1: np.ndarray,
     dy2: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Differentiate `turns_forward`: its inputs, and their gradients, in the arrays given."""
+    """Differentiate `turns_forward`: its inputs and their gradients, written into the arguments."""
     if len(branches) % 2:
         y1, y2, dy1, dy2 = y2, y1, dy2, dy1
     return reversible_backward(_in_pairs(branches), y1, y2, dy1, dy2)
