@@ -1,7 +1,5 @@
 """runtime.memory_used_again: within it large arrays are made of what was freed, and stay right."""
 
-import ctypes
-import mmap
 import os
 import resource
 import subprocess
@@ -14,7 +12,6 @@ import pytest
 from small_models import small_config
 
 import reformer_c as rc
-from reformer_c import _core, runtime
 from reformer_c.runtime import memory_used_again
 
 LARGE = 2**20
@@ -194,60 +191,79 @@ print("ok")
 """
 
 
-@needs_proc
-def test_what_is_kept_can_be_given_back():
+def run_alone(program):
+    """Run a program in a process of its own, where nothing else is in the region."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.run(
-        [sys.executable, "-c", RELEASED], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
     assert child.stdout == "ok\n", child.stderr
 
 
-def test_a_region_that_others_have_hemmed_in_begins_elsewhere():
-    with memory_used_again():
-        held = [np.ones(LARGE) for _ in range(4)]
-        where = min(map(address, held))
+@needs_proc
+def test_what_is_kept_can_be_given_back():
+    run_alone(RELEASED)
+
+
+HEMMED_IN = """
+import ctypes
+import mmap
+import numpy as np
+import reformer_c as rc
+
+LARGE = 2**20
+
+def address(x):
+    return x.__array_interface__["data"][0]
+
+with rc.memory_used_again():
+    held = [np.ones(LARGE) for _ in range(4)]
+    where = min(map(address, held))
+    del held
+after = (where + 4 * (8 * LARGE + 64) + 2**21 - 1) // 2**21 * 2**21
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, *[ctypes.c_int] * 2, ctypes.c_long]
+walls = [libc.mmap(at, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+         for at in range(after, after + 2**24, 2**21)]
+for _ in range(3):
+    with rc.memory_used_again():
+        held = [np.ones(LARGE) for _ in range(20)]
+        places = set(map(address, held))
         del held
-    after = (where + 4 * (8 * LARGE + 64) + 2**21 - 1) // 2**21 * 2**21
-    libc = ctypes.CDLL(None)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        ctypes.c_void_p,
-        *[ctypes.c_size_t] * 2,
-        *[ctypes.c_int] * 2,
-        ctypes.c_long,
-    ]
-    walls = [libc.mmap(at, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-             for at in range(after, after + 2**24, 2**21)]  # fmt: skip
-    try:
-        for _ in range(3):
-            with memory_used_again():
-                held = [np.ones(LARGE) for _ in range(20)]
-                places = set(map(address, held))
-                del held
-                again = [np.ones(LARGE) for _ in range(20)]
-                assert set(map(address, again)) == places
-                del again
-    finally:
-        for at in walls:
-            assert libc.munmap(ctypes.c_void_p(at), 4096) == 0
+        again = [np.ones(LARGE) for _ in range(20)]
+        assert set(map(address, again)) == places
+        del again
+print("ok")
+"""
+
+
+def test_a_region_that_others_have_hemmed_in_begins_elsewhere():
+    run_alone(HEMMED_IN)
+
+
+BOUNDED = """
+import numpy as np
+import reformer_c as rc
+from reformer_c import _core, runtime
+
+before = runtime._all_memory()
+with rc.memory_used_again():
+    held = [np.ones(2**20) for _ in range(8)]
+    del held
+assert 0 < _core.pool_cached() <= before // 16
+_core.pool_set_memory(2**28)  # of a container, say
+assert 0 < _core.pool_cached() <= 2**24
+with rc.memory_used_again():
+    held = [np.ones(2**20) for _ in range(64)]  # more than there is: the rest is the system's
+    del held
+assert 0 < _core.pool_cached() <= 2**24
+print("ok")
+"""
 
 
 def test_what_is_kept_is_bounded_by_the_memory_that_there_is():
-    before = runtime._all_memory()
-    try:
-        with memory_used_again():
-            held = [np.ones(LARGE) for _ in range(8)]
-            del held
-        assert 0 < _core.pool_cached() <= before // 16
-        _core.pool_set_memory(2**28)  # of a container, say
-        assert 0 < _core.pool_cached() <= 2**24
-        with memory_used_again():
-            held = [np.ones(LARGE) for _ in range(64)]  # more than there is: the system's do
-            del held
-        assert 0 < _core.pool_cached() <= 2**24
-    finally:
-        _core.pool_set_memory(before)
+    run_alone(BOUNDED)
 
 
 @needs_proc
