@@ -1,6 +1,6 @@
-"""Activations that have weights of their own: the two that transformers knows, prelu and xielu.
+"""Activations with trainable weights, as in transformers: prelu and xielu.
 
-The kernels of ``reformer_c.feed_forward`` have all others. These two are rare, and NumPy's.
+All others are in the kernels of ``reformer_c.feed_forward``. These two are rare, and use NumPy.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ __all__ = ["WEIGHTED", "WeightedActivation"]
 
 
 class WeightedActivation(NamedTuple):
-    """An activation and what it is made of; every value goes to its functions by name."""
+    """An activation and its weights; all values are passed to its functions by name."""
 
     # (h, **values) -> act(h)
     forward: Callable[..., np.ndarray]
     # (da, h, **values) -> dh, {weight: its gradient}
     backward: Callable[..., tuple[np.ndarray, dict[str, float]]]
-    # weights, one number each, and their first values
+    # trainable scalars and their initial values
     weights: dict[str, float]
-    # what is saved beside them and is not trained
+    # saved with the weights, not trained
     constants: dict[str, float]
-    # arrays of the size of h that exist at a time on the way back: h, act(h), da, NumPy's own
+    # arrays of h's size that the backward pass holds at once: h, act(h), da, NumPy's temporaries
     arrays: int
 
 
@@ -61,8 +61,8 @@ def prelu_backward(
 def xielu(h: np.ndarray, *, alpha_p: float, alpha_n: float, beta: float, eps: float) -> np.ndarray:
     """``p h^2 + beta h`` above 0, and ``n (exp(h) - 1 - h) + beta h`` below.
 
-    Here ``p = log(1 + exp(alpha_p))`` and ``n = beta + log(1 + exp(alpha_n))``. Between eps < 0 and
-    0 the exponential stays where it is at eps.
+    Here ``p = log(1 + exp(alpha_p))`` and ``n = beta + log(1 + exp(alpha_n))``. For h between
+    eps < 0 and 0 the exponential is evaluated at eps.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def _sum(x: np.ndarray) -> float:
 
 WEIGHTED = {
     "prelu": WeightedActivation(prelu, prelu_backward, {"weight": 0.25}, {}, arrays=6),
-    # transformers rounds these to bfloat16; without that they are 0.2035, -1.0502 and -1e-6
+    # transformers rounds these to bfloat16; unrounded they are 0.2035, -1.0502 and -1e-6
     "xielu": WeightedActivation(
         xielu, xielu_backward, {"alpha_p": 0.2041015625, "alpha_n": -1.046875},
         {"beta": 0.5, "eps": -9.98377799987793e-07}, arrays=8,

@@ -1,8 +1,8 @@
-"""Files that a model is kept in: config.json beside model.safetensors, written atomically.
+"""Model files: config.json and model.safetensors, written atomically.
 
-Read too: the `pytorch_model.bin` of before, and folders of the Hugging Face hub.
+Also reads the older `pytorch_model.bin`, and repositories of the Hugging Face hub.
 
-Nothing here knows what a model is: names and arrays go in and come out.
+This module knows nothing about models: it maps names to arrays.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ __all__ = [
     "write_safetensors",
 ]
 
-# files of weights, best first; each may be in shards, which a file NAME.index.json names
+# weight files in order of preference; sharded weights are listed in NAME.index.json
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
-# what safetensors calls the kinds of numbers that NumPy has, and bfloat16
+# safetensors' names of the number types that NumPy has, and bfloat16
 READABLE = {"BOOL", "BF16", "C64"} | {f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)}
 READABLE |= {"F16", "F32", "F64"}
-# parts of a name that programs put there: PyTorch's parallel training, and its compiler
+# prefixes that PyTorch's parallel training and its compiler add to names
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # a name on the Hugging Face hub: owner/model, or model
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-# ---- files that are whole or not there ----
+# ---- atomic writes ----
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a name beside `path`, and let what it wrote take the place of `path`.
+    """Call `write` with a temporary name in the same folder, then rename the result to `path`.
 
-    Whoever looks at `path` meanwhile, or after a crash, finds the old file or the new one.
+    A concurrent reader, or one after a crash, finds either the old file or the new one, complete.
 
     Examples
     --------
@@ -78,8 +78,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
 def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], Any]]) -> None:
     """Write `files`, {name: function that writes a path}, into a folder that may be new.
 
-    All are written before the first takes its place: a full disk leaves the folder as it was. A
-    new folder appears with all of them at once.
+    All are written before the first is renamed: a full disk leaves the folder unchanged. A new
+    folder appears with all of them at once.
     """
     folder = as_path(folder)
     if folder.exists() and not folder.is_dir():
@@ -120,7 +120,7 @@ def save_model(
 
 
 def as_path(folder: Any) -> Path:
-    """The path of a folder; TypeError where it is none."""
+    """The path of a folder; TypeError if it is not a path."""
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"folder: expected a path, got {type(folder).__name__}")
     return Path(folder)
@@ -131,9 +131,9 @@ def _unused_name_beside(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk."""
+    """Flush a file, or a folder's directory entries, to disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        return  # this system cannot open folders
+        return  # folders cannot be opened on this system
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -152,7 +152,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     ImportError
         The safetensors library is not installed.
     OSError
-        The file cannot be written, or the disk is full; what was at `path` is still there.
+        The file cannot be written, or the disk is full; the previous file at `path` is intact.
 
     Examples
     --------
@@ -170,24 +170,24 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
         try:
             save_file(contiguous, part, metadata={"format": "pt"})
         except library.SafetensorError as error:
-            # what the system said, in the library's own wrapping
+            # the system's message, inside the library's
             raise OSError(f"{os.fspath(path)!r} could not be written: {error}") from error
 
-    # the library's version 0.8.0 writes an array's memory as it lies: contiguous, it is the array
+    # version 0.8.0 of the library writes raw memory, ignoring strides: arrays must be contiguous
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    # ascontiguousarray gives scalars an axis
+    # ascontiguousarray adds an axis to scalars
     contiguous = {name: a.reshape(np.shape(tensors[name])) for name, a in contiguous.items()}
     write_atomically(path, save)
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by name; bfloat16 comes as float32.
+    """The arrays of a safetensors file by name; bfloat16 is converted to float32.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, or it is not one of safetensors, or a tensor that is named holds
-        numbers that NumPy does not have, as of 8 bits.
+        The file does not exist or is not a safetensors file, or a named tensor has a number type
+        that NumPy lacks, such as 8-bit floats.
     ImportError
         The safetensors library is not installed.
     """
@@ -217,7 +217,7 @@ def _iterate_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _bfloat16_tensors(library: ModuleType, path: Path) -> dict[str, np.ndarray]:
-    """The bfloat16 tensors of a file as float32: their bits are its upper half."""
+    """The bfloat16 tensors of a file as float32, of which they are the upper 16 bits."""
     tensors = {}
     for name, tensor in library.deserialize(path.read_bytes()):
         if tensor["dtype"] == "BF16":
@@ -238,12 +238,12 @@ def _safetensors() -> ModuleType:
 
 
 def read_folder(folder: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a model folder, one after the other: of a single file, or shards by an index.
+    """Iterate over the tensors of a model folder, from a single file or from indexed shards.
 
     Raises
     ------
     FileNotFoundError
-        The folder, its weights or one of the shards is not there.
+        The folder, its weights or one of the shards does not exist.
     ValueError
         A file is damaged or refused, or a tensor is not in the shard that the index names.
     """
@@ -291,26 +291,26 @@ def local_folder(
     either: Sequence[Sequence[str]],
     always: Sequence[str] = (),
 ) -> Path:
-    """A folder, or the files of a model on the Hugging Face hub, downloaded where they are missing.
+    """A local folder, or the files of a model on the Hugging Face hub, downloaded if missing.
 
     Parameters
     ----------
     name : path or str
-        A folder that exists, or a name on the hub.
+        An existing folder, or a name on the hub.
     revision : str or None
         Branch, tag or commit on the hub.
     either : sequence of (sequence of str)
-        Groups of file names, which may have a ``*``. They are downloaded one after the other,
-        until one brings a file.
+        Groups of file names, which may contain ``*``. They are tried in order, until one yields a
+        file.
     always : sequence of str
-        Names that belong to each group, and do not count.
+        Names downloaded with every group, which do not count as a match.
 
     Raises
     ------
     FileNotFoundError
-        There is neither such a folder nor such a name, or the hub cannot be reached.
+        Neither a folder nor a repository of that name exists, or the hub cannot be reached.
     ImportError
-        It may be a name on the hub, and the huggingface_hub library is not installed.
+        The name may be on the hub, and the huggingface_hub library is not installed.
     """
     folder = as_path(name)
     text = os.fspath(name)
@@ -338,10 +338,10 @@ def local_folder(
 
 
 class Misfit(NamedTuple):
-    """A tensor of a file that a parameter cannot take."""
+    """A tensor that does not fit its parameter."""
 
-    name: str  # the parameter's
-    kind: str  # what is another: its shape, or its dtype
+    name: str  # of the parameter
+    kind: str  # what differs: "shape" or "dtype"
     text: str
 
 
@@ -352,8 +352,8 @@ def load_into(
 ) -> tuple[list[str], list[str], list[Misfit]]:
     """Copy tensors into the arrays of their names, cast to their dtype.
 
-    What a program put before all names, or between their parts, is passed over: ``module.``,
-    ``_orig_mod.``, or the ``model.`` in which a training framework keeps a model.
+    Prefixes and name parts added by programs are ignored: ``module.``, ``_orig_mod.``, or the
+    ``model.`` under which a training framework stores a model.
 
     Parameters
     ----------
@@ -361,16 +361,16 @@ def load_into(
         Overwritten.
     tensors : iterator of (str, ndarray)
     rename : callable
-        The parameter's name for a tensor's name; None for a tensor to pass over. Of two tensors for
-        one parameter, the one with another name counts.
+        Maps a tensor's name to the parameter's name, or to None to skip it. If two tensors map to
+        one parameter, the renamed one is used.
 
     Returns
     -------
     missing, unexpected : list of str
         Parameters without a tensor, and tensors without a parameter.
     misshapen : list of Misfit
-        Parameters whose tensor has another shape, or is not of real numbers. `what_does_not_fit`
-        puts them all into words.
+        Parameters whose tensor has another shape or is not real. `what_does_not_fit` formats all
+        three lists.
 
     Raises
     ------
@@ -379,7 +379,7 @@ def load_into(
     """
     missing, unexpected, misshapen = dict.fromkeys(parameters), list[str](), dict[str, Misfit]()
     renamed: set[str] = set()
-    # tensors by what is before their names, and by their names without it
+    # tensors by prefix, and then by the name without it
     beginnings: dict[str, str] = {}
     places: dict[str, str] = {}
     for stored, tensor in tensors:
@@ -407,7 +407,7 @@ def load_into(
                 f"{array.dtype}{list(array.shape)} in the model",
             )
         else:
-            with np.errstate(under="ignore"):  # a narrower dtype has 0 for it
+            with np.errstate(under="ignore"):  # values too small for a narrower dtype become 0
                 array[...] = tensor
     return list(missing), unexpected, list(misshapen.values())
 
@@ -415,7 +415,7 @@ def load_into(
 def _without_wrappers(
     stored: str, parameters: Mapping[str, Any], rename: Callable[[str], str | None]
 ) -> tuple[str, str]:
-    """What stands before a name in a file, and the name: the longest end that a parameter has."""
+    """Split a name into prefix and parameter name: the longest suffix that is a parameter."""
     parts = [part for part in stored.split(".") if part not in WRAPPERS]
     for i in range(len(parts)):
         name = ".".join(parts[i:])
@@ -427,7 +427,7 @@ def _without_wrappers(
 def what_does_not_fit(
     missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[Misfit]
 ) -> str:
-    """What `load_into` found; nothing where all fits.
+    """Format the mismatches that `load_into` found; empty if there are none.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Checks of arguments that models, texts and training share; the ops have their own."""
+"""Argument checks shared by models, texts and training; the ops have their own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     TypeError
         It is not an integer; a boolean is rejected too.
     ValueError
-        It is below `least`.
+        It is less than `least`.
 
     Examples
     --------
@@ -75,14 +75,14 @@ def flag(name: str, value: Any, default: bool | None = None) -> bool:
 
 
 def as_array(name: str, values: Any) -> np.ndarray:
-    """What NumPy makes of values.
+    """Convert values to an array.
 
     Raises
     ------
     TypeError
-        It is a masked array, or holds one: NumPy would drop the mask in silence.
+        It is or contains a masked array, whose mask NumPy would silently drop.
     ValueError
-        It has rows of several lengths.
+        It has rows of different lengths.
 
     Examples
     --------
@@ -99,12 +99,12 @@ ids.filled(...), and what is real as attention_mask
     try:
         return np.asarray(values)
     except ValueError as error:
-        # NumPy's own words are of sequences and elements
+        # NumPy's own message speaks of sequences and elements
         raise ValueError(f"{name}: expected rows of one length, got rows of several") from error
 
 
 def is_masked(values: Any) -> bool:
-    """A masked array, or a list that holds one?"""
+    """Whether it is a masked array, or a list that contains one."""
     if isinstance(values, (list, tuple)):
         return any(map(is_masked, values))
     return isinstance(values, np.ma.MaskedArray)
@@ -116,7 +116,7 @@ def number(name: str, value: Any, least: float, below: float = math.inf) -> floa
     Raises
     ------
     TypeError
-        It is not a number; a boolean and a text are rejected too.
+        It is not a number; bool and str are rejected too.
     ValueError
         It is out of range.
 
@@ -162,7 +162,7 @@ def _float(name: str, value: Any) -> float:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known one, if there is any.
+    """The end of an error message about an unknown name: suggests the nearest known one, if any.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> No
     Raises
     ------
     TypeError
-        Names the first unknown argument, and the known one nearest to it.
+        Names the first unknown argument, and the closest known one.
 
     Examples
     --------
@@ -197,7 +197,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> No
 
 
 def names_keywords(function: Function) -> Function:
-    """`function`, refusing a keyword argument that it does not take with the nearest one it does.
+    """Wrap `function` to refuse unknown keyword arguments, suggesting the closest known one.
 
     Examples
     --------
@@ -220,9 +220,9 @@ def names_keywords(function: Function) -> Function:
 
 
 class NamedAttributes:
-    """An object with the attributes that its class names, in its body or in an annotation.
+    """An object that accepts only attributes declared by its class, in its body or annotations.
 
-    A program's own subclass may have others.
+    Subclasses may declare others.
 
     Examples
     --------
@@ -252,7 +252,7 @@ def _attributes(cls: type) -> frozenset[str]:
 
 
 def requires_extra(what: str, library: str, extra: str) -> ImportError:
-    """The error that `what` needs a library which is not installed, with the command that helps.
+    """The error for a missing library needed by `what`, with the command that installs it.
 
     Examples
     --------

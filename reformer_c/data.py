@@ -1,7 +1,7 @@
 """Text to tokens, and tokens to the windows that a model trains on.
 
-What a training step sees is a function of (seed, step) alone: a run that is resumed at step n goes
-on with exactly the windows that it would have seen.
+The data of a training step is a function of (seed, step) alone: a run resumed at step n sees
+exactly the windows that it would have seen without interruption.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TextSource = str | os.PathLike
 
 
 def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
-    """The bytes of text files, folders and standard input, one after the other.
+    """The concatenated bytes of text files, folders and standard input.
 
     Parameters
     ----------
     sources : path or iterable of paths
-        A file is taken whole. A folder gives every text file below it, in sorted order: hidden
-        files and folders, and files that contain a zero byte, are left out. ``"-"`` is standard
+        A file is read whole. A folder contributes every text file below it, in sorted order,
+        except hidden files and folders, and files that contain a zero byte. ``"-"`` is standard
         input.
 
     Returns
@@ -55,9 +55,9 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
     Raises
     ------
     FileNotFoundError, OSError
-        A path that does not exist or cannot be read.
+        A path does not exist or cannot be read.
     ValueError
-        There is no text at all.
+        There is no text.
 
     Examples
     --------
@@ -75,10 +75,9 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
 
 
 def read_texts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False) -> list[bytes]:
-    """The bytes of each text on its own: `read_text` without the joining; empty texts are left out.
+    """The bytes of each text separately: `read_text` without joining; empty texts are omitted.
 
-    With `utf8`, a text that is not UTF-8 is refused: a tokenizer of other pieces than bytes cannot
-    read it.
+    With `utf8`, a text that is not UTF-8 is refused: subword tokenizers cannot read it.
 
     Examples
     --------
@@ -105,22 +104,22 @@ def read_tokens(
     Parameters
     ----------
     sources : path or iterable of paths
-        As in `read_text`; texts become the ids of `ByteTokenizer`. A file whose name ends in
-        ``.npy`` has ids of its own, (n,) of any integer dtype, and is mapped into memory, not read.
+        As in `read_text`; texts are encoded by `ByteTokenizer`. A ``.npy`` file contains token ids,
+        (n,) of any integer dtype, and is memory-mapped.
     whole_files : bool
-        Keep each text apart; else they are joined by newlines.
+        Keep texts separate; otherwise they are joined by newlines.
 
     Returns
     -------
     list of ndarray (n,)
-        The arrays of ``.npy`` files and then the texts, uint16.
+        The arrays of ``.npy`` files, followed by the texts, uint16.
 
     Raises
     ------
     FileNotFoundError, OSError
-        A path that does not exist or cannot be read.
+        A path does not exist or cannot be read.
     TypeError, ValueError
-        A ``.npy`` file with something else in it, or no tokens at all.
+        A ``.npy`` file contains something else, or there are no tokens.
 
     Examples
     --------
@@ -140,19 +139,19 @@ def read_tokens(
 def read_split(
     sources: TextSource | Iterable[TextSource], held_out: float, *, whole_files: bool = False
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Token ids to train on, and the end of each file to evaluate on.
+    """Token ids for training, and the held-out end of each file for evaluation.
 
     Parameters
     ----------
     sources, whole_files
-        As in `read_tokens`; `whole_files` says how the training parts are kept.
+        As in `read_tokens`; `whole_files` applies to the training parts.
     held_out : float
-        Share in [0, 1) of each file that is held out, its end.
+        Fraction in [0, 1) of each file, at its end, that is held out.
 
     Returns
     -------
     (list of ndarray, list of ndarray)
-        The training parts, and the held-out part of each file on its own.
+        The training parts, and the held-out part of each file separately.
 
     Raises
     ------
@@ -177,7 +176,7 @@ def read_split(
 
 
 def read_parts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False) -> list[Any]:
-    """What `read_tokens` reads, before it is tokenized: mapped arrays and then bytes, file by file.
+    """The input of `read_tokens` before tokenization: mapped arrays, then bytes, file by file.
 
     With `utf8`, a text that is not UTF-8 is refused.
 
@@ -204,7 +203,7 @@ def split_parts(
     *,
     whole_files: bool = False,
 ) -> tuple[list[Any], list[Any]]:
-    """What `read_parts` gave, as `read_split` cuts it: parts to train on, and held-out ends.
+    """Split the result of `read_parts` as `read_split` does: training parts and held-out ends.
 
     Examples
     --------
@@ -217,26 +216,26 @@ def split_parts(
 
 
 def _split(text: Any, held_out: float, tokenizer: Tokenizer | None) -> tuple[Any, Any]:
-    """`split_tokens` of ids (n,) or bytes; text for other pieces than bytes between characters."""
+    """`split_tokens` of ids (n,) or bytes; text for subwords is split between characters."""
     if isinstance(text, np.ndarray):
         return split_tokens(text, held_out)
     border = len(split_tokens(np.frombuffer(text, np.uint8), held_out)[0])
     if not isinstance(tokenizer, ByteTokenizer | None):
-        # the bytes of a character after its first
+        # UTF-8 continuation bytes
         while border < len(text) and text[border] & 0xC0 == 0x80:
             border -= 1
     return text[:border], text[border:]
 
 
 def _join(parts: Sequence[Any]) -> list[Any]:
-    """Arrays as they are, and the texts as one, with newlines between them; none of none."""
+    """Arrays unchanged, and the texts joined by newlines; without texts, only the arrays."""
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     texts = [part for part in parts if not isinstance(part, np.ndarray) and part]
     return [*arrays, b"\n".join(texts)] if texts else arrays
 
 
 def encode_text(text: bytes | np.ndarray, tokenizer: Tokenizer | None = None) -> np.ndarray:
-    """The ids (n,) of a text, in the smallest dtype; an array of ids is returned as it is.
+    """The ids (n,) of a text, in the smallest dtype; an array of ids is returned unchanged.
 
     Examples
     --------
@@ -252,7 +251,7 @@ def encode_text(text: bytes | np.ndarray, tokenizer: Tokenizer | None = None) ->
 
 
 def count_bytes(text: bytes | np.ndarray, tokenizer: Tokenizer) -> int:
-    """Bytes of a text, or of the text of ids (n,), in UTF-8.
+    """The size in bytes of a text, or of the UTF-8 text of ids (n,).
 
     Examples
     --------
@@ -262,7 +261,7 @@ def count_bytes(text: bytes | np.ndarray, tokenizer: Tokenizer) -> int:
     if not isinstance(text, np.ndarray):
         return len(text)
     count = 0
-    # by pieces: a map may be larger than the memory
+    # in blocks: a mapped file may exceed the memory
     for start in range(0, len(text), 2**20):
         ids = text[start : start + 2**20]
         if isinstance(tokenizer, ByteTokenizer):
@@ -306,7 +305,7 @@ def _map(file: Path) -> np.ndarray:
 
 
 def _files_of(path: Path) -> Iterator[tuple[Path, bool]]:
-    """The files of a path, and whether they were named themselves."""
+    """The files of a path, and whether they were named explicitly."""
     if not path.is_dir():
         yield path, True
         return
@@ -318,19 +317,19 @@ def _files_of(path: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def split_tokens(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the last share `held_out` of a text off, to be evaluated on and never trained on.
+    """Split off the last fraction `held_out` of a text, for evaluation only.
 
     Parameters
     ----------
     tokens : ndarray (n,)
         Token ids of one text.
     held_out : float
-        Share in [0, 1) that is held out.
+        Fraction in [0, 1) that is held out.
 
     Returns
     -------
     (ndarray, ndarray)
-        Views of the training and of the held-out part.
+        Views of the training part and of the held-out part.
 
     Examples
     --------
@@ -344,9 +343,9 @@ def split_tokens(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.nd
 
 
 class Data(NamedAttributes):
-    """What a step sees as a function of (seed, step): what `Windows` and `Sequences` share."""
+    """Data as a function of (seed, step): common base of `Windows` and `Sequences`."""
 
-    # tokens of the longest row, and the rows of a batch
+    # tokens of the longest row, and rows of a batch
     length: int
     batch_size: int
     tokens: list[np.ndarray]
@@ -376,7 +375,7 @@ class Data(NamedAttributes):
         )
 
     def describe(self) -> dict[str, int | str]:
-        """What tells one stream of windows from another: a resumed run must find the same."""
+        """Identifies the stream of windows: a resumed run must have the same."""
         return {
             "kind": type(self).__name__,
             "tokens": sum(map(len, self.tokens)),
@@ -392,7 +391,7 @@ class Data(NamedAttributes):
     def _checksum(self) -> int:
         checksum = 0
         for part in self.tokens:
-            # by pieces: a map may be larger than the memory
+            # in blocks: a mapped file may exceed the memory
             for start in range(0, len(part), 2**24):
                 piece = np.ascontiguousarray(part[start : start + 2**24])
                 checksum = zlib.crc32(piece.view(np.uint8).data, checksum)
@@ -401,24 +400,24 @@ class Data(NamedAttributes):
 
 
 class Windows(Data):
-    """Batches of windows of one length out of a text, a function of (seed, step) alone.
+    """Batches of fixed-length windows of a text, as a function of (seed, step) alone.
 
     Parameters
     ----------
     tokens : ndarray (n,), or a list of them
-        Token ids of any integer dtype; memory maps do as well. A window never reaches from one
-        array into the next, and at least one of them has to be `length` long.
+        Token ids of any integer dtype; memory maps are accepted. Windows do not cross from one
+        array into the next, and at least one array must have `length` tokens.
     length : int
-        Tokens of a window.
+        Tokens per window.
     batch : int
-        Windows of a step.
+        Windows per step.
     order : {"random", "sequential"}
-        Random windows begin anywhere; sequential ones follow each other, and after the last full
-        window come round to the first.
+        Random windows begin anywhere; sequential ones follow each other, and wrap around after the
+        last full window.
     seed : int
-        Of the random order.
+        Seed of the random order.
     bytes_per_token : float
-        How many bytes of text a token stands for, for losses in bits per byte; 1 for bytes.
+        Bytes of text per token, for losses in bits per byte; 1 for bytes.
 
     Raises
     ------
@@ -439,7 +438,7 @@ class Windows(Data):
     2
     """
 
-    # where a window may begin, and the windows side by side: up to the end of each array
+    # valid starts of windows, and non-overlapping windows, within each array
     _starts: np.ndarray
     _full: np.ndarray
 
@@ -466,7 +465,7 @@ class Windows(Data):
         self._full = np.cumsum([len(part) // self.length for part in self.tokens])
 
     def __len__(self) -> int:
-        """How many full windows there are, side by side."""
+        """The number of full, non-overlapping windows."""
         return int(self._full[-1])
 
     def batch(self, step: int) -> np.ndarray:
@@ -488,21 +487,21 @@ class Windows(Data):
 
 
 class Sequences(Data):
-    """Whole texts, one a step and each of its own length: a book as one sequence.
+    """Whole texts, one per step, each of its own length, such as a book as one sequence.
 
     Parameters
     ----------
     tokens : list of ndarray (n,)
-        Token ids of any integer dtype, at least 2 of each text.
+        Token ids of any integer dtype, at least 2 per text.
     length : int, optional
-        Of a longer text, a window of that length is taken: at a random place, or with a sequential
-        order at its beginning. By default all texts are whole.
+        Longer texts are cut to a window of that length: at a random position, or at the start with
+        the sequential order. By default texts are not cut.
     order : {"random", "sequential"}
-        Random: all texts in a random order, and then all in another.
+        Random: a new permutation of all texts in each pass.
     seed : int
-        Of the random order and of the windows.
+        Seed of the random order and of the windows.
     bytes_per_token : float
-        How many bytes of text a token stands for.
+        Bytes of text per token.
 
     Raises
     ------
@@ -538,7 +537,7 @@ class Sequences(Data):
             raise ValueError(f"length: expected at least 2, got {length}")
 
     def __len__(self) -> int:
-        """How many texts there are."""
+        """The number of texts."""
         return len(self.tokens)
 
     def batch(self, step: int) -> np.ndarray:
@@ -555,12 +554,12 @@ class Sequences(Data):
 
 
 def texts_of(name: str, tokens: Any) -> list[np.ndarray]:
-    """The texts that `tokens` stands for, an array (n,) of ids or a list of such arrays.
+    """`tokens`, an array (n,) of ids or a list of such arrays, as a list of texts.
 
     Raises
     ------
     TypeError
-        Something else: by `name`.
+        `tokens` is something else; the message uses `name`.
 
     Examples
     --------

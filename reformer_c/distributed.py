@@ -1,9 +1,9 @@
-"""Data parallel training over MPI: processes on one machine or on many, each with a share of the
-data and the same weights.
+"""Data-parallel training over MPI: processes on one machine or several, each with its own share
+of the data and the same weights.
 
     mpiexec -n 4 python -m mpi4py train.py
 
-where train.py is a program for one process with a few lines more:
+where train.py is a program for one process with a few additional lines:
 
     from reformer_c import distributed
 
@@ -13,9 +13,9 @@ where train.py is a program for one process with a few lines more:
     keeping = {"folder": "my-model", "save_every": 100} if model.rank == 0 else {}
     trainer = rc.Trainer(model, data, optimizer, steps=1000, **keeping)
 
-``-m mpi4py`` ends all processes when one fails; otherwise the others would wait for it for ever.
+``-m mpi4py`` ends all processes when one fails; otherwise the others would wait forever.
 
-Extra: ``mpi`` (``pip install ".[mpi]"`` from a checkout), and an MPI of the system or
+Extra: ``mpi`` (``pip install ".[mpi]"`` from a checkout), and an MPI: the system's, or that of
 ``pip install mpich``.
 """
 
@@ -43,12 +43,12 @@ __all__ = ["DataParallel", "Shard", "average", "broadcast", "share_threads"]
 
 @names_keywords
 def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int = 0) -> None:
-    """Give every process the arrays of `root`, in place.
+    """Copy the arrays of `root` to every process, in place.
 
     Parameters
     ----------
     arrays : mapping of str to ndarray
-        Of the same names, shapes and dtypes everywhere: a model's parameters, an optimiser's
+        The same names, shapes and dtypes in every process: a model's parameters, an optimiser's
         ``state_dict()``.
     comm : mpi4py communicator, optional
         ``MPI.COMM_WORLD`` by default.
@@ -57,7 +57,7 @@ def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int =
     Raises
     ------
     ValueError
-        Somewhere the arrays are others: the same error on every process.
+        The arrays differ between processes; every process raises the same error.
 
     Examples
     --------
@@ -76,26 +76,26 @@ def broadcast(arrays: Mapping[str, np.ndarray], comm: Any = None, *, root: int =
 @names_keywords
 @underflow_to_zero()
 def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float = 1.0) -> float:
-    """Replace the arrays of every process by their mean over all, in place.
+    """Replace the arrays of every process by their mean over all processes, in place.
 
     Parameters
     ----------
     arrays : mapping of str to ndarray
-        Of the same names, shapes and dtypes everywhere: gradients.
+        The same names, shapes and dtypes in every process: gradients.
     comm : mpi4py communicator, optional
         ``MPI.COMM_WORLD`` by default.
     weight : float
-        How much this process's arrays count, >= 0: the labels that they are a mean over.
+        The weight of this process's arrays, >= 0: the number of labels that they average over.
 
     Returns
     -------
     float
-        This process's share of all weights. Where nothing counts anywhere it is 0, and so are the
-        arrays.
+        This process's fraction of the total weight. If the total is 0, it is 0 and the arrays are
+        set to 0.
 
     Raises
     ------
-    TypeError, ValueError
+    Invalid arrays or weights; if they differ between processes, every process raises.
         For other arrays or weights; where they differ between processes, on all of them.
 
     Examples
@@ -115,19 +115,19 @@ def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float
     share = weight / total if total else 0.0
     for name in sorted(arrays):
         array = arrays[name]
-        # what does not count may be NaN
+        # values with weight 0 may be NaN
         part = np.multiply(array, share, order="C") if share else np.zeros_like(array, order="C")
-        part = np.asarray(part)  # a product of no axes is none
+        part = np.asarray(part)  # a product with no axes is a scalar
         comm.Allreduce(MPI.IN_PLACE, part)
         array[...] = part
     return share
 
 
 def share_threads(comm: Any = None) -> int:
-    """Divide the cores of each machine among the processes that may use them; this one's number
-    of threads.
+    """Divide the cores of each machine among its processes; returns this process's number of
+    threads.
 
-    Without it every process takes all cores that it may use.
+    Without this call, every process uses all cores that are available to it.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def share_threads(comm: Any = None) -> int:
     """
     comm = MPI.COMM_WORLD if comm is None else comm
     config: dict[str, Any] = show_config("dicts")
-    # an mpiexec that binds processes to cores has divided them already
+    # an mpiexec that binds processes to cores has already divided them
     own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
     sharing = here.allgather(own).count(own)
@@ -147,12 +147,12 @@ def share_threads(comm: Any = None) -> int:
 
 
 class Shard:
-    """A share of a trainer's data: of every `size` micro-batches this process takes one.
+    """A share of a trainer's data: each process takes one of every `size` micro-batches.
 
     Parameters
     ----------
     data : object
-        Anything with ``batch(step)``, as ``reformer_c.Trainer`` takes it.
+        Any object with ``batch(step)``, as for ``reformer_c.Trainer``.
     comm : mpi4py communicator, optional
         ``MPI.COMM_WORLD`` by default.
 
@@ -176,7 +176,7 @@ class Shard:
         return self.data.batch(step * self.size + self.rank)
 
     def describe(self) -> dict[str, Any]:
-        """Of the data, and how many processes share it: a run goes on with as many."""
+        """Describes the data and the number of processes, which a resumed run must match."""
         describe = getattr(self.data, "describe", None)
         return {"data": describe() if describe else None, "processes": self.size}
 
@@ -187,23 +187,23 @@ class Shard:
 
 
 class DataParallel:
-    """A model whose losses and gradients are means over all processes.
+    """A model whose losses and gradients are averaged over all processes.
 
-    Everything else is the model's own. Each step then has the same gradients everywhere, so the
-    same optimiser keeps the weights the same.
+    All other attributes are the model's own. Every process gets the same gradients in each step, so
+    the same optimiser keeps the weights identical.
 
     Parameters
     ----------
     model : ReformerModelWithLMHead
-        Or any other with ``loss_and_gradients`` and ``count_targets``. Its weights become those of
-        rank 0.
+        Or any object with ``loss_and_gradients`` and ``count_targets``. Its weights are replaced by
+        those of rank 0.
     comm : mpi4py communicator, optional
         ``MPI.COMM_WORLD`` by default.
 
     Attributes
     ----------
     rank, size : int
-        The number of this process, and how many there are.
+        The number of this process, and the number of processes.
 
     Examples
     --------
@@ -225,8 +225,8 @@ class DataParallel:
         self.synchronise()
 
     def synchronise(self, optimizer: Any = None) -> None:
-        """Give every process the weights of rank 0, and the optimiser's state if there is one: to
-        be called by all, after a ``resume`` of rank 0 alone, say."""
+        """Copy the weights of rank 0, and the optimiser's state if given, to every process. Call it
+        in all processes, for example after a ``resume`` by rank 0 alone."""
         broadcast(self.model.parameters, self.comm)
         self._agree_on_buckets(self._sides)
         if optimizer is not None:
@@ -237,10 +237,9 @@ class DataParallel:
     def loss_and_gradients(
         self, *args: Any, rng: Any = None, **arguments: Any
     ) -> tuple[float, dict[str, np.ndarray]]:
-        """Those of the model, over the batches of all processes: each target counts the same.
+        """Loss and gradients over the batches of all processes: each target has the same weight.
 
-        With an integer `rng` every process drops and hashes in its own way, and the same the next
-        time.
+        With an integer `rng` every process draws its own dropout and rotations, reproducibly.
         """
         if rng is not None and self.rank:
             rng = random_key(draw_seed(rng), "rank", self.rank)
@@ -253,27 +252,27 @@ class DataParallel:
         return (total if self.comm.allreduce(weight) else float("nan")), gradients
 
     def count_targets(self, *args: Any, **arguments: Any) -> int:
-        """How many targets the loss is a mean over, in the batches of all processes."""
+        """The number of targets in the batches of all processes."""
         return self.comm.allreduce(self.model.count_targets(*args, **arguments))
 
     def agree(self, number: int) -> int:
-        """The largest number of all processes, to be called by all: whether one is to stop, say."""
+        """The maximum over all processes, each of which must call it; used to agree on stopping."""
         return self.comm.allreduce(number, op=MPI.MAX)
 
     @property
     def _sides(self) -> list[Any]:
-        """The models that hash; of another's model, none is known."""
+        """The models that use LSH; empty for a model of another library."""
         return list(getattr(self.model, "sides", {}).values())
 
     def _agree_on_buckets(self, models: Iterable[Any]) -> None:
-        """The number of buckets that the first process chose or read is everybody's."""
+        """Use the number of buckets that process 0 chose or loaded in every process."""
         for model in models:
             chosen = [n for n in self.comm.allgather(model.config.num_buckets) if n is not None]
             if chosen:
                 model.config = replace(model.config, num_buckets=chosen[0])
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
-        """The model's own, of this process alone."""
+        """The model's own loss, of this process alone."""
         return self.model(*args, **arguments)
 
     def __repr__(self) -> str:
@@ -285,7 +284,7 @@ class DataParallel:
         return getattr(self.model, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Those of the model are set there, where they are used."""
+        """Set the model's attributes on the model itself, which uses them."""
         if name in ("model", "comm", "rank", "size"):
             super().__setattr__(name, value)
         else:

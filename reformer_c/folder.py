@@ -1,8 +1,8 @@
-"""A checkpoint folder: its files change as a whole, and it is tried before it is needed.
+"""Atomic update of a checkpoint folder, and a check in advance that it can be written.
 
-Everything is written into .saving; one rename to .saved makes it the checkpoint; then its files
-are moved up, over the old ones. Who is killed before the rename leaves the old checkpoint, who is
-killed after it leaves moves that the next save or resume finishes.
+All files are written into .saving; one rename to .saved commits the checkpoint; then its files are
+moved up, over the old ones. A process killed before the rename leaves the old checkpoint; one
+killed after it leaves moves that the next save or resume completes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STAGE, COMMIT = ".saving", ".saved"
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let all files that `write` writes into an empty folder take their places, or none.
+    """Replace the files in a folder with those that `write` creates in an empty one: all or none.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def finish_checkpoint(folder: Path) -> None:
-    """Finish the moves of a save that was killed after its rename, if there was one."""
+    """Complete the moves of a save that was killed after its rename, if any."""
     commit = folder / COMMIT
     if not commit.is_dir():
         return
@@ -63,7 +63,7 @@ def finish_checkpoint(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):  # elsewhere folders cannot be opened
+    if hasattr(os, "O_DIRECTORY"):  # on other systems folders cannot be opened
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -72,23 +72,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_writable(folder: Path, size: int) -> None:
-    """Make the folder and take `size` bytes of it, so that what cannot be saved is known now.
+    """Create the folder and allocate `size` bytes in it, so that errors appear before training.
 
     Raises
     ------
     ImportError
         The library that writes checkpoints is not installed.
     OSError
-        Says what stands in the way.
+        States why it cannot be written.
     """
     if find_spec("safetensors") is None:
         raise requires_extra("folder: saving a model", "safetensors", "cli")
     probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # the library works, too
+        # checks the library too
         write_safetensors(probe, {"probe": np.zeros(1, np.float32)})
-        # an old checkpoint stays until the new one is complete
+        # an old checkpoint is kept until the new one is complete
         free = shutil.disk_usage(folder).free
         if free < size:
             raise OSError(f"a checkpoint takes {size:,} bytes, and the disk has {free:,}")
@@ -102,7 +102,7 @@ def check_writable(folder: Path, size: int) -> None:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Have the disk give that many bytes, where it can be asked: it knows of quotas and limits."""
+    """Allocate that many bytes on disk, where supported: this detects quotas and limits."""
     if not hasattr(os, "posix_fallocate") or size == 0:
         return
     try:

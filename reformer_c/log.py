@@ -1,4 +1,4 @@
-"""The log of a training run: a line of JSON for each step."""
+"""The log of a training run: one line of JSON per step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["TrainingLog", "read_log"]
 
 
 class TrainingLog:
-    """A file with one line of JSON for each step of a run, however often the run is resumed.
+    """A file with one line of JSON per step of a run, across any number of resumes.
 
     Parameters
     ----------
     path : path
-        Made if it is not there.
+        Created if missing.
 
     Raises
     ------
@@ -45,15 +45,15 @@ class TrainingLog:
         self.path = Path(path)
         self._file: TextIO | None = None
         with open(self.path, "a", encoding="utf-8"):
-            pass  # what cannot be written is known before the first step
+            pass  # report an unwritable file before the first step
 
     def begin(self, after: int) -> TrainingLog:
-        """Go on after the line of step `after`: those of later steps, which are taken again, leave.
+        """Continue after the line of step `after`; lines of later steps, which are repeated, go.
 
         Raises
         ------
         FileExistsError
-            A run that begins finds the lines of another.
+            A new run finds the lines of another one.
         """
         self.close()
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
@@ -70,7 +70,7 @@ class TrainingLog:
         return self
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Add the line of one step; values that are None, or no numbers of JSON, are left out."""
+        """Append the line of one step; None and values that JSON cannot represent are omitted."""
         assert self._file is not None, "begin comes first"
         line = {
             name: value
@@ -93,12 +93,12 @@ class TrainingLog:
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a log, in the order of the steps; half a line at the end is passed over.
+    """The lines of a log in the order of steps; an incomplete last line is ignored.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, or it is no log.
+        The file does not exist, or is not a log.
     """
     lines = _complete_lines(Path(path).read_text(encoding="utf-8"))
     try:

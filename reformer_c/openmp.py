@@ -1,4 +1,4 @@
-"""How OpenMP is loaded: with short spinning, and with all processors that the process may use."""
+"""Loading OpenMP with a short spin time, and with all processors available to the process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LIBRARIES = ("libgomp", "libomp", "libiomp")
 
 @contextmanager
 def loading_openmp() -> Iterator[None]:
-    """In a ``with`` block that loads OpenMP, which reads its settings once, when it is loaded.
+    """Set up the environment in which OpenMP is loaded; it reads its settings once, on loading.
 
-    GNU OpenMP's idle threads spin for milliseconds, which starves them of each other's cores as
-    soon as something else runs on the machine; a tenth of a millisecond bridges the gaps between
-    operations just as well. What the user has set stays.
+    GNU OpenMP's idle threads spin for milliseconds, which takes cores from working threads as soon
+    as anything else runs on the machine; a tenth of a millisecond bridges the gaps between
+    operations equally well. Settings made by the user are kept.
 
-    Another package's OpenMP may have bound this thread to one processor by now (PyTorch's wheels
-    have brought one of their own). Ours would take that for all, and put every thread there.
+    Another package's OpenMP may have bound this thread to one processor (PyTorch's wheels bundle
+    their own copy). Ours would see that processor as the only one, and place every thread on it.
     """
     own_spinning = not any(name in os.environ for name in SPINNING)
     if own_spinning:
@@ -42,7 +42,7 @@ def loading_openmp() -> Iterator[None]:
 
 
 def _places() -> set[int]:
-    """The processors that the OpenMP libraries of this process bind their threads to."""
+    """The processors to which the OpenMP libraries of this process bind their threads."""
     try:
         import ctypes
 
@@ -55,7 +55,7 @@ def _places() -> set[int]:
         try:
             library = ctypes.CDLL(path)
             count = library.omp_get_num_places() if library.omp_get_proc_bind() else 0
-        except (OSError, AttributeError):  # a plugin, or a file that is gone
+        except (OSError, AttributeError):  # a plugin, or a deleted file
             continue
         for place in range(count):
             ids = (ctypes.c_int * library.omp_get_place_num_procs(place))()

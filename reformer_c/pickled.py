@@ -1,12 +1,12 @@
 """Reads the tensors that ``torch.save`` wrote, without torch and without running the file.
 
-A pickle is a program for a machine with a stack. Python's own machine may import and call what the
-program names, and so may do anything. The one below knows the few instructions that torch.save
-writes for a dictionary of tensors; a name is a word to it, and the only words that it answers to
-make a dictionary or describe a tensor. Everything else is refused.
+A pickle is a program for a stack machine. Python's own unpickler may import and call whatever the
+program names, so it can execute arbitrary code. The interpreter below knows only the opcodes that
+torch.save emits for a dictionary of tensors. Names are never imported; only those that create a
+dictionary or describe a tensor are accepted. Everything else is refused.
 
-Two formats: a zip archive (torch 1.6 and later), and several pickles with the raw storages behind
-them (before; Hugging Face's Reformers of 2020 are of that kind).
+Two formats: a zip archive (torch 1.6 and later), and a sequence of pickles followed by the raw
+storages (before; Hugging Face's Reformers of 2020 use it).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import numpy as np
 
 __all__ = ["iterate_torch_file", "read_torch_file"]
 
-# what a legacy file begins with: two pickles, of a number and of a version
+# header of a legacy file: two pickles, a magic number and a version
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 DTYPES = {
     "FloatStorage": "f4",
     "DoubleStorage": "f8",
     "HalfStorage": "f2",
-    "BFloat16Storage": "u2",  # widened below: NumPy has none
+    "BFloat16Storage": "u2",  # widened below: NumPy has no bfloat16
     "LongStorage": "i8",
     "IntStorage": "i4",
     "ShortStorage": "i2",
@@ -46,26 +46,26 @@ DTYPES = {
 }
 
 
-# what reading a damaged file may end in
+# exceptions that a damaged file may raise
 DAMAGE = (
     zipfile.BadZipFile, struct.error, ValueError, TypeError, LookupError, EOFError, ArithmeticError,
     RuntimeError,
 )  # fmt: skip
 
 
-# what programs call the weights that they save beside other things
+# keys under which programs save the weights, together with other entries
 STATE_NAMES = ("state_dict", "model_state_dict", "model", "module")
 
 Order = Literal["<", ">"]
 
 
 class Refused(Exception):
-    """The pickle does what no saved dictionary of tensors does."""
+    """The pickle contains something that a saved dictionary of tensors does not."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """module.name, as the pickle says it; nothing is imported."""
+    """module.name, as written in the pickle; nothing is imported."""
 
     module: str
     name: str
@@ -73,7 +73,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Storage:
-    """A row of numbers in the file, or a part of one."""
+    """A one-dimensional array of numbers in the file, or a part of one."""
 
     kind: str
     key: str
@@ -83,7 +83,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage; lengths and strides in numbers, not in bytes."""
+    """A view of a storage; shape and strides in elements, not bytes."""
 
     storage: Storage
     offset: int
@@ -92,17 +92,17 @@ class Tensor:
 
 
 class Marker:
-    """Stands on the stack where an enumeration begins."""
+    """Marks the start of a sequence on the stack."""
 
 
-# ---- the machine ----
+# ---- the interpreter ----
 
 
 def run(stream: Any) -> Any:
-    """What the pickle at the stream's place builds, of plain values, `Tensor` and `Storage`."""
+    """Interpret the pickle at the stream's position: plain values, `Tensor` and `Storage`."""
     machine = Machine()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Python only warns of a name with an escape that is none
+        warnings.simplefilter("error")  # Python only warns about a name with an invalid escape
         try:
             for instruction, argument, _ in pickletools.genops(stream):
                 if instruction.name == "STOP":
@@ -117,7 +117,7 @@ def run(stream: Any) -> Any:
 
 
 class Machine:
-    """The stack, and what was put aside to be used again."""
+    """The stack and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -184,7 +184,7 @@ class Machine:
         self.push(answer(*arguments))
 
     def build(self) -> None:
-        """Attributes of an OrderedDict: torch keeps versions there, which we do not need."""
+        """Attributes of an OrderedDict, in which torch keeps versions: ignored."""
         self.pop()
         self.peek(dict)
 
@@ -231,11 +231,11 @@ STEPS: dict[str, Callable[[Machine, Any], None]] = {
 }  # fmt: skip
 
 
-# ---- the words it answers to ----
+# ---- the names it accepts ----
 
 
 def storage_of(words: Any) -> Storage:
-    """What stands for a storage: ("storage", its class, key, device, size[, view])."""
+    """A reference to a storage: ("storage", its class, key, device, size[, view])."""
     if not isinstance(words, tuple) or len(words) not in (5, 6) or words[0] != "storage":
         raise Refused("a reference to something other than a storage")
     _, kind, key, _, size, *view = words
@@ -263,7 +263,7 @@ def tensor_of(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> T
         raise Refused(f"a tensor that reaches beyond its storage of {storage.size} numbers")
     if math.prod(n for n in shape if n) > 2**48:
         raise Refused(f"a tensor of shape {shape}")
-    # the stride of a single number is never taken, and may be anything
+    # the stride of an axis of length 1 is never used, and may be anything
     strides = tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
     return Tensor(storage, offset, shape, strides)
 
@@ -278,7 +278,7 @@ def tensor_of_dtype(
     dtype: Any,
     *_: Any,
 ) -> Tensor:
-    """Of bytes, and a dtype that has no storage of its own: what no model here is made of."""
+    """A tensor over bytes with a dtype that has no storage class: not used by models here."""
     tensor = tensor_of(storage, offset, shape, strides)
     if not isinstance(dtype, Name):
         raise Refused(f"numbers of the kind {shown(dtype)}")
@@ -307,7 +307,7 @@ WORDS: dict[Name, Callable[..., Any]] = {
 
 
 def counts(values: Any, length: int | None = None, *, first: int = 0) -> tuple[int, ...]:
-    """A tuple of integers >= 0, from its entry `first` on."""
+    """A tuple of integers >= 0, which is entry `first` or follows it."""
     if not isinstance(values, tuple) or length not in (None, len(values)):
         raise Refused("a size that is none")
     for value in values[first:]:
@@ -317,7 +317,7 @@ def counts(values: Any, length: int | None = None, *, first: int = 0) -> tuple[i
 
 
 def shown(value: Any) -> str:
-    """A value in a message: by its type alone, where its text might never end."""
+    """Format a value for a message: its type only, if its text could be unbounded."""
     if isinstance(value, Name):
         return f"{value.module}.{value.name}"
     return repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
@@ -329,25 +329,25 @@ def shown(value: Any) -> str:
 def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a file that ``torch.save`` wrote from a dictionary of them.
 
-    The dictionary may be an entry of another one, as programs write it beside their state: under
+    The dictionary may be an entry of another one, as in training checkpoints: under
     ``state_dict``, ``model_state_dict``, ``model`` or ``module``.
 
-    Strides and shared storages come out as they were; bfloat16 comes as float32. Nothing that the
-    file says is imported or called.
+    Strides and shared storages are preserved; bfloat16 is converted to float32. Nothing named in
+    the file is imported or called.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     ValueError
-        It is damaged, or not of torch, or holds something other than tensors by name, or a tensor
-        that is named in numbers that NumPy does not have.
+        The file is damaged or not from torch, or contains something other than named tensors, or a
+        named tensor has a number type that NumPy lacks.
     """
     return {name: tensor.copy() for name, tensor in iterate_torch_file(path)}
 
 
 def iterate_torch_file(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-    """As `read_torch_file`, one tensor after the other: views of what is read from the file."""
+    """Like `read_torch_file`, one tensor at a time: views of the data read from the file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
@@ -359,7 +359,7 @@ def iterate_torch_file(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarra
         raise ValueError(f"path: {os.fspath(path)!r} is refused: it holds {error}") from error
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise  # the disk's fault; EINVAL is a place before the file's beginning
+            raise  # an I/O error; EINVAL is an offset before the file's beginning
         raise ValueError(f"path: {os.fspath(path)!r} is not a file of torch's: {error}") from error
 
 
@@ -372,7 +372,7 @@ def _iterate_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
         def read(name: str, at_most: int) -> bytes:
             entry = archive.getinfo(folder + name)
-            # torch stores; a compressed entry could be far larger than the file
+            # torch stores uncompressed; a compressed entry could be far larger than the file
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > at_most:
                 raise Refused(f"a compressed or oversized {name}")
             return archive.read(entry)
@@ -403,7 +403,7 @@ def _iterate_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _legacy_places(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[str, tuple]:
-    """Start and bytes of each storage: they follow one another, each with its length before it."""
+    """Offset and bytes of each storage: they are consecutive, each preceded by its length."""
     _check_state(state)
     kinds = {storage.key: storage.kind for storage in _storages(state)}
     place, places = data.tell(), {}
@@ -422,7 +422,7 @@ def _legacy_places(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[
 
 
 def _check_state(state: Any) -> dict[str, Tensor]:
-    """The tensors by name, of a file that may hold more beside them."""
+    """The named tensors of a file that may contain other entries too."""
     if not isinstance(state, dict):
         raise Refused("no dictionary of tensors")
     for name in STATE_NAMES:
@@ -442,7 +442,7 @@ def _check_state(state: Any) -> dict[str, Tensor]:
 
 
 def _storages(value: Any) -> Iterator[Storage]:
-    """Of every tensor in a pickle."""
+    """All tensors in a pickle."""
     left, seen = [value], set()
     while left:
         value = left.pop()
@@ -456,7 +456,7 @@ def _storages(value: Any) -> Iterator[Storage]:
 def _tensors(
     state: Any, order: Order, read: Callable[[Storage], bytes]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors, their storages read when they are first needed and let go after the last."""
+    """Iterate over tensors; a storage is read at its first use and freed after its last."""
     state = _check_state(state)
     users: dict[str, int] = {}
     for tensor in state.values():

@@ -1,4 +1,4 @@
-"""Language models of a few sizes, for any length."""
+"""Language models of several sizes, for any length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tokenizer import ByteTokenizer
 __all__ = ["DROPOUTS", "PRESETS", "Preset", "preset_config"]
 
 
-# the fields that say what share of a model is dropped
+# the configuration's dropout probabilities
 DROPOUTS = (
     "hidden_dropout_prob",
     "local_attention_probs_dropout_prob",
@@ -24,10 +24,10 @@ DROPOUTS = (
 
 @dataclass(frozen=True)
 class Preset:
-    """The size of a model: a pattern of layers, fields of its configuration; how it is trained.
+    """The size of a model: a layer pattern, fields of its configuration, and training settings.
 
-    `lr` is AdamW's peak; `rows` is the share of `hidden_size` that tells the row of a position in
-    its rectangle, the rest tells the column.
+    `lr` is AdamW's peak; `rows` is the fraction of `hidden_size` that encodes the row of a position
+    in the axial grid, the rest encodes the column.
     """
 
     layers: tuple[str, ...]
@@ -38,8 +38,8 @@ class Preset:
 
 
 PRESETS = {
-    # learns words within minutes on a laptop: the local layers look at two to four bytes, a narrow
-    # window that they learn to use at once, and LSH attention is what looks further
+    # learns words within minutes on a laptop: local layers see two to four bytes, a narrow window
+    # that is learned quickly, and LSH attention covers longer distances
     "tiny": Preset(
         layers=("local", "lsh", "local"),
         lr=2e-3,
@@ -112,20 +112,20 @@ def preset_config(
     name : str
         One of `PRESETS`.
     length : int
-        The longest sequence.
+        Maximum sequence length.
     layers : int, optional
-        That many layers, in the preset's pattern.
+        Number of layers, repeating the preset's pattern.
     width : int, optional
         `hidden_size`; the feed-forward layers keep their ratio to it.
     num_hashes : int, optional
         Rounds of LSH attention.
     **fields
-        Fields of `ReformerConfig` that take the place of all of these.
+        Fields of `ReformerConfig`, which override all of these.
 
     Raises
     ------
     TypeError, ValueError
-        There is no such preset or field, or the configuration does not go together.
+        A preset or field is unknown, or the configuration is inconsistent.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def preset_config(
     values |= {
         "attn_layers": [preset.layers[i % len(preset.layers)] for i in range(count)],
         "axial_pos_shape": [-(-length // columns), columns],
-        # positions as loud as the words (0.02) would drown them in the first steps
+        # positions initialised as large as the words (0.02) would dominate them in the first steps
         "axial_norm_std": 0.005,
         "max_position_embeddings": length,
         "is_decoder": True,

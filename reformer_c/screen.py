@@ -54,7 +54,7 @@ def show(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     stream : text file, optional
         Standard output by default.
     end : str
-            Appended to the text.
+        Appended to the text.
 
     Examples
     --------
@@ -84,12 +84,12 @@ class TextStream:
     stream : text file, optional
         Standard output by default.
     prompt : array_like (t,)
-            Ids of the prompt, printed at once.
+        Ids of the prompt, printed at once.
     end_tokens : iterable of int
-            Tokens that end the text, and are not printed if they are special tokens of the
-            tokenizer; later tokens are ignored.
+        Tokens that end the text, and are not printed if they are special tokens of the tokenizer;
+        later tokens are ignored.
     end_characters : str
-            The text ends after the first of these characters.
+        The text ends after the first of these characters.
 
     Examples
     --------

@@ -50,15 +50,15 @@ class ReformerTokenizer(Tokenizer):
     Attributes
     ----------
     bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token : str or None
-            Special tokens; assignable. Published Reformers have no padding token; the end-of-text
-            token can be used instead: ``tokenizer.pad_token = tokenizer.eos_token``. Their ids are
-            ``eos_token_id`` and so on.
+        Special tokens; assignable. Published Reformers have no padding token; the end-of-text token
+        can be used instead: ``tokenizer.pad_token = tokenizer.eos_token``. Their ids are
+        ``eos_token_id`` and so on.
     additional_special_tokens : list of str
-            Further special tokens; ``extra_special_tokens`` is an alias.
+        Further special tokens; ``extra_special_tokens`` is an alias.
     model_max_length : int or None
-            Length that `truncation` cuts to and ``padding="max_length"`` pads to.
+        Length that `truncation` cuts to and ``padding="max_length"`` pads to.
     padding_side, truncation_side : "right" or "left"
-            The end of a row that is padded, and the end of a text that is truncated.
+        The end of a row that is padded, and the end of a text that is truncated.
     """
 
     # readers in order of preference
@@ -129,25 +129,25 @@ class ReformerTokenizer(Tokenizer):
         Parameters
         ----------
         folder : path or str
-                Contains spiece.model or tokenizer.json, optionally tokenizer_config.json,
-                special_tokens_map.json and added_tokens.json; or the path of one of the first two
-                files.
+            Contains spiece.model or tokenizer.json, optionally tokenizer_config.json,
+            special_tokens_map.json and added_tokens.json; or the path of one of the first two
+            files.
         revision : str, optional
             Branch, tag or commit on the hub.
         **options
-                `model_max_length`, `padding_side`, `eos_token` and the other attributes override
-                the folder's. Special tokens that are not in the vocabulary are added to it.
+            `model_max_length`, `padding_side`, `eos_token` and the other attributes override the
+            folder's. Special tokens that are not in the vocabulary are added to it.
 
         Raises
         ------
         FileNotFoundError
-                The folder does not exist, or contains neither file.
+            The folder does not exist, or contains neither file.
         TypeError
-                An option is unknown, or a token is not a str.
+            An option is unknown, or a token is not a str.
         ValueError
-                A file is damaged or inconsistent.
+            A file is damaged or inconsistent.
         ImportError
-                The library that reads the file is not installed (extra ``hf``).
+            The library that reads the file is not installed (extra ``hf``).
         """
         if isinstance(folder, (str, os.PathLike)) and os.path.isfile(folder):
             return cls(folder, **options)
@@ -205,9 +205,9 @@ class ReformerTokenizer(Tokenizer):
         Parameters
         ----------
         save_directory : path
-                An existing folder.
+            An existing folder.
         filename_prefix : str, optional
-                Prefix of the file name, followed by ``-``.
+            Prefix of the file name, followed by ``-``.
 
         Returns
         -------
@@ -217,7 +217,7 @@ class ReformerTokenizer(Tokenizer):
         Raises
         ------
         NotADirectoryError
-                The folder does not exist.
+            The folder does not exist.
         """
         if not isinstance(save_directory, (str, os.PathLike)):
             kind = type(save_directory).__name__
@@ -240,21 +240,21 @@ class ReformerTokenizer(Tokenizer):
         Parameters
         ----------
         new_tokens : str, or a sequence of str
-                Or AddedTokens of the library `tokenizers`, which specify how they are matched.
+            Or AddedTokens of the library `tokenizers`, which specify how they are matched.
         special_tokens : bool
-                Whether `decode` omits them with ``skip_special_tokens=True``.
+            Whether `decode` omits them with ``skip_special_tokens=True``.
 
         Returns
         -------
         int
-                The number of new ids, by which ``len(tokenizer)`` has grown: a token already in the
-                vocabulary keeps its id. To extend the model, call
-                ``model.resize_token_embeddings(len(tokenizer))``.
+            The number of new ids, by which ``len(tokenizer)`` has grown: a token already in the
+            vocabulary keeps its id. To extend the model, call
+            ``model.resize_token_embeddings(len(tokenizer))``.
 
         Raises
         ------
         TypeError, ValueError
-                A value is not a token; none is added then.
+            A value is not a token; none is added then.
         """
         one = isinstance(new_tokens, (str, Mapping)) or hasattr(new_tokens, "content")
         if not one and not isinstance(new_tokens, Iterable):
@@ -275,17 +275,17 @@ class ReformerTokenizer(Tokenizer):
             ``{"pad_token": "<pad>"}``: a token for each name, and a list of them for
             "additional_special_tokens".
         replace_extra_special_tokens : bool
-                Whether that list replaces the existing one, or is appended to it.
+            Whether that list replaces the existing one, or is appended to it.
 
         Returns
         -------
         int
-                The number of new ids, as in `add_tokens`.
+            The number of new ids, as in `add_tokens`.
 
         Raises
         ------
         TypeError, ValueError
-                A value is not a token, or a name is unknown; nothing is changed then.
+            A value is not a token, or a name is unknown; nothing is changed then.
         """
         if not isinstance(special_tokens_dict, Mapping):
             kind = type(special_tokens_dict).__name__
@@ -538,15 +538,14 @@ class ReformerTokenizer(Tokenizer):
         ----------
         ids : (t,) integers, or one
         skip_special_tokens : bool
-                Omit special tokens.
+            Omit special tokens.
         clean_up_tokenization_spaces : bool, optional
-                True is refused: pieces preserve spaces, and transformers does not clean them up
-                either.
+            True is refused: pieces preserve spaces, and transformers does not clean them up either.
 
         Raises
         ------
         TypeError, ValueError
-                The ids are not integers, or an id has no piece.
+            The ids are not integers, or an id has no piece.
         """
         if flag("clean_up_tokenization_spaces", clean_up_tokenization_spaces, False):
             raise ValueError(

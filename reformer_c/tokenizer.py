@@ -59,12 +59,12 @@ class Tokenizer(NamedAttributes, ABC):
     Attributes
     ----------
     model_max_length : int or None
-            Length that `truncation` cuts to and ``padding="max_length"`` pads to.
+        Length that `truncation` cuts to and ``padding="max_length"`` pads to.
     padding_side, truncation_side : "right" or "left"
-            The end of a row that is padded, and the end of a text that is truncated.
+        The end of a row that is padded, and the end of a text that is truncated.
     model_input_names : list of str
-            The entries that a call returns: "input_ids", optionally "token_type_ids" and
-            "attention_mask".
+        The entries that a call returns: "input_ids", optionally "token_type_ids" and
+        "attention_mask".
     """
 
     _model_max_length: int | None
@@ -169,14 +169,14 @@ class Tokenizer(NamedAttributes, ABC):
         Parameters
         ----------
         text : str
-                A `ByteTokenizer` also accepts bytes.
+            A `ByteTokenizer` also accepts bytes.
         text_pair : str, optional
-                A second text, whose ids are appended.
+            A second text, whose ids are appended.
         add_special_tokens : bool
-                Add the special tokens that the tokenizer's folder specifies; published Reformers
-                have none.
+            Add the special tokens that the tokenizer's folder specifies; published Reformers have
+            none.
         return_tensors : "np", optional
-                Return a batch of one row.
+            Return a batch of one row.
         **options
             `padding`, `truncation`, `max_length`, `pad_to_multiple_of`, `padding_side` and
             `truncation_side`, as in a call.
@@ -189,10 +189,10 @@ class Tokenizer(NamedAttributes, ABC):
         Raises
         ------
         TypeError
-                The input is not a text, or an option is unknown.
+            The input is not a text, or an option is unknown.
         ValueError
-                The text has a lone surrogate, which Unicode encodings cannot represent; or as in a
-                call.
+            The text has a lone surrogate, which Unicode encodings cannot represent; or as in a
+            call.
 
         Examples
         --------
@@ -231,44 +231,44 @@ class Tokenizer(NamedAttributes, ABC):
         Parameters
         ----------
         text : str, or a sequence of str or of pairs of str
-                A single text gives a batch of one. A `ByteTokenizer` also accepts bytes.
+            A single text gives a batch of one. A `ByteTokenizer` also accepts bytes.
         text_pair : str or sequence of str, optional
             The second text of each pair, such as the context of each question.
         add_special_tokens : bool
-                Add the special tokens that the tokenizer's folder specifies; published Reformers
-                have none.
+            Add the special tokens that the tokenizer's folder specifies; published Reformers have
+            none.
         padding : bool, "longest", "max_length" or "do_not_pad"
-                True and "longest" pad to the longest row, "max_length" to that length. With False,
-                all texts must have the same length.
+            True and "longest" pad to the longest row, "max_length" to that length. With False, all
+            texts must have the same length.
         truncation : bool, "longest_first", "only_first", "only_second" or "do_not_truncate"
-                Which text of a pair is truncated until the row has `max_length` tokens (default
-                ``model_max_length``). True is "longest_first": the longer text is cut to the length
-                of the shorter, then both to half a row each.
+            Which text of a pair is truncated until the row has `max_length` tokens (default
+            ``model_max_length``). True is "longest_first": the longer text is cut to the length of
+            the shorter, then both to half a row each.
         max_length : int, optional
         pad_to_multiple_of : int, optional
         padding_side, truncation_side : "right" or "left", optional
-                Override the tokenizer's settings.
+            Override the tokenizer's settings.
         return_tensors : "np", optional
-                Accepted as in transformers; arrays are always returned.
+            Accepted as in transformers; arrays are always returned.
         return_token_type_ids : bool, optional
-                Return token types: 0 for tokens of the first text, 1 for the second. Default False,
-                unless ``model_input_names`` includes them.
+            Return token types: 0 for tokens of the first text, 1 for the second. Default False,
+            unless ``model_input_names`` includes them.
         return_attention_mask : bool, optional
-                Default True, unless ``model_input_names`` does not include it.
+            Default True, unless ``model_input_names`` does not include it.
 
         Returns
         -------
         dict
-                "input_ids", "token_type_ids" and "attention_mask" (b, t), int64, also as
-                attributes. The mask is 1 for a real token.
+            "input_ids", "token_type_ids" and "attention_mask" (b, t), int64, also as attributes.
+            The mask is 1 for a real token.
 
         Raises
         ------
         TypeError
-                The input is neither a text nor a sequence of texts, or an option is unknown.
+            The input is neither a text nor a sequence of texts, or an option is unknown.
         ValueError
-                The texts differ in length and `padding` is False, no length to truncate to is
-                known, or the text to be truncated is too short for it.
+            The texts differ in length and `padding` is False, no length to truncate to is known, or
+            the text to be truncated is too short for it.
 
         Examples
         --------
@@ -313,31 +313,31 @@ class Tokenizer(NamedAttributes, ABC):
         Parameters
         ----------
         rows : sequence of (t_i,) integers
-                Or results of calls: a dictionary, or a sequence of dictionaries, of "input_ids" and
-                optionally "token_type_ids" and "attention_mask".
+            Or results of calls: a dictionary, or a sequence of dictionaries, of "input_ids" and
+            optionally "token_type_ids" and "attention_mask".
         padding : bool, "longest", "max_length" or "do_not_pad"
         max_length : int, optional
-                For ``padding="max_length"``; default ``model_max_length``.
+            For ``padding="max_length"``; default ``model_max_length``.
         padding_side : "right" or "left", optional
-                Overrides the tokenizer's setting.
+            Overrides the tokenizer's setting.
         pad_to_multiple_of : int, optional
         length : int
-                Minimum length of the padded rows.
+            Minimum length of the padded rows.
         return_attention_mask : bool, optional
-                Default True.
+            Default True.
         return_tensors : "np", optional
-                Accepted as in transformers; arrays are always returned.
+            Accepted as in transformers; arrays are always returned.
 
         Returns
         -------
         dict
-                "input_ids" and "attention_mask" (b, t), 1 for a real token, and the other entries
-                of `rows`; int64.
+            "input_ids" and "attention_mask" (b, t), 1 for a real token, and the other entries of
+            `rows`; int64.
 
         Raises
         ------
         TypeError, ValueError
-                Rows are not one-dimensional integer arrays, or there is no padding token.
+            Rows are not one-dimensional integer arrays, or there is no padding token.
 
         Examples
         --------
@@ -472,7 +472,7 @@ class ByteTokenizer(Tokenizer):
     Parameters
     ----------
     model_max_length : int, optional
-            Length that `truncation` cuts to.
+        Length that `truncation` cuts to.
     padding_side, truncation_side : "right" or "left"
 
     Examples
@@ -531,7 +531,7 @@ class ByteTokenizer(Tokenizer):
         Raises
         ------
         TypeError, ValueError
-                The ids are not integers in [0, 258).
+            The ids are not integers in [0, 258).
 
         Examples
         --------
@@ -559,7 +559,7 @@ def utf8(text: str, name: str, errors: str = "strict") -> bytes:
     Raises
     ------
     ValueError
-            The text contains half of a surrogate pair, which is not a character.
+        The text contains half of a surrogate pair, which is not a character.
 
     Examples
     --------

@@ -44,7 +44,7 @@ def named_tokenizer(name: str) -> Tokenizer:
     Raises
     ------
     FileNotFoundError, ValueError
-            The file does not exist, or the folder contains no tokenizer.
+        The file does not exist, or the folder contains no tokenizer.
 
     Examples
     --------
@@ -74,20 +74,20 @@ def folder_tokenizer(folder: str | os.PathLike, vocab_size: int | None = None) -
     ----------
     folder : path or str
     vocab_size : int, optional
-            Vocabulary size of the model: a folder without a tokenizer is taken as a byte model if
-            this is 258, as in the enwik8 model of Reformer.
+        Vocabulary size of the model: a folder without a tokenizer is taken as a byte model if this
+        is 258, as in the enwik8 model of Reformer.
 
     Returns
     -------
     Tokenizer or None
-            None if it cannot be determined.
+        None if it cannot be determined.
 
     Raises
     ------
     FileNotFoundError, ValueError
-            The folder does not exist, or the tokenizer's files are damaged.
+        The folder does not exist, or the tokenizer's files are damaged.
     ImportError
-            The library that reads them is not installed.
+        The library that reads them is not installed.
     """
     folder = local_folder(folder, None, [[SENTENCEPIECE, TOKENIZERS, CONFIG, SPECIAL, ADDED]])
     name = _class_name(folder)
@@ -142,15 +142,15 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, paired: bool = Tr
     ----------
     tokenizer : Tokenizer
     vocab_size : int
-            Of the model; may exceed the number of pieces.
+        Of the model; may exceed the number of pieces.
     paired : bool
-            Whether they are known to belong together; otherwise the model may have at most 127
-            extra ids.
+        Whether they are known to belong together; otherwise the model may have at most 127 extra
+        ids.
 
     Raises
     ------
     ValueError
-            Names both sizes.
+        Names both sizes.
 
     Examples
     --------
