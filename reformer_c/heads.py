@@ -1,7 +1,7 @@
-"""What stands on a Reformer's body: language model, classifier, question answering.
+"""The heads of a Reformer: language model, classifier, question answering.
 
-A head is a set of functions. It reads the final states of a `Pass`, gives the fields of a model's
-output, and a loss; with ``differentiate=True`` the loss also leaves the gradients of the head's
+A head is stateless. It reads the final states of a `Pass` and returns the fields of a model's
+output, or a loss; with ``differentiate=True`` the loss also stores the gradients of the head's
 weights and of the final states in the pass.
 """
 
@@ -27,35 +27,35 @@ __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
 class Head:
     """No head: the output is the final states, and there is no loss."""
 
-    # keywords of what the loss is measured against
+    # keywords of the loss's targets
     targets: tuple[str, ...] = ()
 
     def check_config(self, config: ReformerConfig) -> None:
-        """Raise ValueError where the configuration does not fit the head."""
+        """Raise ValueError if the configuration does not fit the head."""
 
     def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the head's weights."""
         return {}
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Warn of inputs that the head makes little of."""
+        """Warn about inputs from which the head cannot compute a meaningful result."""
 
     def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> Any:
-        """The targets, in the form that `loss` takes; TypeError or ValueError names a wrong one."""
+        """Check the targets and convert them to the form that `loss` takes."""
 
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
-        """How many targets the loss of a call with these arguments is a mean over."""
+        """The number of targets that the loss of these arguments averages over."""
         raise TypeError("this model has no head, and so no loss")
 
     def outputs(self, run: Pass) -> dict[str, Any]:
-        """Fields of a ReformerOutput."""
+        """The head's fields of a ReformerOutput."""
         return {"last_hidden_state": last_hidden_state(run)}
 
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
         raise TypeError("this model has no head, and so no loss")
 
     def loss_bytes(self, run: Pass) -> int:
-        """The most that `loss` takes where it differentiates, beside the streams' gradients."""
+        """Peak bytes of `loss` with gradients, not counting the gradients of the streams."""
         return 0
 
 
@@ -66,8 +66,8 @@ def last_hidden_state(run: Pass) -> np.ndarray:
 class LanguageModel(Head):
     """Logits (b, t, v) and their cross-entropy with labels (b, t).
 
-    The logits at a token are for the token `ahead` places on: by default 1 in a causal model, else
-    0.
+    The logits at a token predict the token `ahead` positions later: by default 1 in a causal model,
+    otherwise 0.
     """
 
     targets = ("labels",)
@@ -101,7 +101,7 @@ class LanguageModel(Head):
         return at_logits
 
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
-        """Labels that are not ignored, without those at which a text begins: they are given."""
+        """Labels that are not ignored, except the first tokens', which are not predicted."""
         labels = as_array("labels", arguments["labels"])
         return int(np.count_nonzero(labels[..., self.ahead :] != IGNORE))
 
@@ -115,7 +115,7 @@ class LanguageModel(Head):
         return {"last_hidden_state": h, "logits": np.concatenate(chunks, axis=1)}
 
     def next_logits(self, run: Pass) -> np.ndarray:
-        """Logits (b, v) at each sequence's last token."""
+        """Logits (b, v) at the last token of each sequence."""
         h, _ = run.final(run.every(run.inputs.t - 1))
         return ops.linear(h, *self.decoder(run))
 
@@ -124,7 +124,7 @@ class LanguageModel(Head):
         return head["decoder.weight"], head["bias"] if run.config.apply_lm_head_bias else None
 
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
-        """Cross-entropy, a block of rows at a time: no logits of all tokens."""
+        """Cross-entropy, a block of rows at a time: never the logits of all tokens at once."""
         labels, head = targets.reshape(-1), run.weights.below("lm_head.")
         weight, bias = self.decoder(run)
         total, loss = np.count_nonzero(labels != IGNORE), 0.0
@@ -146,7 +146,7 @@ class LanguageModel(Head):
                 head.add_gradient("bias", dbias)
                 run.final_backward(rows, dh, normed)
                 del dh
-            del h, normed, saved  # before the next block's take memory
+            del h, normed, saved  # free them before the next block is allocated
         return float(loss)
 
     def loss_bytes(self, run: Pass) -> int:
@@ -159,7 +159,7 @@ class LanguageModel(Head):
 
 
 class Classifier(Head):
-    """tanh(h w' + b) of each text's first token, to logits (b, num_labels)."""
+    """tanh(h w' + b) of each text's first token, projected to logits (b, num_labels)."""
 
     targets = ("labels",)
 
@@ -201,7 +201,7 @@ class Classifier(Head):
             raise TypeError(got)
         width = 1 if problem == SINGLE else count
         if labels.shape != (b, width):
-            # a column may be a row, and a single row one number
+            # shape (b,) is accepted for (b, 1), and a scalar for a single row
             if width > 1 or labels.size != b or labels.ndim > 1:
                 raise ValueError(got)
             labels = labels.reshape(b, 1)
@@ -210,7 +210,7 @@ class Classifier(Head):
         return problem, labels
 
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
-        """Rows; of classes, those that are not ignored."""
+        """The number of rows; for classes, without ignored ones."""
         labels = as_array("labels", arguments["labels"])
         if problem_of(config, labels) != SINGLE:
             return len(np.atleast_1d(labels))
@@ -232,7 +232,7 @@ class Classifier(Head):
         return logits, (normed, dense, u, projected)
 
     def _drop(self, run: Pass, x: np.ndarray, purpose: str) -> np.ndarray:
-        """Dropout; also its own derivative."""
+        """Dropout; it is linear, so the backward pass applies it too."""
         p = run.config.classifier_dropout
         p = run.config.hidden_dropout_prob if p is None else p
         if not run.training or p == 0.0:
@@ -258,7 +258,7 @@ class Classifier(Head):
 
 
 class QuestionAnswering(Head):
-    """Logits (b, t) of where an answer starts, and of where it ends."""
+    """Logits (b, t) of the start of an answer, and of its end."""
 
     targets = ("start_positions", "end_positions")
 
@@ -291,7 +291,8 @@ class QuestionAnswering(Head):
         return found
 
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
-        """Starts in the text, or ends where those are fewer: without one of them nothing counts."""
+        """The number of starts or of ends in the text, whichever is smaller: without either, the
+        loss is nan."""
         ids = arguments.get("input_ids")
         t = np.shape(arguments["inputs_embeds"] if ids is None else ids)[1]
         return min(int(np.count_nonzero(np.less(arguments[name], t))) for name in self.targets)
@@ -332,17 +333,17 @@ class QuestionAnswering(Head):
 
 
 def blocks_bytes(run: Pass, scratch: int) -> int:
-    """Of a loss that goes through the final states in blocks."""
+    """Peak bytes of a loss that processes the final states in blocks."""
     block = run.block_rows * 2 * run.config.hidden_size * run.weights.dtype.itemsize
-    # both streams, their norm and its gradient; then scratch, or dropout's and the norm's gradients
+    # both streams, their norm and its gradient; then scratch, or gradients of dropout and the norm
     return 3 * block + max(scratch, block * (2 if run.config.hidden_dropout_prob else 1))
 
 
-# ---- losses of few logits, with their gradients ----
+# ---- losses of small logits, with their gradients ----
 
 
 def problem_of(config: ReformerConfig, labels: np.ndarray) -> str:
-    """The configuration's kind of classification, or what the labels are good for."""
+    """The configuration's problem type, or the one that fits the labels."""
     if config.problem_type is not None:
         return config.problem_type
     if config.num_labels == 1:
@@ -351,7 +352,7 @@ def problem_of(config: ReformerConfig, labels: np.ndarray) -> str:
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean over the labels (b,) that count; logits (b, k). nan if none does."""
+    """Mean over the labels (b,) that are not ignored, nan if all are; logits (b, k)."""
     z = logits - logits.max(axis=-1, keepdims=True)
     log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
     counts = labels != IGNORE

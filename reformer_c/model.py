@@ -1,7 +1,7 @@
 """The Reformer models, under Hugging Face's names and with their numbers.
 
-A model is a configuration, its weights and a head. Each call runs a `Pass` over them and remembers
-nothing.
+A model is a configuration, its weights and a head. Each call runs a `Pass` over them and keeps no
+state.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Reformer(Weighted):
         Draws the first weights, as Hugging Face initialises them. The same integer gives the same
         weights, whatever the head and the dtype.
     dtype : float32 or float64
-        Of weights, activations and gradients.
+        Dtype of weights, activations and gradients.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Reformer(Weighted):
         Live, under Hugging Face's ``state_dict`` names: edit an array in place, or assign another
         of the same shape and dtype.
     buffers : dict of str to ndarray
-        Numbers that are saved with the weights and not trained: of the activation "xielu".
+        Constants that are saved with the weights and not trained (activation "xielu").
     """
 
     # ---- calls ----
@@ -85,7 +85,7 @@ class Reformer(Weighted):
         Parameters
         ----------
         input_ids : array_like of int, (b, t)
-            Of any length up to ``config.num_positions``.
+            Any length up to ``config.num_positions``.
         attention_mask : array_like, (b, t), optional
             Nonzero for a real token.
         position_ids : array_like of int, (b, t) or (t,), optional
@@ -97,21 +97,21 @@ class Reformer(Weighted):
         rotations : sequence of ndarray, optional
             For each LSH layer (h, d, num_hashes, sum of num_buckets' factors / 2).
         rng : int, numpy Generator or None
-            Draws the rotations where they are not given and ``config.hash_seed`` is None: an
-            integer repeats them, None draws new ones.
+            Draws the rotations if they are not given and ``config.hash_seed`` is None: an
+            integer reproduces them, None draws new ones.
         output_hidden_states, output_attentions, output_buckets : bool
-            Ask for those fields of the output; the configuration has the first two's defaults.
+            Fill these fields of the output; the first two default to the configuration's values.
             Probabilities have Hugging Face's shapes: with n the length padded to whole chunks of
-            m, and a window of (1 + before + after) m keys, (b, h, n/m, m, window) of a local
-            layer, (b, h, r n/m, m, window) of an LSH layer in the order of its sorts, and
-            (b, h, n, n) where n <= m or ``config.attention_scope`` is "bucket". They are computed
-            in NumPy beside the kernels, which never hold them: that many numbers of memory for
-            each layer, and several times the time of a call.
+            m, and a window of (1 + before + after) m keys, (b, h, n/m, m, window) for a local
+            layer, (b, h, r n/m, m, window) for an LSH layer, in sorted order, and (b, h, n, n) if
+            n <= m or ``config.attention_scope`` is "bucket". The kernels never store them, so they
+            are computed separately in NumPy: arrays of these sizes for each layer, and several
+            times the time of a call.
         return_dict : bool, optional
-            False gives the tuple of the output's values; None: ``config.return_dict``.
+            False returns the tuple of the output's values; None: ``config.return_dict``.
         **targets
-            `labels`, or what else the model's loss is measured against: see the model. With them,
-            the output has a loss.
+            `labels`, or the other targets of the model's loss: see the model. With them, the output
+            has a loss.
 
         Returns
         -------
@@ -150,7 +150,7 @@ class Reformer(Weighted):
         num_hashes: Any, rotations: Any, rng: Any, training: bool, targets: dict, needs_loss: bool,
         whole_chunks: bool = False,
     ) -> tuple[Pass, Any]:  # fmt: skip
-        """Check everything; the pass, and the targets as the head wants them."""
+        """Check all arguments. Returns the pass, and the targets in the form the head expects."""
         head, name = self.head, type(self).__name__
         for unknown in targets.keys() - {*head.targets}:
             others = {*head.targets, *CALLED_WITH} - {unknown}
@@ -179,7 +179,7 @@ class Reformer(Weighted):
             raise TypeError(f"{' and '.join(names)}: needed for a loss of {type(self).__name__}")
 
     def _keep_num_buckets(self, run: Pass) -> None:
-        """Let the number of buckets that the first training step chose be the model's."""
+        """Keep the number of buckets that the first training step chose."""
         chosen = run.chosen_num_buckets
         if self.config.num_buckets is None and chosen is not None:
             # the caller's configuration stays as it is
@@ -187,17 +187,17 @@ class Reformer(Weighted):
 
     @property
     def sides(self) -> dict[str, Reformer]:
-        """The models of which this one is made, by the names of their parts in config.json."""
+        """The models that this one consists of, by their keys in config.json."""
         return {"": self}
 
     def _budget(self, memory_budget: float | None, free: int | None) -> float:
-        """Bytes, of a budget that may be a share of those that are free."""
+        """The budget in bytes; a float up to 1 is a share of the free memory."""
         if memory_budget is None:
             memory_budget = self.config.memory_budget or 0
         else:
             check_memory_budget(memory_budget)
         if isinstance(memory_budget, float) and memory_budget <= 1.0:
-            # where nobody knows what is free, nothing is kept
+            # if the free memory is unknown, nothing is kept
             return memory_budget * (free or 0)
         return memory_budget
 
@@ -232,7 +232,7 @@ class _WithLoss(Reformer):
         rng: Any = None,
         **targets: Any,
     ) -> float:
-        """The loss of a call alone: no array of the logits of all tokens is made.
+        """The loss only: the logits of all tokens are never in memory at once.
 
         The parameters are those of a call, and the result is its ``.loss``.
         """
@@ -260,34 +260,34 @@ class _WithLoss(Reformer):
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss, and its gradient with respect to every parameter.
 
-        Activations are rebuilt on the way back (Kitaev et al. 2020, section 3): memory does not
-        grow with the number of layers, except for what `memory_budget` lets it keep. The gradients
-        are exact for the dropout and the buckets that were drawn.
+        Activations are recomputed in the backward pass (Kitaev et al. 2020, section 3): memory does
+        not grow with the number of layers, except for what `memory_budget` allows to be kept. The
+        gradients are exact for the dropout and the buckets that were drawn.
 
-        Where ``config.num_buckets`` is None, the first step that hashes (over more than one chunk,
-        or of any length with ``attention_scope="bucket"``) chooses it from the length of its batch,
-        for all calls after it: the model gets a configuration with that number, which is saved with
-        it.
+        If ``config.num_buckets`` is None, the first step that hashes (more than one chunk, or any
+        length with ``attention_scope="bucket"``) chooses it from the length of its batch for all
+        later calls: the model's configuration is replaced by one with that number, which is saved
+        with the model.
 
         Parameters
         ----------
         memory_budget : int or float, optional
-            In place of ``config.memory_budget``: bytes in which activations are kept, layer by
-            layer from the last, instead of being rebuilt; a float up to 1 is a share of the memory
-            that is free now. What is rebuilt differs from what was kept by rounding.
+            In place of ``config.memory_budget``: bytes for keeping activations, layer by layer from
+            the last, instead of recomputing them; a float up to 1 is a share of the memory that is
+            free now. Recomputed activations differ from kept ones by rounding.
         rng : int, numpy Generator or None
-            Draws dropout and rotations: an integer repeats them, bit for bit.
+            Draws dropout and rotations: an integer reproduces them, bit for bit.
         training : bool
             False: without dropout.
         **targets
-            What the loss is measured against: see the model.
+            The targets of the loss: see the model.
 
         The other parameters are those of a call.
 
         Returns
         -------
         loss : float
-            nan where no target counts.
+            nan if all targets are ignored.
         gradients : dict of str to ndarray
             By the names of `parameters`.
 
@@ -296,7 +296,7 @@ class _WithLoss(Reformer):
         TypeError, ValueError
             Name the argument and say what was expected.
         MemoryError
-            The step takes more memory than is free: with the numbers, and before it starts.
+            The step would take more memory than is free; raised before it starts, with the numbers.
         """
         run, wanted = self._begin(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
@@ -314,19 +314,19 @@ class _WithLoss(Reformer):
     def count_targets(
         self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any
     ) -> int:
-        """How many targets the loss of these arguments is a mean over.
+        """The number of targets that the loss of these arguments averages over.
 
-        Losses and gradients of several batches, weighted by it, add up to those of one batch of
-        all their rows.
+        Losses and gradients of several batches, averaged with these weights, equal those of one
+        batch of all their rows.
 
         The parameters are those of `loss_and_gradients`; the targets among them are counted.
 
         Returns
         -------
         int
-            Of a language model, the labels other than -100, in a causal one without those of the
-            first tokens; of a classifier, the rows whose label is not -100; of question answering,
-            the rows whose start and end are in the text. The loss is nan where it is 0.
+            For a language model, the labels other than -100 (if causal, except those of the first
+            tokens); for a classifier, the rows whose label is not -100; for question answering,
+            the rows whose start and end are in the text. If it is 0, the loss is nan.
 
         Raises
         ------
@@ -345,7 +345,7 @@ class _WithLoss(Reformer):
         return self.head.count(self.config, {"input_ids": input_ids, **arguments})
 
     def _differentiate(self, run: Pass, wanted: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The rest of `loss_and_gradients`, of a planned pass."""
+        """The rest of `loss_and_gradients`, for a planned pass."""
         self._keep_num_buckets(run)
         run.forward(differentiate=True)
         loss = self.head.loss(run, wanted, differentiate=True)
@@ -365,12 +365,12 @@ class _WithLoss(Reformer):
         num_hashes: int | None = None,
         memory_budget: float | None = None,
     ) -> StepMemory:
-        """What a training step takes, before it is taken: `loss_and_gradients` of (batch, length).
+        """Predict the memory of a training step: `loss_and_gradients` of (batch, length).
 
         Parameters
         ----------
         length, batch : int
-            Tokens of a sequence, and sequences.
+            Tokens per sequence, and number of sequences.
         num_hashes : int, optional
             Rounds of LSH attention, in place of ``config.num_hashes``.
         memory_budget : int or float, optional
@@ -379,8 +379,8 @@ class _WithLoss(Reformer):
         Returns
         -------
         StepMemory
-            Bytes by part, and their `total`. The weights are there already, and so is the state of
-            an optimiser, which steps in place.
+            Bytes by part, and their `total`. Weights and the optimiser's state are not included:
+            they exist already and are updated in place.
 
         Raises
         ------
@@ -408,9 +408,9 @@ class _WithLoss(Reformer):
 class ReformerModelWithLMHead(Generation, _WithLoss):
     """A causal language model: logits (b, t, v) for the next token.
 
-    `labels` (b, t) are the tokens themselves: they are shifted here, as Hugging Face does, and
-    -100 is ignored, in the loss alone: padding is what `attention_mask` says. ``lm_head.bias`` is
-    added to the logits, as the original does and transformers but for versions 5.0 to 5.23;
+    `labels` (b, t) are the tokens themselves; they are shifted here, as in Hugging Face's model.
+    -100 is ignored by the loss only: padding is defined by `attention_mask`. ``lm_head.bias`` is
+    added to the logits, as in the original and in transformers except versions 5.0 to 5.23;
     ``config.apply_lm_head_bias=False`` leaves it out.
 
     Examples
@@ -431,9 +431,9 @@ class ReformerModelWithLMHead(Generation, _WithLoss):
 
 
 class ReformerForMaskedLM(_WithLoss):
-    """A bidirectional language model: logits (b, t, v) for the tokens in their own places.
+    """A bidirectional language model: logits (b, t, v) for the tokens at their own positions.
 
-    `labels` (b, t); -100, usually at the tokens that are not hidden, is ignored.
+    `labels` (b, t); -100, usually at the tokens that are not masked out, is ignored.
 
     Examples
     --------
@@ -449,10 +449,10 @@ class ReformerForMaskedLM(_WithLoss):
 class ReformerForSequenceClassification(_WithLoss):
     """A classifier of whole texts, from the state of the first token: logits (b, num_labels).
 
-    `labels` are, by ``config.problem_type``, classes (b,) of "single_label_classification", zeros
-    and ones (b, num_labels) of "multi_label_classification", or numbers (b,) or (b, num_labels) of
-    "regression". None: regression if num_labels is 1, else by the labels' dtype, integers being
-    classes.
+    `labels` depend on ``config.problem_type``: classes (b,) for "single_label_classification",
+    zeros and ones (b, num_labels) for "multi_label_classification", numbers (b,) or
+    (b, num_labels) for "regression". None means regression if num_labels is 1; otherwise the
+    labels' dtype decides, and integers are classes.
 
     Examples
     --------
@@ -467,10 +467,10 @@ class ReformerForSequenceClassification(_WithLoss):
 
 
 class ReformerForQuestionAnswering(_WithLoss):
-    """Finds where an answer starts and ends in a text: start_logits and end_logits (b, t).
+    """Finds the start and the end of an answer in a text: start_logits and end_logits (b, t).
 
-    `start_positions` and `end_positions` are integers (b,); those outside the text are ignored
-    (beyond its end) or taken as its first token (negative), as Hugging Face does.
+    `start_positions` and `end_positions` are integers (b,). Positions beyond the end of the text
+    are ignored and negative ones count as its first token, as in Hugging Face's model.
 
     Examples
     --------

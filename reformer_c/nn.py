@@ -1,8 +1,8 @@
-"""What a model is built of: named weights, keys of random bits, and the layers around attention.
+"""Building blocks of a model: named weights, random keys, and the layers around attention.
 
-A layer object lives for one pass. It looks its weights up when it runs, adds to its gradients, and
-draws its random bits from keys, so that a pass can be repeated exactly and nothing is remembered
-between calls.
+A layer object lives for one pass. It looks up its weights when it runs, accumulates gradients, and
+draws its random bits from keys, so a pass can be replayed exactly and no state is kept between
+calls.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 Key = Callable[..., int]
 
-# hidden numbers in memory at a time, where the layer and not the kernel chooses
+# hidden units computed at a time, if the layer chooses and not the kernel
 HIDDEN_BLOCK = 2**18
 
 
@@ -44,10 +44,10 @@ HIDDEN_BLOCK = 2**18
 
 
 def random_key(*fields: int | str) -> int:
-    """Mix a seed and what it is for into a key of 64 bits.
+    """Hash a seed and its purpose into a 64-bit key.
 
-    Every random choice of a model has its own key, made of (seed, layer, purpose): choices do not
-    depend on each other, nor on the order in which they are made. The mix is BLAKE2b of the
+    Every random choice of a model has its own key, made of (seed, layer, purpose), so choices are
+    independent of each other and of the order in which they are made. The hash is BLAKE2b of the
     fields' text.
 
     Examples
@@ -64,7 +64,7 @@ def random_key(*fields: int | str) -> int:
 
 
 def draw_seed(rng: Any = None) -> int:
-    """A seed of 64 bits from whatever ``numpy.random.default_rng`` takes; None gives a fresh one.
+    """A 64-bit seed from anything ``numpy.random.default_rng`` accepts; None gives a fresh one.
 
     Examples
     --------
@@ -87,9 +87,9 @@ def draw_seed(rng: Any = None) -> int:
 
 
 class Parameters(MutableMapping):
-    """Arrays by name, whose names, shapes and dtypes are fixed.
+    """Arrays by name, with fixed names, shapes and dtypes.
 
-    Assignment copies: whoever holds an array of the mapping sees the new values.
+    Assignment copies into the existing array, so references to it see the new values.
 
     Examples
     --------
@@ -110,7 +110,7 @@ class Parameters(MutableMapping):
         return self._arrays[name]
 
     def replace(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Other arrays, which may have other shapes; who holds the old ones is left with them."""
+        """Replace arrays, possibly by other shapes; references to the old ones are not updated."""
         self._arrays = {**self._arrays, **arrays}
 
     def __setitem__(self, name: str, array: np.ndarray) -> None:
@@ -140,7 +140,7 @@ class Parameters(MutableMapping):
 
 
 class Joined(Mapping):
-    """Several mappings as one, each behind what its names begin with.
+    """Several mappings as one, each under a prefix.
 
     Examples
     --------
@@ -184,7 +184,7 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        """Of these parameters, and so of their gradients."""
+        """Bytes of these parameters, and therefore of their gradients."""
         arrays = self._parameters.items()
         return sum(array.nbytes for name, array in arrays if name.startswith(self.prefix))
 
@@ -192,9 +192,10 @@ class Weights:
         return Weights(self._parameters, self._gradients, self.prefix + prefix)
 
     def add_gradient(self, name: str, gradient: np.ndarray | None, at: Any = None) -> None:
-        """Keep a gradient that is nobody else's, or add to the one that is there; None is none.
+        """Accumulate a gradient. The first is stored without a copy, so the caller must not reuse
+        it; None is ignored.
 
-        `at` is an index: the gradient is that of these elements alone.
+        `at` is an index: the gradient covers these elements only.
         """
         name = self.prefix + name
         if gradient is None:
@@ -215,9 +216,9 @@ class Weights:
 class Sublayer(ABC):
     """A branch of a reversible layer: y = drop(function(layer_norm(x))), added to a stream.
 
-    It works on one part of the streams after another and normalises rows where it needs them, so
-    that beside the streams no other array of their size is made. With `keep`, forward_add keeps
-    what `_add` saved and the stream as it was, and backward_add rebuilds nothing.
+    It works on one part of the streams at a time and normalises rows when it needs them, so no
+    further array of the streams' size is allocated. With `keep`, forward_add stores what `_add`
+    saved and a copy of the stream, and backward_add recomputes nothing.
     """
 
     keep = False
@@ -253,17 +254,17 @@ class Sublayer(ABC):
                 self._backward(part, dx, dout, x, kept[i])
 
     def kept_bytes(self, x: np.ndarray) -> int:
-        """What `keep` costs for a stream like x."""
+        """Bytes that `keep` costs for a stream like x."""
         return x.nbytes + sum(self._saved_bytes(part, x) for part in self._parts(x))
 
     def backward_bytes(self, x: np.ndarray) -> int:
-        """The most that `backward_add` takes for a stream like x, beside what is kept already."""
+        """Peak bytes of `backward_add` for a stream like x, not counting what is already kept."""
         return max(self._working_bytes(part, x) for part in self._parts(x))
 
     @staticmethod
     def rows_at_a_time(c: int) -> int:
-        """Rows (n, c) that exist at a time beside the streams: 8 MB of float32, or as many as
-        repay the preparation of wide weights."""
+        """Rows (n, c) per block: 8 MB of float32, or enough to amortise the packing of wide
+        weights."""
         return max(8192, 2**21 // c)
 
     def _normed(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -282,7 +283,7 @@ class Sublayer(ABC):
         ops.add_scaled(out[rows], y, sign)
 
     def _undropped(self, dout: np.ndarray, rows: slice) -> np.ndarray:
-        """The gradient of what `_add_dropped` was given."""
+        """The gradient of the input of `_add_dropped`."""
         if self.dropout:
             return ops.dropout(dout[rows], self.dropout, key=self.key("output", rows.start))
         return dout[rows]
@@ -290,31 +291,32 @@ class Sublayer(ABC):
     def _rebuild(
         self, part: Any, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
     ) -> None:
-        """Take the part's value off `out` again, and add to dx what flows back."""
+        """Subtract the part's value from `out`, and add its gradient to dx."""
         self._backward(part, dx, dout, x, self._add(part, out, x, -1.0))
 
     @abstractmethod
     def _parts(self, x: np.ndarray) -> list:
-        """What to work on at a time: depends on sizes alone."""
+        """The units of work; they depend on sizes only."""
 
     @abstractmethod
     def _add(self, part: Any, out: np.ndarray, x: np.ndarray, sign: float) -> list:
-        """Add the part's value to the rows of `out` (n, c), with this sign; what `_backward`
-        needs of it."""
+        """Add the part's value, times `sign`, to the rows of `out` (n, c). Returns what `_backward`
+        needs."""
 
     @abstractmethod
     def _backward(
         self, part: Any, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
     ) -> None:
-        """Add to the rows of dx what flows back through the part; takes all off `saved`."""
+        """Add the part's gradient to the rows of dx. Pops entries from `saved`, to free memory
+        early."""
 
     @abstractmethod
     def _saved_bytes(self, part: Any, x: np.ndarray) -> int:
-        """Of what `_add` gives."""
+        """Bytes of what `_add` returns."""
 
     @abstractmethod
     def _working_bytes(self, part: Any, x: np.ndarray) -> int:
-        """The most that the part's way back takes, beside what is kept."""
+        """Peak bytes of the part's backward pass, not counting what is kept."""
 
 
 def blocks(rows: slice, size: int) -> Iterator[slice]:
@@ -324,7 +326,7 @@ def blocks(rows: slice, size: int) -> Iterator[slice]:
 
 
 def rows_of(x: np.ndarray) -> np.ndarray:
-    """(b, t, c) -> (b t, c), the same memory."""
+    """(b, t, c) -> (b t, c), a view."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -366,7 +368,7 @@ class FeedForward(Sublayer):
         self._add_normed_gradient(dx[part], dn, normed)
 
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
-        """Of normed rows, the first of which is row `first` of the stream."""
+        """The output for normalised rows that start at row `first` of the stream."""
         *arrays, activation, chunk_length, dropout, key = self._saved(n, first)
         return ops.feed_forward(
             *arrays, activation=activation, chunk_length=chunk_length, dropout=dropout,
@@ -383,14 +385,14 @@ class FeedForward(Sublayer):
     def _value_backward(
         self, dy: np.ndarray, n: np.ndarray, first: int, y: np.ndarray | None = None
     ) -> np.ndarray:
-        """The gradient of the normed rows; and their value again, into y."""
+        """The gradient of the normalised rows; their recomputed output is written to y."""
         dn, *gradients = ops.feed_forward_backward(dy, self._saved(n, first), out=y)
         for name, gradient in zip(self.names, gradients, strict=True):
             self.weights.add_gradient(name, gradient)
         return dn
 
     def _saved_bytes(self, part: slice, x: np.ndarray) -> int:
-        # the norm of the stream, and its mean and deviation
+        # the normalised rows, their mean and standard deviation
         return (part.stop - part.start) * (x.shape[-1] + 2) * x.itemsize
 
     def _working_bytes(self, part: slice, x: np.ndarray) -> int:
@@ -400,14 +402,14 @@ class FeedForward(Sublayer):
             "feed_forward", rows, c, len(self.weights[self.names[0]]),
             chunk_length=self.chunk_length, dtype=x.dtype,
         )  # fmt: skip
-        # dn, and in its layer norm's backward the change of the stream instead of scratch
+        # dn, then either scratch or, in layer norm's backward, the gradient of the stream
         back = (block if self.dropout else 0) + block + max(backward, block)
-        # without what was kept, the norm and its value are made on the way
+        # if not kept, the normalised rows and the output are recomputed
         return back if self.keep else self._saved_bytes(part, x) + block + back
 
 
 class WeightedFeedForward(FeedForward):
-    """A feed-forward layer whose activation has weights of its own: in NumPy, between products."""
+    """A feed-forward layer whose activation has weights of its own; the activation is in NumPy."""
 
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
         w2, b2 = (self.weights[name] for name in self.names[2:])
@@ -438,7 +440,7 @@ class WeightedFeedForward(FeedForward):
         return dn
 
     def _hidden(self, n: np.ndarray, first: int) -> Iterator[tuple[slice, np.ndarray, Any]]:
-        """Some rows, their hidden units before the activation, and what the product saved."""
+        """Blocks of rows, their hidden units before the activation, and what the product saved."""
         w1, b1 = (self.weights[name] for name in self.names[:2])
         for rows in blocks(slice(0, len(n)), self._hidden_rows()):
             h, dense = ops.linear_forward(n[rows], w1, b1)
@@ -448,7 +450,7 @@ class WeightedFeedForward(FeedForward):
         return self.chunk_length or max(1, HIDDEN_BLOCK // len(self.weights[self.names[0]]))
 
     def _drop_hidden(self, h: np.ndarray, first: int) -> np.ndarray:
-        """Dropout, in place; also its own derivative."""
+        """Dropout, in place; it is linear, so the backward pass applies it too."""
         if self.dropout:
             ops.dropout(h, self.dropout, key=self.key("hidden", first), out=h)
         return h
@@ -474,8 +476,8 @@ class WeightedFeedForward(FeedForward):
 class Embeddings:
     """drop(word vector) + drop(position vector).
 
-    In training, a table of positions drops single numbers; axial positions drop whole columns of
-    their rectangle, as Hugging Face does.
+    Dropout acts on single elements of a position table, and on whole columns of the rectangle of
+    axial positions, as in Hugging Face's model.
     """
 
     def __init__(self, weights: Weights, *, axial: bool, dropout: float, key: Key) -> None:
@@ -515,7 +517,7 @@ class Embeddings:
                 total = part.copy()
             else:
                 ops.add_scaled(total, part, 1.0)
-            # rows that share their positions share the lookup
+            # rows with the same positions share one lookup
             if len(positions) > 1 or row == len(dx) - 1:
                 self._position_gradients(total, tables[min(row, len(positions) - 1)])
                 total = None
@@ -539,8 +541,8 @@ class Embeddings:
             self.positions.add_gradient("embedding.weight", ops.embedding_backward(gradient, table))
 
     def _position_dropout(self, b: int) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
-        """A function of (vectors (t, c), row of the batch, positions) that drops; also its own
-        derivative."""
+        """Dropout as a function of (vectors (t, c), row of the batch, positions); the backward pass
+        applies it too."""
         if not self.dropout:
             return lambda vectors, row, positions: vectors
         if not self.axial:
@@ -556,7 +558,7 @@ class Embeddings:
 
 
 class FinalNorm:
-    """drop(layer_norm of the two streams side by side), for some rows at a time."""
+    """drop(layer_norm(concatenated streams)), for a block of rows at a time."""
 
     def __init__(self, weights: Weights, *, eps: float, dropout: float, key: Key) -> None:
         self.weights, self.eps, self.dropout = weights, eps, dropout
