@@ -212,9 +212,13 @@ def names_keywords(function: Function) -> Function:
 
     @wraps(function)
     def checked(*args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except TypeError:
+            if options.keys() <= known.keys():
+                raise
         owner = type(args[0]).__name__ if name in ("__init__", "__call__") else name.lstrip("_")
         refuse_unknown(options, known, owner)
-        return function(*args, **options)
 
     return cast(Function, checked)
 

@@ -81,9 +81,11 @@ class AttentionSpec:
     def __post_init__(self) -> None:
         plain = vars(self)  # a frozen dataclass guards attributes; what is checked is also plain
         for name, least in COUNTS:
-            plain[name] = whole(plain[name], name, least)
+            if type(plain[name]) is not int or not least <= plain[name] <= MOST:
+                plain[name] = whole(plain[name], name, least)
         for name in SWITCHES:
-            plain[name] = switch(plain[name], name)
+            if type(plain[name]) is not bool:
+                plain[name] = switch(plain[name], name)
         if self.num_buckets is not None:
             plain["num_buckets"] = factors_of(self.num_buckets)
         if self.scope not in SCOPES:
@@ -101,8 +103,10 @@ class AttentionSpec:
             plain["softcap"] = finite(self.softcap, "softcap")
             if not plain["softcap"] > 0:
                 raise ValueError(f"softcap must be above 0, or None, got {self.softcap}")
-        plain["dropout"] = probability(self.dropout, "dropout")
-        plain["dropout_key"] = random_key(self.dropout_key, "dropout_key")
+        if self.dropout != 0.0:
+            plain["dropout"] = probability(self.dropout, "dropout")
+        if self.dropout_key != 0:
+            plain["dropout_key"] = random_key(self.dropout_key, "dropout_key")
 
     @property
     def query(self) -> str:
@@ -756,7 +760,8 @@ def _check_unused(
 ) -> None:
     """What decides the buckets is checked where one chunk needs none, too."""
     t, factors, rounds = qk.shape[-2], spec.num_buckets, spec.num_hashes
-    generator_of(rng)
+    if rng is not None:
+        generator_of(rng)
     if rotations is not None:
         chosen: Any = factors or factors_of(choose_num_buckets(t, spec.chunk_length))
         buckets_of(qk[..., :0, :], "qk", rounds, chosen, rotations, None, None, None, 1)
