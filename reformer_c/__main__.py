@@ -543,7 +543,7 @@ def _unit(tokenizer: Any) -> str:
 
 
 def _prompt_text(file: str | None) -> str:
-    """The prompt from a file or, where there is none or it is "-", from standard input."""
+    """The prompt, from a file, or from standard input if no file or "-" is given."""
     if file is not None and file != "-":
         return Path(file).read_bytes().decode("utf-8", "surrogateescape")
     if file is None and sys.stdin.isatty():
@@ -625,7 +625,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _described_tokenizer(options: argparse.Namespace, vocab_size: int) -> str:
-    """The folder's tokenizer, or why there is none; the rest is told all the same."""
+    """The folder's tokenizer, or why it has none; the other facts are printed anyway."""
     try:
         return repr(_tokenizer(options.model, options.tokenizer, vocab_size))
     except (ImportError, OSError, ValueError) as error:

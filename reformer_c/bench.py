@@ -45,7 +45,7 @@ class Case:
     operations: float
     call: Callable[..., Any]  # takes `workers`
     threads: int
-    dtype: Any = np.float32  # of the peak beside it
+    dtype: Any = np.float32  # of the peak it is compared with
 
 
 @dataclass(frozen=True)

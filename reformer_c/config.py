@@ -65,7 +65,7 @@ LEGACY_KEYS = {
     "seed": ("hash_seed",),
 }
 
-# what transformers' configurations, from version 2.9 on, may hold beside our fields
+# what transformers' configurations, from version 2.9 on, may hold in addition to our fields
 THEIRS = frozenset(LEGACY_KEYS) | {
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
     "_commit_hash", "_experts_implementation", "_experts_implementation_internal", "_name_or_path",
@@ -216,7 +216,7 @@ class ReformerConfig(NamedAttributes):
     output_attentions, output_hidden_states : bool, optional
         What a call gives where it is not told.
     pad_token_id : int, optional
-        Id that fills up short rows; where the vocabulary has it not, 0 does.
+        Id that pads short rows; 0 if it is outside the vocabulary.
     problem_type : str, optional
         Loss of the classification head; None: from num_labels and the labels' dtype.
     vocab_size : int
@@ -245,7 +245,7 @@ class ReformerConfig(NamedAttributes):
     apply_lm_head_bias : bool
         False gives what transformers 5.0 to 5.23 compute: lm_head.bias is not added.
     extra : dict
-        Fields that are not ours, kept as they came.
+        Fields that are not ours, kept unchanged.
 
     Raises
     ------

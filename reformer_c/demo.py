@@ -40,7 +40,7 @@ PROMPT_BYTES = 256
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured: bits per byte of the held-out text, and LSH beside full attention."""
+    """What the demo measured: held-out bits per byte, and LSH attention against full attention."""
 
     steps: int
     seconds: float
@@ -218,7 +218,7 @@ def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -
 
 
 def compare_with_full_attention(model: Any, tokens: np.ndarray, layer: int, seed: int) -> LSHReport:
-    """LSH attention beside full attention, on a model's own queries and values in one layer."""
+    """LSH against full attention, on a model's own queries and values in one layer."""
     qk, v = attention_inputs(model, tokens[None].astype(np.int64), layer, rng=seed)
     return lsh_report(
         qk,

@@ -41,7 +41,7 @@ SIDES = ("encoder", "decoder")
 
 
 class DecoderPass(Pass):
-    """The body of a decoder, whose layers look at a memory too."""
+    """The body of a decoder, whose layers also attend to the encoder's states."""
 
     side = "decoder_"
 
@@ -75,7 +75,7 @@ class DecoderPass(Pass):
 
 
 class TextDecoder(ReformerModelWithLMHead):
-    """A causal language model that looks at a memory: see `beside`."""
+    """A causal language model that attends to an encoder's states: see `beside`."""
 
     side = DecoderPass.side
     head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
@@ -126,7 +126,7 @@ class ReformerEncoderDecoder(Model):
     config : ReformerConfig
         Of both sides; `is_decoder` does not matter.
     decoder : ReformerConfig, optional
-        Of the decoder, where it is not to be as the encoder.
+        Of the decoder; the encoder's by default.
     rng : int, numpy Generator or None
         Draws the first weights, as Hugging Face initialises a Reformer's.
     dtype : float32 or float64
@@ -143,7 +143,7 @@ class ReformerEncoderDecoder(Model):
     -----
     `labels` (b, t) are what the decoder is to write, ended as it is to end; -100 is ignored. It
     reads them one place later, after a token that begins every text: ``config.bos_token_id`` of the
-    decoder, or its pad token where there is none. A tail of -100 is padding, and masked.
+    decoder, or its pad token if that is None. A tail of -100 is padding, and masked.
 
     The decoder computes each row as it would alone: padding at its end, masked by
     `decoder_attention_mask` or by labels, changes nothing, and its own states, logits, buckets and

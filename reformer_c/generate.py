@@ -154,7 +154,7 @@ class Rules:
     Raises
     ------
     TypeError
-        A function is none.
+        An argument is not a function.
     """
 
     def __init__(
@@ -452,8 +452,8 @@ def stream_tokens(
     """Continue prompts (t,) of several lengths: yields the new tokens (n,) of each step.
 
     With n = len(prompts) * num_return_sequences, those of one prompt side by side; each draws from
-    its own of the n generators. A text that has ended goes on as `pad_token_id`, and all texts' end
-    is the end.
+    its own of the n generators. A text that has ended is filled with `pad_token_id`;
+    generation stops when all have.
 
     Examples
     --------

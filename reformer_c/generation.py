@@ -23,7 +23,7 @@ from .weights import Weighted
 
 __all__ = ["Generation"]
 
-# what `generate` takes beside the options of a GenerationConfig
+# arguments of `generate` in addition to the options of a GenerationConfig
 FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 ARGUMENTS = ("input_ids", "attention_mask", "generation_config", "num_hashes", "rotations", "rng")
 GENERATION_FIELDS = GenerationConfig.__dataclass_fields__.keys() - {"extra"}
@@ -136,9 +136,9 @@ class Generation(Weighted):
         num_return_sequences : int, 1
             Texts for each prompt, side by side: draws, or the n best of `num_beams`.
         eos_token_id : int or sequence of int, optional
-            A row ends with one of them; all rows' end ends the generation.
+            A row stops at any of these ids; generation stops when every row has.
         pad_token_id : int, optional
-            Follows the end of a row; where there is none, the first `eos_token_id` does.
+            Fills a row after its end; by default the first `eos_token_id`.
         bos_token_id, decoder_start_token_id : int, optional
             Begins a prompt without tokens, and what a `ReformerEncoderDecoder` writes.
         use_cache : bool, True
@@ -153,7 +153,7 @@ class Generation(Weighted):
         Returns
         -------
         ndarray of int64, (b * num_return_sequences, t + new)
-            The prompts as they came, and the new tokens.
+            The prompts, unchanged, and the new tokens.
 
         Raises
         ------

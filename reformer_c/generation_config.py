@@ -83,7 +83,7 @@ class GenerationConfig:
     Parameters
     ----------
     **options
-        The fields. `extra` is a dictionary of what a generation_config.json holds beside them.
+        The fields. `extra` is a dictionary of what else a generation_config.json holds.
 
     Raises
     ------
@@ -234,7 +234,7 @@ class GenerationConfig:
         return type(self)(**(lower._set() | self._set()))
 
     def token(self, name: str, call: Mapping[str, Any], v: int) -> int | None:
-        """A special token, of a call or of these options; None where the vocabulary has it not."""
+        """A special token, of a call or of these options; None if it is outside the vocabulary."""
         if call.get(name) is None:
             return None if name in call else _inside(getattr(self, name), v)
         given = type(self)(**{name: call[name]})
@@ -346,7 +346,7 @@ def _flat(value: Any) -> list[int]:
 
 
 def _inside(value: Any, v: int) -> Any:
-    """Those tokens that the vocabulary has; None where there is none."""
+    """The tokens that are in the vocabulary; None if none is."""
     inside = [token for token in _flat(value) if 0 <= token < v]
     return (inside if isinstance(value, list) else inside[0]) if inside else None
 

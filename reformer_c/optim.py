@@ -24,7 +24,7 @@ Schedule = Callable[[int], float]
 
 
 class Optimizer(ABC):
-    """What optimisers share: the parameters, the state beside them, and the checks of both."""
+    """What optimisers share: the parameters, their state, and the checks of both."""
 
     lr: float | None
     parameters: Mapping[str, np.ndarray]

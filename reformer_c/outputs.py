@@ -24,7 +24,7 @@ class Loss(float):
 
 @dataclass(eq=False)
 class ReformerOutput(NamedAttributes, Mapping):
-    """What a call gives; what was not asked for, or what the model does not have, is None.
+    """What a call gives; fields that were not requested, or that the model lacks, are None.
 
     Like an output of transformers it is a mapping of the fields that are not None, and a sequence
     of their values: ``output["logits"]``, ``output[0]``, ``loss, logits = output[:2]``,
@@ -99,7 +99,7 @@ class ReformerOutput(NamedAttributes, Mapping):
 
 @dataclass(eq=False)
 class EncoderDecoderOutput(ReformerOutput):
-    """What a call gives: the decoder's fields, and beside them the encoder's output."""
+    """What a call gives: the decoder's fields, and the encoder's output."""
 
     # of each layer of the decoder (b, h, t, s): what each token takes from the encoder's
     cross_attentions: tuple[np.ndarray, ...] | None = None

@@ -86,7 +86,7 @@ def attention_pattern(
 ) -> Any:
     """Draw who attends to whom, a row for each query: the figure 2 of the Reformer's paper.
 
-    The darker, the more of a query's full attention a key has, beside the key that has most. With
+    The darker, the more of a query's full attention a key has, compared with its largest. With
     buckets, what LSH attention looks at has a grey ground, attention that lies there is blue, and
     what it misses is red; the title says how much is found.
 

@@ -26,7 +26,7 @@ _BLOCK = 128  # query rows whose scores against all keys are in memory at once
 
 @dataclass(frozen=True)
 class RoundsReport:
-    """LSH attention with one number of rounds, beside full attention.
+    """LSH attention with one number of rounds, compared with full attention.
 
     Attributes
     ----------

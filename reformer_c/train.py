@@ -382,7 +382,7 @@ class Trainer(NamedAttributes):
         """Write the model, the optimiser's state and the step; `resume` goes on from there.
 
         The folder opens with ``from_pretrained``. It changes as a whole or not at all: everything
-        is written and flushed beside the last checkpoint first, and whatever kills the process
+        is first written and flushed next to the last checkpoint, and whatever kills the process
         leaves one of the two complete.
 
         Raises

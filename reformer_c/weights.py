@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HUB_WEIGHTS", "Model", "Weighted"]
 
-# constants that old checkpoints carry beside the weights
+# constants that old checkpoints hold in addition to the weights
 MASK_CONSTANTS = tuple(
     f"{kind}_value_float{bits}" for kind in ("self_mask", "mask") for bits in (16, 32)
 )
@@ -266,7 +266,7 @@ class Weighted(Model):
         The folder may be that of a model with another head: this one's is drawn from `rng` then,
         and a warning names its weights, and those of the folder that are not used. Names may begin
         with what programs put there (``module.``, ``_orig_mod.``, ``model.``), and a
-        pytorch_model.bin may have the weights under ``state_dict``, beside what else was saved.
+        pytorch_model.bin may have the weights under ``state_dict``, next to other saved objects.
 
         Parameters
         ----------

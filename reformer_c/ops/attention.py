@@ -608,7 +608,7 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
     bucket_cap : int, optional
         With ``scope="bucket"``, a multiple of 64 that bounds the work of large buckets: they are
         cut into segments of that many tokens, in order, and a query sees its own segment and the
-        ones beside it. So it sees its nearest `bucket_cap` predecessors at least, and is_causal
+        adjacent ones. So it sees its nearest `bucket_cap` predecessors at least, and is_causal
         stays strict. `cut_share` says how much that leaves out.
     rotations : (h, d, num_hashes, sum(factors) // 2) same dtype, optional
         Directions of the hash, as `lsh_rotations` draws them.

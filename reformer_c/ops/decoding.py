@@ -1,4 +1,4 @@
-"""Attention for one more token of each text, beside a cache of the tokens before it."""
+"""Attention of one new token of each text to a cache of the tokens before it."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def layer_scratch(
     dtype: Any = np.float32,
     workers: int | None = None,
 ) -> tuple[int, int]:
-    """Bytes that a call takes beside its arrays, forward and backward; nothing is computed.
+    """Bytes that a call takes besides its arrays, forward and backward; nothing is computed.
 
     Parameters
     ----------

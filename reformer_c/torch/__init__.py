@@ -5,7 +5,7 @@ Tensors on the CPU are used where they lie, and results are written where PyTorc
 as PyTorch uses (``torch.set_num_threads``).
 
 Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
-returns, beside the result, what its backward pass needs. Derivatives are those of one backward
+also returns what its backward pass needs. Derivatives are those of one backward
 pass: forward mode raises NotImplementedError; gradients of gradients, and the grad, vjp and jacrev
 of ``torch.func``, raise RuntimeError. ``torch.func.vmap`` is a loop.
 

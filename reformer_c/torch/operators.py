@@ -515,7 +515,7 @@ def lsh_attention_results(
     dropout: float = 0.0,
     dropout_key: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`lsh_attention`, with what its operator returns beside it: the log-sum-exp (b, h, t), -inf
+    """`lsh_attention`, and what else its operator returns: the log-sum-exp (b, h, t), -inf
     where a token found no key but itself in all of several rounds, and the buckets it drew."""
     qk, v, rotations, attention_mask, buckets = _checked(
         {"qk": qk, "v": v},
