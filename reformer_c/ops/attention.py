@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +125,20 @@ COUNTS = (
 SWITCHES = (
     "is_causal", "shared_qk", "attend_across_buckets", "allow_duplicate_attention", "wrap",
 )  # fmt: skip
+
+
+@lru_cache(maxsize=128, typed=True)
+def _known_spec(**options: Any) -> AttentionSpec:
+    return AttentionSpec(**options)
+
+
+def spec_of(kind: str, **options: Any) -> AttentionSpec:
+    """An `AttentionSpec`, checked once for all calls with the same options."""
+    try:
+        return _known_spec(kind=kind, **options)
+    except TypeError:  # a list cannot be looked up, and what is wrong is named below
+        pass
+    return AttentionSpec(kind=kind, **options)
 
 
 class AttentionSaved(NamedTuple):
@@ -247,7 +262,7 @@ def full_attention_forward(
         raise ValueError("k must be None with shared_qk: the keys are made from q")
     if not shared_qk and k is None:
         raise TypeError("k must be an array unless shared_qk, got None")
-    spec = AttentionSpec(
+    spec = spec_of(
         "full", is_causal=is_causal, scale=scale, softcap=softcap, shared_qk=shared_qk,
         dropout=dropout, dropout_key=dropout_key,
     )  # fmt: skip
@@ -397,7 +412,7 @@ def local_attention_forward(
     k = array_of(k, "k")
     if k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
-    spec = AttentionSpec(
+    spec = spec_of(
         "local", chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
         wrap=wrap, dropout=dropout, dropout_key=dropout_key,
@@ -550,7 +565,7 @@ def lsh_attention_forward(
     qk, _, t, _ = heads(qk, "qk")
     if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
-    spec = AttentionSpec(
+    spec = spec_of(
         "lsh", num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
         num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
         is_causal=is_causal, scope=scope, bucket_cap=bucket_cap, scale=scale, softcap=softcap,
