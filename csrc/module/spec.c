@@ -3,10 +3,30 @@
 
 #include <math.h>
 
+/* The Python string of a literal, made once, since a call reads some twenty fields; NULL if there
+   is no room to keep it. Literals are told apart by their addresses. */
+static PyObject *interned(const char *literal) {
+    static struct {
+        const char *literal;
+        PyObject *text;
+    } kept[32];
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        if (kept[i].literal == literal) return kept[i].text;
+        if (kept[i].literal) continue;
+        PyObject *text = PyUnicode_InternFromString(literal);
+        if (text) kept[i].literal = literal, kept[i].text = text;
+        PyErr_Clear();
+        return text;
+    }
+    return NULL;
+}
+
 /* A field of the spec, or NULL and a failure if it has no such field. Borrowed: the spec is frozen,
    so its fields live as long as the call. */
 static PyObject *field(rf_call *c, PyObject *spec, const char *name) {
-    PyObject *value = c->failed ? NULL : PyObject_GetAttrString(spec, name);
+    PyObject *text = interned(name), *value = NULL;
+    if (!c->failed)
+        value = text ? PyObject_GetAttr(spec, text) : PyObject_GetAttrString(spec, name);
     if (!value && !c->failed)
         RF_FAIL(c, PyExc_TypeError, "spec must be an AttentionSpec, got %s without %s",
                 Py_TYPE(spec)->tp_name, name);
