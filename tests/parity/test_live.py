@@ -260,6 +260,8 @@ def test_a_resized_vocabulary_is_theirs_and_opens_there(tmp_path, count):
     rows = min(13, count)
     for name, array in model.parameters.items():
         for other in (theirs, again):
+            if other is theirs and name == "lm_head.bias" and name not in theirs.state_dict():
+                continue  # before 5.24 a resized head loses it
             weight = other.state_dict()[name].numpy()
             assert weight.shape == array.shape, name
             if other is again or "embeddings.word" in name or "lm_head" in name:
