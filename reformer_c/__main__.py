@@ -489,7 +489,7 @@ def _check_choice(options: argparse.Namespace, beams: int, texts: int, draw: boo
         raise ValueError(f"--stream: shows one text as it comes, not --texts {texts}")
     if texts > beams and (beams > 1 or not draw):
         raise ValueError(
-            f"--texts: expected at most {beams}, of so many --beams, got {texts}; or a "
+            f"--texts: expected at most {beams} with --beams {beams}, got {texts}; or a "
             "--temperature above 0 without beams"
         )
 

@@ -75,7 +75,7 @@ class DecoderPass(Pass):
 
 
 class TextDecoder(ReformerModelWithLMHead):
-    """A causal language model that attends to an encoder's states: see `beside`."""
+    """A causal language model that attends to an encoder's states: see `with_states`."""
 
     side = DecoderPass.side
     head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
@@ -100,7 +100,7 @@ class TextDecoder(ReformerModelWithLMHead):
             shapes[f"{name}output.dense.weight"] = (c, heads)
         return shapes
 
-    def beside(self, memory: Memory) -> TextDecoder:
+    def with_states(self, memory: Memory) -> TextDecoder:
         """The same decoder, with the same weights, that looks at this memory."""
         twin = copy.copy(self)
         twin._memory = memory
@@ -351,7 +351,7 @@ class ReformerEncoderDecoder(Model):
             labels, decoder_input_ids, real = self._moved(labels, read.inputs.b)
             if decoder_attention_mask is None:
                 decoder_attention_mask = real
-        run, wanted = self.decoder.beside(memory)._begin(
+        run, wanted = self.decoder.with_states(memory)._begin(
             decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations,
             random_key(seed, "decoder"), training, {"labels": labels}, needs_loss, attentions,
         )  # fmt: skip
@@ -582,7 +582,7 @@ class ReformerEncoderDecoder(Model):
                 shape = (batch, t, 2 * side.config.hidden_size)
                 states = Memory(np.broadcast_to(self.dtype.type(0), shape))
             else:
-                side = self.decoder.beside(states)
+                side = self.decoder.with_states(states)
             passes.append(side._pass(inputs, seed=0, training=True, num_hashes=num_hashes))
         return self._plan(passes[0], states, passes[1], memory_budget, available_memory())
 
@@ -644,7 +644,7 @@ class ReformerEncoderDecoder(Model):
             decoder_input_ids = np.full((read.inputs.b, 1), first)
         elif options.get("decoder_start_token_id") is not None:
             raise TypeError("decoder_start_token_id: expected it, or decoder_input_ids")
-        decoder = self.decoder.beside(memory)
+        decoder = self.decoder.with_states(memory)
         decoder._read = _keys_of_rows(read.inputs)
         read.take_rows_alone()
         # what is wrong shows before any work

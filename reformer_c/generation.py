@@ -76,9 +76,9 @@ class Generation(Weighted):
         Parameters
         ----------
         input_ids : array_like of int, (b, t) or (t,)
-            The prompts. One without tokens is begun with the `bos_token_id`, or with the pad token
-            where there is none; that token is not part of the result. None is one prompt of the
-            `bos_token_id` alone.
+            The prompts. An empty one begins with the `bos_token_id`, or with the pad token if that
+            is None; this token is not part of the result. Without `input_ids` there is one prompt,
+            the `bos_token_id`.
         attention_mask : array_like, (b, t) or (t,), optional
             Nonzero for a real token: prompts of several lengths, padded on any side.
         generation_config : GenerationConfig, optional

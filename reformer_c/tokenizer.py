@@ -449,7 +449,7 @@ class Tokenizer(NamedAttributes, ABC):
         pad_token_id = self.pad_token_id
         if pad_token_id is None and any(n < t for n in lengths):
             raise ValueError(
-                "pad_token: there is none to pad with; the end of a text may serve: "
+                "pad_token: padding needs one, and it is not set; the end token may serve: "
                 "tokenizer.pad_token = tokenizer.eos_token"
             )
         fill = {"input_ids": pad_token_id or 0}

@@ -239,7 +239,7 @@ def test_layers_of_one_type_need_only_one_name():
         ReformerConfig(attn_layers=["local", "lsh"], num_hidden_layers=3)
 
 
-# what transformers 4.57 writes beside the fields: read, kept, of no effect
+# what transformers 4.57 writes in addition to the fields: read, kept, without effect
 OF_VERSION_4 = {
     "_attn_implementation_autoset": False, "_name_or_path": "x/y", "add_cross_attention": False,
     "bad_words_ids": None, "begin_suppress_tokens": None, "cross_attention_hidden_size": None,
