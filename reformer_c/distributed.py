@@ -95,8 +95,8 @@ def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float
 
     Raises
     ------
-    Invalid arrays or weights; if they differ between processes, every process raises.
-        For other arrays or weights; where they differ between processes, on all of them.
+    TypeError, ValueError
+        Names the argument. If the arrays differ between processes, every process raises.
 
     Examples
     --------
@@ -244,16 +244,24 @@ class DataParallel:
         if rng is not None and self.rank:
             rng = random_key(draw_seed(rng), "rank", self.rank)
         undecided = [side for side in self._sides if side.config.num_buckets is None]
+        weight = self.model.count_targets(*args, **arguments)
+        if np.ndim(weight):
+            # no weight of a process suits several means: each is divided by the count that
+            # processes have on average instead
+            counts = arguments.get("counts")
+            counts = self.count_targets(*args, **arguments) if counts is None else counts
+            arguments["counts"] = np.divide(counts, self.size)
+            weight = 1
         loss, gradients = self.model.loss_and_gradients(*args, rng=rng, **arguments)
         self._agree_on_buckets(undecided)
-        weight = self.model.count_targets(*args, **arguments)
         share = average(gradients, self.comm, weight=weight)
         total = self.comm.allreduce(loss * share if share else 0.0)
         return (total if self.comm.allreduce(weight) else float("nan")), gradients
 
-    def count_targets(self, *args: Any, **arguments: Any) -> int:
-        """The number of targets in the batches of all processes."""
-        return self.comm.allreduce(self.model.count_targets(*args, **arguments))
+    def count_targets(self, *args: Any, **arguments: Any) -> Any:
+        """The number of targets in the batches of all processes; of several means, a list."""
+        counts = self.comm.allgather(self.model.count_targets(*args, **arguments))
+        return np.sum(counts, axis=0).tolist()
 
     def agree(self, number: int) -> int:
         """The maximum over all processes, each of which must call it; used to agree on stopping."""

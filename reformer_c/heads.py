@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from . import ops
 from .body import Pass, dense_shapes
+from .checks import number
 from .config import ReformerConfig
 from .inputs import IGNORE, Inputs, as_array, check_ids
 from .ops.machine import layer_scratch
@@ -27,8 +28,9 @@ __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
 class Head:
     """No head: the output is the final states, and there is no loss."""
 
-    # keywords of the loss's targets
+    # keywords of the loss: its targets, and what may be given with them
     targets: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     def check_config(self, config: ReformerConfig) -> None:
         """Raise ValueError if the configuration does not fit the head."""
@@ -40,11 +42,14 @@ class Head:
     def check_inputs(self, inputs: Inputs) -> None:
         """Warn about inputs from which the head cannot compute a meaningful result."""
 
-    def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> Any:
+    def check_targets(
+        self, config: ReformerConfig, inputs: Inputs, targets: Mapping[str, Any]
+    ) -> Any:
         """Check the targets and convert them to the form that `loss` takes."""
 
-    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
-        """The number of targets that the loss of these arguments averages over."""
+    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int | tuple[int, ...]:
+        """The number of targets that the loss of these arguments averages over; if the loss is made
+        of several means, a tuple with the number of each."""
         raise TypeError("this model has no head, and so no loss")
 
     def outputs(self, run: Pass) -> dict[str, Any]:
@@ -92,8 +97,10 @@ class LanguageModel(Head):
         v = config.vocab_size
         return {"lm_head.decoder.weight": (v, 2 * config.hidden_size), "lm_head.bias": (v,)}
 
-    def check_targets(self, config: ReformerConfig, inputs: Inputs, *targets: Any) -> np.ndarray:
-        labels = check_ids("labels", targets[0], config.vocab_size, ignore=IGNORE)
+    def check_targets(
+        self, config: ReformerConfig, inputs: Inputs, targets: Mapping[str, Any]
+    ) -> np.ndarray:
+        labels = check_ids("labels", targets["labels"], config.vocab_size, ignore=IGNORE)
         if labels.shape != (inputs.b, inputs.t):
             raise ValueError(f"labels: expected shape {(inputs.b, inputs.t)}, got {labels.shape}")
         at_logits = np.full((inputs.b, inputs.n), IGNORE)
@@ -102,7 +109,7 @@ class LanguageModel(Head):
 
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
         """Labels that are not ignored, except the first tokens', which are not predicted."""
-        labels = as_array("labels", arguments["labels"])
+        labels = np.atleast_1d(as_array("labels", arguments["labels"]))
         return int(np.count_nonzero(labels[..., self.ahead :] != IGNORE))
 
     def outputs(self, run: Pass) -> dict[str, Any]:
@@ -185,9 +192,9 @@ class Classifier(Head):
         return dense | dense_shapes("classifier.out_proj", config.num_labels, c)
 
     def check_targets(
-        self, config: ReformerConfig, inputs: Inputs, *targets: Any
+        self, config: ReformerConfig, inputs: Inputs, targets: Mapping[str, Any]
     ) -> tuple[str, np.ndarray]:
-        labels, count, b = as_array("labels", targets[0]), config.num_labels, inputs.b
+        labels, count, b = as_array("labels", targets["labels"]), config.num_labels, inputs.b
         problem = problem_of(config, labels)
         classes, numbers = (
             f"integers of shape ({b},), the classes",
@@ -261,6 +268,7 @@ class QuestionAnswering(Head):
     """Logits (b, t) of the start of an answer, and of its end."""
 
     targets = ("start_positions", "end_positions")
+    options = ("counts",)
 
     def check_config(self, config: ReformerConfig) -> None:
         if config.num_labels != 2:
@@ -277,25 +285,39 @@ class QuestionAnswering(Head):
             )
 
     def check_targets(
-        self, config: ReformerConfig, inputs: Inputs, *targets: Any
-    ) -> list[np.ndarray]:
+        self, config: ReformerConfig, inputs: Inputs, targets: Mapping[str, Any]
+    ) -> tuple[list[np.ndarray], tuple[float, ...]]:
+        """The positions, and the counts that the sums over them are divided by."""
+        places = self._places(targets, inputs.b, inputs.t)
+        if "counts" not in targets:
+            return places, count_each(places)
+        counts = as_array("counts", targets["counts"])
+        if counts.shape != (2,):
+            raise ValueError(
+                f"counts: expected two numbers, of starts and of ends, got shape {counts.shape}"
+            )
+        return places, tuple(number("counts", n, 0.0) for n in counts.tolist())
+
+    def _places(self, targets: Mapping[str, Any], b: int, t: int) -> list[np.ndarray]:
+        """Checked starts and ends (b,); those beyond the text are IGNORE."""
         found = []
-        for name, places in zip(self.targets, targets, strict=True):
-            places = as_array(name, places)
+        for name in self.targets:
+            places = as_array(name, targets[name])
             if places.dtype.kind not in "iu":
                 raise TypeError(f"{name}: expected integers, got {places.dtype}")
-            if places.shape not in ((inputs.b,), (inputs.b, 1)):
-                raise ValueError(f"{name}: expected shape {(inputs.b,)}, got {places.shape}")
-            places = places.reshape(-1).astype(np.int64).clip(0, inputs.t)
-            found.append(np.where(places == inputs.t, IGNORE, places))
+            if places.shape not in ((b,), (b, 1)):
+                raise ValueError(f"{name}: expected shape {(b,)}, got {places.shape}")
+            places = places.reshape(-1).astype(np.int64).clip(0, t)
+            found.append(np.where(places == t, IGNORE, places))
         return found
 
-    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
-        """The number of starts or of ends in the text, whichever is smaller: without either, the
-        loss is nan."""
-        ids = arguments.get("input_ids")
-        t = np.shape(arguments["inputs_embeds"] if ids is None else ids)[1]
-        return min(int(np.count_nonzero(np.less(arguments[name], t))) for name in self.targets)
+    def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> tuple[int, ...]:
+        """The numbers of starts and of ends that are in the text."""
+        name = "inputs_embeds" if arguments.get("input_ids") is None else "input_ids"
+        shape = as_array(name, arguments.get(name)).shape
+        if len(shape) < 2:
+            raise ValueError(f"{name}: expected rows of tokens, got shape {shape}")
+        return count_each(self._places(arguments, *shape[:2]))
 
     def outputs(self, run: Pass) -> dict[str, Any]:
         start, end = self._logits(run)
@@ -308,8 +330,7 @@ class QuestionAnswering(Head):
 
     @underflow_to_zero()
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
-        pairs = zip(self._logits(run), targets, strict=True)
-        (start, dstart), (end, dend) = (cross_entropy(*pair) for pair in pairs)
+        (start, dstart), (end, dend) = map(cross_entropy, self._logits(run), *targets)
         if differentiate:
             inputs, head = run.inputs, run.weights.below("qa_outputs.")
             dlogits = np.zeros((inputs.b, inputs.n, 2), dstart.dtype)
@@ -351,19 +372,26 @@ def problem_of(config: ReformerConfig, labels: np.ndarray) -> str:
     return SINGLE if labels.dtype.kind in "iu" else "multi_label_classification"
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean over the labels (b,) that are not ignored, nan if all are; logits (b, k)."""
+def count_each(labels: Iterable[np.ndarray]) -> tuple[int, ...]:
+    return tuple(int(np.count_nonzero(each != IGNORE)) for each in labels)
+
+
+def cross_entropy(
+    logits: np.ndarray, labels: np.ndarray, count: float | None = None
+) -> tuple[float, np.ndarray]:
+    """Sum over the labels (b,) that are not ignored, divided by their number or by `count`; nan if
+    that is 0. Logits (b, k)."""
     z = logits - logits.max(axis=-1, keepdims=True)
     log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
     counts = labels != IGNORE
-    total = np.count_nonzero(counts)
+    total = logits.dtype.type(np.count_nonzero(counts) if count is None else count)
     if total == 0:
         return math.nan, np.zeros_like(logits)
     rows, labels = np.flatnonzero(counts), labels[counts]
     dlogits = np.exp(log_p)
     dlogits[rows, labels] -= 1.0
     dlogits[~counts] = 0.0
-    return float(-log_p[rows, labels].mean()), dlogits / logits.dtype.type(total)
+    return float(-log_p[rows, labels].sum() / total), dlogits / total
 
 
 def binary_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

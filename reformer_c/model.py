@@ -152,13 +152,14 @@ class Reformer(Weighted):
     ) -> tuple[Pass, Any]:  # fmt: skip
         """Check all arguments. Returns the pass, and the targets in the form the head expects."""
         head, name = self.head, type(self).__name__
-        for unknown in targets.keys() - {*head.targets}:
-            others = {*head.targets, *CALLED_WITH} - {unknown}
+        known = {*head.targets, *head.options}
+        for unknown in targets.keys() - known:
+            others = {*known, *CALLED_WITH} - {unknown}
             raise TypeError(
                 f"{unknown}: {name} has no such argument{did_you_mean(unknown, others)}"
             )
         training = flag("training", training)
-        given = [targets[target] for target in head.targets if targets.get(target) is not None]
+        given = {target: value for target, value in targets.items() if value is not None}
         if given or needs_loss:
             self._check_given(targets)
         inputs = check_inputs(
@@ -166,7 +167,7 @@ class Reformer(Weighted):
             position_ids, training, whole_chunks, self.side,
         )  # fmt: skip
         head.check_inputs(inputs)
-        wanted = head.check_targets(self.config, inputs, *given) if given else None
+        wanted = head.check_targets(self.config, inputs, given) if given else None
         run = self._pass(
             inputs, seed=draw_seed(rng), training=training, num_hashes=num_hashes,
             rotations=rotations,
@@ -313,20 +314,21 @@ class _WithLoss(Reformer):
 
     def count_targets(
         self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any
-    ) -> int:
+    ) -> int | tuple[int, ...]:
         """The number of targets that the loss of these arguments averages over.
 
         Losses and gradients of several batches, averaged with these weights, equal those of one
-        batch of all their rows.
+        batch of all their rows. The loss of question answering is made of two means, of the starts
+        and of the ends, whose numbers can differ: it takes `counts` in place of a weight.
 
         The parameters are those of `loss_and_gradients`; the targets among them are counted.
 
         Returns
         -------
-        int
+        int or tuple of int
             For a language model, the labels other than -100 (if causal, except those of the first
             tokens); for a classifier, the rows whose label is not -100; for question answering,
-            the rows whose start and end are in the text. If it is 0, the loss is nan.
+            two numbers: the starts and the ends that are in the text. If one is 0, the loss is nan.
 
         Raises
         ------
@@ -340,7 +342,8 @@ class _WithLoss(Reformer):
         >>> model.count_targets(labels=[[5, 6, 7, -100], [5, 6, 7, 8]])
         5
         """
-        refuse_unknown(arguments, [*self.head.targets, *CALLED_WITH], "count_targets")
+        known = [*self.head.targets, *self.head.options, *CALLED_WITH]
+        refuse_unknown(arguments, known, "count_targets")
         self._check_given(arguments)
         return self.head.count(self.config, {"input_ids": input_ids, **arguments})
 
@@ -470,7 +473,12 @@ class ReformerForQuestionAnswering(_WithLoss):
     """Finds the start and the end of an answer in a text: start_logits and end_logits (b, t).
 
     `start_positions` and `end_positions` are integers (b,). Positions beyond the end of the text
-    are ignored and negative ones count as its first token, as in Hugging Face's model.
+    are ignored and negative ones count as its first token, as in Hugging Face's model. The loss is
+    the mean of two means, over the starts and over the ends that are left.
+
+    `counts` (2,), optional, are what these two sums are divided by, in place of the numbers of
+    starts and of ends in this batch: with those of a larger batch, which ``count_targets`` tells,
+    the losses and gradients of its parts add up to its own.
 
     Examples
     --------

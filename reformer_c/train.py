@@ -70,7 +70,8 @@ class StepReport:
     held_out : float or None
         Bits per byte of the held-out text after this step, if it was evaluated.
     targets : int or None
-        How many targets counted: labels, or the rows of a classifier. 0: the step was skipped.
+        How many targets counted: labels, the rows of a classifier, or the starts or ends of
+        answers, whichever are fewer. 0: the step was skipped.
     """
 
     step: int
@@ -204,8 +205,7 @@ class Trainer(NamedAttributes):
         ``schedules``.
     accumulate : int
         Micro-batches that make one step: its loss and gradient are those of one batch of all their
-        rows, in which every target counts once. Of question answering, whose starts and ends are
-        two means, a micro-batch counts as often as the fewer of both that lie in its text.
+        rows, in which every target counts once.
     max_grad_norm : float
         Gradients are clipped to this global norm; ``inf`` does not clip.
     seed : int
@@ -565,37 +565,42 @@ class Trainer(NamedAttributes):
 
     def _loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray], int, int]:
         """Loss and gradients of the next step, the targets that they are means over, and tokens."""
+        first = self.step * self.accumulate
+        batches = [_arguments(self.data.batch(first + i)) for i in range(self.accumulate)]
+        tokens = sum(map(_count_tokens, batches))
+        counts = [_count_targets(self.model, batch) for batch in batches]
+        totals = np.sum(counts, axis=0)
+        if not np.all(totals):  # a mean over nothing
+            return math.nan, {}, 0, tokens
+        shared = {}
+        if np.ndim(totals):
+            # no weight of a micro-batch suits several means: each is divided by the count that
+            # micro-batches have on average instead
+            counts = [int(any(count)) for count in counts]
+            shared["counts"] = totals / sum(counts)
+        reference = next(filter(None, counts))
         losses: list[float] = []
-        counts: list[int] = []
         total: dict[str, np.ndarray] = {}
-        tokens = 0
-        for part in range(self.accumulate):
-            index = self.step * self.accumulate + part
-            batch = _arguments(self.data.batch(index))
-            key = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
-            loss, grads = self.model.loss_and_gradients(**batch, rng=int(key))
-            tokens += _count_tokens(batch)
-            count = _count_targets(self.model, batch)
-            if count == 0:  # a mean over nothing
+        for index, (batch, count) in enumerate(zip(batches, counts, strict=True), first):
+            if count == 0:
                 continue
-            # of the first one's weight, so that equal ones are added as they are
-            weight = count / counts[0] if counts else 1.0
+            key = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
+            loss, grads = self.model.loss_and_gradients(**batch, rng=int(key), **shared)
+            # relative to the first one's, so that equal ones are added unchanged
+            weight = count / reference
             losses.append(float(loss) * weight)
-            counts.append(count)
             grads = {name: grads[name] for name in self.optimizer.parameters}
             if not total:
                 total = grads
             else:
                 for name, grad in grads.items():
                     ops.add_scaled(total[name], grad, weight)
-        if not counts:
-            return math.nan, {}, 0, tokens
-        weights = sum(counts) / counts[0]
-        if len(counts) > 1:
+        weights = sum(counts) / reference
+        if len(losses) > 1:
             with underflow_to_zero():
                 for grad in total.values():
                     np.multiply(grad, 1.0 / weights, out=grad)
-        return math.fsum(losses) / weights, total, sum(counts), tokens
+        return math.fsum(losses) / weights, total, int(np.min(totals)), tokens
 
     def _check_loss(self, loss: float, grads: Mapping[str, np.ndarray]) -> None:
         if math.isfinite(loss):
@@ -626,8 +631,8 @@ def _count_tokens(batch: Mapping[str, Any]) -> int:
     return np.size(batch.get("input_ids", ()))
 
 
-def _count_targets(model: Any, batch: Mapping[str, Any]) -> int:
-    """How many targets the loss of a batch is a mean over."""
+def _count_targets(model: Any, batch: Mapping[str, Any]) -> Any:
+    """The number of targets that the loss of a batch averages over; of several means, a tuple."""
     if hasattr(model, "count_targets"):
         return model.count_targets(**batch)
     # of another's model: a causal one's labels are its input, and the first of a row is given

@@ -10,9 +10,9 @@ from reformer_c import distributed
 from reformer_c.data import Windows
 
 
-def make(seed, **changes):
+def make(seed, kind=rc.ReformerModelWithLMHead, **changes):
     config = small_config(attn_layers=["local", "lsh"], hash_seed=1, **changes)
-    return rc.ReformerModelWithLMHead(config, rng=seed, dtype=np.float64)
+    return kind(config, rng=seed, dtype=np.float64)
 
 
 def text():
@@ -30,6 +30,27 @@ class Rows:
         ids = text()[step : step + 5 + 7 * step % 23][None]
         none = step // self.of_a_step == 1 or step == 2 * self.of_a_step
         return {"input_ids": ids, "labels": np.full_like(ids, -100) if none else ids}
+
+
+class Questions:
+    """Micro-batches of which every third has no start in the text, and every other no end; in the
+    second step none has an end."""
+
+    def __init__(self, processes):
+        self.of_a_step = 2 * processes
+
+    def batch(self, step):
+        ids = text()[20 * step : 20 * step + 40].reshape(2, 20)
+        no_end = step % 2 == 0 or step // self.of_a_step == 1
+        places = {
+            "start_positions": np.array([20, 99] if step % 3 == 0 else [step, 3]),
+            "end_positions": np.array([20, 20] if no_end else [5, 99]),
+        }
+        return {"input_ids": ids, **places}
+
+
+def questions_model():
+    return make(0, rc.ReformerForQuestionAnswering, is_decoder=False)
 
 
 def main(out):
@@ -69,6 +90,11 @@ def main(out):
     shard = distributed.Shard(Rows(comm.size))
     reports = list(rc.Trainer(rows, shard, optimizer, steps=3, accumulate=2))
 
+    questions = distributed.DataParallel(questions_model())
+    optimizer = rc.AdamW(questions.parameters, lr=1e-2)
+    shard = distributed.Shard(Questions(comm.size))
+    answered = list(rc.Trainer(questions, shard, optimizer, steps=3, accumulate=2))
+
     # each has a text of its own length, which would choose its own number of buckets
     undecided = distributed.DataParallel(make(0, num_buckets=None))
     own_text = text()[: 10 + 15 * comm.rank][None]
@@ -86,10 +112,13 @@ def main(out):
         "error": error, "rows.loss": [report.loss for report in reports],
         "buckets": [undecided.config.num_buckets, later.config.num_buckets],
         "rows.targets": [report.targets for report in reports],
+        "questions.loss": [report.loss for report in answered],
+        "questions.targets": [report.targets for report in answered],
     }  # fmt: skip
     kinds = {
         "weight": model.parameters, "late": late.parameters, "gradient": gradients,
         "state": state.state_dict(), "rows": rows.parameters,
+        "questions": questions.parameters,
     }  # fmt: skip
     for kind, found in kinds.items():
         arrays |= {f"{kind}.{name}": array for name, array in found.items()}

@@ -112,6 +112,21 @@ def test_accumulated_micro_batches_of_several_lengths_count_by_their_labels(proc
         np.testing.assert_allclose(found[0][f"rows.{name}"], array, rtol=1e-6, atol=1e-9)
 
 
+def test_accumulated_questions_count_their_starts_and_their_ends(processes):
+    from mpi_program import Questions, questions_model
+
+    _, found = processes
+    n = len(found)
+    model = questions_model()
+    optimizer = rc.AdamW(model.parameters, lr=1e-2)
+    reports = list(rc.Trainer(model, Questions(n), optimizer, steps=3, accumulate=2 * n))
+    np.testing.assert_allclose(found[0]["questions.loss"], [report.loss for report in reports])
+    assert found[0]["questions.targets"].tolist() == [n, 0, n]
+    for name, array in model.parameters.items():
+        close = {"rtol": 1e-6, "atol": 1e-9, "err_msg": name}
+        np.testing.assert_allclose(found[0][f"questions.{name}"], array, **close)
+
+
 def test_each_drops_in_its_own_way_and_the_same_again(processes):
     _, found = processes
     for rank in found:

@@ -221,14 +221,25 @@ def local_model(kind, **changes):
     return kind(small_config(**fields | changes), rng=0, dtype=np.float64)
 
 
+def questions():
+    """Micro-batches with more starts than ends that count, one with an end alone. A padded place
+    could be an answer, so all have one length."""
+    places = [([99], [5]), ([2], [4]), ([7, 3], [33, 99])]
+    parts = []
+    for seed, (starts, ends) in enumerate(places):
+        ids = random_ids((len(starts), 33), seed)
+        found = {"start_positions": np.array(starts), "end_positions": np.array(ends)}
+        parts.append({"input_ids": ids, "attention_mask": np.ones_like(ids)} | found)
+    return parts
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_of_several_lengths_are_one_padded_batch(kind):
     model = local_model(kind)
-    rows = ROWS
-    if kind is rc.ReformerForQuestionAnswering:  # a place that is padded could be the answer
-        rows = [random_ids((1, 33), seed) for seed in range(2)]
-    parts = [arguments(kind, ids) for ids in rows]
-    parts.append(padded([arguments(kind, ids, seed=1) for ids in rows]))
+    parts = [arguments(kind, ids) for ids in ROWS]
+    parts.append(padded([arguments(kind, ids, seed=1) for ids in ROWS]))
+    if kind is rc.ReformerForQuestionAnswering:
+        parts = questions()
     report, grads = one_step(model, *parts, max_grad_norm=0.1)
     whole, expected = one_step(model, padded(parts), max_grad_norm=0.1)
     assert report.targets == whole.targets
@@ -238,9 +249,54 @@ def test_micro_batches_of_several_lengths_are_one_padded_batch(kind):
     assert report.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-10)
     for name, array in expected.items():
         np.testing.assert_allclose(grads[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+    if kind is rc.ReformerForQuestionAnswering:
+        return
     means = [model.loss(**part, rng=0) for part in parts]
     counts = [model.count_targets(**part) for part in parts]
     assert report.loss == pytest.approx(np.average(means, weights=counts), rel=1e-12)
+
+
+def test_every_start_and_every_end_of_accumulated_questions_counts_once():
+    model = local_model(rc.ReformerForQuestionAnswering)
+    losses = {"start": [], "end": []}
+    for part in questions():
+        output = model(part["input_ids"], part["attention_mask"])
+        for name, found in losses.items():
+            logits, places = output[f"{name}_logits"], part[f"{name}_positions"]
+            log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            found += [-row[place] for row, place in zip(log_p, places, strict=True) if place < 33]
+    report, _ = one_step(model, *questions())
+    assert [len(found) for found in losses.values()] == [3, 2]
+    means = [np.mean(found) for found in losses.values()]
+    assert report.loss == pytest.approx(np.mean(means), rel=1e-12)
+    assert report.targets == 2
+
+
+def test_counts_of_a_larger_batch_make_losses_and_gradients_add_up():
+    model = local_model(rc.ReformerForQuestionAnswering)
+    whole, expected = model.loss_and_gradients(**padded(questions()), rng=0)
+    counts = np.sum([model.count_targets(**part) for part in questions()], axis=0)
+    parts = [model.loss_and_gradients(**part, counts=counts, rng=0) for part in questions()]
+    assert sum(loss for loss, _ in parts) == pytest.approx(whole, rel=1e-12)
+    for name, array in expected.items():
+        total = sum(gradients[name] for _, gradients in parts)
+        np.testing.assert_allclose(total, array, rtol=1e-9, atol=1e-12, err_msg=name)
+    part = questions()[1]
+    own = model.loss_and_gradients(**part, rng=0)
+    again = model.loss_and_gradients(**part, counts=model.count_targets(**part), rng=0)
+    assert own[0] == again[0]
+    for name, array in own[1].items():
+        np.testing.assert_array_equal(array, again[1][name])
+    for wrong, error, words in (
+        (3, ValueError, r"two numbers, of starts and of ends, got shape \(\)"),
+        ([1, 2, 3], ValueError, r"two numbers, of starts and of ends, got shape \(3,\)"),
+        ([1, -2], ValueError, r"a finite number >= 0, got -2"),
+        (["a", "b"], TypeError, "a number, got 'a'"),
+    ):
+        with pytest.raises(error, match=f"^counts: expected {words}"):
+            model.loss(**part, counts=wrong)
+    with pytest.raises(TypeError, match=r"counts: ReformerForMaskedLM has no such argument"):
+        local_model(rc.ReformerForMaskedLM).loss(ROWS[0], labels=ROWS[0], counts=[1])
 
 
 def test_every_label_of_accumulated_texts_counts_once():
@@ -296,9 +352,14 @@ def test_classes_that_are_ignored_do_not_count(labels):
 def test_questions_without_an_answer_in_the_text_do_not_count():
     model = local_model(rc.ReformerForQuestionAnswering)
     places = {"start_positions": [1, 9, 3], "end_positions": [4, 9, 9]}
-    assert model.count_targets(input_ids=random_ids((3, 9)), **places) == 1
+    assert model.count_targets(input_ids=random_ids((3, 9)), **places) == (2, 1)
     vectors = np.zeros((3, 10, 16))
-    assert model.count_targets(inputs_embeds=vectors, **places) == 3
+    assert model.count_targets(inputs_embeds=vectors, **places) == (3, 3)
+    for name in ("input_ids", "inputs_embeds"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: expected rows of tokens, got shape \(9,\)"
+        ):
+            model.count_targets(**{name: np.zeros(9, int)}, **places)
 
 
 # ---- steps in which nothing counts ----
