@@ -137,8 +137,9 @@ def test_the_configuration_s_end_and_pad_are_used():
         small_config(attn_layers=["local"], eos_token_id=[2, 3], pad_token_id=7), rng=0
     )
     end = lambda ids, z: only(3 if ids[0] == 1 or len(ids) > 2 else 9)(ids, z)  # noqa: E731
-    found = model.generate([[1], [4]], logits_processor=end)
+    found = model.generate([[1], [4]], max_new_tokens=9, logits_processor=end)
     assert found.tolist() == [[1, 3, 7, 7], [4, 9, 9, 3]]
+    assert np.array_equal(model.generate([[1], [4]], logits_processor=end), found)
     assert model.generate([[1]], logits_processor=end, eos_token_id=None).shape == (1, 42)
     found = model.generate([[1], [4]], logits_processor=end, pad_token_id=8)
     assert found[0].tolist() == [1, 3, 8, 8]
@@ -167,13 +168,13 @@ def test_the_folder_s_options_are_read_applied_and_kept(tmp_path, model):
     write(tmp_path, "generation_config.json", max_new_tokens=7, repetition_penalty=3.0,
           eos_token_id=None, maker="us", _from_model_config=True, compile_config=None)  # fmt: skip
     opened = ReformerModelWithLMHead.from_pretrained(tmp_path)
-    options = opened.generation_config
-    assert (options.max_new_tokens, options.repetition_penalty) == (7, 3.0)
     ids = random_ids((2, 4))
     written = opened.generate(ids)
+    assert written.shape == (2, 11)
     assert np.array_equal(written, model.generate(
         ids, max_new_tokens=7, repetition_penalty=3.0, eos_token_id=None))  # fmt: skip
-    assert written.shape == (2, 11)
+    options = opened.generation_config
+    assert (options.max_new_tokens, options.repetition_penalty) == (7, 3.0)
     opened.generation_config.top_p = 0.5
     opened.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "generation_config.json").read_text())

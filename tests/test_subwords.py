@@ -256,6 +256,8 @@ def test_fields_of_a_folder_are_honoured_or_kept(folder):
     special = {"sep_token": {"content": "<sep>"}}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     tokenizer = ReformerTokenizer.from_pretrained(folder)
+    shorter = tokenizer(["To be or not", "To"], padding=True)["attention_mask"][1]
+    assert shorter.tolist() == sorted(shorter)
     assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
     assert (tokenizer.model_max_length, tokenizer.pad_token) == (9, "</s>")
     assert (tokenizer.eos_token, tokenizer.sep_token_id) == (None, len(tokenizer) - 1)

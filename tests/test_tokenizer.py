@@ -167,6 +167,9 @@ def test_a_pair_is_what_a_model_answers_questions_about():
 
 
 def test_sides_and_length_are_attributes():
+    one = ByteTokenizer()
+    one.padding_side = "left"
+    assert one.pad([[5], [6, 7]])["input_ids"].tolist() == [[0, 5], [6, 7]]
     one = ByteTokenizer(padding_side="left")
     assert one.pad([[5], [6, 7]])["input_ids"].tolist() == [[0, 5], [6, 7]]
     assert one(["a", "bc"], padding=True).input_ids[0].tolist() == [0, 99]
