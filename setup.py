@@ -35,9 +35,11 @@ ISA_FLAGS = {
     "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512".split(),
     "neon": [],
 }
+ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
 MACHINE_ISAS = {
-    "x86_64": ["base", "avx2", "avx512"],
-    "amd64": ["base", "avx2", "avx512"],
+    "x86_64": ["base", "avx2", "avx512", "avx512_bf16", "amx"],
+    "amd64": ["base", "avx2", "avx512", "avx512_bf16", "amx"],
     "aarch64": ["base", "neon"],
     "arm64": ["base", "neon"],
 }
@@ -66,7 +68,11 @@ class BuildExt(build_ext):
             ext.extra_compile_args += RELEASE_FLAGS
 
         # the variants take longest, so they begin first
-        variants = [f"csrc/variants/{isa}_{real}.c" for isa in ISAS for real in ("f32", "f64")]
+        variants = [
+            variant
+            for isa in ISAS
+            for variant in sorted(glob(f"csrc/variants/{isa}_f*.c"), reverse=True)
+        ]
         sources, ext.sources = ext.sources, []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for objects in pool.map(lambda source: self.compile(ext, source), variants + sources):

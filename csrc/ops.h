@@ -12,7 +12,7 @@
    run->workers. */
 typedef struct {
     /* y = x w' + bias. */
-    size_t (*linear_workspace)(size_t n, size_t ci, size_t co, int workers);
+    size_t (*linear_workspace)(const rf_run *run, size_t n, size_t ci, size_t co);
     void (*linear_forward)(rf_run *run,
                            real *y,          // n co
                            const real *x,    // n ci
@@ -83,7 +83,7 @@ typedef struct {
                     size_t n, double p, uint64_t key);
 
     /* y = act(drop(x w1' + b1)) w2' + b2, in chunks of rows; the dropout mask is n x f. */
-    size_t (*feed_forward_workspace)(size_t n, size_t c, size_t f, size_t chunk, int workers);
+    size_t (*feed_forward_workspace)(const rf_run *run, size_t n, size_t c, size_t f, size_t chunk);
     void (*feed_forward_forward)(rf_run *run,
                                  real *y,        // n c
                                  const real *x,  // n c
@@ -93,8 +93,8 @@ typedef struct {
                                  const real *b2, // c
                                  size_t n, size_t c, size_t f, rf_activation activation,
                                  size_t chunk, double dropout, uint64_t key, void *scratch);
-    size_t (*feed_forward_backward_workspace)(size_t n, size_t c, size_t f, size_t chunk,
-                                              int workers);
+    size_t (*feed_forward_backward_workspace)(const rf_run *run, size_t n, size_t c, size_t f,
+                                              size_t chunk);
     void (*feed_forward_backward)(rf_run *run,
                                   real *dx,       // n c
                                   real *dw1,      // f c, added to
@@ -113,7 +113,8 @@ typedef struct {
 
     /* Cross-entropy of softmax(x w' + bias): loss[0] = sum over the rows whose label is not
        ignored, loss[1] = their number. Processes `chunk` rows at a time, never all n v logits. */
-    size_t (*cross_entropy_workspace)(size_t n, size_t c, size_t v, size_t chunk, int workers);
+    size_t (*cross_entropy_workspace)(const rf_run *run, size_t n, size_t c, size_t v,
+                                      size_t chunk);
     void (*cross_entropy_forward)(rf_run *run,
                                   double *loss,          // 2
                                   const real *x,         // n c
@@ -137,8 +138,8 @@ typedef struct {
     /* Bucket ids of angular LSH: argmax of [u, -u], u = x rotations, separately for each of the nf
        factors and combined into a mixed-radix number, the first factor varying fastest. Masked
        positions get an extra id, the product of the factors. */
-    size_t (*lsh_hash_workspace)(const rf_attention *a, const int32_t *factors, size_t nf,
-                                 int workers);
+    size_t (*lsh_hash_workspace)(const rf_run *run, const rf_attention *a, const int32_t *factors,
+                                 size_t nf);
     void (*lsh_hash)(rf_run *run,
                      int32_t *buckets,      // b h r t
                      const real *x,         // b h t d, strided
@@ -148,7 +149,7 @@ typedef struct {
                      void *scratch);
 
     /* Softmax attention in every scope: see rf_attention. */
-    size_t (*attention_workspace)(const rf_attention *a, int workers);
+    size_t (*attention_workspace)(const rf_run *run, const rf_attention *a);
     void (*attention_forward)(rf_run *run,
                               real *out,              // b h t d, strided
                               real *lse,              // b h t, saved for backward
@@ -159,7 +160,7 @@ typedef struct {
                               const int32_t *buckets, // b h r t (scopes CHUNK and BUCKET)
                               const rf_attention *a, rf_strides sout, rf_strides sq, rf_strides sk,
                               rf_strides sv, void *scratch);
-    size_t (*attention_backward_workspace)(const rf_attention *a, int workers);
+    size_t (*attention_backward_workspace)(const rf_run *run, const rf_attention *a);
     void (*attention_backward)(rf_run *run,
                                real *dq,               // b h t d, strided
                                real *dk,               // b h tk d, strided; NULL with shared_qk
@@ -180,7 +181,7 @@ typedef struct {
        value are appended to the cache; keys are stored scaled, and normalised if they are shared
        queries. With scope LOCAL token t is in slot t % s. previous[t] is the token before t in its
        bucket. `columns` is the sum of factors / 2. */
-    size_t (*decode_attention_workspace)(const rf_decoding *a, size_t columns, int workers);
+    size_t (*decode_attention_workspace)(const rf_run *run, const rf_decoding *a, size_t columns);
     void (*decode_attention)(rf_run *run,
                              real *y,            // n c, added to
                              real *keys,         // b h s d, appended to

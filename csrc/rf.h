@@ -10,13 +10,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How an op runs: the number of threads, and whether it is to stop.
+/* How float32 operands of matrix products are rounded: not at all, to two bfloat16 terms each, or to
+   one. Sums are float32. Float64 is never rounded. */
+typedef enum { RF_HIGHEST, RF_HIGH, RF_MEDIUM } rf_precision;
+
+/* How an op runs: the number of threads, the precision, and whether it is to stop.
 
    Ops call `poll` from the calling thread, between blocks of work; it may set `stop`. Once `stop`
    is set the remaining blocks are skipped and the outputs are unspecified. */
 typedef struct rf_run rf_run;
 struct rf_run {
     int workers;
+    rf_precision precision; // of matrix products
     atomic_int stop;
     void (*poll)(rf_run *); // or NULL
 };
@@ -99,7 +104,7 @@ typedef struct {
 
 /* One instruction set. */
 typedef struct {
-    const char *name; // "base", "avx2", "avx512", "neon"
+    const char *name; // "base", "avx2", "avx512", "avx512_bf16", "amx", "neon"
     const rf_ops_f32 *f32;
     const rf_ops_f64 *f64;
 } rf_core;

@@ -16,6 +16,7 @@ with _loading_openmp():
 
 from . import ops
 from .ops import *  # noqa: F403
+from .precision import get_matmul_precision, matmul_precision, set_matmul_precision
 from .runtime import (
     get_num_threads,
     memory_used_again,
@@ -69,12 +70,15 @@ _LAZY = {
 
 __all__ = [
     *ops.__all__,
+    "get_matmul_precision",
     "get_num_threads",
+    "matmul_precision",
     "memory_used_again",
     "num_threads",
     "ops",
     "plot",
     "release_memory",
+    "set_matmul_precision",
     "set_num_threads",
     "show_config",
     *_LAZY,

@@ -20,7 +20,7 @@ openmp: int
 openmp_thread_limit: int
 
 def linear_forward(
-    x: Real, weight: Real, bias: Real | None, out: Real | None, workers: int, /
+    x: Real, weight: Real, bias: Real | None, out: Real | None, matmul_precision: str, workers: int, /
 ) -> Real: ...
 def linear_backward(
     x: Real,
@@ -29,6 +29,7 @@ def linear_backward(
     dweight: Real,
     dbias: Real | None,
     out: Real | None,
+    matmul_precision: str,
     workers: int,
     /,
 ) -> Real: ...
@@ -66,6 +67,7 @@ def feed_forward_forward(
     dropout: float,
     dropout_key: int,
     out: Real | None,
+    matmul_precision: str,
     workers: int,
     /,
 ) -> Real: ...
@@ -85,6 +87,7 @@ def feed_forward_backward(
     dw2: Real,
     db2: Real,
     out: Real | None,
+    matmul_precision: str,
     workers: int,
     /,
 ) -> Real: ...
@@ -95,6 +98,7 @@ def cross_entropy_forward(
     ignore_index: int,
     labels: Integers,
     chunk_length: int,
+    matmul_precision: str,
     workers: int,
     /,
 ) -> tuple[float, float]: ...
@@ -108,6 +112,7 @@ def cross_entropy_backward(
     dloss: float,
     dweight: Real,
     dbias: Real | None,
+    matmul_precision: str,
     workers: int,
     /,
 ) -> Real: ...
@@ -210,6 +215,7 @@ def layer_scratch(
     columns_in: int,
     columns_out: int,
     chunk_length: int,
+    matmul_precision: str,
     workers: int,
     /,
 ) -> tuple[float, float]: ...

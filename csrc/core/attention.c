@@ -55,6 +55,19 @@ static vec rescale_tile(query_tile *tile, size_t group, vec before, vec max, siz
     return max;
 }
 
+/* num += p v without the terms whose p is 0. */
+static void add_nonzero_products(const attention_arrays *x, const thread_scratch *ts,
+                                 query_tile *tile, const block *k, const mask_extent *extent) {
+    const size_t dp = x->dp, nq = tile->blk->nq;
+    if (!tile->started) memset(tile->num, 0, nq * dp * sizeof(real));
+    for (size_t i = 0; i < nq; i++)
+        for (size_t j = 0; j < extent->group_end[i / VEC_LANES]; j++) {
+            const real p = rounded_value(ts->s[j * BLOCK + i], x->terms);
+            for (size_t e = 0; e < x->a->d && p != 0; e++)
+                tile->num[i * dp + e] += p * rounded_value(k->v_rows[j * dp + e], x->terms);
+        }
+}
+
 /* One query tile attends to one block of keys. */
 static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_tile *tile,
                          const block *k, size_t slot) {
@@ -66,6 +79,7 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
     if (!extent.max_end) return;
 
     // 1. raw products q k'
+    products_begin(x->terms);
     raw_scores(ts->s, x, &extent, q, k, &ts->queue);
 
     for (size_t i = 0; i < BLOCK; i++) tile->visible_keys[i] += extent.query_end[i];
@@ -99,16 +113,14 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
     }
 
     // 6. num += p v
-    if (!ts->skip_zero_weights) {
+    if (ts->skip_zero_weights)
+        add_nonzero_products(x, ts, tile, k, &extent);
+    else if (x->terms)
+        rounded_queries_product(tile->num, &extent, ts->s, ts->left, k->v_right, q->nq, dp,
+                                tile->started);
+    else
         queries_product(tile->num, &extent, ts->s, k->v_rows, q->nq, dp, tile->started, &ts->queue);
-    } else {
-        if (!tile->started) memset(tile->num, 0, q->nq * dp * sizeof(real));
-        for (size_t i = 0; i < q->nq; i++)
-            for (size_t j = 0; j < extent.group_end[i / VEC_LANES]; j++)
-                if (ts->s[j * BLOCK + i] != 0)
-                    for (size_t e = 0; e < a->d; e++)
-                        tile->num[i * dp + e] += ts->s[j * BLOCK + i] * k->v_rows[j * dp + e];
-    }
+    products_end(x->terms);
     tile->started = 1;
 }
 
@@ -275,7 +287,7 @@ static void forward_hf_rows_of_thread(rf_run *run, const attention_arrays *x,
 static void forward_hf_rows(rf_run *run, const attention_arrays *x, const forward_results *f,
                             void *scratch) {
     const rf_attention *a = x->a;
-    const size_t bytes = thread_scratch_bytes(a, 0, run->workers);
+    const size_t bytes = thread_scratch_bytes(run, a, 0);
     const int workers = team(run, (double)(a->b * a->h * a->t));
     if (workers == 1) {
         forward_hf_rows_of_thread(run, x, f, scratch);
@@ -290,6 +302,7 @@ static void attention_forward(rf_run *run, real *out, real *lse, const real *q, 
                               const rf_attention *a, rf_strides sout, rf_strides sq, rf_strides sk,
                               rf_strides sv, void *scratch) {
     attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
+    x.terms = terms_of(run);
     x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
     x.order = make_order(run, a, buckets, &scratch);
     forward_results f = {out, lse, NULL, sout};
@@ -349,8 +362,12 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
     if (!extent.max_end) return;
 
     // 1. raw products q k', and dp = dout v'
+    products_begin(x->terms);
     raw_scores(ts->s, x, &extent, q, k, &ts->queue);
-    staircase_product(ts->g, &extent, k->v_rows, 1, q->do_columns, a->d, dp, &ts->queue);
+    if (x->terms)
+        rounded_staircase(ts->g, &extent, k->v_left, q->do_columns_right, a->d);
+    else
+        staircase_product(ts->g, &extent, k->v_rows, 1, q->do_columns, a->d, dp, &ts->queue);
 
     // 2. probabilities and ds
     for (size_t g = 0; g < extent.groups; g++) {
@@ -366,11 +383,20 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
     }
 
     // 3. dq += ds k, dv += p' dout, dk += ds' q
-    if (dq) queries_product(dq, &extent, ts->g, k->k_rows, q->nq, dp, 1, &ts->queue);
-    if (dk) {
-        keys_product(dv, &extent, ts->s, q->do_rows, q->nq, dp);
-        keys_product(dk, &extent, ts->g, q->q_rows, q->nq, dp);
+    if (x->terms) {
+        if (dq) rounded_queries_product(dq, &extent, ts->g, ts->left, k->k_right, q->nq, dp, 1);
+        if (dk) {
+            rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp);
+            rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp);
+        }
+    } else {
+        if (dq) queries_product(dq, &extent, ts->g, k->k_rows, q->nq, dp, 1, &ts->queue);
+        if (dk) {
+            keys_product(dv, &extent, ts->s, q->do_rows, q->nq, dp);
+            keys_product(dk, &extent, ts->g, q->q_rows, q->nq, dp);
+        }
     }
+    products_end(x->terms);
 }
 
 /* The query span's tokens as queries of another span's keys (as_queries), and as keys of its
@@ -545,7 +571,7 @@ static void row_products(rf_run *run, real *delta, const real *dout, const real 
 static void backward_hf_rows(rf_run *run, const attention_arrays *x, const backward_results *g,
                              void *scratch) {
     const rf_attention *a = x->a;
-    const size_t bytes = thread_scratch_bytes(a, 1, run->workers);
+    const size_t bytes = thread_scratch_bytes(run, a, 1);
 #pragma omp parallel num_threads(team(run, (double)(a->b * a->h * a->t)))
     {
         hf_scratch hf = hf_scratch_place(a, (char *)scratch + thread_index() * bytes);
@@ -564,6 +590,7 @@ static void attention_backward(rf_run *run, real *dq, real *dk, real *dv, const 
                                rf_strides sdv, rf_strides sdout, rf_strides sout, rf_strides sq,
                                rf_strides sk, rf_strides sv, void *scratch) {
     attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
+    x.terms = terms_of(run);
     x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
     x.order = make_order(run, a, buckets, &scratch);
     real *delta = take(&scratch, a->b * a->h * a->t, sizeof(real));

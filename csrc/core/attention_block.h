@@ -13,7 +13,7 @@
 #define RF_ATTENTION_BLOCK_H
 
 #include "activation.h"
-#include "gemm.h"
+#include "bf16.h"
 #include "order.h"
 #include "philox.h"
 
@@ -36,6 +36,7 @@ typedef struct {
     const int32_t *buckets;
     rf_strides sq, sk, sv, sdout;
     size_t dp;       // d, padded to whole vectors
+    size_t terms;    // of operands rounded to bfloat16; 0: products are not rounded
     int whole_heads; // a task is a head
 } attention_arrays;
 
@@ -58,19 +59,51 @@ typedef struct {
     const real *q_rows, *k_rows, *v_rows, *do_rows;
     real *q_space, *k_space, *v_space, *do_space;
     real *q_columns, *do_columns; // transposed: one lane per token
+    // rounded operands of the products: keys and values as left ones (tokens x d), queries and dout
+    // as right ones (d x tokens), and what a product sums over tokens as right ones (tokens x d)
+    operand k_left, v_left, q_columns_right, do_columns_right, q_right, k_right, v_right, do_right;
 } block;
 
 static inline int is_self_attention(const rf_attention *a) {
     return a->scope != RF_FULL || a->shared_qk;
 }
 
+/* Reals that n terms of a rounded operand take. */
+static size_t term_reals(size_t n) {
+    return bytes_of(n, sizeof(term)) / sizeof(real);
+}
+
+/* Place an operand of one term of `size` elements, advancing *at; returns its reals. */
+static size_t operand_place(operand *x, real **at, size_t terms, size_t size, size_t k) {
+    const size_t reals = term_reals(bytes_mul(terms, size));
+    if (at) *x = (operand){(term *)*at, terms, size, k}, *at += reals;
+    return reals;
+}
+
+/* Reals of a block's rounded operands, which are placed at `at` unless it is NULL. */
+static size_t operands_place(block *x, real *at, size_t dp, int backward, size_t terms) {
+    const size_t left = left_size(BLOCK, dp), right = right_size(BLOCK, dp);
+    const size_t columns = right_size(dp, BLOCK), depth = round_up(dp, OPERAND_STEP);
+    real **next = at ? &at : NULL;
+    if (!terms) return 0;
+    size_t reals = operand_place(&x->k_left, next, terms, left, depth);
+    reals += operand_place(&x->q_columns_right, next, terms, columns, depth);
+    if (!backward) return reals + operand_place(&x->v_right, next, terms, right, BLOCK);
+    reals += operand_place(&x->v_left, next, terms, left, depth);
+    reals += operand_place(&x->do_columns_right, next, terms, columns, depth);
+    reals += operand_place(&x->q_right, next, terms, right, BLOCK);
+    reals += operand_place(&x->k_right, next, terms, right, BLOCK);
+    return reals + operand_place(&x->do_right, next, terms, right, BLOCK);
+}
+
 /* Reals of a block's arrays. */
-static size_t block_reals(size_t dp, int backward) {
-    return bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp));
+static size_t block_reals(size_t dp, int backward, size_t terms) {
+    return bytes_add(bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp)),
+                     operands_place(NULL, NULL, dp, backward, terms));
 }
 
 /* The padding of rows is cleared here, once: nothing writes to it. */
-static void block_place(block *x, real *at, size_t d, size_t dp, int backward) {
+static void block_place(block *x, real *at, size_t d, size_t dp, int backward, size_t terms) {
     real **parts[] = {&x->q_columns, &x->q_space,    &x->k_space,
                       &x->v_space,   &x->do_columns, &x->do_space};
     const size_t arrays = backward ? 6 : 4;
@@ -78,6 +111,7 @@ static void block_place(block *x, real *at, size_t d, size_t dp, int backward) {
     memset(x, 0, sizeof *x);
     x->bh = SIZE_MAX;
     for (size_t i = 0; i < arrays; i++) *parts[i] = at + i * BLOCK * dp;
+    operands_place(x, at + arrays * BLOCK * dp, dp, backward, terms);
 }
 
 static inline const real *head_of(const real *base, rf_strides s, const rf_attention *a,
@@ -172,31 +206,59 @@ static void block_columns(const attention_arrays *x, const block *blk, const lan
     }
 }
 
-/* Queries as columns, and as rows if a backward multiplies by them or if they need padding. */
+/* Queries as columns, and as rows if a backward multiplies by them or if they need padding; or
+   rounded, from rows. */
 static void query_columns(const attention_arrays *x, block *blk, const lane *tokens, size_t n) {
-    if (x->dout || x->a->d < x->dp)
+    const size_t d = x->a->d, dp = x->dp;
+    if (x->dout || d < dp || x->terms)
         blk->q_rows = block_rows(x, blk, tokens, n, x->q, x->sq, blk->q_space);
-    block_columns(x, blk, tokens, n, x->q, x->sq, blk->q_rows, blk->q_columns);
+    if (!x->terms) {
+        block_columns(x, blk, tokens, n, x->q, x->sq, blk->q_rows, blk->q_columns);
+        return;
+    }
+    right_columns(blk->q_columns_right, blk->q_rows, dp, d, n);
+    if (x->dout) right_rows(blk->q_right, blk->q_rows, dp, n, d);
+}
+
+/* The rounded operands of keys and values. */
+static void round_keys(const attention_arrays *x, block *blk) {
+    const size_t d = x->a->d, dp = x->dp, n = blk->nk;
+    left_rows(blk->k_left, blk->k_rows, dp, n, d);
+    if (x->dout) {
+        left_rows(blk->v_left, blk->v_rows, dp, n, d);
+        right_rows(blk->k_right, blk->k_rows, dp, n, d);
+    } else {
+        right_rows(blk->v_right, blk->v_rows, dp, n, d);
+    }
+}
+
+/* The mean square of each shared key, one lane per key. */
+static void mean_squares(const attention_arrays *x, const block *blk, real *mean) {
+    const size_t d = x->a->d;
+    for (size_t i = 0; i < blk->nk && x->terms; i++) {
+        const real *row = blk->k_rows + i * x->dp;
+        mean[i] = dot(row, row, d) / (real)d + (real)1e-6;
+    }
+    for (size_t i = 0; i < blk->nk && !x->terms; i += VEC_LANES) {
+        vec sum[2] = {{0}, {0}};
+        for (size_t j = 0; j < x->dp; j += 2) {
+            const vec even = vload(blk->q_columns + j * BLOCK + i);
+            const vec odd = vload(blk->q_columns + (j + 1) * BLOCK + i);
+            sum[0] += even * even, sum[1] += odd * odd;
+        }
+        vstore(mean + i, (sum[0] + sum[1]) / (real)d + (real)1e-6);
+    }
 }
 
 /* The factors of each key's raw products. A shared key is the query divided by its root mean
-   square, taken from the queries' columns, one lane per key. */
+   square. */
 static void key_scales(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
     if (a->shared_qk) {
-        const size_t rows = round_up(blk->nk, VEC_LANES);
         real mean[BLOCK];
-        for (size_t i = 0; i < rows; i += VEC_LANES) {
-            vec sum[2] = {{0}, {0}};
-            for (size_t j = 0; j < x->dp; j += 2) {
-                const vec even = vload(blk->q_columns + j * BLOCK + i);
-                const vec odd = vload(blk->q_columns + (j + 1) * BLOCK + i);
-                sum[0] += even * even, sum[1] += odd * odd;
-            }
-            vstore(mean + i, (sum[0] + sum[1]) / (real)a->d + (real)1e-6);
-        }
-        for (size_t i = 0; i < rows; i++) blk->kscale[i] *= inverse_root(mean[i]);
+        mean_squares(x, blk, mean);
+        for (size_t i = 0; i < blk->nk; i++) blk->kscale[i] *= inverse_root(mean[i]);
     }
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
 }
@@ -212,6 +274,7 @@ static void block_keys(const attention_arrays *x, block *blk) {
     }
     blk->v_rows = block_rows(x, blk, blk->kpos, blk->nk, x->v, x->sv, blk->v_space);
     blk->has_keys = 1;
+    if (x->terms) round_keys(x, blk);
     key_scales(x, blk);
 }
 
@@ -234,7 +297,13 @@ static void block_queries(const attention_arrays *x, block *blk) {
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
         blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_space);
-        block_columns(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_rows, blk->do_columns);
+        if (x->terms) {
+            right_columns(blk->do_columns_right, blk->do_rows, x->dp, a->d, blk->nq);
+            right_rows(blk->do_right, blk->do_rows, x->dp, blk->nq, a->d);
+        } else {
+            block_columns(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_rows,
+                          blk->do_columns);
+        }
     }
     blk->has_queries = 1;
 }
@@ -385,13 +454,28 @@ static void staircase_product(real *c, const mask_extent *extent, const real *ke
     }
 }
 
+/* The same of rounded operands, for UNIT keys at a time. */
+static void rounded_staircase(real *c, const mask_extent *extent, operand keys, operand columns,
+                              size_t d) {
+    const size_t end = extent->groups * VEC_LANES;
+    for (size_t i = 0; i < extent->max_end; i += UNIT) {
+        const size_t from = first_group(extent, i) * VEC_LANES / OPERAND_PANEL * OPERAND_PANEL;
+        rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
+                        right_from(columns, 0, from), min_size(UNIT, extent->max_end - i),
+                        end - from, d, 0);
+    }
+}
+
 /* Raw products of queries and keys. Shared keys that were not gathered as rows are read from the
    columns of the block's queries. */
 static void raw_scores(real *s, const attention_arrays *x, const mask_extent *extent,
                        const block *q, const block *k, prefetch_queue *queue) {
     const int by_rows = k->k_rows != NULL;
-    staircase_product(s, extent, by_rows ? k->k_rows : k->q_columns, by_rows, q->q_columns, x->a->d,
-                      x->dp, queue);
+    if (x->terms)
+        rounded_staircase(s, extent, k->k_left, q->q_columns_right, x->a->d);
+    else
+        staircase_product(s, extent, by_rows ? k->k_rows : k->q_columns, by_rows, q->q_columns,
+                          x->a->d, x->dp, queue);
 }
 
 /* Scores are in units of log 2. Dense ones are not stored: each use multiplies the raw product by
@@ -490,17 +574,45 @@ static void queries_product(real *out, const mask_extent *extent, const real *s,
     }
 }
 
+/* The same of rounded operands; `left` is scratch for s. */
+static void rounded_queries_product(real *out, const mask_extent *extent, const real *s,
+                                    operand left, operand rows, size_t nq, size_t dp, int add) {
+    left_columns(left, s, BLOCK, nq, extent->max_end);
+    for (size_t i = 0; i < nq; i += UNIT) {
+        const size_t m = min_size(UNIT, nq - i);
+        rounded_product(out + i * dp, dp, left_from(left, i, 0), rows, m, dp,
+                        tile_depth(extent, i, m), add);
+    }
+}
+
+/* The first query that sees key i. */
+static inline size_t first_query(const mask_extent *extent, size_t nq, size_t i) {
+    size_t from = first_group(extent, i) * VEC_LANES;
+    while (from < nq && extent->query_end[from] <= (lane)i) from++;
+    return from;
+}
+
 /* out (keys x dp) += s rows, where rows belong to queries. Each register tile begins with the first
    query that sees one of its keys. */
 static void keys_product(real *out, const mask_extent *extent, const real *s, const real *rows,
                          size_t nq, size_t dp) {
     for (size_t i = 0, mr; i < extent->max_end; i += mr) {
         mr = tile_height(extent->max_end - i);
-        size_t from = first_group(extent, i) * VEC_LANES;
-        while (from < nq && extent->query_end[from] <= (lane)i) from++;
+        const size_t from = first_query(extent, nq, i);
         for (size_t j = 0; j < dp; j += GEMM_NR)
             tile_for(mr, 1, dp - j)(nq - from, s + i * BLOCK + from, BLOCK, rows + from * dp + j,
                                     dp, out + i * dp + j, dp, 1, &no_lines);
+    }
+}
+
+/* The same of rounded operands; `left` is scratch for s. */
+static void rounded_keys_product(real *out, const mask_extent *extent, const real *s, operand left,
+                                 operand rows, size_t nq, size_t dp) {
+    left_rows(left, s, BLOCK, extent->max_end, nq);
+    for (size_t i = 0; i < extent->max_end; i += UNIT) {
+        const size_t from = first_query(extent, nq, i) / OPERAND_STEP * OPERAND_STEP;
+        rounded_product(out + i * dp, dp, left_from(left, i, from), right_from(rows, from, 0),
+                        min_size(UNIT, extent->max_end - i), dp, nq - from, 1);
     }
 }
 

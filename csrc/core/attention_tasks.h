@@ -26,6 +26,7 @@ typedef struct {
     block_cache cache;
     query_tile tiles[QUERY_TILES];
     real *s, *g;                  // scores of one pair of blocks, and their gradients
+    operand left;                 // those rounded, as a left operand
     size_t queued_end;            // scope BUCKET: rows before this place have been queued
     int skip_zero_weights;        // forward: 0 * v is not added, since v may be NaN or infinite
     real *dq;                     // backward: of the query span, or of a whole head
@@ -72,38 +73,42 @@ static size_t dq_reals(const rf_attention *a, int workers) {
 }
 
 /* Reals of the query tiles, of one pair's scores and, backward, of dq. */
-static size_t thread_scratch_reals(const rf_attention *a, int backward, int workers) {
-    const size_t rows = BLOCK * round_up(a->d, VEC_LANES), fixed = 2 * BLOCK * BLOCK;
+static size_t thread_scratch_reals(const rf_run *run, const rf_attention *a, int backward) {
+    const size_t rows = BLOCK * round_up(a->d, VEC_LANES);
+    const size_t fixed = 2 * BLOCK * BLOCK + term_reals(terms_of(run) * left_size(BLOCK, BLOCK));
     const size_t reals = fixed + QUERY_TILES * (2 * BLOCK + (backward ? 3 : 1) * rows);
-    return backward ? bytes_add(reals, dq_reals(a, workers)) : reals;
+    return backward ? bytes_add(reals, dq_reals(a, run->workers)) : reals;
 }
 
-static size_t thread_scratch_bytes(const rf_attention *a, int backward, int workers) {
+static size_t thread_scratch_bytes(const rf_run *run, const rf_attention *a, int backward) {
     const size_t dp = round_up(a->d, VEC_LANES), blocks = cache_blocks(a, backward);
-    size_t reals = bytes_mul(blocks, block_reals(dp, backward));
-    reals = bytes_add(reals, thread_scratch_reals(a, backward, workers));
+    size_t reals = bytes_mul(blocks, block_reals(dp, backward, terms_of(run)));
+    reals = bytes_add(reals, thread_scratch_reals(run, a, backward));
     size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
     bytes = bytes_add(bytes, bytes_of(queue_capacity(a->d), sizeof(char *)));
     return bytes_add(bytes, hf_scratch_bytes(a));
 }
 
-static void thread_scratch_place(thread_scratch *ts, const rf_attention *a, void *at, int backward,
-                                 int workers) {
-    const size_t dp = round_up(a->d, VEC_LANES), each = block_reals(dp, backward);
+static void thread_scratch_place(const rf_run *run, thread_scratch *ts, const rf_attention *a,
+                                 void *at, int backward) {
+    const size_t dp = round_up(a->d, VEC_LANES), terms = terms_of(run);
+    const size_t each = block_reals(dp, backward, terms);
     ts->cache.count = cache_blocks(a, backward);
     ts->cache.clock = 0;
     ts->skip_zero_weights = 0;
     ts->queued_end = 0;
     ts->next_head = ts->next_chunk = SIZE_MAX;
     prefetch_clear(&ts->queue);
-    real *reals = take(&at, ts->cache.count * each + thread_scratch_reals(a, backward, workers),
+    real *reals = take(&at, ts->cache.count * each + thread_scratch_reals(run, a, backward),
                        sizeof(real));
     ts->cache.blocks = take(&at, ts->cache.count, sizeof(block));
     ts->queue.lines.line = take(&at, queue_capacity(a->d), sizeof(char *));
     for (size_t i = 0; i < ts->cache.count; i++, reals += each)
-        block_place(ts->cache.blocks + i, reals, a->d, dp, backward);
+        block_place(ts->cache.blocks + i, reals, a->d, dp, backward, terms);
     ts->s = reals, reals += BLOCK * BLOCK;
     ts->g = reals, reals += BLOCK * BLOCK;
+    ts->left = left_operand(reals, terms, BLOCK, BLOCK);
+    reals += term_reals(terms * ts->left.size);
     for (size_t i = 0; i < QUERY_TILES; i++) {
         query_tile *tile = ts->tiles + i;
         tile->max = reals, reals += BLOCK;
@@ -120,16 +125,16 @@ static size_t attention_rows(const rf_attention *a) {
     return bytes_mul(a->b, bytes_mul(a->h, a->t));
 }
 
-static size_t attention_workspace(const rf_attention *a, int workers) {
+static size_t attention_workspace(const rf_run *run, const rf_attention *a) {
     const size_t sums = rounds_of(a) > 1 ? bytes_of(attention_rows(a), sizeof(real)) : 0;
-    const size_t threads = bytes_mul((size_t)workers, thread_scratch_bytes(a, 0, workers));
-    return bytes_add(order_workspace(a, workers), bytes_add(sums, threads));
+    const size_t threads = bytes_mul((size_t)run->workers, thread_scratch_bytes(run, a, 0));
+    return bytes_add(order_workspace(a, run->workers), bytes_add(sums, threads));
 }
 
-static size_t attention_backward_workspace(const rf_attention *a, int workers) {
+static size_t attention_backward_workspace(const rf_run *run, const rf_attention *a) {
     const size_t delta = bytes_of(attention_rows(a), sizeof(real));
-    const size_t threads = bytes_mul((size_t)workers, thread_scratch_bytes(a, 1, workers));
-    return bytes_add(order_workspace(a, workers), bytes_add(delta, threads));
+    const size_t threads = bytes_mul((size_t)run->workers, thread_scratch_bytes(run, a, 1));
+    return bytes_add(order_workspace(a, run->workers), bytes_add(delta, threads));
 }
 
 /* Floating-point operations of the two products, if nothing is masked. */
@@ -219,7 +224,7 @@ static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void
     const size_t all = a->b * a->h * tasks;
     const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, all, step);
     thread_scratch ts;
-    thread_scratch_place(&ts, a, scratch, backward, run->workers);
+    thread_scratch_place(run, &ts, a, scratch, backward);
 #pragma omp for schedule(dynamic, at_once) nowait
     for (size_t task = 0; task < all; task++) {
         const size_t bh = task / tasks, first = task % tasks * step;
@@ -233,7 +238,7 @@ static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void
 static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *scratch,
                       int backward, query_span_function each, void *more) {
     const rf_attention *a = x->a;
-    const size_t bytes = thread_scratch_bytes(a, backward, run->workers);
+    const size_t bytes = thread_scratch_bytes(run, a, backward);
     const int workers = tile_team(run, attention_work(a), a->b * a->h * tasks_of(x));
     if (workers == 1) {
         for_tasks(run, x, round, scratch, backward, each, more);

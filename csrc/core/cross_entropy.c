@@ -50,7 +50,7 @@ static size_t cross_entropy_task_reals(size_t rows, size_t c) {
 }
 
 /* One task: the losses of its rows, loss[0] their sum and loss[1] their number. */
-static void cross_entropy_rows(double *loss, const real *x, const real *packed, const real *bias,
+static void cross_entropy_rows(double *loss, const real *x, packed_matrix packed, const real *bias,
                                const int64_t *labels, size_t rows, size_t c, size_t v,
                                int64_t ignore, real *scratch) {
     const size_t ldx = padded(c), ld = padded(LOGITS_PIECE);
@@ -63,7 +63,8 @@ static void cross_entropy_rows(double *loss, const real *x, const real *packed, 
     // 2. logits, a piece of the vocabulary at a time
     for (size_t j = 0; j < v; j += LOGITS_PIECE) {
         const size_t width = min_size(LOGITS_PIECE, v - j);
-        gemm_packed(logits, ld, xr, (ptrdiff_t)ldx, 1, packed + j * c, rows, width, c, 0);
+        const packed_matrix piece = packed_columns(packed, j, width);
+        gemm_packed(logits, ld, xr, (ptrdiff_t)ldx, 1, &piece, rows, 0);
         if (bias) add_bias(logits, ld, logits, ld, bias + j, rows, width);
         for (size_t i = 0; i < rows; i++) {
             if (labels[i] == ignore) continue;
@@ -85,7 +86,7 @@ static void cross_entropy_rows(double *loss, const real *x, const real *packed, 
 
 /* The scratch of the backward pass. */
 typedef struct {
-    real *wt, *w;            // packed: c x v, v x c
+    packed_matrix wt, w;     // c x v, v x c
     real *logits;            // of a chunk, then their gradient
     real *parts;             // v per task: its contribution to dbias
     real *rows;              // per thread: x of a task, then its dx
@@ -93,13 +94,13 @@ typedef struct {
     size_t chunk, task, ldl; // rows, rows, columns
 } cross_entropy_scratch;
 
-static cross_entropy_scratch cross_entropy_scratch_of(void *scratch, size_t n, size_t c, size_t v,
-                                                      size_t chunk) {
+static cross_entropy_scratch cross_entropy_scratch_of(const rf_run *run, void *scratch, size_t n,
+                                                      size_t c, size_t v, size_t chunk) {
     cross_entropy_scratch s = {.ldl = padded(v)};
     s.chunk = chunk_rows(n, s.ldl, chunk);
     s.task = task_rows(s.chunk, 0);
-    s.wt = take(&scratch, gemm_packed_size(c, v), sizeof(real));
-    s.w = take(&scratch, gemm_packed_size(v, c), sizeof(real));
+    s.wt = take_packed(&scratch, run, c, v);
+    s.w = take_packed(&scratch, run, v, c);
     s.logits = take(&scratch, s.chunk * s.ldl, sizeof(real));
     s.parts = take(&scratch, blocks_of(s.chunk, s.task) * v, sizeof(real));
     s.rows = scratch;
@@ -108,22 +109,22 @@ static cross_entropy_scratch cross_entropy_scratch_of(void *scratch, size_t n, s
 }
 
 /* Enough for either pass. */
-static size_t cross_entropy_workspace(size_t n, size_t c, size_t v, size_t chunk, int workers) {
-    const size_t threads = (size_t)workers, task = task_rows(n, chunk);
+static size_t cross_entropy_workspace(const rf_run *run, size_t n, size_t c, size_t v,
+                                      size_t chunk) {
+    const size_t threads = (size_t)run->workers, task = task_rows(n, chunk);
     const size_t losses = bytes_of(bytes_mul(2, blocks_of(n, task)), sizeof(double));
     const size_t own = bytes_of(cross_entropy_task_reals(task, c), sizeof(real));
     const size_t forward = bytes_add(losses, bytes_mul(threads, own));
 
-    const size_t w = bytes_of(gemm_packed_size(v, c), sizeof(real));
+    const size_t w = packed_bytes(run, v, c);
     const size_t ldl = padded(v), rows = chunk_rows(n, ldl, chunk), task_back = task_rows(rows, 0);
     const size_t logits = bytes_of(bytes_mul(rows, ldl), sizeof(real));
     const size_t parts = bytes_of(bytes_mul(blocks_of(rows, task_back), v), sizeof(real));
     const size_t own_back = bytes_of(bytes_mul(task_back, padded(c)), sizeof(real));
     const size_t last =
-        max_size(weight_gradient_workspace(rows, v, c, workers), bytes_mul(threads, own_back));
+        max_size(weight_gradient_workspace(run, rows, v, c), bytes_mul(threads, own_back));
     const size_t backward = bytes_add(bytes_add(w, logits), bytes_add(parts, last));
-    const size_t wt = bytes_of(gemm_packed_size(c, v), sizeof(real));
-    return bytes_add(wt, max_size(forward, backward));
+    return bytes_add(packed_bytes(run, c, v), max_size(forward, backward));
 }
 
 static void cross_entropy_forward(rf_run *run, double *loss, const real *x, const real *w,
@@ -131,10 +132,10 @@ static void cross_entropy_forward(rf_run *run, double *loss, const real *x, cons
                                   size_t v, int64_t ignore, size_t chunk, void *scratch) {
     const size_t task = task_rows(n, chunk), tasks = blocks_of(n, task);
     const size_t own = cross_entropy_task_reals(task, c);
-    real *packed = take(&scratch, gemm_packed_size(c, v), sizeof(real));
+    const packed_matrix packed = take_packed(&scratch, run, c, v);
     double *losses = take(&scratch, 2 * tasks, sizeof(double));
     real *threads = scratch;
-    pack_parallel(run, packed, w, 1, (ptrdiff_t)c, c, v);
+    pack_parallel(run, packed, w, 1, (ptrdiff_t)c);
 
 #pragma omp parallel for num_threads(                                                              \
         tile_team(run, 2.0 * (double)n * (double)c * (double)v, tasks)) schedule(dynamic)
@@ -174,13 +175,13 @@ static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx
     const size_t ldx = padded(c);
     real *xr = s->rows + thread_index() * s->task * ldx, *logits = s->logits + at * s->ldl;
     copy_rows(xr, ldx, x + row * c, c, rows, c);
-    gemm_packed(logits, s->ldl, xr, (ptrdiff_t)ldx, 1, s->wt, rows, v, c, 0);
+    gemm_packed(logits, s->ldl, xr, (ptrdiff_t)ldx, 1, &s->wt, rows, 0);
     if (bias) add_bias(logits, s->ldl, logits, s->ldl, bias, rows, v);
     // forward was loss = sum of log(sum(exp(logits))) - logits[label]
     for (size_t i = 0; i < rows; i++)
         logits_backward(logits + i * s->ldl, labels[row + i], ignore, scale, v);
     // forward was logits = x w' + bias
-    gemm_packed(xr, ldx, logits, (ptrdiff_t)s->ldl, 1, s->w, rows, c, v, 0);
+    gemm_packed(xr, ldx, logits, (ptrdiff_t)s->ldl, 1, &s->w, rows, 0);
     copy_rows(dx + row * c, c, xr, ldx, rows, c);
     sum_rows(s->parts + at / s->task * v, logits, s->ldl, rows, v);
 }
@@ -189,9 +190,9 @@ static void cross_entropy_backward(rf_run *run, real *dx, real *dw, real *dbias,
                                    const real *w, const real *bias, const int64_t *labels, size_t n,
                                    size_t c, size_t v, int64_t ignore, double scale, size_t chunk,
                                    void *scratch) {
-    const cross_entropy_scratch s = cross_entropy_scratch_of(scratch, n, c, v, chunk);
-    pack_parallel(run, s.wt, w, 1, (ptrdiff_t)c, c, v);
-    pack_parallel(run, s.w, w, (ptrdiff_t)c, 1, v, c);
+    const cross_entropy_scratch s = cross_entropy_scratch_of(run, scratch, n, c, v, chunk);
+    pack_parallel(run, s.wt, w, 1, (ptrdiff_t)c);
+    pack_parallel(run, s.w, w, (ptrdiff_t)c, 1);
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);

@@ -223,11 +223,11 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
 
 /* ------------------------------------------------------------------------------- the op ----- */
 
-static size_t decode_attention_workspace(const rf_decoding *a, size_t columns, int workers) {
+static size_t decode_attention_workspace(const rf_run *run, const rf_decoding *a, size_t columns) {
     const size_t width = bytes_of(bytes_mul(a->n, bytes_mul(a->h, a->d)), sizeof(real));
     const size_t rows = bytes_add(bytes_of(bytes_mul(a->n, a->c), sizeof(real)),
                                   bytes_mul(2, bytes_of(a->n, sizeof(real))));
-    const size_t each = bytes_mul((size_t)workers, bytes_of(columns, sizeof(real)));
+    const size_t each = bytes_mul((size_t)run->workers, bytes_of(columns, sizeof(real)));
     return bytes_add(bytes_add(bytes_mul(4, width), rows), each);
 }
 

@@ -11,6 +11,7 @@
 
 /* The options of one call. */
 typedef struct {
+    rf_run *run;
     size_t n, c, f;
     rf_activation activation;
     uint32_t threshold; // of the dropout
@@ -18,9 +19,10 @@ typedef struct {
     uint64_t key;
 } feed_forward;
 
-static feed_forward feed_forward_of(size_t n, size_t c, size_t f, rf_activation activation,
-                                    double dropout, uint64_t key) {
-    return (feed_forward){n, c, f, activation, drop_threshold(dropout), drop_scale(dropout), key};
+static feed_forward feed_forward_of(rf_run *run, size_t n, size_t c, size_t f,
+                                    rf_activation activation, double dropout, uint64_t key) {
+    return (feed_forward){
+        run, n, c, f, activation, drop_threshold(dropout), drop_scale(dropout), key};
 }
 
 /* Drop elements [column, column + width) of a hidden row. */
@@ -42,13 +44,24 @@ static void feed_forward_small_batch(rf_run *run, const feed_forward *ff, real *
     linear_small_batch(run, y, h, w2, b2, n, f, c);
 }
 
-/* Pack an f x c operand, element (p, j) at b[p * brs + j * bcs], a piece of f at a time: each piece
-   is the right operand of one product. */
-static void pack_pieces(rf_run *run, real *packed, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
+/* An f x c right operand is packed a piece of f at a time: each piece is the right operand of one
+   product. */
+static size_t pieces_bytes(const rf_run *run, size_t f, size_t c) {
+    const size_t whole = bytes_mul(f / HIDDEN_PIECE, packed_bytes(run, HIDDEN_PIECE, c));
+    return bytes_add(whole, packed_bytes(run, f % HIDDEN_PIECE, c));
+}
+
+/* The piece that begins at row j. */
+static packed_matrix piece_at(const rf_run *run, char *pieces, size_t f, size_t c, size_t j) {
+    return packed_at(run, pieces + j / HIDDEN_PIECE * packed_bytes(run, HIDDEN_PIECE, c),
+                     min_size(HIDDEN_PIECE, f - j), c);
+}
+
+/* Element (p, j) of the operand is b[p * brs + j * bcs]. */
+static void pack_pieces(rf_run *run, char *pieces, const real *b, ptrdiff_t brs, ptrdiff_t bcs,
                         size_t f, size_t c) {
     for (size_t p = 0; p < f; p += HIDDEN_PIECE)
-        pack_parallel(run, packed + p * gemm_packed_size(1, c), b + (ptrdiff_t)p * brs, brs, bcs,
-                      min_size(HIDDEN_PIECE, f - p), c);
+        pack_parallel(run, piece_at(run, pieces, f, c, p), b + (ptrdiff_t)p * brs, brs, bcs);
 }
 
 /* Reals of scratch for a task: its rows of x and y, and a piece of its hidden rows. */
@@ -56,8 +69,8 @@ static size_t feed_forward_task_reals(size_t rows, size_t c) {
     return bytes_mul(rows, bytes_add(bytes_mul(2, padded(c)), padded(HIDDEN_PIECE)));
 }
 
-static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, const real *packed1,
-                              const real *b1, const real *packed2, const real *b2, real *scratch,
+static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, packed_matrix packed1,
+                              const real *b1, char *packed2, const real *b2, real *scratch,
                               size_t row, size_t rows, const prefetch_rows *next_rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c), ldh = padded(HIDDEN_PIECE);
     real *xr = scratch, *yr = xr + rows * ld, *h = yr + rows * ld;
@@ -66,7 +79,8 @@ static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, co
     do { // once even if f is 0: then y is b2
         // 1. a piece of the hidden layer: h = x w1' + b1
         const size_t width = min_size(HIDDEN_PIECE, f - j);
-        gemm_packed_prefetch(h, ldh, xr, (ptrdiff_t)ld, 1, packed1 + j * c, rows, width, c, 0,
+        const packed_matrix w1 = packed_columns(packed1, j, width);
+        gemm_packed_prefetch(h, ldh, xr, (ptrdiff_t)ld, 1, &w1, rows, 0,
                              j + width < f ? NULL : next_rows);
         add_bias(h, ldh, h, ldh, b1 + j, rows, width);
         // 2. h = act(drop(h))
@@ -75,35 +89,35 @@ static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, co
             activate(ff->activation, h + i * ldh, NULL, width);
         }
         // 3. y += h w2'
-        gemm_packed(yr, ld, h, (ptrdiff_t)ldh, 1, packed2 + j * gemm_packed_size(1, c), rows, c,
-                    width, j > 0);
+        const packed_matrix w2 = piece_at(ff->run, packed2, f, c, j);
+        gemm_packed(yr, ld, h, (ptrdiff_t)ldh, 1, &w2, rows, j > 0);
         j += width;
     } while (j < f);
     add_bias(y + row * c, c, yr, ld, b2, rows, c);
 }
 
-static size_t feed_forward_workspace(size_t n, size_t c, size_t f, size_t chunk, int workers) {
+static size_t feed_forward_workspace(const rf_run *run, size_t n, size_t c, size_t f,
+                                     size_t chunk) {
     if (n < SMALL_BATCH) return bytes_of(bytes_mul(n, f), sizeof(real));
-    const size_t packed1 = bytes_of(gemm_packed_size(c, f), sizeof(real));
-    const size_t packed2 = bytes_of(gemm_packed_size(f, c), sizeof(real));
+    const size_t packed = bytes_add(packed_bytes(run, c, f), pieces_bytes(run, f, c));
     const size_t task = bytes_of(feed_forward_task_reals(task_rows(n, chunk), c), sizeof(real));
-    return bytes_add(bytes_add(packed1, packed2), bytes_mul((size_t)workers, task));
+    return bytes_add(packed, bytes_mul((size_t)run->workers, task));
 }
 
 static void feed_forward_forward(rf_run *run, real *y, const real *x, const real *w1,
                                  const real *b1, const real *w2, const real *b2, size_t n, size_t c,
                                  size_t f, rf_activation activation, size_t chunk, double dropout,
                                  uint64_t key, void *scratch) {
-    const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
+    const feed_forward ff = feed_forward_of(run, n, c, f, activation, dropout, key);
     if (n < SMALL_BATCH) {
         feed_forward_small_batch(run, &ff, y, x, w1, b1, w2, b2, scratch);
         return;
     }
     const size_t task = task_rows(n, chunk), own = feed_forward_task_reals(task, c);
-    real *packed1 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
-    real *packed2 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
+    const packed_matrix packed1 = take_packed(&scratch, run, c, f);
+    char *packed2 = take(&scratch, pieces_bytes(run, f, c), 1);
     real *tasks = scratch; // one per thread
-    pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c, c, f);
+    pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c);
     pack_pieces(run, packed2, w2, 1, (ptrdiff_t)f, f, c);
 
     const int workers = tile_team(run, 4.0 * (double)n * (double)c * (double)f, blocks_of(n, task));
@@ -120,8 +134,8 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
 
 /* The scratch of the backward pass. */
 typedef struct {
-    real *w1, *w1t, *w2;     // packed: f x c in pieces, c x f, c x f
-    real *w2t;               // packed: f x c in pieces, for y
+    packed_matrix w1t, w2;   // c x f
+    char *w1, *w2t;          // packed in pieces, f x c; w2t for y
     real *hidden, *dhidden;  // a chunk's rows of act(drop(h)) and of dh
     real *parts;             // f + c per task: its contribution to db1 and db2
     real *rows;              // per thread: a task's rows of x, dy and dx (or y)
@@ -129,32 +143,31 @@ typedef struct {
     size_t chunk, task, ldh; // rows, rows, columns
 } feed_forward_scratch;
 
-static size_t feed_forward_backward_workspace(size_t n, size_t c, size_t f, size_t chunk,
-                                              int workers) {
+static size_t feed_forward_backward_workspace(const rf_run *run, size_t n, size_t c, size_t f,
+                                              size_t chunk) {
     const size_t ldh = padded(f), rows = chunk_rows(n, bytes_mul(2, ldh), chunk);
     const size_t tasks = blocks_of(rows, task_rows(rows, 0));
-    const size_t packed = bytes_of(gemm_packed_size(c, f), sizeof(real));
-    const size_t packed1 = bytes_of(gemm_packed_size(f, c), sizeof(real));
+    const size_t packed = bytes_add(packed_bytes(run, c, f), pieces_bytes(run, f, c));
     const size_t hidden = bytes_of(bytes_mul(rows, ldh), sizeof(real));
     const size_t parts = bytes_of(bytes_mul(tasks, bytes_add(f, c)), sizeof(real));
-    const size_t gradient = max_size(weight_gradient_workspace(rows, f, c, workers),
-                                     weight_gradient_workspace(rows, c, f, workers));
+    const size_t gradient = max_size(weight_gradient_workspace(run, rows, f, c),
+                                     weight_gradient_workspace(run, rows, c, f));
     const size_t own = bytes_mul(3, bytes_mul(task_rows(rows, 0), padded(c)));
-    const size_t last = max_size(gradient, bytes_mul((size_t)workers, bytes_of(own, sizeof(real))));
-    return bytes_add(bytes_add(bytes_mul(2, packed1), bytes_mul(2, packed)),
-                     bytes_add(bytes_add(bytes_mul(2, hidden), parts), last));
+    const size_t threads = bytes_mul((size_t)run->workers, bytes_of(own, sizeof(real)));
+    return bytes_add(bytes_mul(2, bytes_add(packed, hidden)),
+                     bytes_add(parts, max_size(gradient, threads)));
 }
 
-static feed_forward_scratch feed_forward_scratch_of(void *scratch, size_t n, size_t c, size_t f,
-                                                    size_t chunk) {
+static feed_forward_scratch feed_forward_scratch_of(const rf_run *run, void *scratch, size_t n,
+                                                    size_t c, size_t f, size_t chunk) {
     feed_forward_scratch s;
     s.ldh = padded(f);
     s.chunk = chunk_rows(n, 2 * s.ldh, chunk);
     s.task = task_rows(s.chunk, 0);
-    s.w1 = take(&scratch, gemm_packed_size(f, c), sizeof(real));
-    s.w1t = take(&scratch, gemm_packed_size(c, f), sizeof(real));
-    s.w2 = take(&scratch, gemm_packed_size(c, f), sizeof(real));
-    s.w2t = take(&scratch, gemm_packed_size(f, c), sizeof(real));
+    s.w1 = take(&scratch, pieces_bytes(run, f, c), 1);
+    s.w1t = take_packed(&scratch, run, c, f);
+    s.w2 = take_packed(&scratch, run, c, f);
+    s.w2t = take(&scratch, pieces_bytes(run, f, c), 1);
     s.hidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
     s.dhidden = take(&scratch, s.chunk * s.ldh, sizeof(real));
     s.parts = take(&scratch, blocks_of(s.chunk, s.task) * (f + c), sizeof(real));
@@ -170,8 +183,8 @@ static void recompute_rows(const feed_forward *ff, const feed_forward_scratch *s
     size_t j = 0;
     do {
         const size_t width = min_size(HIDDEN_PIECE, f - j);
-        gemm_packed(yr, ld, s->hidden + at * s->ldh + j, (ptrdiff_t)s->ldh, 1,
-                    s->w2t + j * gemm_packed_size(1, c), rows, c, width, j > 0);
+        const packed_matrix w2 = piece_at(ff->run, s->w2t, f, c, j);
+        gemm_packed(yr, ld, s->hidden + at * s->ldh + j, (ptrdiff_t)s->ldh, 1, &w2, rows, j > 0);
         j += width;
     } while (j < f);
     add_bias(y + row * c, c, yr, ld, b2, rows, c);
@@ -194,10 +207,12 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         real *h = s->hidden + at * s->ldh + j, *dh = s->dhidden + at * s->ldh + j;
         // 1. da: forward was y = a w2' + b2
-        gemm_packed_prefetch(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, s->w2 + j * c, rows, width, c, 0,
+        const packed_matrix w2 = packed_columns(s->w2, j, width);
+        gemm_packed_prefetch(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, &w2, rows, 0,
                              j + width < f ? NULL : next_rows);
         // 2. recompute h = x w1' + b1
-        gemm_packed(h, s->ldh, xr, (ptrdiff_t)ld, 1, s->w1t + j * c, rows, width, c, 0);
+        const packed_matrix w1t = packed_columns(s->w1t, j, width);
+        gemm_packed(h, s->ldh, xr, (ptrdiff_t)ld, 1, &w1t, rows, 0);
         add_bias(h, s->ldh, h, s->ldh, b1 + j, rows, width);
         // 3. dh: forward was a = act(drop(h))
         for (size_t i = 0; i < rows; i++) {
@@ -207,8 +222,8 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
         }
         // 4. db1 and dx: forward was h = x w1' + b1
         sum_rows(part + j, dh, s->ldh, rows, width);
-        gemm_packed(dxr, ld, dh, (ptrdiff_t)s->ldh, 1, s->w1 + j * gemm_packed_size(1, c), rows, c,
-                    width, j > 0);
+        const packed_matrix w1 = piece_at(ff->run, s->w1, f, c, j);
+        gemm_packed(dxr, ld, dh, (ptrdiff_t)s->ldh, 1, &w1, rows, j > 0);
         j += width;
     } while (j < f);
     // 5. dx, db2 and y
@@ -222,11 +237,11 @@ static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, r
                                   const real *b1, const real *w2, const real *b2, size_t n,
                                   size_t c, size_t f, rf_activation activation, size_t chunk,
                                   double dropout, uint64_t key, void *scratch) {
-    const feed_forward ff = feed_forward_of(n, c, f, activation, dropout, key);
-    const feed_forward_scratch s = feed_forward_scratch_of(scratch, n, c, f, chunk);
+    const feed_forward ff = feed_forward_of(run, n, c, f, activation, dropout, key);
+    const feed_forward_scratch s = feed_forward_scratch_of(run, scratch, n, c, f, chunk);
     // 1. pack the weights
-    pack_parallel(run, s.w1t, w1, 1, (ptrdiff_t)c, c, f);
-    pack_parallel(run, s.w2, w2, (ptrdiff_t)f, 1, c, f);
+    pack_parallel(run, s.w1t, w1, 1, (ptrdiff_t)c);
+    pack_parallel(run, s.w2, w2, (ptrdiff_t)f, 1);
     pack_pieces(run, s.w1, w1, (ptrdiff_t)c, 1, f, c);
     if (y) pack_pieces(run, s.w2t, w2, 1, (ptrdiff_t)f, f, c);
 

@@ -4,16 +4,15 @@
 #include "small_batch.h"
 
 /* Packed weights of k x m, and per thread a copy of its rows of the left operand. */
-static size_t linear_product_workspace(size_t m, size_t k, int workers) {
+static size_t linear_product_workspace(const rf_run *run, size_t m, size_t k) {
     const size_t rows = bytes_of(bytes_mul(TASK_ROWS, padded(k)), sizeof(real));
-    return bytes_add(bytes_of(gemm_packed_size(k, m), sizeof(real)),
-                     bytes_mul((size_t)workers, rows));
+    return bytes_add(packed_bytes(run, k, m), bytes_mul((size_t)run->workers, rows));
 }
 
-static size_t linear_workspace(size_t n, size_t ci, size_t co, int workers) {
-    const size_t forward = linear_product_workspace(co, ci, workers);
-    const size_t backward = linear_product_workspace(ci, co, workers);
-    return max_size(max_size(forward, backward), weight_gradient_workspace(n, co, ci, workers));
+static size_t linear_workspace(const rf_run *run, size_t n, size_t ci, size_t co) {
+    const size_t forward = linear_product_workspace(run, co, ci);
+    const size_t backward = linear_product_workspace(run, ci, co);
+    return max_size(max_size(forward, backward), weight_gradient_workspace(run, n, co, ci));
 }
 
 /* c (n x m) = a (n x k) b, element (p, j) of b at b[p * brs + j * bcs], plus a bias or NULL. If
@@ -23,10 +22,10 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
                            ptrdiff_t bcs, const real *bias, size_t n, size_t m, size_t k,
                            void *scratch) {
     const size_t ld = padded(k), task = task_rows(n, 0);
-    const int copies = k * sizeof(real) % 2048 == 0;
-    real *packed = take(&scratch, gemm_packed_size(k, m), sizeof(real));
+    const packed_matrix packed = take_packed(&scratch, run, k, m);
+    const int copies = k * sizeof(real) % 2048 == 0 && !packed.rounded.terms;
     real *copied = scratch;
-    pack_parallel(run, packed, b, brs, bcs, k, m);
+    pack_parallel(run, packed, b, brs, bcs);
     const int workers = tile_team(run, 2.0 * (double)n * (double)m * (double)k, blocks_of(n, task));
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
     for (size_t block = 0; block < blocks_of(n, task); block++) {
@@ -40,7 +39,7 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
         const prefetch_rows of_c = next_task_rows(c, m, n, next, task, NULL);
         const prefetch_rows of_a = next_task_rows(a, k, n, next, task, &of_c);
         gemm_packed_prefetch(c + row * m, m, copies ? mine : left, (ptrdiff_t)(copies ? ld : k), 1,
-                             packed, rows, m, k, 0, &of_a);
+                             &packed, rows, 0, &of_a);
         if (bias) add_bias(c + row * m, m, c + row * m, m, bias, rows, m);
     }
 }

@@ -1,5 +1,5 @@
 /* lsh_hash.c: angular LSH (Reformer, section 2, "LSH attention"): the bucket of each token. */
-#include "gemm.h"
+#include "gemm_tile.h"
 
 #define HASH_ROWS 64 // tokens of a block, one per lane
 
@@ -16,10 +16,10 @@ static size_t hash_scratch_reals(size_t d, size_t columns) {
     return bytes_mul(HASH_ROWS, bytes_add(bytes_mul(2, dp), columns));
 }
 
-static size_t lsh_hash_workspace(const rf_attention *a, const int32_t *factors, size_t nf,
-                                 int workers) {
+static size_t lsh_hash_workspace(const rf_run *run, const rf_attention *a, const int32_t *factors,
+                                 size_t nf) {
     const size_t each = bytes_of(hash_scratch_reals(a->d, hash_columns(factors, nf)), sizeof(real));
-    return bytes_mul((size_t)workers, each);
+    return bytes_mul((size_t)run->workers, each);
 }
 
 /* ids += stride * argmax of [u, -u] for each lane; u is `half` rows of HASH_ROWS lanes. Ties go to

@@ -27,10 +27,13 @@ typedef real vec_unaligned
     __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 #if RF_REAL_BYTES == 4
 typedef int32_t lane; // an integer as wide as a real
+typedef uint32_t ulane;
 #else
 typedef int64_t lane;
+typedef uint64_t ulane;
 #endif
 typedef lane ivec __attribute__((vector_size(VEC_BYTES))); // comparisons: all ones where true
+typedef ulane uvec __attribute__((vector_size(VEC_BYTES)));
 typedef lane ivec_unaligned
     __attribute__((vector_size(VEC_BYTES), aligned(sizeof(lane)), may_alias));
 

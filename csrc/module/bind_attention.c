@@ -18,7 +18,7 @@ PyObject *bind_lsh_hash(PyObject *module, PyObject *const *args, Py_ssize_t narg
     rf_workers(&c);
 
     rf_attention_sizes(&c, &a);
-    void *scratch = rf_scratch(&c, RF_CALL(&c, lsh_hash_workspace, &a, factors, nf, c.run.workers));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, lsh_hash_workspace, &c.run, &a, factors, nf));
     RF_RUN(&c, lsh_hash, buckets, x, rotations, mask, &a, sx, factors, nf, scratch);
     return rf_return(&c);
 }
@@ -41,7 +41,7 @@ PyObject *bind_attention_forward(PyObject *module, PyObject *const *args, Py_ssi
 
     rf_attention_sizes(&c, &a);
     rf_attention_complete(&a);
-    void *scratch = rf_scratch(&c, RF_CALL(&c, attention_workspace, &a, c.run.workers));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, attention_workspace, &c.run, &a));
     RF_RUN(&c, attention_forward, out, lse, q, k, v, mask, buckets, &a, sout, sq, sk, sv, scratch);
     return rf_return(&c);
 }
@@ -68,7 +68,7 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
 
     rf_attention_sizes(&c, &a);
     rf_attention_complete(&a);
-    void *scratch = rf_scratch(&c, RF_CALL(&c, attention_backward_workspace, &a, c.run.workers));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, attention_backward_workspace, &c.run, &a));
     RF_RUN(&c, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, mask, buckets, &a, sdq, sdk,
            sdv, sdout, sout, sq, sk, sv, scratch);
     return rf_return(&c);
@@ -104,7 +104,7 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
 
     rf_decoding_sizes(&c, &a, wk != NULL, rotations && buckets && previous);
     void *scratch =
-        rf_scratch(&c, RF_CALL(&c, decode_attention_workspace, &a, half, c.run.workers));
+        rf_scratch(&c, RF_CALL(&c, decode_attention_workspace, &c.run, &a, half));
     RF_RUN(&c, decode_attention, y, keys, values, buckets, previous, x, weight, bias, wq, wk, wv,
            wo, rotations, rows, positions, &a, factors, nf, half, scratch);
     return rf_return(&c);

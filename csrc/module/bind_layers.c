@@ -8,10 +8,11 @@ PyObject *bind_linear_forward(PyObject *module, PyObject *const *args, Py_ssize_
     const void *w = rf_in(&c, "weight", "co ci");
     const void *bias = rf_in_or_none(&c, "bias", "co");
     void *y = rf_out(&c, "out", "n... co");
+    rf_precision_of(&c);
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), ci = rf_size(&c, "ci"), co = rf_size(&c, "co");
-    void *scratch = rf_scratch(&c, RF_CALL(&c, linear_workspace, n, ci, co, c.run.workers));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, linear_workspace, &c.run, n, ci, co));
     RF_RUN(&c, linear_forward, y, x, w, bias, n, ci, co, scratch);
     return rf_return(&c);
 }
@@ -25,10 +26,11 @@ PyObject *bind_linear_backward(PyObject *module, PyObject *const *args, Py_ssize
     void *dw = rf_inout(&c, "dweight", "co ci");
     void *dbias = rf_inout_or_none(&c, "dbias", "co");
     void *dx = rf_out(&c, "out", "n... ci");
+    rf_precision_of(&c);
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), ci = rf_size(&c, "ci"), co = rf_size(&c, "co");
-    void *scratch = rf_scratch(&c, RF_CALL(&c, linear_workspace, n, ci, co, c.run.workers));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, linear_workspace, &c.run, n, ci, co));
     RF_RUN(&c, linear_backward, dx, dw, dbias, dy, x, w, n, ci, co, scratch);
     return rf_return(&c);
 }
@@ -152,11 +154,12 @@ PyObject *bind_feed_forward_forward(PyObject *module, PyObject *const *args, Py_
     const double dropout = rf_probability(&c, "dropout");
     const uint64_t key = rf_uint64(&c, "dropout_key");
     void *y = rf_out(&c, "out", "n... c");
+    rf_precision_of(&c);
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
     void *scratch =
-        rf_scratch(&c, RF_CALL(&c, feed_forward_workspace, n, width, f, chunk, c.run.workers));
+        rf_scratch(&c, RF_CALL(&c, feed_forward_workspace, &c.run, n, width, f, chunk));
     RF_RUN(&c, feed_forward_forward, y, x, w1, b1, w2, b2, n, width, f, activation, chunk, dropout,
            key, scratch);
     return rf_return(&c);
@@ -181,11 +184,12 @@ PyObject *bind_feed_forward_backward(PyObject *module, PyObject *const *args, Py
     void *db2 = rf_inout(&c, "db2", "c");
     void *y = rf_inout_or_none(&c, "out", "n... c");
     void *dx = rf_new(&c, "n... c");
+    rf_precision_of(&c);
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
     void *scratch = rf_scratch(
-        &c, RF_CALL(&c, feed_forward_backward_workspace, n, width, f, chunk, c.run.workers));
+        &c, RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, width, f, chunk));
     RF_RUN(&c, feed_forward_backward, dx, dw1, db1, dw2, db2, y, dy, x, w1, b1, w2, b2, n, width, f,
            activation, chunk, dropout, key, scratch);
     return rf_return(&c);

@@ -13,21 +13,21 @@ PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t n
     const char *op = rf_name(&c, "op");
     const size_t n = rf_count(&c, "n"), in = rf_count(&c, "in"), out = rf_count(&c, "out");
     const size_t chunk = rf_count(&c, "chunk_length");
+    rf_precision_of(&c);
     rf_workers(&c);
 
-    const int workers = c.run.workers;
     double bytes[2] = {0, 0};
     if (c.failed) {
         // the error is set
     } else if (strcmp(op, "linear") == 0) {
-        bytes[0] = bytes[1] = bytes_of(RF_CALL(&c, linear_workspace, n, in, out, workers));
+        bytes[0] = bytes[1] = bytes_of(RF_CALL(&c, linear_workspace, &c.run, n, in, out));
     } else if (strcmp(op, "feed_forward") == 0) {
-        bytes[0] = bytes_of(RF_CALL(&c, feed_forward_workspace, n, in, out, chunk, workers));
+        bytes[0] = bytes_of(RF_CALL(&c, feed_forward_workspace, &c.run, n, in, out, chunk));
         bytes[1] =
-            bytes_of(RF_CALL(&c, feed_forward_backward_workspace, n, in, out, chunk, workers));
+            bytes_of(RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, in, out, chunk));
     } else if (strcmp(op, "cross_entropy_head") == 0) {
         bytes[0] = bytes[1] =
-            bytes_of(RF_CALL(&c, cross_entropy_workspace, n, in, out, chunk, workers));
+            bytes_of(RF_CALL(&c, cross_entropy_workspace, &c.run, n, in, out, chunk));
     } else {
         RF_FAIL(&c, PyExc_ValueError, "op must be one of a layer, got '%s'", op);
     }
@@ -47,8 +47,8 @@ PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize
 
     double bytes[2] = {0, 0};
     if (!c.failed) {
-        bytes[0] = bytes_of(RF_CALL(&c, attention_workspace, &a, c.run.workers));
-        bytes[1] = bytes_of(RF_CALL(&c, attention_backward_workspace, &a, c.run.workers));
+        bytes[0] = bytes_of(RF_CALL(&c, attention_workspace, &c.run, &a));
+        bytes[1] = bytes_of(RF_CALL(&c, attention_backward_workspace, &c.run, &a));
     }
     return rf_return_doubles(&c, bytes, 2);
 }

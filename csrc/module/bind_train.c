@@ -10,12 +10,13 @@ PyObject *bind_cross_entropy_forward(PyObject *module, PyObject *const *args, Py
     const int64_t ignore = rf_int64(&c, "ignore_index");
     const int64_t *labels = rf_in_labels(&c, "labels", "n...", rf_size(&c, "v"), ignore);
     const size_t chunk = rf_count(&c, "chunk_length");
+    rf_precision_of(&c);
     rf_workers(&c);
 
     double loss[2] = {0, 0};
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
     void *scratch =
-        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
+        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, &c.run, n, width, v, chunk));
     RF_RUN(&c, cross_entropy_forward, loss, x, w, bias, labels, n, width, v, ignore, chunk,
            scratch);
     return rf_return_doubles(&c, loss, 2);
@@ -34,11 +35,12 @@ PyObject *bind_cross_entropy_backward(PyObject *module, PyObject *const *args, P
     void *dw = rf_inout(&c, "dweight", "v c");
     void *dbias = rf_inout_or_none(&c, "dbias", "v");
     void *dx = rf_new(&c, "n... c");
+    rf_precision_of(&c);
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
     void *scratch =
-        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, n, width, v, chunk, c.run.workers));
+        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, &c.run, n, width, v, chunk));
     RF_RUN(&c, cross_entropy_backward, dx, dw, dbias, x, w, bias, labels, n, width, v, ignore,
            scale, chunk, scratch);
     return rf_return(&c);

@@ -12,6 +12,7 @@ int rf_call_init(void) {
 void rf_begin(rf_call *c, PyObject *module, PyObject *const *args, Py_ssize_t nargs,
               const char *op) {
     c->run.workers = 1;
+    c->run.precision = RF_HIGHEST;
     c->run.poll = NULL;
     atomic_init(&c->run.stop, 0);
     c->op = op;

@@ -66,6 +66,20 @@ const char *rf_name(rf_call *c, const char *name) {
     return text ? text : "";
 }
 
+/* The index of the next argument among `count` names. */
+static size_t choice(rf_call *c, const char *name, const char *const *names, size_t count) {
+    const char *text = rf_name(c, name);
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(text, names[i]) == 0) return i;
+    char known[RF_TEXT] = "";
+    for (size_t i = 0; i < count; i++) {
+        if (i) strcat(known, i + 1 < count ? ", " : " or ");
+        strcat(strcat(strcat(known, "'"), names[i]), "'");
+    }
+    if (!c->failed) RF_FAIL(c, PyExc_ValueError, "%s must be %s, got '%s'", name, known, text);
+    return 0;
+}
+
 /* Names, in the order of rf_activation. */
 static const char *const activations[] = {
     "relu",      "gelu",    "gelu_new",   "silu",         "tanh", "gelu_10",
@@ -74,17 +88,12 @@ static const char *const activations[] = {
 };
 
 rf_activation rf_activation_of(rf_call *c, const char *name) {
-    const size_t count = sizeof activations / sizeof *activations;
-    const char *text = rf_name(c, name);
-    for (size_t i = 0; i < count; i++)
-        if (strcmp(text, activations[i]) == 0) return (rf_activation)i;
-    char known[RF_TEXT] = "";
-    for (size_t i = 0; i < count; i++) {
-        if (i) strcat(known, i + 1 < count ? ", " : " or ");
-        strcat(strcat(strcat(known, "'"), activations[i]), "'");
-    }
-    if (!c->failed) RF_FAIL(c, PyExc_ValueError, "%s must be %s, got '%s'", name, known, text);
-    return RF_RELU;
+    return (rf_activation)choice(c, name, activations, sizeof activations / sizeof *activations);
+}
+
+void rf_precision_of(rf_call *c) {
+    static const char *const precisions[] = {"highest", "high", "medium"};
+    c->run.precision = (rf_precision)choice(c, "matmul_precision", precisions, 3);
 }
 
 void rf_workers(rf_call *c) {

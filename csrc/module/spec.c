@@ -102,6 +102,10 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     PyObject *softcap = field(c, spec, "softcap");
     a.softcap = !softcap || softcap == Py_None ? 0 : number_field(c, spec, "softcap");
     a.dropout = number_field(c, spec, "dropout");
+    if (field_is(c, spec, "matmul_precision", "medium"))
+        c->run.precision = RF_MEDIUM;
+    else if (field_is(c, spec, "matmul_precision", "high"))
+        c->run.precision = RF_HIGH;
     PyObject *key = field(c, spec, "dropout_key");
     if (key && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;

@@ -2,7 +2,13 @@
 
    Cores are chosen by the features that the processor and the operating system support
    (__builtin_cpu_supports checks both), not by model numbers. */
+#define _DEFAULT_SOURCE // syscall
 #include "../rf.h"
+
+#if defined(RF_HAVE_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #define DECLARE(isa)                                                                               \
     extern const rf_ops_f32 rf_##isa##_f32;                                                        \
@@ -13,6 +19,29 @@ DECLARE(avx512)
 static int avx512_runs(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+/* The variants below add products of bfloat16; for double they are AVX-512. */
+#ifdef RF_HAVE_AVX512_BF16
+extern const rf_ops_f32 rf_avx512_bf16_f32;
+static int avx512_bf16_runs(void) {
+    return avx512_runs() && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+/* The state of the tiles is 8 KB a thread, so Linux gives it only to a process that asks. */
+#ifdef RF_HAVE_AMX
+extern const rf_ops_f32 rf_amx_f32;
+static int amx_runs(void) {
+#ifdef __linux__
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return avx512_runs() && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 0;
+#endif
 }
 #endif
 
@@ -36,6 +65,12 @@ static const struct {
     rf_core core;
     int (*runs)(void);
 } built[] = {
+#ifdef RF_HAVE_AMX
+    {{"amx", &rf_amx_f32, &rf_avx512_f64}, amx_runs},
+#endif
+#ifdef RF_HAVE_AVX512_BF16
+    {{"avx512_bf16", &rf_avx512_bf16_f32, &rf_avx512_f64}, avx512_bf16_runs},
+#endif
 #ifdef RF_HAVE_AVX512
     {{"avx512", &rf_avx512_f32, &rf_avx512_f64}, avx512_runs},
 #endif

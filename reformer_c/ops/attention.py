@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import _core
 from ..checks import names_keywords
+from ..precision import resolve_precision
 from ..runtime import resolve_workers
 from ._arguments import (
     MOST,
@@ -78,6 +79,7 @@ class AttentionSpec:
     wrap: bool = False
     dropout: float = 0.0
     dropout_key: int = 0
+    matmul_precision: str = "highest"
 
     def __post_init__(self) -> None:
         plain = vars(self)  # a frozen dataclass guards attributes; what is checked is also plain
@@ -108,6 +110,7 @@ class AttentionSpec:
             plain["dropout"] = probability(self.dropout, "dropout")
         if self.dropout_key != 0:
             plain["dropout_key"] = random_key(self.dropout_key, "dropout_key")
+        resolve_precision(self.matmul_precision)
 
     @property
     def query(self) -> str:
@@ -239,6 +242,7 @@ def full_attention_forward(
     shared_qk: bool = False,
     dropout: float = 0.0,
     dropout_key: int = 0,
+    matmul_precision: str | None = None,
     out: np.ndarray | None = None,
     workers: int | None = None,
 ) -> tuple[np.ndarray, AttentionSaved]:
@@ -265,6 +269,7 @@ def full_attention_forward(
     spec = spec_of(
         "full", is_causal=is_causal, scale=scale, softcap=softcap, shared_qk=shared_qk,
         dropout=dropout, dropout_key=dropout_key,
+        matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
     k = None if k is None else array_of(k, "k")
     return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
@@ -296,6 +301,8 @@ def full_attention() -> np.ndarray:  # type: ignore[empty-body]
         Share of the probabilities to drop; the others are divided by ``1 - dropout``.
     dropout_key : int
         In [0, 2**64). The same key drops the same probabilities.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How products are computed, see `reformer_c.set_matmul_precision`.
     out : (b, h, t, d) same dtype, optional
         Where to write the result. It may overlap an input.
     workers : int, optional
@@ -389,6 +396,7 @@ def local_attention_forward(
     wrap: bool = False,
     dropout: float = 0.0,
     dropout_key: int = 0,
+    matmul_precision: str | None = None,
     out: np.ndarray | None = None,
     workers: int | None = None,
 ) -> tuple[np.ndarray, AttentionSaved]:
@@ -416,6 +424,7 @@ def local_attention_forward(
         "local", chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
         wrap=wrap, dropout=dropout, dropout_key=dropout_key,
+        matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
     return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
 
@@ -448,6 +457,8 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
         Share of the probabilities to drop; the others are divided by ``1 - dropout``.
     dropout_key : int
         In [0, 2**64). The same key drops the same probabilities.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How products are computed, see `reformer_c.set_matmul_precision`.
     out : (b, h, t, d) same dtype, optional
         Where to write the result. It may overlap an input.
     workers : int, optional
@@ -541,6 +552,7 @@ def lsh_attention_forward(
     wrap: bool = True,
     dropout: float = 0.0,
     dropout_key: int = 0,
+    matmul_precision: str | None = None,
     out: np.ndarray | None = None,
     workers: int | None = None,
 ) -> tuple[np.ndarray, AttentionSaved]:
@@ -571,7 +583,7 @@ def lsh_attention_forward(
         is_causal=is_causal, scope=scope, bucket_cap=bucket_cap, scale=scale, softcap=softcap,
         shared_qk=True, attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
-        dropout_key=dropout_key,
+        dropout_key=dropout_key, matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
     v = array_of(v, "v")
     factors: Any = spec.num_buckets
@@ -647,6 +659,8 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
         Share of the probabilities to drop; the others are divided by ``1 - dropout``.
     dropout_key : int
         In [0, 2**64). The same key drops the same probabilities.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How products are computed, see `reformer_c.set_matmul_precision`.
     out : (b, h, t, d) same dtype, optional
         Where to write the result. It may overlap an input.
     workers : int, optional

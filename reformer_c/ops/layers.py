@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _core
+from ..precision import resolve_precision
 from ..runtime import resolve_workers
 from ._arguments import finite, saved_by, zeros_for
 
@@ -35,6 +36,7 @@ class LinearSaved(NamedTuple):
     x: np.ndarray
     weight: np.ndarray
     has_bias: bool
+    matmul_precision: str
 
 
 def linear(
@@ -43,6 +45,7 @@ def linear(
     bias: np.ndarray | None = None,
     *,
     out: np.ndarray | None = None,
+    matmul_precision: str | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
     """``x weight' + bias``.
@@ -54,6 +57,8 @@ def linear(
     bias : (co,) same dtype, optional
     out : (..., co) same dtype, optional
         Where to write the result. It may overlap an input.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How products are computed, see `reformer_c.set_matmul_precision`.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
@@ -71,7 +76,8 @@ def linear(
     >>> linear(np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 3.0]]))
     array([[1., 3., 6.]])
     """
-    return _core.linear_forward(x, weight, bias, out, resolve_workers(workers))
+    precision = resolve_precision(matmul_precision)
+    return _core.linear_forward(x, weight, bias, out, precision, resolve_workers(workers))
 
 
 def linear_forward(
@@ -80,6 +86,7 @@ def linear_forward(
     bias: np.ndarray | None = None,
     *,
     out: np.ndarray | None = None,
+    matmul_precision: str | None = None,
     workers: int | None = None,
 ) -> tuple[np.ndarray, LinearSaved]:
     """`linear`, and what its backward pass needs.
@@ -96,8 +103,9 @@ def linear_forward(
     >>> out.shape
     (4, 3)
     """
-    y = linear(x, weight, bias, out=out, workers=workers)
-    return y, LinearSaved(np.asarray(x), np.asarray(weight), bias is not None)
+    precision = resolve_precision(matmul_precision)
+    y = _core.linear_forward(x, weight, bias, out, precision, resolve_workers(workers))
+    return y, LinearSaved(np.asarray(x), np.asarray(weight), bias is not None, precision)
 
 
 def linear_backward(
@@ -133,10 +141,12 @@ def linear_backward(
     >>> dx[0], dweight[0], dbias
     (array([3., 3.]), array([4., 4.]), None)
     """
-    x, weight, has_bias = saved_by(LinearSaved, saved)
+    x, weight, has_bias, precision = saved_by(LinearSaved, saved)
     dweight = zeros_for(weight)
     dbias = np.zeros(len(weight), dweight.dtype) if has_bias else None
-    dx = _core.linear_backward(x, weight, dout, dweight, dbias, out, resolve_workers(workers))
+    dx = _core.linear_backward(
+        x, weight, dout, dweight, dbias, out, precision, resolve_workers(workers)
+    )
     return dx, dweight, dbias
 
 
@@ -383,6 +393,7 @@ class FeedForwardSaved(NamedTuple):
     chunk_length: int
     dropout: float
     dropout_key: int
+    matmul_precision: str
 
 
 def feed_forward(
@@ -397,6 +408,7 @@ def feed_forward(
     dropout: float = 0.0,
     dropout_key: int = 0,
     out: np.ndarray | None = None,
+    matmul_precision: str | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
     """``activation(drop(x w1' + b1)) w2' + b2``, a few rows at a time.
@@ -421,6 +433,8 @@ def feed_forward(
         Of `dropout`: the same key drops the same units, whatever the chunks.
     out : (..., c) same dtype, optional
         Where to write the result. It may overlap an input.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How products are computed, see `reformer_c.set_matmul_precision`.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
@@ -446,7 +460,7 @@ def feed_forward(
     """
     return _core.feed_forward_forward(
         x, w1, b1, w2, b2, activation, chunk_length, dropout, dropout_key, out,
-        resolve_workers(workers),
+        resolve_precision(matmul_precision), resolve_workers(workers),
     )  # fmt: skip
 
 
@@ -462,6 +476,7 @@ def feed_forward_forward(
     dropout: float = 0.0,
     dropout_key: int = 0,
     out: np.ndarray | None = None,
+    matmul_precision: str | None = None,
     workers: int | None = None,
 ) -> tuple[np.ndarray, FeedForwardSaved]:
     """`feed_forward`, and what its backward pass needs.
@@ -480,13 +495,14 @@ def feed_forward_forward(
     >>> y.shape
     (4, 2)
     """
+    precision = resolve_precision(matmul_precision)
     y = feed_forward(
         x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
-        dropout_key=dropout_key, out=out, workers=workers,
+        dropout_key=dropout_key, out=out, matmul_precision=precision, workers=workers,
     )  # fmt: skip
     return y, FeedForwardSaved(
         np.asarray(x), np.asarray(w1), np.asarray(b1), np.asarray(w2), np.asarray(b2), activation,
-        chunk_length, dropout, dropout_key,
+        chunk_length, dropout, dropout_key, precision,
     )  # fmt: skip
 
 
@@ -526,11 +542,13 @@ def feed_forward_backward(
     >>> [gradient.tolist() for gradient in feed_forward_backward(np.ones((1, 1)), saved)]
     [[[-1.0]], [[0.0], [-2.0]], [0.0, 1.0], [[0.0, 2.0]], [1.0]]
     """
-    x, w1, b1, w2, b2, activation, chunk_length, p, key = saved_by(FeedForwardSaved, saved)
+    x, w1, b1, w2, b2, activation, chunk_length, p, key, precision = saved_by(
+        FeedForwardSaved, saved
+    )
     dw1, db1, dw2 = zeros_for(w1), zeros_for(b1), zeros_for(w2)
     db2 = zeros_for(b2)
     dx = _core.feed_forward_backward(
         x, w1, b1, w2, b2, dout, activation, chunk_length, p, key, dw1, db1, dw2, db2, out,
-        resolve_workers(workers),
+        precision, resolve_workers(workers),
     )  # fmt: skip
     return dx, dw1, db1, dw2, db2

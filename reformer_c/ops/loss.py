@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _core
+from ..precision import resolve_precision
 from ..runtime import resolve_workers
 from ._arguments import saved_by, zeros_for
 
@@ -24,6 +25,7 @@ class CrossEntropySaved(NamedTuple):
     ignore_index: int
     chunk_length: int
     counted: float
+    matmul_precision: str
 
 
 def cross_entropy_head(
@@ -34,6 +36,7 @@ def cross_entropy_head(
     *,
     ignore_index: int = -100,
     chunk_length: int = 0,
+    matmul_precision: str | None = None,
     workers: int | None = None,
 ) -> float:
     """Mean cross-entropy of ``softmax(h weight' + bias)``, a few rows of logits at a time.
@@ -50,6 +53,8 @@ def cross_entropy_head(
         Rows with this label count for nothing.
     chunk_length : int
         Rows whose logits are in memory at a time; 0 chooses. The loss may change by rounding.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How products are computed, see `reformer_c.set_matmul_precision`.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
@@ -82,7 +87,7 @@ def cross_entropy_head(
     """
     return cross_entropy_head_forward(
         h, weight, bias, labels, ignore_index=ignore_index, chunk_length=chunk_length,
-        workers=workers,
+        matmul_precision=matmul_precision, workers=workers,
     )[0]  # fmt: skip
 
 
@@ -94,6 +99,7 @@ def cross_entropy_head_forward(
     *,
     ignore_index: int = -100,
     chunk_length: int = 0,
+    matmul_precision: str | None = None,
     workers: int | None = None,
 ) -> tuple[float, CrossEntropySaved]:
     """`cross_entropy_head`, and what its backward pass needs.
@@ -110,12 +116,13 @@ def cross_entropy_head_forward(
     >>> saved.counted
     2.0
     """
+    precision = resolve_precision(matmul_precision)
     total, count = _core.cross_entropy_forward(
-        h, weight, bias, ignore_index, labels, chunk_length, resolve_workers(workers)
+        h, weight, bias, ignore_index, labels, chunk_length, precision, resolve_workers(workers)
     )
     saved = CrossEntropySaved(
         np.asarray(h), np.asarray(weight), bias, np.asarray(labels), ignore_index, chunk_length,
-        count,
+        count, precision,
     )  # fmt: skip
     return (total / count if count else math.nan), saved
 
@@ -149,11 +156,13 @@ def cross_entropy_head_backward(
     array([[-0.1345,  0.1345],
            [ 0.1345, -0.1345]])
     """
-    h, weight, bias, labels, ignore_index, chunk_length, count = saved_by(CrossEntropySaved, saved)
+    h, weight, bias, labels, ignore_index, chunk_length, count, precision = saved_by(
+        CrossEntropySaved, saved
+    )
     dweight = zeros_for(weight)
     dbias = None if bias is None else np.zeros(len(weight), dweight.dtype)
     dh = _core.cross_entropy_backward(
         h, weight, bias, ignore_index, labels, chunk_length, dloss / count if count else 0.0,
-        dweight, dbias, resolve_workers(workers),
+        dweight, dbias, precision, resolve_workers(workers),
     )  # fmt: skip
     return dh, dweight, dbias

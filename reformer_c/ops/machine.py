@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from ..precision import resolve_precision
 from ..runtime import resolve_workers
 from ._arguments import finite, real_type
 
@@ -54,6 +55,7 @@ def layer_scratch(
     *,
     chunk_length: int = 0,
     dtype: Any = np.float32,
+    matmul_precision: str | None = None,
     workers: int | None = None,
 ) -> tuple[int, int]:
     """Bytes that a call takes besides its arrays, forward and backward; nothing is computed.
@@ -68,6 +70,8 @@ def layer_scratch(
     chunk_length : int
         Of the call.
     dtype : float32 or float64
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How products are computed, see `reformer_c.set_matmul_precision`.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
@@ -82,6 +86,7 @@ def layer_scratch(
     True
     """
     forward, backward = _core.layer_scratch(
-        np.empty(0, dtype), op, n, columns_in, columns_out, chunk_length, resolve_workers(workers)
-    )
+        np.empty(0, dtype), op, n, columns_in, columns_out, chunk_length,
+        resolve_precision(matmul_precision), resolve_workers(workers),
+    )  # fmt: skip
     return int(forward), int(backward)

@@ -1,0 +1,118 @@
+"""How precisely matrix products are computed: in float32, or from operands rounded to bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+__all__ = ["get_matmul_precision", "matmul_precision", "set_matmul_precision"]
+
+PRECISIONS = ("highest", "high", "medium")
+
+_process_precision = "highest"
+_block_precision: ContextVar[str | None] = ContextVar("reformer_c_matmul_precision", default=None)
+
+
+def set_matmul_precision(precision: str) -> None:
+    """Set how precisely float32 matrix products are computed, in all of this process.
+
+    Arrays are float32 and sums are float32 in every case. The products are those of linear and
+    feed-forward layers, of the loss head, and of attention, forward and backward. Hashing, softmax,
+    norms, residual streams and optimizers are always float32; so are products with fewer than 8
+    rows, such as those of a decoded token, whose time is that of reading the weights. float64
+    arrays are never rounded.
+
+    Parameters
+    ----------
+    precision : {"highest", "high", "medium"}
+        "highest" multiplies float32 numbers. "medium" multiplies bfloat16 numbers, to which both
+        operands are rounded: 8 significant bits each. "high" rounds each operand to two bfloat16
+        numbers, whose sum has 16 significant bits, and computes three products.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+
+    See Also
+    --------
+    matmul_precision : for a block of code.
+
+    Notes
+    -----
+    The names have the meaning of ``torch.set_float32_matmul_precision`` and of JAX's
+    ``jax_default_matmul_precision``. "medium" is faster where the processor multiplies bfloat16
+    numbers (instruction sets "amx" and "avx512_bf16"); elsewhere operands are rounded and
+    multiplied in float32, which takes a little longer and gives the same numbers but for the order
+    of the sums. The bits of a result do not depend on the number of threads.
+
+    References
+    ----------
+    Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype for
+    Higher-Precision Computations": the products of "high".
+
+    Examples
+    --------
+    >>> set_matmul_precision("medium")
+    >>> get_matmul_precision()
+    'medium'
+    >>> set_matmul_precision("highest")
+    """
+    global _process_precision
+    _process_precision = resolve_precision(precision, "precision")
+
+
+def get_matmul_precision() -> str:
+    """How precisely a call computes matrix products here and now, unless it is told.
+
+    Returns
+    -------
+    {"highest", "high", "medium"}
+
+    Examples
+    --------
+    >>> get_matmul_precision()
+    'highest'
+    """
+    return _block_precision.get() or _process_precision
+
+
+@contextmanager
+def matmul_precision(precision: str | None) -> Iterator[None]:
+    """Compute matrix products so within a ``with`` block, in this Python thread (or task) alone.
+
+    Parameters
+    ----------
+    precision : {"highest", "high", "medium"} or None
+        As for `set_matmul_precision`; None changes nothing.
+
+    Examples
+    --------
+    >>> with matmul_precision("medium"):
+    ...     get_matmul_precision()
+    'medium'
+    >>> get_matmul_precision()
+    'highest'
+    """
+    token = _block_precision.set(resolve_precision(precision, "precision"))
+    try:
+        yield
+    finally:
+        _block_precision.reset(token)
+
+
+def resolve_precision(precision: str | None, name: str = "matmul_precision") -> str:
+    """The precision for a call's ``matmul_precision`` argument; None is the default.
+
+    Examples
+    --------
+    >>> resolve_precision("low")
+    Traceback (most recent call last):
+    ValueError: matmul_precision must be 'highest', 'high' or 'medium', got 'low'
+    """
+    if precision is None:
+        return _block_precision.get() or _process_precision
+    if precision not in PRECISIONS:
+        raise ValueError(f"{name} must be 'highest', 'high' or 'medium', got {precision!r}")
+    return precision
