@@ -84,7 +84,7 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
 
     for (size_t i = 0; i < BLOCK; i++) tile->visible_keys[i] += extent.query_end[i];
     for (size_t g = 0; g < extent.groups; g++) {
-        prefetch_flush(&ts->queue, 8);
+        prefetch_flush(&ts->queue, x->terms ? ROUNDED_FLUSH : 8);
         real *s = ts->s + g * VEC_LANES;
         const size_t dense_end = extent.dense_end[g];
         const size_t partial_end = max_size(extent.partial_end[g], dense_end);
@@ -95,6 +95,8 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
         vec max = dense_max(s, k->kunit, 0, dense_end, before);
         max = partial_scores(s, x, q, k, g, dense_end, partial_end, max);
         max = dense_max(s, k->kunit, partial_end, end, max);
+
+        if (x->terms) prefetch_flush(&ts->queue, ROUNDED_FLUSH);
 
         // 3. lazy rescaling
         max = rescale_tile(tile, g, before, max, dp);
@@ -117,7 +119,7 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
         add_nonzero_products(x, ts, tile, k, &extent);
     else if (x->terms)
         rounded_queries_product(tile->num, &extent, ts->s, ts->left, k->v_right, q->nq, dp,
-                                tile->started);
+                                tile->started, &ts->queue);
     else
         queries_product(tile->num, &extent, ts->s, k->v_rows, q->nq, dp, tile->started, &ts->queue);
     products_end(x->terms);
@@ -365,7 +367,7 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
     products_begin(x->terms);
     raw_scores(ts->s, x, &extent, q, k, &ts->queue);
     if (x->terms)
-        rounded_staircase(ts->g, &extent, k->v_left, q->do_columns_right, a->d);
+        rounded_staircase(ts->g, &extent, k->v_left, q->do_columns_right, a->d, &ts->queue);
     else
         staircase_product(ts->g, &extent, k->v_rows, 1, q->do_columns, a->d, dp, &ts->queue);
 
@@ -384,7 +386,9 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
 
     // 3. dq += ds k, dv += p' dout, dk += ds' q
     if (x->terms) {
-        if (dq) rounded_queries_product(dq, &extent, ts->g, ts->left, k->k_right, q->nq, dp, 1);
+        if (dq)
+            rounded_queries_product(dq, &extent, ts->g, ts->left, k->k_right, q->nq, dp, 1,
+                                    &ts->queue);
         if (dk) {
             rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp);
             rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp);

@@ -337,6 +337,10 @@ static ALWAYS_INLINE void prefetch_flush(prefetch_queue *queue, size_t n) {
         __builtin_prefetch(queue->lines.line[queue->next], 0, 2);
 }
 
+/* Lines to prefetch between two pieces of work where products are of rounded operands, which do not
+   prefetch while they compute. */
+#define ROUNDED_FLUSH 32
+
 static inline void prefetch_clear(prefetch_queue *queue) {
     queue->lines.count = queue->next = 0;
 }
@@ -456,9 +460,10 @@ static void staircase_product(real *c, const mask_extent *extent, const real *ke
 
 /* The same of rounded operands, for UNIT keys at a time. */
 static void rounded_staircase(real *c, const mask_extent *extent, operand keys, operand columns,
-                              size_t d) {
+                              size_t d, prefetch_queue *queue) {
     const size_t end = extent->groups * VEC_LANES;
     for (size_t i = 0; i < extent->max_end; i += UNIT) {
+        prefetch_flush(queue, ROUNDED_FLUSH);
         const size_t from = first_group(extent, i) * VEC_LANES / OPERAND_PANEL * OPERAND_PANEL;
         rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
                         right_from(columns, 0, from), min_size(UNIT, extent->max_end - i),
@@ -472,7 +477,7 @@ static void raw_scores(real *s, const attention_arrays *x, const mask_extent *ex
                        const block *q, const block *k, prefetch_queue *queue) {
     const int by_rows = k->k_rows != NULL;
     if (x->terms)
-        rounded_staircase(s, extent, k->k_left, q->q_columns_right, x->a->d);
+        rounded_staircase(s, extent, k->k_left, q->q_columns_right, x->a->d, queue);
     else
         staircase_product(s, extent, by_rows ? k->k_rows : k->q_columns, by_rows, q->q_columns,
                           x->a->d, x->dp, queue);
@@ -576,9 +581,11 @@ static void queries_product(real *out, const mask_extent *extent, const real *s,
 
 /* The same of rounded operands; `left` is scratch for s. */
 static void rounded_queries_product(real *out, const mask_extent *extent, const real *s,
-                                    operand left, operand rows, size_t nq, size_t dp, int add) {
+                                    operand left, operand rows, size_t nq, size_t dp, int add,
+                                    prefetch_queue *queue) {
     left_columns(left, s, BLOCK, nq, extent->max_end);
     for (size_t i = 0; i < nq; i += UNIT) {
+        prefetch_flush(queue, ROUNDED_FLUSH);
         const size_t m = min_size(UNIT, nq - i);
         rounded_product(out + i * dp, dp, left_from(left, i, 0), rows, m, dp,
                         tile_depth(extent, i, m), add);
