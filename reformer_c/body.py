@@ -30,6 +30,7 @@ from .nn import (
     random_key,
 )
 from .reversible import turns_backward, turns_forward
+from .precision import in_own_precision
 from .runtime import underflow_to_zero
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
@@ -223,6 +224,7 @@ class Pass:
 
     # ---- forward ----
 
+    @in_own_precision
     @underflow_to_zero()
     def forward(
         self, *, differentiate: bool = False, record: bool = False, attentions: bool = False
@@ -244,6 +246,7 @@ class Pass:
             self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
         return states
 
+    @in_own_precision
     def plan(self, budget: float, head_bytes: int) -> StepMemory:
         """Let as many of the last layers as fit in `budget` bytes keep their activations (the
         backward pass needs those first). Returns the memory of the step, given that the loss takes
@@ -335,6 +338,7 @@ class Pass:
 
     # ---- backward ----
 
+    @in_own_precision
     @underflow_to_zero()
     def backward(self) -> None:
         """Propagate dy1 and dy2 to the gradients of the body's weights."""

@@ -20,6 +20,7 @@ import numpy as np
 from .activations import WEIGHTED
 from .checkpoint import local_folder, write_atomically
 from .checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknown
+from .precision import PRECISIONS
 
 __all__ = ["ReformerConfig"]
 
@@ -89,7 +90,8 @@ THEIRS = frozenset(LEGACY_KEYS) | {
 # how alike an unknown name and a field are from which it is taken for the field, misspelt
 ALIKE = 0.65
 
-OURS = ("attention_scope", "bucket_cap", "softcap", "memory_budget", "apply_lm_head_bias")
+OURS = ("attention_scope", "bucket_cap", "softcap", "matmul_precision", "memory_budget",
+        "apply_lm_head_bias")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -138,9 +140,9 @@ def _misspelling(name: str) -> str:
 class ReformerConfig(NamedAttributes):
     """What a Reformer is made of.
 
-    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; five more
-    are ours: ``attention_scope``, ``bucket_cap``, ``softcap`` and ``memory_budget`` change nothing
-    by default, and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be
+    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; six more are
+    ours: ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision`` and
+    ``memory_budget`` change nothing by default, and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be
     None.
     Anything that transformers writes is taken: what is not a field is kept in `extra`.
 
@@ -239,6 +241,9 @@ class ReformerConfig(NamedAttributes):
     softcap : float, optional
         Attention scores s become ``softcap * tanh(s / softcap)`` in every layer (Gemma Team 2024,
         section 2); None: they stay as they are.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How precisely float32 matrix products are computed, see `reformer_c.set_matmul_precision`;
+        None: as set for the process, or by the ``with`` block around a call.
     memory_budget : int or float, optional
         Bytes in which training may keep activations that it would rebuild, or as a float up to 1
         a share of the memory that is free; None: always rebuild.
@@ -320,6 +325,7 @@ class ReformerConfig(NamedAttributes):
     attention_scope: str = "chunk"
     bucket_cap: int | None = None
     softcap: float | None = None
+    matmul_precision: str | None = None
     memory_budget: int | float | None = None
     apply_lm_head_bias: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
@@ -610,6 +616,8 @@ class ReformerConfig(NamedAttributes):
             _real("softcap", self.softcap, 0.0)
             if self.softcap == 0:
                 raise ValueError("softcap: expected a number above 0, or None, got 0")
+        if self.matmul_precision is not None:
+            _choice("matmul_precision", self.matmul_precision, PRECISIONS)
         if self.problem_type is not None:
             _choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:

@@ -26,6 +26,7 @@ from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
 from .inputs import padded_length
+from .precision import in_own_precision
 from .runtime import memory_used_again, underflow_to_zero
 
 __all__ = ["Decoder", "cache_bytes", "num_buckets_of"]
@@ -142,6 +143,12 @@ class Decoder:
             )  # fmt: skip
         cache.fill(rows, k, v, None if buckets is None else buckets[..., :t])
 
+    @property
+    def config(self) -> ReformerConfig:
+        """Of the model that decodes."""
+        return self._run.config
+
+    @in_own_precision
     @underflow_to_zero()
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Append a token to each of the texts `rows`; logits (n, v) of what follows."""

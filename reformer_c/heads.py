@@ -20,6 +20,7 @@ from .checks import number
 from .config import ReformerConfig
 from .inputs import IGNORE, Inputs, as_array, check_ids
 from .ops.machine import layer_scratch
+from .precision import in_own_precision
 from .runtime import underflow_to_zero
 
 __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
@@ -112,6 +113,7 @@ class LanguageModel(Head):
         labels = np.atleast_1d(as_array("labels", arguments["labels"]))
         return int(np.count_nonzero(labels[..., self.ahead :] != IGNORE))
 
+    @in_own_precision
     def outputs(self, run: Pass) -> dict[str, Any]:
         h = last_hidden_state(run)
         rows = run.config.chunk_size_lm_head or h.shape[1]
@@ -121,6 +123,7 @@ class LanguageModel(Head):
         ]
         return {"last_hidden_state": h, "logits": np.concatenate(chunks, axis=1)}
 
+    @in_own_precision
     def next_logits(self, run: Pass) -> np.ndarray:
         """Logits (b, v) at the last token of each sequence."""
         h, _ = run.final(run.every(run.inputs.t - 1))
@@ -130,6 +133,7 @@ class LanguageModel(Head):
         head = run.weights.below("lm_head.")
         return head["decoder.weight"], head["bias"] if run.config.apply_lm_head_bias else None
 
+    @in_own_precision
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
         """Cross-entropy, a block of rows at a time: never the logits of all tokens at once."""
         labels, head = targets.reshape(-1), run.weights.below("lm_head.")
@@ -156,6 +160,7 @@ class LanguageModel(Head):
             del h, normed, saved  # free them before the next block is allocated
         return float(loss)
 
+    @in_own_precision
     def loss_bytes(self, run: Pass) -> int:
         rows, width = run.block_rows, 2 * run.config.hidden_size
         _, scratch = layer_scratch(
@@ -223,6 +228,7 @@ class Classifier(Head):
             return len(np.atleast_1d(labels))
         return int(np.count_nonzero(labels != IGNORE))
 
+    @in_own_precision
     def outputs(self, run: Pass) -> dict[str, Any]:
         return {"logits": self._forward(run)[0]}
 
@@ -246,6 +252,7 @@ class Classifier(Head):
             return x
         return ops.dropout(x, p, key=run.key("classifier", purpose))
 
+    @in_own_precision
     @underflow_to_zero()
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
         problem, labels = targets
@@ -319,6 +326,7 @@ class QuestionAnswering(Head):
             raise ValueError(f"{name}: expected rows of tokens, got shape {shape}")
         return count_each(self._places(arguments, *shape[:2]))
 
+    @in_own_precision
     def outputs(self, run: Pass) -> dict[str, Any]:
         start, end = self._logits(run)
         return {"start_logits": start, "end_logits": end}
@@ -328,6 +336,7 @@ class QuestionAnswering(Head):
         logits = run.map_final(2, lambda h: ops.linear(h, head["weight"], head["bias"]))
         return [np.ascontiguousarray(logits[..., i]) for i in range(2)]
 
+    @in_own_precision
     @underflow_to_zero()
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
         (start, dstart), (end, dend) = map(cross_entropy, self._logits(run), *targets)
@@ -346,6 +355,7 @@ class QuestionAnswering(Head):
                 del h, normed, saved, dh
         return (start + end) / 2
 
+    @in_own_precision
     def loss_bytes(self, run: Pass) -> int:
         _, scratch = layer_scratch(
             "linear", run.block_rows, 2 * run.config.hidden_size, 2, dtype=run.weights.dtype

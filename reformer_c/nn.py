@@ -369,7 +369,7 @@ class FeedForward(Sublayer):
 
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
         """The output for normalised rows that start at row `first` of the stream."""
-        *arrays, activation, chunk_length, dropout, key = self._saved(n, first)
+        *arrays, activation, chunk_length, dropout, key, _ = self._saved(n, first)
         return ops.feed_forward(
             *arrays, activation=activation, chunk_length=chunk_length, dropout=dropout,
             dropout_key=key,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar, cast
 
 __all__ = ["get_matmul_precision", "matmul_precision", "set_matmul_precision"]
 
 PRECISIONS = ("highest", "high", "medium")
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _process_precision = "highest"
 _block_precision: ContextVar[str | None] = ContextVar("reformer_c_matmul_precision", default=None)
@@ -116,3 +120,27 @@ def resolve_precision(precision: str | None, name: str = "matmul_precision") -> 
     if precision not in PRECISIONS:
         raise ValueError(f"{name} must be 'highest', 'high' or 'medium', got {precision!r}")
     return precision
+
+
+def in_own_precision(method: Method) -> Method:
+    """Let a method compute in the precision of ``self.config``, or of its first argument's config.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> class Pass:
+    ...     config = SimpleNamespace(matmul_precision="high")
+    ...     @in_own_precision
+    ...     def precision(self):
+    ...         return get_matmul_precision()
+    >>> Pass().precision()
+    'high'
+    """
+
+    @functools.wraps(method)
+    def computed(self: Any, *args: Any, **options: Any) -> Any:
+        owner = self if hasattr(self, "config") else args[0]
+        with matmul_precision(owner.config.matmul_precision):
+            return method(self, *args, **options)
+
+    return cast(Method, computed)

@@ -68,38 +68,44 @@ static inline int is_self_attention(const rf_attention *a) {
     return a->scope != RF_FULL || a->shared_qk;
 }
 
-/* Reals that n terms of a rounded operand take. */
+/* Reals that n terms of rounded operands take. */
 static size_t term_reals(size_t n) {
     return bytes_of(n, sizeof(term)) / sizeof(real);
 }
 
-/* Place an operand of one term of `size` elements, advancing *at; returns its reals. */
-static size_t operand_place(operand *x, real **at, size_t terms, size_t size, size_t k) {
-    const size_t reals = term_reals(bytes_mul(terms, size));
-    if (at) *x = (operand){(term *)*at, terms, size, k}, *at += reals;
-    return reals;
+/* Reals of a block's rounded operands: those that operands_place places. */
+static size_t operand_reals(size_t dp, int backward, size_t terms) {
+    const size_t left = left_size(BLOCK, dp), right = right_size(BLOCK, dp);
+    const size_t columns = right_size(dp, BLOCK), times = backward ? 2 : 1;
+    const size_t rows = bytes_add(bytes_mul(times, left), bytes_mul(backward ? 3 : 1, right));
+    return term_reals(bytes_mul(terms, bytes_add(rows, bytes_mul(times, columns))));
 }
 
-/* Reals of a block's rounded operands, which are placed at `at` unless it is NULL. */
-static size_t operands_place(block *x, real *at, size_t dp, int backward, size_t terms) {
+static real *operand_place(operand *x, real *at, size_t terms, size_t size, size_t k) {
+    *x = (operand){(term *)at, terms, size, k};
+    return at + term_reals(terms * size);
+}
+
+static void operands_place(block *x, real *at, size_t dp, int backward, size_t terms) {
     const size_t left = left_size(BLOCK, dp), right = right_size(BLOCK, dp);
     const size_t columns = right_size(dp, BLOCK), depth = round_up(dp, OPERAND_STEP);
-    real **next = at ? &at : NULL;
-    if (!terms) return 0;
-    size_t reals = operand_place(&x->k_left, next, terms, left, depth);
-    reals += operand_place(&x->q_columns_right, next, terms, columns, depth);
-    if (!backward) return reals + operand_place(&x->v_right, next, terms, right, BLOCK);
-    reals += operand_place(&x->v_left, next, terms, left, depth);
-    reals += operand_place(&x->do_columns_right, next, terms, columns, depth);
-    reals += operand_place(&x->q_right, next, terms, right, BLOCK);
-    reals += operand_place(&x->k_right, next, terms, right, BLOCK);
-    return reals + operand_place(&x->do_right, next, terms, right, BLOCK);
+    at = operand_place(&x->k_left, at, terms, left, depth);
+    at = operand_place(&x->q_columns_right, at, terms, columns, depth);
+    if (!backward) {
+        operand_place(&x->v_right, at, terms, right, BLOCK);
+        return;
+    }
+    at = operand_place(&x->v_left, at, terms, left, depth);
+    at = operand_place(&x->do_columns_right, at, terms, columns, depth);
+    at = operand_place(&x->q_right, at, terms, right, BLOCK);
+    at = operand_place(&x->k_right, at, terms, right, BLOCK);
+    operand_place(&x->do_right, at, terms, right, BLOCK);
 }
 
 /* Reals of a block's arrays. */
 static size_t block_reals(size_t dp, int backward, size_t terms) {
     return bytes_add(bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp)),
-                     operands_place(NULL, NULL, dp, backward, terms));
+                     operand_reals(dp, backward, terms));
 }
 
 /* The padding of rows is cleared here, once: nothing writes to it. */
@@ -111,7 +117,7 @@ static void block_place(block *x, real *at, size_t d, size_t dp, int backward, s
     memset(x, 0, sizeof *x);
     x->bh = SIZE_MAX;
     for (size_t i = 0; i < arrays; i++) *parts[i] = at + i * BLOCK * dp;
-    operands_place(x, at + arrays * BLOCK * dp, dp, backward, terms);
+    if (terms) operands_place(x, at + arrays * BLOCK * dp, dp, backward, terms);
 }
 
 static inline const real *head_of(const real *base, rf_strides s, const rf_attention *a,

@@ -36,7 +36,7 @@ class LinearSaved(NamedTuple):
     x: np.ndarray
     weight: np.ndarray
     has_bias: bool
-    matmul_precision: str
+    matmul_precision: str | None = None
 
 
 def linear(
@@ -145,8 +145,9 @@ def linear_backward(
     dweight = zeros_for(weight)
     dbias = np.zeros(len(weight), dweight.dtype) if has_bias else None
     dx = _core.linear_backward(
-        x, weight, dout, dweight, dbias, out, precision, resolve_workers(workers)
-    )
+        x, weight, dout, dweight, dbias, out, resolve_precision(precision),
+        resolve_workers(workers),
+    )  # fmt: skip
     return dx, dweight, dbias
 
 
@@ -393,7 +394,7 @@ class FeedForwardSaved(NamedTuple):
     chunk_length: int
     dropout: float
     dropout_key: int
-    matmul_precision: str
+    matmul_precision: str | None = None
 
 
 def feed_forward(
@@ -549,6 +550,6 @@ def feed_forward_backward(
     db2 = zeros_for(b2)
     dx = _core.feed_forward_backward(
         x, w1, b1, w2, b2, dout, activation, chunk_length, p, key, dw1, db1, dw2, db2, out,
-        precision, resolve_workers(workers),
+        resolve_precision(precision), resolve_workers(workers),
     )  # fmt: skip
     return dx, dw1, db1, dw2, db2

@@ -16,6 +16,7 @@ from .. import ops
 from ..ops._arguments import factors_of, heads, whole
 from ..ops.attention import AttentionSaved, AttentionSpec, bucket_ids
 from ..ops.layers import FeedForwardSaved
+from ..precision import resolve_precision
 
 __all__ = [
     "feed_forward",
@@ -266,12 +267,14 @@ def full_attention(
     shared_qk: bool = False,
     dropout: float = 0.0,
     dropout_key: int | None = None,
+    matmul_precision: str | None = None,
 ) -> Tensor:
     """`reformer_c.full_attention` of tensors.
 
     Parameters
     ----------
-    q, k, v, is_causal, attention_mask, scale, softcap, shared_qk, dropout
+    q, k, v, is_causal, attention_mask, scale, softcap, shared_qk, dropout, \
+matmul_precision
         As there.
     dropout_key : int, optional
         In [0, 2**63). Drawn by PyTorch's generator by default.
@@ -299,6 +302,7 @@ def full_attention(
     return _full_operator(
         q, k, v, attention_mask, is_causal=is_causal, scale=scale, softcap=softcap,
         shared_qk=shared_qk, dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
+        matmul_precision=resolve_precision(matmul_precision),
     )[0]  # fmt: skip
 
 
@@ -317,13 +321,14 @@ def local_attention(
     wrap: bool = False,
     dropout: float = 0.0,
     dropout_key: int | None = None,
+    matmul_precision: str | None = None,
 ) -> Tensor:
     """`reformer_c.local_attention` of tensors.
 
     Parameters
     ----------
     q, k, v, chunk_length, num_chunks_before, num_chunks_after, is_causal, attention_mask, scale, \
-softcap, wrap, dropout
+softcap, wrap, dropout, matmul_precision
         As there.
     dropout_key : int, optional
         In [0, 2**63). Drawn by PyTorch's generator by default.
@@ -353,6 +358,7 @@ softcap, wrap, dropout
         q, k, v, attention_mask, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
         wrap=wrap, dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
+        matmul_precision=resolve_precision(matmul_precision),
     )[0]  # fmt: skip
 
 
@@ -446,6 +452,7 @@ def lsh_attention(
     wrap: bool = True,
     dropout: float = 0.0,
     dropout_key: int | None = None,
+    matmul_precision: str | None = None,
 ) -> Tensor:
     """`reformer_c.lsh_attention` of tensors.
 
@@ -453,7 +460,7 @@ def lsh_attention(
     ----------
     qk, v, num_hashes, num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal, \
 attention_mask, scope, bucket_cap, rotations, buckets, scale, softcap, attend_across_buckets, \
-allow_duplicate_attention, wrap, dropout
+allow_duplicate_attention, wrap, dropout, matmul_precision
         As there.
     rng : int, torch.Generator or None
         Draws the rotations where neither rotations nor buckets are given: an int those of
@@ -487,7 +494,7 @@ allow_duplicate_attention, wrap, dropout
         rotations=rotations, buckets=buckets, rng=rng, scale=scale, softcap=softcap,
         attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
-        dropout_key=dropout_key,
+        dropout_key=dropout_key, matmul_precision=matmul_precision,
     )[0]  # fmt: skip
 
 
@@ -514,6 +521,7 @@ def lsh_attention_results(
     wrap: bool = True,
     dropout: float = 0.0,
     dropout_key: int | None = None,
+    matmul_precision: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lsh_attention`, and what else its operator returns: the log-sum-exp (b, h, t), -inf
     where a token found no key but itself in all of several rounds, and the buckets it drew."""
@@ -544,6 +552,7 @@ def lsh_attention_results(
         scale=scale, softcap=softcap, attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=draw_key(dropout, dropout_key),
+        matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
 
 
@@ -592,7 +601,9 @@ def _differentiate_feed_forward(ctx, dout):
 
 
 _FEED_FORWARD = "Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2"
-_FEED_FORWARD_RULES = "str activation, int chunk_length, float dropout, int dropout_key"
+_FEED_FORWARD_RULES = (
+    "str activation, int chunk_length, float dropout, int dropout_key, str matmul_precision"
+)
 _feed_forward_backward_operator = _operator(
     f"feed_forward_backward(Tensor dout, {_FEED_FORWARD}, *, {_FEED_FORWARD_RULES}) -> "
     "(Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
@@ -618,12 +629,13 @@ def feed_forward(
     chunk_length: int = 0,
     dropout: float = 0.0,
     dropout_key: int | None = None,
+    matmul_precision: str | None = None,
 ) -> Tensor:
     """`reformer_c.feed_forward` of tensors: two linear layers, the hidden one a piece at a time.
 
     Parameters
     ----------
-    x, w1, b1, w2, b2, activation, chunk_length, dropout
+    x, w1, b1, w2, b2, activation, chunk_length, dropout, matmul_precision
         As there; w1, b1, w2 and b2 are what two ``torch.nn.Linear`` hold.
     dropout_key : int, optional
         In [0, 2**63). Drawn by PyTorch's generator by default.
@@ -649,4 +661,5 @@ def feed_forward(
     return _feed_forward_operator(
         x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
         dropout_key=draw_key(dropout, dropout_key),
+        matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip

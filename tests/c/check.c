@@ -13,7 +13,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(where, bytes) ((void)(where), (void)(bytes))
 #endif
 
-enum { GUARD = 128, MAX_BUFFERS = 256 };
+enum { GUARD = 128, MAX_BUFFERS = 1024 };
 
 static struct {
     unsigned char *start;
