@@ -112,13 +112,14 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
             vstore(s + i * BLOCK, vload(s + i * BLOCK) * drop_factors(a, q, k->kpos[i], slot, g));
         vstore(tile->sum + g * VEC_LANES, sum);
         clear_masked(s, &extent, g);
+        if (x->terms) round_scores(ts->left, &extent, ts->s, g, q->nq);
     }
 
     // 6. num += p v
     if (ts->skip_zero_weights)
         add_nonzero_products(x, ts, tile, k, &extent);
     else if (x->terms)
-        rounded_queries_product(tile->num, &extent, ts->s, ts->left, k->v_right, q->nq, dp,
+        rounded_queries_product(tile->num, &extent, ts->left, k->v_right, q->nq, dp,
                                 tile->started, &ts->queue);
     else
         queries_product(tile->num, &extent, ts->s, k->v_rows, q->nq, dp, tile->started, &ts->queue);
@@ -377,21 +378,26 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
         const size_t dense_end = extent.dense_end[g];
         const size_t partial_end = max_size(extent.partial_end[g], dense_end);
         partial_scores(s, x, q, k, g, dense_end, partial_end, (vec){0});
+        if (x->terms) prefetch_flush(&ts->queue, ROUNDED_FLUSH);
         backward_keys(x, s, ds, q, k, g, slot, 0, dense_end, 0);
         backward_keys(x, s, ds, q, k, g, slot, dense_end, partial_end, 1);
         backward_keys(x, s, ds, q, k, g, slot, partial_end, extent.group_end[g], 0);
         clear_masked(s, &extent, g);
         clear_masked(ds, &extent, g);
+        if (x->terms) prefetch_flush(&ts->queue, ROUNDED_FLUSH);
+        if (x->terms && dq) round_scores(ts->left, &extent, ts->g, g, q->nq);
     }
 
     // 3. dq += ds k, dv += p' dout, dk += ds' q
     if (x->terms) {
         if (dq)
-            rounded_queries_product(dq, &extent, ts->g, ts->left, k->k_right, q->nq, dp, 1,
+            rounded_queries_product(dq, &extent, ts->left, k->k_right, q->nq, dp, 1,
                                     &ts->queue);
         if (dk) {
-            rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp);
-            rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp);
+            rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp,
+                                 &ts->queue);
+            rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp,
+                                 &ts->queue);
         }
     } else {
         if (dq) queries_product(dq, &extent, ts->g, k->k_rows, q->nq, dp, 1, &ts->queue);

@@ -585,11 +585,18 @@ static void queries_product(real *out, const mask_extent *extent, const real *s,
     }
 }
 
-/* The same of rounded operands; `left` is scratch for s. */
-static void rounded_queries_product(real *out, const mask_extent *extent, const real *s,
-                                    operand left, operand rows, size_t nq, size_t dp, int add,
+/* Round the scores of one group of lanes, all of whose keys are in cache now. */
+static inline void round_scores(operand left, const mask_extent *extent, const real *s, size_t g,
+                                size_t nq) {
+    const size_t i = g * VEC_LANES;
+    left_columns(left_from(left, i, 0), s + i, BLOCK, min_size(VEC_LANES, nq - i),
+                 extent->max_end);
+}
+
+/* The same of rounded operands, `left` being s. */
+static void rounded_queries_product(real *out, const mask_extent *extent, operand left,
+                                    operand rows, size_t nq, size_t dp, int add,
                                     prefetch_queue *queue) {
-    left_columns(left, s, BLOCK, nq, extent->max_end);
     for (size_t i = 0; i < nq; i += UNIT) {
         prefetch_flush(queue, ROUNDED_FLUSH);
         const size_t m = min_size(UNIT, nq - i);
@@ -620,9 +627,10 @@ static void keys_product(real *out, const mask_extent *extent, const real *s, co
 
 /* The same of rounded operands; `left` is scratch for s. */
 static void rounded_keys_product(real *out, const mask_extent *extent, const real *s, operand left,
-                                 operand rows, size_t nq, size_t dp) {
+                                 operand rows, size_t nq, size_t dp, prefetch_queue *queue) {
     left_rows(left, s, BLOCK, extent->max_end, nq);
     for (size_t i = 0; i < extent->max_end; i += UNIT) {
+        prefetch_flush(queue, ROUNDED_FLUSH);
         const size_t from = first_query(extent, nq, i) / OPERAND_STEP * OPERAND_STEP;
         rounded_product(out + i * dp, dp, left_from(left, i, from), right_from(rows, from, 0),
                         min_size(UNIT, extent->max_end - i), dp, nq - from, 1);

@@ -291,9 +291,11 @@ static void queue_rows(const attention_arrays *x, thread_scratch *ts, size_t bh,
         ts->queued_end = min_size(a->t, to + BLOCK);
         next = (span){own.round, queued < to || queued > to + BLOCK ? to : queued, ts->queued_end};
     }
-    // 2. rows to write
+    // 2. rows to write; a later round of a forward begins by reading them
     prefetch_clear(&ts->queue);
-    for (size_t i = 0; i < n; i++) queue_span(x, ts, bh, own, results[i].rows, results[i].strides);
+    const span written = !x->dout && own.round > 0 ? next : own;
+    for (size_t i = 0; i < n; i++)
+        queue_span(x, ts, bh, written, results[i].rows, results[i].strides);
     // 3. rows to read
     queue_span(x, ts, bh, next, x->q, x->sq);
     if (!a->shared_qk) queue_span(x, ts, bh, next, x->k, x->sk);
