@@ -67,12 +67,11 @@ class BuildExt(build_ext):
         elif "-g" not in os.environ.get("CFLAGS", "").split():
             ext.extra_compile_args += RELEASE_FLAGS
 
+        # what an older compiler does not know is left out
+        isas = [isa for isa in ISAS if self.builds(EMPTY_PROGRAM, ISA_FLAGS[isa])]
+        ext.define_macros = ext.define_macros + [(f"RF_HAVE_{isa.upper()}", "1") for isa in isas]
         # the variants take longest, so they begin first
-        variants = [
-            variant
-            for isa in ISAS
-            for variant in sorted(glob(f"csrc/variants/{isa}_f*.c"), reverse=True)
-        ]
+        variants = [file for isa in isas for file in sorted(glob(f"csrc/variants/{isa}_f[36]*.c"))]
         sources, ext.sources = ext.sources, []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for objects in pool.map(lambda source: self.compile(ext, source), variants + sources):
@@ -140,7 +139,6 @@ setup(
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
                 ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
-                *((f"RF_HAVE_{isa.upper()}", "1") for isa in ISAS),
             ],
         )
     ],

@@ -209,7 +209,7 @@ static void right_columns(operand right, const real *x, size_t ld, size_t k, siz
             }
 }
 
-#ifdef __AMX_BF16__
+#ifdef RF_AMX
 
 /* Tiles 0 to 3 hold C, 4 and 5 two strips of A, 6 and 7 two panels of B. Between the two calls the
    processor's tiles belong to this thread, so nothing may be called that runs other code, such as

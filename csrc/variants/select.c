@@ -6,6 +6,7 @@
 #include "../rf.h"
 
 #if defined(RF_HAVE_AMX) && defined(__linux__)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -35,9 +36,10 @@ static int avx512_bf16_runs(void) {
 extern const rf_ops_f32 rf_amx_f32;
 static int amx_runs(void) {
 #ifdef __linux__
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, BF16_AND_TILES = 1 << 22 | 1 << 24 };
+    unsigned a, b, c, d; // not all compilers' __builtin_cpu_supports know these
     return avx512_runs() && __builtin_cpu_supports("avx512bf16") &&
-           __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16_AND_TILES) == BF16_AND_TILES &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #else
     return 0;
