@@ -10,8 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How float32 operands of matrix products are rounded: not at all, to two bfloat16 terms each, or to
-   one. Sums are float32. Float64 is never rounded. */
+/* How float32 operands of matrix products are rounded: not at all, to two bfloat16 terms each, or
+   to one. Sums are float32. Float64 is never rounded. */
 typedef enum { RF_HIGHEST, RF_HIGH, RF_MEDIUM } rf_precision;
 
 /* How an op runs: the number of threads, the precision, and whether it is to stop.

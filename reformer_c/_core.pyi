@@ -1,7 +1,8 @@
 """The compiled core: positional arguments, checked; reformer_c.ops is its documented face.
 
 Real arrays are float32 or float64, all of a call alike. `out` is None or the array to write to,
-gradients named d... are added to in place, `workers` is at least 1.
+gradients named d... are added to in place, `matmul_precision` is "highest", "high" or "medium",
+`workers` is at least 1.
 """
 
 from typing import Any
@@ -20,7 +21,13 @@ openmp: int
 openmp_thread_limit: int
 
 def linear_forward(
-    x: Real, weight: Real, bias: Real | None, out: Real | None, matmul_precision: str, workers: int, /
+    x: Real,
+    weight: Real,
+    bias: Real | None,
+    out: Real | None,
+    matmul_precision: str,
+    workers: int,
+    /,
 ) -> Real: ...
 def linear_backward(
     x: Real,

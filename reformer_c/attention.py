@@ -15,7 +15,6 @@ from .nn import Key, Sublayer, Weights, blocks
 from .ops.attention import AttentionSaved, AttentionSpec, attention_scratch
 from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
-from .precision import get_matmul_precision
 from .probabilities import cross_probabilities, local_probabilities, lsh_probabilities
 
 __all__ = ["CrossAttention", "LSHAttention", "LocalAttention", "Memory"]
@@ -340,11 +339,6 @@ class Attention(Sublayer):
     ) -> tuple[int, int]:
         """Scratch bytes of the op, forward and backward, for heads (b, h, t, d)."""
 
-    @staticmethod
-    def _spec(kind: str, **rules: Any) -> AttentionSpec:
-        """What decides the scratch of the op."""
-        return AttentionSpec(kind, matmul_precision=get_matmul_precision(), **rules)
-
 
 class LocalAttention(Attention):
     """Attention to a token's own chunk and the neighbouring chunks.
@@ -409,7 +403,7 @@ class LocalAttention(Attention):
         self, shape: tuple[int, int, int, int], dtype: np.dtype
     ) -> tuple[int, int]:
         windows = {name: self.rules[name] for name in WINDOW}
-        return attention_scratch(self._spec("local", **windows), shape, dtype=dtype)
+        return attention_scratch(AttentionSpec("local", **windows), shape, dtype=dtype)
 
 
 class LSHAttention(Attention):
@@ -515,7 +509,7 @@ class LSHAttention(Attention):
     ) -> tuple[int, int]:
         names = (*WINDOW, "scope", "num_hashes", "num_buckets")
         rules = {name: self.rules[name] for name in names}
-        return attention_scratch(self._spec("lsh", shared_qk=True, **rules), shape, dtype=dtype)
+        return attention_scratch(AttentionSpec("lsh", shared_qk=True, **rules), shape, dtype=dtype)
 
     def bucket_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of the bucket ids (b, h, r, t), which are kept from forward to backward."""
@@ -693,4 +687,4 @@ class CrossAttention(Attention):
     def _attention_scratch(
         self, shape: tuple[int, int, int, int], dtype: np.dtype
     ) -> tuple[int, int]:
-        return attention_scratch(self._spec("full"), shape, dtype=dtype)
+        return attention_scratch(AttentionSpec("full"), shape, dtype=dtype)

@@ -29,8 +29,8 @@ from .nn import (
     blocks,
     random_key,
 )
-from .reversible import turns_backward, turns_forward
 from .precision import in_own_precision
+from .reversible import turns_backward, turns_forward
 from .runtime import underflow_to_zero
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]

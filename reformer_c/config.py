@@ -140,10 +140,10 @@ def _misspelling(name: str) -> str:
 class ReformerConfig(NamedAttributes):
     """What a Reformer is made of.
 
-    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; six more are
-    ours: ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision`` and
-    ``memory_budget`` change nothing by default, and ``apply_lm_head_bias`` is True. A field whose layer type does not occur may be
-    None.
+    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; six more
+    are ours: ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision`` and
+    ``memory_budget`` change nothing by default, and ``apply_lm_head_bias`` is True. A field whose
+    layer type does not occur may be None.
     Anything that transformers writes is taken: what is not a field is kept in `extra`.
 
     Attributes

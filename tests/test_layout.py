@@ -13,7 +13,7 @@ CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 
 # a module may import modules of lower floors only
 FLOORS = [
-    {"_core", "openmp", "activations", "checks", "pickled", "probabilities"},
+    {"_core", "openmp", "activations", "checks", "pickled", "precision", "probabilities"},
     {"outputs", "runtime", "checkpoint", "tokenizer", "screen"},
     {"ops", "folder", "log", "pieces", "generation_config"},
     {"generate", "nn", "reversible", "config", "optim", "data", "report", "bench", "subwords"},

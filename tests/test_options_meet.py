@@ -43,6 +43,8 @@ def configurations(draw, activations=("relu", "gelu", "silu"), decoders=st.boole
         "num_hashes": draw(st.integers(1, 3)),
         "num_buckets": draw(st.sampled_from([None, 2, 4, [2, 2], [2, 4]])),
         "softcap": draw(st.sampled_from([None, 0.5])),
+        # models of float64 are never rounded
+        "matmul_precision": draw(st.sampled_from([None, "medium"])),
         "hash_seed": draw(st.sampled_from([None, 5])),
         "num_attention_heads": draw(st.sampled_from([1, 2])),
         "axial_pos_embds": draw(st.booleans()),

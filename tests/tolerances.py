@@ -15,6 +15,9 @@ TOLERANCES = {
     "attention_backward": {"float32": 1e-5, "float64": 1e-13},
     # constant scores of -1e5: an ulp there is 0.0078 in float32, and the weights move with it
     "self_only": {"float32": 1e-2, "float64": 1e-10},
+    # operands rounded to bfloat16, in one term or in two, beside a reference that does not round
+    "medium": {"float32": 2e-2},
+    "high": {"float32": 1e-4},
     # a directional derivative by central differences
     "derivative": {"float64": 1e-6},
 }

@@ -119,8 +119,8 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
     if (ts->skip_zero_weights)
         add_nonzero_products(x, ts, tile, k, &extent);
     else if (x->terms)
-        rounded_queries_product(tile->num, &extent, ts->left, k->v_right, q->nq, dp,
-                                tile->started, &ts->queue);
+        rounded_queries_product(tile->num, &extent, ts->left, k->v_right, q->nq, dp, tile->started,
+                                &ts->queue);
     else
         queries_product(tile->num, &extent, ts->s, k->v_rows, q->nq, dp, tile->started, &ts->queue);
     products_end(x->terms);
@@ -391,13 +391,10 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
     // 3. dq += ds k, dv += p' dout, dk += ds' q
     if (x->terms) {
         if (dq)
-            rounded_queries_product(dq, &extent, ts->left, k->k_right, q->nq, dp, 1,
-                                    &ts->queue);
+            rounded_queries_product(dq, &extent, ts->left, k->k_right, q->nq, dp, 1, &ts->queue);
         if (dk) {
-            rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp,
-                                 &ts->queue);
-            rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp,
-                                 &ts->queue);
+            rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp, &ts->queue);
+            rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp, &ts->queue);
         }
     } else {
         if (dq) queries_product(dq, &extent, ts->g, k->k_rows, q->nq, dp, 1, &ts->queue);

@@ -589,8 +589,7 @@ static void queries_product(real *out, const mask_extent *extent, const real *s,
 static inline void round_scores(operand left, const mask_extent *extent, const real *s, size_t g,
                                 size_t nq) {
     const size_t i = g * VEC_LANES;
-    left_columns(left_from(left, i, 0), s + i, BLOCK, min_size(VEC_LANES, nq - i),
-                 extent->max_end);
+    left_columns(left_from(left, i, 0), s + i, BLOCK, min_size(VEC_LANES, nq - i), extent->max_end);
 }
 
 /* The same of rounded operands, `left` being s. */

@@ -99,8 +99,8 @@ static void thread_scratch_place(const rf_run *run, thread_scratch *ts, const rf
     ts->queued_end = 0;
     ts->next_head = ts->next_chunk = SIZE_MAX;
     prefetch_clear(&ts->queue);
-    real *reals = take(&at, ts->cache.count * each + thread_scratch_reals(run, a, backward),
-                       sizeof(real));
+    real *reals =
+        take(&at, ts->cache.count * each + thread_scratch_reals(run, a, backward), sizeof(real));
     ts->cache.blocks = take(&at, ts->cache.count, sizeof(block));
     ts->queue.lines.line = take(&at, queue_capacity(a->d), sizeof(char *));
     for (size_t i = 0; i < ts->cache.count; i++, reals += each)

@@ -5,7 +5,8 @@
 
    The layouts are those that the hardware multiplies pairs in, AMX's tiles and AVX512_BF16's dot
    products:
-   - a left operand (m x k) is cut into strips of OPERAND_STRIP rows, a strip into steps of OPERAND_STEP columns;
+   - a left operand (m x k) is cut into strips of OPERAND_STRIP rows, a strip into steps of
+   OPERAND_STEP columns;
    - a right operand (k x n) is cut into panels of OPERAND_PANEL columns, in which two rows of k are
      interleaved.
    All are padded with zeros. Other processors multiply in float32: a left operand is stored by rows
@@ -62,14 +63,15 @@ static inline operand right_operand(void *at, size_t terms, size_t k, size_t n) 
     return (operand){at, terms, right_size(k, n), round_up(k, OPERAND_STEP)};
 }
 
-/* The part of a left operand from row i (a multiple of OPERAND_STRIP) and step p (of OPERAND_STEP) on. */
+/* The part of a left operand from row i (a multiple of OPERAND_STRIP) and step p (of OPERAND_STEP)
+ * on. */
 static inline operand left_from(operand left, size_t i, size_t p) {
     left.at += i * left.k + p * OPERAND_STRIP;
     return left;
 }
 
-/* The part of a right operand from step p (a multiple of OPERAND_STEP) and column j on: a multiple of OPERAND_PANEL
-   or, where the hardware does not round, of VEC_LANES. */
+/* The part of a right operand from step p (a multiple of OPERAND_STEP) and column j on: a multiple
+   of OPERAND_PANEL or, where the hardware does not round, of VEC_LANES. */
 static inline operand right_from(operand right, size_t p, size_t j) {
     right.at += j / OPERAND_PANEL * OPERAND_PANEL * right.k + p * OPERAND_PANEL + j % OPERAND_PANEL;
     return right;
@@ -120,9 +122,9 @@ static ALWAYS_INLINE __m512i round_two(__m512 x, __m512 y, int low) {
 
 /* The same, interleaved. */
 static ALWAYS_INLINE __m512i round_pairs(__m512 x, __m512 y, int low) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
-                                           24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
-                                           16, 0);
+    const __m512i order =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, round_two(x, y, low));
 }
 
@@ -151,8 +153,8 @@ static void left_rows(operand left, const real *x, size_t ld, size_t m, size_t k
     for (size_t low = 0; low < left.terms; low++)
         for (size_t i = 0; i < round_up(m, OPERAND_STRIP); i++)
             for (size_t p = 0; p < k; p += OPERAND_STEP) {
-                term *to = left.at + low * left.size + i / OPERAND_STRIP * OPERAND_STRIP * left.k + p * OPERAND_STRIP +
-                           i % OPERAND_STRIP * OPERAND_STEP;
+                term *to = left.at + low * left.size + i / OPERAND_STRIP * OPERAND_STRIP * left.k +
+                           p * OPERAND_STRIP + i % OPERAND_STRIP * OPERAND_STEP;
                 if (i < m)
                     round_step(to, x + i * ld + p, k - p, (int)low);
                 else
@@ -204,8 +206,8 @@ static void right_columns(operand right, const real *x, size_t ld, size_t k, siz
                             round_step(rows[i] + q, x + (j + i) * ld + p + q, k - p - q, (int)low);
                         else
                             memset(rows[i] + q, 0, OPERAND_STEP * sizeof(term));
-                transpose_pairs(right.at + low * right.size + j * right.k + p * OPERAND_PANEL, rows[0],
-                                PIECE + OPERAND_STEP, steps / 2);
+                transpose_pairs(right.at + low * right.size + j * right.k + p * OPERAND_PANEL,
+                                rows[0], PIECE + OPERAND_STEP, steps / 2);
             }
 }
 
@@ -288,11 +290,13 @@ static ALWAYS_INLINE void eight_rows(real *c, size_t ldc, operand a, operand b, 
         const term *left = a.at + term_pairs[pair].left * a.size;
         const term *right = b.at + term_pairs[pair].right * b.size;
         for (size_t p = 0; p < k; p += 2) {
-            const term *row = left + p / OPERAND_STEP * OPERAND_STEP * OPERAND_STRIP + p % OPERAND_STEP;
+            const term *row =
+                left + p / OPERAND_STEP * OPERAND_STEP * OPERAND_STRIP + p % OPERAND_STEP;
             __m512i bp[2];
 #pragma GCC unroll 2
             for (int j = 0; j < panels; j++)
-                bp[j] = _mm512_loadu_si512(right + (size_t)j * OPERAND_PANEL * b.k + p * OPERAND_PANEL);
+                bp[j] =
+                    _mm512_loadu_si512(right + (size_t)j * OPERAND_PANEL * b.k + p * OPERAND_PANEL);
 #pragma GCC unroll 16
             for (int e = 0; e < 8 * panels; e++) {
                 int32_t both;

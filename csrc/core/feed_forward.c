@@ -21,8 +21,8 @@ typedef struct {
 
 static feed_forward feed_forward_of(rf_run *run, size_t n, size_t c, size_t f,
                                     rf_activation activation, double dropout, uint64_t key) {
-    return (feed_forward){
-        run, n, c, f, activation, drop_threshold(dropout), drop_scale(dropout), key};
+    return (feed_forward){run, n, c, f, activation, drop_threshold(dropout), drop_scale(dropout),
+                          key};
 }
 
 /* Drop elements [column, column + width) of a hidden row. */

@@ -103,8 +103,7 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     rf_workers(&c);
 
     rf_decoding_sizes(&c, &a, wk != NULL, rotations && buckets && previous);
-    void *scratch =
-        rf_scratch(&c, RF_CALL(&c, decode_attention_workspace, &c.run, &a, half));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, decode_attention_workspace, &c.run, &a, half));
     RF_RUN(&c, decode_attention, y, keys, values, buckets, previous, x, weight, bias, wq, wk, wv,
            wo, rotations, rows, positions, &a, factors, nf, half, scratch);
     return rf_return(&c);

@@ -158,8 +158,7 @@ PyObject *bind_feed_forward_forward(PyObject *module, PyObject *const *args, Py_
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
-    void *scratch =
-        rf_scratch(&c, RF_CALL(&c, feed_forward_workspace, &c.run, n, width, f, chunk));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, feed_forward_workspace, &c.run, n, width, f, chunk));
     RF_RUN(&c, feed_forward_forward, y, x, w1, b1, w2, b2, n, width, f, activation, chunk, dropout,
            key, scratch);
     return rf_return(&c);
@@ -188,8 +187,8 @@ PyObject *bind_feed_forward_backward(PyObject *module, PyObject *const *args, Py
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
-    void *scratch = rf_scratch(
-        &c, RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, width, f, chunk));
+    void *scratch =
+        rf_scratch(&c, RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, width, f, chunk));
     RF_RUN(&c, feed_forward_backward, dx, dw1, db1, dw2, db2, y, dy, x, w1, b1, w2, b2, n, width, f,
            activation, chunk, dropout, key, scratch);
     return rf_return(&c);

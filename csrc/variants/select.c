@@ -36,7 +36,11 @@ static int avx512_bf16_runs(void) {
 extern const rf_ops_f32 rf_amx_f32;
 static int amx_runs(void) {
 #ifdef __linux__
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, BF16_AND_TILES = 1 << 22 | 1 << 24 };
+    enum {
+        ARCH_REQ_XCOMP_PERM = 0x1023,
+        XFEATURE_XTILEDATA = 18,
+        BF16_AND_TILES = 1 << 22 | 1 << 24
+    };
     unsigned a, b, c, d; // not all compilers' __builtin_cpu_supports know these
     return avx512_runs() && __builtin_cpu_supports("avx512bf16") &&
            __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16_AND_TILES) == BF16_AND_TILES &&

@@ -54,7 +54,7 @@ class AttentionSpec:
 
     The extension reads the fields by name and completes them by the sizes of the arrays: at most
     one chunk is full attention, windows end with the sequence unless they wrap, and the scale is
-    1 / sqrt(d) by default.
+    1 / sqrt(d) by default. The precision of products is resolved here.
 
     Raises
     ------
@@ -79,7 +79,7 @@ class AttentionSpec:
     wrap: bool = False
     dropout: float = 0.0
     dropout_key: int = 0
-    matmul_precision: str = "highest"
+    matmul_precision: str | None = None
 
     def __post_init__(self) -> None:
         plain = vars(self)  # a frozen dataclass guards attributes; what is checked is also plain
@@ -110,7 +110,7 @@ class AttentionSpec:
             plain["dropout"] = probability(self.dropout, "dropout")
         if self.dropout_key != 0:
             plain["dropout_key"] = random_key(self.dropout_key, "dropout_key")
-        resolve_precision(self.matmul_precision)
+        plain["matmul_precision"] = resolve_precision(self.matmul_precision)
 
     @property
     def query(self) -> str:

@@ -78,6 +78,12 @@ def draw_key(dropout: float, key: int | None) -> int:
     return int(key)
 
 
+def _precision(given: str | None) -> str | None:
+    """The precision of a call, forward and backward. Compiled code has that of its execution: what
+    is set then cannot be read while it is traced."""
+    return given if torch.compiler.is_compiling() else resolve_precision(given)
+
+
 def _checked(
     reals: dict[str, Tensor], optional: dict[str, Tensor | None], others: dict[str, Tensor | None]
 ) -> list[Any]:
@@ -129,10 +135,11 @@ def _operator(
     return operator
 
 
+_PRECISION = "str? matmul_precision=None"
 # the types of an AttentionSpec's fields, in a schema
 _SCHEMA_TYPES = {
     "int": "int", "bool": "bool", "float": "float", "str": "str", "int | None": "int?",
-    "float | None": "float?", "int | Sequence[int] | None": "int[]?",
+    "float | None": "float?", "str | None": "str?", "int | Sequence[int] | None": "int[]?",
 }  # fmt: skip
 
 
@@ -140,7 +147,8 @@ def _options_of(op: Callable, *, without: str = "") -> str:
     """The schema of the options of an attention, in the order of its signature."""
     types = {field.name: _SCHEMA_TYPES[str(field.type)] for field in fields(AttentionSpec)}
     names = [name for name in inspect.signature(op).parameters if name in types]
-    return ", ".join(f"{types[name]} {name}" for name in names if name != without)
+    options = [f"{types[name]} {name}" for name in names if name != without]
+    return ", ".join(options).replace("str? matmul_precision", _PRECISION)
 
 
 def _saved(
@@ -302,7 +310,7 @@ matmul_precision
     return _full_operator(
         q, k, v, attention_mask, is_causal=is_causal, scale=scale, softcap=softcap,
         shared_qk=shared_qk, dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
-        matmul_precision=resolve_precision(matmul_precision),
+        matmul_precision=_precision(matmul_precision),
     )[0]  # fmt: skip
 
 
@@ -358,7 +366,7 @@ softcap, wrap, dropout, matmul_precision
         q, k, v, attention_mask, chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
         wrap=wrap, dropout=dropout, dropout_key=draw_key(dropout, dropout_key),
-        matmul_precision=resolve_precision(matmul_precision),
+        matmul_precision=_precision(matmul_precision),
     )[0]  # fmt: skip
 
 
@@ -552,7 +560,7 @@ def lsh_attention_results(
         scale=scale, softcap=softcap, attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=draw_key(dropout, dropout_key),
-        matmul_precision=resolve_precision(matmul_precision),
+        matmul_precision=_precision(matmul_precision),
     )  # fmt: skip
 
 
@@ -602,7 +610,7 @@ def _differentiate_feed_forward(ctx, dout):
 
 _FEED_FORWARD = "Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2"
 _FEED_FORWARD_RULES = (
-    "str activation, int chunk_length, float dropout, int dropout_key, str matmul_precision"
+    f"str activation, int chunk_length, float dropout, int dropout_key, {_PRECISION}"
 )
 _feed_forward_backward_operator = _operator(
     f"feed_forward_backward(Tensor dout, {_FEED_FORWARD}, *, {_FEED_FORWARD_RULES}) -> "
@@ -661,5 +669,5 @@ def feed_forward(
     return _feed_forward_operator(
         x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
         dropout_key=draw_key(dropout, dropout_key),
-        matmul_precision=resolve_precision(matmul_precision),
+        matmul_precision=_precision(matmul_precision),
     )  # fmt: skip

@@ -1,9 +1,9 @@
 /* ops_cases.h: the tests of one element type. cases_f32.c and cases_f64.c include it, with `real`,
    `rf_ops`, TABLE (the member of rf_core) and ROUNDING defined.
 
-   A case draws its inputs and can run itself on a table of ops. In each precision of matrix products
-   it runs on the portable core, then on every core with one thread and with three: cores must agree
-   within rounding, and results with different numbers of threads to the last bit. */
+   A case draws its inputs and can run itself on a table of ops. In each precision of matrix
+   products it runs on the portable core, then on every core with one thread and with three: cores
+   must agree within rounding, and results with different numbers of threads to the last bit. */
 
 typedef struct {
     size_t n, ci, co, f, chunk;

@@ -36,6 +36,11 @@ CALLS = {
         lambda rng, t: [rows(rng, t), normal(rng, t, 70, 48), normal(rng, t, 70)],
         {},
     ),
+    "linear, medium": (
+        "linear",
+        lambda rng, t: [rows(rng, t), normal(rng, t, 70, 48), normal(rng, t, 70)],
+        {"matmul_precision": "medium"},
+    ),
     "layer_norm": (
         "layer_norm",
         lambda rng, t: [normal(rng, t, 2, 3000, 48), normal(rng, t, 48), normal(rng, t, 48)],
@@ -62,6 +67,12 @@ CALLS = {
         feed_forward,
         dict(activation="gelu", chunk_length=37, **DROP),
     ),
+    "feed_forward, medium": ("feed_forward", feed_forward, {"matmul_precision": "medium"}),
+    "cross_entropy_head, high": (
+        "cross_entropy_head",
+        cross_entropy,
+        {"matmul_precision": "high"},
+    ),
     "cross_entropy_head": ("cross_entropy_head", cross_entropy, {}),
     "cross_entropy_head, chunks": ("cross_entropy_head", cross_entropy, {"chunk_length": 37}),
     "full": ("full_attention", heads(3), {}),
@@ -75,6 +86,16 @@ CALLS = {
         "local_attention",
         heads(3),
         dict(chunk_length=16, num_chunks_after=2, wrap=True, attention_mask=ATTENTION_MASK, **DROP),
+    ),
+    "local, medium": (
+        "local_attention",
+        heads(3),
+        dict(chunk_length=32, matmul_precision="medium", attention_mask=ATTENTION_MASK, **DROP),
+    ),
+    "lsh, high": (
+        "lsh_attention",
+        heads(2),
+        dict(chunk_length=32, matmul_precision="high", is_causal=True, **LSH),
     ),
     "lsh": ("lsh_attention", heads(2), dict(chunk_length=32, **LSH)),
     "lsh, hashed": ("lsh_attention", heads(2), {"chunk_length": 32, "num_hashes": 2, "rng": 4}),
