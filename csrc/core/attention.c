@@ -21,17 +21,32 @@ typedef struct {
     rf_strides sout;
 } forward_results;
 
+static ALWAYS_INLINE vec exponential(real *s, const real *kunit, size_t i, vec max) {
+    const vec x = vload(s + i * BLOCK);
+    const vec p = vec_exp2((kunit ? rounded(x * kunit[i]) : x) - max);
+    vstore(s + i * BLOCK, p);
+    return p;
+}
+
 /* Keys [i0, i1) of one group of lanes: 2^(score - max) in place of each product, or of each score
-   where kunit is NULL; returns their sum. */
-static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, size_t i1, vec max) {
+   where kunit is NULL; returns their sum. The first keys each prefetch one of `lines`. */
+static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, size_t i1, vec max,
+                                      const line_list *lines) {
     vec sum = {0};
-    for (size_t i = i0; i < i1; i++) {
-        const vec x = vload(s + i * BLOCK);
-        const vec p = vec_exp2((kunit ? rounded(x * kunit[i]) : x) - max);
-        sum += p;
-        vstore(s + i * BLOCK, p);
+    size_t i = i0;
+    for (const char *const *line = lines->line; i < i1 && i - i0 < lines->count; i++) {
+        __builtin_prefetch(*line++, 0, 2);
+        sum += exponential(s, kunit, i, max);
     }
+    for (; i < i1; i++) sum += exponential(s, kunit, i, max);
     return sum;
+}
+
+/* The lines that the exponentials of keys [i0, i1) are to prefetch: products of rounded operands do
+   not prefetch while they compute. */
+static inline const line_list *lines_for(const attention_arrays *x, thread_scratch *ts, size_t i0,
+                                         size_t i1) {
+    return x->terms && i0 < i1 ? prefetch_take(&ts->queue, i1 - i0) : &no_lines;
 }
 
 /* Lazy rescaling. The maximum of one group of lanes has grown from `before` to `max`; returns the
@@ -57,10 +72,12 @@ static vec rescale_tile(query_tile *tile, size_t group, vec before, vec max, siz
 
 /* num += p v without the terms whose p is 0. */
 static void add_nonzero_products(const attention_arrays *x, const thread_scratch *ts,
-                                 query_tile *tile, const block *k, const mask_extent *extent) {
-    const size_t dp = x->dp, nq = tile->blk->nq;
-    if (!tile->started) memset(tile->num, 0, nq * dp * sizeof(real));
-    for (size_t i = 0; i < nq; i++)
+                                 query_tile *tile, const block *k, const mask_extent *extent,
+                                 size_t g0) {
+    const size_t dp = x->dp, end = min_size(tile->blk->nq, extent->groups * VEC_LANES);
+    const size_t first = g0 * VEC_LANES;
+    if (!tile->started) memset(tile->num + first * dp, 0, (end - first) * dp * sizeof(real));
+    for (size_t i = first; i < end; i++)
         for (size_t j = 0; j < extent->group_end[i / VEC_LANES]; j++) {
             const real p = rounded_value(ts->s[j * BLOCK + i], x->terms);
             for (size_t e = 0; e < x->a->d && p != 0; e++)
@@ -68,27 +85,22 @@ static void add_nonzero_products(const attention_arrays *x, const thread_scratch
         }
 }
 
-/* One query tile attends to one block of keys. */
-static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_tile *tile,
-                         const block *k, size_t slot) {
+/* The groups of queries from g0 on attend to one block of keys. */
+static void forward_groups(const attention_arrays *x, thread_scratch *ts, query_tile *tile,
+                           const block *k, size_t slot, const mask_extent *extent, size_t g0) {
     const rf_attention *a = x->a;
     const block *q = tile->blk;
     const size_t dp = x->dp;
-    mask_extent extent;
-    find_extent(&extent, a, q, k);
-    if (!extent.max_end) return;
 
     // 1. raw products q k'
-    products_begin(x->terms);
-    raw_scores(ts->s, x, &extent, q, k, &ts->queue);
+    raw_scores(ts->s, x, extent, g0, q, k, &ts->queue);
 
-    for (size_t i = 0; i < BLOCK; i++) tile->visible_keys[i] += extent.query_end[i];
-    for (size_t g = 0; g < extent.groups; g++) {
+    for (size_t g = g0; g < extent->groups; g++) {
         prefetch_flush(&ts->queue, x->terms ? ROUNDED_FLUSH : 8);
         real *s = ts->s + g * VEC_LANES;
-        const size_t dense_end = extent.dense_end[g];
-        const size_t partial_end = max_size(extent.partial_end[g], dense_end);
-        const size_t end = extent.group_end[g];
+        const size_t dense_end = extent->dense_end[g];
+        const size_t partial_end = max_size(extent->partial_end[g], dense_end);
+        const size_t end = extent->group_end[g];
         const vec before = vload(tile->max + g * VEC_LANES);
 
         // 2. row maxima
@@ -96,33 +108,49 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
         max = partial_scores(s, x, q, k, g, dense_end, partial_end, max);
         max = dense_max(s, k->kunit, partial_end, end, max);
 
-        if (x->terms) prefetch_flush(&ts->queue, ROUNDED_FLUSH);
-
         // 3. lazy rescaling
         max = rescale_tile(tile, g, before, max, dp);
 
         // 4. exponentials and their sums
         vec sum = vload(tile->sum + g * VEC_LANES);
-        sum += exponentials(s, k->kunit, 0, dense_end, max);
-        sum += exponentials(s, NULL, dense_end, partial_end, max);
-        sum += exponentials(s, k->kunit, partial_end, end, max);
+        sum += exponentials(s, k->kunit, 0, dense_end, max, lines_for(x, ts, 0, dense_end));
+        sum += exponentials(s, NULL, dense_end, partial_end, max,
+                            lines_for(x, ts, dense_end, partial_end));
+        sum += exponentials(s, k->kunit, partial_end, end, max, lines_for(x, ts, partial_end, end));
 
         // 5. dropout, after the sums: it applies to the normalised probabilities
         for (size_t i = 0; i < end && a->dropout > 0; i++)
             vstore(s + i * BLOCK, vload(s + i * BLOCK) * drop_factors(a, q, k->kpos[i], slot, g));
         vstore(tile->sum + g * VEC_LANES, sum);
-        clear_masked(s, &extent, g);
-        if (x->terms) round_scores(ts->left, &extent, ts->s, g, q->nq);
+        clear_masked(s, extent, g);
+        if (x->terms) round_scores(ts->left, extent, ts->s, g, q->nq);
     }
 
     // 6. num += p v
     if (ts->skip_zero_weights)
-        add_nonzero_products(x, ts, tile, k, &extent);
+        add_nonzero_products(x, ts, tile, k, extent, g0);
     else if (x->terms)
-        rounded_queries_product(tile->num, &extent, ts->left, k->v_right, q->nq, dp, tile->started,
-                                &ts->queue);
+        rounded_queries_product(tile->num, extent, g0, ts->left, k->v_right, q->nq, dp,
+                                tile->started, &ts->queue);
     else
-        queries_product(tile->num, &extent, ts->s, k->v_rows, q->nq, dp, tile->started, &ts->queue);
+        queries_product(tile->num, extent, ts->s, k->v_rows, q->nq, dp, tile->started, &ts->queue);
+}
+
+/* One query tile attends to one block of keys. Rounded operands are taken UNIT queries at a time:
+   with those, their scores and their numerators fit into the L1 cache. */
+static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_tile *tile,
+                         const block *k, size_t slot) {
+    mask_extent extent;
+    find_extent(&extent, x->a, tile->blk, k);
+    if (!extent.max_end) return;
+    for (size_t i = 0; i < BLOCK; i++) tile->visible_keys[i] += extent.query_end[i];
+
+    const size_t groups = extent.groups, step = x->terms ? UNIT / VEC_LANES : groups;
+    products_begin(x->terms);
+    for (size_t g0 = 0; g0 < groups; g0 += step) {
+        if (step < groups) limit_groups(&extent, g0, min_size(groups, g0 + step));
+        forward_groups(x, ts, tile, k, slot, &extent, g0);
+    }
     products_end(x->terms);
     tile->started = 1;
 }
@@ -366,9 +394,9 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
 
     // 1. raw products q k', and dp = dout v'
     products_begin(x->terms);
-    raw_scores(ts->s, x, &extent, q, k, &ts->queue);
+    raw_scores(ts->s, x, &extent, 0, q, k, &ts->queue);
     if (x->terms)
-        rounded_staircase(ts->g, &extent, k->v_left, q->do_columns_right, a->d, &ts->queue);
+        rounded_staircase(ts->g, &extent, 0, k->v_left, q->do_columns_right, a->d, &ts->queue);
     else
         staircase_product(ts->g, &extent, k->v_rows, 1, q->do_columns, a->d, dp, &ts->queue);
 
@@ -391,7 +419,7 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
     // 3. dq += ds k, dv += p' dout, dk += ds' q
     if (x->terms) {
         if (dq)
-            rounded_queries_product(dq, &extent, ts->left, k->k_right, q->nq, dp, 1, &ts->queue);
+            rounded_queries_product(dq, &extent, 0, ts->left, k->k_right, q->nq, dp, 1, &ts->queue);
         if (dk) {
             rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp, &ts->queue);
             rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp, &ts->queue);

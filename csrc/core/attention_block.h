@@ -328,12 +328,17 @@ static size_t queue_capacity(size_t d) {
     return bytes_add(bytes_mul(QUEUE_ROWS, row_lines_max(d)), 7);
 }
 
-/* The lines that a tile of `steps` steps is to prefetch. */
-static inline const line_list *prefetch_next(prefetch_queue *queue, size_t steps) {
-    const size_t n = min_size(steps / PREFETCH_STEPS, queue->lines.count - queue->next);
+/* Up to n lines, which the caller is to prefetch. */
+static inline const line_list *prefetch_take(prefetch_queue *queue, size_t n) {
+    n = min_size(n, queue->lines.count - queue->next);
     queue->issued = (line_list){queue->lines.line + queue->next, n, n};
     queue->next += n;
     return &queue->issued;
+}
+
+/* The lines that a tile of `steps` steps is to prefetch. */
+static inline const line_list *prefetch_next(prefetch_queue *queue, size_t steps) {
+    return prefetch_take(queue, steps / PREFETCH_STEPS);
 }
 
 /* Prefetch up to n lines now, where no tile follows soon. */
@@ -345,7 +350,9 @@ static ALWAYS_INLINE void prefetch_flush(prefetch_queue *queue, size_t n) {
 
 /* Lines to prefetch between two pieces of work where products are of rounded operands, which do not
    prefetch while they compute. */
-#define ROUNDED_FLUSH 32
+#ifndef ROUNDED_FLUSH
+#define ROUNDED_FLUSH 16
+#endif
 
 static inline void prefetch_clear(prefetch_queue *queue) {
     queue->lines.count = queue->next = 0;
@@ -441,6 +448,14 @@ static void find_extent(mask_extent *extent, const rf_attention *a, const block 
     }
 }
 
+/* Leave only groups [g0, g1) and the keys that they see. */
+static inline void limit_groups(mask_extent *extent, size_t g0, size_t g1) {
+    extent->groups = g1;
+    extent->max_end = 0;
+    for (size_t g = g0; g < g1; g++)
+        extent->max_end = max_size(extent->max_end, extent->group_end[g]);
+}
+
 /* The first group of lanes to which key i or a later one is visible. */
 static inline size_t first_group(const mask_extent *extent, size_t i) {
     size_t g = 0;
@@ -464,26 +479,27 @@ static void staircase_product(real *c, const mask_extent *extent, const real *ke
     }
 }
 
-/* The same of rounded operands, for UNIT keys at a time. */
-static void rounded_staircase(real *c, const mask_extent *extent, operand keys, operand columns,
-                              size_t d, prefetch_queue *queue) {
+/* The same of rounded operands, for UNIT keys at a time and the groups from g0 on. */
+static void rounded_staircase(real *c, const mask_extent *extent, size_t g0, operand keys,
+                              operand columns, size_t d, prefetch_queue *queue) {
     const size_t end = extent->groups * VEC_LANES;
     for (size_t i = 0; i < extent->max_end; i += UNIT) {
         prefetch_flush(queue, ROUNDED_FLUSH);
-        const size_t from = first_group(extent, i) * VEC_LANES / OPERAND_PANEL * OPERAND_PANEL;
+        const size_t first = max_size(g0, first_group(extent, i)) * VEC_LANES;
+        const size_t from = first / OPERAND_PANEL * OPERAND_PANEL;
         rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
                         right_from(columns, 0, from), min_size(UNIT, extent->max_end - i),
                         end - from, d, 0);
     }
 }
 
-/* Raw products of queries and keys. Shared keys that were not gathered as rows are read from the
-   columns of the block's queries. */
-static void raw_scores(real *s, const attention_arrays *x, const mask_extent *extent,
+/* Raw products of queries and keys, of all groups or, if rounded, of those from g0 on. Shared keys
+   that were not gathered as rows are read from the columns of the block's queries. */
+static void raw_scores(real *s, const attention_arrays *x, const mask_extent *extent, size_t g0,
                        const block *q, const block *k, prefetch_queue *queue) {
     const int by_rows = k->k_rows != NULL;
     if (x->terms)
-        rounded_staircase(s, extent, k->k_left, q->q_columns_right, x->a->d, queue);
+        rounded_staircase(s, extent, g0, k->k_left, q->q_columns_right, x->a->d, queue);
     else
         staircase_product(s, extent, by_rows ? k->k_rows : k->q_columns, by_rows, q->q_columns,
                           x->a->d, x->dp, queue);
@@ -592,13 +608,14 @@ static inline void round_scores(operand left, const mask_extent *extent, const r
     left_columns(left_from(left, i, 0), s + i, BLOCK, min_size(VEC_LANES, nq - i), extent->max_end);
 }
 
-/* The same of rounded operands, `left` being s. */
-static void rounded_queries_product(real *out, const mask_extent *extent, operand left,
+/* The same of rounded operands, `left` being s, for the groups from g0 on. */
+static void rounded_queries_product(real *out, const mask_extent *extent, size_t g0, operand left,
                                     operand rows, size_t nq, size_t dp, int add,
                                     prefetch_queue *queue) {
-    for (size_t i = 0; i < nq; i += UNIT) {
+    const size_t end = min_size(nq, extent->groups * VEC_LANES);
+    for (size_t i = g0 * VEC_LANES; i < end; i += UNIT) {
         prefetch_flush(queue, ROUNDED_FLUSH);
-        const size_t m = min_size(UNIT, nq - i);
+        const size_t m = min_size(UNIT, end - i);
         rounded_product(out + i * dp, dp, left_from(left, i, 0), rows, m, dp,
                         tile_depth(extent, i, m), add);
     }

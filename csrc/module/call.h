@@ -124,6 +124,7 @@ void rf_workers(rf_call *c);      // the last argument: threads the call may use
 /* spec.c: the options of an attention: one argument, an AttentionSpec. Also returns the name of the
    query array and the shapes of the keys and of the mask. Once all arrays are taken,
    rf_attention_sizes fills in the sizes, and rf_attention_complete what follows from them. */
+int rf_spec_init(void); // -1 and an error if it fails
 rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask);
 void rf_attention_sizes(rf_call *c, rf_attention *a);
 void rf_attention_complete(rf_attention *a);

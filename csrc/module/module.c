@@ -106,7 +106,8 @@ static int execute(PyObject *module) {
 #else
     const long openmp = 0;
 #endif
-    if (rf_call_init() < 0 || rf_run_init() < 0 || rf_pool_init() < 0) return -1;
+    if (rf_call_init() < 0 || rf_spec_init() < 0 || rf_run_init() < 0 || rf_pool_init() < 0)
+        return -1;
     if (PyModule_AddIntConstant(module, "openmp", openmp) < 0) return -1;
     const long limit = rf_openmp_thread_limit();
     if (PyModule_AddIntConstant(module, "openmp_thread_limit", limit) < 0) return -1;

@@ -3,110 +3,121 @@
 
 #include <math.h>
 
-/* The Python string of a literal, made once, since a call reads some twenty fields; NULL if there
-   is no room to keep it. Literals are told apart by their addresses. */
-static PyObject *interned(const char *literal) {
-    static struct {
-        const char *literal;
-        PyObject *text;
-    } kept[32];
-    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
-        if (kept[i].literal == literal) return kept[i].text;
-        if (kept[i].literal) continue;
-        PyObject *text = PyUnicode_InternFromString(literal);
-        if (text) kept[i].literal = literal, kept[i].text = text;
-        PyErr_Clear();
-        return text;
-    }
-    return NULL;
+/* The fields, and their names as Python strings, since a call reads some twenty of them. */
+#define FIELDS(FIELD)                                                                              \
+    FIELD(kind)                                                                                    \
+    FIELD(scope) FIELD(chunk_length) FIELD(num_chunks_before) FIELD(num_chunks_after)              \
+        FIELD(bucket_cap) FIELD(is_causal) FIELD(shared_qk) FIELD(wrap)                            \
+            FIELD(attend_across_buckets) FIELD(allow_duplicate_attention) FIELD(scale)             \
+                FIELD(softcap) FIELD(dropout) FIELD(dropout_key) FIELD(matmul_precision)
+#define FIELD_INDEX(name) FIELD_##name,
+#define FIELD_NAME(name) #name,
+typedef enum { FIELDS(FIELD_INDEX) FIELD_COUNT } field_index;
+static const char *const field_names[] = {FIELDS(FIELD_NAME)};
+static PyObject *field_strings[FIELD_COUNT];
+
+int rf_spec_init(void) {
+    for (size_t i = 0; i < FIELD_COUNT; i++)
+        if (!field_strings[i] && !(field_strings[i] = PyUnicode_InternFromString(field_names[i])))
+            return -1;
+    return 0;
 }
 
-/* A field of the spec, or NULL and a failure if it has no such field. Borrowed: the spec is frozen,
-   so its fields live as long as the call. */
-static PyObject *field(rf_call *c, PyObject *spec, const char *name) {
-    PyObject *text = interned(name), *value = NULL;
-    if (!c->failed)
-        value = text ? PyObject_GetAttr(spec, text) : PyObject_GetAttrString(spec, name);
+/* The fields of the spec, its instance dictionary, or NULL and a failure if it has none. Borrowed:
+   the spec is frozen, so its fields live as long as the call. */
+static PyObject *fields_of(rf_call *c, PyObject *spec) {
+    PyObject *fields = spec ? PyObject_GenericGetDict(spec, NULL) : NULL;
+    if (!fields && !c->failed)
+        RF_FAIL(c, PyExc_TypeError, "spec must be an AttentionSpec, got %s",
+                Py_TYPE(spec)->tp_name);
+    Py_XDECREF(fields);
+    return fields;
+}
+
+/* A field, or NULL and a failure if there is none of that name. Borrowed. */
+static PyObject *field(rf_call *c, PyObject *fields, field_index name) {
+    PyObject *value = c->failed ? NULL : PyDict_GetItemWithError(fields, field_strings[name]);
     if (!value && !c->failed)
-        RF_FAIL(c, PyExc_TypeError, "spec must be an AttentionSpec, got %s without %s",
-                Py_TYPE(spec)->tp_name, name);
-    Py_XDECREF(value);
+        RF_FAIL(c, PyExc_TypeError, "spec must be an AttentionSpec, got an object without %s",
+                field_names[name]);
     return value;
 }
 
 /* Returns `absent` for None. */
-static size_t count_field(rf_call *c, PyObject *spec, const char *name, size_t min, size_t absent) {
-    PyObject *value = field(c, spec, name);
+static size_t count_field(rf_call *c, PyObject *fields, field_index name, size_t min,
+                          size_t absent) {
+    PyObject *value = field(c, fields, name);
     if (!value || value == Py_None) return absent;
     const Py_ssize_t number = PyNumber_AsSsize_t(value, PyExc_OverflowError);
     if (number == -1 && PyErr_Occurred())
         c->failed = 1;
     else if (number < (Py_ssize_t)min || number > INT32_MAX)
-        RF_FAIL(c, PyExc_ValueError, "%s must be at least %zu and below 2**31, got %zd", name, min,
-                number);
+        RF_FAIL(c, PyExc_ValueError, "%s must be at least %zu and below 2**31, got %zd",
+                field_names[name], min, number);
     return c->failed ? absent : (size_t)number;
 }
 
-static double number_field(rf_call *c, PyObject *spec, const char *name) {
-    PyObject *value = field(c, spec, name);
+static double number_field(rf_call *c, PyObject *fields, field_index name) {
+    PyObject *value = field(c, fields, name);
     const double number = value ? PyFloat_AsDouble(value) : 0;
     if (number == -1 && PyErr_Occurred())
         c->failed = 1;
     else if (!isfinite(number))
-        RF_FAIL(c, PyExc_ValueError, "%s must be finite, got %R", name, value);
+        RF_FAIL(c, PyExc_ValueError, "%s must be finite, got %R", field_names[name], value);
     return number;
 }
 
-static int flag_field(rf_call *c, PyObject *spec, const char *name) {
-    PyObject *value = field(c, spec, name);
+static int flag_field(rf_call *c, PyObject *fields, field_index name) {
+    PyObject *value = field(c, fields, name);
     const int flag = value ? PyObject_IsTrue(value) : 0;
     if (flag < 0) c->failed = 1;
     return flag > 0;
 }
 
-static int field_is(rf_call *c, PyObject *spec, const char *name, const char *text) {
-    PyObject *value = field(c, spec, name);
+static int field_is(rf_call *c, PyObject *fields, field_index name, const char *text) {
+    PyObject *value = field(c, fields, name);
     return value && PyUnicode_Check(value) && PyUnicode_CompareWithASCIIString(value, text) == 0;
 }
 
-static rf_scope scope_field(rf_call *c, PyObject *spec) {
-    if (field_is(c, spec, "kind", "full")) return RF_FULL;
-    if (field_is(c, spec, "kind", "local")) return RF_LOCAL;
-    if (field_is(c, spec, "kind", "lsh")) {
-        if (field_is(c, spec, "scope", "chunk")) return RF_CHUNK;
-        if (field_is(c, spec, "scope", "bucket")) return RF_BUCKET;
+static rf_scope scope_field(rf_call *c, PyObject *fields) {
+    if (field_is(c, fields, FIELD_kind, "full")) return RF_FULL;
+    if (field_is(c, fields, FIELD_kind, "local")) return RF_LOCAL;
+    if (field_is(c, fields, FIELD_kind, "lsh")) {
+        if (field_is(c, fields, FIELD_scope, "chunk")) return RF_CHUNK;
+        if (field_is(c, fields, FIELD_scope, "bucket")) return RF_BUCKET;
     }
     if (!c->failed)
-        RF_FAIL(c, PyExc_ValueError, "spec must be of full, local or LSH attention, got %R", spec);
+        RF_FAIL(c, PyExc_ValueError, "spec must be of full, local or LSH attention, got %R",
+                fields);
     return RF_FULL;
 }
 
 rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, const char **mask) {
     rf_attention a = {.m = 1};
-    PyObject *spec = rf_next(c, "spec");
-    a.scope = spec ? scope_field(c, spec) : RF_FULL;
+    PyObject *spec = rf_next(c, "spec"), *fields = fields_of(c, spec);
+    a.scope = fields ? scope_field(c, fields) : RF_FULL;
     const int hashes = a.scope == RF_CHUNK || a.scope == RF_BUCKET;
     *query = hashes ? "qk" : "q";
-    if (!spec) return a;
-    a.m = count_field(c, spec, "chunk_length", 1, 1);
-    a.before = count_field(c, spec, "num_chunks_before", 0, 0);
-    a.after = count_field(c, spec, "num_chunks_after", 0, 0);
-    a.cap = count_field(c, spec, "bucket_cap", 0, 0);
-    a.causal = flag_field(c, spec, "is_causal");
-    a.shared_qk = flag_field(c, spec, "shared_qk");
-    a.wrap = flag_field(c, spec, "wrap");
-    a.across_buckets = !hashes || flag_field(c, spec, "attend_across_buckets");
-    a.duplicates = !hashes || flag_field(c, spec, "allow_duplicate_attention");
-    PyObject *scale = field(c, spec, "scale");
-    a.scale = !scale || scale == Py_None ? NAN : number_field(c, spec, "scale");
-    PyObject *softcap = field(c, spec, "softcap");
-    a.softcap = !softcap || softcap == Py_None ? 0 : number_field(c, spec, "softcap");
-    a.dropout = number_field(c, spec, "dropout");
-    if (field_is(c, spec, "matmul_precision", "medium"))
+    if (!fields) return a;
+    a.m = count_field(c, fields, FIELD_chunk_length, 1, 1);
+    a.before = count_field(c, fields, FIELD_num_chunks_before, 0, 0);
+    a.after = count_field(c, fields, FIELD_num_chunks_after, 0, 0);
+    a.cap = count_field(c, fields, FIELD_bucket_cap, 0, 0);
+    a.causal = flag_field(c, fields, FIELD_is_causal);
+    a.shared_qk = flag_field(c, fields, FIELD_shared_qk);
+    a.wrap = flag_field(c, fields, FIELD_wrap);
+    a.across_buckets = !hashes || flag_field(c, fields, FIELD_attend_across_buckets);
+    a.duplicates = !hashes || flag_field(c, fields, FIELD_allow_duplicate_attention);
+    PyObject *scale = field(c, fields, FIELD_scale);
+    a.scale = !scale || scale == Py_None ? NAN : number_field(c, fields, FIELD_scale);
+    PyObject *softcap = field(c, fields, FIELD_softcap);
+    a.softcap = !softcap || softcap == Py_None ? 0 : number_field(c, fields, FIELD_softcap);
+    a.dropout = number_field(c, fields, FIELD_dropout);
+    if (field_is(c, fields, FIELD_matmul_precision, "medium"))
         c->run.precision = RF_MEDIUM;
-    else if (field_is(c, spec, "matmul_precision", "high"))
+    else if (field_is(c, fields, FIELD_matmul_precision, "high"))
         c->run.precision = RF_HIGH;
-    PyObject *key = field(c, spec, "dropout_key");
+    PyObject *key = field(c, fields, FIELD_dropout_key);
     if (key && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;
     if (!c->failed && ((hashes && !a.shared_qk) || (a.scope == RF_LOCAL && a.shared_qk) ||
