@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,14 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from . import ops
+from . import _core, ops
 from .checkpoint import write_atomically
-from .runtime import get_num_threads, memory_used_again, show_config
+from .config import ReformerConfig
+from .model import ReformerModelWithLMHead
+from .optim import Adafactor
+from .precision import PRECISIONS, matmul_precision
+from .presets import DROPOUTS, preset_config
+from .runtime import get_num_threads, memory_used_again, num_threads, show_config
 
 __all__ = ["Measurement", "measure", "run_bench"]
 
@@ -30,9 +35,11 @@ PEAK_SECONDS, TURN_SECONDS = 0.02, 0.05
 EXPLANATION = f"""
 float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} turns.
 Operations are those of the dense windows (full attention: of the visible half); a backward pass
-counts 2.5 forwards in attention and 2 in feed-forward. Hashing, sorting, softmax and what a
+counts 2.5 forwards in attention and 2 in linear layers. Hashing, sorting, softmax and what a
 backward pass computes again are in the time and not in the count. Forward results are written into
-an array that is there (out=), those of a backward into memory used again.
+an array that is there (out=), those of a backward into memory used again. A training step is one of
+two layers, with Adafactor. On the right: how many times as fast all of this is with
+matmul_precision="high" and "medium", operands rounded to bfloat16, on the instruction set named.
 """
 
 
@@ -46,6 +53,7 @@ class Case:
     call: Callable[..., Any]  # takes `workers`
     threads: int
     dtype: Any = np.float32  # of the peak it is compared with
+    matmul_precision: str = "highest"
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class Measurement:
         Operations counted, over the time: those of the dense windows, for causal attention too.
     share_of_peak : float
         The same over the peak on as many threads.
+    matmul_precision : str
+        The peak is that of "highest" in every case.
     """
 
     name: str
@@ -70,6 +80,7 @@ class Measurement:
     tokens_per_second: float
     gigaflops: float
     share_of_peak: float
+    matmul_precision: str = "highest"
 
 
 def run_bench(
@@ -85,7 +96,7 @@ def run_bench(
     Parameters
     ----------
     length : int
-        Tokens of the LSH, local and feed-forward cases.
+        Tokens of all cases but full attention.
     repeats : int
         Turns, in each of which each case runs, one after the other; the fastest run counts.
     threads : sequence of int, optional
@@ -117,8 +128,9 @@ def run_bench(
     for count in threads:
         peaks[count], measured = measure(list(cases(length, count)), repeats)
         rows += measured
-        print(f"{count} thread{'s' * (count > 1)}: peak {peaks[count]:.1f} GFLOP/s", file=stream)
-        print(table(measured), end="\n\n", file=stream, flush=True)
+        words = f"{count} thread{'s' * (count > 1)}, {_core.isa()}"
+        print(f"{words}: peak {peaks[count]:.1f} GFLOP/s", file=stream)
+        print(precision_table(measured), end="\n\n", file=stream, flush=True)
     result = {
         "machine": machine,
         "peak": {str(count): peak for count, peak in peaks.items()},
@@ -164,6 +176,7 @@ def measure(cases: Sequence[Case], repeats: int) -> tuple[float, list[Measuremen
             tokens_per_second=case.tokens / seconds,
             gigaflops=1e-9 * case.operations / seconds,
             share_of_peak=1e-9 * case.operations / seconds / peaks[case.threads, case.dtype],
+            matmul_precision=case.matmul_precision,
         )
         for case, seconds in zip(cases, best, strict=True)
     ]
@@ -182,30 +195,47 @@ def _fastest(case: Case) -> float:
 
 
 def cases(t: int, threads: int) -> Iterator[Case]:
-    """What is timed: LSH and local attention and feed-forward at `t`, full attention below it."""
+    """What is timed at `t` tokens (full attention: at up to 4,096), each in every precision."""
     qk, v, dout = draw(t)
-    lsh = partial(ops.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
-    local = partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW)
-    for name, forward, backward in (
-        ("LSH attention", lsh, ops.lsh_attention_backward),
-        ("local attention", local, ops.local_attention_backward),
-    ):
-        yield Case(name, t, window_operations(t), forward, threads)
-        undo = memory_used_again()(partial(backward, dout, forward()[1]))
-        yield Case("  backward", t, 2.5 * window_operations(t), undo, threads)
     c, f = 256, 512
     x, *weights = draw_feed_forward(t, c, f)
-    feed = partial(ops.feed_forward_forward, x, *weights)
-    yield Case(f"feed-forward {c}-{f}", t, feed_forward_operations(t, c, f), feed, threads)
-    unfeed = memory_used_again()(partial(ops.feed_forward_backward, np.ones_like(x), feed()[1]))
-    yield Case("  backward", t, 2 * feed_forward_operations(t, c, f), unfeed, threads)
-    for length in (1024, 4096):
-        if length <= t:
-            q, values = qk[:, :, :length], v[:, :, :length]
+    hidden, again = np.empty((t, f), np.float32), memory_used_again()
+    for name, operations, share, forward, backward in (
+        ("LSH attention", window_operations(t), 2.5,
+         partial(ops.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW),
+         partial(ops.lsh_attention_backward, dout)),
+        ("local attention", window_operations(t), 2.5,
+         partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW),
+         partial(ops.local_attention_backward, dout)),
+        (f"linear {c}-{f}", feed_forward_operations(t, c, f) / 2, 2.0,
+         partial(ops.linear_forward, x, *weights[:2], out=hidden),
+         partial(ops.linear_backward, np.ones_like(hidden))),
+        (f"feed-forward {c}-{f}", feed_forward_operations(t, c, f), 2.0,
+         partial(ops.feed_forward_forward, x, *weights, out=np.empty_like(x)),
+         partial(ops.feed_forward_backward, np.ones_like(x))),
+    ):  # fmt: skip
+        calls = {p: partial(forward, matmul_precision=p) for p in PRECISIONS}
+        undo = {p: again(partial(backward, call()[1])) for p, call in calls.items()}
+        yield from in_each_precision(name, t, operations, threads, calls)
+        yield from in_each_precision("  backward", t, share * operations, threads, undo)
+    for n in (1024, 4096):
+        if n <= t:
+            q, values = qk[:, :, :n], v[:, :, :n]
             full = partial(
                 ops.full_attention, q, q, values, is_causal=True, out=np.empty_like(values)
             )
-            yield Case("full attention", length, full_operations(length), full, threads)
+            products = {p: partial(full, matmul_precision=p) for p in PRECISIONS}
+            yield from in_each_precision("full attention", n, full_operations(n), threads, products)
+    model, ids = draw_model(t, layers=2)
+    operations, steps = training_operations(model.config, t), precise_steps(model, ids)
+    yield from in_each_precision("training step", t, operations, threads, steps)
+
+
+def in_each_precision(
+    name: str, t: int, operations: float, threads: int, calls: Mapping[str, Callable[..., Any]]
+) -> Iterator[Case]:
+    for precision, call in calls.items():
+        yield Case(name, t, operations, call, threads, matmul_precision=precision)
 
 
 def draw(t: int, dtype: Any = np.float32) -> np.ndarray:
@@ -218,6 +248,40 @@ def draw_feed_forward(t: int, c: int, f: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(1)
     shapes = (t, c), (f, c), (f,), (c, f), (c,)
     return tuple(rng.standard_normal(shape, np.float32) / 16 for shape in shapes)
+
+
+def draw_model(t: int, layers: int | None = None) -> tuple[ReformerModelWithLMHead, np.ndarray]:
+    """The `book` model without dropout, and ids (1, t)."""
+    dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS, 0.0)
+    config = preset_config("book", t, layers=layers, **dropouts)
+    ids = np.random.default_rng(0).integers(2, 258, (1, t))
+    return ReformerModelWithLMHead(config, rng=0), ids
+
+
+def training_step(
+    model: ReformerModelWithLMHead, ids: np.ndarray, memory_budget: float | None = None
+) -> Callable[[], None]:
+    """Loss, all gradients, Adafactor."""
+    optimizer = Adafactor(model.parameters)
+
+    def step() -> None:
+        _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0, memory_budget=memory_budget)
+        optimizer.step(gradients)
+
+    return step
+
+
+def precise_steps(
+    model: ReformerModelWithLMHead, ids: np.ndarray
+) -> dict[str, Callable[..., None]]:
+    """A training step in every precision, for `workers` threads."""
+    step = training_step(model, ids)
+
+    def call(precision: str, workers: int) -> None:
+        with num_threads(workers), matmul_precision(precision):
+            step()
+
+    return {p: partial(call, p) for p in PRECISIONS}
 
 
 def window_operations(t: int) -> float:
@@ -234,6 +298,16 @@ def feed_forward_operations(t: int, c: int, f: int) -> float:
     return 4.0 * t * c * f
 
 
+def training_operations(config: ReformerConfig, t: int) -> float:
+    """Of a training step: forward, forward again to rebuild what a layer was given, backward."""
+    c, f, layers = config.hidden_size, config.feed_forward_size, len(config.attn_layers)
+    d = config.num_attention_heads * config.attention_head_size
+    projections = sum(3 if kind == "lsh" else 4 for kind in config.attn_layers)
+    products = 2.0 * projections * c * d + 4.0 * layers * c * f + 4.0 * c * config.vocab_size
+    windows = 4.0 * layers * 2 * CHUNK * d
+    return t * (4 * products + 4.5 * windows)
+
+
 def table(rows: Sequence[Measurement], ratios: bool = False) -> str:
     """The measurements in columns; with `ratios`, each time as a multiple of the first's too."""
     head = f"  {'':30} {'tokens':>7} {'ms':>9} {'tokens/s':>12} {'GFLOP/s':>9} {'of peak':>8}"
@@ -245,6 +319,16 @@ def table(rows: Sequence[Measurement], ratios: bool = False) -> str:
         )
         ratio = row.milliseconds / rows[0].milliseconds
         lines.append(f"{line} {ratio:5.2f}x" if ratios else line)
+    return "\n".join(lines)
+
+
+def precision_table(rows: Sequence[Measurement]) -> str:
+    """Cases in "highest", and how many times as fast they are in the other precisions."""
+    highest, *others = (rows[i :: len(PRECISIONS)] for i in range(len(PRECISIONS)))
+    lines = table(highest).splitlines()
+    lines[0] += "".join(f" {name:>7}" for name in PRECISIONS[1:])
+    for i, (first, *rest) in enumerate(zip(highest, *others, strict=True), 1):
+        lines[i] += "".join(f" {first.milliseconds / row.milliseconds:6.2f}x" for row in rest)
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reformer_c import presets
+from reformer_c import _core, presets
 from reformer_c.__main__ import OPTIMIZERS, PRESETS, SCHEDULES, main
 from reformer_c.config import ReformerConfig
 from reformer_c.log import read_log
@@ -519,8 +519,17 @@ def test_bench_prints_shares_of_the_peak_and_writes_them(tmp_path, capsys):
     assert "LSH attention" in printed
     assert "of peak" in printed
     result = json.loads(file.read_text())
-    row = result["measurements"][0]
+    row, *others = result["measurements"]
     assert row["name"] == "LSH attention"
+    for count in result["peak"]:
+        assert re.search(rf"^{count} threads?, {_core.isa()}: peak", printed, re.MULTILINE)
+    assert [row["matmul_precision"], *(x["matmul_precision"] for x in others[:2])] == [
+        "highest", "high", "medium",
+    ]  # fmt: skip
+    times = " ".join(f"{row['milliseconds'] / x['milliseconds']:6.2f}x" for x in others[:2])
+    assert re.search(rf"^ +LSH attention .* {times}$", printed, re.MULTILINE)
+    names = {"local attention", "linear 256-512", "feed-forward 256-512", "training step"}
+    assert names <= {x["name"] for x in others if x["matmul_precision"] == "medium"}
     assert row["gigaflops"] == pytest.approx(
         4e-6 * 256 * 8 * 128 * 64 / row["milliseconds"], rel=1e-6
     )
