@@ -84,17 +84,19 @@ def parse(arguments):
 
 
 def goal_table(goals):
-    lines = [f"{'':62} {'measured':>10} {'required':>10}"]
+    width = max([62, *(len(goal["work"]) for goal in goals)])
+    lines = [f"{'':{width}} {'measured':>12} {'required':>10}"]
     for goal in goals:
-        measured, required = (words(goal[name], goal["unit"]) for name in ("measured", "required"))
+        measured = words(goal["measured"], goal["unit"], "not measured")
+        required = words(goal["required"], goal["unit"], "-")
         verdict = {True: "yes", False: "NO", None: ""}[goal["holds"]]
-        lines.append(f"{goal['work']:62} {measured:>10} {required:>10} {verdict}".rstrip())
+        lines.append(f"{goal['work']:{width}} {measured:>12} {required:>10} {verdict}".rstrip())
     return "\n".join(lines)
 
 
-def words(number, unit):
+def words(number, unit, missing):
     if number is None:
-        return "-"
+        return missing
     return (
         f"{number:.1%}" if unit == "of peak" else f"{number:.3g} {'x' * (unit == 'times') or unit}"
     )

@@ -1,7 +1,7 @@
 """What is measured, in groups of calls that do the same work, and what each has to reach."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,22 @@ from reformer_c.bench import (
     Measurement,
     draw,
     draw_feed_forward,
+    draw_model,
     feed_forward_operations,
     full_operations,
+    in_each_precision,
+    precise_steps,
+    training_operations,
     window_operations,
 )
+from reformer_c.precision import PRECISIONS
 
 from . import rivals
 
 OURS = "reformer_c"
+# where bfloat16 numbers are multiplied, how many times as fast matmul_precision="medium" has to be:
+# products, LSH and local attention, training steps
+MEDIUM = {"amx": (2.5, 1.5, 1.7), "avx512_bf16": (1.6, 1.3, 1.35)}
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ def lsh(t: int, threads: int) -> Iterator[Group]:
                 work(
                     OURS,
                     operations=alone + undo,
-                    call=_both(forward, rc.lsh_attention_backward, dout),
+                    call=_both(forward, partial(rc.lsh_attention_backward, dout)),
                 ),
                 *_rivals(work, alone + undo, rivals.lsh_attention(qk, v, backward=True)),
             ],
@@ -125,7 +133,7 @@ def local(t: int, threads: int) -> Iterator[Group]:
         ],
     )
     if rival:
-        pair = _both(forward, rc.local_attention_backward, dout)
+        pair = _both(forward, partial(rc.local_attention_backward, dout))
         yield Group(
             f"local attention, {t:,} tokens, forward + backward",
             [
@@ -140,7 +148,7 @@ def full(t: int, threads: int) -> Iterator[Group]:
     q, k, v = draw(t)
     out = np.empty_like(v)
     work = partial(Case, tokens=t, threads=threads)
-    hashed, sdpa = "reformer_c, LSH-1", f"{rivals.TORCH} SDPA"
+    hashed, sdpa = "reformer_c, LSH-1", rivals.SDPA
     yield Group(
         f"full causal attention, {t:,} tokens, forward; and LSH attention instead",
         [
@@ -209,6 +217,94 @@ def product(n: int, threads: int) -> Iterator[Group]:
             *_rivals(work, 2.0 * n**3, rivals.product(a, b.T)),
         ],
     )
+
+
+# ---- operands rounded to bfloat16 ----
+
+
+def precision_products(sizes: tuple[int, int], threads: int) -> Iterator[Group]:
+    t, (c, f) = 4096, sizes
+    x, *weights = draw_feed_forward(t, c, f)
+    for name, layers, width, forward, backward in (
+        ("linear", 1, f, rc.linear_forward, rc.linear_backward),
+        ("feed-forward", 2, c, rc.feed_forward_forward, rc.feed_forward_backward),
+    ):
+        own, out = weights[: 2 * layers], np.empty((t, width), np.float32)
+        yield from _precise_passes(
+            f"{name} {c:,}-{f:,}", t, threads, layers * feed_forward_operations(t, c, f) / 2, 3.0,
+            partial(forward, x, *own, out=out), partial(backward, np.ones_like(out)), _medium(0),
+            {rivals.TORCH: partial(rivals.linear_layers, x, *own)},
+        )  # fmt: skip
+
+
+def precision_attention(t: int, threads: int) -> Iterator[Group]:
+    qk, v, dout = draw(t)
+    for name, forward, backward in (
+        ("LSH", partial(rc.lsh_attention_forward, qk, v, rng=0), rc.lsh_attention_backward),
+        ("local", partial(rc.local_attention_forward, qk, qk, v), rc.local_attention_backward),
+    ):
+        yield from _precise_passes(
+            f"{name} attention, {t:,}", t, threads, window_operations(t), 3.5,
+            partial(forward, out=np.empty_like(v), **WINDOW), partial(backward, dout), _medium(1),
+            {},
+        )  # fmt: skip
+    n = min(t, 4096)
+    q, v, dout = (np.ascontiguousarray(x[:, :, :n]) for x in (qk, v, dout))
+    yield from _precise_passes(
+        f"full attention, {n:,}", n, threads, full_operations(n), 3.5,
+        partial(rc.full_attention_forward, q, q, v, is_causal=True, out=np.empty_like(v)),
+        partial(rc.full_attention_backward, dout), None,
+        {rivals.SDPA: partial(rivals.full_attention, q, q, v)},
+    )  # fmt: skip
+
+
+def precision_step(t: int, threads: int) -> Iterator[Group]:
+    model, ids = draw_model(t, layers=2)
+    theirs = partial(rivals.training_step, model.config, model.parameters, ids)
+    yield _precise(
+        f"training step, two layers, {t:,}", t, threads, training_operations(model.config, t),
+        precise_steps(model, ids), _medium(2), {rivals.HUGGING_FACE: theirs},
+    )  # fmt: skip
+
+
+def _medium(kind: int) -> float | None:
+    return MEDIUM[_core.isa()][kind] if _core.isa() in MEDIUM else None
+
+
+def _precise_passes(
+    title: str, t: int, threads: int, operations: float, both: float,
+    forward: Callable[..., Any], backward: Callable[..., Any], required: float | None,
+    theirs: dict[str, Callable[..., dict[str, Any]]],
+) -> Iterator[Group]:  # fmt: skip
+    """Forward; and with backward, which is `both` times the operations."""
+    alone = {p: partial(forward, matmul_precision=p) for p in PRECISIONS}
+    pairs = {p: _both(call, backward) for p, call in alone.items()}
+    for words, share, calls in (("forward", 1.0, alone), ("forward + backward", both, pairs)):
+        yield _precise(
+            f"{title}, {words}", t, threads, share * operations, calls, required,
+            {name: partial(make, backward=calls is pairs) for name, make in theirs.items()},
+        )  # fmt: skip
+
+
+def _precise(
+    title: str, t: int, threads: int, operations: float, calls: Mapping[str, Callable[..., Any]],
+    required: float | None, theirs: dict[str, Callable[..., dict[str, Any]]],
+) -> Group:  # fmt: skip
+    """Ours in every precision; rivals under autocast where bfloat16 has instructions of its own."""
+    cases = [
+        replace(case, name=f"{OURS}, {case.matmul_precision}")
+        for case in in_each_precision(OURS, t, operations, threads, calls)
+    ]
+    if _core.isa() in MEDIUM:
+        work = partial(Case, tokens=t, threads=threads)
+        for make in theirs.values():
+            cases += _rivals(work, operations, make(autocast=True))
+    highest, medium = cases[0].name, f"{OURS}, medium"
+    goals = [faster(f"{title}: medium against highest", medium, highest, required)]
+    for name in theirs:
+        rival = name + rivals.AUTOCAST
+        goals.append(faster(f"{title}: medium against {rival}", medium, rival, 1.0))
+    return Group(f"{title}, on {_core.isa()}", cases, goals)
 
 
 # ---- ourselves, in two ways ----
@@ -283,9 +379,9 @@ def _than_hugging_face(work: str, required: float | None, there: bool = True) ->
     return [faster(name, OURS, rivals.HUGGING_FACE, required)] if there else []
 
 
-def _both(forward: Callable[..., Any], backward: Callable[..., Any], dout: np.ndarray) -> Callable:
+def _both(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
     def call(workers: int) -> Any:
-        return backward(dout, forward(workers=workers)[1], workers=workers)
+        return backward(forward(workers=workers)[1], workers=workers)
 
     return call
 
@@ -297,6 +393,9 @@ GROUPS: dict[str, tuple[Callable[[Any, int], Iterator[Group]], tuple[Any, ...]]]
     "full": (full, (1024, 4096)),
     "feed-forward": (feed_forward, ((256, 512), (512, 2048), (1024, 4096))),
     "product": (product, (1024,)),
+    "precision-products": (precision_products, ((256, 512), (512, 2048), (1024, 4096))),
+    "precision-attention": (precision_attention, (1024, 16384)),
+    "precision-step": (precision_step, (1024, 16384)),
     "scope": (scope, (1024, 16384, 65536)),
     "threads": (threads, (1024, 16384)),
     "float64": (float64, (1024, 16384)),
@@ -305,7 +404,9 @@ GROUPS: dict[str, tuple[Callable[[Any, int], Iterator[Group]], tuple[Any, ...]]]
 METHOD = f"""
 float32, {HEADS} heads of 64, chunks of {CHUNK} with one of look-back, causal.
 Operations are those of the dense windows, nothing discounted (full attention: of the visible half);
-a backward pass counts 2.5 forwards. Hashing, sorting and softmax are in the time and not in the
-count. What a backward alone returns lies in memory used again. Calls of a group run in turns, the
-peak is measured before each, the fastest run counts.
+a backward pass counts 2.5 forwards, of linear layers 2. Hashing, sorting and softmax are in the
+time and not in the count. What a backward alone returns lies in memory used again. Calls of a group
+run in turns, the peak is measured before each, the fastest run counts. "high" and "medium" are
+values of matmul_precision, whose peak is that of float32, too; "autocast" is torch.autocast to
+bfloat16.
 """

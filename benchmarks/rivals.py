@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -16,6 +17,7 @@ from reformer_c.bench import CHUNK, DEPTH, HEADS
 
 TORCH, HUGGING_FACE, LUCIDRAINS, NUMPY = "torch", "Hugging Face", "lucidrains", "NumPy"
 FLEX = "torch FlexAttention, compiled"
+SDPA, AUTOCAST = "torch SDPA", " autocast"
 MODULES = {"torch": TORCH, "transformers": HUGGING_FACE, "reformer_pytorch": LUCIDRAINS}
 
 
@@ -43,14 +45,16 @@ def num_threads(n):
 # ---- attention: q, k, v are arrays (1, HEADS, t, DEPTH) ----
 
 
-def full_attention(q, k, v):
+def full_attention(q, k, v, backward=False, autocast=False):
+    """Causal; with `backward`, the gradients of q, k and v too."""
     if TORCH not in installed():
         return {}
     import torch
 
-    q, k, v = map(torch.from_numpy, (q, k, v))
+    inputs = [torch.tensor(x, requires_grad=backward) for x in (q, k, v)]
     attention = torch.nn.functional.scaled_dot_product_attention
-    return {f"{TORCH} SDPA": _inference(lambda: attention(q, k, v, is_causal=True))}
+    call = partial(attention, *inputs, is_causal=True)
+    return {SDPA + AUTOCAST * autocast: _pass(call, inputs, backward, autocast)}
 
 
 def lsh_attention(qk, v, backward=False):
@@ -128,12 +132,14 @@ def _inference(call):
     return torch.inference_mode()(call)
 
 
-def _pass(forward, inputs, backward):
+def _pass(forward, inputs, backward, autocast=False):
     """The call `forward`, with the gradients of its inputs where they are wanted."""
-    if not backward:
-        return _inference(forward)
     import torch
 
+    if autocast:
+        forward = torch.autocast("cpu", torch.bfloat16)(forward)
+    if not backward:
+        return _inference(forward)
     dout = torch.ones_like(forward())
     return lambda: torch.autograd.grad(forward(), inputs, dout)
 
@@ -144,13 +150,24 @@ def _pass(forward, inputs, backward):
 def feed_forward(x, w1, b1, w2, b2):
     """Two linear layers with relu between them."""
     calls = {NUMPY: lambda: np.maximum(x @ w1.T + b1, 0) @ w2.T + b2}
-    if TORCH in installed():
-        import torch
-        from torch.nn.functional import linear
+    return calls | linear_layers(x, w1, b1, w2, b2)
 
-        tx, tw1, tb1, tw2, tb2 = map(torch.from_numpy, (x, w1, b1, w2, b2))
-        calls[TORCH] = _inference(lambda: linear(linear(tx, tw1, tb1).relu_(), tw2, tb2))
-    return calls
+
+def linear_layers(x, *weights, backward=False, autocast=False):
+    """With relu between them; with `backward`, the gradients of x and of all weights too."""
+    if TORCH not in installed():
+        return {}
+    import torch
+
+    modules = []
+    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        layer = torch.nn.Linear(*weight.T.shape)
+        layer.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+        modules += [layer, torch.nn.ReLU(inplace=True)]
+    module = torch.nn.Sequential(*modules[:-1])
+    states = torch.tensor(x, requires_grad=backward)
+    inputs = [states, *module.parameters()]
+    return {TORCH + AUTOCAST * autocast: _pass(lambda: module(states), inputs, backward, autocast)}
 
 
 def product(a, b):
@@ -164,7 +181,33 @@ def product(a, b):
     return calls
 
 
-# ---- who they are ----
+# ---- whole models ----
+
+
+def training_step(config, parameters, ids, patched=False, autocast=False):
+    """Loss, all gradients and Adafactor of transformers' model; `patched` by `reformer_c.torch`."""
+    if HUGGING_FACE not in installed():
+        return {}
+    import torch
+    from transformers.optimization import Adafactor
+
+    from reformer_c.torch import patch
+
+    fields = {name: value for name, value in config.to_dict().items() if value is not None}
+    model = hugging_face_model(fields, parameters).train()
+    if patched:
+        patch(model)
+    optimizer = Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=False)
+    tokens = torch.tensor(ids)
+
+    def step():
+        model.zero_grad()
+        # the backward pass computes layers again, in the same precision
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+
+    return {HUGGING_FACE + ", patched" * patched + AUTOCAST * autocast: step}
 
 
 def hugging_face_model(fields, parameters):
@@ -177,6 +220,9 @@ def hugging_face_model(fields, parameters):
     weights = {name: torch.tensor(array) for name, array in parameters.items()}
     model.load_state_dict(weights, strict=False)
     return model
+
+
+# ---- who they are ----
 
 
 def describe():

@@ -17,53 +17,17 @@ import warnings
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine, print_machine
-from reformer_c.presets import DROPOUTS, preset_config
+from reformer_c.bench import (
+    describe_machine,
+    draw_model,
+    print_machine,
+    training_operations,
+    training_step,
+)
 from reformer_c.train import peak_memory
 
 from . import rivals
 from .alone import measure_alone
-
-# forward and backward products of a token, those of rebuilding the layers too
-OPERATIONS = 21.2e6
-
-
-def make(length):
-    config = preset_config("book", length, **dict.fromkeys(DROPOUTS, 0.0))
-    model = rc.ReformerModelWithLMHead(config, rng=0)
-    return model, np.random.default_rng(0).integers(2, 258, (1, length))
-
-
-def our_step(model, ids, memory_budget=None):
-    optimizer = rc.Adafactor(model.parameters)
-
-    def step():
-        _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0, memory_budget=memory_budget)
-        optimizer.step(gradients)
-
-    return step
-
-
-def their_step(config, parameters, ids, patched=False):
-    """The same step with transformers' model and optimiser."""
-    import torch
-    from transformers.optimization import Adafactor
-
-    from reformer_c.torch import patch
-
-    fields = {name: value for name, value in config.to_dict().items() if value is not None}
-    model = rivals.hugging_face_model(fields, parameters).train()
-    if patched:
-        patch(model)
-    optimizer = Adafactor(model.parameters(), lr=1e-3, relative_step=False, scale_parameter=False)
-    tokens = torch.tensor(ids)
-
-    def step():
-        model.zero_grad()
-        model(tokens, labels=tokens).loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def seconds(step):
@@ -73,14 +37,16 @@ def seconds(step):
 
 
 def measure(length, repeats):
-    """In a process of its own: {seconds, peak, memory, said}."""
-    model, ids = make(length)
-    step, best, peak = our_step(model, ids), np.inf, 0.0
+    """In a process of its own: {seconds, operations, peak, memory, said}."""
+    model, ids = draw_model(length)
+    step, best, peak = training_step(model, ids), np.inf, 0.0
     for _ in range(repeats):
         peak = max(peak, *(rc.fma_peak(0.05) for _ in range(3)))
         best = min(best, seconds(step))
     said = model.memory(length).total
-    return {"seconds": best, "peak": peak, "memory": peak_memory(), "said": said}
+    operations = training_operations(model.config, length)
+    return {"seconds": best, "operations": operations, "peak": peak, "memory": peak_memory(),
+            "said": said}  # fmt: skip
 
 
 def print_lengths(options):
@@ -90,7 +56,7 @@ def print_lengths(options):
     for length in options.lengths:
         words = ("--measure", length, "--repeats", options.repeats)
         found = measure_alone("benchmarks.step", *words)
-        share = OPERATIONS * length / found["seconds"] / found["peak"] / 1e9
+        share = found["operations"] / found["seconds"] / found["peak"] / 1e9
         print(
             f"{length:9,} {found['seconds']:8.2f} {length / found['seconds']:9,.0f} "
             f"{100 * share:7.1f}% {found['memory'] / 1e9:6.2f} {found['said'] / 1e9:9.2f}",
@@ -99,15 +65,13 @@ def print_lengths(options):
 
 
 def print_beside(length, repeats):
-    model, ids = make(length)
+    model, ids = draw_model(length)
     steps = {
-        "reformer_c": our_step(model, ids),
-        "reformer_c, memory_budget": our_step(make(length)[0], ids, np.inf),
+        "reformer_c": training_step(model, ids),
+        "reformer_c, memory_budget": training_step(draw_model(length)[0], ids, np.inf),
     }
-    if rivals.HUGGING_FACE in rivals.installed():
-        theirs = model.config, model.parameters, ids
-        steps[f"{rivals.HUGGING_FACE}, patched"] = their_step(*theirs, patched=True)
-        steps[rivals.HUGGING_FACE] = their_step(*theirs)
+    theirs = model.config, model.parameters, ids
+    steps |= rivals.training_step(*theirs, patched=True) | rivals.training_step(*theirs)
     best = dict.fromkeys(steps, np.inf)
     with rivals.num_threads(rc.get_num_threads()):
         for _ in range(repeats):

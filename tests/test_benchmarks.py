@@ -1,15 +1,25 @@
 """The benchmarks run, rivals do the same work, and goals are held against what was measured."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 import reformer_c as rc
 from benchmarks import length, rivals
-from benchmarks.__main__ import main
-from benchmarks.groups import GROUPS, Goal, faster
-from reformer_c.bench import Case, Measurement, draw, draw_feed_forward, measure
+from benchmarks.__main__ import goal_table, main
+from benchmarks.groups import GROUPS, MEDIUM, Goal, faster
+from reformer_c import _core
+from reformer_c.bench import (
+    Case,
+    Measurement,
+    draw,
+    draw_feed_forward,
+    draw_model,
+    measure,
+    training_operations,
+)
 
 BOTH = ["forward", "forward + backward"]
 
@@ -34,6 +44,7 @@ def test_every_group_is_measured_and_written(tmp_path, capsys):
         assert goal["work"] in printed
         there = rivals.HUGGING_FACE in rivals.installed() or "Hugging Face" not in goal["work"]
         there = there and (rivals.TORCH in rivals.installed() or "torch" not in goal["work"])
+        there = there and (_core.isa() in MEDIUM or rivals.AUTOCAST not in goal["work"])
         assert (goal["measured"] is not None) == there, goal
 
 
@@ -76,6 +87,31 @@ def test_a_goal_without_a_rival_or_without_a_number_is_left_open():
     assert Goal("b", "ours", None).holds(0.5) is None
 
 
+def test_what_is_not_measured_is_called_so():
+    goal = {"work": "a", "unit": "times", "required": 1.0, "measured": None, "holds": None}
+    assert goal_table([goal]).splitlines()[1].split("  ")[-1] == "1 x"
+    assert "not measured" in goal_table([goal])
+
+
+def test_rounding_has_rivals_and_targets_where_bfloat16_has_instructions(isa):
+    function, sizes = GROUPS["precision-products"]
+    for group in function(sizes[0], 1):
+        names = [case.name for case in group.cases]
+        rival = f"{rivals.TORCH}{rivals.AUTOCAST}"
+        there = isa in ("amx", "avx512_bf16")
+        assert (rival in names) == (there and rivals.TORCH in rivals.installed())
+        assert [name for name in names if name != rival] == [
+            "reformer_c, highest", "reformer_c, high", "reformer_c, medium",
+        ]  # fmt: skip
+        assert [goal.than for goal in group.goals] == [names[0], rival]
+        assert (group.goals[0].required is not None) == there
+
+
+def test_a_step_of_book_has_the_operations_that_are_documented():
+    model, ids = draw_model(1024)
+    assert training_operations(model.config, ids.size) == pytest.approx(21.2e6 * 1024, rel=5e-3)
+
+
 def test_the_fastest_call_counts_with_the_peak_of_its_threads_and_dtype():
     calls = []
 
@@ -114,6 +150,26 @@ def test_torchs_full_attention_is_ours():
     expected = rc.full_attention(q, k, v, is_causal=True)
     (out,) = outputs(rivals.full_attention(q, k, v)).values()
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=BOTH)
+def test_under_autocast_torch_computes_what_medium_does(backward):
+    torch = pytest.importorskip("torch", reason="a rival")
+    q, k, v = draw(100)
+    x, *weights = draw_feed_forward(50, 16, 32)
+    for theirs, ours, undo, inputs in (
+        (partial(rivals.full_attention, q, k, v),
+         partial(rc.full_attention_forward, is_causal=True), rc.full_attention_backward, (q, k, v)),
+        (partial(rivals.linear_layers, x, *weights),
+         rc.feed_forward_forward, rc.feed_forward_backward, (x, *weights)),
+    ):  # fmt: skip
+        out, saved = ours(*inputs, matmul_precision="medium")
+        (call,) = theirs(backward=backward, autocast=True).values()
+        found = call() if backward else [call()]
+        assert backward or found[0].dtype == torch.bfloat16
+        expected = undo(np.ones_like(out), saved) if backward else [out]
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a.float(), b, rtol=0.05, atol=0.02 * np.abs(b).max())
 
 
 @pytest.mark.filterwarnings("default")  # transformers warns about itself
