@@ -350,9 +350,8 @@ static ALWAYS_INLINE void prefetch_flush(prefetch_queue *queue, size_t n) {
 
 /* Lines to prefetch between two pieces of work where products are of rounded operands, which do not
    prefetch while they compute. */
-#ifndef ROUNDED_FLUSH
 #define ROUNDED_FLUSH 16
-#endif
+#define PRODUCT_LINES 32 // and during a product, at most
 
 static inline void prefetch_clear(prefetch_queue *queue) {
     queue->lines.count = queue->next = 0;
@@ -484,12 +483,11 @@ static void rounded_staircase(real *c, const mask_extent *extent, size_t g0, ope
                               operand columns, size_t d, prefetch_queue *queue) {
     const size_t end = extent->groups * VEC_LANES;
     for (size_t i = 0; i < extent->max_end; i += UNIT) {
-        prefetch_flush(queue, ROUNDED_FLUSH);
         const size_t first = max_size(g0, first_group(extent, i)) * VEC_LANES;
         const size_t from = first / OPERAND_PANEL * OPERAND_PANEL;
         rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
                         right_from(columns, 0, from), min_size(UNIT, extent->max_end - i),
-                        end - from, d, 0);
+                        end - from, d, 0, prefetch_take(queue, PRODUCT_LINES));
     }
 }
 
@@ -614,10 +612,9 @@ static void rounded_queries_product(real *out, const mask_extent *extent, size_t
                                     prefetch_queue *queue) {
     const size_t end = min_size(nq, extent->groups * VEC_LANES);
     for (size_t i = g0 * VEC_LANES; i < end; i += UNIT) {
-        prefetch_flush(queue, ROUNDED_FLUSH);
         const size_t m = min_size(UNIT, end - i);
         rounded_product(out + i * dp, dp, left_from(left, i, 0), rows, m, dp,
-                        tile_depth(extent, i, m), add);
+                        tile_depth(extent, i, m), add, prefetch_take(queue, PRODUCT_LINES));
     }
 }
 
@@ -646,10 +643,10 @@ static void rounded_keys_product(real *out, const mask_extent *extent, const rea
                                  operand rows, size_t nq, size_t dp, prefetch_queue *queue) {
     left_rows(left, s, BLOCK, extent->max_end, nq);
     for (size_t i = 0; i < extent->max_end; i += UNIT) {
-        prefetch_flush(queue, ROUNDED_FLUSH);
         const size_t from = first_query(extent, nq, i) / OPERAND_STEP * OPERAND_STEP;
         rounded_product(out + i * dp, dp, left_from(left, i, from), right_from(rows, from, 0),
-                        min_size(UNIT, extent->max_end - i), dp, nq - from, 1);
+                        min_size(UNIT, extent->max_end - i), dp, nq - from, 1,
+                        prefetch_take(queue, PRODUCT_LINES));
     }
 }
 

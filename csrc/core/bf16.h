@@ -31,7 +31,9 @@ typedef real term;
 #define OPERAND_STEP 1
 #endif
 
-#define UNIT 32 // rows and columns of C that are computed together
+/* Rows and columns of C that are computed together. */
+#define UNIT 32
+#define UNIT_COLUMNS (OPERAND_PANEL > UNIT ? OPERAND_PANEL : UNIT)
 
 /* Terms of an operand, 0 for operands that are not rounded. */
 static inline size_t terms_of(const rf_run *run) {
@@ -229,10 +231,13 @@ static inline void products_end(size_t terms) {
     if (terms) _tile_release();
 }
 
-/* c (16 or 32 rows and columns) = or += a b. */
+/* c (16 or 32 rows and columns) = or += a b. Each step prefetches its share of `lines`. */
 static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b, size_t k, int add,
-                                       const int two_strips, const int two_panels) {
+                                       const line_list *lines, const int two_strips,
+                                       const int two_panels) {
     const size_t row = ldc * sizeof(real);
+    const char *const *line = lines->line, *const *last = line + lines->count;
+    const size_t each = blocks_of(lines->count, max_size(1, blocks_of(k, OPERAND_STEP)));
     if (add) {
         _tile_loadd(0, c, row);
         if (two_panels) _tile_loadd(1, c + 16, row);
@@ -260,6 +265,7 @@ static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b
                 _tile_dpbf16ps(2, 5, 6);
             }
             if (two_strips && two_panels) _tile_dpbf16ps(3, 5, 7);
+            for (size_t i = 0; i < each && line < last; i++) __builtin_prefetch(*line++, 0, 2);
         }
     }
     _tile_stored(0, c, row);
@@ -312,7 +318,9 @@ static ALWAYS_INLINE void eight_rows(real *c, size_t ldc, operand a, operand b, 
 }
 
 static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b, size_t k, int add,
-                                       const int two_strips, const int two_panels) {
+                                       const line_list *lines, const int two_strips,
+                                       const int two_panels) {
+    for (size_t i = 0; i < lines->count; i++) __builtin_prefetch(lines->line[i], 0, 2);
     for (size_t i = 0; i < (two_strips ? 32 : 16); i += 8) {
         operand rows = a;
         rows.at += i / OPERAND_STRIP * OPERAND_STRIP * a.k + i % OPERAND_STRIP * OPERAND_STEP;
@@ -324,33 +332,28 @@ static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b
 
 /* The rows and columns that exist of a unit at the edge of c. */
 static void unit_edge(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
-                      int add) {
+                      int add, const line_list *lines) {
     _Alignas(RF_ALIGN) real whole[UNIT * UNIT];
     if (m > OPERAND_STRIP && n > OPERAND_PANEL)
-        unit_product(whole, UNIT, a, b, k, 0, 1, 1);
+        unit_product(whole, UNIT, a, b, k, 0, lines, 1, 1);
     else if (m > OPERAND_STRIP)
-        unit_product(whole, UNIT, a, b, k, 0, 1, 0);
+        unit_product(whole, UNIT, a, b, k, 0, lines, 1, 0);
     else if (n > OPERAND_PANEL)
-        unit_product(whole, UNIT, a, b, k, 0, 0, 1);
+        unit_product(whole, UNIT, a, b, k, 0, lines, 0, 1);
     else
-        unit_product(whole, UNIT, a, b, k, 0, 0, 0);
+        unit_product(whole, UNIT, a, b, k, 0, lines, 0, 0);
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++)
             c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * UNIT + j] : whole[i * UNIT + j];
 }
 
-/* c (m x n) = (or, with add, +=) a b over k steps. */
-static void rounded_product(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
-                            int add) {
-    for (size_t j = 0; j < n; j += UNIT)
-        for (size_t i = 0; i < m; i += UNIT) {
-            const operand ai = left_from(a, i, 0), bj = right_from(b, 0, j);
-            real *cij = c + i * ldc + j;
-            if (i + UNIT <= m && j + UNIT <= n)
-                unit_product(cij, ldc, ai, bj, k, add, 1, 1);
-            else
-                unit_edge(cij, ldc, ai, bj, min_size(UNIT, m - i), min_size(UNIT, n - j), k, add);
-        }
+/* c (m x n, at most UNIT each) = (or, with add, +=) a b over k steps. Prefetches `lines`. */
+static void rounded_unit(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
+                         int add, const line_list *lines) {
+    if (m == UNIT && n == UNIT)
+        unit_product(c, ldc, a, b, k, add, lines, 1, 1);
+    else
+        unit_edge(c, ldc, a, b, m, n, k, add, lines);
 }
 
 #else // no hardware for bfloat16
@@ -427,9 +430,10 @@ static void right_columns(operand right, const real *x, size_t ld, size_t k, siz
     }
 }
 
-/* c (m x n) = (or, with add, +=) a b over k steps. */
-static void rounded_product(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
-                            int add) {
+/* c (m x n, at most UNIT each) = (or, with add, +=) a b over k steps. Prefetches `lines`. */
+static void rounded_unit(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
+                         int add, const line_list *lines) {
+    for (size_t i = 0; i < lines->count; i++) __builtin_prefetch(lines->line[i], 0, 2);
     for (size_t pair = first_pair(a.terms); pair < TERM_PAIRS; pair++, add = 1) {
         const real *left = a.at + term_pairs[pair].left * a.size;
         const real *right = b.at + term_pairs[pair].right * b.size;
@@ -443,4 +447,19 @@ static void rounded_product(real *c, size_t ldc, operand a, operand b, size_t m,
 }
 
 #endif
+
+/* c (m x n) = (or, with add, +=) a b over k steps. Each unit prefetches its share of `lines`. */
+static void rounded_product(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
+                            int add, const line_list *lines) {
+    const size_t each = blocks_of(lines->count, blocks_of(m, UNIT) * blocks_of(n, UNIT_COLUMNS));
+    line_list mine = {lines->line, 0, 0};
+    for (size_t j = 0; j < n; j += UNIT_COLUMNS)
+        for (size_t i = 0; i < m; i += UNIT) {
+            mine.line += mine.count;
+            mine.count = min_size(each, (size_t)(lines->line + lines->count - mine.line));
+            rounded_unit(c + i * ldc + j, ldc, left_from(a, i, 0), right_from(b, 0, j),
+                         min_size(UNIT, m - i), min_size(UNIT_COLUMNS, n - j), k, add, &mine);
+        }
+}
+
 #endif

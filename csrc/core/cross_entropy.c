@@ -2,7 +2,6 @@
    never exist (Reformer, Kitaev et al. 2020, section 3: "for models with large vocabulary we also
    chunk the log-probabilities at the output"). */
 #include "gemm.h"
-#include "rows.h"
 
 #define LOGITS_PIECE (1024 / sizeof(real)) // columns of v at a time in the forward pass
 
@@ -44,27 +43,29 @@ static void add_piece(row_state *state, real *logits, size_t width) {
     state->sum += exp_and_sum(logits, state->max, width);
 }
 
-/* Reals of scratch for a task: its rows of x, and a piece of their logits. */
-static size_t cross_entropy_task_reals(size_t rows, size_t c) {
-    return bytes_mul(rows, bytes_add(padded(c), padded(LOGITS_PIECE)));
+/* Bytes of scratch for a task: its rows of x, and a piece of their logits. */
+static size_t cross_entropy_task_bytes(const rf_run *run, size_t rows, size_t c) {
+    return bytes_add(left_bytes(run, rows, c),
+                     bytes_of(bytes_mul(rows, padded(LOGITS_PIECE)), sizeof(real)));
 }
 
 /* One task: the losses of its rows, loss[0] their sum and loss[1] their number. */
-static void cross_entropy_rows(double *loss, const real *x, packed_matrix packed, const real *bias,
-                               const int64_t *labels, size_t rows, size_t c, size_t v,
-                               int64_t ignore, real *scratch) {
-    const size_t ldx = padded(c), ld = padded(LOGITS_PIECE);
-    real *xr = scratch, *logits = xr + rows * ldx;
+static void cross_entropy_rows(const rf_run *run, double *loss, const real *x, packed_matrix packed,
+                               const real *bias, const int64_t *labels, size_t rows, size_t c,
+                               size_t v, int64_t ignore, void *scratch) {
+    const size_t ld = padded(LOGITS_PIECE);
     row_state state[TASK_ROWS];
     // 1. copy the rows to scratch
-    copy_rows(xr, ldx, x, c, rows, c);
+    void *at = take(&scratch, left_bytes(run, rows, c), 1);
+    const left_matrix left = left_at(run, at, x, rows, c);
+    real *logits = scratch;
     for (size_t i = 0; i < rows; i++) state[i] = (row_state){(real)-INFINITY, 0, 0};
 
     // 2. logits, a piece of the vocabulary at a time
     for (size_t j = 0; j < v; j += LOGITS_PIECE) {
         const size_t width = min_size(LOGITS_PIECE, v - j);
         const packed_matrix piece = packed_columns(packed, j, width);
-        gemm_packed(logits, ld, xr, (ptrdiff_t)ldx, 1, &piece, rows, 0);
+        gemm_left(logits, ld, &left, &piece, NULL);
         if (bias) add_bias(logits, ld, logits, ld, bias + j, rows, width);
         for (size_t i = 0; i < rows; i++) {
             if (labels[i] == ignore) continue;
@@ -98,7 +99,7 @@ static cross_entropy_scratch cross_entropy_scratch_of(const rf_run *run, void *s
                                                       size_t c, size_t v, size_t chunk) {
     cross_entropy_scratch s = {.ldl = padded(v)};
     s.chunk = chunk_rows(n, s.ldl, chunk);
-    s.task = task_rows(s.chunk, 0);
+    s.task = task_rows(run, s.chunk, 0);
     s.wt = take_packed(&scratch, run, c, v);
     s.w = take_packed(&scratch, run, v, c);
     s.logits = take(&scratch, s.chunk * s.ldl, sizeof(real));
@@ -111,13 +112,14 @@ static cross_entropy_scratch cross_entropy_scratch_of(const rf_run *run, void *s
 /* Enough for either pass. */
 static size_t cross_entropy_workspace(const rf_run *run, size_t n, size_t c, size_t v,
                                       size_t chunk) {
-    const size_t threads = (size_t)run->workers, task = task_rows(n, chunk);
+    const size_t threads = (size_t)run->workers, task = task_rows(run, n, chunk);
     const size_t losses = bytes_of(bytes_mul(2, blocks_of(n, task)), sizeof(double));
-    const size_t own = bytes_of(cross_entropy_task_reals(task, c), sizeof(real));
+    const size_t own = cross_entropy_task_bytes(run, task, c);
     const size_t forward = bytes_add(losses, bytes_mul(threads, own));
 
     const size_t w = packed_bytes(run, v, c);
-    const size_t ldl = padded(v), rows = chunk_rows(n, ldl, chunk), task_back = task_rows(rows, 0);
+    const size_t ldl = padded(v), rows = chunk_rows(n, ldl, chunk),
+                 task_back = task_rows(run, rows, 0);
     const size_t logits = bytes_of(bytes_mul(rows, ldl), sizeof(real));
     const size_t parts = bytes_of(bytes_mul(blocks_of(rows, task_back), v), sizeof(real));
     const size_t own_back = bytes_of(bytes_mul(task_back, padded(c)), sizeof(real));
@@ -130,11 +132,11 @@ static size_t cross_entropy_workspace(const rf_run *run, size_t n, size_t c, siz
 static void cross_entropy_forward(rf_run *run, double *loss, const real *x, const real *w,
                                   const real *bias, const int64_t *labels, size_t n, size_t c,
                                   size_t v, int64_t ignore, size_t chunk, void *scratch) {
-    const size_t task = task_rows(n, chunk), tasks = blocks_of(n, task);
-    const size_t own = cross_entropy_task_reals(task, c);
+    const size_t task = task_rows(run, n, chunk), tasks = blocks_of(n, task);
+    const size_t own = cross_entropy_task_bytes(run, task, c);
     const packed_matrix packed = take_packed(&scratch, run, c, v);
     double *losses = take(&scratch, 2 * tasks, sizeof(double));
-    real *threads = scratch;
+    char *threads = scratch;
     pack_parallel(run, packed, w, 1, (ptrdiff_t)c);
 
 #pragma omp parallel for num_threads(                                                              \
@@ -142,7 +144,7 @@ static void cross_entropy_forward(rf_run *run, double *loss, const real *x, cons
     for (size_t block = 0; block < tasks; block++) {
         if (stopped(run)) continue;
         const size_t row = block * task;
-        cross_entropy_rows(losses + 2 * block, x + row * c, packed, bias, labels + row,
+        cross_entropy_rows(run, losses + 2 * block, x + row * c, packed, bias, labels + row,
                            min_size(task, n - row), c, v, ignore, threads + thread_index() * own);
     }
 

@@ -4,7 +4,6 @@
 #include "activation.h"
 #include "gemm.h"
 #include "philox.h"
-#include "rows.h"
 #include "small_batch.h"
 
 #define HIDDEN_PIECE (1024 / sizeof(real)) // columns of a piece: TASK_ROWS of them are 192 KB
@@ -64,24 +63,25 @@ static void pack_pieces(rf_run *run, char *pieces, const real *b, ptrdiff_t brs,
         pack_parallel(run, piece_at(run, pieces, f, c, p), b + (ptrdiff_t)p * brs, brs, bcs);
 }
 
-/* Reals of scratch for a task: its rows of x and y, and a piece of its hidden rows. */
-static size_t feed_forward_task_reals(size_t rows, size_t c) {
-    return bytes_mul(rows, bytes_add(bytes_mul(2, padded(c)), padded(HIDDEN_PIECE)));
+/* Bytes of scratch for a task: its rows of x and y, and a piece of its hidden rows. */
+static size_t feed_forward_task_bytes(const rf_run *run, size_t rows, size_t c) {
+    const size_t reals = bytes_mul(rows, bytes_add(padded(c), padded(HIDDEN_PIECE)));
+    return bytes_add(left_bytes(run, rows, c), bytes_of(reals, sizeof(real)));
 }
 
 static void feed_forward_rows(const feed_forward *ff, real *y, const real *x, packed_matrix packed1,
-                              const real *b1, char *packed2, const real *b2, real *scratch,
+                              const real *b1, char *packed2, const real *b2, void *scratch,
                               size_t row, size_t rows, const prefetch_rows *next_rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c), ldh = padded(HIDDEN_PIECE);
-    real *xr = scratch, *yr = xr + rows * ld, *h = yr + rows * ld;
-    copy_rows(xr, ld, x + row * c, c, rows, c);
+    void *at = take(&scratch, left_bytes(ff->run, rows, c), 1);
+    const left_matrix left = left_at(ff->run, at, x + row * c, rows, c);
+    real *yr = scratch, *h = yr + rows * ld;
     size_t j = 0;
     do { // once even if f is 0: then y is b2
         // 1. a piece of the hidden layer: h = x w1' + b1
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         const packed_matrix w1 = packed_columns(packed1, j, width);
-        gemm_packed_prefetch(h, ldh, xr, (ptrdiff_t)ld, 1, &w1, rows, 0,
-                             j + width < f ? NULL : next_rows);
+        gemm_left(h, ldh, &left, &w1, j + width < f ? NULL : next_rows);
         add_bias(h, ldh, h, ldh, b1 + j, rows, width);
         // 2. h = act(drop(h))
         for (size_t i = 0; i < rows; i++) {
@@ -100,7 +100,7 @@ static size_t feed_forward_workspace(const rf_run *run, size_t n, size_t c, size
                                      size_t chunk) {
     if (n < SMALL_BATCH) return bytes_of(bytes_mul(n, f), sizeof(real));
     const size_t packed = bytes_add(packed_bytes(run, c, f), pieces_bytes(run, f, c));
-    const size_t task = bytes_of(feed_forward_task_reals(task_rows(n, chunk), c), sizeof(real));
+    const size_t task = feed_forward_task_bytes(run, task_rows(run, n, chunk), c);
     return bytes_add(packed, bytes_mul((size_t)run->workers, task));
 }
 
@@ -113,10 +113,10 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
         feed_forward_small_batch(run, &ff, y, x, w1, b1, w2, b2, scratch);
         return;
     }
-    const size_t task = task_rows(n, chunk), own = feed_forward_task_reals(task, c);
+    const size_t task = task_rows(run, n, chunk), own = feed_forward_task_bytes(run, task, c);
     const packed_matrix packed1 = take_packed(&scratch, run, c, f);
     char *packed2 = take(&scratch, pieces_bytes(run, f, c), 1);
-    real *tasks = scratch; // one per thread
+    char *tasks = scratch; // one per thread
     pack_parallel(run, packed1, w1, 1, (ptrdiff_t)c);
     pack_pieces(run, packed2, w2, 1, (ptrdiff_t)f, f, c);
 
@@ -138,22 +138,28 @@ typedef struct {
     char *w1, *w2t;          // packed in pieces, f x c; w2t for y
     real *hidden, *dhidden;  // a chunk's rows of act(drop(h)) and of dh
     real *parts;             // f + c per task: its contribution to db1 and db2
-    real *rows;              // per thread: a task's rows of x, dy and dx (or y)
+    char *rows;              // per thread: a task's rows of x, dy and dx (or y)
     void *gradient;          // for weight_gradient; overlaps rows, since tasks have ended by then
     size_t chunk, task, ldh; // rows, rows, columns
 } feed_forward_scratch;
 
+/* Bytes of a task's rows of x, dy and dx. */
+static size_t feed_forward_rows_bytes(const rf_run *run, size_t task, size_t c) {
+    return bytes_add(bytes_mul(2, left_bytes(run, task, c)),
+                     bytes_of(bytes_mul(task, padded(c)), sizeof(real)));
+}
+
 static size_t feed_forward_backward_workspace(const rf_run *run, size_t n, size_t c, size_t f,
                                               size_t chunk) {
     const size_t ldh = padded(f), rows = chunk_rows(n, bytes_mul(2, ldh), chunk);
-    const size_t tasks = blocks_of(rows, task_rows(rows, 0));
+    const size_t tasks = blocks_of(rows, task_rows(run, rows, 0));
     const size_t packed = bytes_add(packed_bytes(run, c, f), pieces_bytes(run, f, c));
     const size_t hidden = bytes_of(bytes_mul(rows, ldh), sizeof(real));
     const size_t parts = bytes_of(bytes_mul(tasks, bytes_add(f, c)), sizeof(real));
     const size_t gradient = max_size(weight_gradient_workspace(run, rows, f, c),
                                      weight_gradient_workspace(run, rows, c, f));
-    const size_t own = bytes_mul(3, bytes_mul(task_rows(rows, 0), padded(c)));
-    const size_t threads = bytes_mul((size_t)run->workers, bytes_of(own, sizeof(real)));
+    const size_t threads =
+        bytes_mul((size_t)run->workers, feed_forward_rows_bytes(run, task_rows(run, rows, 0), c));
     return bytes_add(bytes_mul(2, bytes_add(packed, hidden)),
                      bytes_add(parts, max_size(gradient, threads)));
 }
@@ -163,7 +169,7 @@ static feed_forward_scratch feed_forward_scratch_of(const rf_run *run, void *scr
     feed_forward_scratch s;
     s.ldh = padded(f);
     s.chunk = chunk_rows(n, 2 * s.ldh, chunk);
-    s.task = task_rows(s.chunk, 0);
+    s.task = task_rows(run, s.chunk, 0);
     s.w1 = take(&scratch, pieces_bytes(run, f, c), 1);
     s.w1t = take_packed(&scratch, run, c, f);
     s.w2 = take_packed(&scratch, run, c, f);
@@ -198,21 +204,21 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
                                        size_t rows, const prefetch_rows *next_rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c);
     real *part = s->parts + at / s->task * (f + c);
-    real *xr = s->rows + thread_index() * 3 * s->task * ld;
-    real *dyr = xr + s->task * ld, *dxr = dyr + s->task * ld;
-    copy_rows(xr, ld, x + row * c, c, rows, c);
-    copy_rows(dyr, ld, dy + row * c, c, rows, c);
+    const size_t each = left_bytes(ff->run, s->task, c);
+    char *own = s->rows + thread_index() * feed_forward_rows_bytes(ff->run, s->task, c);
+    const left_matrix xr = left_at(ff->run, own, x + row * c, rows, c);
+    const left_matrix dyr = left_at(ff->run, own + each, dy + row * c, rows, c);
+    real *dxr = (real *)(own + 2 * each);
     size_t j = 0;
     do {
         const size_t width = min_size(HIDDEN_PIECE, f - j);
         real *h = s->hidden + at * s->ldh + j, *dh = s->dhidden + at * s->ldh + j;
         // 1. da: forward was y = a w2' + b2
         const packed_matrix w2 = packed_columns(s->w2, j, width);
-        gemm_packed_prefetch(dh, s->ldh, dyr, (ptrdiff_t)ld, 1, &w2, rows, 0,
-                             j + width < f ? NULL : next_rows);
+        gemm_left(dh, s->ldh, &dyr, &w2, j + width < f ? NULL : next_rows);
         // 2. recompute h = x w1' + b1
         const packed_matrix w1t = packed_columns(s->w1t, j, width);
-        gemm_packed(h, s->ldh, xr, (ptrdiff_t)ld, 1, &w1t, rows, 0);
+        gemm_left(h, s->ldh, &xr, &w1t, NULL);
         add_bias(h, s->ldh, h, s->ldh, b1 + j, rows, width);
         // 3. dh: forward was a = act(drop(h))
         for (size_t i = 0; i < rows; i++) {
@@ -228,7 +234,7 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
     } while (j < f);
     // 5. dx, db2 and y
     copy_rows(dx + row * c, c, dxr, ld, rows, c);
-    sum_rows(part + f, dyr, ld, rows, c);
+    sum_rows(part + f, dy + row * c, c, rows, c);
     if (y) recompute_rows(ff, s, y, dxr, b2, row, at, rows);
 }
 

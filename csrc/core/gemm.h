@@ -4,6 +4,7 @@
 #define RF_GEMM_H
 
 #include "bf16.h"
+#include "rows.h"
 
 /* ---------------------------------------------------------------- a packed right operand ---- */
 
@@ -86,20 +87,43 @@ static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_ro
     }
 }
 
-/* The steps of a product of rounded operands whose left one is rounded at a time, with UNIT rows:
-   they stay in the L1 cache. And the columns whose panels stay in the L2 cache meanwhile. */
-#define ROUNDED_KC(terms) (32768 / (UNIT * sizeof(term)) / (terms))
-#define ROUNDED_NC 1024
+/* Rounded operands: the steps of a product for which UNIT rows of the left one stay in the L1
+   cache, and the columns whose panels stay in the L2 cache meanwhile. */
+#define ROUNDED_STRIP 8192 // terms of UNIT rows: 16 KB of bfloat16, or 32 KB of float32
+#define ROUNDED_KC(terms) (ROUNDED_STRIP / UNIT / (terms))
+#define ROUNDED_NC 512
+#define ROUNDED_LINES 256 // listed for one unit, at most
 
+/* UNIT rows (or the last ones) of c += left b, for steps [p, p + kc) and columns [j0, j1) of b. */
+static void rounded_rows(real *c, size_t ldc, operand left, const packed_matrix *b, size_t rows,
+                         size_t p, size_t kc, size_t j0, size_t j1, int add,
+                         prefetch_cursor *cursor) {
+    _Alignas(RF_ALIGN) const char *line[ROUNDED_LINES + 7];
+    for (size_t j = j0; j < j1; j += UNIT_COLUMNS) {
+        line_list lines = {line, 0, ROUNDED_LINES};
+        list_rows(&lines, cursor);
+        rounded_unit(c + j, ldc, left, right_from(b->rounded, p, j), rows,
+                     min_size(UNIT_COLUMNS, j1 - j), kc, add, &lines);
+    }
+}
+
+static prefetch_cursor rounded_cursor(const prefetch_rows *next_rows, const packed_matrix *b,
+                                      size_t m, size_t kc) {
+    return prefetch_begin(next_rows,
+                          blocks_of(b->n, UNIT_COLUMNS) * blocks_of(b->k, kc) * blocks_of(m, UNIT));
+}
+
+/* A left operand that is rounded UNIT rows at a time. */
 static void gemm_rounded(real *c, size_t ldc, const real *a, size_t lda, int by_rows,
-                         const packed_matrix *b, size_t m, int add) {
-    const size_t terms = b->rounded.terms;
-    _Alignas(RF_ALIGN) term strip[32768 / sizeof(term)];
+                         const packed_matrix *b, size_t m, int add,
+                         const prefetch_rows *next_rows) {
+    const size_t terms = b->rounded.terms, kc_max = ROUNDED_KC(terms);
+    prefetch_cursor cursor = rounded_cursor(next_rows, b, m, kc_max);
+    _Alignas(RF_ALIGN) term strip[ROUNDED_STRIP];
     products_begin(terms);
-    for (size_t j = 0; j < b->n; j += ROUNDED_NC)
-        for (size_t p = 0; p < b->k; p += ROUNDED_KC(terms)) {
-            const size_t kc = min_size(ROUNDED_KC(terms), b->k - p);
-            const operand right = right_from(b->rounded, p, j);
+    for (size_t j0 = 0; j0 < b->n; j0 += ROUNDED_NC)
+        for (size_t p = 0; p < b->k; p += kc_max) {
+            const size_t kc = min_size(kc_max, b->k - p);
             for (size_t i = 0; i < m; i += UNIT) {
                 const size_t rows = min_size(UNIT, m - i);
                 const operand left = left_operand(strip, terms, rows, kc);
@@ -107,8 +131,8 @@ static void gemm_rounded(real *c, size_t ldc, const real *a, size_t lda, int by_
                     left_rows(left, a + i * lda + p, lda, rows, kc);
                 else
                     left_columns(left, a + p * lda + i, lda, rows, kc);
-                rounded_product(c + i * ldc + j, ldc, left, right, rows,
-                                min_size(ROUNDED_NC, b->n - j), kc, add || p);
+                rounded_rows(c + i * ldc, ldc, left, b, rows, p, kc, j0,
+                             min_size(b->n, j0 + ROUNDED_NC), add || p, &cursor);
             }
         }
     products_end(terms);
@@ -127,7 +151,7 @@ static void gemm_packed_prefetch(real *c, size_t ldc, const real *a, ptrdiff_t a
     if (k == 0 && !add)
         for (size_t i = 0; i < m; i++) memset(c + i * ldc, 0, n * sizeof(real));
     if (b->rounded.terms) {
-        gemm_rounded(c, ldc, a, lda, by_rows, b, m, add);
+        gemm_rounded(c, ldc, a, lda, by_rows, b, m, add, next_rows);
         return;
     }
     prefetch_cursor cursor =
@@ -151,27 +175,79 @@ static void gemm_packed(real *c, size_t ldc, const real *a, ptrdiff_t ars, ptrdi
     gemm_packed_prefetch(c, ldc, a, ars, acs, b, m, add, NULL);
 }
 
+/* -------------------------------------------------- a left operand of several products ------ */
+
+/* A task's rows as the left operand of several products: copied to scratch, or rounded. */
+typedef struct {
+    size_t m, k;
+    const real *rows; // ld apart
+    size_t ld;
+    operand rounded; // instead, if it has terms
+} left_matrix;
+
+static size_t left_bytes(const rf_run *run, size_t m, size_t k) {
+    const size_t terms = terms_of(run);
+    return terms ? bytes_of(bytes_mul(terms, left_size(m, k)), sizeof(term))
+                 : bytes_of(bytes_mul(m, padded(k)), sizeof(real));
+}
+
+static left_matrix left_at(const rf_run *run, void *at, const real *x, size_t m, size_t k) {
+    left_matrix left = {.m = m, .k = k, .rows = at, .ld = padded(k)};
+    if (terms_of(run)) {
+        left.rounded = left_operand(at, terms_of(run), m, k);
+        left_rows(left.rounded, x, k, m, k);
+    } else {
+        copy_rows(at, left.ld, x, k, m, k);
+    }
+    return left;
+}
+
+/* c = left b. Prefetches next_rows (or NULL) meanwhile. */
+static void gemm_left(real *c, size_t ldc, const left_matrix *left, const packed_matrix *b,
+                      const prefetch_rows *next_rows) {
+    const size_t terms = left->rounded.terms, kc_max = ROUNDED_KC(max_size(terms, 1));
+    if (!terms || !b->k) {
+        gemm_packed_prefetch(c, ldc, left->rows, (ptrdiff_t)left->ld, 1, b, left->m, 0, next_rows);
+        return;
+    }
+    prefetch_cursor cursor = rounded_cursor(next_rows, b, left->m, kc_max);
+    products_begin(terms);
+    for (size_t j0 = 0; j0 < b->n; j0 += ROUNDED_NC)
+        for (size_t p = 0; p < b->k; p += kc_max)
+            for (size_t i = 0; i < left->m; i += UNIT)
+                rounded_rows(c + i * ldc, ldc, left_from(left->rounded, i, p), b,
+                             min_size(UNIT, left->m - i), p, min_size(kc_max, b->k - p), j0,
+                             min_size(b->n, j0 + ROUNDED_NC), p > 0, &cursor);
+    products_end(terms);
+}
+
 /* ----------------------------------------------------------------------- dw += dy' x -------- */
 
 /* The gradient of a weight is a sum over many rows. C is cut into blocks and the rows into slabs,
    so that there are some 32 tasks even if the weight is small; the slabs' sums are added in order.
-   All of it depends on sizes alone. */
-#define WG_MC 192
-#define WG_NC 256
-#define WG_KC 256
+   All of it depends on sizes alone. A block of C, and k rows of its operands, stay in the L2 cache;
+   rounded operands are smaller, and their blocks larger, since each is rounded once per block. */
+typedef struct {
+    size_t m, n, k;
+} block_size;
 
-static size_t weight_gradient_slabs(size_t n, size_t co, size_t ci) {
-    const size_t blocks = max_size(1, blocks_of(co, WG_MC) * blocks_of(ci, WG_NC));
+static block_size weight_gradient_size(const rf_run *run) {
+    return HAS_BF16 && terms_of(run) ? (block_size){256, 512, 512} : (block_size){192, 256, 256};
+}
+
+static size_t weight_gradient_slabs(block_size size, size_t n, size_t co, size_t ci) {
+    const size_t blocks = max_size(1, blocks_of(co, size.m) * blocks_of(ci, size.n));
     return max_size(1, min_size(blocks_of(32, blocks), n / 1024));
 }
 
 /* Bytes of one thread's packed blocks of dy and x. */
 static size_t weight_gradient_packs(const rf_run *run) {
-    return bytes_of(WG_KC * WG_MC, sizeof(real)) + packed_bytes(run, WG_KC, WG_NC);
+    const block_size size = weight_gradient_size(run);
+    return bytes_of(size.k * size.m, sizeof(real)) + packed_bytes(run, size.k, size.n);
 }
 
 static size_t weight_gradient_workspace(const rf_run *run, size_t n, size_t co, size_t ci) {
-    const size_t slabs = weight_gradient_slabs(n, co, ci);
+    const size_t slabs = weight_gradient_slabs(weight_gradient_size(run), n, co, ci);
     const size_t partial = slabs > 1 ? bytes_mul(slabs, bytes_mul(co, ci)) : 0;
     return bytes_add(bytes_of(partial, sizeof(real)),
                      bytes_mul((size_t)run->workers, weight_gradient_packs(run)));
@@ -181,30 +257,32 @@ static size_t weight_gradient_workspace(const rf_run *run, size_t n, size_t co, 
 static void weight_gradient_block(const rf_run *run, real *c, size_t ldc, const real *dy,
                                   size_t ldy, const real *x, size_t ldx, size_t rows, size_t mc,
                                   size_t nc, void *packs) {
-    real *a = take(&packs, WG_KC * WG_MC, sizeof(real));
-    for (size_t p = 0; p < rows; p += WG_KC) {
-        const size_t kc = min_size(WG_KC, rows - p);
+    const block_size size = weight_gradient_size(run);
+    real *a = take(&packs, size.k * size.m, sizeof(real));
+    for (size_t p = 0; p < rows; p += size.k) {
+        const size_t kc = min_size(size.k, rows - p);
         const packed_matrix b = packed_at(run, packs, kc, nc);
+        const size_t next = min_size(size.k, rows - p - kc);
+        const prefetch_rows of_x = {x + (p + kc) * ldx, (ptrdiff_t)ldx, nc, next, NULL};
+        const prefetch_rows of_dy = {dy + (p + kc) * ldy, (ptrdiff_t)ldy, mc, next, &of_x};
         if (b.rounded.terms) {
             right_rows(b.rounded, x + p * ldx, ldx, kc, nc);
-            gemm_packed(c, ldc, dy + p * ldy, 1, (ptrdiff_t)ldy, &b, mc, 1);
+            gemm_packed_prefetch(c, ldc, dy + p * ldy, 1, (ptrdiff_t)ldy, &b, mc, 1, &of_dy);
             continue;
         }
         for (size_t i = 0; i < kc; i++)
-            memcpy(a + i * WG_MC, dy + (p + i) * ldy, mc * sizeof(real));
+            memcpy(a + i * size.m, dy + (p + i) * ldy, mc * sizeof(real));
         gemm_pack(b.panels, x + p * ldx, (ptrdiff_t)ldx, 1, kc, nc, 0, gemm_panels(nc));
-        const size_t next = min_size(WG_KC, rows - p - kc);
-        const prefetch_rows of_x = {x + (p + kc) * ldx, (ptrdiff_t)ldx, nc, next, NULL};
-        const prefetch_rows of_dy = {dy + (p + kc) * ldy, (ptrdiff_t)ldy, mc, next, &of_x};
-        gemm_packed_prefetch(c, ldc, a, 1, WG_MC, &b, mc, 1, &of_dy);
+        gemm_packed_prefetch(c, ldc, a, 1, (ptrdiff_t)size.m, &b, mc, 1, &of_dy);
     }
 }
 
 /* dw (co x ci) += dy' x over n rows. */
 static void weight_gradient(rf_run *run, real *dw, const real *dy, size_t ldy, const real *x,
                             size_t ldx, size_t n, size_t co, size_t ci, void *scratch) {
-    const size_t slabs = weight_gradient_slabs(n, co, ci), size = co * ci;
-    const size_t across = blocks_of(ci, WG_NC), blocks = blocks_of(co, WG_MC) * across;
+    const block_size of = weight_gradient_size(run);
+    const size_t slabs = weight_gradient_slabs(of, n, co, ci), size = co * ci;
+    const size_t across = blocks_of(ci, of.n), blocks = blocks_of(co, of.m) * across;
     real *partial = take(&scratch, slabs > 1 ? slabs * size : 0, sizeof(real));
     const size_t packs = weight_gradient_packs(run);
     const int workers = tile_team(run, 2.0 * (double)n * (double)size, slabs * blocks);
@@ -212,10 +290,10 @@ static void weight_gradient(rf_run *run, real *dw, const real *dy, size_t ldy, c
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
     for (size_t task = 0; task < slabs * blocks; task++) {
         if (stopped(run)) continue;
-        const size_t slab = task / blocks, i = task % blocks / across * WG_MC;
-        const size_t j = task % across * WG_NC, row = n * slab / slabs;
+        const size_t slab = task / blocks, i = task % blocks / across * of.m;
+        const size_t j = task % across * of.n, row = n * slab / slabs;
         const size_t rows = n * (slab + 1) / slabs - row;
-        const size_t mc = min_size(WG_MC, co - i), nc = min_size(WG_NC, ci - j);
+        const size_t mc = min_size(of.m, co - i), nc = min_size(of.n, ci - j);
         real *c = (slabs > 1 ? partial + slab * size : dw) + i * ci + j;
         if (slabs > 1)
             for (size_t r = 0; r < mc; r++) memset(c + r * ci, 0, nc * sizeof(real));

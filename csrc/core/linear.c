@@ -1,12 +1,20 @@
 /* linear.c: y = x w' + bias. */
 #include "gemm.h"
-#include "rows.h"
 #include "small_batch.h"
 
-/* Packed weights of k x m, and per thread a copy of its rows of the left operand. */
+#define LINEAR_PIECE 512 // columns of a rounded product that are computed in scratch
+
+/* Per thread: a copy of a task's rows of the left operand; or those rounded, and a piece of the
+   product. */
+static size_t linear_thread_bytes(const rf_run *run, size_t m, size_t k) {
+    const size_t piece = bytes_of(TASK_ROWS * padded(min_size(LINEAR_PIECE, m)), sizeof(real));
+    return bytes_add(left_bytes(run, TASK_ROWS, k), terms_of(run) ? piece : 0);
+}
+
+/* Packed weights of k x m, and each thread's scratch. */
 static size_t linear_product_workspace(const rf_run *run, size_t m, size_t k) {
-    const size_t rows = bytes_of(bytes_mul(TASK_ROWS, padded(k)), sizeof(real));
-    return bytes_add(packed_bytes(run, k, m), bytes_mul((size_t)run->workers, rows));
+    return bytes_add(packed_bytes(run, k, m),
+                     bytes_mul((size_t)run->workers, linear_thread_bytes(run, m, k)));
 }
 
 static size_t linear_workspace(const rf_run *run, size_t n, size_t ci, size_t co) {
@@ -15,16 +23,39 @@ static size_t linear_workspace(const rf_run *run, size_t n, size_t ci, size_t co
     return max_size(max_size(forward, backward), weight_gradient_workspace(run, n, co, ci));
 }
 
+/* y = x + bias, which may be NULL. */
+static void store_rows(real *y, size_t ldy, const real *x, size_t ldx, const real *bias,
+                       size_t rows, size_t columns) {
+    if (bias)
+        add_bias(y, ldy, x, ldx, bias, rows, columns);
+    else
+        copy_rows(y, ldy, x, ldx, rows, columns);
+}
+
+/* A task of a rounded product. Its columns are computed in scratch, a piece at a time, and then
+   stored row by row: tiles would store a few columns of many rows, each of which would wait for
+   memory. */
+static void linear_rounded(const rf_run *run, real *c, const real *a, packed_matrix b,
+                           const real *bias, size_t rows, void *scratch) {
+    const size_t ld = padded(min_size(LINEAR_PIECE, b.n));
+    const left_matrix left =
+        left_at(run, take(&scratch, left_bytes(run, rows, b.k), 1), a, rows, b.k);
+    for (size_t j = 0; j < b.n; j += LINEAR_PIECE) {
+        const packed_matrix piece = packed_columns(b, j, min_size(LINEAR_PIECE, b.n - j));
+        gemm_left(scratch, ld, &left, &piece, NULL);
+        store_rows(c + j, b.n, scratch, ld, bias ? bias + j : NULL, rows, piece.n);
+    }
+}
+
 /* c (n x m) = a (n x k) b, element (p, j) of b at b[p * brs + j * bcs], plus a bias or NULL. If
    rows are a multiple of 2 KB apart, they are copied to scratch: a tile's would collide in the
    cache's sets. */
 static void linear_product(rf_run *run, real *c, const real *a, const real *b, ptrdiff_t brs,
                            ptrdiff_t bcs, const real *bias, size_t n, size_t m, size_t k,
                            void *scratch) {
-    const size_t ld = padded(k), task = task_rows(n, 0);
+    const size_t ld = padded(k), task = task_rows(run, n, 0), each = linear_thread_bytes(run, m, k);
     const packed_matrix packed = take_packed(&scratch, run, k, m);
-    const int copies = k * sizeof(real) % 2048 == 0 && !packed.rounded.terms;
-    real *copied = scratch;
+    const int copies = k * sizeof(real) % 2048 == 0;
     pack_parallel(run, packed, b, brs, bcs);
     const int workers = tile_team(run, 2.0 * (double)n * (double)m * (double)k, blocks_of(n, task));
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
@@ -32,8 +63,11 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
         if (stopped(run)) continue;
         const size_t row = block * task, rows = min_size(task, n - row);
         const real *left = a + row * k;
-        real *mine =
-            copied + thread_index() * (bytes_of(TASK_ROWS * ld, sizeof(real)) / sizeof(real));
+        real *mine = (real *)((char *)scratch + thread_index() * each);
+        if (packed.rounded.terms && k) {
+            linear_rounded(run, c + row * m, left, packed, bias, rows, mine);
+            continue;
+        }
         if (copies) copy_rows(mine, ld, left, k, rows, k);
         const size_t next = row + (size_t)workers * task;
         const prefetch_rows of_c = next_task_rows(c, m, n, next, task, NULL);

@@ -6,7 +6,7 @@
 #ifndef RF_ROWS_H
 #define RF_ROWS_H
 
-#include "core.h"
+#include "bf16.h"
 
 #define TASK_ROWS 192
 #define CHUNK_ROWS 4096
@@ -14,8 +14,9 @@
 
 /* Rows of a task, so that there are some 32 tasks or more. `chunk` is the caller's limit, or 0;
    less than 24 rows would hardly save memory. */
-static size_t task_rows(size_t n, size_t chunk) {
-    const size_t rows = min_size(TASK_ROWS, round_up(blocks_of(n, 32), 12));
+static size_t task_rows(const rf_run *run, size_t n, size_t chunk) {
+    const size_t whole = terms_of(run) ? UNIT : 12; // rows of whole tiles
+    const size_t rows = min_size(TASK_ROWS, round_up(blocks_of(n, 32), whole));
     return max_size(24, chunk ? min_size(rows, chunk) : rows);
 }
 
