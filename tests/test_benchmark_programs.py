@@ -165,6 +165,56 @@ def test_scopes_are_trained_and_compared(monkeypatch, capsys):
     assert float(bucket[6]) < 1e-4
 
 
+def test_precisions_are_compared_and_the_same_command_goes_on(monkeypatch, capsys, tmp_path):
+    from benchmarks import precision
+
+    command = ["--quick", "--steps", 2, "--save", tmp_path]
+    printed = run(precision, monkeypatch, capsys, *command)
+    results = json.loads((tmp_path / "results.json").read_text())
+    for operation, errors in results["errors"].items():
+        for name, e in errors.items():
+            assert e["highest"] < 1e-6, (operation, name)
+            if (operation, name) == ("cross_entropy_head", "output"):
+                continue  # errors of many rows cancel out
+            if name.startswith("db"):  # sums, in which there may be no product
+                assert e["highest"] <= e["high"] <= e["medium"], (operation, name)
+            else:
+                assert 3 * e["highest"] < e["high"] < e["medium"] / 5, (operation, name)
+                assert 1e-3 < e["medium"] < 0.1, (operation, name)
+    assert {f"{name}_attention" for name in ("full", "local", "lsh")} < set(results["errors"])
+    rows = {name: row["0"]["bits_per_byte"] for name, row in results["trained"].items()}
+    assert set(rows) == {"highest", "high", "medium"} == set(rows["medium"])
+    more = rows["medium"]["medium"] - rows["highest"]["highest"]
+    assert re.search(rf"^medium +\{more:+.4f} .* (yes|NO)$", printed, re.MULTILINE)
+    # a model that is missing goes on from its checkpoint, and the others are not trained again
+    del results["trained"]["medium"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr(
+        rc.ReformerModelWithLMHead, "loss_and_gradients", lambda *_, **__: pytest.fail("again")
+    )
+    assert run(precision, monkeypatch, capsys, *command) == printed
+    with pytest.raises(SystemExit, match=r"has the results of .*'steps': 2"):
+        run(precision, monkeypatch, capsys, "--quick", "--steps", 3, "--save", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "FILE: .*No such file"), ("", "FILE: .*no text"), ("a" * 99, "FILE: .*got 99")],
+)
+def test_a_text_to_compare_precisions_on_is_checked_first(
+    text, words, monkeypatch, capsys, tmp_path
+):
+    from benchmarks import precision
+
+    file = tmp_path / "text.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit):
+        run(precision, monkeypatch, capsys, file, "--quick", "--save", tmp_path / "run")
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("library", ["tokenizers", "safetensors", "matplotlib"])
 def test_a_novel_needs_its_libraries_before_any_work(library, tmp_path, monkeypatch, capsys):
     novel = program("novel")

@@ -1,0 +1,278 @@
+"""What `matmul_precision` costs in quality: errors of operations, and of models trained with it.
+
+Operations first: output and gradients in each precision beside float64, as ||x - x64|| / ||x64||.
+Then a small model of bytes, one local and one LSH layer, is trained in each precision from the same
+seeds on the same windows, and each model is evaluated on held-out text in all precisions.
+
+    python -m benchmarks.precision FILE --save runs/precision     # nine minutes on one core
+    python -m benchmarks.precision --quick                        # seconds
+
+Without FILE, the text is one that Python carries. Everything is saved as it goes: the same command
+goes on where it was interrupted.
+"""
+
+import argparse
+import json
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+import reformer_c as rc
+from reformer_c.bench import (
+    WINDOW,
+    describe_machine,
+    draw,
+    draw_feed_forward,
+    print_machine,
+    write_json,
+)
+from reformer_c.data import Windows, encode_text, read_text, split_tokens
+from reformer_c.demo import bigram_bits_per_byte, python_text
+from reformer_c.log import read_log
+from reformer_c.precision import PRECISIONS
+from reformer_c.presets import DROPOUTS, preset_config
+from reformer_c.train import evaluate, has_checkpoint, show_progress
+
+BAR = 0.01  # bits per byte that "medium" may be above "highest"
+HELD_OUT = 16  # windows
+LOG = "log.jsonl"
+HEAD = "".join(f"{precision:>10}" for precision in PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A forward and a backward function, and what they are called with."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    arrays: dict[str, np.ndarray]  # in the order of the gradients
+    dout: np.ndarray
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def compute(self, dtype, precision):
+        """Output and gradients by name."""
+        arrays = {name: array.astype(dtype) for name, array in self.arrays.items()}
+        out, saved = self.forward(**arrays, **self.options, matmul_precision=precision)
+        gradients = self.backward(self.dout.astype(dtype), saved)
+        names = [f"d{name}" for name in arrays]
+        return {"output": out} | dict(zip(names, gradients, strict=True))
+
+
+def operations(t):
+    """By name, each with `t` rows or tokens."""
+    rng = np.random.default_rng(0)
+    x, w1, b1, w2, b2 = draw_feed_forward(t, 256, 512)
+    h, dx = rng.standard_normal((2, *x.shape), np.float32)
+    qk, v, dout = draw(t)
+    k = rng.standard_normal(v.shape, np.float32)
+    # a hash in float64 might differ
+    buckets = rc.lsh_attention_forward(qk, v, rng=0, **WINDOW)[1].buckets
+    feed_forward = {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
+    return {
+        "linear": Operation(
+            rc.linear_forward, rc.linear_backward, {"x": x, "weight": w1, "bias": b1},
+            rng.standard_normal((t, 512), np.float32),
+        ),
+        **{
+            f"feed_forward, {activation}": Operation(
+                rc.feed_forward_forward, rc.feed_forward_backward, feed_forward, dx,
+                {"activation": activation},
+            )
+            for activation in ("relu", "gelu")
+        },
+        "cross_entropy_head": Operation(
+            rc.cross_entropy_head_forward, rc.cross_entropy_head_backward,
+            {"h": h, "weight": w1, "bias": b1}, np.ones(()),
+            {"labels": rng.integers(0, len(w1), t)},
+        ),
+        "full_attention": Operation(
+            rc.full_attention_forward, rc.full_attention_backward,
+            {"q": qk, "k": k, "v": v}, dout, {"is_causal": True},
+        ),
+        "local_attention": Operation(
+            rc.local_attention_forward, rc.local_attention_backward,
+            {"q": qk, "k": k, "v": v}, dout, WINDOW,
+        ),
+        "lsh_attention": Operation(
+            rc.lsh_attention_forward, rc.lsh_attention_backward,
+            {"qk": qk, "v": v}, dout, {"buckets": buckets, **WINDOW},
+        ),
+    }  # fmt: skip
+
+
+def measure_errors(operation):
+    """Of the output and of each gradient, in each precision."""
+    exact = operation.compute(np.float64, None)
+    errors = {name: {} for name in exact}
+    for precision in PRECISIONS:
+        for name, x in operation.compute(np.float32, precision).items():
+            distance = np.linalg.norm(x - exact[name]) / np.linalg.norm(exact[name])
+            errors[name][precision] = float(distance)
+    return errors
+
+
+def make_trainer(precision, seed, tokens, options, folder):
+    config = preset_config(
+        "book", options.length, layers=2, width=options.width, num_buckets=None,
+        vocab_size=rc.ByteTokenizer.vocab_size, matmul_precision=precision,
+        # a narrow window is learned within 300 steps
+        local_attn_chunk_length=8, **dict.fromkeys(DROPOUTS, 0.0),
+    )  # fmt: skip
+    model = rc.ReformerModelWithLMHead(config, rng=seed)
+    return rc.Trainer(
+        model,
+        Windows(tokens, options.length, seed=seed),
+        rc.AdamW(model.parameters, lr=3e-3),
+        steps=options.steps,
+        schedule=rc.schedules.cosine(options.steps, warmup=options.steps // 15, floor=0.1),
+        seed=seed,
+        folder=folder,
+        save_every=50,
+        log=folder / LOG,
+    )
+
+
+def train(precision, seed, texts, options, folder):
+    """A model's speed, and its held-out bits per byte where it is evaluated in each precision."""
+    tokens, held_out = texts
+    folder.mkdir(parents=True, exist_ok=True)
+    if not has_checkpoint(folder):  # what a run wrote that never came to save
+        (folder / LOG).unlink(missing_ok=True)
+    trainer = make_trainer(precision, seed, tokens, options, folder)
+    if has_checkpoint(folder):
+        trainer.resume(folder)
+    for _ in show_progress(trainer):
+        pass
+    bits = {}
+    for column in PRECISIONS:
+        trainer.model.config.matmul_precision = column
+        bits[column] = evaluate(trainer.model, held_out, options.length, seed=seed).bits_per_byte
+    speeds = [line["tokens_per_second"] for line in read_log(folder / LOG)]
+    return {"tokens_per_second": float(np.median(speeds)), "bits_per_byte": bits}
+
+
+def differences(trained, precision, seeds):
+    """Bits per byte above "highest", of models evaluated as they were trained, for each seed."""
+    mine, best = (
+        [trained[name][str(seed)]["bits_per_byte"][name] for seed in seeds]
+        for name in (precision, "highest")
+    )
+    return np.subtract(mine, best)
+
+
+def print_errors(name, errors):
+    for result, columns in errors.items():
+        label = name if result == "output" else ""
+        print(f"{label:20}{result:8}", end="")
+        print("".join(f"{columns[precision]:10.1e}" for precision in PRECISIONS), flush=True)
+
+
+def print_row(precision, seed, row):
+    bits = "".join(f"{row['bits_per_byte'][column]:10.4f}" for column in PRECISIONS)
+    print(f"{precision:9}{seed:6}{row['tokens_per_second']:12,.0f}{bits}", flush=True)
+
+
+def print_differences(trained, seeds):
+    print('\nbits per byte above "highest": mean, and for each seed')
+    for precision in PRECISIONS[1:]:
+        more = differences(trained, precision, seeds)
+        print(f"{precision:9}{np.mean(more):+9.4f} " + "".join(f"{x:+9.4f}" for x in more), end="")
+        if precision == "medium":
+            reached = "yes" if np.mean(more) <= BAR else "NO"
+            print(f"   at most {BAR:+} in the mean: {reached}", end="")
+        print()
+
+
+def compare_operations(options, results, save):
+    print(f"\n||x - x64|| / ||x64||, {options.rows:,} rows\n{'':28}{HEAD}")
+    for name, operation in operations(options.rows).items():
+        if name not in results:
+            results[name] = measure_errors(operation)
+            save()
+        print_errors(name, results[name])
+
+
+def compare_models(texts, options, results, save, folder):
+    print(
+        f"\nheld-out bits per byte after {options.steps} steps of {options.length:,} bytes; ",
+        end="",
+    )
+    print(f"byte bigrams: {bigram_bits_per_byte(*texts, options.length):.3f}")
+    print(f"trained    seed    tokens/s{HEAD}")
+    for seed in options.seeds:
+        for precision in PRECISIONS:
+            done = results.setdefault(precision, {})
+            if str(seed) not in done:
+                place = folder / f"{precision}-{seed}"
+                done[str(seed)] = train(precision, seed, texts, options, place)
+                save()
+            print_row(precision, seed, done[str(seed)])
+    print_differences(results, options.seeds)
+
+
+def run(texts, options, folder):
+    """All that the folder's results do not have."""
+    file = folder / "results.json"
+    of = {name: getattr(options, name) for name in ("steps", "length", "width", "text")}
+    results = {"of": of, "errors": {}, "trained": {}}
+    if file.is_file():
+        results = json.loads(file.read_text())
+    if results["of"] != of:
+        sys.exit(f"--save: {str(folder)!r} has the results of {results['of']}, not of {of}")
+    folder.mkdir(parents=True, exist_ok=True)
+    save = partial(write_json, file, results)
+    compare_operations(options, results["errors"], save)
+    compare_models(texts, options, results["trained"], save, folder)
+
+
+def parse():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", nargs="?", help="a text; its last tenth is held out")
+    add("--steps", type=int, default=300, help="of 8,192 bytes each (300)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a model for each (0 1 2)")
+    add("--quick", action="store_true", help="sizes that take seconds, to see that it works")
+    add("--save", metavar="DIR", help="for checkpoints and results.json; the command goes on there")
+    options = parser.parse_args()
+    options.rows, options.length, options.width = 4096, 8192, 128
+    if options.quick:
+        options.rows, options.length, options.width = 256, 256, 32
+        options.steps, options.seeds = min(options.steps, 5), options.seeds[:1]
+    if options.steps < 1:
+        parser.error("--steps: expected a whole number >= 1")
+    try:
+        text, source = (read_text(options.file), options.file) if options.file else python_text()
+    except (OSError, ValueError) as error:
+        parser.error(f"FILE: {error}")
+    tokens, held_out = split_tokens(encode_text(text), 0.1)
+    if len(held_out) < options.length:
+        parser.error(f"FILE: expected {10 * options.length:,} bytes at least, got {len(text):,}")
+    options.text, options.source = zlib.crc32(text), source
+    return options, (tokens, held_out[: HELD_OUT * options.length])
+
+
+def main():
+    options, texts = parse()
+    print_machine(describe_machine())
+    print(f"text       {options.source}")
+    if options.save:
+        run(texts, options, Path(options.save))
+        return
+    with TemporaryDirectory() as folder:
+        run(texts, options, Path(folder))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
