@@ -243,7 +243,8 @@ static size_t weight_gradient_slabs(block_size size, size_t n, size_t co, size_t
 /* Bytes of one thread's packed blocks of dy and x. */
 static size_t weight_gradient_packs(const rf_run *run) {
     const block_size size = weight_gradient_size(run);
-    return bytes_of(size.k * size.m, sizeof(real)) + packed_bytes(run, size.k, size.n);
+    const size_t dy = terms_of(run) ? 0 : bytes_of(size.k * size.m, sizeof(real));
+    return dy + packed_bytes(run, size.k, size.n);
 }
 
 static size_t weight_gradient_workspace(const rf_run *run, size_t n, size_t co, size_t ci) {
@@ -258,7 +259,7 @@ static void weight_gradient_block(const rf_run *run, real *c, size_t ldc, const 
                                   size_t ldy, const real *x, size_t ldx, size_t rows, size_t mc,
                                   size_t nc, void *packs) {
     const block_size size = weight_gradient_size(run);
-    real *a = take(&packs, size.k * size.m, sizeof(real));
+    real *a = take(&packs, terms_of(run) ? 0 : size.k * size.m, sizeof(real));
     for (size_t p = 0; p < rows; p += size.k) {
         const size_t kc = min_size(size.k, rows - p);
         const packed_matrix b = packed_at(run, packs, kc, nc);

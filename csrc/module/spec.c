@@ -9,9 +9,10 @@
     FIELD(scope)                                                                                   \
     FIELD(chunk_length)                                                                            \
     FIELD(num_chunks_before)                                                                       \
-    FIELD(num_chunks_after) FIELD(bucket_cap) FIELD(is_causal) FIELD(shared_qk) FIELD(wrap)        \
-        FIELD(attend_across_buckets) FIELD(allow_duplicate_attention) FIELD(scale) FIELD(softcap)  \
-            FIELD(dropout) FIELD(dropout_key) FIELD(matmul_precision)
+    FIELD(num_chunks_after)                                                                        \
+    FIELD(bucket_cap) FIELD(is_causal) FIELD(shared_qk) FIELD(wrap) FIELD(attend_across_buckets)   \
+        FIELD(allow_duplicate_attention) FIELD(scale) FIELD(softcap) FIELD(dropout)                \
+            FIELD(dropout_key) FIELD(matmul_precision)
 #define FIELD_INDEX(name) FIELD_##name,
 #define FIELD_NAME(name) #name,
 typedef enum { FIELDS(FIELD_INDEX) FIELD_COUNT } field_index;
