@@ -83,7 +83,7 @@ class Group:
 def lsh(t: int, threads: int) -> Iterator[Group]:
     qk, v, dout = draw(t)
     forward = partial(rc.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
-    backward = rc.memory_used_again()(partial(rc.lsh_attention_backward, dout, forward()[1]))
+    backward = rc.reuse_memory()(partial(rc.lsh_attention_backward, dout, forward()[1]))
     work = partial(Case, tokens=t, threads=threads)
     alone, undo = window_operations(t), 2.5 * window_operations(t)
     rival = t <= 16384
@@ -315,7 +315,7 @@ def threads(t: int, threads: int) -> Iterator[Group]:
         return
     qk, v, dout = draw(t)
     forward = partial(rc.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW)
-    backward = rc.memory_used_again()(partial(rc.lsh_attention_backward, dout, forward()[1]))
+    backward = rc.reuse_memory()(partial(rc.lsh_attention_backward, dout, forward()[1]))
     cases, goals = [], []
     for name, share, call in (("forward", 1.0, forward), ("backward", 2.5, backward)):
         many, one = (f"{name}, {n} thread{'s' * (n > 1)}" for n in (threads, 1))
@@ -405,7 +405,7 @@ METHOD = f"""
 float32, {HEADS} heads of 64, chunks of {CHUNK} with one of look-back, causal.
 Operations are those of the dense windows, nothing discounted (full attention: of the visible half);
 a backward pass counts 2.5 forwards, of linear layers 2. Hashing, sorting and softmax are in the
-time and not in the count. What a backward alone returns lies in memory used again. Calls of a group
+time and not in the count. What a backward alone returns lies in reused memory. Calls of a group
 run in turns, the peak is measured before each, the fastest run counts. "high" and "medium" are
 values of matmul_precision, whose peak is that of float32, too; "autocast" is torch.autocast to
 bfloat16.

@@ -19,9 +19,9 @@ from .ops import *  # noqa: F403
 from .precision import get_matmul_precision, matmul_precision, set_matmul_precision
 from .runtime import (
     get_num_threads,
-    memory_used_again,
     num_threads,
     release_memory,
+    reuse_memory,
     set_num_threads,
     show_config,
 )
@@ -73,11 +73,11 @@ __all__ = [
     "get_matmul_precision",
     "get_num_threads",
     "matmul_precision",
-    "memory_used_again",
     "num_threads",
     "ops",
     "plot",
     "release_memory",
+    "reuse_memory",
     "set_matmul_precision",
     "set_num_threads",
     "show_config",

@@ -25,7 +25,7 @@ from .model import ReformerModelWithLMHead
 from .optim import Adafactor
 from .precision import PRECISIONS, matmul_precision
 from .presets import DROPOUTS, preset_config
-from .runtime import get_num_threads, memory_used_again, num_threads, show_config
+from .runtime import get_num_threads, num_threads, reuse_memory, show_config
 
 __all__ = ["Measurement", "measure", "run_bench"]
 
@@ -37,7 +37,7 @@ float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of
 Operations are those of the dense windows (full attention: of the visible half); a backward pass
 counts 2.5 forwards in attention and 2 in linear layers. Hashing, sorting, softmax and what a
 backward pass computes again are in the time and not in the count. Forward results are written into
-an array that is there (out=), those of a backward into memory used again. A training step is one of
+an array that is there (out=), those of a backward into reused memory. A training step is one of
 two layers, with Adafactor. On the right: how many times as fast all of this is with
 matmul_precision="high" and "medium", operands rounded to bfloat16, on the instruction set named.
 """
@@ -199,7 +199,7 @@ def cases(t: int, threads: int) -> Iterator[Case]:
     qk, v, dout = draw(t)
     c, f = 256, 512
     x, *weights = draw_feed_forward(t, c, f)
-    hidden, again = np.empty((t, f), np.float32), memory_used_again()
+    hidden, again = np.empty((t, f), np.float32), reuse_memory()
     for name, operations, share, forward, backward in (
         ("LSH attention", window_operations(t), 2.5,
          partial(ops.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW),

@@ -27,7 +27,7 @@ from .config import ReformerConfig
 from .heads import LanguageModel
 from .inputs import padded_length
 from .precision import in_own_precision
-from .runtime import memory_used_again, underflow_to_zero
+from .runtime import reuse_memory, underflow_to_zero
 
 __all__ = ["Decoder", "cache_bytes", "num_buckets_of"]
 
@@ -75,7 +75,7 @@ class Decoder:
         """Of each LSH layer, the share of pairs that ``config.bucket_cap`` has left out."""
         return tuple(cache.cut_share for cache in self._caches if cache.hashes)
 
-    @memory_used_again()
+    @reuse_memory()
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """Logits (n, v) of what follows n texts; those of one length go through a forward pass
         together."""

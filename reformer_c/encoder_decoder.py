@@ -32,7 +32,7 @@ from .inputs import IGNORE, Inputs, check_ids, rows_of
 from .model import Reformer, ReformerModel, ReformerModelWithLMHead
 from .nn import Joined, Parameters, draw_seed, random_key
 from .outputs import EncoderDecoderOutput, Loss, ReformerOutput
-from .runtime import available_memory, memory_used_again
+from .runtime import available_memory, reuse_memory
 from .weights import HUB_WEIGHTS, Model
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
@@ -249,7 +249,7 @@ class ReformerEncoderDecoder(Model):
     # ---- calls ----
 
     @names_keywords
-    @memory_used_again()
+    @reuse_memory()
     def __call__(
         self,
         input_ids: Any = None,
@@ -431,7 +431,7 @@ class ReformerEncoderDecoder(Model):
         return self.decoder.head.loss(run, wanted, differentiate=False)
 
     @names_keywords
-    @memory_used_again()
+    @reuse_memory()
     def loss_and_gradients(
         self,
         input_ids: Any = None,
@@ -588,7 +588,7 @@ class ReformerEncoderDecoder(Model):
 
     # ---- writing ----
 
-    @memory_used_again()
+    @reuse_memory()
     def generate(
         self,
         input_ids: Any = None,

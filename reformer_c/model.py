@@ -20,7 +20,7 @@ from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .inputs import Inputs, check_inputs
 from .nn import draw_seed
 from .outputs import Loss, ReformerOutput
-from .runtime import available_memory, memory_used_again
+from .runtime import available_memory, reuse_memory
 from .weights import Weighted
 
 __all__ = [
@@ -63,7 +63,7 @@ class Reformer(Weighted):
 
     # ---- calls ----
 
-    @memory_used_again()
+    @reuse_memory()
     def __call__(
         self,
         input_ids: Any = None,
@@ -244,7 +244,7 @@ class _WithLoss(Reformer):
         run.forward()
         return self.head.loss(run, wanted, differentiate=False)
 
-    @memory_used_again()
+    @reuse_memory()
     def loss_and_gradients(
         self,
         input_ids: Any = None,

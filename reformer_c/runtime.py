@@ -318,7 +318,7 @@ def _read(path: Path) -> str:
 def release_memory() -> int:
     """Give the memory that is kept for the next pass back to the system.
 
-    A model's call, or a block of `memory_used_again`, keeps up to a sixteenth of the memory (the
+    A model's call, or a block of `reuse_memory`, keeps up to a sixteenth of the memory (the
     machine's, or the limit of the container's control group) for the next one, which begins faster
     with it. Arrays that are in use stay where they are.
 
@@ -329,11 +329,11 @@ def release_memory() -> int:
 
     See Also
     --------
-    memory_used_again : what keeps it.
+    reuse_memory : what keeps it.
 
     Examples
     --------
-    >>> with memory_used_again():
+    >>> with reuse_memory():
     ...     total = np.ones(10**6).sum()
     >>> release_memory() >= 8 * 10**6
     True
@@ -352,7 +352,7 @@ _block_threads: ContextVar[_Setting | None] = ContextVar("reformer_c_num_threads
 
 
 @contextmanager
-def memory_used_again() -> Iterator[None]:
+def reuse_memory() -> Iterator[None]:
     """In a ``with`` block, or a function so decorated, large arrays and scratch that are freed
     serve the next of their size.
 
@@ -366,7 +366,7 @@ def memory_used_again() -> Iterator[None]:
 
     Examples
     --------
-    >>> with memory_used_again():
+    >>> with reuse_memory():
     ...     first = np.ones(10**6).sum()
     ...     second = np.ones(10**6).sum()  # where the first was
     """

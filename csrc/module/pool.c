@@ -1,6 +1,6 @@
 /* pool.c: memory that a pass through a model reuses.
 
-   A pass (through a model, or any code within rc.memory_used_again) allocates and frees large
+   A pass (through a model, or any code within rc.reuse_memory) allocates and frees large
    arrays and scratch hundreds of times. The system returns memory zeroed, page by page, which can
    take a tenth of a training step. So between rf_pool_enter and rf_pool_exit large blocks come from
    one reserved region of addresses, NumPy's arrays through its data memory handler (NEP 49). Freed

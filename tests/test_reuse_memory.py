@@ -1,4 +1,4 @@
-"""runtime.memory_used_again: within it large arrays are made of what was freed, and stay right."""
+"""runtime.reuse_memory: within it large arrays are made of what was freed, and stay right."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ import pytest
 from small_models import small_config
 
 import reformer_c as rc
-from reformer_c.runtime import memory_used_again
+from reformer_c.runtime import reuse_memory
 
 LARGE = 2**20
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
@@ -48,7 +48,7 @@ def churn(rng, steps):
 
 
 def test_what_is_freed_serves_the_next_of_its_size():
-    with memory_used_again():
+    with reuse_memory():
         first = np.ones(LARGE)
         where = address(first)
         del first
@@ -60,7 +60,7 @@ def test_what_is_freed_serves_the_next_of_its_size():
 
 
 def test_free_neighbours_become_one():
-    with memory_used_again():
+    with reuse_memory():
         parts = [np.ones(LARGE) for _ in range(4)]
         where = min(map(address, parts))
         wall = np.ones(LARGE)
@@ -74,7 +74,7 @@ def test_free_neighbours_become_one():
 def test_arrays_keep_what_is_in_them_through_any_order_of_frees(rng):
     left = []
     for _ in range(3):
-        with memory_used_again():
+        with reuse_memory():
             left += churn(rng, 1500)
         # from a region that is closed
         left, gone = left[::2], left[1::2]
@@ -86,9 +86,9 @@ def test_arrays_keep_what_is_in_them_through_any_order_of_frees(rng):
 def test_blocks_may_lie_in_each_other_and_end_with_an_error(rng):
     inner, outer = [], []
 
-    @memory_used_again()
+    @reuse_memory()
     def fails():
-        with memory_used_again():
+        with reuse_memory():
             inner.extend(churn(rng, 200))
         outer.extend(churn(rng, 200))
         raise ZeroDivisionError
@@ -106,7 +106,7 @@ def test_threads_share_it():
 
     def work(seed):
         try:
-            with memory_used_again():
+            with reuse_memory():
                 left = churn(np.random.default_rng(seed), 800)
             assert all((x == value).all() for x, value in left)
         except BaseException as error:
@@ -128,8 +128,8 @@ FREED = """
 import numpy as np
 from reformer_c import _core
 _core.pool_set_memory(2**32)  # of which a sixteenth may be kept
-from reformer_c.runtime import memory_used_again
-with memory_used_again():
+from reformer_c.runtime import reuse_memory
+with reuse_memory():
     held = [np.ones(2**20) for _ in range(60)]
     one = held[7]
     del held
@@ -181,7 +181,7 @@ assert process("VmSize") - addresses < 2**28, (process("VmSize"), addresses)
 again, same = model.loss_and_gradients(ids, labels=ids, rng=0)
 assert again == loss and all((same[name] == x).all() for name, x in gradients.items())
 # within a pass too
-with rc.memory_used_again():
+with rc.reuse_memory():
     x = np.ones(2**20)
     del x
     assert rc.release_memory() >= 2**23
@@ -216,7 +216,7 @@ LARGE = 2**20
 def address(x):
     return x.__array_interface__["data"][0]
 
-with rc.memory_used_again():
+with rc.reuse_memory():
     held = [np.ones(LARGE) for _ in range(4)]
     where = min(map(address, held))
     del held
@@ -227,7 +227,7 @@ libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, *[ctypes.c_int] *
 walls = [libc.mmap(at, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
          for at in range(after, after + 2**24, 2**21)]
 for _ in range(3):
-    with rc.memory_used_again():
+    with rc.reuse_memory():
         held = [np.ones(LARGE) for _ in range(20)]
         places = set(map(address, held))
         del held
@@ -248,13 +248,13 @@ import reformer_c as rc
 from reformer_c import _core, runtime
 
 before = runtime._all_memory()
-with rc.memory_used_again():
+with rc.reuse_memory():
     held = [np.ones(2**20) for _ in range(8)]
     del held
 assert 0 < _core.pool_cached() <= before // 16
 _core.pool_set_memory(2**28)  # of a container, say
 assert 0 < _core.pool_cached() <= 2**24
-with rc.memory_used_again():
+with rc.reuse_memory():
     held = [np.ones(2**20) for _ in range(64)]  # more than there is: the rest is the system's
     del held
 assert 0 < _core.pool_cached() <= 2**24
@@ -270,7 +270,7 @@ def test_what_is_kept_is_bounded_by_the_memory_that_there_is():
 def test_a_high_tide_leaves_no_more_than_it_took():
     """Many sizes one after another would pile up, if all that is freed waited for its like."""
     before = resident()
-    with memory_used_again():
+    with reuse_memory():
         for size in range(LARGE, 2 * LARGE, LARGE // 16):
             held = np.ones(size)
             assert resident() - before < 16 * LARGE + 2**26
@@ -280,7 +280,7 @@ def test_a_high_tide_leaves_no_more_than_it_took():
 @needs_proc
 def test_pages_beside_empty_ones_stay():
     """What is small and comes and goes beside a large gap keeps its pages, and the gap none."""
-    with memory_used_again():
+    with reuse_memory():
         gap, held = np.ones(16 * LARGE), [np.ones(8 * LARGE)]
         del gap
         held.append(np.ones(20 * LARGE))  # fits nowhere: pages of the gap go back
