@@ -1,7 +1,7 @@
-"""How near the ops come to what this machine can do.
+"""Speed of the ops as a share of this machine's peak.
 
-Everything is a share of the machine's own peak of fused multiply-adds, measured in between: on a
-machine that is shared, or that changes its clock, seconds alone say little.
+The peak of fused multiply-adds is measured in the same run: on a machine that is shared or changes
+its clock, absolute times mean little.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ PEAK_SECONDS, TURN_SECONDS = 0.02, 0.05
 EXPLANATION = f"""
 float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} turns.
 Operations are those of the dense windows (full attention: of the visible half); a backward pass
-counts 2.5 forwards in attention and 2 in linear layers. Hashing, sorting, softmax and what a
-backward pass computes again are in the time and not in the count. Forward results are written into
-an array that is there (out=), those of a backward into reused memory. A training step is one of
-two layers, with Adafactor. On the right: how many times as fast all of this is with
-matmul_precision="high" and "medium", operands rounded to bfloat16, on the instruction set named.
+counts as 2.5 forward passes in attention and 2 in linear layers. Hashing, sorting, softmax and
+recomputation in the backward pass are included in the time but not in the count. Forward results
+are written into an existing array (out=), those of a backward pass into reused memory. The training
+step is that of two layers, with Adafactor. On the right: speed-up with matmul_precision="high" and
+"medium" (operands rounded to bfloat16), on the instruction set named.
 """
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to be timed, and the arithmetic that it is counted as."""
+    """A call to time, and its number of arithmetic operations."""
 
     name: str
     tokens: int
     operations: float
     call: Callable[..., Any]  # takes `workers`
     threads: int
-    dtype: Any = np.float32  # of the peak it is compared with
+    dtype: Any = np.float32  # of the peak
     matmul_precision: str = "highest"
 
 
@@ -66,11 +66,11 @@ class Measurement:
     tokens, threads : int
     milliseconds, tokens_per_second : float
     gigaflops : float
-        Operations counted, over the time: those of the dense windows, for causal attention too.
+        Operations divided by time, counting the whole dense windows even in causal attention.
     share_of_peak : float
-        The same over the peak on as many threads.
+        The same divided by the peak on as many threads.
     matmul_precision : str
-        The peak is that of "highest" in every case.
+        `share_of_peak` refers to the peak of "highest" in every case.
     """
 
     name: str
@@ -91,18 +91,18 @@ def run_bench(
     json_file: str | os.PathLike | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Time the ops, print a table, and give everything as a dictionary.
+    """Time the ops, print a table, and return everything as a dictionary.
 
     Parameters
     ----------
     length : int
-        Tokens of all cases but full attention.
+        Tokens of all cases except full attention.
     repeats : int
-        Turns, in each of which each case runs, one after the other; the fastest run counts.
+        Rounds, each of which runs every case in turn; the fastest run counts.
     threads : sequence of int, optional
         Numbers of threads; one and all by default.
     json_file : path, optional
-        Where to write the result, too.
+        File to write the result to.
     stream : text file, optional
         Where to print; standard output by default.
 
@@ -142,7 +142,7 @@ def run_bench(
 
 
 def check_json_file(file: str | os.PathLike | None) -> None:
-    """What cannot be written is known before anything is measured."""
+    """Raise before any measurement if the file cannot be written."""
     if file is not None and not os.access(Path(file).resolve().parent, os.W_OK):
         raise OSError(f"json_file: {os.fspath(file)!r} cannot be written")
 
@@ -153,14 +153,14 @@ def write_json(file: str | os.PathLike, result: dict[str, Any]) -> None:
 
 
 def measure(cases: Sequence[Case], repeats: int) -> tuple[float, list[Measurement]]:
-    """The highest peak, and the fastest run of each case, all measured in turns.
+    """The highest peak, and the fastest run of each case, measured in turns.
 
-    A case that is quick runs several times in a turn, `TURN_SECONDS` in all.
+    In a turn, a case runs repeatedly until `TURN_SECONDS` have passed.
     """
     best = [float("inf")] * len(cases)
     peaks = {(case.threads, case.dtype): 0.0 for case in cases}
     for case in cases:
-        case.call(workers=case.threads)  # the first call finds its memory
+        case.call(workers=case.threads)  # warm up: the first call allocates memory
     for _ in range(repeats):
         for i, case in enumerate(cases):
             kind = case.threads, case.dtype
@@ -183,7 +183,7 @@ def measure(cases: Sequence[Case], repeats: int) -> tuple[float, list[Measuremen
 
 
 def _fastest(case: Case) -> float:
-    """Seconds of the fastest run of a turn."""
+    """Seconds of the fastest run in a turn."""
     fastest, end = float("inf"), time.perf_counter() + TURN_SECONDS
     while True:
         begin = time.perf_counter()
@@ -195,7 +195,7 @@ def _fastest(case: Case) -> float:
 
 
 def cases(t: int, threads: int) -> Iterator[Case]:
-    """What is timed at `t` tokens (full attention: at up to 4,096), each in every precision."""
+    """The cases for `t` tokens (full attention: at most 4,096), each in every precision."""
     qk, v, dout = draw(t)
     c, f = 256, 512
     x, *weights = draw_feed_forward(t, c, f)
@@ -261,7 +261,7 @@ def draw_model(t: int, layers: int | None = None) -> tuple[ReformerModelWithLMHe
 def training_step(
     model: ReformerModelWithLMHead, ids: np.ndarray, memory_budget: float | None = None
 ) -> Callable[[], None]:
-    """Loss, all gradients, Adafactor."""
+    """A call that computes the loss and all gradients and updates with Adafactor."""
     optimizer = Adafactor(model.parameters)
 
     def step() -> None:
@@ -274,7 +274,7 @@ def training_step(
 def precise_steps(
     model: ReformerModelWithLMHead, ids: np.ndarray
 ) -> dict[str, Callable[..., None]]:
-    """A training step in every precision, for `workers` threads."""
+    """By precision, a training step with `workers` threads."""
     step = training_step(model, ids)
 
     def call(precision: str, workers: int) -> None:
@@ -285,12 +285,12 @@ def precise_steps(
 
 
 def window_operations(t: int) -> float:
-    """Of a round of LSH attention, or of local attention."""
+    """Operations of a round of LSH attention, or of local attention."""
     return 4.0 * t * HEADS * (2 * CHUNK) * DEPTH
 
 
 def full_operations(t: int) -> float:
-    """Of full causal attention, in its visible half."""
+    """Operations of full causal attention, counting its visible half."""
     return 2.0 * HEADS * DEPTH * t * (t + 1)
 
 
@@ -299,7 +299,7 @@ def feed_forward_operations(t: int, c: int, f: int) -> float:
 
 
 def training_operations(config: ReformerConfig, t: int) -> float:
-    """Of a training step: forward, forward again to rebuild what a layer was given, backward."""
+    """Operations of a training step: forward, recomputed forward (reversible layers), backward."""
     c, f, layers = config.hidden_size, config.feed_forward_size, len(config.attn_layers)
     d = config.num_attention_heads * config.attention_head_size
     projections = sum(3 if kind == "lsh" else 4 for kind in config.attn_layers)
@@ -309,7 +309,7 @@ def training_operations(config: ReformerConfig, t: int) -> float:
 
 
 def table(rows: Sequence[Measurement], ratios: bool = False) -> str:
-    """The measurements in columns; with `ratios`, each time as a multiple of the first's too."""
+    """The measurements as a table; `ratios` adds each time as a multiple of the first."""
     head = f"  {'':30} {'tokens':>7} {'ms':>9} {'tokens/s':>12} {'GFLOP/s':>9} {'of peak':>8}"
     lines = [head + "   time" * ratios]
     for row in rows:
@@ -323,7 +323,7 @@ def table(rows: Sequence[Measurement], ratios: bool = False) -> str:
 
 
 def precision_table(rows: Sequence[Measurement]) -> str:
-    """Cases in "highest", and how many times as fast they are in the other precisions."""
+    """The cases in "highest", and the speed-up of the other precisions."""
     highest, *others = (rows[i :: len(PRECISIONS)] for i in range(len(PRECISIONS)))
     lines = table(highest).splitlines()
     lines[0] += "".join(f" {name:>7}" for name in PRECISIONS[1:])
@@ -333,7 +333,7 @@ def precision_table(rows: Sequence[Measurement]) -> str:
 
 
 def describe_machine() -> dict[str, str]:
-    """Processor, instruction set, threads and versions, in words."""
+    """Processor, instruction set, threads and versions, as text."""
     config = show_config(mode="dicts")
     sets, package = config["Instruction sets"], config["Package"]
     return {
@@ -351,7 +351,7 @@ def print_machine(machine: dict[str, str], stream: TextIO | None = None) -> None
 
 
 def processor_name() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
+    """The processor's name from /proc/cpuinfo, else its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:

@@ -1,7 +1,7 @@
-"""The main job, on any machine with Python: a Reformer learns from text that Python carries.
+"""A demo that needs nothing but Python: a Reformer is trained on text that comes with Python.
 
-It trains, in sequences of 8,192 bytes, then shows how close its LSH attention is to full attention,
-and writes. Every number that it prints was computed in the same run.
+It trains on sequences of 8,192 bytes, compares its LSH attention with full attention, and generates
+text. Every number that it prints is computed in the same run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PROMPT_BYTES = 256
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured: held-out bits per byte, and LSH attention against full attention."""
+    """The demo's results: held-out bits per byte, and LSH compared with full attention."""
 
     steps: int
     seconds: float
@@ -60,20 +60,20 @@ def run_demo(
     quick: bool = False,
     stream: TextIO | None = None,
 ) -> DemoResult:
-    """Train a byte-level Reformer on Python's own documentation, look inside, and let it write.
+    """Train a byte-level Reformer on Python's documentation, examine its attention, generate text.
 
     Parameters
     ----------
     steps : int, optional
         Training steps of one window each; None takes as many as `seconds` allow, at most 800.
     seconds : float
-        Time for training; not looked at when `steps` is given.
+        Time for training; ignored if `steps` is given.
     length : int
-        Bytes of a window.
+        Bytes per window.
     seed : int
-        Of everything random. The same steps, length and seed give the same model.
+        Seed of all randomness. The same steps, length and seed give the same model.
     quick : bool
-        A tiny model, trained for ten seconds at most, to see that everything works.
+        Train a tiny model for at most ten seconds, as a test that everything works.
     stream : text file, optional
         Where to print; standard output by default. Progress goes to standard error.
 
@@ -106,7 +106,8 @@ def run_demo(
     amount = f"{seconds:.0f} seconds, at most {STEPS} steps," if steps is None else f"{steps} steps"
     say(f"\n1. Training: {amount} each on {length:,} consecutive bytes\n")
     last = _train(model, data, steps, seconds, seed)
-    # buckets of any size are strictly causal; the ends of chunks depend on later bytes
+    # attention within whole buckets is strictly causal; with chunks, where a chunk ends depends on
+    # later bytes
     model.config.attention_scope = "bucket"
     bits = evaluate(model, held_out, length, seed=seed).bits_per_byte
     bigrams = bigram_bits_per_byte(train, held_out, length)
@@ -114,7 +115,7 @@ def run_demo(
     say(f"held out  {bits:.3f} bits per byte; byte bigrams, same text: {bigrams:.3f}")
 
     layer = model.config.layer_types.index("lsh")
-    say("\n2. LSH attention beside full attention, with the trained model's own queries")
+    say("\n2. LSH attention compared with full attention, on the trained model's queries")
     say(f"   and values in layer {layer + 1}, on {length:,} held-out bytes\n")
     lsh = compare_with_full_attention(model, held_out[:length], layer, seed)
     say(lsh)
@@ -139,17 +140,17 @@ def _check(steps: int | None, seconds: float, length: int) -> None:
     if not seconds > 0:
         raise ValueError(f"seconds: expected a number > 0, got {seconds!r}")
     if length < PROMPT_BYTES + WRITTEN_BYTES:
-        least = PROMPT_BYTES + WRITTEN_BYTES
-        raise ValueError(f"length: expected at least {least} bytes, got {length!r}")
+        minimum = PROMPT_BYTES + WRITTEN_BYTES
+        raise ValueError(f"length: expected at least {minimum} bytes, got {length!r}")
 
 
 def python_text() -> tuple[bytes, str]:
-    """Text that is on every machine with Python, and its name."""
+    """A text that comes with Python, and its description."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         return _library_sources(), "sources of Python's standard library"
-    # topics quote each other: each paragraph once, so that nothing held out was trained on
+    # topics repeat each other's paragraphs: keep each once, so that held-out text is really new
     paragraphs: dict[str, str] = {}
     for name in sorted(topics):
         for paragraph in topics[name].strip().split("\n\n"):
@@ -166,24 +167,24 @@ def _library_sources(limit: int = 500_000) -> bytes:
             texts.append(file.read_bytes())
             size += len(texts[-1])
     if size < limit:
-        raise FileNotFoundError("this Python carries neither pydoc_data nor its library's sources")
+        raise FileNotFoundError("this Python has neither pydoc_data nor the library's sources")
     return b"\n".join(texts)[:limit]
 
 
 def encode(text: bytes) -> np.ndarray:
-    """Token ids of a text, as `ByteTokenizer` numbers its bytes."""
+    """Encode a text with `ByteTokenizer`."""
     return ByteTokenizer().encode(text).astype(np.uint16)
 
 
 def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: int) -> StepReport:
-    """Train for so many steps, or for about so many seconds: the last step's report."""
+    """Train for `steps` steps, or about `seconds` seconds; returns the last report."""
     begin = time.perf_counter()
     trainer = Trainer(
         model,
         data,
         AdamW(model.parameters, lr=PRESETS["tiny"].lr),
         steps=STEPS if steps is None else steps,
-        # the end may move while a machine turns out faster or slower
+        # the estimated number of steps changes with the machine's measured speed
         schedule=lambda step: _schedule(trainer.steps or STEPS)(step),
         seed=seed,
     )
@@ -199,9 +200,9 @@ def _schedule(steps: int) -> Schedule:
 
 
 def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -> float:
-    """What a table of byte pairs achieves: each byte from the one before, counts plus 0.1.
+    """Bits per byte of a bigram model: byte-pair counts plus 0.1.
 
-    Predicts the same bytes as `evaluate`: all but the first of each window.
+    It predicts the same bytes as `evaluate`: all but the first of each window.
 
     Examples
     --------
@@ -218,7 +219,7 @@ def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -
 
 
 def compare_with_full_attention(model: Any, tokens: np.ndarray, layer: int, seed: int) -> LSHReport:
-    """LSH against full attention, on a model's own queries and values in one layer."""
+    """Compare LSH with full attention, on a model's queries and values in one layer."""
     qk, v = attention_inputs(model, tokens[None].astype(np.int64), layer, rng=seed)
     return lsh_report(
         qk,
@@ -233,7 +234,7 @@ def compare_with_full_attention(model: Any, tokens: np.ndarray, layer: int, seed
 
 
 def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO | None) -> bytes:
-    """Let a model continue a prompt, and show what it writes as it comes; the bytes written."""
+    """Let a model continue a prompt, and print the text as it is generated; returns its bytes."""
     written = ByteStream(stream)
     model.generate(
         prompt[None].astype(np.int64),
@@ -251,7 +252,7 @@ def write(model: Any, prompt: np.ndarray, seed: int, stream: TextIO | None) -> b
 
 
 class ByteStream(TextStream):
-    """Shows the bytes of a generation as they come, and keeps them: a `TextStream` of bytes.
+    """A `TextStream` of bytes, which also stores them.
 
     Examples
     --------

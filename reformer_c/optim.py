@@ -1,7 +1,7 @@
 """Optimisers, gradient clipping and learning-rate schedules.
 
-An optimiser holds the live dictionary of a model's parameters, ``{name: array}``, and changes its
-arrays in place; the arithmetic runs in the C core, on all threads.
+An optimiser holds a model's own dictionary of parameters, ``{name: array}``, and updates the arrays
+in place; the arithmetic runs in the C core, multithreaded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Schedule = Callable[[int], float]
 
 
 class Optimizer(ABC):
-    """What optimisers share: the parameters, their state, and the checks of both."""
+    """Base class of optimisers: parameters, state, and checks of both."""
 
     lr: float | None
     parameters: Mapping[str, np.ndarray]
     steps: int
-    # by name: shape and dtype
+    # shape and dtype by name
     _kinds: dict[str, tuple[tuple[int, ...], np.dtype]]
-    # "first.NAME" and the like
+    # keys are "first.NAME" etc.
     _state: dict[str, np.ndarray]
 
     def __init__(self, parameters: Mapping[str, np.ndarray]) -> None:
@@ -46,19 +46,19 @@ class Optimizer(ABC):
 
     @property
     def learning_rate(self) -> float:
-        """Step size of the next step, unless `step` is told another."""
+        """Step size of the next step, unless `step` is given another."""
         assert self.lr is not None
         return self.lr
 
     def step(self, grads: Mapping[str, np.ndarray], lr: float | None = None) -> None:
-        """Move every parameter one step against its gradient, in place.
+        """Update every parameter in place.
 
         Parameters
         ----------
         grads : dict of str to ndarray
-            One gradient for each parameter, of its shape and dtype.
+            One gradient per parameter, of the same shape and dtype.
         lr : float, optional
-            Step size of this step alone; ``learning_rate`` by default.
+            Step size of this step only; ``learning_rate`` by default.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class Optimizer(ABC):
         FloatingPointError
             A gradient is NaN or infinite: the message names the step and the parameter.
 
-        Nothing has changed when an exception is raised.
+        Nothing is changed when an exception is raised.
         """
         lr = self.learning_rate if lr is None else number("lr", lr, 0.0)
         self._check_gradients(grads)
@@ -77,28 +77,28 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _update(self, name: str, weight: np.ndarray, grad: np.ndarray, lr: float) -> None:
-        """Step number `steps` of one parameter, in place."""
+        """Update one parameter in place; `steps` is the number of this step, from 1."""
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that are not parameters, by name."""
+        """The arguments other than `parameters`, by name."""
         own = ("parameters", "steps")
         return {k: v for k, v in vars(self).items() if k not in own and not k.startswith("_")}
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The whole state in flat arrays by name: `steps`, and the moments of each parameter.
+        """The state as a flat dictionary of arrays: `steps`, and each parameter's moments.
 
-        The moments are the live arrays, not copies: ``"first.NAME"`` and so on.
+        The moments, ``"first.NAME"`` etc., are not copies.
         """
         return {"steps": np.array(self.steps, np.int64), **self._state}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take over a state that `state_dict` gave, by copy.
+        """Copy a state returned by `state_dict`.
 
         Raises
         ------
         TypeError, ValueError
-            Name the entry that is missing, unknown, or of another shape or dtype; nothing has
-            changed then.
+            Name the entry that is missing, unknown, or of another shape or dtype; nothing has been
+            changed.
         """
         own = self.state_dict()
         _check_same_names("state", state, own)
@@ -125,16 +125,16 @@ class AdamW(NamedAttributes, Optimizer):
     Parameters
     ----------
     parameters : dict of str to ndarray
-        What is trained, float32 or float64: usually ``model.parameters``, or a part of it to leave
-        the rest frozen. The dictionary is kept, and its arrays are changed in place.
+        Arrays to train, float32 or float64: usually ``model.parameters``, or a part of it to freeze
+        the rest. The arrays are updated in place.
     lr : float
         Step size; ``step(grads, lr=...)`` overrides it for one step.
     betas : (float, float)
-        Decay of the running means of the gradient and of its square, each in [0, 1).
+        Decay rates of the running means of the gradient and of its square, each in [0, 1).
     eps : float
-        Added to the root of the second moment, > 0.
+        Added to the square root of the second moment, > 0.
     weight_decay : float
-        Share of each weight (times `lr`) that is taken off at each step, >= 0.
+        Each step subtracts ``lr * weight_decay`` times the weight, >= 0.
 
     Raises
     ------
@@ -143,7 +143,7 @@ class AdamW(NamedAttributes, Optimizer):
 
     See Also
     --------
-    Adafactor : needs next to no memory of its own.
+    Adafactor : needs almost no memory for its state.
 
     Examples
     --------
@@ -200,37 +200,37 @@ class AdamW(NamedAttributes, Optimizer):
 
 
 class Adafactor(NamedAttributes, Optimizer):
-    """Adaptive steps with next to no memory of their own (Shazeer and Stern 2018).
+    """Adaptive steps with almost no memory for state (Shazeer and Stern 2018).
 
-    Of a matrix it keeps the running means of the squared gradients' rows and columns, where AdamW
-    keeps two numbers a weight. Arguments, defaults and numbers are those of transformers' class of
-    this name: without any, the step size follows from the number of steps and from the size of the
-    parameter.
+    For a matrix it keeps running means of the squared gradient over rows and over columns, where
+    AdamW keeps two numbers per weight. Arguments, defaults and results are those of the class of
+    this name in transformers: by default, the step size is derived from the number of steps and the
+    scale of the parameter.
 
     Parameters
     ----------
     parameters : dict of str to ndarray
-        What is trained, as in `AdamW`. The last two axes of an array are a matrix; arrays of fewer
-        axes keep all of their second moment.
+        Arrays to train, as in `AdamW`. The second moment is factored over the last two axes; arrays
+        of fewer axes keep all of it.
     lr : float, optional
-        Step size where `relative_step` is False.
+        Step size, if `relative_step` is False.
     eps : (float, float)
-        Added to the squares of the gradient, > 0; and the least root mean square that
-        `scale_parameter` takes a parameter to have, >= 0.
+        Added to the squared gradient, > 0; and the lower bound of a parameter's root mean square
+        in `scale_parameter`, >= 0.
     clip_threshold : float
-        Largest root mean square of an update before the step size, > 0.
+        Largest root mean square of an update, before the step size is applied, > 0.
     decay_rate : float
-        In [-1, 0]: the second moment of step n decays by ``1 - n ** decay_rate``.
+        In [-1, 0]: the decay of the second moment in step n is ``1 - n ** decay_rate``.
     beta1 : float, optional
-        Decay of the running mean of the updates, in [0, 1); None keeps none.
+        Decay rate of the running mean of updates, in [0, 1); None keeps no mean.
     weight_decay : float
-        Share of each weight (times its step size) that is taken off at each step, >= 0.
+        Each step subtracts the step size times `weight_decay` times the weight, >= 0.
     scale_parameter : bool
-        Multiply the step size by the parameter's own root mean square.
+        Multiply the step size by the parameter's root mean square.
     relative_step : bool
         The step size of step n is ``min(1e-2, 1 / sqrt(n))``.
     warmup_init : bool
-        ... or with this ``min(1e-6 n, 1 / sqrt(n))``.
+        The step size of step n is ``min(1e-6 n, 1 / sqrt(n))`` instead.
 
     Raises
     ------
@@ -318,7 +318,7 @@ class Adafactor(NamedAttributes, Optimizer):
 
     @property
     def learning_rate(self) -> float:
-        """Step size of the next step, before the parameter's own scale."""
+        """Step size of the next step, before scaling by the parameter's root mean square."""
         if self.lr is not None:
             return self.lr
         step = self.steps + 1
@@ -347,7 +347,7 @@ class Adafactor(NamedAttributes, Optimizer):
 def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
     """Raise FloatingPointError, naming step and parameter, if a gradient is NaN or infinite."""
     for name, grad in grads.items():
-        # one pass in C; a sum that overflowed says nothing yet, so then look at the elements
+        # the sum is one fast pass in C; it may overflow, so then check the elements
         if math.isfinite(ops.sum_of_squares(grad)):
             continue
         bad = grad.size - np.count_nonzero(np.isfinite(grad))
@@ -360,23 +360,22 @@ def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
 
 @underflow_to_zero()
 def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
-    """Scale all gradients down together, in place, to a global Euclidean norm of `max_norm`.
+    """Scale all gradients in place by one factor, to a global Euclidean norm up to `max_norm`.
 
-    Gradients of any size are scaled, also where their squares overflow or underflow.
+    The norm is right even where squares overflow or underflow.
 
     Parameters
     ----------
     grads : dict of str to ndarray
         Gradients by name, float32 or float64, writable.
     max_norm : float
-        Largest norm that is left, > 0; ``inf`` clips nothing and only measures.
+        Maximum norm, > 0; ``inf`` does not clip.
 
     Returns
     -------
     float
-        The norm before clipping; ``inf`` where it is beyond float64. Gradients of which one is NaN
-        or infinite are left alone, for the optimiser to name the one at fault; the norm then is
-        NaN or infinite.
+        The norm before clipping; ``inf`` if it exceeds float64. If a gradient has a NaN or an
+        infinity, the norm is NaN or infinite and no gradient is scaled: the optimiser will name it.
 
     Examples
     --------
@@ -396,7 +395,8 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     limit = _ldexp(max_norm, -shift)
     if math.isfinite(norm) and norm > limit:
         factor, times = limit / norm, 1
-        if shift or factor < np.finfo(np.float32).tiny:  # it may be out of a dtype's range
+        if shift or factor < np.finfo(np.float32).tiny:  # the factor may underflow or overflow:
+            # multiply twice by its square root
             factor, times = math.ldexp(math.sqrt(max_norm) / math.sqrt(norm), -shift // 2), 2
         for grad in [grad for grad in grads.values() for _ in range(times)]:
             np.multiply(grad, factor, out=grad)
@@ -404,7 +404,7 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
 
 
 def _norm(grads: Mapping[str, np.ndarray]) -> tuple[float, int]:
-    """(x, n) of the global norm x 2^n; n is even, and 0 unless squares overflow or underflow."""
+    """(x, n) where the global norm is x 2^n; n is even, and 0 unless squares over- or underflow."""
     squares = [ops.sum_of_squares(grad) for grad in grads.values()]
     total = math.fsum(squares) if max(squares, default=0.0) < 1e300 else math.inf
     if math.isnan(total) or 1e-280 < total < math.inf:
@@ -418,7 +418,7 @@ def _norm(grads: Mapping[str, np.ndarray]) -> tuple[float, int]:
 
 
 def _ldexp(x: float, n: int) -> float:
-    """x 2^n, or infinity beyond float64."""
+    """x 2^n; infinity on overflow."""
     try:
         return math.ldexp(x, n)
     except OverflowError:
@@ -429,7 +429,7 @@ def _ldexp(x: float, n: int) -> float:
 
 
 class NamedSchedule:
-    """A schedule that says what it is: those of one kind and arguments have the same factors."""
+    """A schedule with its kind and arguments, which determine its factors."""
 
     def __init__(self, factor: Schedule, kind: str, **arguments: float) -> None:
         self._factor, self.kind, self.arguments = factor, kind, arguments
@@ -443,7 +443,7 @@ class NamedSchedule:
 
 @names_keywords
 def _constant(*, warmup: int = 0) -> Schedule:
-    """Factor 1, after `warmup` steps of linear growth.
+    """1, after a linear warm-up of `warmup` steps.
 
     Examples
     --------
@@ -456,7 +456,7 @@ def _constant(*, warmup: int = 0) -> Schedule:
 
 @names_keywords
 def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
-    """Straight down from 1 after the warm-up to `floor` once `steps` steps are done.
+    """Linear decay from 1 after the warm-up to `floor` after `steps` steps.
 
     Examples
     --------
@@ -468,7 +468,7 @@ def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
 
 @names_keywords
 def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
-    """Half a cosine from 1 after the warm-up to `floor` (Loshchilov and Hutter 2017, section 3).
+    """Cosine decay from 1 after the warm-up to `floor` (Loshchilov and Hutter 2017, section 3).
 
     Examples
     --------
@@ -480,7 +480,7 @@ def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
 
 @names_keywords
 def _rsqrt(*, warmup: int = 1) -> Schedule:
-    """Linear growth, then the root of ``warmup / steps`` (Vaswani et al. 2017, section 5.3).
+    """Linear warm-up, then ``sqrt(warmup / step)`` (Vaswani et al. 2017, section 5.3).
 
     Examples
     --------
@@ -515,8 +515,8 @@ def _decay(
 
 
 schedules = SimpleNamespace(constant=_constant, linear=_linear, cosine=_cosine, rsqrt=_rsqrt)
-"""Learning-rate schedules: each gives a function from the number of steps already taken to a
-factor on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, floor=0.0)``,
+"""Learning-rate schedules: each returns a function that maps the number of steps taken to a factor
+on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, floor=0.0)``,
 ``cosine(steps, warmup=0, floor=0.0)``, ``rsqrt(warmup=1)``."""
 
 

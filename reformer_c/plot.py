@@ -1,7 +1,7 @@
-"""Pictures of buckets, attention, memory, speed and training: matplotlib axes in, axes out.
+"""Plots of buckets, attention, memory, speed and training.
 
-Each function draws into `ax`, or into pyplot's current axes, and returns them. matplotlib is
-imported when a function needs it: the extra ``notebook``.
+Each function draws into the matplotlib axes `ax`, or pyplot's current axes, and returns them.
+matplotlib (the extra ``notebook``) is imported only when needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FOUND, _MISSED, _SEEN, _UNSEEN = np.array(
 
 
 def buckets(ids: np.ndarray, ax: Any = None, *, labels: Sequence[str] | None = None) -> Any:
-    """Draw which tokens share a bucket: positions from left to right, a line for each bucket.
+    """Draw which tokens share a bucket: x is the position, y the bucket.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def buckets(ids: np.ndarray, ax: Any = None, *, labels: Sequence[str] | None = N
     ax : matplotlib.axes.Axes, optional
         Where to draw; pyplot's current axes by default.
     labels : sequence of str, optional
-        Texts to write at the positions, such as the tokens, instead of dots.
+        Text to draw for each position instead of a dot, such as the token.
 
     Returns
     -------
@@ -84,17 +84,17 @@ def attention_pattern(
     is_causal: bool = False,
     sort: bool = False,
 ) -> Any:
-    """Draw who attends to whom, a row for each query: the figure 2 of the Reformer's paper.
+    """Draw the attention matrix, a row per query, as in figure 2 of the Reformer paper.
 
-    The darker, the more of a query's full attention a key has, compared with its largest. With
-    buckets, what LSH attention looks at has a grey ground, attention that lies there is blue, and
-    what it misses is red; the title says how much is found.
+    The colour's depth is the weight of full attention relative to the row's maximum. With buckets,
+    pairs that LSH attention computes have a grey background; weight on them is blue, weight that it
+    misses red. The title gives the share of weight found.
 
     Parameters
     ----------
     qk : ndarray (t, d)
-        Shared queries and keys of one head, float32 or float64. The picture has t x t points: take
-        a part of a long sequence.
+        Shared queries and keys of one head, float32 or float64. The image has t x t pixels: pass
+        only a part of a long sequence.
     ids : ndarray of int, (r, t) or (t,), optional
         Buckets of each round, as ``lsh_hash(...)[0, 0]``.
     ax : matplotlib.axes.Axes, optional
@@ -102,7 +102,7 @@ def attention_pattern(
     scope, chunk_length, num_chunks_before, num_chunks_after, is_causal
         As in `lsh_attention`.
     sort : bool
-        Positions in the order of the first round's buckets, instead of the text's.
+        Order the positions by their bucket in the first round.
 
     Returns
     -------
@@ -158,12 +158,12 @@ def attention_pattern(
 
 
 def memory(figures: Mapping[str, Mapping[int, float]], ax: Any = None) -> Any:
-    """Draw memory against length, a line for each name.
+    """Plot memory against length, one line per name.
 
     Parameters
     ----------
     figures : {name: {length: bytes}}
-        Such as a model's peak with and without kept activations.
+        For instance a model's peak memory with and without stored activations.
     ax : matplotlib.axes.Axes, optional
         Where to draw; pyplot's current axes by default.
 
@@ -192,12 +192,12 @@ def memory(figures: Mapping[str, Mapping[int, float]], ax: Any = None) -> Any:
 
 
 def speed(figures: Mapping[str, Mapping[int, float]], ax: Any = None) -> Any:
-    """Draw time against length, a line for each name: the figure 5 of the Reformer's paper.
+    """Plot time against length, one line per name, as in figure 5 of the Reformer paper.
 
     Parameters
     ----------
     figures : {name: {length: seconds}}
-        As ``python -m benchmarks.length`` measures them.
+        As measured by ``python -m benchmarks.length``.
     ax : matplotlib.axes.Axes, optional
         Where to draw; pyplot's current axes by default.
 
@@ -224,7 +224,7 @@ def speed(figures: Mapping[str, Mapping[int, float]], ax: Any = None) -> Any:
 
 
 def _against_length(figures: Mapping[str, Mapping[int, float]], ax: Any, ylabel: str) -> Any:
-    """Both axes logarithmic, a tick at each length."""
+    """Plot with logarithmic axes and a tick at each length."""
     lengths = sorted({length for row in figures.values() for length in row})
     if not lengths:
         raise ValueError("figures: expected {name: {length: number}}, got nothing to draw")
@@ -243,12 +243,12 @@ def _against_length(figures: Mapping[str, Mapping[int, float]], ax: Any, ylabel:
 
 
 def training(log: str | os.PathLike | Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
-    """Draw a run: bits per byte of every step, their running mean, and those of held-out text.
+    """Plot a training run: bits per byte of every step, running mean, and held-out text.
 
     Parameters
     ----------
     log : path or sequence of mappings
-        What ``Trainer(log=...)`` or ``reformer-c train --log FILE`` wrote, or its lines.
+        A file written by ``Trainer(log=...)`` or ``reformer-c train --log FILE``, or its lines.
     ax : matplotlib.axes.Axes, optional
         Where to draw; pyplot's current axes by default.
 
@@ -270,7 +270,7 @@ def training(log: str | os.PathLike | Sequence[Mapping[str, Any]], ax: Any = Non
     ['step', 'mean of 1', 'held out']
     """
     lines = read_log(log) if isinstance(log, (str, os.PathLike)) else list(log)
-    # a step that was skipped has no loss
+    # skipped steps have no loss
     taken = [line for line in lines if "bits_per_byte" in line]
     if not taken:
         raise ValueError("log: there are no steps in it")

@@ -1,4 +1,4 @@
-"""How precisely matrix products are computed: in float32, or from operands rounded to bfloat16."""
+"""Precision of matrix products: float32, or operands rounded to bfloat16."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _block_precision: ContextVar[str | None] = ContextVar("reformer_c_matmul_precisi
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Set how precisely float32 matrix products are computed, in all of this process.
+    """Set the precision of float32 matrix products for this process.
 
     Arrays are float32 and sums are float32 in every case. The products are those of linear and
     feed-forward layers, of the loss head, and of attention, forward and backward. Hashing, softmax,
     norms, residual streams and optimizers are always float32; so are products with fewer than 8
-    rows, such as those of a decoded token, whose time is that of reading the weights. float64
+    rows, such as those of a decoded token, whose time is bound by reading the weights. float64
     arrays are never rounded.
 
     Parameters
     ----------
     precision : {"highest", "high", "medium"}
-        "highest" multiplies float32 numbers. "medium" multiplies bfloat16 numbers, to which both
-        operands are rounded: 8 significant bits each. "high" rounds each operand to two bfloat16
-        numbers, whose sum has 16 significant bits, and computes three products.
+        "highest" multiplies float32 numbers. "medium" rounds both operands to bfloat16 (8
+        significant bits). "high" splits each operand into two bfloat16 numbers, whose sum has 16
+        significant bits, and computes three products.
 
     Raises
     ------
     ValueError
-        For anything else.
+        The precision is not one of these.
 
     See Also
     --------
@@ -48,13 +48,13 @@ def set_matmul_precision(precision: str) -> None:
     The names have the meaning of ``torch.set_float32_matmul_precision`` and of JAX's
     ``jax_default_matmul_precision``. "medium" is faster where the processor multiplies bfloat16
     numbers (instruction sets "amx" and "avx512_bf16"); elsewhere operands are rounded and
-    multiplied in float32, which takes a little longer and gives the same numbers but for the order
-    of the sums. The bits of a result do not depend on the number of threads.
+    multiplied in float32, which takes slightly longer than "highest"; results differ only by the
+    order of summation. Results are bit-identical for any number of threads.
 
     References
     ----------
     Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype for
-    Higher-Precision Computations": the products of "high".
+    Higher-Precision Computations": the algorithm of "high".
 
     Examples
     --------
@@ -68,7 +68,7 @@ def set_matmul_precision(precision: str) -> None:
 
 
 def get_matmul_precision() -> str:
-    """How precisely a call computes matrix products here and now, unless it is told.
+    """The precision that a call from here uses without ``matmul_precision=``.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def get_matmul_precision() -> str:
 
 @contextmanager
 def matmul_precision(precision: str | None) -> Iterator[None]:
-    """Compute matrix products so within a ``with`` block, in this Python thread (or task) alone.
+    """Set the precision in a ``with`` block, in this Python thread (or asyncio task) only.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def matmul_precision(precision: str | None) -> Iterator[None]:
 
 
 def resolve_precision(precision: str | None, name: str = "matmul_precision") -> str:
-    """The precision for a call's ``matmul_precision`` argument; None is the default.
+    """The precision for a call's ``matmul_precision`` argument; None means the default.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def resolve_precision(precision: str | None, name: str = "matmul_precision") -> 
 
 
 def in_own_precision(method: Method) -> Method:
-    """Let a method compute in the precision of ``self.config``, or of its first argument's config.
+    """Decorate a method to use the precision of ``self.config``, or of its first argument's config.
 
     Examples
     --------

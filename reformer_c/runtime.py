@@ -1,4 +1,4 @@
-"""Threads, memory, and what this build and this machine are."""
+"""Number of threads, memory, and the configuration of this build and machine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ __all__ = ["get_num_threads", "num_threads", "release_memory", "set_num_threads"
 
 
 def set_num_threads(n: int) -> None:
-    """Set how many threads a call uses by default, in all of this process.
+    """Set the default number of threads for this process.
 
     Parameters
     ----------
     n : int
-        At least 1; negative numbers count from the end: -1 is all processors that this process may
-        use, -2 one fewer.
+        At least 1, or negative: -1 means all processors that this process may use, -2 one fewer.
 
     Raises
     ------
@@ -42,14 +41,14 @@ def set_num_threads(n: int) -> None:
 
     Notes
     -----
-    Results do not depend on it, bit for bit. The default comes from ``REFORMER_C_NUM_THREADS``,
-    else ``OMP_NUM_THREADS``, else the processors that this process may use (its affinity or the
-    places that OpenMP binds threads to, and its control group's quota), but is at most
-    ``OMP_THREAD_LIMIT``. Other libraries' threads are left alone.
+    Results are bit-identical for any number. The default is ``REFORMER_C_NUM_THREADS``, else
+    ``OMP_NUM_THREADS``, else the number of processors that this process may use (by its affinity or
+    the places to which OpenMP binds threads, and by its control group's quota), and at most
+    ``OMP_THREAD_LIMIT``. Threads of other libraries are not affected.
 
-    Where OpenMP's number of threads has changed since (``threadpoolctl.threadpool_limits``, of
-    "openmp"; ``torch.set_num_threads`` changes it too), the smaller of the two counts. It is a
-    property of each thread: a limit holds in the thread that sets it.
+    If OpenMP's number of threads is changed later (by ``threadpoolctl.threadpool_limits`` for
+    "openmp", or ``torch.set_num_threads``), the smaller of the two applies. OpenMP keeps this
+    number per thread, so such a limit applies to the thread that set it.
 
     Examples
     --------
@@ -64,12 +63,12 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a call uses here and now, unless it says ``workers=``.
+    """The number of threads that a call from here uses without ``workers=``.
 
     Returns
     -------
     int
-        1 in a child of a fork, whatever was set: threads do not survive a fork.
+        Always 1 in a forked child: threads do not survive a fork.
 
     Examples
     --------
@@ -82,7 +81,7 @@ def get_num_threads() -> int:
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """Use `n` threads within a ``with`` block, in this Python thread (or task) alone.
+    """Use `n` threads within a ``with`` block, in this Python thread (or asyncio task) only.
 
     Parameters
     ----------
@@ -108,8 +107,8 @@ def num_threads(n: int) -> Iterator[None]:
 def resolve_workers(workers: int | None) -> int:
     """The number of threads for a call's ``workers`` argument, which has scipy.fft's meaning.
 
-    None is the default, negative numbers count from the end. Beyond twice the machine's processors
-    (or 64) no more threads are started: the result would be the same.
+    None means the default, -1 all processors. Numbers are capped at twice the machine's processors,
+    or at 64 if that is more; results do not depend on it.
 
     Examples
     --------
@@ -132,11 +131,11 @@ def _count_from_end(n: int, name: str) -> int:
         raise ValueError(f"{name} must not be 0: pass None for the default, or a number of threads")
     if n < -_available:
         raise ValueError(f"{name} must not be less than {-_available} here, got {n}")
-    return min(n, _MOST_THREADS) if n > 0 else _available + 1 + n
+    return min(n, _MAX_THREADS) if n > 0 else _available + 1 + n
 
 
 class _Setting(NamedTuple):
-    """A number of threads, and OpenMP's number when it was set."""
+    """A number of threads, and OpenMP's number at the time it was set."""
 
     threads: int
     openmp: int
@@ -146,9 +145,9 @@ class _Setting(NamedTuple):
         return cls(threads, _core.openmp_threads())
 
     def here(self) -> int:
-        """The number of threads in this thread, under a limit that was set since.
+        """The number that applies to the calling thread: OpenMP may have been limited since.
 
-        Threads that nobody has limited have OpenMP's initial number.
+        In threads without a limit, OpenMP has its initial number.
         """
         limit = _core.openmp_threads()
         unlimited = limit in (self.openmp, _initial_openmp_threads)
@@ -161,36 +160,36 @@ def _in_a_new_thread(function: Callable[[], int]) -> int:
     try:
         thread.start()
         thread.join()
-    except RuntimeError:  # the process has no room for a thread
+    except RuntimeError:  # no thread can be started
         return function()
     return found[0]
 
 
-# ---- the default: what we are told, else what we are allowed ----
+# ---- the default: environment variables, else available processors ----
 
 
 def _default_threads() -> int:
     for name in ("REFORMER_C_NUM_THREADS", "OMP_NUM_THREADS"):
-        # a list ("4,2") speaks of nested levels, the first is ours
+        # a list ("4,2") gives a number per nesting level; the first is the outermost
         first = os.environ.get(name, "").split(",")[0].strip()
         if first.isdigit() and int(first) > 0:
-            return min(int(first), _MOST_THREADS)
+            return min(int(first), _MAX_THREADS)
     return _available
 
 
 def _allowed_processors() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
-    # of a main thread that OpenMP has bound, the affinity is one place of many
+    # if OpenMP has bound the main thread, its affinity is only one of the places
     allowed = _core.openmp_processors() or (affinity(0) if affinity else range(os.cpu_count() or 1))
     counts = (len(allowed), _cgroup_quota(), _core.openmp_thread_limit)
     return min(count for count in counts if count)
 
 
 def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup"):
-    """Processors' worth of time that the control group allows, rounded up; None for no limit.
+    """The control group's CPU quota in processors, rounded up; None without a limit.
 
-    A group is bounded by its parents too. Version 2 has one tree and a file ``cpu.max`` with quota
-    and period, version 1 has a tree for the processor and a file for each number.
+    The parents' limits apply too. Version 2 has a single hierarchy and one file ``cpu.max`` with
+    quota and period; version 1 has a hierarchy per controller and a file for each number.
     """
     quotas = []
     for folder, version in _cgroup_folders(Path(root), Path(own)):
@@ -204,12 +203,12 @@ def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/
 
 
 def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[tuple[Path, int]]:
-    """The folders of our control group and its parents: (folder, version)."""
+    """The folders of this process's control group and its parents: (folder, version)."""
     for line in _read(own).splitlines():
         _, _, rest = line.partition(":")
         controllers, separator, path = rest.partition(":")
         if not separator:
-            continue  # nothing that Linux writes
+            continue  # not in Linux's format
         if controllers == "":
             tops, version = [root, root / "unified"], 2
         elif controller in controllers.split(","):
@@ -232,13 +231,12 @@ def available_memory(
     own: str | Path = "/proc/self/cgroup",
     proc: str | Path = "/proc",
 ) -> int | None:
-    """Bytes that this process may still take; None where the system does not tell.
+    """Bytes that this process can still allocate; None if the system does not report it.
 
-    What the system has left, without swapping, and what the control group and its parents allow,
-    the limits of this process (``ulimit -v``, ``ulimit -d``), and a system that promises no more
-    than it has (``vm.overcommit_memory=2``). Files that are only cached count as free, and so does
-    what this process keeps for its next pass. A limit of the resident set (``ulimit -m``) is not
-    counted: Linux does not enforce it.
+    The minimum of: the system's available memory without swapping; the limits of the control group
+    and its parents; the limits of the process (``ulimit -v``, ``ulimit -d``); and the commit limit
+    under ``vm.overcommit_memory=2``. The page cache and memory that `reuse_memory` has cached count
+    as available. ``ulimit -m`` is ignored, as Linux does not enforce it.
 
     Examples
     --------
@@ -251,9 +249,9 @@ def available_memory(
     if _read(proc / "sys/vm/overcommit_memory").strip() == "2" and "CommitLimit" in system:
         free.append(system["CommitLimit"] - system.get("Committed_AS", 0))
     for limit, size in (("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")):
-        most = _process_limit(limit)
-        if most is not None and size in process:
-            free.append(most - process[size])
+        bound = _process_limit(limit)
+        if bound is not None and size in process:
+            free.append(bound - process[size])
     free += [limit - used for limit, used in _cgroup_memory(Path(root), Path(own))]
     return max(0, min(free)) + _core.pool_cached() if free else None
 
@@ -263,7 +261,7 @@ def _all_memory(
     own: str | Path = "/proc/self/cgroup",
     proc: str | Path = "/proc",
 ) -> int:
-    """Bytes of the machine's memory, or of the container's."""
+    """Bytes of memory of the machine, or of the container if that is less."""
     total = _kilobytes(Path(proc) / "meminfo").get("MemTotal")
     if total is None and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -272,9 +270,9 @@ def _all_memory(
 
 
 def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
-    """Of our control group and its parents, where they are bounded: the limit, and the bytes in use
-    that are not cached files. Above ``memory.high`` a group is slowed down until it has given
-    memory back: that is a limit too."""
+    """For this process's control group and each parent that has a limit: the limit, and the bytes
+    in use without the page cache. ``memory.high`` is a limit too: above it, the kernel throttles
+    the group and reclaims memory."""
     for folder, version in _cgroup_folders(root, own, "memory"):
         names = (["memory.max", "memory.high"], "memory.current", "inactive_file")
         if version == 1:
@@ -292,13 +290,13 @@ def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
 
 
 def _process_limit(name: str) -> int | None:
-    """A limit of this process that is in force, in bytes."""
+    """A resource limit of this process in bytes; None if unlimited."""
     try:
         import resource
     except ImportError:  # not on Windows
         return None
-    most, _ = resource.getrlimit(getattr(resource, name))
-    return None if most == resource.RLIM_INFINITY else most
+    limit, _ = resource.getrlimit(getattr(resource, name))
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _kilobytes(path: Path) -> dict[str, int]:
@@ -308,7 +306,7 @@ def _kilobytes(path: Path) -> dict[str, int]:
 
 
 def _read(path: Path) -> str:
-    """What is in a file; nothing, where it is not there."""
+    """A file's text; empty if it cannot be read."""
     try:
         return path.read_text()
     except (OSError, ValueError):
@@ -316,20 +314,20 @@ def _read(path: Path) -> str:
 
 
 def release_memory() -> int:
-    """Give the memory that is kept for the next pass back to the system.
+    """Return cached memory to the system.
 
-    A model's call, or a block of `reuse_memory`, keeps up to a sixteenth of the memory (the
-    machine's, or the limit of the container's control group) for the next one, which begins faster
-    with it. Arrays that are in use stay where they are.
+    After a model's call or a block of `reuse_memory`, freed memory stays cached for the next one,
+    up to a sixteenth of the memory of the machine (or of the container's control group). Arrays in
+    use are not affected.
 
     Returns
     -------
     int
-        The bytes that were given back.
+        Bytes returned.
 
     See Also
     --------
-    reuse_memory : what keeps it.
+    reuse_memory : caches freed memory.
 
     Examples
     --------
@@ -343,7 +341,7 @@ def release_memory() -> int:
     return _core.pool_trim()
 
 
-_MOST_THREADS = min(max(64, 2 * (os.cpu_count() or 1)), _core.openmp_thread_limit or 64)
+_MAX_THREADS = min(max(64, 2 * (os.cpu_count() or 1)), _core.openmp_thread_limit or 64)
 _available = _allowed_processors()
 _initial_openmp_threads = _in_a_new_thread(_core.openmp_threads)
 _process_threads = _Setting(_default_threads(), _initial_openmp_threads)
@@ -353,22 +351,20 @@ _block_threads: ContextVar[_Setting | None] = ContextVar("reformer_c_num_threads
 
 @contextmanager
 def reuse_memory() -> Iterator[None]:
-    """In a ``with`` block, or a function so decorated, large arrays and scratch that are freed
-    serve the next of their size.
+    """Reuse freed memory for large arrays and scratch, in a ``with`` block or decorated function.
 
-    The system gives new memory zeroed, page by page: a tenth of a call whose result is new. Models
-    do this by themselves; around a loop of operations it is worth as much.
+    The system zeroes new memory page by page, which takes a tenth of the time of a call with a new
+    result. Calls of models reuse memory already; loops over operations gain as much.
 
-    The block's highest use of memory is what it would be otherwise, or 32 MB more. After it at most
-    a sixteenth of the memory stays for the next (of the machine, or of the container's limit); the
-    rest is the system's again, and `release_memory` gives all back. In a process whose addresses
-    are limited (``ulimit -v``) nothing is kept.
+    The block's peak memory rises by at most 32 MB. After the block, at most a sixteenth of the
+    memory of the machine (or of the container's control group) stays cached for the next one, until
+    `release_memory`. Nothing is cached if the address space is limited (``ulimit -v``).
 
     Examples
     --------
     >>> with reuse_memory():
     ...     first = np.ones(10**6).sum()
-    ...     second = np.ones(10**6).sum()  # where the first was
+    ...     second = np.ones(10**6).sum()  # in the same memory
     """
     before = _core.pool_enter()
     try:
@@ -382,11 +378,11 @@ def reuse_memory() -> Iterator[None]:
 
 @contextmanager
 def underflow_to_zero() -> Iterator[None]:
-    """In a ``with`` block, or a function so decorated, NumPy's arithmetic underflows silently.
+    """Ignore underflow in NumPy's arithmetic, in a ``with`` block or decorated function.
 
-    A softmax has shares below the smallest number, and they are 0: that is no error for a program
-    that called ``np.seterr(all="raise")``. Overflow, division by 0 and invalid values stay as the
-    program says. Only our own arithmetic is so decorated: a user's function keeps the user's state.
+    Small softmax probabilities underflow to 0, which must not raise in a program that has called
+    ``np.seterr(all="raise")``. Overflow, division by zero and invalid values are handled as the
+    program has set. Functions of the user are not run under this setting.
 
     Examples
     --------
@@ -398,7 +394,7 @@ def underflow_to_zero() -> Iterator[None]:
         yield
 
 
-# ---- what this is ----
+# ---- configuration ----
 
 
 @overload
@@ -406,12 +402,12 @@ def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Tell version, compiler, instruction sets and threads, as ``numpy.show_config`` does.
+    """Show version, compiler, instruction sets and threads, like ``numpy.show_config``.
 
     Parameters
     ----------
     mode : {"stdout", "dicts"}
-        Print, or return a dictionary.
+        Print, or return dictionaries.
 
     Returns
     -------
@@ -420,7 +416,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        For another mode.
+        The mode is not one of these.
 
     Examples
     --------

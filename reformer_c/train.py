@@ -1,7 +1,7 @@
-"""Training: steps, held-out evaluation, and checkpoints that continue bit for bit.
+"""Training: steps, held-out evaluation, and checkpoints from which a run resumes bit for bit.
 
-Everything random in step n is a function of (seed, n), so the state of a run is its parameters, the
-moments of its optimiser and the number n.
+All randomness in step n is derived from (seed, n), so a run's state is its parameters, the
+optimiser's moments and n.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ CONFIG_FILE = "config.json"
 
 
 class Data(Protocol):
-    """What a trainer asks for: the token ids (b, t) of each micro-batch, which count from 0; or
-    the arguments of ``loss_and_gradients`` by name."""
+    """Training data: ``batch(i)`` gives micro-batch i, counted from 0, as token ids (b, t) or as a
+    dictionary of the arguments of ``loss_and_gradients``."""
 
     def batch(self, step: int) -> np.ndarray | Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one training step was like.
+    """Measurements of one training step.
 
     Attributes
     ----------
     step : int
         Steps taken so far, this one included.
     loss : float
-        Mean cross-entropy of the step's batch in nats a token, before the step: over all labels
-        that count, whichever micro-batch they are in. NaN where none does.
+        Mean cross-entropy of the batch in nats per token, before the update, over the labels of all
+        micro-batches that are not ignored. NaN if there are none.
     bits_per_byte : float
-        The same in bits for each byte of text.
+        The same in bits per byte of text.
     learning_rate, gradient_norm : float
-        Step size used, and the norm of the gradient before it was clipped.
+        Step size used, and the gradient's norm before clipping.
     tokens_per_second : float
-        Tokens of the batch, padding included, over the time of the whole step; in distributed
-        training those of this process.
+        Tokens of the batch, padding included, divided by the time of the whole step; in distributed
+        training, this process's tokens.
     peak_memory : int or None
-        Most bytes that the process has had resident; None where the system does not tell.
+        Peak resident size of the process in bytes; None if the system does not report it.
     held_out : float or None
         Bits per byte of the held-out text after this step, if it was evaluated.
     targets : int or None
-        How many targets counted: labels, the rows of a classifier, or the starts or ends of
-        answers, whichever are fewer. 0: the step was skipped.
+        Number of targets in the loss: labels, rows of a classifier, or starts or ends of answers,
+        whichever are fewer. 0: the step was skipped.
     """
 
     step: int
@@ -87,7 +87,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts a text: nats a token, bits a byte, and the tokens predicted."""
+    """A model's loss on texts, in nats per token and in bits per byte, and the tokens predicted."""
 
     loss: float
     bits_per_byte: float
@@ -104,25 +104,25 @@ def evaluate(
     bytes_per_token: float = 1.0,
     seed: int = 0,
 ) -> Evaluation:
-    """Mean loss of a language model over texts, read in windows.
+    """Mean loss of a language model over texts, computed in windows.
 
     Parameters
     ----------
     model : ReformerModelWithLMHead
         Anything with ``loss(input_ids, labels=, rng=)``.
     tokens : ndarray (n,), or a list of them
-        Token ids of each text. A window never reaches from one text into the next; its first token
-        is given, the others are predicted, and each of these counts the same.
+        Token ids of each text. A window never crosses texts; all its tokens but the first are
+        predicted, with equal weight.
     length : int
-        Tokens of a window, >= 2; the last window may be shorter.
+        Tokens per window, >= 2; the last window may be shorter.
     stride : int, optional
-        Below `length`: windows begin that many tokens apart, and after the first the last `stride`
-        of each are predicted, with at least ``length - stride`` before them. None: windows follow
-        each other.
+        Below `length`: windows overlap and start `stride` tokens apart; after the first window,
+        only the last `stride` tokens of each are predicted, each with a context of at least
+        ``length - stride`` tokens. None: windows do not overlap.
     bytes_per_token : float
-        Bytes of text that a token stands for.
+        Mean bytes of text per token.
     seed : int
-        Of the LSH rotations, so that an evaluation can be repeated exactly.
+        Seed of the LSH rotations, so that an evaluation can be repeated exactly.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        Names the argument: no text of two tokens, or windows of fewer than two.
+        Names the argument: no text has two tokens, or windows are shorter than two.
     """
     texts = texts_of("tokens", tokens)
     bytes_per_token = positive("bytes_per_token", bytes_per_token)
@@ -154,11 +154,11 @@ def evaluate(
 def _windows(
     text: np.ndarray, length: int, stride: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """The windows (1, n) of a text, their labels, and how many of these count."""
+    """The windows (1, n) of a text, their labels, and the number of labels not ignored."""
     end = 0
     for start in range(0, len(text) - 1, stride or length):
         ids = np.asarray(text[start : start + length], np.int64)[None]
-        # with a stride, what an earlier window has predicted does not count again
+        # with a stride, ignore tokens that an earlier window has predicted
         done = end - start if stride is not None and start > 0 else 1
         labels, end = ids.copy(), start + ids.shape[1]
         labels[:, :done] = IGNORE
@@ -167,7 +167,7 @@ def _windows(
 
 
 def peak_memory() -> int | None:
-    """Most bytes that this process has had resident so far; None where the system does not tell.
+    """Peak resident size of this process in bytes; None if the system does not report it.
 
     Examples
     --------
@@ -183,71 +183,71 @@ def peak_memory() -> int | None:
 
 
 class Trainer(NamedAttributes):
-    """Trains a language model: an iterator that takes a step and reports on it.
+    """Trains a language model: iterating takes steps and yields a `StepReport` for each.
 
     Parameters
     ----------
     model : ReformerModelWithLMHead
         Anything with ``parameters``, ``loss_and_gradients(input_ids, labels=, rng=)`` and
-        ``save_pretrained(folder)``: every model here. Of one without ``count_targets``, labels that
-        are not -100 are counted; where they are the tokens themselves, a causal language model's,
-        without the first of each row.
+        ``save_pretrained(folder)``, as every model of this package. Without ``count_targets``, the
+        targets are the labels that are not -100; if labels equal the input ids (a causal language
+        model), except the first of each row.
     data : Windows or Sequences
         Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length`` and
-        ``bytes_per_token`` are used where they exist. For other models than a causal language
-        model, a dictionary: ``{"input_ids": ids, "labels": labels}``, say, and masks.
+        ``bytes_per_token`` are used if present. For models other than a causal language model, a
+        dictionary of arguments, such as ``{"input_ids": ids, "labels": labels}``.
     optimizer : AdamW or Adafactor, optional
-        ``AdamW(model.parameters)`` by default. Parameters that it does not hold stay as they are.
+        ``AdamW(model.parameters)`` by default. Parameters that it does not hold are frozen.
     steps : int, optional
-        Stop after this many steps, those before a resume included; None goes on for ever.
+        Stop after this many steps, counting those before a resume; None never stops.
     schedule : callable, optional
-        From the number of steps taken to a factor on the optimiser's ``learning_rate``: see
+        Maps the number of steps taken to a factor on the optimiser's ``learning_rate``: see
         ``schedules``.
     accumulate : int
-        Micro-batches that make one step: its loss and gradient are those of one batch of all their
-        rows, in which every target counts once.
+        Micro-batches per step. Loss and gradient are those of one batch with all their rows, every
+        target weighted equally.
     max_grad_norm : float
         Gradients are clipped to this global norm; ``inf`` does not clip.
     seed : int
-        Of dropout and of the LSH rotations, keyed by step.
+        Seed of dropout and of the LSH rotations, combined with the step.
     held_out : ndarray (n,) or a list of them, optional
-        Texts to evaluate on every `evaluate_every` steps (and after the last), each on its own, in
-        windows of `data.length`.
+        Texts to evaluate every `evaluate_every` steps and after the last step, in windows of
+        `data.length`.
     held_out_bytes_per_token : float, optional
-        Bytes of text that one of their tokens stands for; by default ``data.bytes_per_token``.
+        Mean bytes per token of `held_out`; ``data.bytes_per_token`` by default.
     evaluate_every : int
         0 never evaluates.
     folder : path, optional
-        Where `save` writes every `save_every` steps, after the last step and on interruption.
+        Where to `save` every `save_every` steps, after the last step and on interruption.
     save_every : int
-        0 saves after the last step and on interruption alone.
+        0 saves only after the last step and on interruption.
     log : path, optional
-        Gets a line of JSON for each step: the fields of `StepReport`.
+        File that receives one line of JSON per step: the fields of `StepReport`.
 
     Raises
     ------
     TypeError, ValueError
         Name the argument and say what was expected.
     ImportError
-        There is a folder, and the safetensors library is not installed.
+        `folder` is given and the safetensors library is not installed.
     OSError
         The folder or the log cannot be written, or the disk has no room for a checkpoint.
 
     Notes
     -----
-    While a loop over a trainer runs in the main thread, Ctrl-C and SIGTERM let the step finish and
-    save, and then end the loop with ``KeyboardInterrupt`` or ``SystemExit(143)``. A second Ctrl-C
-    does not wait. Where the model has ``agree``, as `reformer_c.distributed.DataParallel` has, a
-    signal to one process ends the loops of all after the same step, and none ends before that of
-    process 0 has saved.
+    While a loop over a trainer runs in the main thread, Ctrl-C and SIGTERM take effect after the
+    current step: the trainer saves, and the loop ends with ``KeyboardInterrupt`` or
+    ``SystemExit(143)``. A second Ctrl-C acts at once. If the model has ``agree``, as
+    `reformer_c.distributed.DataParallel` has, a signal to one process ends the loops of all
+    processes after the same step, once process 0 has saved.
 
-    A step in which no target counts is skipped: parameters and the optimiser's state stay as they
-    are, ``step`` goes on, and the report says ``targets=0``, with a loss of NaN, a gradient norm
-    and a learning rate of 0.
+    A step whose labels are all ignored is skipped: parameters and optimiser state are unchanged,
+    ``step`` increases, and the report has ``targets=0``, a loss of NaN, and a gradient norm and
+    learning rate of 0.
 
-    Any other loss, and a gradient or a parameter, that is NaN or infinite ends the loop with
-    ``FloatingPointError``, which names the step and the parameter; what is saved then, and later,
-    is the state before that step.
+    If the loss of any other step, a gradient or a parameter is NaN or infinite, the loop ends with
+    ``FloatingPointError``, which names the step and the parameter. The state saved then, or later,
+    is the one before that step.
 
     Examples
     --------
@@ -343,7 +343,7 @@ class Trainer(NamedAttributes):
         log: AbstractContextManager = (
             nullcontext() if self._log is None else self._log.begin(after=self.step)
         )
-        # who starts processes sends them a signal, and so may the terminal
+        # several processes may receive one Ctrl-C twice: from the terminal and from their launcher
         echo = 1.0 if hasattr(self.model, "agree") else 0.0
         with log, _Interruption(echo) as interruption:
             while self.steps is None or self.step < self.steps:
@@ -356,17 +356,17 @@ class Trainer(NamedAttributes):
                 stop = stop or self._agree(interruption.signal)
                 if stop:
                     self._save_once()
-                    self._agree(0)  # a process that leaves may end the one that still saves
+                    self._agree(0)  # wait: a process that exits may kill the one that is saving
                     interruption.leave(stop)
 
     def _agree(self, number: int) -> int:
-        """The largest number of all processes, each of which comes here as often."""
+        """The largest `number` of all processes (collective: all must call it equally often)."""
         return self.model.agree(number) if hasattr(self.model, "agree") else number
 
     def evaluate(self) -> Evaluation:
-        """How well the model predicts the held-out tokens now."""
+        """Evaluate the model on the held-out texts."""
         if self.held_out is None:
-            raise ValueError("held_out: the trainer was given no tokens to evaluate on")
+            raise ValueError("held_out: the trainer has no tokens to evaluate on")
         length = getattr(self.data, "length", None)
         if length is None:
             length = np.shape(_arguments(self.data.batch(0))["input_ids"])[1]
@@ -379,16 +379,16 @@ class Trainer(NamedAttributes):
         )
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write the model, the optimiser's state and the step; `resume` goes on from there.
+        """Write the model, the optimiser's state and the step, for `resume`.
 
-        The folder opens with ``from_pretrained``. It changes as a whole or not at all: everything
-        is first written and flushed next to the last checkpoint, and whatever kills the process
-        leaves one of the two complete.
+        The folder can be read with ``from_pretrained``. It is replaced atomically: everything is
+        first written and flushed next to the last checkpoint, so one of the two stays complete
+        even if the process is killed.
 
         Raises
         ------
         OSError
-            The folder cannot be written, or the disk is full: the last checkpoint is still there.
+            The folder cannot be written, or the disk is full; the last checkpoint is kept.
         """
         text = json.dumps(self._state(self.step), indent=2) + "\n"
 
@@ -400,33 +400,33 @@ class Trainer(NamedAttributes):
         replace_files(Path(folder), write)
 
     def resume(self, folder: str | os.PathLike, *, allow: Collection[str] = ()) -> list[str]:
-        """Go on, bit for bit, from what `save` wrote.
+        """Continue, bit for bit, from what `save` wrote.
 
-        What the next steps depend on has to be as it was: the data and the seed, `accumulate`,
-        `schedule`, `max_grad_norm`, the kind and the arguments of the optimiser, the configuration
-        and the shapes of the model. Of a schedule that is not one of ``schedules``, the factors of
-        steps taken are compared. `steps`, what is evaluated, saved and logged, and the model's
-        `memory_budget` may be others. A model whose ``config.num_buckets`` is None gets the number
-        that the saved one has found.
+        Everything that determines the next steps must be unchanged: data, seed, `accumulate`,
+        `schedule`, `max_grad_norm`, class and arguments of the optimiser, configuration and shapes
+        of the model. A schedule that is not one of ``schedules`` is compared by its factors at
+        steps already taken. `steps`, the arguments of evaluation, saving and logging, and the
+        model's `memory_budget` may change. If the model's ``config.num_buckets`` is None, it takes
+        the number of the saved model.
 
         Parameters
         ----------
         folder : path
         allow : collection of str
-            Names of what may differ all the same, as the error has them: "lr", "schedule.steps".
+            Names that may differ nevertheless, as in the error: "lr", "schedule.steps".
 
         Returns
         -------
         list of str
-            What differs and is allowed, each as ``"name is ... here and ..."``.
+            The allowed differences, each as ``"name is ... here and ..."``.
 
         Raises
         ------
         FileNotFoundError
             There is no checkpoint in the folder.
         ValueError
-            The checkpoint belongs to another run: names all that differs, with the value that it
-            has here and the one that was saved. Nothing has changed then.
+            The checkpoint belongs to another run: names every difference, with the value here and
+            the saved one. Nothing has been changed.
         """
         folder = Path(folder)
         finish_checkpoint(folder)
@@ -436,7 +436,7 @@ class Trainer(NamedAttributes):
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise ValueError(f"resume: {STATE_FILE} in {os.fspath(folder)!r} has no step")
         own = self._state(state["step"])
-        if own["optimizer"] != state.get("optimizer"):  # then so are its arguments
+        if own["optimizer"] != state.get("optimizer"):  # its arguments differ as a consequence
             state.pop("settings", None)
         found = _differences(json.loads(json.dumps(own)), state)  # tuples are lists in JSON
         sides = self._saved_configs(folder)
@@ -459,8 +459,8 @@ class Trainer(NamedAttributes):
         return allowed
 
     def _saved_configs(self, folder: Path) -> dict[str, tuple[Any, ReformerConfig]]:
-        """The models with a configuration of their own by name, and the saved configurations."""
-        sides = getattr(self.model, "sides", {})  # another's model has none
+        """By name: each model that has its own configuration, and the saved configuration."""
+        sides = getattr(self.model, "sides", {})  # models of other packages have none
         values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if sides else {}
         saved = {name: ReformerConfig.from_dict(values.get(name, values)) for name in sides}
         return {name: (side, saved[name]) for name, side in sides.items()}
@@ -470,7 +470,7 @@ class Trainer(NamedAttributes):
         return getattr(self.data, "bytes_per_token", 1.0)
 
     def _state(self, step: int) -> dict[str, Any]:
-        """What tells a run that has taken `step` steps from another one."""
+        """What must agree between a run that has taken `step` steps and its continuation."""
         describe = getattr(self.data, "describe", None)
         return {
             "step": step,
@@ -499,7 +499,7 @@ class Trainer(NamedAttributes):
         self._saved_step = self.step
 
     def _take_step_or_save(self) -> StepReport:
-        """A step, and its line in the log; what fails leaves the last good state in the folder."""
+        """Take a step and log it; if that fails, save the last finite state."""
         try:
             report = self._take_step()
             if self._log is not None:
@@ -514,9 +514,9 @@ class Trainer(NamedAttributes):
             self._save_once()
 
     def _bad_parameter(self) -> str | None:
-        """The first parameter that has a NaN or an infinity in it."""
+        """The first parameter that contains a NaN or an infinity."""
         for name, array in self.model.parameters.items():
-            # one pass in C; a sum that overflowed says nothing yet, so then look at the elements
+            # the sum is one fast pass in C; it may overflow, so then check the elements
             if not math.isfinite(ops.sum_of_squares(array)) and not np.isfinite(array).all():
                 return name
         return None
@@ -526,7 +526,7 @@ class Trainer(NamedAttributes):
         loss, grads, targets, tokens = self._loss_and_gradients()
         try:
             norm, rate = self._update(loss, grads) if targets else (0.0, 0.0)
-        except FloatingPointError:  # every process comes here, with the same loss and gradients
+        except FloatingPointError:  # in every process: all have the same loss and gradients
             self._save_if_good()
             self._agree(0)
             raise
@@ -550,7 +550,7 @@ class Trainer(NamedAttributes):
         )
 
     def _update(self, loss: float, grads: dict[str, np.ndarray]) -> tuple[float, float]:
-        """Move the parameters; the gradient's norm and the step size."""
+        """Update the parameters; returns the gradient's norm and the step size."""
         self._check_loss(loss, grads)
         norm = clip_gradients(grads, self.max_grad_norm)
         factor = 1.0 if self.schedule is None else float(self.schedule(self.step))
@@ -564,7 +564,7 @@ class Trainer(NamedAttributes):
         return norm, rate
 
     def _loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray], int, int]:
-        """Loss and gradients of the next step, the targets that they are means over, and tokens."""
+        """Loss, gradients, number of targets and number of tokens of the next step."""
         first = self.step * self.accumulate
         batches = [_arguments(self.data.batch(first + i)) for i in range(self.accumulate)]
         tokens = sum(map(_count_tokens, batches))
@@ -574,8 +574,8 @@ class Trainer(NamedAttributes):
             return math.nan, {}, 0, tokens
         shared = {}
         if np.ndim(totals):
-            # no weight of a micro-batch suits several means: each is divided by the count that
-            # micro-batches have on average instead
+            # the loss is a sum of several means, so no single weight per micro-batch is right:
+            # divide each mean by the average count per micro-batch instead
             counts = [int(any(count)) for count in counts]
             shared["counts"] = totals / sum(counts)
         reference = next(filter(None, counts))
@@ -586,7 +586,7 @@ class Trainer(NamedAttributes):
                 continue
             key = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
             loss, grads = self.model.loss_and_gradients(**batch, rng=int(key), **shared)
-            # relative to the first one's, so that equal ones are added unchanged
+            # relative to the first count, so that gradients of equal counts are added unscaled
             weight = count / reference
             losses.append(float(loss) * weight)
             grads = {name: grads[name] for name in self.optimizer.parameters}
@@ -621,7 +621,7 @@ def _check_method(name: str, value: Any, method: str) -> None:
 
 
 def _arguments(batch: Any) -> Mapping[str, Any]:
-    """Those of `loss_and_gradients`, of what a trainer's data gave."""
+    """The arguments of `loss_and_gradients` for a batch of the data."""
     return batch if isinstance(batch, Mapping) else {"input_ids": batch, "labels": batch}
 
 
@@ -632,10 +632,10 @@ def _count_tokens(batch: Mapping[str, Any]) -> int:
 
 
 def _count_targets(model: Any, batch: Mapping[str, Any]) -> Any:
-    """The number of targets that the loss of a batch averages over; of several means, a tuple."""
+    """The number of targets that the loss of a batch averages over; a tuple for several means."""
     if hasattr(model, "count_targets"):
         return model.count_targets(**batch)
-    # of another's model: a causal one's labels are its input, and the first of a row is given
+    # if labels are the input (causal language model), the first of each row is not predicted
     labels = np.asarray(batch["labels"])
     counts = labels != IGNORE
     ids = np.asarray(batch.get("input_ids"))
@@ -645,8 +645,8 @@ def _count_targets(model: Any, batch: Mapping[str, Any]) -> Any:
 
 
 class _Interruption:
-    """Remembers the first Ctrl-C or SIGTERM instead of acting on it; a second one acts at once,
-    unless it comes within `echo` seconds."""
+    """Records the first Ctrl-C or SIGTERM; a second one acts at once, unless it comes within `echo`
+    seconds of the first."""
 
     def __init__(self, echo: float) -> None:
         self.echo, self.began = echo, 0.0
@@ -683,12 +683,12 @@ class _Interruption:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether `Trainer.resume` finds a run in the folder."""
+    """Whether `Trainer.resume` would find a checkpoint in the folder."""
     return (folder / STATE_FILE).is_file()
 
 
 def _describe_schedule(schedule: Schedule | None, step: int) -> Any:
-    """Its name and arguments; of any other function, factors of steps that have been taken."""
+    """A named schedule's name and arguments; for other functions, factors of steps taken."""
     if schedule is None:
         return None
     if isinstance(schedule, NamedSchedule):
@@ -698,7 +698,7 @@ def _describe_schedule(schedule: Schedule | None, step: int) -> Any:
 
 
 def _differences(own: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs from a saved state, in words; older states know less, and none of that."""
+    """Differences from a saved state, in words; entries that an older state lacks are skipped."""
     found = []
     for name, theirs in saved.items():
         mine = own.get(name)
@@ -711,7 +711,7 @@ def _differences(own: Mapping[str, Any], saved: Mapping[str, Any], prefix: str =
 
 
 def config_differences(own: ReformerConfig, saved: ReformerConfig, prefix: str = "") -> list[str]:
-    """What makes a model other than the saved one, in words, but for the memory it may take.
+    """Differences between two configurations, in words; `memory_budget` is not compared.
 
     Examples
     --------
@@ -719,7 +719,7 @@ def config_differences(own: ReformerConfig, saved: ReformerConfig, prefix: str =
     ['num_hashes is 4 here and 2']
     """
     mine, theirs = vars(own), vars(saved)
-    # the number of buckets is found in the first step; who wrote the file does not matter
+    # not compared: a number of buckets that the first step determines; who wrote the file
     same = {"memory_budget", "architectures", "extra"}
     same |= {"num_buckets"} if own.num_buckets is None else set()
     return [
@@ -740,13 +740,13 @@ def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarr
             )
 
 
-# ---- how a run is watched ----
+# ---- progress ----
 
 
 def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[StepReport]:
-    """Pass a trainer's reports on, and show them: a tqdm bar, or a line every five seconds.
+    """Yield a trainer's reports, and show progress: a tqdm bar, or a line every five seconds.
 
-    The bar needs tqdm (the extra ``cli``) and a terminal to be drawn on.
+    The bar needs tqdm (the extra ``cli``) and a terminal.
 
     Examples
     --------
@@ -781,7 +781,7 @@ def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[St
 
 
 def describe(report: StepReport) -> str:
-    """One line about a step."""
+    """Summarise a step in one line."""
     skipped = report.targets == 0
     words = ["skipped: no label counts" if skipped else f"{report.bits_per_byte:.3f} bits/byte"]
     words.append(f"{report.tokens_per_second:,.0f} tokens/s")
@@ -799,7 +799,7 @@ def _progress_bar(trainer: Trainer, stream: TextIO) -> Any:
         return None
     if not stream.isatty():
         return None
-    # recorders and containers may say that their terminal has no rows, and tqdm would believe them
+    # recorders and containers may report a terminal of 0 rows, for which tqdm draws nothing
     size = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
     return tqdm(total=trainer.steps, initial=trainer.step, unit="step", file=stream, **size)
 

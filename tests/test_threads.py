@@ -91,7 +91,7 @@ def test_wrong_numbers_are_named(wrong):
 
 
 def test_absurd_numbers_start_no_absurd_threads():
-    assert runtime.resolve_workers(10**30) == runtime._MOST_THREADS
+    assert runtime.resolve_workers(10**30) == runtime._MAX_THREADS
     x = np.ones((300, 300))
     np.testing.assert_array_equal(rc.linear(x, x, workers=10**9), rc.linear(x, x, workers=1))
 
