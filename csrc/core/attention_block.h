@@ -81,25 +81,24 @@ static size_t operand_reals(size_t dp, int backward, size_t terms) {
     return term_reals(bytes_mul(terms, bytes_add(rows, bytes_mul(times, columns))));
 }
 
-static real *operand_place(operand *x, real *at, size_t terms, size_t size, size_t k) {
-    *x = (operand){(term *)at, terms, size, k};
-    return at + term_reals(terms * size);
+/* Store an operand; returns where the next one begins. */
+static real *operand_place(operand *x, operand placed) {
+    *x = placed;
+    return (real *)placed.at + term_reals(placed.terms * placed.size);
 }
 
 static void operands_place(block *x, real *at, size_t dp, int backward, size_t terms) {
-    const size_t left = left_size(BLOCK, dp), right = right_size(BLOCK, dp);
-    const size_t columns = right_size(dp, BLOCK), depth = round_up(dp, OPERAND_STEP);
-    at = operand_place(&x->k_left, at, terms, left, depth);
-    at = operand_place(&x->q_columns_right, at, terms, columns, depth);
+    at = operand_place(&x->k_left, left_operand(at, terms, BLOCK, dp));
+    at = operand_place(&x->q_columns_right, right_operand(at, terms, dp, BLOCK));
     if (!backward) {
-        operand_place(&x->v_right, at, terms, right, BLOCK);
+        x->v_right = right_operand(at, terms, BLOCK, dp);
         return;
     }
-    at = operand_place(&x->v_left, at, terms, left, depth);
-    at = operand_place(&x->do_columns_right, at, terms, columns, depth);
-    at = operand_place(&x->q_right, at, terms, right, BLOCK);
-    at = operand_place(&x->k_right, at, terms, right, BLOCK);
-    operand_place(&x->do_right, at, terms, right, BLOCK);
+    at = operand_place(&x->v_left, left_operand(at, terms, BLOCK, dp));
+    at = operand_place(&x->do_columns_right, right_operand(at, terms, dp, BLOCK));
+    at = operand_place(&x->q_right, right_operand(at, terms, BLOCK, dp));
+    at = operand_place(&x->k_right, right_operand(at, terms, BLOCK, dp));
+    x->do_right = right_operand(at, terms, BLOCK, dp);
 }
 
 /* Reals of a block's arrays. */
@@ -238,34 +237,30 @@ static void round_keys(const attention_arrays *x, block *blk) {
     }
 }
 
-/* The mean square of each shared key, one lane per key. */
-static void mean_squares(const attention_arrays *x, const block *blk, real *mean) {
-    const size_t d = x->a->d;
-    for (size_t i = 0; i < blk->nk && x->terms; i++) {
-        const real *row = blk->k_rows + i * x->dp;
-        mean[i] = dot(row, row, d) / (real)d + (real)1e-6;
-    }
-    for (size_t i = 0; i < blk->nk && !x->terms; i += VEC_LANES) {
+/* Divide the factors of shared keys by the keys' root mean squares, taken from the queries'
+   columns, one lane per key. */
+static void divide_by_norms(const attention_arrays *x, block *blk) {
+    real mean[BLOCK];
+    for (size_t i = 0; i < blk->nk; i += VEC_LANES) {
         vec sum[2] = {{0}, {0}};
         for (size_t j = 0; j < x->dp; j += 2) {
             const vec even = vload(blk->q_columns + j * BLOCK + i);
             const vec odd = vload(blk->q_columns + (j + 1) * BLOCK + i);
             sum[0] += even * even, sum[1] += odd * odd;
         }
-        vstore(mean + i, (sum[0] + sum[1]) / (real)d + (real)1e-6);
+        vstore(mean + i, (sum[0] + sum[1]) / (real)x->a->d + (real)1e-6);
     }
+    for (size_t i = 0; i < blk->nk; i++) blk->kscale[i] *= inverse_root(mean[i]);
 }
 
 /* The factors of each key's raw products. A shared key is the query divided by its root mean
-   square. */
+   square; rounded queries have no columns in float32, so their norms are taken from the rows. */
 static void key_scales(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
-    if (a->shared_qk) {
-        real mean[BLOCK];
-        mean_squares(x, blk, mean);
-        for (size_t i = 0; i < blk->nk; i++) blk->kscale[i] *= inverse_root(mean[i]);
-    }
+    if (a->shared_qk && !x->terms) divide_by_norms(x, blk);
+    for (size_t i = 0; i < blk->nk && a->shared_qk && x->terms; i++)
+        blk->kscale[i] *= key_norm(blk->k_rows + i * x->dp, a->d);
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
 }
 

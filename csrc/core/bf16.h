@@ -5,8 +5,8 @@
 
    The layouts are those that the hardware multiplies pairs in, AMX's tiles and AVX512_BF16's dot
    products:
-   - a left operand (m x k) is cut into strips of OPERAND_STRIP rows, a strip into steps of
-   OPERAND_STEP columns;
+   - a left operand (m x k) is cut into strips of OPERAND_STRIP rows, and a strip into steps of
+     OPERAND_STEP columns;
    - a right operand (k x n) is cut into panels of OPERAND_PANEL columns, in which two rows of k are
      interleaved.
    All are padded with zeros. Other processors multiply in float32: a left operand is stored by rows
@@ -65,8 +65,8 @@ static inline operand right_operand(void *at, size_t terms, size_t k, size_t n) 
     return (operand){at, terms, right_size(k, n), round_up(k, OPERAND_STEP)};
 }
 
-/* The part of a left operand from row i (a multiple of OPERAND_STRIP) and step p (of OPERAND_STEP)
- * on. */
+/* The part of a left operand from row i and step p on, multiples of OPERAND_STRIP and OPERAND_STEP.
+ */
 static inline operand left_from(operand left, size_t i, size_t p) {
     left.at += i * left.k + p * OPERAND_STRIP;
     return left;
@@ -101,6 +101,36 @@ static inline real rounded_value(real x, size_t terms) {
     const real high = rounded_bf16(vset1(x))[0];
     return terms == 0 ? x : terms == 1 ? high : high + rounded_bf16(vset1(x - high))[0];
 }
+
+#ifdef RF_AMX
+
+/* Tiles 0 to 3 hold C, 4 and 5 two strips of A, 6 and 7 two panels of B. Between the two calls the
+   processor's tiles belong to this thread, so nothing may be called that runs other code, such as
+   stopped(). */
+static inline void products_begin(size_t terms) {
+    static const struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t columns[16]; // bytes
+        uint8_t rows[16];
+    } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    if (terms) _tile_loadconfig(&config);
+}
+
+static inline void products_end(size_t terms) {
+    if (terms) _tile_release();
+}
+
+#else // nothing to prepare
+
+static inline void products_begin(size_t terms) {
+    (void)terms;
+}
+
+static inline void products_end(size_t terms) {
+    (void)terms;
+}
+
+#endif
 
 #if HAS_BF16
 
@@ -215,22 +245,6 @@ static void right_columns(operand right, const real *x, size_t ld, size_t k, siz
 
 #ifdef RF_AMX
 
-/* Tiles 0 to 3 hold C, 4 and 5 two strips of A, 6 and 7 two panels of B. Between the two calls the
-   processor's tiles belong to this thread, so nothing may be called that runs other code, such as
-   stopped(). */
-static inline void products_begin(size_t terms) {
-    static const struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t columns[16]; // bytes
-        uint8_t rows[16];
-    } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    if (terms) _tile_loadconfig(&config);
-}
-
-static inline void products_end(size_t terms) {
-    if (terms) _tile_release();
-}
-
 /* c (16 or 32 rows and columns) = or += a b. Each step prefetches its share of `lines`. */
 static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b, size_t k, int add,
                                        const line_list *lines, const int two_strips,
@@ -275,14 +289,6 @@ static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b
 }
 
 #else
-
-static inline void products_begin(size_t terms) {
-    (void)terms;
-}
-
-static inline void products_end(size_t terms) {
-    (void)terms;
-}
 
 /* Eight rows of c, and one or two panels. */
 static ALWAYS_INLINE void eight_rows(real *c, size_t ldc, operand a, operand b, size_t k, int add,
@@ -357,14 +363,6 @@ static void rounded_unit(real *c, size_t ldc, operand a, operand b, size_t m, si
 }
 
 #else // no hardware for bfloat16
-
-static inline void products_begin(size_t terms) {
-    (void)terms;
-}
-
-static inline void products_end(size_t terms) {
-    (void)terms;
-}
 
 /* Split n float32 elements, stored as the operand's first term, into its terms. */
 static void split_terms(operand x, size_t at, size_t n) {

@@ -88,7 +88,7 @@ static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_ro
 }
 
 /* Rounded operands: the steps of a product for which UNIT rows of the left one stay in the L1
-   cache, and the columns whose panels stay in the L2 cache meanwhile. */
+   cache, and the columns whose panels stay in the L2 cache during that time. */
 #define ROUNDED_STRIP 8192 // terms of UNIT rows: 16 KB of bfloat16, or 32 KB of float32
 #define ROUNDED_KC(terms) (ROUNDED_STRIP / UNIT / (terms))
 #define ROUNDED_NC 512

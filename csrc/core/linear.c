@@ -2,12 +2,10 @@
 #include "gemm.h"
 #include "small_batch.h"
 
-#define LINEAR_PIECE 512 // columns of a rounded product that are computed in scratch
-
 /* Per thread: a copy of a task's rows of the left operand; or those rounded, and a piece of the
    product. */
 static size_t linear_thread_bytes(const rf_run *run, size_t m, size_t k) {
-    const size_t piece = bytes_of(TASK_ROWS * padded(min_size(LINEAR_PIECE, m)), sizeof(real));
+    const size_t piece = bytes_of(TASK_ROWS * padded(min_size(ROUNDED_NC, m)), sizeof(real));
     return bytes_add(left_bytes(run, TASK_ROWS, k), terms_of(run) ? piece : 0);
 }
 
@@ -37,11 +35,11 @@ static void store_rows(real *y, size_t ldy, const real *x, size_t ldx, const rea
    memory. */
 static void linear_rounded(const rf_run *run, real *c, const real *a, packed_matrix b,
                            const real *bias, size_t rows, void *scratch) {
-    const size_t ld = padded(min_size(LINEAR_PIECE, b.n));
+    const size_t ld = padded(min_size(ROUNDED_NC, b.n));
     const left_matrix left =
         left_at(run, take(&scratch, left_bytes(run, rows, b.k), 1), a, rows, b.k);
-    for (size_t j = 0; j < b.n; j += LINEAR_PIECE) {
-        const packed_matrix piece = packed_columns(b, j, min_size(LINEAR_PIECE, b.n - j));
+    for (size_t j = 0; j < b.n; j += ROUNDED_NC) {
+        const packed_matrix piece = packed_columns(b, j, min_size(ROUNDED_NC, b.n - j));
         gemm_left(scratch, ld, &left, &piece, NULL);
         store_rows(c + j, b.n, scratch, ld, bias ? bias + j : NULL, rows, piece.n);
     }

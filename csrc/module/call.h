@@ -118,8 +118,9 @@ size_t rf_count(rf_call *c, const char *name);     // an integer of at least 0
 const char *rf_name(rf_call *c, const char *name); // a string, valid during the call
 rf_activation rf_activation_of(rf_call *c, const char *name);
 size_t rf_factors(rf_call *c, const char *name, int32_t *factors, size_t *product, size_t *half);
-void rf_precision_of(rf_call *c); // of matrix products, c->run.precision
-void rf_workers(rf_call *c);      // the last argument: threads the call may use, c->run.workers
+void rf_precision_of(rf_call *c);                    // of matrix products, c->run.precision
+void rf_set_precision(rf_call *c, const char *text); // the same, from a text
+void rf_workers(rf_call *c); // the last argument: threads the call may use, c->run.workers
 
 /* spec.c: the options of an attention: one argument, an AttentionSpec. Also returns the name of the
    query array and the shapes of the keys and of the mask. Once all arrays are taken,

@@ -66,9 +66,9 @@ const char *rf_name(rf_call *c, const char *name) {
     return text ? text : "";
 }
 
-/* The index of the next argument among `count` names. */
-static size_t choice(rf_call *c, const char *name, const char *const *names, size_t count) {
-    const char *text = rf_name(c, name);
+/* The index of `text`, the value of an argument, among `count` names. */
+static size_t choice(rf_call *c, const char *name, const char *text, const char *const *names,
+                     size_t count) {
     for (size_t i = 0; i < count; i++)
         if (strcmp(text, names[i]) == 0) return i;
     char known[RF_TEXT] = "";
@@ -88,12 +88,17 @@ static const char *const activations[] = {
 };
 
 rf_activation rf_activation_of(rf_call *c, const char *name) {
-    return (rf_activation)choice(c, name, activations, sizeof activations / sizeof *activations);
+    const size_t count = sizeof activations / sizeof *activations;
+    return (rf_activation)choice(c, name, rf_name(c, name), activations, count);
+}
+
+void rf_set_precision(rf_call *c, const char *text) {
+    static const char *const precisions[] = {"highest", "high", "medium"};
+    c->run.precision = (rf_precision)choice(c, "matmul_precision", text, precisions, 3);
 }
 
 void rf_precision_of(rf_call *c) {
-    static const char *const precisions[] = {"highest", "high", "medium"};
-    c->run.precision = (rf_precision)choice(c, "matmul_precision", precisions, 3);
+    rf_set_precision(c, rf_name(c, "matmul_precision"));
 }
 
 void rf_workers(rf_call *c) {

@@ -4,15 +4,13 @@
 #include <math.h>
 
 /* The fields, and their names as Python strings, since a call reads some twenty of them. */
+// clang-format off: it cannot parse a list of macro calls
 #define FIELDS(FIELD)                                                                              \
-    FIELD(kind)                                                                                    \
-    FIELD(scope)                                                                                   \
-    FIELD(chunk_length)                                                                            \
-    FIELD(num_chunks_before)                                                                       \
-    FIELD(num_chunks_after)                                                                        \
+    FIELD(kind) FIELD(scope) FIELD(chunk_length) FIELD(num_chunks_before) FIELD(num_chunks_after)  \
     FIELD(bucket_cap) FIELD(is_causal) FIELD(shared_qk) FIELD(wrap) FIELD(attend_across_buckets)   \
-        FIELD(allow_duplicate_attention) FIELD(scale) FIELD(softcap) FIELD(dropout)                \
-            FIELD(dropout_key) FIELD(matmul_precision)
+    FIELD(allow_duplicate_attention) FIELD(scale) FIELD(softcap) FIELD(dropout) FIELD(dropout_key) \
+    FIELD(matmul_precision)
+// clang-format on
 #define FIELD_INDEX(name) FIELD_##name,
 #define FIELD_NAME(name) #name,
 typedef enum { FIELDS(FIELD_INDEX) FIELD_COUNT } field_index;
@@ -26,8 +24,8 @@ int rf_spec_init(void) {
     return 0;
 }
 
-/* The fields of the spec, its instance dictionary, or NULL and a failure if it has none. Borrowed:
-   the spec is frozen, so its fields live as long as the call. */
+/* The instance dictionary of the spec, a borrowed reference; or NULL and a failure if it has none.
+   The spec is frozen, so its fields live as long as the call. */
 static PyObject *fields_of(rf_call *c, PyObject *spec) {
     PyObject *fields = spec ? PyObject_GenericGetDict(spec, NULL) : NULL;
     if (!fields && !c->failed)
@@ -37,7 +35,7 @@ static PyObject *fields_of(rf_call *c, PyObject *spec) {
     return fields;
 }
 
-/* A field, or NULL and a failure if there is none of that name. Borrowed. */
+/* A field, a borrowed reference; or NULL and a failure if the spec lacks it. */
 static PyObject *field(rf_call *c, PyObject *fields, field_index name) {
     PyObject *value = c->failed ? NULL : PyDict_GetItemWithError(fields, field_strings[name]);
     if (!value && !c->failed)
@@ -116,10 +114,9 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     PyObject *softcap = field(c, fields, FIELD_softcap);
     a.softcap = !softcap || softcap == Py_None ? 0 : number_field(c, fields, FIELD_softcap);
     a.dropout = number_field(c, fields, FIELD_dropout);
-    if (field_is(c, fields, FIELD_matmul_precision, "medium"))
-        c->run.precision = RF_MEDIUM;
-    else if (field_is(c, fields, FIELD_matmul_precision, "high"))
-        c->run.precision = RF_HIGH;
+    PyObject *precision = field(c, fields, FIELD_matmul_precision);
+    const char *text = precision && PyUnicode_Check(precision) ? PyUnicode_AsUTF8(precision) : NULL;
+    rf_set_precision(c, text ? text : "");
     PyObject *key = field(c, fields, FIELD_dropout_key);
     if (key && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;
