@@ -104,7 +104,7 @@ def linear_forward(
     (4, 3)
     """
     precision = resolve_precision(matmul_precision)
-    y = _core.linear_forward(x, weight, bias, out, precision, resolve_workers(workers))
+    y = linear(x, weight, bias, out=out, matmul_precision=precision, workers=workers)
     return y, LinearSaved(np.asarray(x), np.asarray(weight), bias is not None, precision)
 
 

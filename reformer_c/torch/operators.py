@@ -79,8 +79,8 @@ def draw_key(dropout: float, key: int | None) -> int:
 
 
 def _precision(given: str | None) -> str | None:
-    """The precision of a call, forward and backward. Compiled code has that of its execution: what
-    is set then cannot be read while it is traced."""
+    """The precision of a call, forward and backward. The setting cannot be read while torch.compile
+    traces the call: compiled code uses the setting at the time when it runs."""
     return given if torch.compiler.is_compiling() else resolve_precision(given)
 
 
@@ -147,8 +147,8 @@ def _options_of(op: Callable, *, without: str = "") -> str:
     """The schema of the options of an attention, in the order of its signature."""
     types = {field.name: _SCHEMA_TYPES[str(field.type)] for field in fields(AttentionSpec)}
     names = [name for name in inspect.signature(op).parameters if name in types]
-    options = [f"{types[name]} {name}" for name in names if name != without]
-    return ", ".join(options).replace("str? matmul_precision", _PRECISION)
+    options = {name: f"{types[name]} {name}" for name in names if name != without}
+    return ", ".join((options | {"matmul_precision": _PRECISION}).values())
 
 
 def _saved(
