@@ -1,14 +1,14 @@
 """What `matmul_precision` costs in quality: errors of operations, and of models trained with it.
 
-Operations first: output and gradients in each precision beside float64, as ||x - x64|| / ||x64||.
+Operations first: errors of output and gradients in each precision, ||x - x64|| / ||x64||.
 Then a small model of bytes, one local and one LSH layer, is trained in each precision from the same
 seeds on the same windows, and each model is evaluated on held-out text in all precisions.
 
     python -m benchmarks.precision FILE --save runs/precision     # nine minutes on one core
     python -m benchmarks.precision --quick                        # seconds
 
-Without FILE, the text is one that Python carries. Everything is saved as it goes: the same command
-goes on where it was interrupted.
+Without FILE, the text is that of files that Python ships. Results are saved as they are computed:
+the same command resumes an interrupted run.
 """
 
 import argparse

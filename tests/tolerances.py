@@ -15,7 +15,7 @@ TOLERANCES = {
     "attention_backward": {"float32": 1e-5, "float64": 1e-13},
     # constant scores of -1e5: an ulp there is 0.0078 in float32, and the weights move with it
     "self_only": {"float32": 1e-2, "float64": 1e-10},
-    # operands rounded to bfloat16, in one term or in two, beside a reference that does not round
+    # operands rounded to one bfloat16 term, or to two, compared with a reference without rounding
     "medium": {"float32": 2e-2},
     "high": {"float32": 1e-4},
     # a directional derivative by central differences
