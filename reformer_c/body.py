@@ -92,6 +92,7 @@ class Pass:
         rotations: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.config, self.inputs, self.training = config, inputs, training
+        self.rotations_given = rotations is not None
         self.key = partial(random_key, seed)
         self.gradients: dict[str, np.ndarray] = {}
         # set if the configuration fixes no number and the sequence is hashed
@@ -221,6 +222,12 @@ class Pass:
                     ops.choose_num_buckets, chunk_length=attention.rules["chunk_length"],
                     max_position_embeddings=config.max_position_embeddings,
                 )  # fmt: skip
+
+    def choose_num_buckets_by_row(self) -> None:
+        """If evaluation chooses the number of buckets, let each row have that of its own length,
+        computed alone, so that it does not depend on its neighbours in the batch."""
+        if self.chosen_num_buckets is not None and not self.rotations_given:
+            self.take_rows_alone()
 
     # ---- forward ----
 

@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -182,7 +182,8 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> No
     Raises
     ------
     TypeError
-        Names the first unknown argument, and the closest known one.
+        Names the first unknown argument, and the closest known one; if none is close and they are
+        few, all of them.
 
     Examples
     --------
@@ -193,7 +194,10 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], owner: str) -> No
     known = list(known)
     for name in given:
         if name not in known:
-            raise TypeError(f"{name}: {owner} has no such argument{did_you_mean(name, known)}")
+            near = did_you_mean(name, known)
+            if not near and len(known) <= 12:
+                near = f"; it has {', '.join(known)}"
+            raise TypeError(f"{name}: {owner} has no such argument{near}")
 
 
 def names_keywords(function: Function) -> Function:
@@ -208,7 +212,8 @@ def names_keywords(function: Function) -> Function:
     Traceback (most recent call last):
     TypeError: widht: draw has no such argument; did you mean width?
     """
-    known, name = inspect.signature(function).parameters, function.__name__
+    known, name = dict(inspect.signature(function).parameters), function.__name__
+    known.pop("self", None)
 
     @wraps(function)
     def checked(*args: Any, **options: Any) -> Any:
@@ -237,17 +242,29 @@ class NamedAttributes:
     >>> box.widht = 3
     Traceback (most recent call last):
     AttributeError: widht: a Box has no such attribute; did you mean width?
+    >>> box.wdth
+    Traceback (most recent call last):
+    AttributeError: wdth: a Box has no such attribute; did you mean width?
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = _attributes(type(self))  # type: ignore[arg-type]  # a class has a hash
         ours = type(self).__module__.startswith(__name__.partition(".")[0] + ".")
         if ours and name not in known:
-            public = [attribute for attribute in known if not attribute.startswith("_")]
-            raise AttributeError(
-                f"{name}: a {type(self).__name__} has no such attribute{did_you_mean(name, public)}"
-            )
+            raise self._no_such(name)
         super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # a type checker would take every name
+
+        def __getattr__(self, name: str) -> Any:
+            raise self._no_such(name)
+
+    def _no_such(self, name: str) -> AttributeError:
+        known = _attributes(type(self))  # type: ignore[arg-type]  # a class has a hash
+        public = [attribute for attribute in known if not attribute.startswith("_")]
+        return AttributeError(
+            f"{name}: a {type(self).__name__} has no such attribute{did_you_mean(name, public)}"
+        )
 
 
 @cache

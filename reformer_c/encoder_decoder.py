@@ -315,6 +315,7 @@ class ReformerEncoderDecoder(Model):
             training=False, attentions=attentions,
         )  # fmt: skip
         encoder = ReformerOutput()
+        read.choose_num_buckets_by_row()
         states = read.forward(record=record, attentions=attentions)
         encoder.last_hidden_state = self._remember(read, memory)
         written = run.forward(record=record, attentions=attentions)
@@ -425,6 +426,7 @@ class ReformerEncoderDecoder(Model):
             inputs_embeds, num_hashes, rotations, decoder_rotations, draw_seed(rng),
             training=False, needs_loss=True,
         )  # fmt: skip
+        read.choose_num_buckets_by_row()
         read.forward()
         self._remember(read, memory)
         run.forward()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .checkpoint import write_atomically
-from .checks import did_you_mean, flag, integer, refuse_unknown
+from .checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknown
 
 __all__ = ["GENERATION_CONFIG", "GenerationConfig"]
 
@@ -73,7 +73,7 @@ OTHERS = {"max_cache_len", "max_matching_ngram_size"}
 
 
 @dataclass(init=False, repr=False)
-class GenerationConfig:
+class GenerationConfig(NamedAttributes):
     """The options of ``generate``, under the names of Hugging Face's ``GenerationConfig``.
 
     None is an option that is not set: what counts then is the next lower of these layers: the

@@ -165,6 +165,12 @@ def check_mask(mask: Any, b: int, t: int, side: str = "") -> np.ndarray | None:
             f"{name}: expected nonzero for a real token, 0 for another, nothing below 0, "
             f"got {mask.min()}"
         )
+    if t > 2 and (np.diff(mask.astype(np.float64), axis=1) == 1).all(axis=1).any():
+        # the second place of a call is that of position_ids in some models of transformers
+        raise ValueError(
+            f"{name}: expected nonzero for a real token, 0 for another, got position ids: pass "
+            f"them as {side}position_ids"
+        )
     mask = mask != 0
     return None if mask.all() else mask
 

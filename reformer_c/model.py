@@ -132,6 +132,7 @@ class Reformer(Weighted):
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
             False, targets, False, attentions,
         )  # fmt: skip
+        run.choose_num_buckets_by_row()
         states = run.forward(record=record, attentions=attentions)
         output = ReformerOutput(**self.head.outputs(run))
         if wanted is not None:
@@ -241,6 +242,7 @@ class _WithLoss(Reformer):
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations, rng,
             False, targets, True,
         )  # fmt: skip
+        run.choose_num_buckets_by_row()
         run.forward()
         return self.head.loss(run, wanted, differentiate=False)
 

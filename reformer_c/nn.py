@@ -17,6 +17,7 @@ import numpy as np
 
 from . import ops
 from .activations import WEIGHTED
+from .checks import did_you_mean
 from .ops.layers import FeedForwardSaved
 from .ops.machine import layer_scratch
 
@@ -107,7 +108,14 @@ class Parameters(MutableMapping):
         self._arrays = arrays
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise self._unknown(name) from None
+
+    def _unknown(self, name: str) -> KeyError:
+        known = did_you_mean(name, self) if isinstance(name, str) else ""
+        return KeyError(f"parameters: this model has no {name!r}{known}")
 
     def replace(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace arrays, possibly by other shapes; references to the old ones are not updated."""
@@ -115,7 +123,7 @@ class Parameters(MutableMapping):
 
     def __setitem__(self, name: str, array: np.ndarray) -> None:
         if name not in self._arrays:
-            raise KeyError(f"parameters: this model has no {name!r}")
+            raise self._unknown(name)
         own = self._arrays[name]
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             raise TypeError(f"parameters[{name!r}]: expected an array, got {type(array).__name__}")

@@ -709,6 +709,15 @@ def test_bad_arguments_are_named(changes, name):
         model(**{"input_ids": np.zeros((1, 5), int)} | changes)
 
 
+@pytest.mark.parametrize("positions", [np.arange(5)[None], np.arange(2.0, 7.0)[None]])
+def test_position_ids_are_no_mask(positions):
+    """They are the second argument of some models of transformers."""
+    model = ReformerModelWithLMHead(small_config(), rng=0)
+    with pytest.raises(ValueError, match=r"^attention_mask: .* pass them as position_ids"):
+        model(np.zeros((1, 5), int), positions)
+    model(np.zeros((1, 2), int), np.arange(2)[None])  # a mask of 0 and 1
+
+
 def test_training_is_true_or_false():
     model = ReformerModelWithLMHead(small_config(), rng=0)
     with pytest.raises(TypeError, match=r"^training: expected True or False, got 'no'"):
@@ -972,7 +981,12 @@ def test_fields_of_an_output_may_be_assigned_by_their_names():
     assert output["loss"] == output[0] == 1.5
     output["loss"] = None
     assert "loss" not in output
-    for act in (lambda: setattr(output, "logit", 1), lambda: output.__setitem__("logit", 1)):
+    misspelt = (
+        lambda: setattr(output, "logit", 1),
+        lambda: output.__setitem__("logit", 1),
+        lambda: output.logit,
+    )
+    for act in misspelt:
         with pytest.raises(AttributeError, match=r"^logit: .* did you mean logits\?"):
             act()
     with pytest.raises(KeyError, match=r"logit: .* did you mean logits\?"):
@@ -1039,6 +1053,16 @@ def test_a_misspelt_attribute_of_a_model_is_refused():
     model = ReformerModelWithLMHead(small_config(), rng=0)
     with pytest.raises(AttributeError, match=r"^confg: .*did you mean config\?"):
         model.confg = small_config()
+    with pytest.raises(AttributeError, match=r"^confg: .*did you mean config\?"):
+        model.confg  # noqa: B018
+    with pytest.raises(AttributeError, match=r"^hiden_size: .*did you mean hidden_size\?"):
+        model.config.hiden_size  # noqa: B018
+    with pytest.raises(AttributeError, match=r"^temprature: .*did you mean temperature\?"):
+        model.generation_config.temprature  # noqa: B018
+    with pytest.raises(KeyError, match=r"no 'lm_head\.bais'; did you mean lm_head\.bias\?"):
+        model.parameters["lm_head.bais"]
+    assert "lm_head.bais" not in model.parameters
+    assert not hasattr(model, "confg")
     with pytest.raises(AttributeError, match=r"^training: a ReformerModelWithLMHead has no such"):
         model.training = True
 
@@ -1077,6 +1101,26 @@ def test_the_first_training_step_chooses_the_number_of_buckets(tmp_path):
     for trained in (model, ReformerModelWithLMHead.from_pretrained(tmp_path)):
         assert trained.config.num_buckets == 16
         assert [buckets(trained, t) for t in (40, 100, 256)] == [16] * 3
+
+
+@pytest.mark.parametrize("scope", ["chunk", "bucket"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("t", [3, 20, 40])
+def test_a_number_of_buckets_does_not_depend_on_the_other_rows(t, causal, scope):
+    """An untrained model chooses it for each row, from that row's own length."""
+    kind = ReformerModelWithLMHead if causal else ReformerForMaskedLM
+    model = randomise(kind(small_config(**LONG, is_decoder=causal, attention_scope=scope), rng=0))
+    ids, mask = random_ids((3, 150)), np.ones((3, 150), int)
+    mask[0, t:] = mask[2, 40:] = 0
+    together = model(ids, mask, rng=0)
+    alone = [model(ids[i : i + 1, :n], rng=0) for i, n in enumerate((t, 150, 40))]
+    for i, row in enumerate(alone):
+        logits = together.logits[i : i + 1, : row.logits.shape[1]]
+        assert difference(logits, row.logits) < FORWARD[np.float32]
+    labels = np.where(mask, ids, -100)
+    assert model.loss(ids, mask, labels=labels, rng=0) == pytest.approx(
+        model(ids, mask, labels=labels, rng=0).loss, rel=1e-6
+    )
 
 
 def test_a_short_step_over_whole_buckets_chooses_the_number_too():

@@ -197,6 +197,7 @@ def test_bad_gradients_are_named(change, error, words):
         ({"lr": "0.1"}, TypeError, "lr"),
         ({"lr": True}, TypeError, "lr"),
         ({"weight_deacy": 0.1}, TypeError, "did you mean weight_decay?"),
+        ({"learning_rate": 0.1}, TypeError, "it has parameters, lr, betas, eps, weight_decay"),
         ({"betas": (0.9, 1.0)}, ValueError, "betas"),
         ({"betas": 0.9}, ValueError, "betas"),
         ({"eps": 0.0}, ValueError, "eps"),
