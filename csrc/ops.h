@@ -183,23 +183,41 @@ typedef struct {
        bucket. `columns` is the sum of factors / 2. */
     size_t (*decode_attention_workspace)(const rf_run *run, const rf_decoding *a, size_t columns);
     void (*decode_attention)(rf_run *run,
-                             real *y,            // n c, added to
-                             real *keys,         // b h s d, appended to
-                             real *values,       // b h s d, appended to
-                             int32_t *buckets,   // b h r k 2: newest token, count; or NULL (LOCAL)
-                             int32_t *previous,  // b h r s, or NULL (LOCAL)
-                             const real *x,      // n c
-                             const real *weight, // c
-                             const real *bias,   // c
-                             const real *wq,     // hd c
-                             const real *wk,     // hd c; NULL unless LOCAL
-                             const real *wv,     // hd c
-                             const real *wo,     // c hd
+                             real *y,             // n c, added to
+                             real *keys,          // b h s d, appended to
+                             real *values,        // b h s d, appended to
+                             int32_t *buckets,    // b h r k 2: newest token, count; or NULL (LOCAL)
+                             int32_t *previous,   // b h r s, or NULL (LOCAL)
+                             const real *x,       // n c
+                             const real *weight,  // c
+                             const real *bias,    // c
+                             const rf_matrix *wq, // hd c
+                             const rf_matrix *wk, // hd c; NULL unless LOCAL
+                             const rf_matrix *wv, // hd c
+                             const rf_matrix *wo, // c hd
                              const real *rotations,    // h d r k/2, or NULL (LOCAL)
                              const int64_t *rows,      // n, texts of the cache, distinct
                              const int64_t *positions, // n, of the new tokens
                              const rf_decoding *a, const int32_t *factors, size_t nf,
                              size_t columns, void *scratch);
+
+    /* The linear and the feed-forward layer of decoding: few rows, weights in any storage. */
+    void (*quantized_linear)(rf_run *run,
+                             real *y,            // n co
+                             const real *x,      // n ci
+                             const rf_matrix *w, // co ci
+                             const real *bias,   // co, or NULL
+                             size_t n, size_t ci, size_t co);
+    size_t (*quantized_feed_forward_workspace)(size_t n, size_t f);
+    void (*quantized_feed_forward)(rf_run *run,
+                                   real *y,             // n c
+                                   const real *x,       // n c
+                                   const rf_matrix *w1, // f c
+                                   const real *b1,      // f
+                                   const rf_matrix *w2, // c f
+                                   const real *b2,      // c
+                                   size_t n, size_t c, size_t f, rf_activation activation,
+                                   void *scratch);
 
     /* y += alpha * x: adds a sublayer to the residual stream, or with alpha = -1 removes it. */
     void (*add_scaled)(rf_run *run,

@@ -26,6 +26,15 @@ struct rf_run {
     void (*poll)(rf_run *); // or NULL
 };
 
+/* A weight matrix as it is stored: reals, bfloat16 numbers, or 8-bit integers that are multiplied
+   by the scale of their row. */
+typedef enum { RF_REALS, RF_BFLOAT16, RF_INT8 } rf_storage;
+typedef struct {
+    const void *data;  // float or double, uint16_t, int8_t
+    const void *scale; // reals, one for each row; NULL unless RF_INT8
+    rf_storage storage;
+} rf_matrix;
+
 /* Strides of a (b, h, t, d) array, in elements; the last axis is contiguous. */
 typedef struct {
     ptrdiff_t b, h, t;

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ops.attention import AttentionSpec
+from .ops.quantized import QuantizedWeight
 
 Real = NDArray[np.floating[Any]]
+Matrix = Real | QuantizedWeight
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[Any] | None
 
@@ -165,10 +167,10 @@ def decode_attention(
     x: Real,
     weight: Real,
     bias: Real,
-    wq: Real,
-    wk: Real | None,
-    wv: Real,
-    wo: Real,
+    wq: Matrix,
+    wk: Matrix | None,
+    wv: Matrix,
+    wo: Matrix,
     num_buckets: tuple[int, ...],
     rotations: Real | None,
     keys: Real,
@@ -181,6 +183,25 @@ def decode_attention(
     workers: int,
     /,
 ) -> None: ...
+def quantized_linear(
+    x: Real,
+    weight: Matrix,
+    bias: Real | None,
+    out: Real | None,
+    workers: int,
+    /,
+) -> Real: ...
+def quantized_feed_forward(
+    x: Real,
+    w1: Matrix,
+    b1: Real,
+    w2: Matrix,
+    b2: Real,
+    out: Real | None,
+    activation: str,
+    workers: int,
+    /,
+) -> Real: ...
 def add_scaled(x: Real, y: Real, alpha: float, workers: int, /) -> None: ...
 def sum_of_squares(x: Real, workers: int, /) -> float: ...
 def adamw(

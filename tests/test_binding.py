@@ -39,6 +39,9 @@ RIGHT = {
     "adafactor_step": dict(w=ones(3, 4), g=ones(3, 4), row=ones(3), column=ones(4), m=ones(3, 4),
                            lr=0.1, beta1=0.5, beta2=0.9, eps=1e-30, clip_threshold=1.0,
                            weight_decay=0.1),
+    "quantized_linear": dict(x=ones(2, 5, 4), weight=ones(3, 4), bias=ones(3)),
+    "quantized_feed_forward": dict(x=ones(2, 5, 4), w1=ones(6, 4), b1=ones(6), w2=ones(4, 6),
+                                   b2=ones(4)),
     "sum_of_squares": dict(x=ones(4)),
     "add_scaled": dict(y=ones(4), x=ones(4), alpha=1.0),
 }  # fmt: skip
@@ -52,7 +55,8 @@ REALS = [
 # arrays whose rank an op does not prescribe
 ANY_SHAPE = {("dropout", "x"), ("sum_of_squares", "x"), ("adamw_step", "g"), ("add_scaled", "x")}
 # ... and those with any number of leading axes
-ANY_ROWS = {(op, "x") for op in ("linear", "layer_norm", "feed_forward")}
+ANY_ROWS = {(op, "x") for op in ("linear", "layer_norm", "feed_forward",
+                                   "quantized_linear", "quantized_feed_forward")}  # fmt: skip
 IN_PLACE = {("adamw_step", "w"), ("adamw_step", "m"), ("adamw_step", "s"), ("add_scaled", "y")}
 IN_PLACE |= {("adafactor_step", name) for name in ("w", "m", "row", "column")}
 
@@ -134,6 +138,7 @@ FREE = {
     ("embedding", "weight", 0), ("embedding", "weight", 1),
     *((("axial_positions", w, axis)) for w in ("w0", "w1") for axis in (0, 1)),
     ("feed_forward", "x", 0), ("feed_forward", "x", 1),
+    *((f"quantized_{op}", "x", axis) for op in ("linear", "feed_forward") for axis in (0, 1)),
     ("full_attention", "q", 2), ("lsh_hash", "x", 0), ("lsh_hash", "x", 2),
 }  # fmt: skip
 

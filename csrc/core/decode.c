@@ -233,10 +233,10 @@ static size_t decode_attention_workspace(const rf_run *run, const rf_decoding *a
 
 static void decode_attention(rf_run *run, real *y, real *keys, real *values, int32_t *buckets,
                              int32_t *previous, const real *x, const real *weight, const real *bias,
-                             const real *wq, const real *wk, const real *wv, const real *wo,
-                             const real *rotations, const int64_t *rows, const int64_t *positions,
-                             const rf_decoding *a, const int32_t *factors, size_t nf,
-                             size_t columns, void *scratch) {
+                             const rf_matrix *wq, const rf_matrix *wk, const rf_matrix *wv,
+                             const rf_matrix *wo, const real *rotations, const int64_t *rows,
+                             const int64_t *positions, const rf_decoding *a, const int32_t *factors,
+                             size_t nf, size_t columns, void *scratch) {
     // 1. scratch
     const size_t n = a->n, c = a->c, width = a->h * a->d;
     real *norm = take(&scratch, n * c, sizeof(real));

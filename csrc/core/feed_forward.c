@@ -32,8 +32,8 @@ static inline void drop_hidden(const feed_forward *ff, real *h, size_t row, size
 }
 
 static void feed_forward_small_batch(rf_run *run, const feed_forward *ff, real *y, const real *x,
-                                     const real *w1, const real *b1, const real *w2, const real *b2,
-                                     real *h) {
+                                     const rf_matrix *w1, const real *b1, const rf_matrix *w2,
+                                     const real *b2, real *h) {
     const size_t n = ff->n, c = ff->c, f = ff->f;
     linear_small_batch(run, h, x, w1, b1, n, c, f);
     for (size_t i = 0; i < n; i++) {
@@ -41,6 +41,17 @@ static void feed_forward_small_batch(rf_run *run, const feed_forward *ff, real *
         activate(ff->activation, h + i * f, NULL, f);
     }
     linear_small_batch(run, y, h, w2, b2, n, f, c);
+}
+
+static size_t quantized_feed_forward_workspace(size_t n, size_t f) {
+    return bytes_of(bytes_mul(n, f), sizeof(real));
+}
+
+static void quantized_feed_forward(rf_run *run, real *y, const real *x, const rf_matrix *w1,
+                                   const real *b1, const rf_matrix *w2, const real *b2, size_t n,
+                                   size_t c, size_t f, rf_activation activation, void *scratch) {
+    const feed_forward ff = feed_forward_of(run, n, c, f, activation, 0.0, 0);
+    feed_forward_small_batch(run, &ff, y, x, w1, b1, w2, b2, scratch);
 }
 
 /* An f x c right operand is packed a piece of f at a time: each piece is the right operand of one
@@ -110,7 +121,8 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
                                  uint64_t key, void *scratch) {
     const feed_forward ff = feed_forward_of(run, n, c, f, activation, dropout, key);
     if (n < SMALL_BATCH) {
-        feed_forward_small_batch(run, &ff, y, x, w1, b1, w2, b2, scratch);
+        const rf_matrix first = matrix_of(w1), second = matrix_of(w2);
+        feed_forward_small_batch(run, &ff, y, x, &first, b1, &second, b2, scratch);
         return;
     }
     const size_t task = task_rows(run, n, chunk), own = feed_forward_task_bytes(run, task, c);

@@ -79,10 +79,16 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
 static void linear_forward(rf_run *run, real *y, const real *x, const real *w, const real *bias,
                            size_t n, size_t ci, size_t co, void *scratch) {
     if (n < SMALL_BATCH) {
-        linear_small_batch(run, y, x, w, bias, n, ci, co);
+        const rf_matrix matrix = matrix_of(w);
+        linear_small_batch(run, y, x, &matrix, bias, n, ci, co);
         return;
     }
     linear_product(run, y, x, w, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);
+}
+
+static void quantized_linear(rf_run *run, real *y, const real *x, const rf_matrix *w,
+                             const real *bias, size_t n, size_t ci, size_t co) {
+    linear_small_batch(run, y, x, w, bias, n, ci, co);
 }
 
 /* sums += column sums of dy. A task is a strip of columns; within it, blocks of rows are summed one

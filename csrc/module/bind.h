@@ -22,6 +22,8 @@
     BINDING(attention_forward)                                                                     \
     BINDING(attention_backward)                                                                    \
     BINDING(decode_attention)                                                                      \
+    BINDING(quantized_linear)                                                                      \
+    BINDING(quantized_feed_forward)                                                                \
     BINDING(add_scaled)                                                                            \
     BINDING(sum_of_squares)                                                                        \
     BINDING(adamw)                                                                                 \

@@ -83,10 +83,10 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     const void *x = rf_in(&c, "x", "n c");
     const void *weight = rf_in(&c, "weight", "c");
     const void *bias = rf_in(&c, "bias", "c");
-    const void *wq = rf_in(&c, "wq", "hd c");
-    const void *wk = rf_in_or_none(&c, "wk", "hd c");
-    const void *wv = rf_in(&c, "wv", "hd c");
-    const void *wo = rf_in(&c, "wo", "c hd");
+    const rf_matrix wq = rf_in_matrix(&c, "wq", "hd c", "hd");
+    const rf_matrix wk = rf_in_matrix_or_none(&c, "wk", "hd c", "hd");
+    const rf_matrix wv = rf_in_matrix(&c, "wv", "hd c", "hd");
+    const rf_matrix wo = rf_in_matrix(&c, "wo", "c hd", "c");
     const size_t nf = rf_factors(&c, "num_buckets", factors, &a.k, &half);
     rf_let(&c, "k", a.k, "num_buckets");
     rf_let(&c, "k/2", half, "num_buckets");
@@ -102,9 +102,42 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     void *y = rf_inout(&c, "y", "n c");
     rf_workers(&c);
 
-    rf_decoding_sizes(&c, &a, wk != NULL, rotations && buckets && previous);
+    rf_decoding_sizes(&c, &a, wk.data != NULL, rotations && buckets && previous);
     void *scratch = rf_scratch(&c, RF_CALL(&c, decode_attention_workspace, &c.run, &a, half));
-    RF_RUN(&c, decode_attention, y, keys, values, buckets, previous, x, weight, bias, wq, wk, wv,
-           wo, rotations, rows, positions, &a, factors, nf, half, scratch);
+    RF_RUN(&c, decode_attention, y, keys, values, buckets, previous, x, weight, bias, &wq,
+           wk.data ? &wk : NULL, &wv, &wo, rotations, rows, positions, &a, factors, nf, half,
+           scratch);
+    return rf_return(&c);
+}
+
+PyObject *bind_quantized_linear(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "quantized_linear");
+    const void *x = rf_in(&c, "x", "n... ci");
+    const rf_matrix w = rf_in_matrix(&c, "weight", "co ci", "co");
+    const void *bias = rf_in_or_none(&c, "bias", "co");
+    void *y = rf_out(&c, "out", "n... co");
+    rf_workers(&c);
+
+    RF_RUN(&c, quantized_linear, y, x, &w, bias, rf_size(&c, "n"), rf_size(&c, "ci"),
+           rf_size(&c, "co"));
+    return rf_return(&c);
+}
+
+PyObject *bind_quantized_feed_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "quantized_feed_forward");
+    const void *x = rf_in(&c, "x", "n... c");
+    const rf_matrix w1 = rf_in_matrix(&c, "w1", "f c", "f");
+    const void *b1 = rf_in(&c, "b1", "f");
+    const rf_matrix w2 = rf_in_matrix(&c, "w2", "c f", "c");
+    const void *b2 = rf_in(&c, "b2", "c");
+    void *y = rf_out(&c, "out", "n... c");
+    const rf_activation activation = rf_activation_of(&c, "activation");
+    rf_workers(&c);
+
+    const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
+    void *scratch = rf_scratch(&c, RF_CALL(&c, quantized_feed_forward_workspace, n, f));
+    RF_RUN(&c, quantized_feed_forward, y, x, &w1, b1, &w2, b2, n, width, f, activation, scratch);
     return rf_return(&c);
 }

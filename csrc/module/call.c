@@ -204,6 +204,45 @@ const void *rf_in_or_none(rf_call *c, const char *name, const char *shape) {
     return next_is_none(c) ? (c->next++, NULL) : rf_in(c, name, shape);
 }
 
+/* The numbers of a QuantizedWeight. */
+static const void *quantized_data(rf_call *c, const char *name, const char *shape, int *type) {
+    PyArrayObject *given = next_array(c, name);
+    if (!given) return NULL;
+    *type = PyArray_TYPE(given);
+    if (*type != NPY_INT8 && *type != NPY_UINT16)
+        RF_FAIL(c, PyExc_TypeError,
+                "%s must be quantized to int8 or to bfloat16 (as uint16), got %S", name,
+                PyArray_DESCR(given));
+    if (c->failed || !check_shape(c, given, name, shape)) {
+        Py_DECREF(given);
+        return NULL;
+    }
+    PyArrayObject *used = hold(c, given, plain(given, *type, 0), name);
+    return used ? PyArray_DATA(used) : NULL;
+}
+
+rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows) {
+    PyObject *const *const next = c->next, *const *const end = c->end;
+    // a plain tuple is a list of rows
+    if (c->failed || next == end || PyTuple_CheckExact(*next) || !PyTuple_Check(*next) ||
+        PyTuple_GET_SIZE(*next) != 2)
+        return (rf_matrix){rf_in(c, name, shape), NULL, RF_REALS};
+    // its items are taken as arguments are
+    c->next = PySequence_Fast_ITEMS(*next), c->end = c->next + 2;
+    int type = NPY_INT8;
+    const void *data = quantized_data(c, name, shape, &type);
+    const void *scale = rf_in_or_none(c, name, rows);
+    if (!c->failed && (scale != NULL) != (type == NPY_INT8))
+        RF_FAIL(c, PyExc_TypeError,
+                "%s must have a scale for each row if it is int8, and only then", name);
+    c->next = next + 1, c->end = end;
+    return (rf_matrix){data, scale, type == NPY_INT8 ? RF_INT8 : RF_BFLOAT16};
+}
+
+rf_matrix rf_in_matrix_or_none(rf_call *c, const char *name, const char *shape, const char *rows) {
+    return next_is_none(c) ? (c->next++, (rf_matrix){0}) : rf_in_matrix(c, name, shape, rows);
+}
+
 /* ---- integers ------------------------------------------------------------------------------- */
 
 static PyArrayObject *next_integers(rf_call *c, const char *name, const char *shape) {

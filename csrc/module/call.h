@@ -82,6 +82,11 @@ const void *rf_in(rf_call *c, const char *name, const char *shape);
 const void *rf_in_or_none(rf_call *c, const char *name, const char *shape);
 const void *rf_in_strided(rf_call *c, const char *name, const char *shape, rf_strides *strides);
 
+/* A weight matrix: an array of reals, or a QuantizedWeight, a tuple (data, scale): int8 and a scale
+   for each of its `rows`, or bfloat16 numbers as uint16 and None. */
+rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows);
+rf_matrix rf_in_matrix_or_none(rf_call *c, const char *name, const char *shape, const char *rows);
+
 /* Integer arrays: every element is at least 0 and below `limit`; labels may also be `ignore`.
    A mask is of any bool, integer or float type. */
 const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape, size_t limit);

@@ -36,6 +36,13 @@ from .layers import (
 )
 from .loss import cross_entropy_head, cross_entropy_head_backward, cross_entropy_head_forward
 from .machine import fma_peak
+from .quantized import (
+    QuantizedWeight,
+    dequantize,
+    quantize,
+    quantized_feed_forward,
+    quantized_linear,
+)
 from .tables import (
     axial_positions,
     axial_positions_backward,
@@ -49,6 +56,7 @@ from .training import adafactor_step, adamw_step, add_scaled, sum_of_squares
 __all__ = [
     "AttentionCache",
     "AttentionSaved",
+    "QuantizedWeight",
     "adafactor_step",
     "adamw_step",
     "add_scaled",
@@ -60,6 +68,7 @@ __all__ = [
     "cross_entropy_head_backward",
     "cross_entropy_head_forward",
     "cut_share",
+    "dequantize",
     "dropout",
     "dropout_backward",
     "dropout_forward",
@@ -87,5 +96,8 @@ __all__ = [
     "lsh_attention_forward",
     "lsh_hash",
     "lsh_rotations",
+    "quantize",
+    "quantized_feed_forward",
+    "quantized_linear",
     "sum_of_squares",
 ]

@@ -12,6 +12,7 @@ typedef struct {
     int32_t *buckets, factors[2];
     uint8_t *mask;
     rf_activation activation;
+    rf_storage storage;
     rf_attention a;
     rf_strides strides; // of q, k, v and what belongs to them
     double dropout, tolerance;
@@ -323,6 +324,52 @@ static void test_hash(size_t b, size_t h, size_t t, size_t d, size_t r, int f0, 
     check_case(&p, run_hash);
 }
 
+/* Weights in each storage, with every real, bfloat16 number and byte that they may hold. */
+static rf_matrix stored(rf_storage storage, const real *w, size_t rows, size_t columns) {
+    rf_matrix m = {w, NULL, storage};
+    if (storage == RF_REALS) return m;
+    const size_t n = rows * columns;
+    uint16_t *halves = buffer(n * sizeof *halves);
+    int8_t *bytes = buffer(n);
+    real *scale = buffer(rows * sizeof *scale);
+    for (size_t i = 0; i < n; i++) {
+        const float x = (float)w[i];
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        halves[i] = (uint16_t)(bits >> 16);
+        bytes[i] = (int8_t)(w[i] * 30);
+    }
+    for (size_t i = 0; i < rows; i++) scale[i] = (real)(1 + i % 3) / 30;
+    m.data = storage == RF_INT8 ? (void *)bytes : (void *)halves;
+    m.scale = storage == RF_INT8 ? scale : NULL;
+    return m;
+}
+
+static void run_quantized(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
+    const size_t n = p->n, c = p->ci, f = p->f;
+    real *const *in = p->in;
+    const rf_matrix w1 = stored(p->storage, in[1], f, c), w2 = stored(p->storage, in[3], c, f);
+    ops->quantized_linear(run, result(to, 0, n * f, NULL), in[0], &w1, in[2], n, c, f);
+    ops->quantized_linear(run, result(to, 1, n * f, NULL), in[0], &w1, NULL, n, c, f);
+    ops->quantized_feed_forward(run, result(to, 2, n * c, NULL), in[0], &w1, in[2], &w2, in[4], n,
+                                c, f, p->activation,
+                                scratch_of(ops->quantized_feed_forward_workspace(n, f)));
+}
+
+static void test_quantized(size_t n, size_t c, size_t f, rf_activation activation) {
+    for (int storage = RF_REALS; storage <= RF_INT8; storage++) {
+        problem p = {.n = n,
+                     .ci = c,
+                     .f = f,
+                     .activation = activation,
+                     .storage = (rf_storage)storage,
+                     .tolerance = 10 * ROUNDING};
+        const size_t sizes[] = {n * c, f * c, f, c * f, c};
+        for (int i = 0; i < 5; i++) p.in[i] = random_reals(sizes[i]);
+        check_case(&p, run_quantized);
+    }
+}
+
 /* t tokens of b texts, one after another. */
 static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const rf_attention *of = &p->a;
@@ -340,13 +387,17 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
     for (size_t i = 0; i < lists * of->k; i++) buckets[2 * i] = -1, buckets[2 * i + 1] = 0;
     int64_t *rows = buffer(n * sizeof *rows), *positions = buffer(n * sizeof *positions);
     real *const *in = p->in;
+    const rf_matrix wq = stored(p->storage, in[4], h * d, c),
+                    wk = stored(p->storage, in[5], h * d, c);
+    const rf_matrix wv = stored(p->storage, in[6], h * d, c),
+                    wo = stored(p->storage, in[7], c, h * d);
     void *scratch = scratch_of(ops->decode_attention_workspace(run, &a, columns));
     for (size_t t = 0; t < of->t; t++) {
         for (size_t i = 0; i < n; i++) rows[i] = (int64_t)(n - 1 - i), positions[i] = (int64_t)t;
         ops->decode_attention(run, y, keys, values, local ? NULL : buckets, local ? NULL : previous,
-                              in[1] + t * n * c, in[2], in[3], in[4], local ? in[5] : NULL, in[6],
-                              in[7], local ? NULL : in[8], rows, positions, &a, p->factors, 2,
-                              columns, scratch);
+                              in[1] + t * n * c, in[2], in[3], &wq, local ? &wk : NULL, &wv, &wo,
+                              local ? NULL : in[8], rows, positions, &a, p->factors, 2, columns,
+                              scratch);
     }
 }
 
@@ -357,8 +408,11 @@ static void test_decode(rf_attention a, size_t c) {
     const size_t sizes[] = {a.b * c,   a.t * a.b * c, c,
                             c,         width * c,     width * c,
                             width * c, c * width,     width * a.r * (1 + a.k / 4)};
-    for (int i = 0; i < 9; i++) p.in[i] = random_reals(sizes[i]);
-    check_case(&p, run_decode);
+    for (int storage = RF_REALS; storage <= RF_INT8; storage++) {
+        p.storage = (rf_storage)storage;
+        for (int i = 0; i < 9; i++) p.in[i] = random_reals(sizes[i]);
+        check_case(&p, run_decode);
+    }
 }
 
 void test_all(void);
@@ -380,6 +434,8 @@ void test_all(void) {
             what = "feed-forward";
             test_feed_forward(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1), below(9),
                               below(2) * 0.3);
+            what = "quantized layers";
+            test_quantized(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1));
             what = "cross-entropy";
             if (size[2]) test_cross_entropy(size[0], size[1], size[2], below(9));
             what = "LSH hash";
