@@ -17,7 +17,7 @@ from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
 from .probabilities import cross_probabilities, local_probabilities, lsh_probabilities
 
-__all__ = ["CrossAttention", "LSHAttention", "LocalAttention", "Memory"]
+__all__ = ["CrossAttention", "EncoderStates", "LSHAttention", "LocalAttention"]
 
 # the options that an op's scratch depends on, besides the sizes of its arrays
 WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
@@ -519,18 +519,26 @@ class LSHAttention(Attention):
 
 
 @dataclass
-class Memory:
+class EncoderStates:
     """What a decoder attends to: the encoder's final states (b, s, c), their mask (b, s) and, in
     training, their accumulated gradient.
 
     `heads` caches the keys and values (b, h, s, d) of each layer: computed at the first decoding
-    step and reused in later ones.
+    step and reused in later ones. `row_keys` distinguish the rows that the encoder read.
     """
 
     states: np.ndarray
     mask: np.ndarray | None = None
     gradient: np.ndarray | None = None
     heads: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    row_keys: Sequence[str] = ()
+
+    def take_gradient(self) -> np.ndarray:
+        """The gradient; states and gradient are freed with it."""
+        assert self.gradient is not None
+        gradient = self.gradient
+        del self.states, self.gradient
+        return gradient
 
 
 def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
@@ -564,14 +572,19 @@ class CrossAttention(Attention):
     inner = "attention"
 
     def __init__(
-        self, weights: Weights, *, memory: Memory, texts: np.ndarray | None = None, **rest: Any
+        self,
+        weights: Weights,
+        *,
+        encoder: EncoderStates,
+        texts: np.ndarray | None = None,
+        **rest: Any,
     ) -> None:
         super().__init__(weights, attention_mask=None, **rest)
-        self.memory, self.texts = memory, texts
+        self.encoder, self.texts = encoder, texts
 
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, c = x.shape
-        longest = max(t, self.memory.states.shape[1])
+        longest = max(t, self.encoder.states.shape[1])
         return self._sequences(b, t, max(1, self.rows_at_a_time(c) // longest))
 
     def _seen(self, part: Part) -> Any:
@@ -581,19 +594,19 @@ class CrossAttention(Attention):
         return rows if self.texts is None else self.texts[rows]
 
     def _states(self, index: Any) -> np.ndarray:
-        return self.memory.states[index].reshape(-1, self.memory.states.shape[-1])
+        return self.encoder.states[index].reshape(-1, self.encoder.states.shape[-1])
 
     def _rules(self, part: Part) -> dict[str, Any]:
-        mask = self.memory.mask
+        mask = self.encoder.mask
         return self.rules | {
             "attention_mask": None if mask is None else mask[self._seen(part)],
             "dropout_key": self.key("probabilities", part.own.start, part.heads.start),
         }
 
     def _project(self, part: Part, x: np.ndarray) -> list[np.ndarray]:
-        return super()._project(part, x) + self._memory_heads(part, self._seen(part))
+        return super()._project(part, x) + self._encoder_heads(part, self._seen(part))
 
-    def _memory_heads(self, part: Part, index: Any) -> list[np.ndarray]:
+    def _encoder_heads(self, part: Part, index: Any) -> list[np.ndarray]:
         """Keys and values of the encoder states at `index`."""
         states = self._states(index)
         heads = (
@@ -620,7 +633,7 @@ class CrossAttention(Attention):
     ) -> None:
         super()._heads_backward(part, dx, x, dheads[:1])
         index = self._seen(part)
-        states, gradient = self._states(index), self.memory.gradient
+        states, gradient = self._states(index), self.encoder.gradient
         assert gradient is not None
         for name, dhead in zip(("key", "value"), dheads[1:], strict=True):
             dstates = self._project_backward(part, name, states, dhead)
@@ -633,11 +646,11 @@ class CrossAttention(Attention):
         `texts` (n,) are the indices of the encoder states.
         """
         n, heads = len(x), slice(0, self.num_heads)
-        layer, memory = self.weights.prefix, self.memory
-        if layer not in memory.heads:
-            every = slice(0, len(memory.states))
-            whole = Part(len(memory.states), every, (every,), heads)
-            memory.heads[layer] = self._memory_heads(whole, every)
+        layer, encoder = self.weights.prefix, self.encoder
+        if layer not in encoder.heads:
+            every = slice(0, len(encoder.states))
+            whole = Part(len(encoder.states), every, (every,), heads)
+            encoder.heads[layer] = self._encoder_heads(whole, every)
         part = Part(n, slice(0, n), (slice(0, n),), heads)
         normed, _ = self._normed(x)
         q = ops.linear(normed, self._projection_weight("query", part))
@@ -646,8 +659,8 @@ class CrossAttention(Attention):
             # tokens that attend to the same text become the queries of one sequence: the cached
             # keys and values need no copy
             group = Part(some.stop - some.start, rows, (rows,), heads)
-            k, v = (head[some] for head in memory.heads[layer])
-            mask = None if memory.mask is None else memory.mask[some]
+            k, v = (head[some] for head in encoder.heads[layer])
+            mask = None if encoder.mask is None else encoder.mask[some]
             ops.full_attention(
                 self._side_by_side(group, q[rows]), k, v, attention_mask=mask,
                 softcap=self.rules["softcap"],
@@ -657,17 +670,17 @@ class CrossAttention(Attention):
 
     # ---- memory ----
 
-    def _memory_head_bytes(self, part: Part, x: np.ndarray) -> int:
-        return part.sequences * self.memory.states.shape[1] * self._width() * x.itemsize
+    def _encoder_head_bytes(self, part: Part, x: np.ndarray) -> int:
+        return part.sequences * self.encoder.states.shape[1] * self._width() * x.itemsize
 
     def _saved_bytes(self, part: Part, x: np.ndarray) -> int:
-        own, others = self._head_bytes(part, x), self._memory_head_bytes(part, x)
+        own, others = self._head_bytes(part, x), self._encoder_head_bytes(part, x)
         return 2 * own + 2 * others + part.rows * self.num_heads * x.itemsize
 
     def _working_bytes(self, part: Part, x: np.ndarray) -> int:
         c, width = x.shape[-1], self._width()
-        own, others = self._head_bytes(part, x), self._memory_head_bytes(part, x)
-        s, wide = self.memory.states.shape[1:]
+        own, others = self._head_bytes(part, x), self._encoder_head_bytes(part, x)
+        s, wide = self.encoder.states.shape[1:]
         rows = min(part.rows, self.rows_at_a_time(c))
         block, states = rows * c * x.itemsize, part.sequences * s * wide * x.itemsize
         linear, _ = layer_scratch("linear", rows, c, width, dtype=x.dtype)

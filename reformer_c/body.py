@@ -19,7 +19,7 @@ from .activations import WEIGHTED
 from .attention import LocalAttention, LSHAttention
 from .checks import integer
 from .config import ReformerConfig
-from .inputs import Inputs, as_array, own_lengths
+from .inputs import Call, Inputs, as_array, own_lengths
 from .nn import (
     Embeddings,
     FeedForward,
@@ -29,6 +29,7 @@ from .nn import (
     blocks,
     random_key,
 )
+from .outputs import ReformerOutput
 from .precision import in_own_precision
 from .reversible import turns_backward, turns_forward
 from .runtime import underflow_to_zero
@@ -67,16 +68,23 @@ class StepMemory:
         """Their sum: by how much the process grows."""
         return self.streams + self.gradients + self.kept + self.working
 
+    def check(self, free: int | None, tokens: str) -> None:
+        """Raise MemoryError if fewer bytes are free."""
+        if free is not None and self.total > free:
+            raise MemoryError(f"a step of {tokens} takes {self}, and {free / 1e9:.3g} GB are free")
+
     def __str__(self) -> str:
         parts = [f"{name} {value / 1e9:.3g} GB" for name, value in vars(self).items() if value]
         return f"{self.total / 1e9:.3g} GB ({', '.join(parts)})"
 
 
 class Pass:
-    """The body of a model on one batch: embeddings, reversible layers, final norm."""
+    """The body of a model on one batch: embeddings, reversible layers, final norm.
 
-    # prefix of the call's argument names
-    side = ""
+    With ``call.rows_alone`` attention computes each row as if it were alone: at its length without
+    the padding at its end, which otherwise takes part in the circle of chunks as in Hugging Face's
+    models, and with its own number of buckets if evaluation chooses one.
+    """
 
     def __init__(
         self,
@@ -84,33 +92,32 @@ class Pass:
         parameters: Mapping[str, np.ndarray],
         prefix: str,
         inputs: Inputs,
-        *,
-        seed: int,
-        training: bool,
-        num_hashes: int | None = None,
-        num_buckets: int | Sequence[int] | None = None,
-        rotations: Sequence[np.ndarray] | None = None,
+        call: Call,
     ) -> None:
-        self.config, self.inputs, self.training = config, inputs, training
-        self.rotations_given = rotations is not None
-        self.key = partial(random_key, seed)
+        self.config, self.inputs, self.call = config, inputs, call
+        self.key = partial(random_key, call.seed)
         self.gradients: dict[str, np.ndarray] = {}
         # set if the configuration fixes no number and the sequence is hashed
         self.chosen_num_buckets: int | Sequence[int] | None = None
         self.weights = Weights(parameters, self.gradients)
         self.body = body = self.weights.below(prefix)
-        common = {"dropout": config.hidden_dropout_prob if training else 0.0}
+        common = {"dropout": config.hidden_dropout_prob if call.training else 0.0}
         self.embeddings = Embeddings(
             body.below("embeddings."), axial=config.axial_pos_embds,
             key=partial(self.key, "embeddings"), **common,
         )  # fmt: skip
         common["eps"] = config.layer_norm_eps
-        hashing = self._hashing(body[WORDS].dtype, num_hashes, num_buckets, rotations)
+        hashing = self._hashing(body[WORDS].dtype)
         self.layers: list[tuple[Any, ...]] = [
             self._layer(i, kind, body.below(f"encoder.layers.{i}."), common, hashing)
             for i, kind in enumerate(config.layer_types)
         ]
         self.norm = FinalNorm(body.below("encoder.layer_norm."), key=self.key, **common)
+        alone = call.rows_alone
+        if alone is None:
+            alone = self.chosen_num_buckets is not None and call.rotations is None
+        if alone:
+            self._take_rows_alone()
 
     def _layer(
         self, i: int, kind: str, weights: Weights, common: dict, hashing: Iterator[dict]
@@ -121,7 +128,9 @@ class Pass:
             "num_heads": config.num_attention_heads,
             "attention_mask": self.inputs.mask,
             "attention_dropout": (
-                config.attention(kind, "attention_probs_dropout_prob") if self.training else 0.0
+                config.attention(kind, "attention_probs_dropout_prob")
+                if self.call.training
+                else 0.0
             ),
             "chunk_length": config.attention(kind, "attn_chunk_length"),
             "num_chunks_before": config.attention(kind, "num_chunks_before"),
@@ -149,12 +158,11 @@ class Pass:
         )  # fmt: skip
         return attention, feed_forward
 
-    def _hashing(
-        self, dtype: np.dtype, num_hashes: Any, num_buckets: Any, rotations: Any
-    ) -> Iterator[dict]:
+    def _hashing(self, dtype: np.dtype) -> Iterator[dict]:
         """The hashing arguments of each LSH layer."""
         config, count = self.config, self.config.layer_types.count("lsh")
-        name = f"{self.side}rotations"
+        num_hashes, num_buckets = self.call.num_hashes, self.call.num_buckets
+        rotations, name = self.call.rotations, f"{self.call.argument_prefix}rotations"
         if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
             raise TypeError(f"{name}: expected a list of arrays, got {type(rotations).__name__}")
         if rotations is not None and len(rotations) != count:
@@ -208,50 +216,50 @@ class Pass:
             raise ValueError(f"{name}: expected shape {expected}, got {rotation.shape}")
         return rotation.astype(dtype, copy=False)
 
-    def take_rows_alone(self) -> None:
-        """Make attention compute each row as if it were alone: at its length without the padding at
-        its end, which otherwise takes part in the circle of chunks as in Hugging Face's models, and
-        with its own number of buckets if evaluation chooses one."""
+    def _take_rows_alone(self) -> None:
         config = self.config
-        lengths = own_lengths(config, self.inputs, self.training)
+        lengths = own_lengths(config, self.inputs, self.call.training)
         for attention, *_ in self.layers if lengths is not None else ():
             attention.lengths = lengths
-            is_open = config.num_buckets is None and not self.training
+            is_open = config.num_buckets is None and not self.call.training
             if isinstance(attention, LSHAttention) and is_open and attention.rotations is None:
                 attention.choose = partial(
                     ops.choose_num_buckets, chunk_length=attention.rules["chunk_length"],
                     max_position_embeddings=config.max_position_embeddings,
                 )  # fmt: skip
 
-    def choose_num_buckets_by_row(self) -> None:
-        """If evaluation chooses the number of buckets, let each row have that of its own length,
-        computed alone, so that it does not depend on its neighbours in the batch."""
-        if self.chosen_num_buckets is not None and not self.rotations_given:
-            self.take_rows_alone()
-
     # ---- forward ----
 
     @in_own_precision
     @underflow_to_zero()
-    def forward(
-        self, *, differentiate: bool = False, record: bool = False, attentions: bool = False
-    ) -> list[np.ndarray]:
-        """Run the layers. Returns the second stream before and after each layer if `record`."""
-        inputs = self.inputs
+    def forward(self, *, differentiate: bool = False) -> None:
+        """Run the layers."""
+        inputs, record = self.inputs, self.call.requested.hidden_states
         for attention, *_ in self.layers:
-            attention.record = attentions
+            attention.record = self.call.requested.attentions
         y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
         y2 = y1.copy()
-        states = [y2[:, : inputs.t].copy()] if record else []
+        self._hidden_states = [y2[:, : inputs.t].copy()] if record else []
         for layer in self.layers:
             y1, y2 = turns_forward(layer, y1, y2)
             if record:
-                states.append(y2[:, : inputs.t].copy())
+                self._hidden_states.append(y2[:, : inputs.t].copy())
         self.y1, self.y2 = y1, y2
         warn_of_cut(self.config.bucket_cap, self.cut_shares or ())
         if differentiate:
             self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
-        return states
+
+    def describe(self, output: ReformerOutput) -> None:
+        """Fill the requested fields of an output, after `forward`."""
+        requested = self.call.requested
+        if requested.hidden_states:
+            # the second stream, before the first layer and after each
+            output.hidden_states = tuple(self._hidden_states)
+        if requested.attentions:
+            output.attentions = self.attentions
+        output.cut_shares = self.cut_shares
+        if requested.buckets:
+            output.buckets = self.buckets
 
     @in_own_precision
     def plan(self, budget: float, head_bytes: int) -> StepMemory:
@@ -329,6 +337,16 @@ class Pass:
 
     def final_backward(self, rows: slice, dh: np.ndarray, normed: Any) -> None:
         self.norm.backward(*self._flat(self.dy1, self.dy2), rows, dh, normed)
+
+    def states_backward(self, dstates: np.ndarray) -> None:
+        """Fill dy1 and dy2 from the gradient of all final states (b, t, 2 c), if no head does."""
+        if self.inputs.n > self.inputs.t:  # padded in evaluation
+            padding = (0, 0), (0, self.inputs.n - self.inputs.t), (0, 0)
+            dstates = np.pad(dstates, padding)
+        dstates = dstates.reshape(-1, dstates.shape[-1])
+        for rows in self.blocks():
+            _, normed = self.final(rows)
+            self.final_backward(rows, dstates[rows], normed)
 
     def map_final(self, width: int, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """function(final states (rows, 2 c)) -> (rows, width), for all rows: (b, t, width)."""

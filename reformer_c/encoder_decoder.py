@@ -9,116 +9,34 @@ with the depth of either.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from .attention import CrossAttention, Memory
-from .body import Pass, StepMemory, heap_gaps, norm_shapes
-from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
+from .attention import EncoderStates
+from .body import Pass, StepMemory, heap_gaps
+from .calls import Reformer
 from .checks import flag, integer, names_keywords, refuse_unknown
 from .config import ReformerConfig
-from .generation_config import GENERATION_CONFIG, GenerationConfig
-from .heads import LanguageModel, blocks_bytes
-from .inputs import IGNORE, Inputs, check_ids, rows_of
-from .model import Reformer, ReformerModel, ReformerModelWithLMHead
+from .generation_config import GenerationConfig
+from .heads import blocks_bytes
+from .inputs import IGNORE, Call, Inputs, check_ids, rows_of
+from .model import ReformerModel
 from .nn import Joined, Parameters, draw_seed, random_key
-from .outputs import EncoderDecoderOutput, Loss, ReformerOutput
+from .outputs import EncoderDecoderOutput, ReformerOutput, Requested
 from .runtime import available_memory, reuse_memory
-from .weights import HUB_WEIGHTS, Model
+from .text_decoder import TextDecoder
+from .weights import TwoSided
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
 
-SIDES = ("encoder", "decoder")
 
-
-class DecoderPass(Pass):
-    """The body of a decoder, whose layers also attend to the encoder's states."""
-
-    side = "decoder_"
-
-    def __init__(
-        self, *args: Any, memory: Memory, began: np.ndarray | None = None, **rest: Any
-    ) -> None:
-        self._memory, self._began = memory, began
-        super().__init__(*args, **rest)
-
-    def _layer(self, i: int, kind: str, weights: Any, common: dict, hashing: Any) -> tuple:
-        attention, feed_forward = super()._layer(i, kind, weights, common, hashing)
-        cross = CrossAttention(
-            weights.below("cross_attention."), memory=self._memory, texts=self._began,
-            num_heads=self.config.num_attention_heads,
-            attention_dropout=attention.rules["dropout"], softcap=self.config.softcap,
-            key=partial(self.key, "layer", i, "cross attention"), **common,
-        )  # fmt: skip
-        return attention, cross, feed_forward
-
-    def forward(self, *, attentions: bool = False, **rest: Any) -> list[np.ndarray]:
-        for _, cross, _ in self.layers:
-            cross.record = attentions
-        return super().forward(attentions=attentions, **rest)
-
-    @property
-    def cross_attentions(self) -> tuple[np.ndarray, ...]:
-        """What the layers recorded."""
-        t = self.inputs.t
-        recorded = (cross.probabilities for _, cross, _ in self.layers)
-        return tuple(p[:, :, :t] for p in recorded if p is not None)
-
-
-class TextDecoder(ReformerModelWithLMHead):
-    """A causal language model that attends to an encoder's states: see `with_states`."""
-
-    side = DecoderPass.side
-    head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
-    _width: int
-    _memory: Memory | None = None
-    # of each row that is read, what tells it from others
-    _read: Sequence[str] = ()
-
-    def __init__(self, config: ReformerConfig, width: int, dtype: Any) -> None:
-        self._width = width  # of the encoder's final states
-        self._allocate(config, dtype)
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        config, c, shapes = self.config, self.config.hidden_size, super()._shapes()
-        heads = config.num_attention_heads * config.attention_head_size
-        for i in range(len(config.layer_types)):
-            name = f"{self.prefix}encoder.layers.{i}.cross_attention."
-            shapes |= norm_shapes(f"{name}layer_norm", c)
-            for projection in CrossAttention.projections:
-                width = c if projection in CrossAttention.own_projections else self._width
-                shapes[f"{name}{CrossAttention.inner}.{projection}.weight"] = (heads, width)
-            shapes[f"{name}output.dense.weight"] = (c, heads)
-        return shapes
-
-    def with_states(self, memory: Memory) -> TextDecoder:
-        """The same decoder, with the same weights, that looks at this memory."""
-        twin = copy.copy(self)
-        twin._memory = memory
-        return twin
-
-    def _text_key(self, row: int, prompt: np.ndarray) -> str:
-        return self._read[row] + " " + super()._text_key(row, prompt)
-
-    def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> DecoderPass:
-        if self._memory is None:
-            raise TypeError("a decoder alone has nothing to look at: call ReformerEncoderDecoder")
-        parameters = {**self.parameters, **self.buffers}
-        return DecoderPass(
-            self.config, parameters, self.prefix, inputs, memory=self._memory, began=began, **rest
-        )
-
-
-class ReformerEncoderDecoder(Model):
+class ReformerEncoderDecoder(TwoSided):
     """A Reformer from text to text: translation, summaries, answers.
 
     Parameters
@@ -192,7 +110,7 @@ class ReformerEncoderDecoder(Model):
     ) -> None:
         self._allocate(config, config if decoder is None else decoder, dtype)
         seed = draw_seed(rng)
-        for name, side in zip(SIDES, (self.encoder, self.decoder), strict=True):
+        for name, side in self.sides.items():
             side._initialise(side.parameters, random_key(seed, name))
 
     def _allocate(self, config: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
@@ -209,20 +127,10 @@ class ReformerEncoderDecoder(Model):
             for name, array in side.buffers.items()
         }
 
-    def __repr__(self) -> str:
-        count = self.num_parameters()
-        kinds = (", ".join(side.config.layer_types) for side in (self.encoder, self.decoder))
-        layers = " | ".join(kinds)
-        return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {layers}>"
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.encoder.dtype
-
     @property
     def sides(self) -> dict[str, Reformer]:
         """Both models by their names."""
-        return {name: getattr(self, name) for name in SIDES}
+        return {"encoder": self.encoder, "decoder": self.decoder}
 
     @property
     def start_token_id(self) -> int:
@@ -303,84 +211,62 @@ class ReformerEncoderDecoder(Model):
         TypeError, ValueError
             Name the argument and say what was expected.
         """
-        config = self.decoder.config
-        hidden_states = bool(config.output_hidden_states)
-        record = flag("output_hidden_states", output_hidden_states, hidden_states)
-        attentions = flag("output_attentions", output_attentions, bool(config.output_attentions))
-        buckets = flag("output_buckets", output_buckets, False)
-        return_dict = flag("return_dict", return_dict, bool(config.return_dict))
-        read, memory, run, wanted = self._begin(
-            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels,
-            inputs_embeds, num_hashes, rotations, decoder_rotations, draw_seed(rng),
-            training=False, attentions=attentions,
+        requested = Requested.of(
+            self.decoder.config, output_hidden_states, output_attentions, output_buckets,
+            return_dict,
         )  # fmt: skip
-        encoder = ReformerOutput()
-        read.choose_num_buckets_by_row()
-        states = read.forward(record=record, attentions=attentions)
-        encoder.last_hidden_state = self._remember(read, memory)
-        written = run.forward(record=record, attentions=attentions)
-        head = self.decoder.head
-        output = EncoderDecoderOutput(**head.outputs(run), encoder=encoder)
-        if wanted is not None:
-            output.loss = Loss(head.loss(run, wanted, differentiate=False))
-        if record:
-            encoder.hidden_states, output.hidden_states = tuple(states), tuple(written)
-        if attentions:
-            encoder.attentions, output.attentions = read.attentions, run.attentions
-            output.cross_attentions = run.cross_attentions
-        encoder.cut_shares, output.cut_shares = read.cut_shares, run.cut_shares
-        if buckets:
-            encoder.buckets, output.buckets = read.buckets, run.buckets
-        return output if return_dict else output.to_tuple()  # type: ignore[return-value]
+        call = Call(
+            input_ids, attention_mask, None, inputs_embeds, num_hashes, rotations, draw_seed(rng),
+            requested=requested, rows_alone=None,
+        )  # fmt: skip
+        decoder_call = Call(
+            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations,
+            requested=requested,
+        )  # fmt: skip
+        encoder_pass, states, decoder_pass, targets = self._begin(call, decoder_call, labels)
+        encoder = ReformerOutput(last_hidden_state=_encode(encoder_pass, states))
+        encoder_pass.describe(encoder)
+        decoder_pass.forward()
+        output = EncoderDecoderOutput(encoder=encoder)
+        self.decoder._describe(decoder_pass, targets, output)
+        return output if requested.return_dict else output.to_tuple()  # type: ignore[return-value]
 
     def _begin(
-        self, input_ids: Any, attention_mask: Any, decoder_input_ids: Any,
-        decoder_attention_mask: Any, labels: Any, inputs_embeds: Any, num_hashes: Any,
-        rotations: Any, decoder_rotations: Any, seed: int, *, training: bool,
-        attentions: bool = False, needs_loss: bool = False,
-    ) -> tuple[Pass, Memory, DecoderPass, Any]:  # fmt: skip
-        """Check everything; both passes, the memory between them, not filled yet, and labels."""
-        read, memory = self._begin_encoder(
-            input_ids, attention_mask, inputs_embeds, num_hashes, rotations, seed,
-            training=training, attentions=attentions,
-        )  # fmt: skip
+        self, call: Call, decoder_call: Call, labels: Any, *, needs_loss: bool = False
+    ) -> tuple[Pass, EncoderStates, Pass, Any]:
+        """Check all arguments. Returns the encoder's pass, the states that it is to fill, the
+        decoder's pass, and the targets in the form that its head expects."""
+        encoder_pass, states = self._begin_encoder(call)
+        b = encoder_pass.inputs.b
         if needs_loss:
             self._check_labels(labels)
-        if labels is None and decoder_input_ids is None:
-            raise TypeError("decoder_input_ids: expected them, or labels that are to be written")
-        if decoder_input_ids is None:
-            labels, decoder_input_ids, real = self._moved(labels, read.inputs.b)
-            if decoder_attention_mask is None:
-                decoder_attention_mask = real
-        run, wanted = self.decoder.with_states(memory)._begin(
-            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations,
-            random_key(seed, "decoder"), training, {"labels": labels}, needs_loss, attentions,
-        )  # fmt: skip
-        assert isinstance(run, DecoderPass)
-        if run.inputs.b != read.inputs.b:
-            raise ValueError(
-                f"decoder_input_ids: expected {read.inputs.b} rows, as input_ids has, "
-                f"got {run.inputs.b}"
+        if decoder_call.input_ids is None:
+            if labels is None:
+                raise TypeError("decoder_input_ids: expected them, or labels to predict")
+            labels, shifted, real = self._shift_right(labels, b)
+            mask = decoder_call.attention_mask
+            decoder_call = replace(
+                decoder_call, input_ids=shifted, attention_mask=real if mask is None else mask
             )
-        run.take_rows_alone()
-        return read, memory, run, wanted
+        decoder_call = replace(_of_decoder(decoder_call, call.seed, states), rows_alone=True)
+        decoder_pass, targets = self.decoder._begin(
+            decoder_call, {"labels": labels}, needs_loss=needs_loss
+        )
+        _check_rows(decoder_pass.inputs.b, b)
+        return encoder_pass, states, decoder_pass, targets
 
-    def _begin_encoder(
-        self, input_ids: Any, attention_mask: Any, inputs_embeds: Any, num_hashes: Any,
-        rotations: Any, seed: int, *, training: bool, attentions: bool = False,
-    ) -> tuple[Pass, Memory]:  # fmt: skip
-        read, _ = self.encoder._begin(
-            input_ids, attention_mask, None, inputs_embeds, num_hashes, rotations,
-            random_key(seed, "encoder"), training, {}, False, attentions,
-        )  # fmt: skip
-        inputs = read.inputs
+    def _begin_encoder(self, call: Call) -> tuple[Pass, EncoderStates]:
+        """The encoder's pass, and the states that it is to fill."""
+        seed = draw_seed(random_key(call.seed, "encoder"))
+        encoder_pass, _ = self.encoder._begin(replace(call, seed=seed), {})
+        inputs = encoder_pass.inputs
         states = np.empty((inputs.b, inputs.t, 2 * self.encoder.config.hidden_size), self.dtype)
         mask = None if inputs.mask is None else inputs.mask[:, : inputs.t]
-        return read, Memory(states, None if mask is None or mask.all() else mask)
+        return encoder_pass, EncoderStates(states, None if mask is None or mask.all() else mask)
 
-    def _moved(self, labels: Any, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Checked labels, what the decoder reads to write them (they themselves, one place later),
-        and which of that is real: not what the tail of ignored labels would follow."""
+    def _shift_right(self, labels: Any, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Checked labels; the decoder's input, which is the labels one position later; and which
+        of its tokens are real: those up to the last label that is not ignored."""
         config = self.decoder.config
         labels = check_ids("labels", labels, config.vocab_size, ignore=IGNORE)
         rows, t = labels.shape
@@ -390,17 +276,11 @@ class ReformerEncoderDecoder(Model):
             raise ValueError(
                 f"labels: expected 1 to {config.num_positions} tokens (positions), got {t}"
             )
-        moved = np.insert(labels[:, :-1], 0, self.start_token_id, axis=1)
+        shifted = np.insert(labels[:, :-1], 0, self.start_token_id, axis=1)
         counts = labels != IGNORE
         counts[:, 0] = True  # a row has one token at least
         real = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
-        return labels, np.where(moved == IGNORE, config.padding_id, moved), real
-
-    @staticmethod
-    def _remember(read: Pass, memory: Memory) -> np.ndarray:
-        """Fill the memory from a pass that has run forward; the encoder's states."""
-        memory.states[...] = read.map_final(memory.states.shape[-1], lambda h: h)
-        return memory.states
+        return labels, np.where(shifted == IGNORE, config.padding_id, shifted), real
 
     @names_keywords
     def loss(
@@ -421,16 +301,19 @@ class ReformerEncoderDecoder(Model):
 
         The parameters are those of a call, but for what its output is to have.
         """
-        read, memory, run, wanted = self._begin(
-            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels,
-            inputs_embeds, num_hashes, rotations, decoder_rotations, draw_seed(rng),
-            training=False, needs_loss=True,
+        call = Call(
+            input_ids, attention_mask, None, inputs_embeds, num_hashes, rotations, draw_seed(rng),
+            rows_alone=None,
         )  # fmt: skip
-        read.choose_num_buckets_by_row()
-        read.forward()
-        self._remember(read, memory)
-        run.forward()
-        return self.decoder.head.loss(run, wanted, differentiate=False)
+        decoder_call = Call(
+            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations
+        )
+        encoder_pass, states, decoder_pass, targets = self._begin(
+            call, decoder_call, labels, needs_loss=True
+        )
+        _encode(encoder_pass, states)
+        decoder_pass.forward()
+        return self.decoder.head.loss(decoder_pass, targets, differentiate=False)
 
     @names_keywords
     @reuse_memory()
@@ -469,39 +352,34 @@ class ReformerEncoderDecoder(Model):
         MemoryError
             The step takes more memory than is free: with the numbers, and before it starts.
         """
-        read, memory, run, wanted = self._begin(
-            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels,
-            inputs_embeds, num_hashes, rotations, decoder_rotations, draw_seed(rng),
-            training=training, needs_loss=True,
+        training = flag("training", training)
+        call = Call(
+            input_ids, attention_mask, None, inputs_embeds, num_hashes, rotations, draw_seed(rng),
+            training,
         )  # fmt: skip
-        free = available_memory()
-        needed = self._plan(read, memory, run, memory_budget, free)
-        if free is not None and needed.total > free:
-            raise MemoryError(
-                f"a step of {read.inputs.b} x {read.inputs.t} tokens and {run.inputs.t} to write "
-                f"takes {needed}, and {free / 1e9:.3g} GB are free"
-            )
-        self.encoder._keep_num_buckets(read)
-        read.forward(differentiate=True)
-        self._remember(read, memory)
-        memory.gradient = np.zeros_like(memory.states)
-        loss, written = self.decoder._differentiate(run, wanted)
-        # the encoder's states are its final ones, a block of rows after another
-        dstates = memory.gradient
-        if read.inputs.n > read.inputs.t:  # padded in evaluation
-            dstates = np.pad(dstates, ((0, 0), (0, read.inputs.n - read.inputs.t), (0, 0)))
-        dstates = dstates.reshape(-1, dstates.shape[-1])
-        del memory.states, memory.gradient
-        for rows in read.blocks():
-            _, normed = read.final(rows)
-            read.final_backward(rows, dstates[rows], normed)
-        del dstates
-        read.backward()
-        for name, array in self.encoder.parameters.items():
-            if name not in read.gradients:
-                read.gradients[name] = np.zeros_like(array)
-        gradients = {f"encoder.{name}": read.gradients[name] for name in self.encoder.parameters}
-        return loss, gradients | {f"decoder.{name}": array for name, array in written.items()}
+        decoder_call = Call(
+            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations,
+            training=training,
+        )  # fmt: skip
+        encoder_pass, states, decoder_pass, targets = self._begin(
+            call, decoder_call, labels, needs_loss=True
+        )
+        free, inputs = available_memory(), encoder_pass.inputs
+        needed = self._plan(encoder_pass, decoder_pass, memory_budget, free)
+        tokens = f"{inputs.b} x {inputs.t} tokens and {decoder_pass.inputs.t} to write"
+        needed.check(free, tokens)
+        self.encoder._keep_num_buckets(encoder_pass)
+        _encode(encoder_pass, states, differentiate=True)
+        states.gradient = np.zeros_like(states.states)
+        loss = self.decoder._differentiate(decoder_pass, targets)
+        encoder_pass.states_backward(states.take_gradient())
+        encoder_pass.backward()
+        sides = {"encoder": encoder_pass, "decoder": decoder_pass}
+        return loss, {
+            f"{name}.{parameter}": gradient
+            for name, side in self.sides.items()
+            for parameter, gradient in side._gradients(sides[name]).items()
+        }
 
     def count_targets(
         self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any
@@ -519,25 +397,27 @@ class ReformerEncoderDecoder(Model):
             raise TypeError(f"labels: needed for a loss of {type(self).__name__}")
 
     def _plan(
-        self, read: Pass, memory: Memory, run: Pass, budget: float | None, free: int | None
+        self, encoder_pass: Pass, decoder_pass: Pass, budget: float | None, free: int | None
     ) -> StepMemory:
-        """Let layers keep their activations, the decoder's first; what a step takes then.
+        """Let layers keep their activations, the decoder's first; the memory that a step takes.
 
-        `budget` is that of both sides, None: each its own; `free` bytes are there.
+        `budget` is that of both sides; None: each has its own. `free` bytes are available.
         """
-        given = self.decoder._budget(budget, free)
-        writing = run.plan(given, self.decoder.head.loss_bytes(run))
+        own = self.decoder._budget(budget, free)
+        decoder = decoder_pass.plan(own, self.decoder.head.loss_bytes(decoder_pass))
         if budget is None:
-            left = self.encoder._budget(None, None if free is None else free - int(writing.kept))
+            left = self.encoder._budget(None, None if free is None else free - int(decoder.kept))
         else:
-            left = given - writing.kept
-        reading = read.plan(left, blocks_bytes(read, 0))
+            left = own - decoder.kept
+        encoder = encoder_pass.plan(left, blocks_bytes(encoder_pass, 0))
+        assert decoder_pass.call.encoder_states is not None
+        states = decoder_pass.call.encoder_states.states.nbytes
         return StepMemory(
             # and the encoder's states, and their gradient
-            streams=reading.streams + writing.streams + 2 * memory.states.nbytes,
-            gradients=reading.gradients + writing.gradients,
-            kept=reading.kept + writing.kept,
-            working=max(reading.working, writing.working + heap_gaps(memory.states.nbytes)),
+            streams=encoder.streams + decoder.streams + 2 * states,
+            gradients=encoder.gradients + decoder.gradients,
+            kept=encoder.kept + decoder.kept,
+            working=max(encoder.working, decoder.working + heap_gaps(states)),
         )
 
     @names_keywords
@@ -568,25 +448,16 @@ class ReformerEncoderDecoder(Model):
         TypeError, ValueError
             Name the argument and say what was expected.
         """
-        lengths = {"length": length, "decoder_length": decoder_length}
+        batch, c = integer("batch", batch, 1), self.encoder.config.hidden_size
+        call = Call(num_hashes=num_hashes, training=True)
+        encoder_pass = self.encoder._pass_of_length("length", length, batch, call)
         if decoder_length is None:
-            lengths["decoder_length"] = length
-        batch, passes = integer("batch", batch, 1), []
-        for (name, t), side in zip(lengths.items(), (self.encoder, self.decoder), strict=True):
-            t = integer(name, t, 1)
-            if t > side.config.num_positions:
-                raise ValueError(
-                    f"{name}: expected at most {side.config.num_positions} (positions), got {t}"
-                )
-            inputs = Inputs(None, None, np.empty((1, 0)), None, batch, t, t)
-            if side is self.encoder:
-                # as large as the states, and no memory of its own
-                shape = (batch, t, 2 * side.config.hidden_size)
-                states = Memory(np.broadcast_to(self.dtype.type(0), shape))
-            else:
-                side = self.decoder.with_states(states)
-            passes.append(side._pass(inputs, seed=0, training=True, num_hashes=num_hashes))
-        return self._plan(passes[0], states, passes[1], memory_budget, available_memory())
+            decoder_length = length
+        # as large as the states, without memory of its own
+        states = np.broadcast_to(self.dtype.type(0), (batch, encoder_pass.inputs.t, 2 * c))
+        call = replace(call, encoder_states=EncoderStates(states))
+        decoder_pass = self.decoder._pass_of_length("decoder_length", decoder_length, batch, call)
+        return self._plan(encoder_pass, decoder_pass, memory_budget, available_memory())
 
     # ---- writing ----
 
@@ -633,109 +504,56 @@ class ReformerEncoderDecoder(Model):
         TypeError, ValueError
             Name the argument and say what was expected.
         """
-        seed = draw_seed(rng)
-        read, memory = self._begin_encoder(
-            rows_of("input_ids", input_ids), rows_of("attention_mask", attention_mask),
-            inputs_embeds, num_hashes, rotations, seed, training=False,
+        call = Call(
+            rows_of("input_ids", input_ids), rows_of("attention_mask", attention_mask), None,
+            inputs_embeds, num_hashes, rotations, draw_seed(rng), rows_alone=True,
         )  # fmt: skip
+        encoder_pass, states = self._begin_encoder(call)
+        states.row_keys = _row_keys(encoder_pass.inputs)
+        b = encoder_pass.inputs.b
         if decoder_input_ids is None:
             defaults = self.generation_config
             if isinstance(generation_config, GenerationConfig):
                 defaults = generation_config.over(defaults)
-            first = self._start_token(defaults, options)
-            decoder_input_ids = np.full((read.inputs.b, 1), first)
+            decoder_input_ids = np.full((b, 1), self._start_token(defaults, options))
         elif options.get("decoder_start_token_id") is not None:
             raise TypeError("decoder_start_token_id: expected it, or decoder_input_ids")
-        decoder = self.decoder.with_states(memory)
-        decoder._read = _keys_of_rows(read.inputs)
-        read.take_rows_alone()
-        # what is wrong shows before any work
-        prepared = decoder._prepare(
-            decoder_input_ids, decoder_attention_mask, generation_config, num_hashes,
-            decoder_rotations, random_key(seed, "decoder"), options,
-        )  # fmt: skip
-        decoder._check_streamer(streamer, prepared[3].options)
-        if len(prepared[0]) != read.inputs.b:
-            raise ValueError(
-                f"decoder_input_ids: expected {read.inputs.b} rows, as input_ids has, "
-                f"got {len(prepared[0])}"
-            )
-        read.forward()
-        self._remember(read, memory)
-        return decoder._write(streamer, *prepared)
-
-    # ---- files ----
-
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json, with both sides' configurations, and model.safetensors; atomically.
-
-        Raises
-        ------
-        ImportError
-            The safetensors library is not installed (extra ``cli``).
-        """
-        config = {
-            "architectures": [type(self).__name__],
-            "is_encoder_decoder": True,
-            "model_type": "encoder-decoder",
-            "encoder": self.encoder.config.to_dict(),
-            "decoder": self.decoder.config.to_dict(),
-        }
-        tensors = {**self.parameters, **self.buffers}
-        save_model(folder, config, tensors, self.decoder._texts_of_folder())
-
-    @classmethod
-    @names_keywords
-    def from_pretrained(
-        cls, folder: str | os.PathLike, *, dtype: Any = np.float32, revision: str | None = None
-    ) -> ReformerEncoderDecoder:
-        """The model of a folder that `save_pretrained` wrote.
-
-        Parameters
-        ----------
-        folder : path or str
-            Or the name of such a model on the Hugging Face hub.
-        dtype : float32 or float64
-            What the weights are cast to.
-        revision : str, optional
-            Branch, tag or commit on the hub.
-
-        Raises
-        ------
-        FileNotFoundError
-            The folder or one of its files is not there.
-        ValueError
-            The folder holds another model; names the tensors that do not fit.
-        ImportError
-            The safetensors library, or huggingface_hub for a name on the hub, is not installed
-            (extra ``hf``).
-        """
-        always = ["config.json", GENERATION_CONFIG]
-        folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        sides = [config.get(name) if isinstance(config, dict) else None for name in SIDES]
-        encoder, decoder = (
-            ReformerConfig.from_dict(side) if isinstance(side, dict) else None for side in sides
+        decoder_call = Call(
+            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations
         )
-        if encoder is None or decoder is None:
-            raise ValueError(
-                f"folder: the config.json in {os.fspath(folder)!r} has no encoder and decoder"
-            )
-        model = cls.__new__(cls)
-        model._allocate(encoder, decoder, dtype)
-        arrays = {**model.parameters, **model.buffers}
-        message = what_does_not_fit(*load_into(arrays, read_folder(folder), lambda name: name))
-        if message:
-            raise ValueError(
-                f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "
-                f"({message})"
-            )
-        model.decoder._read_texts(folder, {})
-        return model
+        prepared = self.decoder._prepare(
+            _of_decoder(decoder_call, call.seed, states), generation_config, options
+        )
+        self.decoder._check_streamer(streamer, prepared)
+        _check_rows(len(prepared.ids), b)
+        _encode(encoder_pass, states)
+        return self.decoder._write(prepared, streamer)
 
 
-def _keys_of_rows(inputs: Inputs) -> list[str]:
-    """What tells each row that is read from others: its tokens or vectors, without padding."""
+def _of_decoder(call: Call, seed: int, states: EncoderStates) -> Call:
+    """The decoder's part of a call with this seed."""
+    seed = draw_seed(random_key(seed, "decoder"))
+    return replace(call, seed=seed, argument_prefix="decoder_", encoder_states=states)
+
+
+def _check_rows(rows: int, expected: int) -> None:
+    if rows != expected:
+        raise ValueError(
+            f"decoder_input_ids: expected {expected} rows, as input_ids has, got {rows}"
+        )
+
+
+def _encode(
+    encoder_pass: Pass, states: EncoderStates, *, differentiate: bool = False
+) -> np.ndarray:
+    """Run the encoder and fill its final states."""
+    encoder_pass.forward(differentiate=differentiate)
+    states.states[...] = encoder_pass.map_final(states.states.shape[-1], lambda h: h)
+    return states.states
+
+
+def _row_keys(inputs: Inputs) -> list[str]:
+    """Digests of the rows that the encoder reads: of their tokens or vectors, without padding."""
     rows = inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds
     assert rows is not None
     mask = np.ones(rows.shape[:2], bool) if inputs.mask is None else inputs.mask

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from .decode import Decoder, cache_bytes, num_buckets_of
 from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel
-from .inputs import check_ids, check_inputs, check_mask, rows_of
+from .inputs import Call, check_ids, check_inputs, check_mask, rows_of
 from .nn import draw_seed, random_key
 from .weights import Weighted
 
@@ -28,6 +29,18 @@ FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"
 ARGUMENTS = ("input_ids", "attention_mask", "generation_config", "num_hashes", "rotations", "rng")
 GENERATION_FIELDS = GenerationConfig.__dataclass_fields__.keys() - {"extra"}
 OPTIONS = [*ARGUMENTS, *FUNCTIONS, *GENERATION_FIELDS]
+
+
+class Prepared(NamedTuple):
+    """A checked call of `generate`."""
+
+    ids: np.ndarray
+    # without padding
+    prompts: list[np.ndarray]
+    source: Source
+    rules: Rules
+    # of each text
+    draws: list[np.random.Generator]
 
 
 class Generation(Weighted):
@@ -174,17 +187,18 @@ class Generation(Weighted):
         >>> model.generate([[3, 4, 5]], max_new_tokens=4, num_beams=3, rng=0).shape
         (1, 7)
         """
-        prepared = self._prepare(
-            input_ids, attention_mask, generation_config, num_hashes, rotations, rng, options
-        )
-        self._check_streamer(streamer, prepared[3].options)
-        return self._write(streamer, *prepared)
+        call = Call(
+            input_ids, attention_mask, num_hashes=num_hashes, rotations=rotations,
+            seed=draw_seed(rng),
+        )  # fmt: skip
+        prepared = self._prepare(call, generation_config, options)
+        self._check_streamer(streamer, prepared)
+        return self._write(prepared, streamer)
 
-    def _write(
-        self, streamer: Callable[[np.ndarray], Any] | None, ids: np.ndarray,
-        prompts: list[np.ndarray], source: Source, rules: Rules, draws: list[np.random.Generator],
-    ) -> np.ndarray:  # fmt: skip
-        """The rest of `generate`, of what `_prepare` gives."""
+    @staticmethod
+    def _write(prepared: Prepared, streamer: Callable[[np.ndarray], Any] | None) -> np.ndarray:
+        """Generate, after all checks."""
+        ids, prompts, source, rules, draws = prepared
         chosen = rules.options
         if chosen.num_beams > 1:
             found = [row for rows in beam_search(source, prompts, rules, draws) for row in rows]
@@ -223,9 +237,11 @@ class Generation(Weighted):
         >>> len(list(model.stream([[3, 4, 5]], max_new_tokens=4, rng=0)))
         4
         """
-        _, prompts, source, rules, draws = self._prepare(
-            input_ids, attention_mask, generation_config, num_hashes, rotations, rng, options
-        )
+        call = Call(
+            input_ids, attention_mask, num_hashes=num_hashes, rotations=rotations,
+            seed=draw_seed(rng),
+        )  # fmt: skip
+        _, prompts, source, rules, draws = self._prepare(call, generation_config, options)
         if rules.options.num_beams > 1:
             raise ValueError("num_beams: expected 1 for a stream: beams change to the end")
         return stream_tokens(source, prompts, rules, draws)
@@ -242,44 +258,39 @@ class Generation(Weighted):
         size = self.dtype.itemsize
         return cache_bytes(self.config, t, prompt=prompt, batch=batch, itemsize=size)
 
-    def _prepare(
-        self, input_ids: Any, attention_mask: Any, generation_config: Any, num_hashes: Any,
-        rotations: Any, rng: Any, options: dict,
-    ) -> tuple[np.ndarray, list[np.ndarray], Source, Rules, list[np.random.Generator]]:  # fmt: skip
-        """Check everything: the ids, the prompts without padding, what continues them, and each
-        text's draws."""
+    def _prepare(self, call: Call, generation_config: Any, options: dict) -> Prepared:
+        """Check all arguments."""
         refuse_unknown(options, OPTIONS, "generate")
-        if not self.side and options.get("decoder_start_token_id") is not None:
+        if call.encoder_states is None and options.get("decoder_start_token_id") is not None:
             raise TypeError("decoder_start_token_id: belongs to a ReformerEncoderDecoder")
         functions = {name: options.pop(name) for name in FUNCTIONS if name in options}
         defaults = self.generation_config
         if generation_config is not None:
             defaults = _options("generation_config", generation_config).over(defaults)
         first = defaults.token("bos_token_id", options, self.config.vocab_size)
-        ids = self._prompt_ids(input_ids, first)
-        mask = rows_of(f"{self.side}attention_mask", attention_mask)
-        mask = check_mask(mask, len(ids), ids.shape[1], self.side)
+        ids, prefix = self._prompt_ids(call, first), call.argument_prefix
+        mask = rows_of(f"{prefix}attention_mask", call.attention_mask)
+        mask = check_mask(mask, len(ids), ids.shape[1], prefix)
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
         begin = np.array([self.config.padding_id if first is None else first], np.int64)
         prompts = [row if len(row) else begin for row in prompts]
         longest, most = max(map(len, prompts)), self.config.num_positions
         if longest > most:
             raise ValueError(
-                f"{self.side}input_ids: expected at most {most} tokens (positions), got {longest}"
+                f"{prefix}input_ids: expected at most {most} tokens (positions), got {longest}"
             )
         chosen = defaults.resolved(options, ids.shape[1], most - longest, self.config.vocab_size)
         if chosen.pad_token_id is None:
             chosen.pad_token_id = self.config.padding_id
         rules = Rules(chosen, **functions)
-        seed = draw_seed(rng)
-        source = self._source(prompts, chosen, seed, num_hashes, rotations)
+        source = self._source(prompts, chosen, call)
         # beams draw together
         copies = 1 if chosen.num_beams > 1 else chosen.num_return_sequences
-        return ids, prompts, source, rules, self._draws(seed, prompts, copies)
+        return Prepared(ids, prompts, source, rules, self._draws(call, prompts, copies))
 
-    def _prompt_ids(self, input_ids: Any, first: int | None) -> np.ndarray:
+    def _prompt_ids(self, call: Call, first: int | None) -> np.ndarray:
         """Checked ids (b, t) of prompts, or of the token `first` where there are none."""
-        name, v = f"{self.side}input_ids", self.config.vocab_size
+        name, input_ids = f"{call.argument_prefix}input_ids", call.input_ids
         if input_ids is None:
             if first is None:
                 raise TypeError(f"{name}: expected them, or a bos_token_id to begin with")
@@ -288,30 +299,29 @@ class Generation(Weighted):
         assert ids is not None
         if ids.size == 0:
             ids = ids.astype(np.int64)  # an empty list has no integers
-        ids = check_ids(name, ids, v)
+        ids = check_ids(name, ids, self.config.vocab_size)
         if len(ids) == 0:
             raise ValueError(f"{name}: expected at least one row, got shape {ids.shape}")
         return ids
 
     @staticmethod
-    def _check_streamer(streamer: Any, chosen: GenerationConfig) -> None:
+    def _check_streamer(streamer: Any, prepared: Prepared) -> None:
         if streamer is not None and not callable(streamer):
             raise TypeError(f"streamer: expected a function of the new tokens, got {streamer!r}")
-        if streamer is not None and chosen.num_beams > 1:
+        if streamer is not None and prepared.rules.options.num_beams > 1:
             raise ValueError("streamer: expected None with num_beams: beams change to the end")
 
     def _source(
-        self, prompts: Sequence[np.ndarray], chosen: GenerationConfig, seed: int, num_hashes: Any,
-        rotations: Any,
-    ) -> Source:  # fmt: skip
-        """What continues the prompts: texts of one number of buckets together."""
+        self, prompts: Sequence[np.ndarray], chosen: GenerationConfig, call: Call
+    ) -> Source:
+        """What continues the prompts: texts with the same number of buckets together."""
         counts = [num_buckets_of(self.config, len(prompt)) for prompt in prompts]
         kinds = [count for i, count in enumerate(counts) if count not in counts[:i]]
         groups = np.array([kinds.index(count) for count in counts])
         sources: dict[int, Source] = {}
         for group, num_buckets in enumerate(kinds):
             numbers = np.flatnonzero(groups == group)
-            begin = self._beginning(seed, num_buckets, num_hashes, rotations)
+            begin = self._beginning(replace(call, num_buckets=num_buckets))
             longest = max(len(prompts[int(i)]) for i in numbers) + chosen.max_new_tokens
             sources[group] = (
                 Decoder(begin, self.head, longest, numbers) if chosen.use_cache
@@ -319,26 +329,23 @@ class Generation(Weighted):
             )  # fmt: skip
         return sources[0] if len(sources) == 1 else Grouped(groups, sources)
 
-    def _draws(
-        self, seed: int, prompts: Sequence[np.ndarray], copies: int
-    ) -> list[np.random.Generator]:
+    @staticmethod
+    def _draws(call: Call, prompts: Sequence[np.ndarray], copies: int) -> list[np.random.Generator]:
         """A generator for each of `copies` texts of each prompt.
 
-        It follows from the prompt, and from the number of the same prompts before it alone: a row
-        is drawn as it would be without the others.
+        It depends only on the prompt, on the row that the encoder read, if any, and on the number
+        of equal prompts before it: a row is drawn as it would be without the others.
         """
         draws, before = [], Counter[str]()
         for i, prompt in enumerate(prompts):
-            text = self._text_key(i, prompt)
+            text = prompt.tobytes().hex()
+            if call.encoder_states is not None:
+                text = f"{call.encoder_states.row_keys[i]} {text}"
             for _ in range(copies):
-                key = random_key(seed, "sampling", text, before[text])
+                key = random_key(call.seed, "sampling", text, before[text])
                 draws.append(np.random.default_rng(key))
                 before[text] += 1
         return draws
-
-    def _text_key(self, row: int, prompt: np.ndarray) -> str:
-        """What the draws of a row depend on."""
-        return prompt.tobytes().hex()
 
     def _recompute(
         self, begin: Callable[..., Pass], numbers: np.ndarray, ids: np.ndarray, began: np.ndarray
@@ -348,21 +355,13 @@ class Generation(Weighted):
         run.forward()
         return self.head.next_logits(run)
 
-    def _beginning(
-        self, seed: int, num_buckets: Any, num_hashes: Any, rotations: Any
-    ) -> Callable[..., Pass]:
-        """A function of ids (b, t), and of the numbers (b,) of the texts with which they began,
-        that gives a pass over them."""
-        config = self.config
+    def _beginning(self, call: Call) -> Callable[..., Pass]:
+        """A function of ids (b, t), and of the indices (b,) of their prompts, that gives a pass
+        over them."""
 
-        def begin(ids: np.ndarray, began: np.ndarray | None = None) -> Pass:
-            inputs = check_inputs(
-                config, self.dtype, self._pad_vector, ids, None, None, None, False
-            )
-            return self._pass(
-                inputs, began, seed=seed, training=False, num_hashes=num_hashes,
-                num_buckets=num_buckets, rotations=rotations,
-            )  # fmt: skip
+        def begin(ids: np.ndarray, prompt_index: np.ndarray | None = None) -> Pass:
+            own = replace(call, input_ids=ids, attention_mask=None, prompt_index=prompt_index)
+            return self._pass(check_inputs(self.config, self.dtype, self._pad_vector, own), own)
 
         begin(np.zeros((1, 1), np.int64))  # what is wrong with the hashing shows before any work
         return begin

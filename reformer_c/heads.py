@@ -248,7 +248,7 @@ class Classifier(Head):
         """Dropout; it is linear, so the backward pass applies it too."""
         p = run.config.classifier_dropout
         p = run.config.hidden_dropout_prob if p is None else p
-        if not run.training or p == 0.0:
+        if not run.call.training or p == 0.0:
             return x
         return ops.dropout(x, p, key=run.key("classifier", purpose))
 

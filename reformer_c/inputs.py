@@ -1,19 +1,24 @@
-"""What a model is called with: checked, named where it is wrong, and padded where it matters."""
+"""The arguments of a call of a model, and the checked and padded arrays that layers take."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .checks import as_array
 from .config import ReformerConfig
+from .outputs import Requested
+
+if TYPE_CHECKING:
+    from .attention import EncoderStates
 
 __all__ = [
     "IGNORE",
+    "Call",
     "Inputs",
     "as_array",
     "check_ids",
@@ -27,6 +32,35 @@ __all__ = [
 IGNORE = -100
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of one call of a model.
+
+    Each public method makes one; all that runs below it reads them from here.
+    """
+
+    input_ids: Any = None
+    attention_mask: Any = None
+    position_ids: Any = None
+    inputs_embeds: Any = None
+    num_hashes: Any = None
+    rotations: Any = None
+    # of all random choices
+    seed: int = 0
+    training: bool = False
+    requested: Requested = field(default_factory=Requested)
+    # begins the arguments' names in errors
+    argument_prefix: str = ""
+    # in place of the configuration's
+    num_buckets: Any = None
+    # whether each row is computed as if it were alone: see `Pass`; None: if an evaluation chooses
+    # the number of buckets
+    rows_alone: bool | None = False
+    # what a decoder attends to, and for each row the index of its states, if not the row's own
+    encoder_states: EncoderStates | None = None
+    prompt_index: np.ndarray | None = None
+
+
 @dataclass
 class Inputs:
     """Checked inputs, at the length n >= t that the layers run at."""
@@ -38,6 +72,11 @@ class Inputs:
     b: int
     t: int
     n: int
+
+    @classmethod
+    def of_length(cls, b: int, t: int) -> Inputs:
+        """Sizes without tokens, for planning."""
+        return cls(None, None, np.empty((1, 0)), None, b, t, t)
 
 
 def padded_length(config: ReformerConfig, t: int, *, masked: bool) -> int:
@@ -77,20 +116,15 @@ def check_inputs(
     config: ReformerConfig,
     dtype: np.dtype,
     pad: Callable[[], np.ndarray],
-    input_ids: Any,
-    inputs_embeds: Any,
-    attention_mask: Any,
-    position_ids: Any,
-    training: bool,
-    whole_chunks: bool = False,
-    side: str = "",
+    call: Call,
 ) -> Inputs:
     """Checked and, in evaluation, padded inputs; `pad` gives the vector of the pad token.
 
-    `whole_chunks` pads as Hugging Face does even where that changes no number. `side` begins the
-    arguments' names.
+    If attention probabilities are requested, padding is Hugging Face's even where it changes no
+    number.
     """
-    ids_name, vectors_name = f"{side}input_ids", f"{side}inputs_embeds"
+    prefix, input_ids, inputs_embeds = call.argument_prefix, call.input_ids, call.inputs_embeds
+    ids_name, vectors_name = f"{prefix}input_ids", f"{prefix}inputs_embeds"
     if (input_ids is None) == (inputs_embeds is None):
         raise TypeError(f"{ids_name}: expected either {ids_name} or {vectors_name}")
     if input_ids is not None:
@@ -109,9 +143,10 @@ def check_inputs(
     if b == 0 or t == 0:
         name = ids_name if inputs_embeds is None else vectors_name
         raise ValueError(f"{name}: expected at least one row of one token, got shape {(b, t)}")
-    mask = check_mask(attention_mask, b, t, side)
-    positions = check_positions(position_ids, b, t, config.num_positions, side)
-    n = t if training else padded_length(config, t, masked=mask is not None or whole_chunks)
+    mask = check_mask(call.attention_mask, b, t, prefix)
+    positions = check_positions(call.position_ids, b, t, config.num_positions, prefix)
+    whole_chunks = mask is not None or call.requested.attentions
+    n = t if call.training else padded_length(config, t, masked=whole_chunks)
     if n > t:
         more = n - t
         mask = np.pad(np.ones((b, t), bool) if mask is None else mask, ((0, 0), (0, more)))
@@ -149,11 +184,11 @@ def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> 
     return ids.astype(np.int64, copy=False)
 
 
-def check_mask(mask: Any, b: int, t: int, side: str = "") -> np.ndarray | None:
+def check_mask(mask: Any, b: int, t: int, prefix: str = "") -> np.ndarray | None:
     """Booleans (b, t); None where all are True."""
     if mask is None:
         return None
-    name = f"{side}attention_mask"
+    name = f"{prefix}attention_mask"
     mask = as_array(name, mask)
     if mask.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected numbers or booleans, got {mask.dtype}")
@@ -169,20 +204,20 @@ def check_mask(mask: Any, b: int, t: int, side: str = "") -> np.ndarray | None:
         # the second place of a call is that of position_ids in some models of transformers
         raise ValueError(
             f"{name}: expected nonzero for a real token, 0 for another, got position ids: pass "
-            f"them as {side}position_ids"
+            f"them as {prefix}position_ids"
         )
     mask = mask != 0
     return None if mask.all() else mask
 
 
-def check_positions(position_ids: Any, b: int, t: int, count: int, side: str = "") -> np.ndarray:
+def check_positions(position_ids: Any, b: int, t: int, count: int, prefix: str = "") -> np.ndarray:
     if position_ids is None:
         if t > count:
             raise ValueError(
-                f"{side}input_ids: expected at most {count} tokens (positions), got {t}"
+                f"{prefix}input_ids: expected at most {count} tokens (positions), got {t}"
             )
         return np.arange(t)[None]
-    name = f"{side}position_ids"
+    name = f"{prefix}position_ids"
     positions = as_array(name, position_ids)
     if positions.shape not in {(t,), (1, t), (b, t)}:
         raise ValueError(f"{name}: expected shape {(b, t)} or {(t,)}, got {positions.shape}")

@@ -8,9 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from .checks import NamedAttributes, did_you_mean
+from .checks import NamedAttributes, did_you_mean, flag
 
-__all__ = ["EncoderDecoderOutput", "ReformerOutput"]
+__all__ = ["EncoderDecoderOutput", "Loss", "ReformerOutput", "Requested"]
+
+
+@dataclass(frozen=True)
+class Requested:
+    """What the output of a call contains in addition to its result."""
+
+    hidden_states: bool = False
+    attentions: bool = False
+    buckets: bool = False
+    # whether the output is a ReformerOutput, or a tuple of its values
+    return_dict: bool = True
+
+    @classmethod
+    def of(
+        cls, config: Any, hidden_states: Any, attentions: Any, buckets: Any, return_dict: Any
+    ) -> Requested:
+        """From the arguments of a call; the configuration replaces those that are None."""
+        given = {
+            "output_hidden_states": hidden_states, "output_attentions": attentions,
+            "output_buckets": buckets, "return_dict": return_dict,
+        }  # fmt: skip
+        return cls(
+            *(flag(name, x, bool(getattr(config, name, False))) for name, x in given.items())
+        )
 
 
 class Loss(float):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,14 +19,14 @@ from .checks import NamedAttributes, flag, integer, names_keywords, refuse_unkno
 from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG
 from .heads import Head
-from .inputs import Inputs
+from .inputs import Call, Inputs
 from .nn import Parameters, draw_seed, random_key
 from .runtime import underflow_to_zero
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["HUB_WEIGHTS", "Model", "Weighted"]
+__all__ = ["HUB_WEIGHTS", "Model", "TwoSided", "Weighted"]
 
 # constants that old checkpoints hold in addition to the weights
 MASK_CONSTANTS = tuple(
@@ -86,8 +88,6 @@ class Weighted(Model):
 
     # names of the body's weights begin with it
     prefix: ClassVar[str] = "reformer."
-    # the same of a call's arguments
-    side: ClassVar[str] = ""
     head: ClassVar[Head]
     config: ReformerConfig
     dtype: np.dtype
@@ -156,9 +156,9 @@ class Weighted(Model):
             # float32 in every dtype: the values are the same
             array[...] = scale * draw.standard_normal(array.shape, np.float32)
 
-    def _pass(self, inputs: Inputs, began: np.ndarray | None = None, **rest: Any) -> Pass:
-        """`began` (b,): the numbers of the texts with which the inputs began, if they grow."""
-        return Pass(self.config, {**self.parameters, **self.buffers}, self.prefix, inputs, **rest)
+    def _pass(self, inputs: Inputs, call: Call) -> Pass:
+        parameters = {**self.parameters, **self.buffers}
+        return Pass(self.config, parameters, self.prefix, inputs, call)
 
     def _pad_vector(self) -> np.ndarray:
         words = self.parameters[self.prefix + WORDS]
@@ -384,6 +384,97 @@ class Weighted(Model):
         if name.startswith(("embeddings.", "encoder.")):
             return self.prefix + name
         return name
+
+
+class TwoSided(Model):
+    """The weights of an encoder and a decoder, saved and loaded together."""
+
+    @property
+    @abstractmethod
+    def sides(self) -> Mapping[str, Weighted]:
+        """Both models by their names."""
+
+    @abstractmethod
+    def _allocate(self, encoder: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
+        """Allocate both sides."""
+
+    def __repr__(self) -> str:
+        kinds = (", ".join(side.config.layer_types) for side in self.sides.values())
+        count, layers = self.num_parameters(), " | ".join(kinds)
+        return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {layers}>"
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.sides["encoder"].dtype
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write config.json, with both sides' configurations, and model.safetensors; atomically.
+
+        Raises
+        ------
+        ImportError
+            The safetensors library is not installed (extra ``cli``).
+        """
+        config = {
+            "architectures": [type(self).__name__],
+            "is_encoder_decoder": True,
+            "model_type": "encoder-decoder",
+            **{name: side.config.to_dict() for name, side in self.sides.items()},
+        }
+        tensors = {**self.parameters, **self.buffers}
+        save_model(folder, config, tensors, self.sides["decoder"]._texts_of_folder())
+
+    @classmethod
+    @names_keywords
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, dtype: Any = np.float32, revision: str | None = None
+    ) -> Self:
+        """The model of a folder that `save_pretrained` wrote.
+
+        Parameters
+        ----------
+        folder : path or str
+            Or the name of such a model on the Hugging Face hub.
+        dtype : float32 or float64
+            What the weights are cast to.
+        revision : str, optional
+            Branch, tag or commit on the hub.
+
+        Raises
+        ------
+        FileNotFoundError
+            The folder or one of its files is not there.
+        ValueError
+            The folder holds another model; names the tensors that do not fit.
+        ImportError
+            The safetensors library, or huggingface_hub for a name on the hub, is not installed
+            (extra ``hf``).
+        """
+        always = ["config.json", GENERATION_CONFIG]
+        folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sides = [
+            config.get(name) if isinstance(config, dict) else None
+            for name in ("encoder", "decoder")
+        ]
+        encoder, decoder = (
+            ReformerConfig.from_dict(side) if isinstance(side, dict) else None for side in sides
+        )
+        if encoder is None or decoder is None:
+            raise ValueError(
+                f"folder: the config.json in {os.fspath(folder)!r} has no encoder and decoder"
+            )
+        model = cls.__new__(cls)
+        model._allocate(encoder, decoder, dtype)
+        arrays = {**model.parameters, **model.buffers}
+        message = what_does_not_fit(*load_into(arrays, read_folder(folder), lambda name: name))
+        if message:
+            raise ValueError(
+                f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "
+                f"({message})"
+            )
+        model.sides["decoder"]._read_texts(folder, {})
+        return model
 
 
 def _is_of_head(name: str) -> bool:

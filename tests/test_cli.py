@@ -295,7 +295,7 @@ def test_resuming_continues_bit_for_bit(text, tmp_path, optimizer):
 
 
 def test_a_step_that_cannot_fit_is_refused_in_one_line(text, monkeypatch, capsys):
-    monkeypatch.setattr("reformer_c.model.available_memory", lambda: 1_000_000)
+    monkeypatch.setattr("reformer_c.calls.available_memory", lambda: 1_000_000)
     assert main(["train", text, *SMALL, "--steps", "1"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("reformer-c train: error: not enough memory: a step of 1 x 256 tokens")

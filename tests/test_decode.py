@@ -7,6 +7,7 @@ from small_models import random_ids, randomise, small_config
 
 from reformer_c import num_threads, ops
 from reformer_c.decode import Decoder, cache_bytes, num_buckets_of
+from reformer_c.inputs import Call
 from reformer_c.model import ReformerModelWithLMHead
 from reformer_c.nn import draw_seed
 
@@ -56,7 +57,8 @@ def test_with_whole_buckets_every_step_is_the_full_forward_pass(dtype, prompt):
 
 def rotations_of(model, longest, seed):
     """The rotations that generate draws from a seed."""
-    begin = model._beginning(draw_seed(seed), num_buckets_of(model.config, 1), None, None)
+    call = Call(seed=draw_seed(seed), num_buckets=num_buckets_of(model.config, 1))
+    begin = model._beginning(call)
     decoder = Decoder(begin, model.head, longest)
     decoder.start([np.array([0])])
     found = [cache.rotations for cache in decoder._caches if cache.hashes]

@@ -577,7 +577,7 @@ def test_a_step_is_planned_once(monkeypatch):
         planned.append(self)
         return plan(self, *arguments)
 
-    for module in ("encoder_decoder", "model"):
+    for module in ("encoder_decoder", "calls"):
         # what is free is less at each look
         monkeypatch.setattr(
             f"reformer_c.{module}.available_memory",

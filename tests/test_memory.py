@@ -118,11 +118,11 @@ def test_a_budget_keeps_as_many_layers_as_it_has_room_for():
 def test_a_budget_may_be_a_share_of_what_is_free(monkeypatch):
     model = model_of()
     everything = model.memory(42, memory_budget=np.inf).kept
-    monkeypatch.setattr("reformer_c.model.available_memory", lambda: 4 * everything)
+    monkeypatch.setattr("reformer_c.calls.available_memory", lambda: 4 * everything)
     assert model.memory(42, memory_budget=0.25).kept == everything
     assert model.memory(42, memory_budget=0.24).kept < everything
     assert model.memory(42, memory_budget=1).kept == 0  # a byte
-    monkeypatch.setattr("reformer_c.model.available_memory", lambda: None)
+    monkeypatch.setattr("reformer_c.calls.available_memory", lambda: None)
     assert model.memory(42, memory_budget=0.25).kept == 0
 
 
@@ -143,9 +143,9 @@ def test_a_calls_budget_takes_the_place_of_the_configurations():
 def test_a_step_that_cannot_fit_is_refused_with_the_numbers(monkeypatch):
     model, ids = model_of(), random_ids((2, 42))
     needed = model.memory(42, 2)
-    monkeypatch.setattr("reformer_c.model.available_memory", lambda: needed.total)
+    monkeypatch.setattr("reformer_c.calls.available_memory", lambda: needed.total)
     model.loss_and_gradients(ids, labels=ids, rng=0)
-    monkeypatch.setattr("reformer_c.model.available_memory", lambda: needed.total - 1)
+    monkeypatch.setattr("reformer_c.calls.available_memory", lambda: needed.total - 1)
     monkeypatch.setattr("reformer_c.body.Pass.forward", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(MemoryError) as refusal:
         model.loss_and_gradients(ids, labels=ids, rng=0)

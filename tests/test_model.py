@@ -563,11 +563,12 @@ def test_axial_positions_drop_whole_columns_of_their_rectangle():
     model.parameters["embeddings.word_embeddings.weight"][...] = 0
     for i in range(2):
         model.parameters[f"embeddings.position_embeddings.weights.{i}"][...] = 1
-    from reformer_c.inputs import check_inputs
+    from reformer_c.inputs import Call, check_inputs
 
     ids = np.zeros((200, 40), int)
-    inputs = check_inputs(config, model.dtype, None, ids, None, None, None, training=True)
-    run = model._pass(inputs, seed=0, training=True)
+    call = Call(ids, training=True)
+    inputs = check_inputs(config, model.dtype, None, call)
+    run = model._pass(inputs, call)
     x = run.embeddings.forward(ids, None, inputs.positions)
     kept = x.reshape(200, 5, 8, 16)
     assert set(np.unique(kept)) == {0, np.float32(1 / 0.6)}
@@ -1136,7 +1137,7 @@ def test_a_step_that_does_not_begin_chooses_nothing(monkeypatch):
     ids = random_ids((2, 40))
     with pytest.raises(TypeError):
         model.loss_and_gradients(ids, rng=0)
-    monkeypatch.setattr("reformer_c.model.available_memory", lambda: 1)
+    monkeypatch.setattr("reformer_c.calls.available_memory", lambda: 1)
     with pytest.raises(MemoryError):
         model.loss_and_gradients(ids, labels=ids, rng=0)
     assert model.config.num_buckets is None

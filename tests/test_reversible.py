@@ -9,7 +9,7 @@ from small_models import DROPOUT, largest_difference, random_ids, randomise, sma
 
 from reformer_c import ops
 from reformer_c.attention import LSHAttention
-from reformer_c.inputs import check_inputs
+from reformer_c.inputs import Call, check_inputs
 from reformer_c.model import ReformerForMaskedLM, ReformerModelWithLMHead
 from reformer_c.nn import Sublayer
 from reformer_c.reversible import reversible_backward, reversible_forward
@@ -246,10 +246,9 @@ def test_a_seed_repeats_dropout_and_rotations_bit_for_bit():
 @pytest.mark.parametrize("scale", STREAM_DRIFT)
 def test_rebuilt_streams_drift_less_than_the_bound_at_depth_48_with_dropout(scale):
     model = deep(48, initializer_range=scale, num_buckets=None, **DROPOUT)
-    inputs = check_inputs(
-        model.config, model.dtype, None, random_ids((2, 42)), None, None, None, training=True
-    )
-    run = model._pass(inputs, seed=0, training=True)
+    call = Call(random_ids((2, 42)), training=True)
+    inputs = check_inputs(model.config, model.dtype, None, call)
+    run = model._pass(inputs, call)
     x = run.embeddings.forward(inputs.input_ids, None, inputs.positions)
     y1, y2 = reversible_forward(run.layers, x.copy(), x.copy())
     largest = max(np.abs(y1).max(), np.abs(y2).max())
