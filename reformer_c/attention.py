@@ -5,19 +5,27 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import ops
-from .nn import Key, Sublayer, Weights, blocks
+from .nn import Key, Step, Sublayer, Weights, blocks
 from .ops.attention import AttentionSaved, AttentionSpec, attention_scratch
 from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
 from .probabilities import cross_probabilities, local_probabilities, lsh_probabilities
 
-__all__ = ["CrossAttention", "EncoderStates", "LSHAttention", "LocalAttention"]
+__all__ = [
+    "Attention",
+    "CrossAttention",
+    "EncoderStates",
+    "LSHAttention",
+    "LocalAttention",
+    "Observer",
+    "Part",
+]
 
 # the options that an op's scratch depends on, besides the sizes of its arrays
 WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
@@ -45,6 +53,29 @@ class Part(NamedTuple):
         """Rows per sequence, or rows that a stretch sees."""
         return self.rows // self.sequences
 
+    @property
+    def own_length(self) -> int:
+        """Own rows per sequence."""
+        return (self.own.stop - self.own.start) // self.sequences
+
+    @property
+    def lead(self) -> int:
+        """Where the own rows begin among the rows seen."""
+        at = lead = 0
+        for piece in self.seen:
+            if piece.start <= self.own.start < piece.stop:
+                lead = at + self.own.start - piece.start
+            at += piece.stop - piece.start
+        return lead
+
+    def place(self, whole: np.ndarray, values: np.ndarray) -> None:
+        """Copy the own rows of `values` (b, h, t, ...), a part's, to their positions in an array
+        (b, h, n, ...) of all sequences and heads."""
+        first, start = divmod(self.own.start, whole.shape[2])
+        rows, stop = slice(first, first + self.sequences), start + self.own_length
+        own = values[:, :, self.lead : self.lead + self.own_length]
+        whole[rows, self.heads, start:stop, ...] = own
+
     def moved(self, by: int) -> Part:
         """The same part, shifted by `by` rows."""
         own, *seen = (slice(s.start + by, s.stop + by) for s in (self.own, *self.seen))
@@ -60,11 +91,7 @@ class Part(NamedTuple):
 
     def own_blocks(self, size: int) -> Iterator[tuple[slice, slice]]:
         """Like `blocks`, for the own rows only."""
-        at = 0
-        for piece in self.seen:
-            if piece.start <= self.own.start < piece.stop:
-                shift = at - piece.start
-            at += piece.stop - piece.start
+        shift = self.lead - self.own.start
         for rows in blocks(self.own, size):
             yield slice(rows.start + shift, rows.stop + shift), rows
 
@@ -85,6 +112,18 @@ def side_by_side(lengths: np.ndarray, t: int) -> Iterator[tuple[slice, int]]:
             start = stop
 
 
+# called with a part of a layer in the forward pass: with its heads (b, h, t, d), and what the
+# operation saved
+Observer = Callable[["Attention", Part, list[np.ndarray], AttentionSaved], None]
+
+
+@dataclass
+class Attended:
+    """What the operation saved of a part."""
+
+    attention: AttentionSaved
+
+
 class Attention(Sublayer):
     """drop(attend(n w_q', n w_v', ...) w_o'), with heads concatenated along the channels.
 
@@ -97,12 +136,18 @@ class Attention(Sublayer):
     weights : Weights
         The weights with the layer's prefix ``attention.``.
     num_heads : int
+    shape : tuple of int
+        (b, n) of the streams.
     attention_mask : ndarray or None
-        (b, t), nonzero for a real token.
+        (b, n), nonzero for a real token.
     attention_dropout : float
         Dropout of the attention probabilities.
     softcap : float or None
         Soft cap of the scores.
+    lengths : ndarray or None
+        (b,): length of each sequence, if some are shorter than the stream; see `_parts`.
+    observers : sequence of callable
+        See `Observer`.
     rules : keyword arguments
         Passed to the op: chunk_length, num_chunks_before, is_causal ...
     """
@@ -112,29 +157,26 @@ class Attention(Sublayer):
     inner = "self_attention"
     # projections computed from the stream (cross-attention computes the others from the encoder)
     own_projections: tuple[str, ...]
-    # whether the next forward pass records its attention probabilities
-    record = False
-    # (b,): length of each sequence, if some are shorter than the stream; see `_parts`
-    lengths: np.ndarray | None = None
-    # called in the forward pass with the heads (b, h, t, d) and the buckets, if any
-    remember: Callable[[Sequence[np.ndarray], np.ndarray | None], None] | None = None
 
     def __init__(
         self,
         weights: Weights,
         *,
         num_heads: int,
+        shape: tuple[int, int],
         attention_mask: np.ndarray | None,
         attention_dropout: float,
         softcap: float | None,
+        lengths: np.ndarray | None = None,
+        observers: Sequence[Observer] = (),
         eps: float,
         dropout: float,
         key: Key,
         **rules: Any,
     ) -> None:
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
-        self.num_heads, self.mask = num_heads, attention_mask
-        self.probabilities: np.ndarray | None = None
+        self.num_heads, self.shape, self.mask = num_heads, shape, attention_mask
+        self.lengths, self.observers = lengths, observers
         self.rules = rules | {"dropout": attention_dropout, "softcap": softcap}
 
     # ---- parts ----
@@ -143,18 +185,12 @@ class Attention(Sublayer):
         """The parts to compute. With `lengths`, each sequence is cut to its own length, as if it
         were computed alone, and nothing is added to the rows after it."""
         if self.lengths is None:
-            return self._of_one_length(x)
+            return self._split(x)
         return [
             part.moved(rows.start * x.shape[1])
             for rows, n in side_by_side(self.lengths, x.shape[1])
-            for part in self._of_one_length(x[rows, :n])
+            for part in self._split(x[rows, :n])
         ]
-
-    def _of_one_length(self, x: np.ndarray) -> list[Part]:
-        b, t, _ = x.shape
-        if self.record or self.remember is not None:
-            return self._sequences(b, t, b)
-        return self._split(x)
 
     @abstractmethod
     def _split(self, x: np.ndarray) -> list[Part]:
@@ -175,43 +211,29 @@ class Attention(Sublayer):
         key = self.key("probabilities", part.own.start, part.heads.start)
         return self.rules | {"attention_mask": mask, "dropout_key": key}
 
-    def _note(self, part: Part, found: np.ndarray) -> None:
-        """Store a part's probabilities at its position in those of the whole batch."""
-        if self.lengths is None:
-            self.probabilities = found
-            return
-        assert self.mask is not None
-        b, n = self.mask.shape
-        h, k, rounds = self.num_heads, part.length, self.rules.get("num_hashes", 1)
-        m, before, after = (self.rules[name] for name in WINDOW)
-        first = part.own.start // n
-        rows = slice(first, first + part.sequences)
-        whole = n <= m or self.rules.get("scope") == "bucket"
-        chunks = rounds, -(-n // m), m
-        if self.probabilities is None:
-            shape = (n, n) if whole else (rounds * chunks[1], m, (before + 1 + after) * m)
-            self.probabilities = np.zeros((b, h, *shape), found.dtype)
-        if whole:
-            self.probabilities[rows, :, :k, :k] = found
-            return
-        place = self.probabilities.reshape(b, h, *chunks, -1)[rows]
-        if k > m:
-            found = found.reshape(len(found), h, rounds, -1, *found.shape[3:])
-            place[:, :, :, : found.shape[3]] = found
-        else:  # one chunk, in every round
-            place[:, :, :, 0, :k, before * m : before * m + k] = found[:, :, None]
+    @abstractmethod
+    def probabilities(
+        self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
+    ) -> np.ndarray:
+        """The attention probabilities of a part; see `probabilities_shape`."""
+
+    @property
+    @abstractmethod
+    def probabilities_shape(self) -> tuple[int, ...]:
+        """Their shape for all sequences: (b, h, n, keys), or (b, h, rounds, chunks, chunk length,
+        window), where a part's rounds and chunks are one dimension."""
 
     # ---- forward and backward ----
 
-    def _add(self, part: Part, out: np.ndarray, x: np.ndarray, sign: float) -> list:
+    def _add(self, part: Part, out: np.ndarray, x: np.ndarray, sign: float) -> Attended:
         heads = self._project(part, x)
         saved = self._attend(part, heads)
-        if self.remember is not None:
-            self.remember(heads, saved.buckets)
+        for observe in self.observers:
+            observe(self, part, heads, saved)
         attended, weight = self._merged(saved.out), self._output_weight(part)
         for at, rows in part.own_blocks(self.rows_at_a_time(x.shape[-1])):
             self._add_dropped(out, rows, ops.linear(attended[at], weight), sign)
-        return [saved]
+        return Attended(saved)
 
     def _project(self, part: Part, x: np.ndarray) -> list[np.ndarray]:
         """The heads (b, h, t, d) of each projection."""
@@ -225,9 +247,11 @@ class Attention(Sublayer):
         return [self._side_by_side(part, head) for head in heads]
 
     def _backward(
-        self, part: Part, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
+        self, part: Part, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: Attended
     ) -> None:
-        dheads = self._attend_backward(self._output_backward(part, dout, saved[0]), saved.pop())
+        dattended = self._output_backward(part, dout, saved.attention)
+        dheads = self._attend_backward(dattended, saved.attention)
+        del dattended, saved.attention
         self._heads_backward(part, dx, x, [self._merged(dhead) for dhead in dheads])
 
     def _heads_backward(
@@ -314,7 +338,7 @@ class Attention(Sublayer):
         columns = self._columns(part)
         return part.rows * (columns.stop - columns.start) * x.itemsize
 
-    def _working_bytes(self, part: Part, x: np.ndarray) -> int:
+    def _working_bytes(self, part: Part, x: np.ndarray, kept: bool) -> int:
         c, columns, count = x.shape[-1], self._columns(part), len(self.projections)
         rows, width = min(part.rows, self.rows_at_a_time(c)), columns.stop - columns.start
         block, heads = rows * c * x.itemsize, self._head_bytes(part, x)
@@ -329,7 +353,7 @@ class Attention(Sublayer):
         attending = saved + (1 + count) * heads + backward
         # the normalised rows, their gradients by two projections, and layer norm's gradient
         projecting = count * heads + 3 * block + linear
-        if not self.keep:
+        if not kept:
             return max(adding, output, attending, projecting)
         return max(output, attending, projecting) - saved
 
@@ -340,7 +364,44 @@ class Attention(Sublayer):
         """Scratch bytes of the op, forward and backward, for heads (b, h, t, d)."""
 
 
-class LocalAttention(Attention):
+class SelfAttention(Attention):
+    """Attention within a sequence, to chunks of tokens around each other: local or LSH."""
+
+    @property
+    def probabilities_shape(self) -> tuple[int, ...]:
+        m, before, after = (self.rules[name] for name in WINDOW)
+        (b, n), rounds = self.shape, self.rules.get("num_hashes", 1)
+        if n <= m or self.rules.get("scope") == "bucket":
+            return b, self.num_heads, n, n
+        return b, self.num_heads, rounds, -(-n // m), m, (before + 1 + after) * m
+
+    def open_cache(self, b: int, longest: int) -> ops.AttentionCache:
+        h, rules = self.num_heads, self.rules
+        return ops.AttentionCache(
+            b, h, self._width() // h, longest=longest, chunk_length=rules["chunk_length"],
+            num_chunks_before=rules["num_chunks_before"], softcap=rules["softcap"],
+            eps=self.eps, dtype=self.weights.dtype.type, **self._cache_hashing(),
+        )  # fmt: skip
+
+    def _cache_hashing(self) -> dict[str, Any]:
+        """The arguments of a cache that depend on the kind of attention."""
+        return {"scope": "local"}
+
+    def step_add(
+        self, cache: ops.AttentionCache, step: Step, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        cache.step(out, x, *self._step_weights, step.rows, step.positions)
+
+    @cached_property
+    def _step_weights(self) -> tuple[tuple, tuple]:
+        """Layer norm's weights and the projections, in the order of `AttentionCache.step`."""
+        weights = self.weights
+        norm = weights["layer_norm.weight"], weights["layer_norm.bias"]
+        query, *key, value = (weights[f"{self.inner}.{name}.weight"] for name in self.projections)
+        return norm, (query, key[0] if key else None, value, weights["output.dense.weight"])
+
+
+class LocalAttention(SelfAttention):
     """Attention to a token's own chunk and the neighbouring chunks.
 
     A long sequence is computed in stretches of whole chunks, each extended by the chunks around it,
@@ -390,11 +451,12 @@ class LocalAttention(Attention):
         return Part(1, rows(first, last), pieces, slice(0, self.num_heads))
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
-        _, saved = ops.local_attention_forward(*heads, wrap=self.wrap, **self._rules(part))
-        if self.record:
-            rules = self._rules(part)
-            self._note(part, local_probabilities(*heads[:2], wrap=self.wrap, **rules))
-        return saved
+        return ops.local_attention_forward(*heads, wrap=self.wrap, **self._rules(part))[1]
+
+    def probabilities(
+        self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
+    ) -> np.ndarray:
+        return local_probabilities(*heads[:2], wrap=self.wrap, **self._rules(part))
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         return ops.local_attention_backward(dout, saved)
@@ -406,7 +468,7 @@ class LocalAttention(Attention):
         return attention_scratch(AttentionSpec("local", **windows), shape, dtype=dtype)
 
 
-class LSHAttention(Attention):
+class LSHAttention(SelfAttention):
     """Attention among tokens whose shared query-key vectors hash to the same bucket.
 
     The buckets of the forward pass are kept for the backward pass: the recomputed input differs by
@@ -416,27 +478,35 @@ class LSHAttention(Attention):
     would be large, one or a few heads are computed at a time.
 
     `rotations` (h, d, r, s) may be None: they are then drawn from the key `rotations_key`.
+    `choose_num_buckets` maps the length of a sequence to its number of buckets, if that is not the
+    same for all.
     """
 
-    # with `lengths`: maps a length to its number of buckets, if the configuration fixes none
-    choose: Callable[[int], int | Sequence[int]] | None = None
-
+    hashes = True
     projections = own_projections = ("query_key", "value")
-    # maximum bytes of an array of heads (b, h, t, d), unless it holds a single head
-    most_bytes = 2**25
+    # of an array of heads (b, h, t, d), unless it holds a single head
+    max_bytes = 2**25
 
     def __init__(
-        self, weights: Weights, *, rotations: np.ndarray | None, rotations_key: int, **rest: Any
+        self,
+        weights: Weights,
+        *,
+        rotations: np.ndarray | None,
+        rotations_key: int,
+        choose_num_buckets: Callable[[int], int | Sequence[int]] | None = None,
+        **rest: Any,
     ) -> None:
         super().__init__(weights, **rest)
-        self.rotations, self.rotations_key = rotations, rotations_key
-        # buckets (b, h, r, t) of each part after a pass; None if the sequence is a single chunk
-        self._buckets: dict[tuple[int, int], np.ndarray | None] = {}
+        self._drawn, self._rotations_key = rotations, rotations_key
+        self._choose_num_buckets = choose_num_buckets
+        # parts by their first row and head, and after a pass their buckets (b, h, r, t), or None if
+        # the sequence is a single chunk
+        self._buckets: dict[tuple[int, int], tuple[Part, np.ndarray | None]] = {}
 
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, _ = x.shape
         head = t * self._width() // self.num_heads * x.itemsize
-        fitting = self.most_bytes // head
+        fitting = self.max_bytes // head
         if fitting >= self.num_heads:
             return self._sequences(b, t, fitting // self.num_heads)
         heads = list(blocks(slice(0, self.num_heads), max(1, fitting)))
@@ -444,61 +514,64 @@ class LSHAttention(Attention):
         return [Part(1, own, (own,), some) for own in rows for some in heads]
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
-        qk, v = heads
         key = part.own.start, part.heads.start
-        buckets, rules = self._buckets.get(key), self._rules(part)
-        rotations = self._rotations(qk, rules)[part.heads] if buckets is None else None
-        _, saved = ops.lsh_attention_forward(qk, v, buckets=buckets, rotations=rotations, **rules)
-        self._buckets[key] = saved.buckets
-        if self.record:
-            self._note(part, lsh_probabilities(qk, saved.buckets, **rules))
+        _, buckets = self._buckets.get(key, (part, None))
+        rules = self._rules(part)
+        rotations = None
+        if buckets is None:
+            rotations = self._rotations(rules["num_buckets"])[part.heads]
+        _, saved = ops.lsh_attention_forward(*heads, buckets=buckets, rotations=rotations, **rules)
+        self._buckets[key] = part, saved.buckets
         return saved
 
-    def _rules(self, part: Part) -> dict[str, Any]:
-        rules = super()._rules(part)
-        return rules if self.choose is None else rules | {"num_buckets": self.choose(part.length)}
+    def probabilities(
+        self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
+    ) -> np.ndarray:
+        return lsh_probabilities(heads[0], saved.buckets, **self._rules(part))
 
-    def _rotations(self, qk: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
+    def _rules(self, part: Part) -> dict[str, Any]:
+        return super()._rules(part) | {"num_buckets": self._num_buckets(part.length)}
+
+    def _num_buckets(self, length: int) -> Any:
+        choose = self._choose_num_buckets
+        return self.rules["num_buckets"] if choose is None else choose(length)
+
+    def _rotations(self, num_buckets: Any) -> np.ndarray:
         """The rotations of all heads."""
-        if self.rotations is not None:
-            return self.rotations
-        hashing = {name: rules[name] for name in ("num_hashes", "num_buckets")}
+        if self._drawn is not None:
+            return self._drawn
         drawn = ops.lsh_rotations(
-            self.num_heads, qk.shape[-1], rng=self.rotations_key, dtype=qk.dtype, **hashing
-        )
-        if self.choose is None:
-            self.rotations = drawn
+            self.num_heads, self._width() // self.num_heads, num_hashes=self.rules["num_hashes"],
+            num_buckets=num_buckets, rng=self._rotations_key, dtype=self.weights.dtype,
+        )  # fmt: skip
+        if self._choose_num_buckets is None:
+            self._drawn = drawn
         return drawn
 
+    def _cache_hashing(self) -> dict[str, Any]:
+        buckets = self.rules["num_buckets"]
+        return {
+            "scope": self.rules["scope"], "bucket_cap": self.rules["bucket_cap"],
+            "rotations": np.ascontiguousarray(self._rotations(buckets)),
+            "num_buckets": (buckets,) if isinstance(buckets, int) else tuple(buckets),
+        }  # fmt: skip
+
     @property
-    def buckets(self) -> np.ndarray | None:
-        """(b, h, r, t) after a pass; None if the sequence is a single chunk.
+    def buckets(self) -> np.ndarray | None:  # type: ignore[override]
+        """(b, h, r, n) after a pass; None if all sequences are single chunks.
 
         With `lengths`, rows of a single chunk have bucket 0, and padding has the bucket of masked
         tokens.
         """
-        if all(ids is None for ids in self._buckets.values()):
+        (b, n), parts = self.shape, self._buckets.values()
+        if all(ids is None for _, ids in parts):
             return None
-        if self.lengths is not None:
-            return self._buckets_of_lengths()
-        rows: dict[int, list[np.ndarray]] = {}
-        for (start, _), ids in self._buckets.items():
-            assert ids is not None
-            rows.setdefault(start, []).append(ids)
-        return np.concatenate([np.concatenate(heads, axis=1) for heads in rows.values()])
-
-    def _buckets_of_lengths(self) -> np.ndarray:
-        assert self.mask is not None
-        assert self.lengths is not None
-        b, n = self.mask.shape
         found = np.zeros((b, self.num_heads, self.rules["num_hashes"], n), np.int32)
-        for (start, head), ids in self._buckets.items():
+        for part, ids in parts:
             if ids is not None:
-                rows, h, _, k = ids.shape
-                found[start // n : start // n + rows, head : head + h, :, :k] = ids
-        for row, k in enumerate(self.lengths):
-            number = self.rules["num_buckets"] if self.choose is None else self.choose(int(k))
-            found[row, ..., k:] = np.prod(number)
+                part.place(found.swapaxes(2, 3), ids.swapaxes(2, 3))
+        for row, k in enumerate(() if self.lengths is None else self.lengths.tolist()):
+            found[row, ..., k:] = np.prod(self._num_buckets(k))
         return found
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
@@ -511,11 +584,10 @@ class LSHAttention(Attention):
         rules = {name: self.rules[name] for name in names}
         return attention_scratch(AttentionSpec("lsh", shared_qk=True, **rules), shape, dtype=dtype)
 
-    def bucket_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of the bucket ids (b, h, r, t), which are kept from forward to backward."""
-        b, t, _ = shape
-        one_chunk = t <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
-        return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * t
+    def bucket_bytes(self) -> int:
+        b, n = self.shape
+        one_chunk = n <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
+        return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * n
 
 
 @dataclass
@@ -615,13 +687,19 @@ class CrossAttention(Attention):
         return [self._side_by_side(part, head) for head in heads]
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
+        return ops.full_attention_forward(*heads, **self._rules(part))[1]
+
+    def probabilities(
+        self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
+    ) -> np.ndarray:
         rules = self._rules(part)
-        _, saved = ops.full_attention_forward(*heads, **rules)
-        if self.record:
-            self.probabilities = cross_probabilities(
-                heads[0], heads[1], rules["attention_mask"], rules["softcap"]
-            )
-        return saved
+        q, k, _ = heads
+        return cross_probabilities(q, k, rules["attention_mask"], rules["softcap"])
+
+    @property
+    def probabilities_shape(self) -> tuple[int, ...]:
+        b, n = self.shape
+        return b, self.num_heads, n, self.encoder.states.shape[1]
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         dq, dk, dv = ops.full_attention_backward(dout, saved)
@@ -640,27 +718,27 @@ class CrossAttention(Attention):
             ops.add_scaled(gradient[index], dstates.reshape(gradient[index].shape), 1.0)
             del dstates  # free it before the next is allocated
 
-    def step_add(self, out: np.ndarray, x: np.ndarray, texts: np.ndarray) -> None:
-        """Decoding step: add the attention of one new token (n, c) per sequence to `out`.
+    def open_cache(self, b: int, longest: int) -> list[np.ndarray]:
+        """Keys and values of all encoder states; all texts of a call share them."""
+        layer, cached = self.weights.prefix, self.encoder.heads
+        if layer not in cached:
+            every = slice(0, len(self.encoder.states))
+            whole = Part(every.stop, every, (every,), slice(0, self.num_heads))
+            cached[layer] = self._encoder_heads(whole, every)
+        return cached[layer]
 
-        `texts` (n,) are the indices of the encoder states.
-        """
+    def step_add(self, cache: list[np.ndarray], step: Step, out: np.ndarray, x: np.ndarray) -> None:
         n, heads = len(x), slice(0, self.num_heads)
-        layer, encoder = self.weights.prefix, self.encoder
-        if layer not in encoder.heads:
-            every = slice(0, len(encoder.states))
-            whole = Part(len(encoder.states), every, (every,), heads)
-            encoder.heads[layer] = self._encoder_heads(whole, every)
         part = Part(n, slice(0, n), (slice(0, n),), heads)
         normed, _ = self._normed(x)
         q = ops.linear(normed, self._projection_weight("query", part))
         attended = np.empty_like(q)
-        for rows, some in runs(texts):
+        for rows, some in runs(step.prompts):
             # tokens that attend to the same text become the queries of one sequence: the cached
             # keys and values need no copy
             group = Part(some.stop - some.start, rows, (rows,), heads)
-            k, v = (head[some] for head in encoder.heads[layer])
-            mask = None if encoder.mask is None else encoder.mask[some]
+            k, v = (head[some] for head in cache)
+            mask = None if self.encoder.mask is None else self.encoder.mask[some]
             ops.full_attention(
                 self._side_by_side(group, q[rows]), k, v, attention_mask=mask,
                 softcap=self.rules["softcap"],
@@ -677,7 +755,7 @@ class CrossAttention(Attention):
         own, others = self._head_bytes(part, x), self._encoder_head_bytes(part, x)
         return 2 * own + 2 * others + part.rows * self.num_heads * x.itemsize
 
-    def _working_bytes(self, part: Part, x: np.ndarray) -> int:
+    def _working_bytes(self, part: Part, x: np.ndarray, kept: bool) -> int:
         c, width = x.shape[-1], self._width()
         own, others = self._head_bytes(part, x), self._encoder_head_bytes(part, x)
         s, wide = self.encoder.states.shape[1:]
@@ -693,7 +771,7 @@ class CrossAttention(Attention):
         output = saved + own + (block if self.dropout else 0) + linear
         attending = saved + 2 * own + 2 * others + backward
         projecting = own + 2 * others + max(3 * block + linear, states + wider)
-        if not self.keep:
+        if not kept:
             return max(adding, output, attending, projecting)
         return max(output, attending, projecting) - saved
 

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import ops
 from .activations import WEIGHTED
-from .attention import LocalAttention, LSHAttention
+from .attention import LocalAttention, LSHAttention, SelfAttention
 from .checks import integer
 from .config import ReformerConfig
 from .inputs import Call, Inputs, as_array, own_lengths
@@ -24,14 +24,17 @@ from .nn import (
     Embeddings,
     FeedForward,
     FinalNorm,
+    Kept,
+    Sublayer,
     WeightedFeedForward,
     Weights,
     blocks,
     random_key,
 )
+from .observers import Probabilities
 from .outputs import ReformerOutput
 from .precision import in_own_precision
-from .reversible import turns_backward, turns_forward
+from .reversible import alternating_backward, alternating_forward
 from .runtime import underflow_to_zero
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
@@ -78,6 +81,14 @@ class StepMemory:
         return f"{self.total / 1e9:.3g} GB ({', '.join(parts)})"
 
 
+class Plan(NamedTuple):
+    """How a training step uses memory."""
+
+    memory: StepMemory
+    # how many layers keep their activations: the last ones, which the backward pass needs first
+    kept_layers: int
+
+
 class Pass:
     """The body of a model on one batch: embeddings, reversible layers, final norm.
 
@@ -107,25 +118,28 @@ class Pass:
             key=partial(self.key, "embeddings"), **common,
         )  # fmt: skip
         common["eps"] = config.layer_norm_eps
-        hashing = self._hashing(body[WORDS].dtype)
-        self.layers: list[tuple[Any, ...]] = [
-            self._layer(i, kind, body.below(f"encoder.layers.{i}."), common, hashing)
-            for i, kind in enumerate(config.layer_types)
-        ]
-        self.norm = FinalNorm(body.below("encoder.layer_norm."), key=self.key, **common)
+        self._observers, self._probabilities = call.observers, Probabilities()
+        if call.requested.attentions:
+            self._observers = (*call.observers, self._probabilities)
+        self._hashing = self._check_hashing(body[WORDS].dtype)
         alone = call.rows_alone
         if alone is None:
             alone = self.chosen_num_buckets is not None and call.rotations is None
-        if alone:
-            self._take_rows_alone()
+        self._lengths = own_lengths(config, inputs, call.training) if alone else None
+        self.layers: list[tuple[Any, ...]] = [
+            self._layer(i, kind, body.below(f"encoder.layers.{i}."), common)
+            for i, kind in enumerate(config.layer_types)
+        ]
+        self.norm = FinalNorm(body.below("encoder.layer_norm."), key=self.key, **common)
 
-    def _layer(
-        self, i: int, kind: str, weights: Weights, common: dict, hashing: Iterator[dict]
-    ) -> tuple[Any, ...]:
+    def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
         """The branches of a layer: attention, and feed-forward."""
         config, key = self.config, partial(self.key, "layer", i)
         rules = {
             "num_heads": config.num_attention_heads,
+            "shape": (self.inputs.b, self.inputs.n),
+            "lengths": self._lengths,
+            "observers": self._observers,
             "attention_mask": self.inputs.mask,
             "attention_dropout": (
                 config.attention(kind, "attention_probs_dropout_prob")
@@ -140,7 +154,7 @@ class Pass:
             "key": partial(key, "attention"),
         }
         attend = weights.below("attention.")
-        attention: LocalAttention | LSHAttention
+        attention: SelfAttention
         if kind == "local":
             # in a causal model a circle can only repeat chunks: off if strictly causal
             wrap = not (config.is_decoder and config.attention_scope == "bucket")
@@ -149,7 +163,7 @@ class Pass:
             # hash_seed fixes the rotations of all calls
             draw = key if config.hash_seed is None else partial(random_key, config.hash_seed, i)
             attention = LSHAttention(
-                attend, rotations_key=draw("rotations"), **next(hashing), **rules, **common
+                attend, rotations_key=draw("rotations"), **self._hashing_of(i), **rules, **common
             )
         build = WeightedFeedForward if config.activation in WEIGHTED else FeedForward
         feed_forward = build(
@@ -158,9 +172,25 @@ class Pass:
         )  # fmt: skip
         return attention, feed_forward
 
-    def _hashing(self, dtype: np.dtype) -> Iterator[dict]:
-        """The hashing arguments of each LSH layer."""
-        config, count = self.config, self.config.layer_types.count("lsh")
+    def _hashing_of(self, i: int) -> dict[str, Any]:
+        """The hashing arguments of layer i; with rows of several lengths, evaluation chooses the
+        number of buckets for each."""
+        config, rules = self.config, self._hashing[i]
+        fixed = config.num_buckets is not None or self.call.training
+        if self._lengths is None or fixed or rules["rotations"] is not None:
+            return rules
+        return rules | {
+            "choose_num_buckets": partial(
+                ops.choose_num_buckets, chunk_length=config.attention("lsh", "attn_chunk_length"),
+                max_position_embeddings=config.max_position_embeddings,
+            )
+        }  # fmt: skip
+
+    def _check_hashing(self, dtype: np.dtype) -> dict[int, dict[str, Any]]:
+        """The hashing arguments of each LSH layer, by its index."""
+        config = self.config
+        layers = [i for i, kind in enumerate(config.layer_types) if kind == "lsh"]
+        count = len(layers)
         num_hashes, num_buckets = self.call.num_hashes, self.call.num_buckets
         rotations, name = self.call.rotations, f"{self.call.argument_prefix}rotations"
         if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
@@ -172,7 +202,7 @@ class Pass:
         if num_hashes is not None:
             num_hashes = integer("num_hashes", num_hashes, 1)
         if count == 0:
-            return iter(())
+            return {}
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
         hashed = n > m or config.attention_scope == "bucket"
@@ -190,7 +220,7 @@ class Pass:
             "bucket_cap": config.bucket_cap,
         }
         if rotations is None:
-            return iter([rules | {"rotations": None}] * count)
+            return {i: rules | {"rotations": None} for i in layers}
         one_chunk = not hashed and not chosen
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         shape = (
@@ -202,7 +232,10 @@ class Pass:
             self._checked_rotation(f"{name}[{i}]", rotation, shape, dtype)
             for i, rotation in enumerate(rotations)
         ]
-        return iter([rules | {"rotations": None if one_chunk else x} for x in found])
+        return {
+            i: rules | {"rotations": None if one_chunk else rotation}
+            for i, rotation in zip(layers, found, strict=True)
+        }
 
     @staticmethod
     def _checked_rotation(name: str, rotation: Any, shape: tuple, dtype: np.dtype) -> np.ndarray:
@@ -216,32 +249,27 @@ class Pass:
             raise ValueError(f"{name}: expected shape {expected}, got {rotation.shape}")
         return rotation.astype(dtype, copy=False)
 
-    def _take_rows_alone(self) -> None:
-        config = self.config
-        lengths = own_lengths(config, self.inputs, self.call.training)
-        for attention, *_ in self.layers if lengths is not None else ():
-            attention.lengths = lengths
-            is_open = config.num_buckets is None and not self.call.training
-            if isinstance(attention, LSHAttention) and is_open and attention.rotations is None:
-                attention.choose = partial(
-                    ops.choose_num_buckets, chunk_length=attention.rules["chunk_length"],
-                    max_position_embeddings=config.max_position_embeddings,
-                )  # fmt: skip
+    @property
+    def branches(self) -> list[Sublayer]:
+        """Of all layers, in order."""
+        return [branch for layer in self.layers for branch in layer]
 
     # ---- forward ----
 
     @in_own_precision
     @underflow_to_zero()
-    def forward(self, *, differentiate: bool = False) -> None:
-        """Run the layers."""
+    def forward(self, *, differentiate: bool = False, kept_layers: int = 0) -> None:
+        """Run the layers; the last `kept_layers` keep their activations for the backward pass."""
         inputs, record = self.inputs, self.call.requested.hidden_states
-        for attention, *_ in self.layers:
-            attention.record = self.call.requested.attentions
         y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
         y2 = y1.copy()
         self._hidden_states = [y2[:, : inputs.t].copy()] if record else []
-        for layer in self.layers:
-            y1, y2 = turns_forward(layer, y1, y2)
+        first_kept = len(self.layers) - kept_layers
+        self._branches = [
+            layer if i < first_kept else [*map(Kept, layer)] for i, layer in enumerate(self.layers)
+        ]
+        for layer in self._branches:
+            y1, y2 = alternating_forward([branch.forward_add for branch in layer], y1, y2)
             if record:
                 self._hidden_states.append(y2[:, : inputs.t].copy())
         self.y1, self.y2 = y1, y2
@@ -256,54 +284,43 @@ class Pass:
             # the second stream, before the first layer and after each
             output.hidden_states = tuple(self._hidden_states)
         if requested.attentions:
-            output.attentions = self.attentions
+            output.attentions = self._probabilities.layers()
         output.cut_shares = self.cut_shares
         if requested.buckets:
             output.buckets = self.buckets
 
     @in_own_precision
-    def plan(self, budget: float, head_bytes: int) -> StepMemory:
-        """Let as many of the last layers as fit in `budget` bytes keep their activations (the
-        backward pass needs those first). Returns the memory of the step, given that the loss takes
-        `head_bytes`."""
+    def plan(self, budget: float, head_bytes: int) -> Plan:
+        """Plan a training step whose loss takes `head_bytes`, where kept activations may take
+        `budget` bytes."""
         shape = (self.inputs.b, self.inputs.n, self.config.hidden_size)
-        dtype = self.weights.dtype
         # has the shape of a stream for the size queries below, but takes no memory
-        x = np.broadcast_to(dtype.type(0), shape)
-        left = budget
-        for layer in reversed(self.layers):
-            left -= sum(branch.kept_bytes(x) for branch in layer)
-            if left < 0:
-                break
-            for branch in layer:
-                branch.keep = True
-        kept = sum(f.kept_bytes(x) for layer in self.layers for f in layer if f.keep)
+        x = np.broadcast_to(self.weights.dtype.type(0), shape)
+        costs = [sum(branch.kept_bytes(x) for branch in layer) for layer in reversed(self.layers)]
+        kept_layers = int((np.cumsum(costs) <= budget).sum())
+        kept = sum(costs[:kept_layers])
         # the backward pass frees kept activations and adds gradients, layer by layer
         gradients = self.weights.nbytes - self.body.nbytes
         peak, still = kept + gradients + head_bytes, kept
-        for branch in (f for layer in reversed(self.layers) for f in reversed(layer)):
-            gradients += branch.weights.nbytes
-            peak = max(peak, still + gradients + branch.backward_bytes(x))
-            still -= branch.kept_bytes(x) if branch.keep else 0
-        lsh = [f for f, *_ in self.layers if isinstance(f, LSHAttention)]
-        tokens = self.inputs.b * self.inputs.n
-        return StepMemory(
+        for i, layer in enumerate(reversed(self.layers)):
+            for branch in reversed(layer):
+                gradients += branch.weights.nbytes
+                backward = branch.backward_bytes(x, kept=i < kept_layers)
+                peak = max(peak, still + gradients + backward)
+                still -= branch.kept_bytes(x) if i < kept_layers else 0
+        buckets = sum(attention.bucket_bytes() for attention, *_ in self.layers)
+        memory = StepMemory(
             # 16 bytes per token: positions, and labels shifted to the logits that predict them
-            streams=4 * x.nbytes + 16 * tokens + sum(f.bucket_bytes(shape) for f in lsh),
+            streams=4 * x.nbytes + 16 * self.inputs.b * self.inputs.n + buckets,
             gradients=self.weights.nbytes,
             kept=kept,
             working=max(0, peak - kept - self.weights.nbytes) + heap_gaps(x.nbytes),
         )
-
-    @property
-    def attentions(self) -> tuple[np.ndarray, ...]:
-        """The recorded attention probabilities of each layer."""
-        recorded = (attention.probabilities for attention, *_ in self.layers)
-        return tuple(p for p in recorded if p is not None)
+        return Plan(memory, kept_layers)
 
     @property
     def buckets(self) -> tuple[np.ndarray | None, ...]:
-        found = (f.buckets for f, *_ in self.layers if isinstance(f, LSHAttention))
+        found = (f.buckets for f, *_ in self.layers if f.hashes)
         return tuple(None if ids is None else ids[..., : self.inputs.t] for ids in found)
 
     @property
@@ -312,7 +329,7 @@ class Pass:
         cap = self.config.bucket_cap
         if cap is None:
             return None
-        found = (f.buckets for f, *_ in self.layers if isinstance(f, LSHAttention))
+        found = (f.buckets for f, *_ in self.layers if f.hashes)
         mask = self.inputs.mask
         return tuple(
             ops.cut_share(ids, cap, attention_mask=mask) for ids in found if ids is not None
@@ -368,8 +385,8 @@ class Pass:
     def backward(self) -> None:
         """Propagate dy1 and dy2 to the gradients of the body's weights."""
         streams = self.y1, self.y2, self.dy1, self.dy2
-        for layer in reversed(self.layers):
-            streams = turns_backward(layer, *streams)
+        for layer in reversed(self._branches):
+            streams = alternating_backward(layer, *streams)
         self.dy1, self.dy2 = streams[2:]
         del self.y1, self.y2, streams
         # both streams start as the embeddings

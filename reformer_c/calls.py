@@ -287,9 +287,9 @@ class ReformerWithLoss(Reformer):
         )  # fmt: skip
         run, checked = self._begin(call, targets, needs_loss=True)
         free = available_memory()
-        needed = run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
-        needed.check(free, f"{run.inputs.b} x {run.inputs.t} tokens")
-        loss = self._differentiate(run, checked)
+        plan = run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
+        plan.memory.check(free, f"{run.inputs.b} x {run.inputs.t} tokens")
+        loss = self._differentiate(run, checked, plan.kept_layers)
         return loss, self._gradients(run)
 
     def count_targets(
@@ -328,10 +328,10 @@ class ReformerWithLoss(Reformer):
         self._check_given(arguments)
         return self.head.count(self.config, {"input_ids": input_ids, **arguments})
 
-    def _differentiate(self, run: Pass, targets: Any) -> float:
-        """Run a planned pass forward and backward; its loss."""
+    def _differentiate(self, run: Pass, targets: Any, kept_layers: int) -> float:
+        """Run a pass forward and backward; its loss."""
         self._keep_num_buckets(run)
-        run.forward(differentiate=True)
+        run.forward(differentiate=True, kept_layers=kept_layers)
         loss = self.head.loss(run, targets, differentiate=True)
         run.backward()
         return loss
@@ -378,4 +378,5 @@ class ReformerWithLoss(Reformer):
         """
         call = Call(num_hashes=num_hashes, training=True)
         run = self._pass_of_length("length", length, integer("batch", batch, 1), call)
-        return run.plan(self._budget(memory_budget, available_memory()), self.head.loss_bytes(run))
+        budget = self._budget(memory_budget, available_memory())
+        return run.plan(budget, self.head.loss_bytes(run)).memory

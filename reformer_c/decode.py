@@ -16,17 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from . import ops
-from .attention import CrossAttention, LSHAttention
 from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
 from .inputs import padded_length
+from .nn import Step
+from .observers import CacheFill, Caches
 from .precision import in_own_precision
+from .reversible import alternating_forward
 from .runtime import reuse_memory, underflow_to_zero
 
 __all__ = ["Decoder", "cache_bytes", "num_buckets_of"]
@@ -41,13 +42,13 @@ class Decoder:
     Parameters
     ----------
     begin : callable
-        From ids (n, t), and the numbers (n,) of the texts with which they began, to a `Pass` over
-        them.
+        From ids (n, t), the indices (n,) of their prompts, and observers of the attention layers,
+        to a `Pass` over them.
     head : LanguageModel
     longest : int
-        The most tokens that a text will have.
-    numbers : ndarray of int, (n,), optional
-        What `begin` knows the texts by; 0, 1 ... by default.
+        Maximum number of tokens of a text.
+    prompt_index : ndarray of int, (n,), optional
+        The index by which `begin` knows each prompt; 0, 1 ... by default.
 
     Attributes
     ----------
@@ -57,41 +58,45 @@ class Decoder:
 
     def __init__(
         self,
-        begin: Callable[[np.ndarray, np.ndarray], Pass],
+        begin: Callable[[np.ndarray, np.ndarray, tuple[CacheFill, ...]], Pass],
         head: LanguageModel,
         longest: int,
-        numbers: np.ndarray | None = None,
+        prompt_index: np.ndarray | None = None,
     ) -> None:
         self._begin, self._head, self._longest = begin, head, longest
-        self._numbers = numbers
-        self._caches: list[ops.AttentionCache] = []
+        self._first_index = prompt_index
+        self._caches = Caches(0, longest)
+        # of (step, out, x): one of each branch
+        self._functions: list[Callable[..., None]] = []
+
+    @property
+    def caches(self) -> list[ops.AttentionCache]:
+        """Of the self-attention layers."""
+        return [cache for cache in self._caches if isinstance(cache, ops.AttentionCache)]
 
     @property
     def nbytes(self) -> int:
-        return sum(cache.nbytes for cache in self._caches)
+        return sum(cache.nbytes for cache in self.caches)
 
     @property
     def cut_shares(self) -> tuple[float, ...]:
         """Of each LSH layer, the share of pairs that ``config.bucket_cap`` has left out."""
-        return tuple(cache.cut_share for cache in self._caches if cache.hashes)
+        return tuple(cache.cut_share for cache in self.caches if cache.hashes)
 
     @reuse_memory()
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """Logits (n, v) of what follows n texts; those of one length go through a forward pass
         together."""
         self._lengths = np.array([len(text) for text in texts], np.int64)
-        self._began = np.arange(len(texts)) if self._numbers is None else self._numbers
-        self._caches = []
+        index = self._first_index
+        self._prompt_index = np.arange(len(texts)) if index is None else index
+        self._caches, self._functions = Caches(len(texts), self._longest), []
         logits: np.ndarray | None = None
-        for t in np.unique(self._lengths):
+        for t in np.unique(self._lengths).tolist():
             rows = np.flatnonzero(self._lengths == t)
-            run = self._begin(np.stack([texts[int(row)] for row in rows]), self._began[rows])
-            if not self._caches:
-                self._open(run, len(texts))
-            for cache, (attention, *_) in zip(self._caches, run.layers, strict=True):
-                if isinstance(attention, LSHAttention):
-                    attention.rotations = cache.rotations
-                attention.remember = partial(self._fill, cache, rows, int(t))
+            fill = CacheFill(self._caches, rows, t)
+            ids = np.stack([texts[int(row)] for row in rows])
+            run = self._begin(ids, self._prompt_index[rows], (fill,))
             run.forward()
             found = self._head.next_logits(run)
             if logits is None:
@@ -105,44 +110,6 @@ class Decoder:
         self._quiet = self._quiet_steps()
         return logits
 
-    def _open(self, run: Pass, b: int) -> None:
-        """Empty caches, and the layers' weights in the order that a step takes them."""
-        self._layers = []
-        for attention, *others in run.layers:
-            weights, rules = attention.weights, attention.rules
-            norm = (weights["layer_norm.weight"], weights["layer_norm.bias"])
-            names = [f"self_attention.{name}.weight" for name in attention.projections]
-            first, *more = (weights[name] for name in names)
-            key = more[0] if len(more) == 2 else None
-            self._layers.append(
-                ((norm, (first, key, more[-1], weights["output.dense.weight"])), others)
-            )
-            h, d = attention.num_heads, len(first) // attention.num_heads
-            hashing: dict[str, Any] = {"scope": "local"}
-            if isinstance(attention, LSHAttention):
-                hashing = lsh_rules(attention, h, d, first.dtype)
-            self._caches.append(
-                ops.AttentionCache(
-                    b, h, d, longest=self._longest, chunk_length=rules["chunk_length"],
-                    num_chunks_before=rules["num_chunks_before"], softcap=rules["softcap"],
-                    eps=attention.eps, dtype=first.dtype.type, **hashing,
-                )
-            )  # fmt: skip
-
-    @staticmethod
-    def _fill(
-        cache: ops.AttentionCache, rows: np.ndarray, t: int, heads: Sequence[np.ndarray],
-        buckets: np.ndarray | None,
-    ) -> None:  # fmt: skip
-        """Put the first t tokens of a layer's projections into its cache: the rest is padding."""
-        *_, k, v = (x[:, :, :t] for x in heads)
-        if cache.rotations is not None and buckets is None:  # a text of one chunk was not hashed
-            buckets = ops.lsh_hash(
-                k, num_hashes=cache.rotations.shape[2], num_buckets=cache.num_buckets,
-                rotations=cache.rotations,
-            )  # fmt: skip
-        cache.fill(rows, k, v, None if buckets is None else buckets[..., :t])
-
     @property
     def config(self) -> ReformerConfig:
         """Of the model that decodes."""
@@ -155,15 +122,10 @@ class Decoder:
         positions, run = self._lengths[rows], self._run
         y1 = run.embeddings.forward(tokens[None], None, positions[None])[0]
         y2 = y1.copy()
-        for cache, (weights, others) in zip(self._caches, self._layers, strict=True):
-            cache.step(y1, y2, *weights, rows, positions)
-            for branch in others:  # in turn, as `turns_forward` does
-                y1, y2 = y2, y1
-                if isinstance(branch, CrossAttention):
-                    branch.step_add(y1, y2, self._began[rows])
-                else:
-                    branch.forward_add(y1, y2)
-            y1, y2 = y2, y1
+        if not self._functions:
+            self._functions = [partial(f.step_add, self._caches.of(f)) for f in run.branches]
+        step = Step(rows, positions, self._prompt_index[rows])
+        y1, y2 = alternating_forward([partial(add, step) for add in self._functions], y1, y2)
         self._lengths[rows] += 1
         self._quiet -= 1
         if self._quiet < 0:
@@ -174,32 +136,15 @@ class Decoder:
 
     def _quiet_steps(self) -> float:
         """Steps after which nobody has to hear of the cap again."""
-        uncut = min((cache.steps_uncut for cache in self._caches), default=math.inf)
+        uncut = min((cache.steps_uncut for cache in self.caches), default=math.inf)
         return uncut if uncut >= 0 else CUT_STEPS - 1
 
     def take(self, parents: np.ndarray) -> None:
         """Make text i a copy of text parents[i], which began with the same prompt."""
-        most = int(self._lengths.max(initial=0))
-        for cache in self._caches:
-            cache.take(parents, self._prompt, most)
-        self._lengths, self._began = self._lengths[parents], self._began[parents]
-
-
-def lsh_rules(attention: LSHAttention, h: int, d: int, dtype: np.dtype) -> dict:
-    """How an LSH layer's cache hashes: with the rotations that its forward pass draws."""
-    rules = attention.rules
-    buckets = rules["num_buckets"]
-    rotations = attention.rotations
-    if rotations is None:
-        rotations = ops.lsh_rotations(
-            h, d, num_hashes=rules["num_hashes"], num_buckets=buckets,
-            rng=attention.rotations_key, dtype=dtype,
-        )  # fmt: skip
-    factors = (buckets,) if isinstance(buckets, int) else tuple(buckets)
-    return {
-        "scope": rules["scope"], "rotations": np.ascontiguousarray(rotations),
-        "num_buckets": factors, "bucket_cap": rules.get("bucket_cap"),
-    }  # fmt: skip
+        longest = int(self._lengths.max(initial=0))
+        for cache in self.caches:
+            cache.take(parents, self._prompt, longest)
+        self._lengths, self._prompt_index = self._lengths[parents], self._prompt_index[parents]
 
 
 def num_buckets_of(config: ReformerConfig, t: int) -> int | Sequence[int] | None:

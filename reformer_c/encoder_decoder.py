@@ -365,13 +365,13 @@ class ReformerEncoderDecoder(TwoSided):
             call, decoder_call, labels, needs_loss=True
         )
         free, inputs = available_memory(), encoder_pass.inputs
-        needed = self._plan(encoder_pass, decoder_pass, memory_budget, free)
+        needed, kept = self._plan(encoder_pass, decoder_pass, memory_budget, free)
         tokens = f"{inputs.b} x {inputs.t} tokens and {decoder_pass.inputs.t} to write"
         needed.check(free, tokens)
         self.encoder._keep_num_buckets(encoder_pass)
-        _encode(encoder_pass, states, differentiate=True)
+        _encode(encoder_pass, states, differentiate=True, kept_layers=kept[0])
         states.gradient = np.zeros_like(states.states)
-        loss = self.decoder._differentiate(decoder_pass, targets)
+        loss = self.decoder._differentiate(decoder_pass, targets, kept[1])
         encoder_pass.states_backward(states.take_gradient())
         encoder_pass.backward()
         sides = {"encoder": encoder_pass, "decoder": decoder_pass}
@@ -398,27 +398,29 @@ class ReformerEncoderDecoder(TwoSided):
 
     def _plan(
         self, encoder_pass: Pass, decoder_pass: Pass, budget: float | None, free: int | None
-    ) -> StepMemory:
-        """Let layers keep their activations, the decoder's first; the memory that a step takes.
+    ) -> tuple[StepMemory, tuple[int, int]]:
+        """The memory of a step, and how many layers of the encoder and of the decoder keep their
+        activations; the decoder's come first.
 
         `budget` is that of both sides; None: each has its own. `free` bytes are available.
         """
         own = self.decoder._budget(budget, free)
-        decoder = decoder_pass.plan(own, self.decoder.head.loss_bytes(decoder_pass))
+        decoder, of_decoder = decoder_pass.plan(own, self.decoder.head.loss_bytes(decoder_pass))
         if budget is None:
             left = self.encoder._budget(None, None if free is None else free - int(decoder.kept))
         else:
             left = own - decoder.kept
-        encoder = encoder_pass.plan(left, blocks_bytes(encoder_pass, 0))
+        encoder, of_encoder = encoder_pass.plan(left, blocks_bytes(encoder_pass, 0))
         assert decoder_pass.call.encoder_states is not None
         states = decoder_pass.call.encoder_states.states.nbytes
-        return StepMemory(
+        memory = StepMemory(
             # and the encoder's states, and their gradient
             streams=encoder.streams + decoder.streams + 2 * states,
             gradients=encoder.gradients + decoder.gradients,
             kept=encoder.kept + decoder.kept,
             working=max(encoder.working, decoder.working + heap_gaps(states)),
         )
+        return memory, (of_encoder, of_decoder)
 
     @names_keywords
     def memory(
@@ -457,7 +459,7 @@ class ReformerEncoderDecoder(TwoSided):
         states = np.broadcast_to(self.dtype.type(0), (batch, encoder_pass.inputs.t, 2 * c))
         call = replace(call, encoder_states=EncoderStates(states))
         decoder_pass = self.decoder._pass_of_length("decoder_length", decoder_length, batch, call)
-        return self._plan(encoder_pass, decoder_pass, memory_budget, available_memory())
+        return self._plan(encoder_pass, decoder_pass, memory_budget, available_memory())[0]
 
     # ---- writing ----
 
@@ -543,11 +545,9 @@ def _check_rows(rows: int, expected: int) -> None:
         )
 
 
-def _encode(
-    encoder_pass: Pass, states: EncoderStates, *, differentiate: bool = False
-) -> np.ndarray:
+def _encode(encoder_pass: Pass, states: EncoderStates, **options: Any) -> np.ndarray:
     """Run the encoder and fill its final states."""
-    encoder_pass.forward(differentiate=differentiate)
+    encoder_pass.forward(**options)
     states.states[...] = encoder_pass.map_final(states.states.shape[-1], lambda h: h)
     return states.states
 

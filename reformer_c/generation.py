@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from .attention import Observer
 from .body import Pass
 from .checks import names_keywords, refuse_unknown
 from .config import ReformerConfig
@@ -356,11 +357,18 @@ class Generation(Weighted):
         return self.head.next_logits(run)
 
     def _beginning(self, call: Call) -> Callable[..., Pass]:
-        """A function of ids (b, t), and of the indices (b,) of their prompts, that gives a pass
-        over them."""
+        """A function of ids (b, t), the indices (b,) of their prompts, and observers, that gives a
+        pass over them."""
 
-        def begin(ids: np.ndarray, prompt_index: np.ndarray | None = None) -> Pass:
-            own = replace(call, input_ids=ids, attention_mask=None, prompt_index=prompt_index)
+        def begin(
+            ids: np.ndarray,
+            prompt_index: np.ndarray | None = None,
+            observers: tuple[Observer, ...] = (),
+        ) -> Pass:
+            own = replace(
+                call, input_ids=ids, attention_mask=None, prompt_index=prompt_index,
+                observers=observers,
+            )  # fmt: skip
             return self._pass(check_inputs(self.config, self.dtype, self._pad_vector, own), own)
 
         begin(np.zeros((1, 1), np.int64))  # what is wrong with the hashing shows before any work

@@ -14,7 +14,7 @@ from .config import ReformerConfig
 from .outputs import Requested
 
 if TYPE_CHECKING:
-    from .attention import EncoderStates
+    from .attention import EncoderStates, Observer
 
 __all__ = [
     "IGNORE",
@@ -59,6 +59,8 @@ class Call:
     # what a decoder attends to, and for each row the index of its states, if not the row's own
     encoder_states: EncoderStates | None = None
     prompt_index: np.ndarray | None = None
+    # of the self-attention layers
+    observers: tuple[Observer, ...] = ()
 
 
 @dataclass

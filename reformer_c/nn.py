@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,9 @@ __all__ = [
     "FeedForward",
     "FinalNorm",
     "Joined",
+    "Kept",
     "Parameters",
+    "Step",
     "Sublayer",
     "WeightedFeedForward",
     "Weights",
@@ -221,53 +224,68 @@ class Weights:
 # ---- sublayers ----
 
 
+class Step(NamedTuple):
+    """The texts that a decoding step continues, by one token each."""
+
+    # indices (n,) of the texts in the caches
+    rows: np.ndarray
+    # (n,): the new tokens' positions
+    positions: np.ndarray
+    # (n,): which prompts the texts continue
+    prompts: np.ndarray
+
+
 class Sublayer(ABC):
     """A branch of a reversible layer: y = drop(function(layer_norm(x))), added to a stream.
 
     It works on one part of the streams at a time and normalises rows when it needs them, so no
-    further array of the streams' size is allocated. With `keep`, forward_add stores what `_add`
-    saved and a copy of the stream, and backward_add recomputes nothing.
+    further array of the streams' size is allocated.
     """
 
-    keep = False
+    # bucket ids of the last forward pass, if the sublayer hashes
+    hashes = False
+    buckets: np.ndarray | None = None
 
     def __init__(self, weights: Weights, *, eps: float, dropout: float, key: Key) -> None:
         self.weights, self.eps, self.dropout, self.key = weights, eps, dropout, key
-        self._kept: tuple[np.ndarray, list[list]] | None = None
 
     def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
-        before, kept = out.copy() if self.keep else None, []
         for part in self._parts(x):
-            saved = self._add(part, rows_of(out), rows_of(x), 1.0)
-            if self.keep:
-                kept.append(saved)
-        if before is not None:
-            self._kept = before, kept
+            self._add(part, rows_of(out), rows_of(x), 1.0)
 
     def backward_add(
         self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
     ) -> None:
-        kept = None
-        if self._kept is not None:
-            before, kept = self._kept
-            self._kept = None
-            out[...] = before
-            del before
         parts = self._parts(x)
         dx, dout, out, x = map(rows_of, (dx, dout, out, x))
-        for i, part in enumerate(parts):
-            if kept is None:
-                self._rebuild(part, dx, dout, out, x)
-            else:
-                self._backward(part, dx, dout, x, kept[i])
+        for part in parts:
+            self._rebuild(part, dx, dout, out, x)
+
+    # ---- decoding ----
+
+    def open_cache(self, b: int, longest: int) -> Any:
+        """What decoding steps need of the past tokens of b texts, of at most `longest` tokens."""
+        return None
+
+    def step_add(self, cache: Any, step: Step, out: np.ndarray, x: np.ndarray) -> None:
+        """Add the value of one new token (n, c) of each text to `out`."""
+        self.forward_add(out, x)
+
+    # ---- memory ----
 
     def kept_bytes(self, x: np.ndarray) -> int:
-        """Bytes that `keep` costs for a stream like x."""
+        """Bytes that `Kept` adds for a stream like x."""
         return x.nbytes + sum(self._saved_bytes(part, x) for part in self._parts(x))
 
-    def backward_bytes(self, x: np.ndarray) -> int:
+    def backward_bytes(self, x: np.ndarray, *, kept: bool) -> int:
         """Peak bytes of `backward_add` for a stream like x, not counting what is already kept."""
-        return max(self._working_bytes(part, x) for part in self._parts(x))
+        return max(self._working_bytes(part, x, kept) for part in self._parts(x))
+
+    def bucket_bytes(self) -> int:
+        """Bytes of the bucket ids, which are kept from forward to backward."""
+        return 0
+
+    # ---- parts ----
 
     @staticmethod
     def rows_at_a_time(c: int) -> int:
@@ -307,24 +325,50 @@ class Sublayer(ABC):
         """The units of work; they depend on sizes only."""
 
     @abstractmethod
-    def _add(self, part: Any, out: np.ndarray, x: np.ndarray, sign: float) -> list:
+    def _add(self, part: Any, out: np.ndarray, x: np.ndarray, sign: float) -> Any:
         """Add the part's value, times `sign`, to the rows of `out` (n, c). Returns what `_backward`
         needs."""
 
     @abstractmethod
     def _backward(
-        self, part: Any, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
+        self, part: Any, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: Any
     ) -> None:
-        """Add the part's gradient to the rows of dx. Pops entries from `saved`, to free memory
-        early."""
+        """Add the part's gradient to the rows of dx. Deletes attributes of `saved` after their last
+        use, to free memory early."""
 
     @abstractmethod
     def _saved_bytes(self, part: Any, x: np.ndarray) -> int:
         """Bytes of what `_add` returns."""
 
     @abstractmethod
-    def _working_bytes(self, part: Any, x: np.ndarray) -> int:
+    def _working_bytes(self, part: Any, x: np.ndarray, kept: bool) -> int:
         """Peak bytes of the part's backward pass, not counting what is kept."""
+
+
+class Kept:
+    """A sublayer that keeps its activations: the stream before it, and what its parts saved.
+
+    The backward pass restores the stream and recomputes nothing.
+    """
+
+    def __init__(self, sublayer: Sublayer) -> None:
+        self._sublayer = sublayer
+
+    def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
+        layer = self._sublayer
+        self._before = out.copy()
+        self._saved = [layer._add(p, rows_of(out), rows_of(x), 1.0) for p in layer._parts(x)]
+
+    def backward_add(
+        self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        out[...] = self._before
+        del self._before
+        parts = self._sublayer._parts(x)
+        dx, dout, x = map(rows_of, (dx, dout, x))
+        for part, saved in zip(parts, self._saved, strict=True):
+            self._sublayer._backward(part, dx, dout, x, saved)
+        del self._saved
 
 
 def blocks(rows: slice, size: int) -> Iterator[slice]:
@@ -336,6 +380,14 @@ def blocks(rows: slice, size: int) -> Iterator[slice]:
 def rows_of(x: np.ndarray) -> np.ndarray:
     """(b, t, c) -> (b t, c), a view."""
     return x.reshape(-1, x.shape[-1])
+
+
+@dataclass
+class Normed:
+    """Normalised rows, and what the gradient of layer norm needs."""
+
+    n: np.ndarray
+    normed: Any
 
 
 class FeedForward(Sublayer):
@@ -354,16 +406,18 @@ class FeedForward(Sublayer):
         c = x.shape[-1]
         return list(blocks(slice(0, x.size // c), self.rows_at_a_time(c)))
 
-    def _add(self, part: slice, out: np.ndarray, x: np.ndarray, sign: float) -> list:
+    def _add(self, part: slice, out: np.ndarray, x: np.ndarray, sign: float) -> Normed:
         n, normed = self._normed(x[part])
         self._add_dropped(out, part, self._value(n, part.start), sign)
-        return [normed, n]
+        return Normed(n, normed)
 
     def _backward(
-        self, part: slice, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list
+        self, part: slice, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: Normed
     ) -> None:
-        dn = self._value_backward(self._undropped(dout, part), saved.pop(), part.start)
-        self._add_normed_gradient(dx[part], dn, saved.pop())
+        dn = self._value_backward(self._undropped(dout, part), saved.n, part.start)
+        del saved.n
+        self._add_normed_gradient(dx[part], dn, saved.normed)
+        del saved.normed
 
     def _rebuild(
         self, part: slice, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
@@ -403,7 +457,7 @@ class FeedForward(Sublayer):
         # the normalised rows, their mean and standard deviation
         return (part.stop - part.start) * (x.shape[-1] + 2) * x.itemsize
 
-    def _working_bytes(self, part: slice, x: np.ndarray) -> int:
+    def _working_bytes(self, part: slice, x: np.ndarray, kept: bool) -> int:
         c, rows = x.shape[-1], part.stop - part.start
         block = rows * c * x.itemsize
         _, backward = layer_scratch(
@@ -413,7 +467,7 @@ class FeedForward(Sublayer):
         # dn, then either scratch or, in layer norm's backward, the gradient of the stream
         back = (block if self.dropout else 0) + block + max(backward, block)
         # if not kept, the normalised rows and the output are recomputed
-        return back if self.keep else self._saved_bytes(part, x) + block + back
+        return back if kept else self._saved_bytes(part, x) + block + back
 
 
 class WeightedFeedForward(FeedForward):
@@ -463,13 +517,13 @@ class WeightedFeedForward(FeedForward):
             ops.dropout(h, self.dropout, key=self.key("hidden", first), out=h)
         return h
 
-    def _working_bytes(self, part: slice, x: np.ndarray) -> int:
+    def _working_bytes(self, part: slice, x: np.ndarray, kept: bool) -> int:
         rows, f = part.stop - part.start, len(self.weights[self.names[0]])
         arrays = WEIGHTED[self.activation].arrays
         hidden = arrays * min(rows, self._hidden_rows()) * f * x.itemsize
         block = rows * x.shape[-1] * x.itemsize
         back = (3 if self.dropout else 2) * block + hidden
-        return back if self.keep else self._saved_bytes(part, x) + block + back
+        return back if kept else self._saved_bytes(part, x) + block + back
 
     def _values(self) -> dict[str, float]:
         """Weights and constants of the activation, by name."""

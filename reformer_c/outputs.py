@@ -28,12 +28,11 @@ class Requested:
         cls, config: Any, hidden_states: Any, attentions: Any, buckets: Any, return_dict: Any
     ) -> Requested:
         """From the arguments of a call; the configuration replaces those that are None."""
-        given = {
-            "output_hidden_states": hidden_states, "output_attentions": attentions,
-            "output_buckets": buckets, "return_dict": return_dict,
-        }  # fmt: skip
         return cls(
-            *(flag(name, x, bool(getattr(config, name, False))) for name, x in given.items())
+            flag("output_hidden_states", hidden_states, bool(config.output_hidden_states)),
+            flag("output_attentions", attentions, bool(config.output_attentions)),
+            flag("output_buckets", buckets, False),
+            flag("return_dict", return_dict, bool(config.return_dict)),
         )
 
 

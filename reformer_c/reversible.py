@@ -5,12 +5,18 @@ Reformer (Kitaev et al. 2020), section 3, after the reversible residual network 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-__all__ = ["Branch", "reversible_backward", "reversible_forward", "turns_backward", "turns_forward"]
+__all__ = [
+    "Branch",
+    "alternating_backward",
+    "alternating_forward",
+    "reversible_backward",
+    "reversible_forward",
+]
 
 
 class Branch(Protocol):
@@ -158,40 +164,27 @@ def reversible_backward(
 # ---- layers of any number of branches ----
 
 
-class _Zero:
-    """A branch that adds nothing, to pair with the last of an odd number of branches."""
-
-    def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
-        pass
-
-    def backward_add(
-        self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
-    ) -> None:
-        pass
-
-
-def _in_pairs(branches: Sequence[Branch]) -> list[tuple[Branch, Branch]]:
-    padded = [*branches, _Zero()]
-    return [(padded[i], padded[i + 1]) for i in range(0, len(branches), 2)]
-
-
-def turns_forward(
-    branches: Sequence[Branch], x1: np.ndarray, x2: np.ndarray
+def alternating_forward(
+    functions: Sequence[Callable[[np.ndarray, np.ndarray], None]], x1: np.ndarray, x2: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Branches add to the two streams alternately, in place. The second stream returned is the one
-    that was updated last."""
-    reversible_forward(_in_pairs(branches), x1, x2)
-    return (x2, x1) if len(branches) % 2 else (x1, x2)
+    """Functions of (out, x) add to the two streams alternately, in place. The second stream
+    returned is the one that was updated last."""
+    for add in functions:
+        add(x1, x2)
+        x1, x2 = x2, x1
+    return x1, x2
 
 
-def turns_backward(
+def alternating_backward(
     branches: Sequence[Branch],
     y1: np.ndarray,
     y2: np.ndarray,
     dy1: np.ndarray,
     dy2: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Differentiate `turns_forward`: its inputs and their gradients, written into the arguments."""
-    if len(branches) % 2:
+    """Differentiate `alternating_forward` of the branches' `forward_add`: its inputs and their
+    gradients, written into the arguments."""
+    for branch in reversed(branches):
+        branch.backward_add(dy1, dy2, y2, y1)
         y1, y2, dy1, dy2 = y2, y1, dy2, dy1
-    return reversible_backward(_in_pairs(branches), y1, y2, dy1, dy2)
+    return y1, y2, dy1, dy2

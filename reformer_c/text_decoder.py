@@ -11,6 +11,8 @@ from .config import ReformerConfig
 from .heads import LanguageModel
 from .inputs import Call, Inputs
 from .model import ReformerModelWithLMHead
+from .nn import Weights
+from .observers import Probabilities
 from .outputs import EncoderDecoderOutput, ReformerOutput
 
 __all__ = ["TextDecoder"]
@@ -19,24 +21,28 @@ __all__ = ["TextDecoder"]
 class DecoderPass(Pass):
     """The body of a decoder: three branches per layer, cross-attention between the others."""
 
-    def _layer(self, i: int, kind: str, weights: Any, common: dict, hashing: Any) -> tuple:
-        attention, feed_forward = super()._layer(i, kind, weights, common, hashing)
+    def __init__(self, *arguments: Any) -> None:
+        self._cross_probabilities = Probabilities()
+        super().__init__(*arguments)
+
+    def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
+        attention, feed_forward = super()._layer(i, kind, weights, common)
         encoder = self.call.encoder_states
         assert encoder is not None
         cross = CrossAttention(
             weights.below("cross_attention."), encoder=encoder, texts=self.call.prompt_index,
-            num_heads=self.config.num_attention_heads,
+            num_heads=self.config.num_attention_heads, shape=attention.shape,
+            observers=(self._cross_probabilities,) * self.call.requested.attentions,
             attention_dropout=attention.rules["dropout"], softcap=self.config.softcap,
             key=partial(self.key, "layer", i, "cross attention"), **common,
         )  # fmt: skip
-        cross.record = self.call.requested.attentions
         return attention, cross, feed_forward
 
     def describe(self, output: ReformerOutput) -> None:
         super().describe(output)
         if self.call.requested.attentions:
             assert isinstance(output, EncoderDecoderOutput)
-            found = [cross.probabilities for _, cross, _ in self.layers]
+            found = self._cross_probabilities.layers()
             output.cross_attentions = tuple(p[:, :, : self.inputs.t] for p in found)
 
 

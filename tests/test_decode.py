@@ -61,7 +61,7 @@ def rotations_of(model, longest, seed):
     begin = model._beginning(call)
     decoder = Decoder(begin, model.head, longest)
     decoder.start([np.array([0])])
-    found = [cache.rotations for cache in decoder._caches if cache.hashes]
+    found = [cache.rotations for cache in decoder.caches if cache.hashes]
     return decoder, found
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"ops", "folder", "log", "pieces", "generation_config"},
     {"generate", "nn", "reversible", "config", "optim", "data", "report", "subwords"},
     {"attention", "presets", "vocabulary"},
-    {"inputs"},
+    {"inputs", "observers"},
     {"body"},
     {"heads"},
     {"decode", "weights"},

@@ -9,6 +9,7 @@ from small_models import DROPOUT, largest_difference, random_ids, randomise, sma
 
 from reformer_c import ops
 from reformer_c.attention import LSHAttention
+from reformer_c.encoder_decoder import ReformerEncoderDecoder
 from reformer_c.inputs import Call, check_inputs
 from reformer_c.model import ReformerForMaskedLM, ReformerModelWithLMHead
 from reformer_c.nn import Sublayer
@@ -119,7 +120,7 @@ def test_a_memory_budget_is_kept():
 def in_parts(monkeypatch, rows):
     """Layers take so few rows at a time, and LSH attention one head of one sequence."""
     monkeypatch.setattr(Sublayer, "rows_at_a_time", staticmethod(lambda c: rows))
-    monkeypatch.setattr(LSHAttention, "most_bytes", 1)
+    monkeypatch.setattr(LSHAttention, "max_bytes", 1)
 
 
 def wide(**changes):
@@ -156,6 +157,58 @@ def test_stretches_of_a_circle_see_both_neighbours(monkeypatch):
     again, parts = model.loss_and_gradients(ids, labels=ids, rng=0)
     assert again == pytest.approx(loss, rel=1e-12)
     assert largest_difference(parts, whole) < 1e-9
+
+
+@pytest.mark.parametrize("t", [129, 256, 330])
+@pytest.mark.parametrize("kind", [ReformerModelWithLMHead, ReformerForMaskedLM])
+def test_parts_record_what_the_whole_does(monkeypatch, kind, t):
+    causal = kind is ReformerModelWithLMHead
+    config = small_config(
+        is_decoder=causal, axial_pos_shape=[33, 10], max_position_embeddings=330,
+        local_attn_chunk_length=2, local_num_chunks_after=int(not causal), num_buckets=None,
+    )  # fmt: skip
+    model, ids = randomise(kind(config, rng=0, dtype=float)), random_ids((2, t))
+    mask = np.arange(t) < [[t], [t - 25]]
+    arguments = {"output_attentions": True, "output_buckets": True, "rng": 0}
+    for more in ({}, {"attention_mask": mask}):
+        whole = model(ids, **more, **arguments)
+        with monkeypatch.context() as patch:
+            in_parts(patch, 7)
+            parts = model(ids, **more, **arguments)
+        for one, other in zip(parts.attentions, whole.attentions, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+        found = [x for x in whole.buckets if x is not None]
+        assert found
+        for one, other in zip((x for x in parts.buckets if x is not None), found, strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_recording_changes_no_bit_of_the_result(monkeypatch):
+    in_parts(monkeypatch, 7)
+    model, ids = wide(), random_ids((2, 328))  # whole chunks, so that neither call pads
+    plain = model(ids, rng=0)
+    assert np.array_equal(model(ids, rng=0, output_attentions=True).logits, plain.logits)
+
+
+@pytest.mark.parametrize("scope", ["chunk", "bucket"])
+def test_prompts_in_parts_are_continued_as_whole_ones(monkeypatch, scope):
+    model, ids = wide(attention_scope=scope), random_ids((3, 300))
+    mask = np.arange(300) >= [[0], [3], [298]]
+    whole = model.generate(ids, mask, max_new_tokens=20, rng=0)
+    in_parts(monkeypatch, 7)
+    assert np.array_equal(model.generate(ids, mask, max_new_tokens=20, rng=0), whole)
+    assert len(np.unique(whole[:, 300:])) > 4
+
+
+def test_cross_attention_in_parts_records_what_the_whole_does(monkeypatch):
+    config = small_config(attn_layers=["local", "lsh"])
+    model = randomise(ReformerEncoderDecoder(config, rng=0, dtype=float))
+    ids, labels = random_ids((3, 23)), random_ids((3, 9))
+    whole = model(ids, labels=labels, rng=0, output_attentions=True)
+    in_parts(monkeypatch, 7)
+    parts = model(ids, labels=labels, rng=0, output_attentions=True)
+    for one, other in zip(parts.cross_attentions, whole.cross_attentions, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
 def test_parts_with_dropout_repeat_it_and_may_be_kept(monkeypatch):
