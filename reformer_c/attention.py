@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import ops
-from .nn import Key, Step, Sublayer, Weights, blocks
+from .nn import Key, Step, Sublayer, Weights, blocks, peaks
 from .ops.attention import AttentionSaved, AttentionSpec, attention_scratch
 from .ops.layers import LinearSaved
 from .ops.machine import layer_scratch
@@ -225,6 +225,8 @@ class Attention(Sublayer):
 
     # ---- forward and backward ----
 
+    # in `_attend`; in the output projection; in the projections of encoder states
+    @peaks("saved forward", "saved block linear", "saved encoder_linear")
     def _add(self, part: Part, out: np.ndarray, x: np.ndarray, sign: float) -> Attended:
         heads = self._project(part, x)
         saved = self._attend(part, heads)
@@ -246,6 +248,16 @@ class Attention(Sublayer):
                 ops.linear(n, self._projection_weight(name, part), out=head[at])
         return [self._side_by_side(part, head) for head in heads]
 
+    @peaks(
+        # `_output_backward`
+        "saved own_head dropped linear",
+        # `_attend_backward`: the gradients of the output and of the heads
+        "saved own_head heads backward",
+        # `_heads_backward`: normalised rows, their gradients by two projections or of the rows;
+        # and the same of encoder states, which are copied
+        "heads block block block linear",
+        "heads states encoder_linear",
+    )
     def _backward(
         self, part: Part, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: Attended
     ) -> None:
@@ -329,39 +341,46 @@ class Attention(Sublayer):
     # ---- memory ----
 
     def _saved_bytes(self, part: Part, x: np.ndarray) -> int:
-        # the projected heads, the attention output, and its log-sum-exp
+        # the heads, the attention output, and its log-sum-exp
         h = part.heads.stop - part.heads.start
-        return (len(self.projections) + 1) * self._head_bytes(part, x) + part.rows * h * x.itemsize
+        return self._heads_bytes(part, x) + self._head_bytes(part, x) + part.rows * h * x.itemsize
 
     def _head_bytes(self, part: Part, x: np.ndarray) -> int:
         """Bytes of one array of the part's heads."""
         columns = self._columns(part)
         return part.rows * (columns.stop - columns.start) * x.itemsize
 
-    def _working_bytes(self, part: Part, x: np.ndarray, kept: bool) -> int:
-        c, columns, count = x.shape[-1], self._columns(part), len(self.projections)
+    def _heads_bytes(self, part: Part, x: np.ndarray) -> int:
+        """Bytes of the heads of all projections."""
+        return len(self.projections) * self._head_bytes(part, x)
+
+    def _sizes(self, part: Part, x: np.ndarray) -> dict[str, int]:
+        c, columns = x.shape[-1], self._columns(part)
         rows, width = min(part.rows, self.rows_at_a_time(c)), columns.stop - columns.start
-        block, heads = rows * c * x.itemsize, self._head_bytes(part, x)
+        block, h = rows * c * x.itemsize, part.heads.stop - part.heads.start
+        shape = (part.sequences, h, self._longest(part), width // h)
         linear, _ = layer_scratch("linear", rows, c, width, dtype=x.dtype)
-        h = part.heads.stop - part.heads.start
-        shape = (part.sequences, h, part.rows // part.sequences, width // h)
-        forward, backward = self._attention_scratch(shape, x.dtype)
-        saved = self._saved_bytes(part, x)
-        # per block: the output, or its gradient; for all rows: gradients of attention output, heads
-        adding = saved + max(forward, block + linear)
-        output = saved + heads + (block if self.dropout else 0) + linear
-        attending = saved + (1 + count) * heads + backward
-        # the normalised rows, their gradients by two projections, and layer norm's gradient
-        projecting = count * heads + 3 * block + linear
-        if not kept:
-            return max(adding, output, attending, projecting)
-        return max(output, attending, projecting) - saved
+        forward, backward = attention_scratch(self._scratch_spec(), shape, dtype=x.dtype)
+        return {
+            "saved": self._saved_bytes(part, x),
+            "own_head": self._head_bytes(part, x),
+            "heads": self._heads_bytes(part, x),
+            "block": block,
+            "dropped": block if self.dropout else 0,
+            "linear": linear,
+            "forward": forward,
+            "backward": backward,
+            "states": 0,
+            "encoder_linear": 0,
+        }
+
+    def _longest(self, part: Part) -> int:
+        """The longer of the sequences of queries and keys."""
+        return part.length
 
     @abstractmethod
-    def _attention_scratch(
-        self, shape: tuple[int, int, int, int], dtype: np.dtype
-    ) -> tuple[int, int]:
-        """Scratch bytes of the op, forward and backward, for heads (b, h, t, d)."""
+    def _scratch_spec(self) -> AttentionSpec:
+        """The options that the scratch of the op depends on."""
 
 
 class SelfAttention(Attention):
@@ -461,11 +480,8 @@ class LocalAttention(SelfAttention):
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         return ops.local_attention_backward(dout, saved)
 
-    def _attention_scratch(
-        self, shape: tuple[int, int, int, int], dtype: np.dtype
-    ) -> tuple[int, int]:
-        windows = {name: self.rules[name] for name in WINDOW}
-        return attention_scratch(AttentionSpec("local", **windows), shape, dtype=dtype)
+    def _scratch_spec(self) -> AttentionSpec:
+        return AttentionSpec("local", **{name: self.rules[name] for name in WINDOW})
 
 
 class LSHAttention(SelfAttention):
@@ -577,12 +593,9 @@ class LSHAttention(SelfAttention):
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         return ops.lsh_attention_backward(dout, saved)
 
-    def _attention_scratch(
-        self, shape: tuple[int, int, int, int], dtype: np.dtype
-    ) -> tuple[int, int]:
+    def _scratch_spec(self) -> AttentionSpec:
         names = (*WINDOW, "scope", "num_hashes", "num_buckets")
-        rules = {name: self.rules[name] for name in names}
-        return attention_scratch(AttentionSpec("lsh", shared_qk=True, **rules), shape, dtype=dtype)
+        return AttentionSpec("lsh", shared_qk=True, **{name: self.rules[name] for name in names})
 
     def bucket_bytes(self) -> int:
         b, n = self.shape
@@ -748,34 +761,19 @@ class CrossAttention(Attention):
 
     # ---- memory ----
 
-    def _encoder_head_bytes(self, part: Part, x: np.ndarray) -> int:
-        return part.sequences * self.encoder.states.shape[1] * self._width() * x.itemsize
+    def _heads_bytes(self, part: Part, x: np.ndarray) -> int:
+        keys = part.sequences * self.encoder.states.shape[1] * self._width() * x.itemsize
+        return self._head_bytes(part, x) + 2 * keys
 
-    def _saved_bytes(self, part: Part, x: np.ndarray) -> int:
-        own, others = self._head_bytes(part, x), self._encoder_head_bytes(part, x)
-        return 2 * own + 2 * others + part.rows * self.num_heads * x.itemsize
-
-    def _working_bytes(self, part: Part, x: np.ndarray, kept: bool) -> int:
-        c, width = x.shape[-1], self._width()
-        own, others = self._head_bytes(part, x), self._encoder_head_bytes(part, x)
+    def _sizes(self, part: Part, x: np.ndarray) -> dict[str, int]:
         s, wide = self.encoder.states.shape[1:]
-        rows = min(part.rows, self.rows_at_a_time(c))
-        block, states = rows * c * x.itemsize, part.sequences * s * wide * x.itemsize
-        linear, _ = layer_scratch("linear", rows, c, width, dtype=x.dtype)
-        wider, _ = layer_scratch("linear", part.sequences * s, wide, width, dtype=x.dtype)
-        h = self.num_heads
-        shape = (part.sequences, h, max(s, part.rows // part.sequences), width // h)
-        forward, backward = self._attention_scratch(shape, x.dtype)
-        saved = self._saved_bytes(part, x)
-        adding = saved + max(forward, block + linear, wider)
-        output = saved + own + (block if self.dropout else 0) + linear
-        attending = saved + 2 * own + 2 * others + backward
-        projecting = own + 2 * others + max(3 * block + linear, states + wider)
-        if not kept:
-            return max(adding, output, attending, projecting)
-        return max(output, attending, projecting) - saved
+        rows = part.sequences * s
+        linear, _ = layer_scratch("linear", rows, wide, self._width(), dtype=x.dtype)
+        own = {"states": rows * wide * x.itemsize, "encoder_linear": linear}
+        return super()._sizes(part, x) | own
 
-    def _attention_scratch(
-        self, shape: tuple[int, int, int, int], dtype: np.dtype
-    ) -> tuple[int, int]:
-        return attention_scratch(AttentionSpec("full"), shape, dtype=dtype)
+    def _longest(self, part: Part) -> int:
+        return max(self.encoder.states.shape[1], part.length)
+
+    def _scratch_spec(self) -> AttentionSpec:
+        return AttentionSpec("full")

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,10 +35,12 @@ __all__ = [
     "Weights",
     "blocks",
     "draw_seed",
+    "peaks",
     "random_key",
 ]
 
 Key = Callable[..., int]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 # hidden units computed at a time, if the layer chooses and not the kernel
 HIDDEN_BLOCK = 2**18
@@ -235,6 +237,19 @@ class Step(NamedTuple):
     prompts: np.ndarray
 
 
+def peaks(*arrays: str) -> Callable[[Method], Method]:
+    """Name the arrays that are alive at each peak of a method's memory.
+
+    The names are keys of `Sublayer._sizes`. What is predicted for a step is read from these lists.
+    """
+
+    def mark(method: Method) -> Method:
+        method.peaks = arrays  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
 class Sublayer(ABC):
     """A branch of a reversible layer: y = drop(function(layer_norm(x))), added to a stream.
 
@@ -280,6 +295,18 @@ class Sublayer(ABC):
     def backward_bytes(self, x: np.ndarray, *, kept: bool) -> int:
         """Peak bytes of `backward_add` for a stream like x, not counting what is already kept."""
         return max(self._working_bytes(part, x, kept) for part in self._parts(x))
+
+    def _working_bytes(self, part: Any, x: np.ndarray, kept: bool) -> int:
+        sizes = self._sizes(part, x)
+        methods: list[Any] = [self._backward]
+        if not kept:
+            methods = [self._rebuild] if hasattr(self._rebuild, "peaks") else [self._add, *methods]
+        peak = max(
+            sum(sizes[name] for name in arrays.split())
+            for method in methods
+            for arrays in method.peaks
+        )
+        return peak - sizes["saved"] if kept else peak
 
     def bucket_bytes(self) -> int:
         """Bytes of the bucket ids, which are kept from forward to backward."""
@@ -341,8 +368,8 @@ class Sublayer(ABC):
         """Bytes of what `_add` returns."""
 
     @abstractmethod
-    def _working_bytes(self, part: Any, x: np.ndarray, kept: bool) -> int:
-        """Peak bytes of the part's backward pass, not counting what is kept."""
+    def _sizes(self, part: Any, x: np.ndarray) -> dict[str, int]:
+        """Bytes of the arrays that `peaks` name; "saved" is what `_add` returns."""
 
 
 class Kept:
@@ -411,6 +438,8 @@ class FeedForward(Sublayer):
         self._add_dropped(out, part, self._value(n, part.start), sign)
         return Normed(n, normed)
 
+    # the gradient of the normalised rows, then scratch or the gradient of the rows
+    @peaks("saved dropped block scratch", "saved dropped block block")
     def _backward(
         self, part: slice, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: Normed
     ) -> None:
@@ -419,6 +448,8 @@ class FeedForward(Sublayer):
         self._add_normed_gradient(dx[part], dn, saved.normed)
         del saved.normed
 
+    # and the recomputed output
+    @peaks("saved block dropped block scratch", "saved block dropped block block")
     def _rebuild(
         self, part: slice, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
     ) -> None:
@@ -457,17 +488,22 @@ class FeedForward(Sublayer):
         # the normalised rows, their mean and standard deviation
         return (part.stop - part.start) * (x.shape[-1] + 2) * x.itemsize
 
-    def _working_bytes(self, part: slice, x: np.ndarray, kept: bool) -> int:
+    def _sizes(self, part: slice, x: np.ndarray) -> dict[str, int]:
         c, rows = x.shape[-1], part.stop - part.start
         block = rows * c * x.itemsize
+        return {
+            "saved": self._saved_bytes(part, x),
+            "block": block,
+            "dropped": block if self.dropout else 0,
+            "scratch": self._scratch_bytes(rows, c, x.dtype),
+        }
+
+    def _scratch_bytes(self, rows: int, c: int, dtype: np.dtype) -> int:
         _, backward = layer_scratch(
             "feed_forward", rows, c, len(self.weights[self.names[0]]),
-            chunk_length=self.chunk_length, dtype=x.dtype,
+            chunk_length=self.chunk_length, dtype=dtype,
         )  # fmt: skip
-        # dn, then either scratch or, in layer norm's backward, the gradient of the stream
-        back = (block if self.dropout else 0) + block + max(backward, block)
-        # if not kept, the normalised rows and the output are recomputed
-        return back if kept else self._saved_bytes(part, x) + block + back
+        return backward
 
 
 class WeightedFeedForward(FeedForward):
@@ -517,13 +553,11 @@ class WeightedFeedForward(FeedForward):
             ops.dropout(h, self.dropout, key=self.key("hidden", first), out=h)
         return h
 
-    def _working_bytes(self, part: slice, x: np.ndarray, kept: bool) -> int:
-        rows, f = part.stop - part.start, len(self.weights[self.names[0]])
+    def _scratch_bytes(self, rows: int, c: int, dtype: np.dtype) -> int:
+        """Arrays of a block of hidden units, and the gradient of the rows."""
+        hidden = min(rows, self._hidden_rows()) * len(self.weights[self.names[0]])
         arrays = WEIGHTED[self.activation].arrays
-        hidden = arrays * min(rows, self._hidden_rows()) * f * x.itemsize
-        block = rows * x.shape[-1] * x.itemsize
-        back = (3 if self.dropout else 2) * block + hidden
-        return back if kept else self._saved_bytes(part, x) + block + back
+        return (arrays * hidden + rows * c) * dtype.itemsize
 
     def _values(self) -> dict[str, float]:
         """Weights and constants of the activation, by name."""
