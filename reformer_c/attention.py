@@ -96,13 +96,13 @@ class Part(NamedTuple):
             yield slice(rows.start + shift, rows.stop + shift), rows
 
 
-def side_by_side(lengths: np.ndarray, t: int) -> Iterator[tuple[slice, int]]:
+def group_rows(lengths: np.ndarray, t: int) -> Iterator[tuple[slice, int]]:
     """Group consecutive rows that can be computed together: rows of length t, which leave no gap
     in the stream (b, t). Shorter rows come one at a time.
 
     Examples
     --------
-    >>> [(rows.start, rows.stop, n) for rows, n in side_by_side(np.array([5, 5, 3, 3, 5]), 5)]
+    >>> [(rows.start, rows.stop, n) for rows, n in group_rows(np.array([5, 5, 3, 3, 5]), 5)]
     [(0, 2, 5), (2, 3, 3), (3, 4, 3), (4, 5, 5)]
     """
     start = 0
@@ -188,7 +188,7 @@ class Attention(Sublayer):
             return self._split(x)
         return [
             part.moved(rows.start * x.shape[1])
-            for rows, n in side_by_side(self.lengths, x.shape[1])
+            for rows, n in group_rows(self.lengths, x.shape[1])
             for part in self._split(x[rows, :n])
         ]
 
@@ -232,7 +232,7 @@ class Attention(Sublayer):
         saved = self._attend(part, heads)
         for observe in self.observers:
             observe(self, part, heads, saved)
-        attended, weight = self._merged(saved.out), self._output_weight(part)
+        attended, weight = self._merge_heads(saved.out), self._output_weight(part)
         for at, rows in part.own_blocks(self.rows_at_a_time(x.shape[-1])):
             self._add_dropped(out, rows, ops.linear(attended[at], weight), sign)
         return Attended(saved)
@@ -246,7 +246,7 @@ class Attention(Sublayer):
             n, _ = self._normed(x[rows])
             for name, head in zip(self.own_projections, heads, strict=True):
                 ops.linear(n, self._projection_weight(name, part), out=head[at])
-        return [self._side_by_side(part, head) for head in heads]
+        return [self._split_heads(part, head) for head in heads]
 
     @peaks(
         # `_output_backward`
@@ -264,7 +264,7 @@ class Attention(Sublayer):
         dattended = self._output_backward(part, dout, saved.attention)
         dheads = self._attend_backward(dattended, saved.attention)
         del dattended, saved.attention
-        self._heads_backward(part, dx, x, [self._merged(dhead) for dhead in dheads])
+        self._heads_backward(part, dx, x, [self._merge_heads(dhead) for dhead in dheads])
 
     def _heads_backward(
         self, part: Part, dx: np.ndarray, x: np.ndarray, dheads: list[np.ndarray]
@@ -293,7 +293,7 @@ class Attention(Sublayer):
 
     def _output_backward(self, part: Part, dout: np.ndarray, saved: AttentionSaved) -> np.ndarray:
         """The gradient of the heads' output: 0 outside the part's own rows."""
-        attended, weight = self._merged(saved.out), self._output_weight(part)
+        attended, weight = self._merge_heads(saved.out), self._output_weight(part)
         dattended = np.zeros(attended.shape, attended.dtype)
         for at, rows in part.own_blocks(self.rows_at_a_time(dout.shape[-1])):
             linear = LinearSaved(attended[at], weight, False)
@@ -301,7 +301,7 @@ class Attention(Sublayer):
             _, dweight, _ = ops.linear_backward(dy, linear, out=dattended[at])
             at_columns = np.s_[:, self._columns(part)]
             self.weights.add_gradient("output.dense.weight", dweight, at_columns)
-        return self._side_by_side(part, dattended)
+        return self._split_heads(part, dattended)
 
     # ---- heads ----
 
@@ -320,12 +320,12 @@ class Attention(Sublayer):
     def _output_weight(self, part: Part) -> np.ndarray:
         return np.ascontiguousarray(self.weights["output.dense.weight"][:, self._columns(part)])
 
-    def _side_by_side(self, part: Part, x: np.ndarray) -> np.ndarray:
+    def _split_heads(self, part: Part, x: np.ndarray) -> np.ndarray:
         """(b t, h d) -> (b, h, t, d), a view."""
         h = part.heads.stop - part.heads.start
         return x.reshape(part.sequences, -1, h, x.shape[-1] // h).transpose(0, 2, 1, 3)
 
-    def _merged(self, x: np.ndarray) -> np.ndarray:
+    def _merge_heads(self, x: np.ndarray) -> np.ndarray:
         """(b, h, t, d) -> (b t, h d), a view."""
         _, h, _, d = x.shape
         return x.transpose(0, 2, 1, 3).reshape(-1, h * d)
@@ -649,7 +649,7 @@ def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
 class CrossAttention(Attention):
     """Full attention of the stream's tokens to the final states of an encoder.
 
-    Sequence i attends to the states ``texts[i]``, or to the states i if texts is None.
+    Sequence i attends to the states ``prompt_index[i]``, or to the states i if that is None.
     """
 
     projections = ("query", "key", "value")
@@ -661,11 +661,11 @@ class CrossAttention(Attention):
         weights: Weights,
         *,
         encoder: EncoderStates,
-        texts: np.ndarray | None = None,
+        prompt_index: np.ndarray | None = None,
         **rest: Any,
     ) -> None:
         super().__init__(weights, attention_mask=None, **rest)
-        self.encoder, self.texts = encoder, texts
+        self.encoder, self.prompt_index = encoder, prompt_index
 
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, c = x.shape
@@ -676,7 +676,7 @@ class CrossAttention(Attention):
         """Index of the encoder states that a part's sequences attend to."""
         first = part.own.start * part.sequences // part.rows
         rows = slice(first, first + part.sequences)
-        return rows if self.texts is None else self.texts[rows]
+        return rows if self.prompt_index is None else self.prompt_index[rows]
 
     def _states(self, index: Any) -> np.ndarray:
         return self.encoder.states[index].reshape(-1, self.encoder.states.shape[-1])
@@ -697,7 +697,7 @@ class CrossAttention(Attention):
         heads = (
             ops.linear(states, self._projection_weight(name, part)) for name in ("key", "value")
         )
-        return [self._side_by_side(part, head) for head in heads]
+        return [self._split_heads(part, head) for head in heads]
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         return ops.full_attention_forward(*heads, **self._rules(part))[1]
@@ -753,9 +753,9 @@ class CrossAttention(Attention):
             k, v = (head[some] for head in cache)
             mask = None if self.encoder.mask is None else self.encoder.mask[some]
             ops.full_attention(
-                self._side_by_side(group, q[rows]), k, v, attention_mask=mask,
+                self._split_heads(group, q[rows]), k, v, attention_mask=mask,
                 softcap=self.rules["softcap"],
-                out=self._side_by_side(group, attended[rows]),
+                out=self._split_heads(group, attended[rows]),
             )  # fmt: skip
         ops.add_scaled(out, ops.linear(attended, self._output_weight(part)), 1.0)
 

@@ -37,7 +37,7 @@ CUT_STEPS = 256
 
 
 class Decoder:
-    """Texts that grow token by token: the `Source` of ``reformer_c.generate``, with a cache.
+    """Texts that grow token by token: the `LogitsSource` of ``reformer_c.generate``, with a cache.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class Decoder:
         del run.y1, run.y2
         self._run = run
         self._prompt = int(self._lengths.min())
-        self._quiet = self._quiet_steps()
+        self._steps_unchecked = self._steps_until_cut()
         return logits
 
     @property
@@ -127,19 +127,19 @@ class Decoder:
         step = Step(rows, positions, self._prompt_index[rows])
         y1, y2 = alternating_forward([partial(add, step) for add in self._functions], y1, y2)
         self._lengths[rows] += 1
-        self._quiet -= 1
-        if self._quiet < 0:
+        self._steps_unchecked -= 1
+        if self._steps_unchecked < 0:
             warn_of_cut(run.config.bucket_cap, self.cut_shares)
-            self._quiet = self._quiet_steps()
+            self._steps_unchecked = self._steps_until_cut()
         h, _ = run.norm.forward(y1, y2, slice(None))
         return ops.linear(h, *self._head.decoder(run))
 
-    def _quiet_steps(self) -> float:
-        """Steps after which nobody has to hear of the cap again."""
+    def _steps_until_cut(self) -> float:
+        """Steps until the share that the cap leaves out is to be checked again."""
         uncut = min((cache.steps_uncut for cache in self.caches), default=math.inf)
         return uncut if uncut >= 0 else CUT_STEPS - 1
 
-    def take(self, parents: np.ndarray) -> None:
+    def reorder(self, parents: np.ndarray) -> None:
         """Make text i a copy of text parents[i], which began with the same prompt."""
         longest = int(self._lengths.max(initial=0))
         for cache in self.caches:

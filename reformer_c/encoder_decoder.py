@@ -9,10 +9,8 @@ with the depth of either.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -23,20 +21,18 @@ from .body import Pass, StepMemory, heap_gaps
 from .calls import Reformer
 from .checks import flag, integer, names_keywords, refuse_unknown
 from .config import ReformerConfig
-from .generation_config import GenerationConfig
 from .heads import blocks_bytes
-from .inputs import IGNORE, Call, Inputs, check_ids, rows_of
+from .inputs import IGNORE, Call, check_ids
 from .model import ReformerModel
 from .nn import Joined, Parameters, draw_seed, random_key
 from .outputs import EncoderDecoderOutput, ReformerOutput, Requested
 from .runtime import available_memory, reuse_memory
-from .text_decoder import TextDecoder
-from .weights import TwoSided
+from .text_decoder import TextDecoder, TextGeneration, check_rows, decoder_call_of, encode
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
 
 
-class ReformerEncoderDecoder(TwoSided):
+class ReformerEncoderDecoder(TextGeneration):
     """A Reformer from text to text: translation, summaries, answers.
 
     Parameters
@@ -96,9 +92,6 @@ class ReformerEncoderDecoder(TwoSided):
     True
     """
 
-    encoder: ReformerModel
-    decoder: TextDecoder
-
     @names_keywords
     def __init__(
         self,
@@ -131,28 +124,6 @@ class ReformerEncoderDecoder(TwoSided):
     def sides(self) -> dict[str, Reformer]:
         """Both models by their names."""
         return {"encoder": self.encoder, "decoder": self.decoder}
-
-    @property
-    def start_token_id(self) -> int:
-        """What every text of the decoder begins with."""
-        return self._start_token(self.generation_config, {})
-
-    def _start_token(self, defaults: GenerationConfig, options: dict) -> int:
-        config = self.decoder.config
-        for name in ("decoder_start_token_id", "bos_token_id"):
-            token = defaults.token(name, options, config.vocab_size)
-            if token is not None:
-                return token
-        return config.padding_id
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """The options that `generate` has by default: edit its fields, or assign another."""
-        return self.decoder.generation_config
-
-    @generation_config.setter
-    def generation_config(self, config: GenerationConfig) -> None:
-        self.decoder.generation_config = config
 
     # ---- calls ----
 
@@ -224,7 +195,7 @@ class ReformerEncoderDecoder(TwoSided):
             requested=requested,
         )  # fmt: skip
         encoder_pass, states, decoder_pass, targets = self._begin(call, decoder_call, labels)
-        encoder = ReformerOutput(last_hidden_state=_encode(encoder_pass, states))
+        encoder = ReformerOutput(last_hidden_state=encode(encoder_pass, states))
         encoder_pass.describe(encoder)
         decoder_pass.forward()
         output = EncoderDecoderOutput(encoder=encoder)
@@ -248,21 +219,12 @@ class ReformerEncoderDecoder(TwoSided):
             decoder_call = replace(
                 decoder_call, input_ids=shifted, attention_mask=real if mask is None else mask
             )
-        decoder_call = replace(_of_decoder(decoder_call, call.seed, states), rows_alone=True)
+        decoder_call = replace(decoder_call_of(decoder_call, call.seed, states), rows_alone=True)
         decoder_pass, targets = self.decoder._begin(
             decoder_call, {"labels": labels}, needs_loss=needs_loss
         )
-        _check_rows(decoder_pass.inputs.b, b)
+        check_rows(decoder_pass.inputs.b, b)
         return encoder_pass, states, decoder_pass, targets
-
-    def _begin_encoder(self, call: Call) -> tuple[Pass, EncoderStates]:
-        """The encoder's pass, and the states that it is to fill."""
-        seed = draw_seed(random_key(call.seed, "encoder"))
-        encoder_pass, _ = self.encoder._begin(replace(call, seed=seed), {})
-        inputs = encoder_pass.inputs
-        states = np.empty((inputs.b, inputs.t, 2 * self.encoder.config.hidden_size), self.dtype)
-        mask = None if inputs.mask is None else inputs.mask[:, : inputs.t]
-        return encoder_pass, EncoderStates(states, None if mask is None or mask.all() else mask)
 
     def _shift_right(self, labels: Any, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Checked labels; the decoder's input, which is the labels one position later; and which
@@ -311,7 +273,7 @@ class ReformerEncoderDecoder(TwoSided):
         encoder_pass, states, decoder_pass, targets = self._begin(
             call, decoder_call, labels, needs_loss=True
         )
-        _encode(encoder_pass, states)
+        encode(encoder_pass, states)
         decoder_pass.forward()
         return self.decoder.head.loss(decoder_pass, targets, differentiate=False)
 
@@ -369,7 +331,7 @@ class ReformerEncoderDecoder(TwoSided):
         tokens = f"{inputs.b} x {inputs.t} tokens and {decoder_pass.inputs.t} to write"
         needed.check(free, tokens)
         self.encoder._keep_num_buckets(encoder_pass)
-        _encode(encoder_pass, states, differentiate=True, kept_layers=kept[0])
+        encode(encoder_pass, states, differentiate=True, kept_layers=kept[0])
         states.gradient = np.zeros_like(states.states)
         loss = self.decoder._differentiate(decoder_pass, targets, kept[1])
         encoder_pass.states_backward(states.take_gradient())
@@ -460,102 +422,3 @@ class ReformerEncoderDecoder(TwoSided):
         call = replace(call, encoder_states=EncoderStates(states))
         decoder_pass = self.decoder._pass_of_length("decoder_length", decoder_length, batch, call)
         return self._plan(encoder_pass, decoder_pass, memory_budget, available_memory())[0]
-
-    # ---- writing ----
-
-    @reuse_memory()
-    def generate(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        *,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
-        inputs_embeds: np.ndarray | None = None,
-        num_hashes: int | None = None,
-        rotations: Sequence[np.ndarray] | None = None,
-        decoder_rotations: Sequence[np.ndarray] | None = None,
-        rng: Any = None,
-        generation_config: GenerationConfig | None = None,
-        streamer: Callable[[np.ndarray], Any] | None = None,
-        **options: Any,
-    ) -> np.ndarray:
-        """Write a text for each row that is read: greedily, by sampling, or by beam search.
-
-        Each row is read and written as it would be alone, without the padding at its end.
-
-        Parameters
-        ----------
-        input_ids, attention_mask, inputs_embeds, num_hashes, rotations, decoder_rotations
-            As in a call; ids and masks of one text may have the shape (s,).
-        decoder_input_ids : array_like of int, (b, t) or (t,), optional
-            What is written already; by default the token that begins every text.
-        decoder_attention_mask : array_like, (b, t) or (t,), optional
-            Nonzero for a real token of it.
-        rng, generation_config, streamer, **options
-            As in ``ReformerModelWithLMHead.generate``: max_new_tokens, num_beams, eos_token_id ...
-            `decoder_start_token_id` begins every text.
-
-        Returns
-        -------
-        ndarray of int64, (b * num_return_sequences, t + new)
-            What was written already, and the new tokens.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
-        """
-        call = Call(
-            rows_of("input_ids", input_ids), rows_of("attention_mask", attention_mask), None,
-            inputs_embeds, num_hashes, rotations, draw_seed(rng), rows_alone=True,
-        )  # fmt: skip
-        encoder_pass, states = self._begin_encoder(call)
-        states.row_keys = _row_keys(encoder_pass.inputs)
-        b = encoder_pass.inputs.b
-        if decoder_input_ids is None:
-            defaults = self.generation_config
-            if isinstance(generation_config, GenerationConfig):
-                defaults = generation_config.over(defaults)
-            decoder_input_ids = np.full((b, 1), self._start_token(defaults, options))
-        elif options.get("decoder_start_token_id") is not None:
-            raise TypeError("decoder_start_token_id: expected it, or decoder_input_ids")
-        decoder_call = Call(
-            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations
-        )
-        prepared = self.decoder._prepare(
-            _of_decoder(decoder_call, call.seed, states), generation_config, options
-        )
-        self.decoder._check_streamer(streamer, prepared)
-        _check_rows(len(prepared.ids), b)
-        _encode(encoder_pass, states)
-        return self.decoder._write(prepared, streamer)
-
-
-def _of_decoder(call: Call, seed: int, states: EncoderStates) -> Call:
-    """The decoder's part of a call with this seed."""
-    seed = draw_seed(random_key(seed, "decoder"))
-    return replace(call, seed=seed, argument_prefix="decoder_", encoder_states=states)
-
-
-def _check_rows(rows: int, expected: int) -> None:
-    if rows != expected:
-        raise ValueError(
-            f"decoder_input_ids: expected {expected} rows, as input_ids has, got {rows}"
-        )
-
-
-def _encode(encoder_pass: Pass, states: EncoderStates, **options: Any) -> np.ndarray:
-    """Run the encoder and fill its final states."""
-    encoder_pass.forward(**options)
-    states.states[...] = encoder_pass.map_final(states.states.shape[-1], lambda h: h)
-    return states.states
-
-
-def _row_keys(inputs: Inputs) -> list[str]:
-    """Digests of the rows that the encoder reads: of their tokens or vectors, without padding."""
-    rows = inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds
-    assert rows is not None
-    mask = np.ones(rows.shape[:2], bool) if inputs.mask is None else inputs.mask
-    digest = partial(hashlib.blake2b, digest_size=16)
-    return [digest(row[real].tobytes()).hexdigest() for row, real in zip(rows, mask, strict=True)]

@@ -1,7 +1,7 @@
 """Turning logits into texts: greedy choice, sampling and beam search, for prompts of several
 lengths at once.
 
-Nothing here knows what a model is: a `Source` gives the logits of what follows some texts.
+Nothing here knows what a model is: a `LogitsSource` gives the logits of what follows some texts.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .generation_config import GenerationConfig
 
 __all__ = [
     "Grouped",
-    "Recomputed",
+    "LogitsSource",
     "Rules",
-    "Source",
+    "UncachedSource",
     "beam_search",
     "probabilities",
     "stream_tokens",
@@ -38,7 +38,7 @@ TINY = 1e-100
 BANNING = "bad_words_ids, suppress_tokens, no_repeat_ngram_size, logits_processor"
 
 
-class Source(Protocol):
+class LogitsSource(Protocol):
     """What gives logits: it holds n texts, by number."""
 
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
@@ -47,13 +47,13 @@ class Source(Protocol):
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Append a token to each of the texts `rows` (n,); logits (n, v) of what follows."""
 
-    def take(self, parents: np.ndarray) -> None:
+    def reorder(self, parents: np.ndarray) -> None:
         """Make text i a copy of text parents[i]; there may be more than before."""
 
 
-class Recomputed:
-    """A `Source` that keeps the texts alone, and asks a function for logits (n, v), of ids (n, t)
-    and of the numbers (n,) of the texts with which they began.
+class UncachedSource:
+    """A `LogitsSource` that keeps only the texts, and computes logits (n, v) by a function of ids
+    (n, t) and of the indices (n,) of their prompts.
 
     Texts of equal length go through the function together.
     """
@@ -61,10 +61,10 @@ class Recomputed:
     def __init__(self, next_logits: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
         self._next_logits = next_logits
         self._texts: list[np.ndarray] = []
-        self._began = np.zeros(0, np.int64)
+        self._prompt_index = np.zeros(0, np.int64)
 
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        self._texts, self._began = list(texts), np.arange(len(texts))
+        self._texts, self._prompt_index = list(texts), np.arange(len(texts))
         return self._logits(np.arange(len(texts)))
 
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -72,9 +72,9 @@ class Recomputed:
             self._texts[row] = np.append(self._texts[row], token)
         return self._logits(rows)
 
-    def take(self, parents: np.ndarray) -> None:
+    def reorder(self, parents: np.ndarray) -> None:
         self._texts = [self._texts[parent] for parent in parents]
-        self._began = self._began[parents]
+        self._prompt_index = self._prompt_index[parents]
 
     def _logits(self, rows: np.ndarray) -> np.ndarray:
         lengths = np.array([len(self._texts[row]) for row in rows])
@@ -82,24 +82,24 @@ class Recomputed:
         for t in np.unique(lengths):
             group = np.flatnonzero(lengths == t)
             ids = np.stack([self._texts[rows[i]] for i in group])
-            logits = self._next_logits(ids, self._began[rows[group]])
+            logits = self._next_logits(ids, self._prompt_index[rows[group]])
             for i, row in zip(group, logits, strict=True):
                 found[i] = row
         return np.stack(found)
 
 
 class Grouped:
-    """A `Source` of several, each for the texts of one group.
+    """A `LogitsSource` of several, each for the texts of one group.
 
     Parameters
     ----------
     groups : ndarray of int, (n,)
         The group of each text with which it begins.
-    sources : dict of int to Source
+    sources : dict of int to LogitsSource
         The groups' sources.
     """
 
-    def __init__(self, groups: np.ndarray, sources: dict[int, Source]) -> None:
+    def __init__(self, groups: np.ndarray, sources: dict[int, LogitsSource]) -> None:
         self._groups, self._sources = groups, sources
 
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
@@ -111,10 +111,10 @@ class Grouped:
         numbers = self._numbers
         return self._gather(rows, lambda source, at, own: source.step(numbers[own], tokens[at]))
 
-    def take(self, parents: np.ndarray) -> None:
+    def reorder(self, parents: np.ndarray) -> None:
         numbers, self._groups = self._numbers[parents], self._groups[parents]
         for group, source in self._sources.items():
-            source.take(numbers[self._groups == group])
+            source.reorder(numbers[self._groups == group])
 
     @property
     def _numbers(self) -> np.ndarray:
@@ -126,7 +126,7 @@ class Grouped:
         return numbers
 
     def _gather(
-        self, rows: np.ndarray, ask: Callable[[Source, np.ndarray, np.ndarray], np.ndarray]
+        self, rows: np.ndarray, ask: Callable[[LogitsSource, np.ndarray, np.ndarray], np.ndarray]
     ) -> np.ndarray:
         """Logits (n, v) of texts `rows` (n,), from ask(source, places in rows, texts)."""
         found: list[Any] = [None] * len(rows)
@@ -444,7 +444,7 @@ class _Text:
 
 
 def stream_tokens(
-    source: Source,
+    source: LogitsSource,
     prompts: Sequence[np.ndarray],
     rules: Rules,
     draws: Sequence[np.random.Generator],
@@ -457,13 +457,13 @@ def stream_tokens(
 
     Examples
     --------
-    >>> def count_up(ids, began):
+    >>> def count_up(ids, prompt_index):
     ...     return np.eye(10)[(ids[:, -1] + 1) % 10]
     >>> options = GenerationConfig(max_new_tokens=3, eos_token_id=9, pad_token_id=0)
     >>> rules = Rules(options.resolved({}, 2, 3, 10))
     >>> prompts = [np.array([7, 8]), np.array([2])]
     >>> draws = [np.random.default_rng(i) for i in range(2)]
-    >>> list(stream_tokens(Recomputed(count_up), prompts, rules, draws))
+    >>> list(stream_tokens(UncachedSource(count_up), prompts, rules, draws))
     [array([9, 3]), array([0, 4]), array([0, 5])]
     """
     options = rules.options
@@ -473,7 +473,7 @@ def stream_tokens(
     logits = source.start(prompts)
     parents = np.repeat(np.arange(len(prompts)), copies)
     if copies > 1:
-        source.take(parents)
+        source.reorder(parents)
         logits = logits[parents]
     texts = [
         _Text(prompts[row], room, row, own)
@@ -593,7 +593,7 @@ def _largest(values: np.ndarray, k: int) -> np.ndarray:
 
 
 def beam_search(
-    source: Source,
+    source: LogitsSource,
     prompts: Sequence[np.ndarray],
     rules: Rules,
     draws: Sequence[np.random.Generator],
@@ -608,7 +608,7 @@ def beam_search(
     A likely first token that leads nowhere loses against a less likely one:
 
     >>> table = np.log([[0.1, 0.5, 0.4], [0.4, 0.3, 0.3], [0.9, 0.05, 0.05]])
-    >>> source = Recomputed(lambda ids, began: table[ids[:, -1]])
+    >>> source = UncachedSource(lambda ids, prompt_index: table[ids[:, -1]])
     >>> rules = Rules(GenerationConfig(num_beams=2).resolved({"max_new_tokens": 2}, 1, 2, 3))
     >>> beam_search(source, [np.array([0])], rules, [np.random.default_rng(0)])
     [[array([2, 0])]]
@@ -621,7 +621,7 @@ def beam_search(
         for row, (prompt, own) in enumerate(zip(prompts, draws, strict=True))
     ]
     logits = source.start(prompts)
-    source.take(np.repeat(np.arange(len(prompts)), beams))
+    source.reorder(np.repeat(np.arange(len(prompts)), beams))
     logits = np.repeat(logits, beams, axis=0)
     running = list(range(len(prompts)))
     while running:
@@ -634,7 +634,7 @@ def beam_search(
                 tokens = np.append(tokens, new)
         running = [search for search in running if not searches[search].done]
         if running:
-            source.take(parents)
+            source.reorder(parents)
             rows = [np.arange(search * beams, (search + 1) * beams) for search in running]
             logits = source.step(np.concatenate(rows), tokens)
     return [[ids for _, ids in search.ended[:texts]] for search in searches]

@@ -16,10 +16,10 @@ from .body import Pass
 from .checks import names_keywords, refuse_unknown
 from .config import ReformerConfig
 from .decode import Decoder, cache_bytes, num_buckets_of
-from .generate import Grouped, Recomputed, Rules, Source, beam_search, stream_tokens
+from .generate import Grouped, LogitsSource, Rules, UncachedSource, beam_search, stream_tokens
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel
-from .inputs import Call, check_ids, check_inputs, check_mask, rows_of
+from .inputs import Call, as_rows, check_ids, check_inputs, check_mask
 from .nn import draw_seed, random_key
 from .weights import Weighted
 
@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
     ids: np.ndarray
     # without padding
     prompts: list[np.ndarray]
-    source: Source
+    source: LogitsSource
     rules: Rules
     # of each text
     draws: list[np.random.Generator]
@@ -270,7 +270,7 @@ class Generation(Weighted):
             defaults = _options("generation_config", generation_config).over(defaults)
         first = defaults.token("bos_token_id", options, self.config.vocab_size)
         ids, prefix = self._prompt_ids(call, first), call.argument_prefix
-        mask = rows_of(f"{prefix}attention_mask", call.attention_mask)
+        mask = as_rows(f"{prefix}attention_mask", call.attention_mask)
         mask = check_mask(mask, len(ids), ids.shape[1], prefix)
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
         begin = np.array([self.config.padding_id if first is None else first], np.int64)
@@ -296,7 +296,7 @@ class Generation(Weighted):
             if first is None:
                 raise TypeError(f"{name}: expected them, or a bos_token_id to begin with")
             input_ids = [[first]]
-        ids = rows_of(name, input_ids)
+        ids = as_rows(name, input_ids)
         assert ids is not None
         if ids.size == 0:
             ids = ids.astype(np.int64)  # an empty list has no integers
@@ -314,19 +314,19 @@ class Generation(Weighted):
 
     def _source(
         self, prompts: Sequence[np.ndarray], chosen: GenerationConfig, call: Call
-    ) -> Source:
+    ) -> LogitsSource:
         """What continues the prompts: texts with the same number of buckets together."""
         counts = [num_buckets_of(self.config, len(prompt)) for prompt in prompts]
         kinds = [count for i, count in enumerate(counts) if count not in counts[:i]]
         groups = np.array([kinds.index(count) for count in counts])
-        sources: dict[int, Source] = {}
+        sources: dict[int, LogitsSource] = {}
         for group, num_buckets in enumerate(kinds):
-            numbers = np.flatnonzero(groups == group)
+            prompt_index = np.flatnonzero(groups == group)
             begin = self._beginning(replace(call, num_buckets=num_buckets))
-            longest = max(len(prompts[int(i)]) for i in numbers) + chosen.max_new_tokens
+            longest = max(len(prompts[int(i)]) for i in prompt_index) + chosen.max_new_tokens
             sources[group] = (
-                Decoder(begin, self.head, longest, numbers) if chosen.use_cache
-                else Recomputed(partial(self._recompute, begin, numbers))
+                Decoder(begin, self.head, longest, prompt_index) if chosen.use_cache
+                else UncachedSource(partial(self._recompute, begin, prompt_index))
             )  # fmt: skip
         return sources[0] if len(sources) == 1 else Grouped(groups, sources)
 
@@ -349,10 +349,14 @@ class Generation(Weighted):
         return draws
 
     def _recompute(
-        self, begin: Callable[..., Pass], numbers: np.ndarray, ids: np.ndarray, began: np.ndarray
+        self,
+        begin: Callable[..., Pass],
+        prompt_index: np.ndarray,
+        ids: np.ndarray,
+        texts: np.ndarray,
     ) -> np.ndarray:
         """Logits (b, v) of what follows ids, by a forward pass."""
-        run = begin(ids, numbers[began])
+        run = begin(ids, prompt_index[texts])
         run.forward()
         return self.head.next_logits(run)
 

@@ -25,7 +25,7 @@ __all__ = [
     "check_inputs",
     "check_mask",
     "own_lengths",
-    "rows_of",
+    "as_rows",
 ]
 
 # a label that does not count
@@ -163,7 +163,7 @@ def check_inputs(
     return Inputs(input_ids, inputs_embeds, positions, mask, b, t, n)
 
 
-def rows_of(name: str, values: Any) -> np.ndarray | None:
+def as_rows(name: str, values: Any) -> np.ndarray | None:
     """(b, t) of values (b, t), or (t,) of one text; None of None."""
     if values is None:
         return None

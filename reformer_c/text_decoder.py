@@ -1,21 +1,29 @@
-"""The decoder of an encoder-decoder: a causal Reformer whose layers also attend to an encoder."""
+"""The decoder of an encoder-decoder, whose layers also attend to an encoder, and its texts."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from .attention import CrossAttention
+import numpy as np
+
+from .attention import CrossAttention, EncoderStates
 from .body import Pass, norm_shapes
 from .config import ReformerConfig
+from .generation_config import GenerationConfig
 from .heads import LanguageModel
-from .inputs import Call, Inputs
-from .model import ReformerModelWithLMHead
-from .nn import Weights
+from .inputs import Call, Inputs, as_rows
+from .model import ReformerModel, ReformerModelWithLMHead
+from .nn import Weights, draw_seed, random_key
 from .observers import Probabilities
 from .outputs import EncoderDecoderOutput, ReformerOutput
+from .runtime import reuse_memory
+from .weights import TwoSided
 
-__all__ = ["TextDecoder"]
+__all__ = ["TextDecoder", "TextGeneration", "check_rows", "decoder_call_of", "encode"]
 
 
 class DecoderPass(Pass):
@@ -30,7 +38,7 @@ class DecoderPass(Pass):
         encoder = self.call.encoder_states
         assert encoder is not None
         cross = CrossAttention(
-            weights.below("cross_attention."), encoder=encoder, texts=self.call.prompt_index,
+            weights.below("cross_attention."), encoder=encoder, prompt_index=self.call.prompt_index,
             num_heads=self.config.num_attention_heads, shape=attention.shape,
             observers=(self._cross_probabilities,) * self.call.requested.attentions,
             attention_dropout=attention.rules["dropout"], softcap=self.config.softcap,
@@ -73,3 +81,138 @@ class TextDecoder(ReformerModelWithLMHead):
             raise TypeError("a decoder alone has nothing to attend to: call ReformerEncoderDecoder")
         parameters = {**self.parameters, **self.buffers}
         return DecoderPass(self.config, parameters, self.prefix, inputs, call)
+
+
+class TextGeneration(TwoSided):
+    """The texts of an encoder-decoder: `generate`, and its default options."""
+
+    encoder: ReformerModel
+    decoder: TextDecoder
+
+    @property
+    def start_token_id(self) -> int:
+        """What every text of the decoder begins with."""
+        return self._start_token(self.generation_config, {})
+
+    def _start_token(self, defaults: GenerationConfig, options: dict) -> int:
+        config = self.decoder.config
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            token = defaults.token(name, options, config.vocab_size)
+            if token is not None:
+                return token
+        return config.padding_id
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The options that `generate` has by default: edit its fields, or assign another."""
+        return self.decoder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self.decoder.generation_config = config
+
+    def _begin_encoder(self, call: Call) -> tuple[Pass, EncoderStates]:
+        """The encoder's pass, and the states that it is to fill."""
+        seed = draw_seed(random_key(call.seed, "encoder"))
+        encoder_pass, _ = self.encoder._begin(replace(call, seed=seed), {})
+        inputs = encoder_pass.inputs
+        states = np.empty((inputs.b, inputs.t, 2 * self.encoder.config.hidden_size), self.dtype)
+        mask = None if inputs.mask is None else inputs.mask[:, : inputs.t]
+        return encoder_pass, EncoderStates(states, None if mask is None or mask.all() else mask)
+
+    @reuse_memory()
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        inputs_embeds: np.ndarray | None = None,
+        num_hashes: int | None = None,
+        rotations: Sequence[np.ndarray] | None = None,
+        decoder_rotations: Sequence[np.ndarray] | None = None,
+        rng: Any = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Callable[[np.ndarray], Any] | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """Write a text for each row that is read: greedily, by sampling, or by beam search.
+
+        Each row is read and written as it would be alone, without the padding at its end.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, inputs_embeds, num_hashes, rotations, decoder_rotations
+            As in a call; ids and masks of one text may have the shape (s,).
+        decoder_input_ids : array_like of int, (b, t) or (t,), optional
+            What is written already; by default the token that begins every text.
+        decoder_attention_mask : array_like, (b, t) or (t,), optional
+            Nonzero for a real token of it.
+        rng, generation_config, streamer, **options
+            As in ``ReformerModelWithLMHead.generate``: max_new_tokens, num_beams, eos_token_id ...
+            `decoder_start_token_id` begins every text.
+
+        Returns
+        -------
+        ndarray of int64, (b * num_return_sequences, t + new)
+            What was written already, and the new tokens.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the argument and say what was expected.
+        """
+        call = Call(
+            as_rows("input_ids", input_ids), as_rows("attention_mask", attention_mask), None,
+            inputs_embeds, num_hashes, rotations, draw_seed(rng), rows_alone=True,
+        )  # fmt: skip
+        encoder_pass, states = self._begin_encoder(call)
+        states.row_keys = _row_keys(encoder_pass.inputs)
+        b = encoder_pass.inputs.b
+        if decoder_input_ids is None:
+            defaults = self.generation_config
+            if isinstance(generation_config, GenerationConfig):
+                defaults = generation_config.over(defaults)
+            decoder_input_ids = np.full((b, 1), self._start_token(defaults, options))
+        elif options.get("decoder_start_token_id") is not None:
+            raise TypeError("decoder_start_token_id: expected it, or decoder_input_ids")
+        decoder_call = Call(
+            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations
+        )
+        prepared = self.decoder._prepare(
+            decoder_call_of(decoder_call, call.seed, states), generation_config, options
+        )
+        self.decoder._check_streamer(streamer, prepared)
+        check_rows(len(prepared.ids), b)
+        encode(encoder_pass, states)
+        return self.decoder._write(prepared, streamer)
+
+
+def decoder_call_of(call: Call, seed: int, states: EncoderStates) -> Call:
+    """The decoder's part of a call with this seed."""
+    seed = draw_seed(random_key(seed, "decoder"))
+    return replace(call, seed=seed, argument_prefix="decoder_", encoder_states=states)
+
+
+def check_rows(rows: int, expected: int) -> None:
+    if rows != expected:
+        raise ValueError(
+            f"decoder_input_ids: expected {expected} rows, as input_ids has, got {rows}"
+        )
+
+
+def encode(encoder_pass: Pass, states: EncoderStates, **options: Any) -> np.ndarray:
+    """Run the encoder and fill its final states."""
+    encoder_pass.forward(**options)
+    states.states[...] = encoder_pass.map_final(states.states.shape[-1], lambda h: h)
+    return states.states
+
+
+def _row_keys(inputs: Inputs) -> list[str]:
+    """Digests of the rows that the encoder reads: of their tokens or vectors, without padding."""
+    rows = inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds
+    assert rows is not None
+    mask = np.ones(rows.shape[:2], bool) if inputs.mask is None else inputs.mask
+    digest = partial(hashlib.blake2b, digest_size=16)
+    return [digest(row[real].tobytes()).hexdigest() for row, real in zip(rows, mask, strict=True)]

@@ -9,8 +9,8 @@ from small_models import random_ids, randomise, small_config
 
 from reformer_c.decode import num_buckets_of
 from reformer_c.generate import (
-    Recomputed,
     Rules,
+    UncachedSource,
     _largest,
     beam_search,
     probabilities,
@@ -44,7 +44,7 @@ def decode(next_logits, prompts, **changes):
     rules = make_rules(**changes)
     copies = rules.options.num_return_sequences
     prompts = [np.array(prompt) for prompt in prompts]
-    source = Recomputed(lambda ids, began: next_logits(ids))
+    source = UncachedSource(lambda ids, prompt_index: next_logits(ids))
     steps = stream_tokens(source, prompts, rules, generators(len(prompts) * copies))
     new = np.array(list(steps)).T
     prompts = np.repeat(np.stack(prompts), copies, axis=0)
@@ -53,7 +53,7 @@ def decode(next_logits, prompts, **changes):
 
 def search(next_logits, prompts, **options):
     """The new tokens of each prompt's best texts."""
-    source = Recomputed(lambda ids, began: next_logits(ids))
+    source = UncachedSource(lambda ids, prompt_index: next_logits(ids))
     found = beam_search(source, prompts, make_rules(**options), generators(len(prompts)))
     return [[ids.tolist() for ids in texts] for texts in found]
 
