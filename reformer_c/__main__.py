@@ -425,7 +425,7 @@ def _generate(options: argparse.Namespace) -> None:
     stream = start() if options.stream else None
     ids = model.generate(
         prompt[None],
-        **_given(max_new_tokens=length, min_new_tokens=options.min_length),
+        **_given(max_new_tokens=length, min_new_tokens=options.min_length, weights=options.weights),
         **choice,
         **_unwanted(options.without, saved, tokenizer, pieces),
         eos_token_id=end_tokens or None,
@@ -837,6 +837,8 @@ def _add_choice_arguments(generate: argparse.ArgumentParser) -> None:
         help="beam search with N beams, in place of drawing (1)")  # fmt: skip
     add("--length-penalty", type=_finite, metavar="X",
         help="of beams: above 0 favours long texts (1)")  # fmt: skip
+    add("--weights", choices=("int8", "bfloat16"),
+        help="store the weights in fewer bits: faster, other logits (as they are)")  # fmt: skip
     add("--texts", type=_count, metavar="N", help="texts to write (1)")
     add("--stream", action="store_true", help="show the text as it comes")
 

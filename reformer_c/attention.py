@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -386,6 +386,9 @@ class Attention(Sublayer):
 class SelfAttention(Attention):
     """Attention within a sequence, to chunks of tokens around each other: local or LSH."""
 
+    # the arguments of the cache's `step`, once there was one
+    _step_weights: tuple[Any, ...] = ()
+
     @property
     def probabilities_shape(self) -> tuple[int, ...]:
         m, before, after = (self.rules[name] for name in WINDOW)
@@ -409,15 +412,18 @@ class SelfAttention(Attention):
     def step_add(
         self, cache: ops.AttentionCache, step: Step, out: np.ndarray, x: np.ndarray
     ) -> None:
-        cache.step(out, x, *self._step_weights, step.rows, step.positions)
+        if not self._step_weights:
+            self._step_weights = self._weights_of_steps(step)
+        norm, projections = self._step_weights
+        cache.step(out, x, norm, projections, step.rows, step.positions)
 
-    @cached_property
-    def _step_weights(self) -> tuple[tuple, tuple]:
+    def _weights_of_steps(self, step: Step) -> tuple[Any, ...]:
         """Layer norm's weights and the projections, in the order of `AttentionCache.step`."""
-        weights = self.weights
-        norm = weights["layer_norm.weight"], weights["layer_norm.bias"]
-        query, *key, value = (weights[f"{self.inner}.{name}.weight"] for name in self.projections)
-        return norm, (query, key[0] if key else None, value, weights["output.dense.weight"])
+        norm = self.weights["layer_norm.weight"], self.weights["layer_norm.bias"]
+        names = [f"{self.inner}.{name}.weight" for name in self.projections]
+        names.append("output.dense.weight")
+        query, *key, value, output = (step.weights.matrix(self.weights, name) for name in names)
+        return norm, (query, key[0] if key else None, value, output)
 
 
 class LocalAttention(SelfAttention):
@@ -741,10 +747,9 @@ class CrossAttention(Attention):
         return cached[layer]
 
     def step_add(self, cache: list[np.ndarray], step: Step, out: np.ndarray, x: np.ndarray) -> None:
-        n, heads = len(x), slice(0, self.num_heads)
-        part = Part(n, slice(0, n), (slice(0, n),), heads)
+        heads = slice(0, self.num_heads)
         normed, _ = self._normed(x)
-        q = ops.linear(normed, self._projection_weight("query", part))
+        q = step.weights.linear(normed, self.weights, f"{self.inner}.query.weight")
         attended = np.empty_like(q)
         for rows, some in runs(step.prompts):
             # tokens that attend to the same text become the queries of one sequence: the cached
@@ -757,7 +762,8 @@ class CrossAttention(Attention):
                 softcap=self.rules["softcap"],
                 out=self._split_heads(group, attended[rows]),
             )  # fmt: skip
-        ops.add_scaled(out, ops.linear(attended, self._output_weight(part)), 1.0)
+        y = step.weights.linear(attended, self.weights, "output.dense.weight")
+        ops.add_scaled(out, y, 1.0)
 
     # ---- memory ----
 

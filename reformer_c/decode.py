@@ -24,7 +24,7 @@ from .body import Pass, warn_of_cut
 from .config import ReformerConfig
 from .heads import LanguageModel
 from .inputs import padded_length
-from .nn import Step
+from .nn import Step, StepWeights
 from .observers import CacheFill, Caches
 from .precision import in_own_precision
 from .reversible import alternating_forward
@@ -49,6 +49,8 @@ class Decoder:
         Maximum number of tokens of a text.
     prompt_index : ndarray of int, (n,), optional
         The index by which `begin` knows each prompt; 0, 1 ... by default.
+    weights : StepWeights, optional
+        The weights of the steps after the prompts; the model's by default.
 
     Attributes
     ----------
@@ -62,8 +64,10 @@ class Decoder:
         head: LanguageModel,
         longest: int,
         prompt_index: np.ndarray | None = None,
+        weights: StepWeights | None = None,
     ) -> None:
         self._begin, self._head, self._longest = begin, head, longest
+        self._weights = StepWeights() if weights is None else weights
         self._first_index = prompt_index
         self._caches = Caches(0, longest)
         # of (step, out, x): one of each branch
@@ -124,7 +128,7 @@ class Decoder:
         y2 = y1.copy()
         if not self._functions:
             self._functions = [partial(f.step_add, self._caches.of(f)) for f in run.branches]
-        step = Step(rows, positions, self._prompt_index[rows])
+        step = Step(rows, positions, self._prompt_index[rows], self._weights)
         y1, y2 = alternating_forward([partial(add, step) for add in self._functions], y1, y2)
         self._lengths[rows] += 1
         self._steps_unchecked -= 1
@@ -132,7 +136,7 @@ class Decoder:
             warn_of_cut(run.config.bucket_cap, self.cut_shares)
             self._steps_unchecked = self._steps_until_cut()
         h, _ = run.norm.forward(y1, y2, slice(None))
-        return ops.linear(h, *self._head.decoder(run))
+        return self._head.step_logits(run, self._weights, h)
 
     def _steps_until_cut(self) -> float:
         """Steps until the share that the cap leaves out is to be checked again."""

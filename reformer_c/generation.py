@@ -20,7 +20,7 @@ from .generate import Grouped, LogitsSource, Rules, UncachedSource, beam_search,
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel
 from .inputs import Call, as_rows, check_ids, check_inputs, check_mask
-from .nn import draw_seed, random_key
+from .nn import StepWeights, draw_seed, random_key
 from .weights import Weighted
 
 __all__ = ["Generation"]
@@ -157,6 +157,10 @@ class Generation(Weighted):
             Begins a prompt without tokens, and what a `ReformerEncoderDecoder` writes.
         use_cache : bool, True
             False takes every token from a forward pass over all tokens before it.
+        weights : {"int8", "bfloat16"}, optional
+            Quantize the weight matrices of the steps after the prompts (see `ops.quantize`), which
+            then read a quarter or half of the bytes: a few texts are continued several times as
+            fast, and with slightly other logits.
         logits_processor, stopping_criteria : callable or list of them, optional
             ``processor(ids, logits)`` gives the logits (v,) to choose from; ``criterion(ids,
             logits)`` says after each token whether the row has ended. `ids` (t,) are the row's
@@ -283,6 +287,8 @@ class Generation(Weighted):
         chosen = defaults.resolved(options, ids.shape[1], most - longest, self.config.vocab_size)
         if chosen.pad_token_id is None:
             chosen.pad_token_id = self.config.padding_id
+        if chosen.weights is not None and not chosen.use_cache:
+            raise ValueError("weights: expected None with use_cache=False, which has no steps")
         rules = Rules(chosen, **functions)
         source = self._source(prompts, chosen, call)
         # beams draw together
@@ -320,12 +326,13 @@ class Generation(Weighted):
         kinds = [count for i, count in enumerate(counts) if count not in counts[:i]]
         groups = np.array([kinds.index(count) for count in counts])
         sources: dict[int, LogitsSource] = {}
+        weights = StepWeights(chosen.weights)
         for group, num_buckets in enumerate(kinds):
             prompt_index = np.flatnonzero(groups == group)
             begin = self._beginning(replace(call, num_buckets=num_buckets))
             longest = max(len(prompts[int(i)]) for i in prompt_index) + chosen.max_new_tokens
             sources[group] = (
-                Decoder(begin, self.head, longest, prompt_index) if chosen.use_cache
+                Decoder(begin, self.head, longest, prompt_index, weights) if chosen.use_cache
                 else UncachedSource(partial(self._recompute, begin, prompt_index))
             )  # fmt: skip
         return sources[0] if len(sources) == 1 else Grouped(groups, sources)

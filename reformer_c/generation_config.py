@@ -38,6 +38,8 @@ REALS: dict[str, tuple[float, float, bool, str]] = {
     "eta_cutoff": (0.0, BELOW_ONE, False, "a number in [0, 1)"),
     "length_penalty": (-math.inf, math.inf, False, "a finite number"),
 }
+# how the weights of decoding steps may be stored, see ops.quantize
+WEIGHTS = ("int8", "bfloat16")
 FLAGS = ("do_sample", "renormalize_logits", "use_cache")
 # a token, or several
 TOKEN = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
@@ -128,6 +130,7 @@ class GenerationConfig(NamedAttributes):
     early_stopping: bool | str = UNSET
     num_return_sequences: int = UNSET
     use_cache: bool = UNSET
+    weights: str | None = None
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -370,6 +373,10 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, str) and value != "never":
             raise ValueError(f"{name}: expected True, False or 'never', got {value!r}")
         return value if isinstance(value, str) else flag(name, value)
+    if name == "weights":
+        if value not in WEIGHTS:
+            raise ValueError(f"{name}: expected 'int8', 'bfloat16' or None, got {value!r}")
+        return value
     if not isinstance(value, dict):
         raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
     return dict(value)

@@ -19,6 +19,7 @@ from .body import Pass, dense_shapes
 from .checks import number
 from .config import ReformerConfig
 from .inputs import IGNORE, Inputs, as_array, check_ids
+from .nn import StepWeights
 from .ops.machine import layer_scratch
 from .precision import in_own_precision
 from .runtime import underflow_to_zero
@@ -130,8 +131,14 @@ class LanguageModel(Head):
         return ops.linear(h, *self.decoder(run))
 
     def decoder(self, run: Pass) -> tuple[np.ndarray, np.ndarray | None]:
-        head = run.weights.below("lm_head.")
-        return head["decoder.weight"], head["bias"] if run.config.apply_lm_head_bias else None
+        return run.weights["lm_head.decoder.weight"], self._bias(run)
+
+    def step_logits(self, run: Pass, weights: StepWeights, h: np.ndarray) -> np.ndarray:
+        """Logits (n, v) of the final states (n, 2 c) of decoded tokens."""
+        return weights.linear(h, run.weights, "lm_head.decoder.weight", self._bias(run))
+
+    def _bias(self, run: Pass) -> np.ndarray | None:
+        return run.weights["lm_head.bias"] if run.config.apply_lm_head_bias else None
 
     @in_own_precision
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:

@@ -223,6 +223,39 @@ class Weights:
             self._gradients[name] = gradient
 
 
+class StepWeights:
+    """The weight matrices of decoding steps: the model's, or these quantized at their first use.
+
+    Parameters
+    ----------
+    storage : {"int8", "bfloat16"} or None
+        As in `ops.quantize`.
+    """
+
+    def __init__(self, storage: str | None = None) -> None:
+        self._storage = storage
+        self._quantized: dict[str, ops.QuantizedWeight] = {}
+
+    def matrix(self, weights: Weights, name: str) -> np.ndarray | ops.QuantizedWeight:
+        if self._storage is None:
+            return weights[name]
+        full_name = weights.prefix + name
+        if full_name not in self._quantized:
+            if not np.isfinite(weights[name]).all():
+                raise ValueError(f"weights: expected finite numbers, got others in {full_name}")
+            self._quantized[full_name] = ops.quantize(weights[name], self._storage)
+        return self._quantized[full_name]
+
+    def linear(
+        self, x: np.ndarray, weights: Weights, name: str, bias: np.ndarray | None = None
+    ) -> np.ndarray:
+        """`ops.linear` of the tokens x (n, ci) with the matrix `name`."""
+        matrix = self.matrix(weights, name)
+        if isinstance(matrix, np.ndarray):
+            return ops.linear(x, matrix, bias)
+        return ops.quantized_linear(x, matrix, bias)
+
+
 # ---- sublayers ----
 
 
@@ -235,6 +268,7 @@ class Step(NamedTuple):
     positions: np.ndarray
     # (n,): which prompts the texts continue
     prompts: np.ndarray
+    weights: StepWeights
 
 
 def peaks(*arrays: str) -> Callable[[Method], Method]:
@@ -460,6 +494,18 @@ class FeedForward(Sublayer):
         del y, n
         self._add_normed_gradient(dx[part], dn, normed)
 
+    def step_add(self, cache: None, step: Step, out: np.ndarray, x: np.ndarray) -> None:
+        n, _ = self._normed(x)
+        ops.add_scaled(out, self._step_value(step, n), 1.0)
+
+    def _step_value(self, step: Step, n: np.ndarray) -> np.ndarray:
+        """The output for the normalised new tokens."""
+        w1, w2 = (step.weights.matrix(self.weights, name) for name in self.names[::2])
+        if isinstance(w1, np.ndarray):
+            return self._value(n, 0)
+        b1, b2 = (self.weights[name] for name in self.names[1::2])
+        return ops.quantized_feed_forward(n, w1, b1, w2, b2, activation=self.activation)
+
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
         """The output for normalised rows that start at row `first` of the stream."""
         *arrays, activation, chunk_length, dropout, key, _ = self._saved(n, first)
@@ -508,6 +554,12 @@ class FeedForward(Sublayer):
 
 class WeightedFeedForward(FeedForward):
     """A feed-forward layer whose activation has weights of its own; the activation is in NumPy."""
+
+    def _step_value(self, step: Step, n: np.ndarray) -> np.ndarray:
+        b1, b2 = self.weights[self.names[1]], self.weights[self.names[3]]
+        h = step.weights.linear(n, self.weights, self.names[0], b1)
+        h = WEIGHTED[self.activation].forward(h, **self._values())
+        return step.weights.linear(h, self.weights, self.names[2], b2)
 
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
         w2, b2 = (self.weights[name] for name in self.names[2:])

@@ -215,6 +215,18 @@ def test_a_text_to_compare_precisions_on_is_checked_first(
     assert not (tmp_path / "run").exists()
 
 
+def test_quantized_weights_are_compared_with_those_of_the_model(monkeypatch, capsys):
+    printed = run(program("quantized"), monkeypatch, capsys, "--quick")
+    bits = dict(re.findall(r"^(\w+) +([\d.]+) bits per byte", printed, re.MULTILINE))
+    assert bits.keys() == {"float32", "bfloat16", "int8"}
+    assert all(float(x) == pytest.approx(float(bits["float32"]), abs=0.01) for x in bits.values())
+    speeds = re.findall(
+        r"^1 thread +(\w+) +[\d,.]+ tokens/s +([\d.]+) times", printed, re.MULTILINE
+    )
+    assert [name for name, _ in speeds] == ["float32", "bfloat16", "int8"]
+    assert speeds[0][1] == "1.00"
+
+
 @pytest.mark.parametrize("library", ["tokenizers", "safetensors", "matplotlib"])
 def test_a_novel_needs_its_libraries_before_any_work(library, tmp_path, monkeypatch, capsys):
     novel = program("novel")

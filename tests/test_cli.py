@@ -156,6 +156,10 @@ def test_a_trained_model_evaluates_generates_and_tells_about_itself(trained, tex
     assert capsys.readouterr().out == whole
     assert main(["generate", trained, "--prompt", "the \u00e9", "--length", "20"]) == 0
     assert capsys.readouterr().out == whole
+    for storage in ("int8", "bfloat16"):
+        command = ["generate", trained, "--prompt", "the", "--length", "20", "--weights", storage]
+        assert main(command) == 0
+        assert capsys.readouterr().out.startswith("the")
     assert main(["info", trained]) == 0
     told = capsys.readouterr().out
     assert "reformer.encoder.layers.1" in told

@@ -240,3 +240,93 @@ def test_a_short_continuation_says_when_the_cap_begins_to_cut():
     with pytest.warns(UserWarning, match="bucket_cap=64 leaves out up to"):
         go_on_until_cut()
     assert max(decoder.cut_shares) > 0.0
+
+
+# ---- weights in fewer bits ----
+
+
+@pytest.fixture(params=["int8", "bfloat16"])
+def storage(request):
+    return request.param
+
+
+def round_weights(model, storage):
+    """Replace the matrices by what they are once they are quantized."""
+    for name, weight in model.parameters.items():
+        if weight.ndim == 2 and "embeddings" not in name:
+            weight[...] = ops.dequantize(ops.quantize(weight, storage), weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_scope": "bucket", "softcap": 1.0},
+        {"attn_layers": ["local"], "hidden_act": "gelu", "apply_lm_head_bias": False},
+        {"hidden_act": "prelu"},
+        {"matmul_precision": "medium"},
+    ],
+    ids=str,
+)
+def test_quantized_weights_give_what_the_rounded_weights_give(isa, dtype, storage, changes):
+    model = language_model(dtype, **changes)
+    ids = random_ids((2, 25))
+    exact = decoded(model, ids, 7, rng=5)
+    round_weights(model, storage)
+    rounded = decoded(model, ids, 7, rng=5)
+    quantized = decoded(model, ids, 7, rng=5, weights=storage)
+    scale = np.abs(rounded).max()
+    assert np.abs(quantized - rounded).max() < (1e-4 if dtype == np.float32 else 1e-12) * scale
+    # the option does something
+    assert np.abs(exact - rounded).max() > 1e-3 * scale
+
+
+def test_the_prompt_has_the_models_own_weights(storage):
+    model = language_model(np.float32)
+    ids = random_ids((1, 12))
+    plain, quantized = (decoded(model, ids, 9, rng=5, weights=w) for w in (None, storage))
+    np.testing.assert_array_equal(plain[:, 0], quantized[:, 0])
+    assert (plain[:, 1:] != quantized[:, 1:]).any(axis=-1).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"do_sample": True, "attention_mask": np.arange(9) >= [[0], [4]]},
+    ],
+    ids=str,
+)
+def test_quantized_weights_in_batches_and_beams(storage, options):
+    model = language_model(attention_scope="bucket")
+    round_weights(model, storage)
+    ids = random_ids((2, 9))
+    for threads in (1, 3):
+        with num_threads(threads):
+            plain, quantized = (
+                model.generate(ids, max_new_tokens=9, rng=1, weights=w, **options)
+                for w in (None, storage)
+            )
+        np.testing.assert_array_equal(plain, quantized)
+
+
+def test_quantized_weights_follow_the_models(storage):
+    """They are rounded anew in every call."""
+    model = language_model(np.float32)
+    ids = random_ids((1, 9))
+    before = decoded(model, ids, 4, rng=5, weights=storage)
+    model.parameters["lm_head.decoder.weight"][:] *= 2
+    bias = model.parameters["lm_head.bias"]
+    after = decoded(model, ids, 4, rng=5, weights=storage)
+    np.testing.assert_allclose(after - bias, 2 * (before - bias), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_quantized_is_refused_before_any_work(monkeypatch, storage):
+    model = language_model()
+    with pytest.raises(ValueError, match=r"^weights.*'int8', 'bfloat16' or None, got 'int4'"):
+        model.generate([[1, 2]], weights="int4")
+    monkeypatch.setattr("reformer_c.body.Pass.forward", lambda *_: pytest.fail("it began"))
+    with pytest.raises(ValueError, match=r"^weights.* None with use_cache=False"):
+        model.generate([[1, 2]], weights=storage, use_cache=False)

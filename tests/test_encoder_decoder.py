@@ -12,7 +12,7 @@ from reference import model as reference
 from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
 
 import reformer_c as rc
-from reformer_c import runtime
+from reformer_c import ops, runtime
 from reformer_c.body import Pass
 from reformer_c.encoder_decoder import ReformerEncoderDecoder
 from reformer_c.nn import Sublayer
@@ -370,6 +370,25 @@ def test_what_a_call_can_give():
 
 
 # ---- writing ----
+
+
+@pytest.mark.parametrize("storage", ["int8", "bfloat16"])
+def test_quantized_weights_write_what_the_rounded_weights_write(storage):
+    model = small_model(attn_layers=["local", "lsh"], attention_scope="bucket")
+    ids, mask = random_ids((3, 13)), mask_of(3, 13)
+    options = {"max_new_tokens": 12, "eos_token_id": None, "rng": 4}
+    exact = model.generate(ids, mask, **options)
+    for name, weight in model.decoder.parameters.items():
+        # keys and values of the encoder's states are computed before the steps
+        states = ".cross_attention.self_attention.key", ".cross_attention.self_attention.value"
+        if weight.ndim == 2 and "embeddings" not in name and not any(x in name for x in states):
+            weight[...] = ops.dequantize(ops.quantize(weight, storage), weight.dtype)
+    for extra in ({}, {"num_beams": 3}, {"do_sample": True}):
+        rounded, quantized = (
+            model.generate(ids, mask, weights=w, **options | extra) for w in (None, storage)
+        )
+        np.testing.assert_array_equal(rounded, quantized)
+    assert exact.shape == quantized.shape
 
 
 # LSH layers in chunks are cut elsewhere as a text grows: docs/generation.md

@@ -48,11 +48,12 @@ static ALWAYS_INLINE vec load_bfloat16(const uint16_t *p) {
 }
 
 /* Rows follow one another in memory. The processor's own prefetch stops at the end of each page of
-   4 KB, which at one byte a weight comes soon: lines are requested two pages before their use. */
+   4 KB, which at one byte a weight comes soon: lines are requested two pages before their use, into
+   the second cache, whose queue of misses is longer. */
 static ALWAYS_INLINE void prefetch_weights(const void *p, size_t bytes) {
     const size_t ahead = 8192;
     for (size_t at = 0; at < bytes; at += RF_ALIGN)
-        __builtin_prefetch((const char *)p + ahead + at);
+        __builtin_prefetch((const char *)p + ahead + at, 0, 2);
 }
 
 /* As dot() in vec.h: four vectors of sums, and a fixed order. */

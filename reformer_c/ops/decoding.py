@@ -9,8 +9,11 @@ import numpy as np
 from .. import _core
 from ..runtime import resolve_workers, underflow_to_zero
 from .attention import AttentionSpec, cut_of_sizes
+from .quantized import QuantizedWeight
 
 __all__ = ["AttentionCache"]
+
+Matrix = np.ndarray | QuantizedWeight
 
 
 class AttentionCache:
@@ -176,7 +179,7 @@ class AttentionCache:
         y: np.ndarray,
         x: np.ndarray,
         norm: tuple[np.ndarray, np.ndarray],
-        projections: tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray],
+        projections: tuple[Matrix, Matrix | None, Matrix, Matrix],
         rows: np.ndarray,
         positions: np.ndarray,
         workers: int | None = None,
@@ -190,7 +193,8 @@ class AttentionCache:
         norm : pair of (c,)
             Weight and bias of the layer norm.
         projections : (wq, wk, wv, wo)
-            (h d, c) each, wo (c, h d); wk None with shared queries and keys.
+            (h d, c) each, wo (c, h d), arrays or `QuantizedWeight`; wk None with shared queries and
+            keys.
         rows, positions : (n,) int64
             Which texts of the cache, all different, and their lengths so far: the new tokens'
             positions.
