@@ -194,10 +194,10 @@ class Pass:
         num_hashes, num_buckets = self.call.num_hashes, self.call.num_buckets
         rotations, name = self.call.rotations, f"{self.call.argument_prefix}rotations"
         if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
-            raise TypeError(f"{name}: expected a list of arrays, got {type(rotations).__name__}")
+            raise TypeError(f"{name} must be a list of arrays, got {type(rotations).__name__}")
         if rotations is not None and len(rotations) != count:
             raise ValueError(
-                f"{name}: expected one array for each of {count} LSH layers, got {len(rotations)}"
+                f"{name} must be {count} arrays, one for each LSH layer, got {len(rotations)}"
             )
         if num_hashes is not None:
             num_hashes = integer("num_hashes", num_hashes, 1)
@@ -241,12 +241,12 @@ class Pass:
     def _checked_rotation(name: str, rotation: Any, shape: tuple, dtype: np.dtype) -> np.ndarray:
         rotation = as_array(name, rotation)
         if rotation.dtype.kind not in "iuf":
-            raise TypeError(f"{name}: expected real numbers, got {rotation.dtype}")
+            raise TypeError(f"{name} must be real numbers, got {rotation.dtype}")
         if rotation.ndim != 4 or any(
             expected not in (n, "any") for n, expected in zip(rotation.shape, shape, strict=True)
         ):
             expected = str(shape).replace("'", "")
-            raise ValueError(f"{name}: expected shape {expected}, got {rotation.shape}")
+            raise ValueError(f"{name} must have shape {expected}, got {rotation.shape}")
         return rotation.astype(dtype, copy=False)
 
     @property

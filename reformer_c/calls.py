@@ -23,7 +23,7 @@ from .weights import Weighted
 
 __all__ = ["Reformer", "ReformerWithLoss"]
 
-# arguments of a call or of a loss that are not the head's
+# arguments of a call or of a loss that do not belong to the head
 CALLED_WITH = (
     "input_ids", "attention_mask", "position_ids", "inputs_embeds", "num_hashes", "rotations",
     "rng", "output_hidden_states", "output_attentions", "output_buckets", "return_dict",
@@ -151,7 +151,7 @@ class Reformer(Weighted):
         """A pass without tokens, for planning."""
         length, longest = integer(name, length, 1), self.config.num_positions
         if length > longest:
-            raise ValueError(f"{name}: expected at most {longest} (positions), got {length}")
+            raise ValueError(f"{name} must be at most {longest} (positions), got {length}")
         return self._pass(Inputs.of_length(batch, length), call)
 
     def _describe(self, run: Pass, targets: Any, output: Output) -> Output:
@@ -173,7 +173,9 @@ class Reformer(Weighted):
     def _check_given(self, targets: Mapping[str, Any]) -> None:
         names = self.head.targets
         if any(targets.get(name) is None for name in names):
-            raise TypeError(f"{' and '.join(names)}: needed for a loss of {type(self).__name__}")
+            raise TypeError(
+                f"{' and '.join(names)} must be given for a loss of {type(self).__name__}"
+            )
 
     def _keep_num_buckets(self, run: Pass) -> None:
         """Keep the number of buckets that the first training step chose."""
@@ -245,7 +247,7 @@ class ReformerWithLoss(Reformer):
 
         Activations are recomputed in the backward pass (Kitaev et al. 2020, section 3): memory does
         not grow with the number of layers, except for what `memory_budget` allows to be kept. The
-        gradients are exact for the dropout and the buckets that were drawn.
+        gradients are exact for the given dropout masks and buckets.
 
         If ``config.num_buckets`` is None, the first step that hashes (more than one chunk, or any
         length with ``attention_scope="bucket"``) chooses it from the length of its batch for all
@@ -298,10 +300,10 @@ class ReformerWithLoss(Reformer):
         """The number of targets that the loss of these arguments averages over.
 
         Losses and gradients of several batches, averaged with these weights, equal those of one
-        batch of all their rows. The loss of question answering is made of two means, of the starts
-        and of the ends, whose numbers can differ: it takes `counts` in place of a weight.
+        batch of all their rows. The loss of question answering is the mean of two means, over the
+        starts and over the ends, whose numbers can differ: pass `counts` instead of a weight.
 
-        The parameters are those of `loss_and_gradients`; the targets among them are counted.
+        The parameters are those of `loss_and_gradients`.
 
         Returns
         -------

@@ -1,14 +1,15 @@
 """Decoding with a cache: a forward pass over the prompt, and then one token at a time.
 
-With ``config.attention_scope="bucket"`` every token gets the logits that a forward pass over the
-text so far gives it, to rounding: a token sees its bucket's earlier members, whatever comes later.
-(A token whose two likeliest buckets are equally near, to rounding, may fall into the other one.)
+With ``config.attention_scope="bucket"`` the logits equal those of a forward pass over the text so
+far, to rounding: a token attends to the earlier members of its bucket, and later tokens do not
+change that. (If two buckets of a token are equally close to rounding, it may be assigned to the
+other one.)
 
-With ``attention_scope="chunk"`` a new token is hashed, ranked among the sorted tokens of its text,
-and attends to the chunk that it falls into and the chunks before it, as in Hugging Face's cached
-decoding, but with the same rotations in every step and for each row of a batch by itself. A forward
-pass over the text so far cuts the chunks elsewhere, and what it gives is close but not the same:
-`docs/generation.md` has figures. Local layers give what a forward pass gives.
+With ``attention_scope="chunk"`` a new token is hashed, inserted into the sorted tokens of its text,
+and attends to its chunk and the chunks before it, as in Hugging Face's cached decoding, but with
+the same rotations in every step and separately for each row of a batch. The chunks of a forward
+pass over the text so far have other boundaries, so its result is close but not the same:
+`docs/generation.md` has measurements. Local layers compute the same as in a forward pass.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from .runtime import reuse_memory, underflow_to_zero
 
 __all__ = ["Decoder", "cache_bytes", "num_buckets_of"]
 
-# steps from one look at what a cap leaves out to the next, once it does
+# steps between checks of what a cap leaves out, once it does
 CUT_STEPS = 256
 
 
 class Decoder:
-    """Texts that grow token by token: the `LogitsSource` of ``reformer_c.generate``, with a cache.
+    """A `LogitsSource` of ``reformer_c.generate`` with a cache.
 
     Parameters
     ----------
@@ -89,8 +90,7 @@ class Decoder:
 
     @reuse_memory()
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        """Logits (n, v) of what follows n texts; those of one length go through a forward pass
-        together."""
+        """Logits (n, v) of the next tokens of n texts; texts of one length share a forward pass."""
         self._lengths = np.array([len(text) for text in texts], np.int64)
         index = self._first_index
         self._prompt_index = np.arange(len(texts)) if index is None else index
@@ -107,7 +107,7 @@ class Decoder:
                 logits = np.empty((len(texts), found.shape[1]), found.dtype)
             logits[rows] = found
         assert logits is not None
-        # for the steps: the streams of the prompt are not needed any more
+        # steps need the pass, without the streams of the prompt
         del run.y1, run.y2
         self._run = run
         self._prompt = int(self._lengths.min())
@@ -116,13 +116,13 @@ class Decoder:
 
     @property
     def config(self) -> ReformerConfig:
-        """Of the model that decodes."""
+        """The configuration of the model."""
         return self._run.config
 
     @in_own_precision
     @underflow_to_zero()
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Append a token to each of the texts `rows`; logits (n, v) of what follows."""
+        """Append a token to each of the texts `rows`; logits (n, v) of the next ones."""
         positions, run = self._lengths[rows], self._run
         y1 = run.embeddings.forward(tokens[None], None, positions[None])[0]
         y2 = y1.copy()
@@ -144,7 +144,7 @@ class Decoder:
         return uncut if uncut >= 0 else CUT_STEPS - 1
 
     def reorder(self, parents: np.ndarray) -> None:
-        """Make text i a copy of text parents[i], which began with the same prompt."""
+        """Make text i a copy of text parents[i], which has the same prompt."""
         longest = int(self._lengths.max(initial=0))
         for cache in self.caches:
             cache.take(parents, self._prompt, longest)
@@ -152,11 +152,11 @@ class Decoder:
 
 
 def num_buckets_of(config: ReformerConfig, t: int) -> int | Sequence[int] | None:
-    """The number of buckets with which a text that begins with t tokens is continued.
+    """The number of buckets for continuing a prompt of t tokens.
 
-    Where the configuration leaves it open it is what transformers chooses at the first forward pass
-    that hashes: for the prompt, or for the length at which a shorter one grows beyond a chunk. With
-    ``attention_scope="bucket"`` that is the prompt's length always.
+    If the configuration does not fix it, it is the number that transformers chooses at the first
+    forward pass that hashes: for the prompt, or for the length at which a shorter one exceeds a
+    chunk. With ``attention_scope="bucket"`` it is always chosen for the prompt's length.
     """
     if config.num_buckets is not None or "lsh" not in config.layer_types:
         return config.num_buckets
@@ -169,11 +169,9 @@ def num_buckets_of(config: ReformerConfig, t: int) -> int | Sequence[int] | None
 def cache_bytes(
     config: ReformerConfig, t: int, *, prompt: int | None = None, batch: int = 1, itemsize: int = 4
 ) -> int:
-    """Bytes of the cache for `batch` texts of t tokens, the first `prompt` of which were given.
+    """Bytes of the cache for `batch` texts of t tokens, which begin with `prompt` tokens.
 
-    With t the prompt and all new tokens it is what a `Decoder` sets aside; pages that are not
-    written yet take no memory. A local layer's share does not grow with t. Where
-    ``config.num_buckets`` is None, the prompt's length (t by default) decides how many there are.
+    See ``ReformerModelWithLMHead.cache_bytes``.
 
     Examples
     --------

@@ -1,10 +1,10 @@
-"""An encoder and a decoder: a Reformer that reads a text, and one that writes another about it.
+"""An encoder-decoder: a Reformer that reads a text, and one that generates another from it.
 
 The encoder is a bidirectional `ReformerModel`. The decoder is a causal Reformer whose layers have a
-third part between attention and feed-forward: full attention to the encoder's final states (Vaswani
-et al. 2017, section 3.2.3). The three take turns on the two streams, so the decoder is reversible
-too (as in the Reformer's machine translation, Kitaev et al. 2020, section 5): memory does not grow
-with the depth of either.
+third branch between attention and feed-forward: full attention to the encoder's final states
+(Vaswani et al. 2017, section 3.2.3). The three branches add to the two streams alternately, so the
+decoder is reversible too (as in Kitaev et al. 2020, section 5, machine translation): memory does
+not grow with the depth of either side.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .calls import Reformer
 from .checks import flag, integer, names_keywords, refuse_unknown
 from .config import ReformerConfig
 from .heads import blocks_bytes
-from .inputs import IGNORE, Call, check_ids
+from .inputs import Call
 from .model import ReformerModel
-from .nn import Joined, Parameters, draw_seed, random_key
+from .nn import draw_seed, random_key
 from .outputs import EncoderDecoderOutput, ReformerOutput, Requested
 from .runtime import available_memory, reuse_memory
 from .text_decoder import TextDecoder, TextGeneration, check_rows, decoder_call_of, encode
@@ -33,44 +33,46 @@ __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
 
 
 class ReformerEncoderDecoder(TextGeneration):
-    """A Reformer from text to text: translation, summaries, answers.
+    """A sequence-to-sequence Reformer, for example for translation or summaries.
 
     Parameters
     ----------
     config : ReformerConfig
-        Of both sides; `is_decoder` does not matter.
+        The configuration of both sides; `is_decoder` is set for each.
     decoder : ReformerConfig, optional
-        Of the decoder; the encoder's by default.
+        The decoder's own configuration.
     rng : int, numpy Generator or None
-        Draws the first weights, as Hugging Face initialises a Reformer's.
+        Draws the first weights, as Hugging Face initialises them.
     dtype : float32 or float64
-        Of weights, activations and gradients.
+        Dtype of weights, activations and gradients.
 
     Attributes
     ----------
     encoder : ReformerModel
-        A model of its own, with the same live weights.
+        A model that can be called by itself, and shares the weights.
     parameters : mapping of str to ndarray
-        Live: the encoder's names below ``encoder.``, the decoder's below ``decoder.``.
+        Live, under the names of both sides, which begin with ``encoder.`` and ``decoder.``.
 
     Notes
     -----
-    `labels` (b, t) are what the decoder is to write, ended as it is to end; -100 is ignored. It
-    reads them one place later, after a token that begins every text: ``config.bos_token_id`` of the
-    decoder, or its pad token if that is None. A tail of -100 is padding, and masked.
+    `labels` (b, t) are the tokens that the decoder is to predict, including the end token; -100 is
+    ignored. The decoder's input is the labels shifted right, after the decoder's
+    ``config.bos_token_id``, or its pad token if that is None. Trailing labels of -100 are padding
+    and masked.
 
-    The decoder computes each row as it would alone: padding at its end, masked by
-    `decoder_attention_mask` or by labels, changes nothing, and its own states, logits, buckets and
-    probabilities mean nothing. The encoder is a `ReformerModel`: in a call its layers have padding
-    on their circle of chunks, as Hugging Face's have, so the first chunk of a row with padding sees
-    that in place of the row's end. `generate` reads each row as it would alone.
+    The decoder computes each row as if it were alone: padding at the end, masked by
+    `decoder_attention_mask` or by labels, does not change the other tokens, and its own states,
+    logits, buckets and probabilities are meaningless. The encoder is a `ReformerModel`: in a call,
+    padding takes part in the circle of chunks as in Hugging Face's layers, so the first chunk of a
+    padded row sees padding in place of the end of the row. `generate` encodes each row as if it
+    were alone.
 
-    Each side's ``config.memory_budget`` is that side's own: bytes, or a share of the memory that is
-    free and that the decoder, whose layers come first, has left.
+    Each side has its own ``config.memory_budget``; a share is of the free memory, for the encoder
+    of what the decoder has left.
 
     Examples
     --------
-    Learn to copy:
+    A model that learns to copy:
 
     >>> import reformer_c as rc
     >>> config = rc.ReformerConfig(
@@ -106,19 +108,9 @@ class ReformerEncoderDecoder(TextGeneration):
         for name, side in self.sides.items():
             side._initialise(side.parameters, random_key(seed, name))
 
-    def _allocate(self, config: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
-        for name, given in (("config", config), ("decoder", decoder)):
-            if not isinstance(given, ReformerConfig):
-                raise TypeError(f"{name}: expected a ReformerConfig, got {type(given).__name__}")
+    def _make_sides(self, config: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
         self.encoder = ReformerModel._without_numbers(replace(config, is_decoder=False), dtype)
         self.decoder = TextDecoder(replace(decoder, is_decoder=True), 2 * config.hidden_size, dtype)
-        sides = {"encoder.": self.encoder, "decoder.": self.decoder}
-        self._parameters = Parameters(Joined({p: side.parameters for p, side in sides.items()}))
-        self.buffers = {
-            prefix + name: array
-            for prefix, side in sides.items()
-            for name, array in side.buffers.items()
-        }
 
     @property
     def sides(self) -> dict[str, Reformer]:
@@ -152,30 +144,31 @@ class ReformerEncoderDecoder(TextGeneration):
         Parameters
         ----------
         input_ids : array_like of int, (b, s)
-            What the encoder reads.
+            The encoder's input.
         attention_mask : array_like, (b, s), optional
-            Nonzero for a real token of it: the decoder does not look at the others.
+            Nonzero for a real token; the decoder attends to these only.
         decoder_input_ids : array_like of int, (b, t), optional
-            What the decoder has written so far; from `labels` by default.
+            The decoder's input; by default `labels` shifted right.
         decoder_attention_mask : array_like, (b, t), optional
-            Nonzero for a real token of it. By default all are real in `decoder_input_ids`, and in
-            labels those up to the last that is not -100.
+            Nonzero for a real token. By default all of `decoder_input_ids` are, or with `labels`
+            those up to the last label that is not -100.
         labels : array_like of int, (b, t), optional
-            What it is to write. With them, the output has a loss.
+            The tokens to predict. With them, the output has a loss.
         inputs_embeds : ndarray, (b, s, hidden_size), optional
             Word vectors, in place of `input_ids`.
         num_hashes, rng, output_hidden_states, output_attentions, output_buckets
             As in a call of `ReformerModel`, for both sides.
         return_dict : bool, optional
-            False gives the tuple of the output's values; None: the decoder's configuration's.
+            False returns the tuple of the output's values; None: the value of the decoder's
+            configuration.
         rotations, decoder_rotations : sequence of ndarray, optional
-            For each LSH layer of the encoder, and of the decoder.
+            One for each LSH layer of the encoder, and of the decoder.
 
         Returns
         -------
         EncoderDecoderOutput, or tuple
-            The fields of a `ReformerOutput` of the decoder, `cross_attentions`, and `encoder`: the
-            encoder's own output.
+            The fields of the decoder's `ReformerOutput`, its `cross_attentions`, and the encoder's
+            output as `encoder`.
 
         Raises
         ------
@@ -213,36 +206,18 @@ class ReformerEncoderDecoder(TextGeneration):
             self._check_labels(labels)
         if decoder_call.input_ids is None:
             if labels is None:
-                raise TypeError("decoder_input_ids: expected them, or labels to predict")
-            labels, shifted, real = self._shift_right(labels, b)
+                raise TypeError("decoder_input_ids or labels must be given")
+            labels, shifted, real = self.decoder.shift_right(labels, b, self.start_token_id)
             mask = decoder_call.attention_mask
             decoder_call = replace(
                 decoder_call, input_ids=shifted, attention_mask=real if mask is None else mask
             )
-        decoder_call = replace(decoder_call_of(decoder_call, call.seed, states), rows_alone=True)
+        decoder_call = decoder_call_of(decoder_call, call.seed, states, rows_alone=True)
         decoder_pass, targets = self.decoder._begin(
             decoder_call, {"labels": labels}, needs_loss=needs_loss
         )
         check_rows(decoder_pass.inputs.b, b)
         return encoder_pass, states, decoder_pass, targets
-
-    def _shift_right(self, labels: Any, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Checked labels; the decoder's input, which is the labels one position later; and which
-        of its tokens are real: those up to the last label that is not ignored."""
-        config = self.decoder.config
-        labels = check_ids("labels", labels, config.vocab_size, ignore=IGNORE)
-        rows, t = labels.shape
-        if rows != b:
-            raise ValueError(f"labels: expected {b} rows, as input_ids has, got {rows}")
-        if not 0 < t <= config.num_positions:
-            raise ValueError(
-                f"labels: expected 1 to {config.num_positions} tokens (positions), got {t}"
-            )
-        shifted = np.insert(labels[:, :-1], 0, self.start_token_id, axis=1)
-        counts = labels != IGNORE
-        counts[:, 0] = True  # a row has one token at least
-        real = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
-        return labels, np.where(shifted == IGNORE, config.padding_id, shifted), real
 
     @names_keywords
     def loss(
@@ -259,9 +234,9 @@ class ReformerEncoderDecoder(TextGeneration):
         decoder_rotations: Sequence[np.ndarray] | None = None,
         rng: Any = None,
     ) -> float:
-        """The loss of a call alone: no array of the logits of all tokens is made.
+        """The loss only: the logits of all tokens are never in memory at once.
 
-        The parameters are those of a call, but for what its output is to have.
+        The parameters are those of a call, except those that select fields of the output.
         """
         call = Call(
             input_ids, attention_mask, None, inputs_embeds, num_hashes, rotations, draw_seed(rng),
@@ -297,13 +272,13 @@ class ReformerEncoderDecoder(TextGeneration):
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss, and its gradient with respect to every parameter of both sides.
 
-        The parameters are those of a call, and of ``ReformerModelWithLMHead.loss_and_gradients``:
-        `memory_budget` is in place of both sides' own, and serves the decoder first.
+        The parameters are those of a call and of ``ReformerModelWithLMHead.loss_and_gradients``.
+        `memory_budget` is for both sides together, and is used for the decoder's layers first.
 
         Returns
         -------
         loss : float
-            nan where no label counts.
+            nan if all labels are ignored.
         gradients : dict of str to ndarray
             By the names of `parameters`.
 
@@ -312,7 +287,7 @@ class ReformerEncoderDecoder(TextGeneration):
         TypeError, ValueError
             Name the argument and say what was expected.
         MemoryError
-            The step takes more memory than is free: with the numbers, and before it starts.
+            The step would take more memory than is free; raised before it starts, with the numbers.
         """
         training = flag("training", training)
         call = Call(
@@ -346,7 +321,7 @@ class ReformerEncoderDecoder(TextGeneration):
     def count_targets(
         self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any
     ) -> int:
-        """How many labels the loss of these arguments is a mean over: those other than -100.
+        """The number of labels that the loss of these arguments averages over: all except -100.
 
         The parameters are those of `loss_and_gradients`.
         """
@@ -356,15 +331,15 @@ class ReformerEncoderDecoder(TextGeneration):
 
     def _check_labels(self, labels: Any) -> None:
         if labels is None:
-            raise TypeError(f"labels: needed for a loss of {type(self).__name__}")
+            raise TypeError(f"labels must be given for a loss of {type(self).__name__}")
 
     def _plan(
         self, encoder_pass: Pass, decoder_pass: Pass, budget: float | None, free: int | None
     ) -> tuple[StepMemory, tuple[int, int]]:
-        """The memory of a step, and how many layers of the encoder and of the decoder keep their
-        activations; the decoder's come first.
+        """The memory of a step, and the numbers of layers of the encoder and of the decoder that
+        keep their activations.
 
-        `budget` is that of both sides; None: each has its own. `free` bytes are available.
+        `budget` is for both sides together; if None, each has its own. `free` bytes are available.
         """
         own = self.decoder._budget(budget, free)
         decoder, of_decoder = decoder_pass.plan(own, self.decoder.head.loss_bytes(decoder_pass))
@@ -394,12 +369,12 @@ class ReformerEncoderDecoder(TextGeneration):
         num_hashes: int | None = None,
         memory_budget: float | None = None,
     ) -> StepMemory:
-        """What a training step takes, before it is taken.
+        """Predict the memory of a training step.
 
         Parameters
         ----------
         length, decoder_length : int
-            Tokens to read, and to write (by default as many).
+            Tokens per sequence of the encoder, and of the decoder (`length` by default).
         batch, num_hashes, memory_budget
             As in ``ReformerModelWithLMHead.memory``.
 

@@ -1,4 +1,4 @@
-"""Texts from a language model: the arguments of ``generate``, checked, and what continues them."""
+"""Generation with a language model: checks the arguments of ``generate`` and runs it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIONS = [*ARGUMENTS, *FUNCTIONS, *GENERATION_FIELDS]
 
 
 class Prepared(NamedTuple):
-    """A checked call of `generate`."""
+    """A call of `generate`, after all checks."""
 
     ids: np.ndarray
     # without padding
@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
 
 
 class Generation(Weighted):
-    """What a language model writes: `generate`, `stream`, and their default options."""
+    """A language model's `generate` and `stream`, and their default options."""
 
     head: ClassVar[LanguageModel]
     _generation_config: GenerationConfig
@@ -77,96 +77,99 @@ class Generation(Weighted):
     ) -> np.ndarray:
         """Continue texts, token by token: greedily, by sampling, or by beam search.
 
-        The prompts go through one forward pass; then a token costs as much as its bucket and
-        window, whatever the length of the text. `reformer_c.decode` says how that compares with a
-        forward pass over the text so far. Each row is computed as it would be alone, without its
-        padding: its rotations, number of buckets and draws depend on its prompt and `rng` only.
-        Where ``config.num_buckets`` is None the number follows from the prompt's length, and stays.
+        The prompts are processed by one forward pass. Each further token attends to its bucket and
+        window only, so its cost does not depend on the length of the text; `reformer_c.decode`
+        describes how the result differs from a forward pass over the text so far. Each row is
+        computed as if it were alone, without its padding: its rotations, number of buckets and
+        samples depend only on its prompt and `rng`. If ``config.num_buckets`` is None, the number
+        is chosen from the prompt's length and does not change.
 
-        An option that is not given is what `generation_config` says, else what the model's
-        ``generation_config`` says, else the default that stands here. One that is given as None is
-        off.
+        An option that is not given has the value in `generation_config`, else the value in the
+        model's ``generation_config``, else the default listed here. None turns an option off.
 
         Parameters
         ----------
         input_ids : array_like of int, (b, t) or (t,)
-            The prompts. An empty one begins with the `bos_token_id`, or with the pad token if that
+            The prompts. An empty one is replaced by the `bos_token_id`, or by the pad token if that
             is None; this token is not part of the result. Without `input_ids` there is one prompt,
             the `bos_token_id`.
         attention_mask : array_like, (b, t) or (t,), optional
-            Nonzero for a real token: prompts of several lengths, padded on any side.
+            Nonzero for a real token: prompts may have several lengths and be padded on any side.
         generation_config : GenerationConfig, optional
-            Options of several calls.
+            Options for several calls.
         num_hashes, rotations
-            As in a call; rotations for the number of buckets of the prompts.
+            As in a call; rotations must fit the number of buckets of the prompts.
         rng : int, numpy Generator or None
-            An integer repeats rotations and draws.
+            Draws rotations and samples; an integer reproduces them.
         streamer : callable, optional
-            Called with the new tokens (b * num_return_sequences,) of each step; not with beams.
+            Called with the new tokens (b * num_return_sequences,) of each step; not available in
+            beam search.
         max_new_tokens : int, 100
-            Together with the prompt at most ``config.num_positions``; the default gives way to it.
+            Must fit ``config.num_positions`` together with the prompt; the default is reduced to
+            fit.
         max_length : int, optional
-            The same with the prompt and its padding counted; `max_new_tokens` goes before it.
+            The same including the prompt and its padding; `max_new_tokens` takes precedence.
         min_new_tokens, min_length : int, 0
-            Before that many, `eos_token_id` is not chosen.
+            `eos_token_id` is not chosen before this many tokens.
         do_sample : bool, False
-            Draw from the distribution. False takes the likeliest token, which the options from
-            temperature to eta_cutoff do not change.
+            Sample from the distribution. False chooses the most probable token; the options from
+            temperature to eta_cutoff then have no effect.
         temperature : float, 1.0
-            Logits are divided by it, > 0.
+            Divides the logits, > 0.
         top_k : int, 50
-            Draw from the k likeliest tokens; 0: from all.
+            Sample from the k most probable tokens; 0: from all.
         top_p : float, 1.0
-            Draw from the likeliest tokens that together have this probability, in (0, 1].
+            Sample from the most probable tokens whose total probability reaches this, in (0, 1].
         min_p : float, 0.0
-            Draw from tokens that are at least this many times as likely as the likeliest.
+            Sample from the tokens whose probability is at least this share of the largest.
         typical_p : float, 1.0
-            Draw from the tokens whose information is nearest to the entropy, that together have
-            this probability, in (0, 1].
+            Sample from the tokens whose information is closest to the entropy and whose total
+            probability reaches this, in (0, 1].
         epsilon_cutoff, eta_cutoff : float, 0.0
-            Draw from tokens of at least this probability; eta_cutoff is lowered where the entropy
-            is high: `reformer_c.generate.probabilities`.
+            Sample from the tokens of at least this probability; eta_cutoff is lowered if the
+            entropy is high: see `reformer_c.generate.probabilities`.
         repetition_penalty : float, 1.0
-            Logits of tokens that are in the text are divided by it where they are positive, and
-            multiplied where they are negative, > 0 (Keskar et al. 2019, section 4.1).
+            Divides positive logits, and multiplies negative ones, of tokens that are in the text,
+            > 0 (Keskar et al. 2019, section 4.1).
         no_repeat_ngram_size : int, 0
-            That many tokens in a row occur only once in a text.
+            No n-gram of this size occurs twice in a text.
         bad_words_ids : list of lists of int, optional
-            Sequences of tokens that do not occur in what is new.
+            Sequences of tokens that are not generated.
         suppress_tokens, begin_suppress_tokens : list of int, optional
-            Tokens that are not chosen, and not as the first new one.
+            Tokens that are never chosen, and that are not chosen as the first new token.
         forced_bos_token_id, forced_eos_token_id : int, optional
             The token after a prompt of one token, and the last of `max_new_tokens`.
         renormalize_logits : bool, False
-            Make log-probabilities of a beam's processed logits again.
+            Normalise the processed logits of a beam to log-probabilities again.
         num_beams : int, 1
-            More than one: beam search, which keeps that many texts at a time; with do_sample their
-            continuations are drawn, without replacement.
+            More than 1: beam search with this many beams; with do_sample, continuations are sampled
+            without replacement.
         length_penalty : float, 1.0
-            A beam's score is divided by its new tokens' number to this power.
+            A beam's score is divided by the number of its new tokens to this power.
         early_stopping : bool or "never", False
-            True ends a search with `num_beams` ended texts; False where no beam can become better
-            at its present length; "never" where none can at any.
+            True stops a search after `num_beams` finished texts; False, when no beam can improve
+            on them at its present length; "never", when none can at any length.
         num_return_sequences : int, 1
-            Texts for each prompt, side by side: draws, or the n best of `num_beams`.
+            Texts per prompt, in adjacent rows: samples, or the n best of `num_beams`.
         eos_token_id : int or sequence of int, optional
             A row stops at any of these ids; generation stops when every row has.
         pad_token_id : int, optional
             Fills a row after its end; by default the first `eos_token_id`.
         bos_token_id, decoder_start_token_id : int, optional
-            Begins a prompt without tokens, and what a `ReformerEncoderDecoder` writes.
+            The first token of a prompt without tokens, and of a `ReformerEncoderDecoder`'s texts.
         use_cache : bool, True
-            False takes every token from a forward pass over all tokens before it.
+            False computes every token by a forward pass over all tokens before it.
         weights : {"int8", "bfloat16"}, optional
-            Quantize the weight matrices of the steps after the prompts (see `ops.quantize`), which
-            then read a quarter or half of the bytes: a few texts are continued several times as
-            fast, and with slightly other logits.
+            Quantize the weight matrices of the steps after the prompts (see `ops.quantize`). These
+            steps read a quarter or half of the bytes, so a few texts are continued several times as
+            fast, with slightly different logits.
         logits_processor, stopping_criteria : callable or list of them, optional
-            ``processor(ids, logits)`` gives the logits (v,) to choose from; ``criterion(ids,
-            logits)`` says after each token whether the row has ended. `ids` (t,) are the row's
-            tokens so far without padding. Logits are log-probabilities in a beam search.
+            ``processor(ids, logits)`` returns the logits (v,) to choose from; ``criterion(ids,
+            logits)`` is called after each token and returns whether the row has ended. `ids` (t,)
+            are the row's tokens so far without padding. In beam search, logits are
+            log-probabilities.
         prefix_allowed_tokens_fn : callable, optional
-            ``function(row, ids)`` gives the tokens that may follow `ids` (t,) of prompt `row`.
+            ``function(row, ids)`` returns the tokens that may follow `ids` (t,) of prompt `row`.
 
         Returns
         -------
@@ -230,9 +233,10 @@ class Generation(Weighted):
         rng: Any = None,
         **options: Any,
     ) -> Iterator[np.ndarray]:
-        """The new tokens of `generate` one step after another: an iterator over (b,) int64.
+        """Like `generate`, but an iterator over the new tokens (b,) int64 of each step.
 
-        The parameters are those of `generate`, without beams. Arguments are checked at once.
+        The parameters are those of `generate`, without beam search. Arguments are checked before
+        the iterator is returned.
 
         Examples
         --------
@@ -248,17 +252,19 @@ class Generation(Weighted):
         )  # fmt: skip
         _, prompts, source, rules, draws = self._prepare(call, generation_config, options)
         if rules.options.num_beams > 1:
-            raise ValueError("num_beams: expected 1 for a stream: beams change to the end")
+            raise ValueError(
+                "num_beams must be 1 for stream: beam search may revise tokens until its end"
+            )
         return stream_tokens(source, prompts, rules, draws)
 
     @names_keywords
     def cache_bytes(self, t: int, *, prompt: int | None = None, batch: int = 1) -> int:
         """Bytes of the cache of `generate` for `batch` texts of t tokens.
 
-        With t the prompt and all new tokens it is what `generate` sets aside; pages that are not
-        written yet take no memory. A local layer's share does not grow with t. Where
-        ``config.num_buckets`` is None, the `prompt`'s length (t by default) decides how many
-        buckets there are.
+        With t the length of the prompt and all new tokens, `generate` allocates this much; pages
+        that are not written yet take no memory. A local layer's cache does not grow with t. If
+        ``config.num_buckets`` is None, the length of the `prompt` (t by default) determines the
+        number of buckets.
         """
         size = self.dtype.itemsize
         return cache_bytes(self.config, t, prompt=prompt, batch=batch, itemsize=size)
@@ -267,7 +273,7 @@ class Generation(Weighted):
         """Check all arguments."""
         refuse_unknown(options, OPTIONS, "generate")
         if call.encoder_states is None and options.get("decoder_start_token_id") is not None:
-            raise TypeError("decoder_start_token_id: belongs to a ReformerEncoderDecoder")
+            raise TypeError("decoder_start_token_id is an option of ReformerEncoderDecoder only")
         functions = {name: options.pop(name) for name in FUNCTIONS if name in options}
         defaults = self.generation_config
         if generation_config is not None:
@@ -282,46 +288,48 @@ class Generation(Weighted):
         longest, most = max(map(len, prompts)), self.config.num_positions
         if longest > most:
             raise ValueError(
-                f"{prefix}input_ids: expected at most {most} tokens (positions), got {longest}"
+                f"{prefix}input_ids must have at most {most} tokens (positions), got {longest}"
             )
         chosen = defaults.resolved(options, ids.shape[1], most - longest, self.config.vocab_size)
         if chosen.pad_token_id is None:
             chosen.pad_token_id = self.config.padding_id
         if chosen.weights is not None and not chosen.use_cache:
-            raise ValueError("weights: expected None with use_cache=False, which has no steps")
+            raise ValueError("weights must be None with use_cache=False, which has no steps")
         rules = Rules(chosen, **functions)
         source = self._source(prompts, chosen, call)
-        # beams draw together
+        # the beams of a prompt share one generator
         copies = 1 if chosen.num_beams > 1 else chosen.num_return_sequences
         return Prepared(ids, prompts, source, rules, self._draws(call, prompts, copies))
 
     def _prompt_ids(self, call: Call, first: int | None) -> np.ndarray:
-        """Checked ids (b, t) of prompts, or of the token `first` where there are none."""
+        """Checked ids (b, t) of the prompts, or the token `first` if none are given."""
         name, input_ids = f"{call.argument_prefix}input_ids", call.input_ids
         if input_ids is None:
             if first is None:
-                raise TypeError(f"{name}: expected them, or a bos_token_id to begin with")
+                raise TypeError(f"{name} must be given, or a bos_token_id")
             input_ids = [[first]]
         ids = as_rows(name, input_ids)
         assert ids is not None
         if ids.size == 0:
-            ids = ids.astype(np.int64)  # an empty list has no integers
+            ids = ids.astype(np.int64)  # NumPy makes floats of an empty list
         ids = check_ids(name, ids, self.config.vocab_size)
         if len(ids) == 0:
-            raise ValueError(f"{name}: expected at least one row, got shape {ids.shape}")
+            raise ValueError(f"{name} must have at least one row, got shape {ids.shape}")
         return ids
 
     @staticmethod
     def _check_streamer(streamer: Any, prepared: Prepared) -> None:
         if streamer is not None and not callable(streamer):
-            raise TypeError(f"streamer: expected a function of the new tokens, got {streamer!r}")
+            raise TypeError(f"streamer must be a function of the new tokens, got {streamer!r}")
         if streamer is not None and prepared.rules.options.num_beams > 1:
-            raise ValueError("streamer: expected None with num_beams: beams change to the end")
+            raise ValueError(
+                "streamer must be None with num_beams: beam search may revise tokens until its end"
+            )
 
     def _source(
         self, prompts: Sequence[np.ndarray], chosen: GenerationConfig, call: Call
     ) -> LogitsSource:
-        """What continues the prompts: texts with the same number of buckets together."""
+        """The source of logits; texts with the same number of buckets are computed together."""
         counts = [num_buckets_of(self.config, len(prompt)) for prompt in prompts]
         kinds = [count for i, count in enumerate(counts) if count not in counts[:i]]
         groups = np.array([kinds.index(count) for count in counts])
@@ -362,7 +370,7 @@ class Generation(Weighted):
         ids: np.ndarray,
         texts: np.ndarray,
     ) -> np.ndarray:
-        """Logits (b, v) of what follows ids, by a forward pass."""
+        """Logits (b, v) of the next tokens, by a forward pass."""
         run = begin(ids, prompt_index[texts])
         run.forward()
         return self.head.next_logits(run)
@@ -382,7 +390,7 @@ class Generation(Weighted):
             )  # fmt: skip
             return self._pass(check_inputs(self.config, self.dtype, self._pad_vector, own), own)
 
-        begin(np.zeros((1, 1), np.int64))  # what is wrong with the hashing shows before any work
+        begin(np.zeros((1, 1), np.int64))  # to check the hashing arguments before any work
         return begin
 
     def _texts_of_folder(self) -> dict[str, str]:
@@ -399,7 +407,7 @@ def _options(name: str, config: Any) -> GenerationConfig:
     if not isinstance(config, GenerationConfig):
         kind = f"{type(config).__module__}.{type(config).__name__}".removeprefix("builtins.")
         raise TypeError(
-            f"{name}: expected a reformer_c.GenerationConfig, got {kind}: "
-            "GenerationConfig.from_dict makes one of a dictionary"
+            f"{name} must be a reformer_c.GenerationConfig, got {kind}: "
+            "GenerationConfig.from_dict converts a dictionary"
         )
     return config

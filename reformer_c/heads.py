@@ -52,14 +52,14 @@ class Head:
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int | tuple[int, ...]:
         """The number of targets that the loss of these arguments averages over; if the loss is made
         of several means, a tuple with the number of each."""
-        raise TypeError("this model has no head, and so no loss")
+        raise TypeError("a model without a head has no loss")
 
     def outputs(self, run: Pass) -> dict[str, Any]:
         """The head's fields of a ReformerOutput."""
         return {"last_hidden_state": last_hidden_state(run)}
 
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
-        raise TypeError("this model has no head, and so no loss")
+        raise TypeError("a model without a head has no loss")
 
     def loss_bytes(self, run: Pass) -> int:
         """Peak bytes of `loss` with gradients, not counting the gradients of the streams."""
@@ -85,15 +85,15 @@ class LanguageModel(Head):
     def check_config(self, config: ReformerConfig) -> None:
         if config.tie_word_embeddings:
             raise ValueError(
-                "tie_word_embeddings: expected False: the output layer reads both streams, "
+                "tie_word_embeddings must be False: the output layer reads both streams, "
                 f"{2 * config.hidden_size} wide, and the word vectors are {config.hidden_size} wide"
             )
         if config.is_decoder != self.causal:
             kind = "a causal" if self.causal else "a masked (bidirectional)"
-            raise ValueError(f"is_decoder: expected {self.causal} for {kind} language model")
+            raise ValueError(f"is_decoder must be {self.causal} for {kind} language model")
         for kind in set(config.layer_types) if self.causal else ():
             if config.attention(kind, "num_chunks_after") != 0:
-                raise ValueError(f"{kind}_num_chunks_after: expected 0 for a causal language model")
+                raise ValueError(f"{kind}_num_chunks_after must be 0 for a causal language model")
 
     def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         v = config.vocab_size
@@ -104,7 +104,7 @@ class LanguageModel(Head):
     ) -> np.ndarray:
         labels = check_ids("labels", targets["labels"], config.vocab_size, ignore=IGNORE)
         if labels.shape != (inputs.b, inputs.t):
-            raise ValueError(f"labels: expected shape {(inputs.b, inputs.t)}, got {labels.shape}")
+            raise ValueError(f"labels must have shape {(inputs.b, inputs.t)}, got {labels.shape}")
         at_logits = np.full((inputs.b, inputs.n), IGNORE)
         at_logits[:, : inputs.t - self.ahead] = labels[:, self.ahead :]
         return at_logits
@@ -193,8 +193,8 @@ class Classifier(Head):
     def check_inputs(self, inputs: Inputs) -> None:
         if inputs.mask is not None and not (real := inputs.mask[:, 0]).all():
             warnings.warn(
-                f"attention_mask: row {np.argmin(real)} begins with padding, from which its class "
-                "is read, as transformers does: pad on the right",
+                f"attention_mask: row {np.argmin(real)} begins with padding, which is classified "
+                "in place of its first token, as in transformers: pad on the right",
                 stacklevel=5,
             )
 
@@ -215,7 +215,7 @@ class Classifier(Head):
         expected = classes if problem == SINGLE else numbers
         if config.problem_type is None and count > 1:
             expected = f"{classes}, or floats of shape ({b}, {count}), for any number of classes"
-        got = f"labels: expected {expected}, got {labels.dtype} of shape {labels.shape}"
+        got = f"labels must be {expected}, got {labels.dtype} of shape {labels.shape}"
         if labels.dtype.kind not in ("iu" if problem == SINGLE else "biuf"):
             raise TypeError(got)
         width = 1 if problem == SINGLE else count
@@ -286,7 +286,7 @@ class QuestionAnswering(Head):
 
     def check_config(self, config: ReformerConfig) -> None:
         if config.num_labels != 2:
-            raise ValueError(f"num_labels: expected 2, a start and an end, got {config.num_labels}")
+            raise ValueError(f"num_labels must be 2, a start and an end, got {config.num_labels}")
 
     def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         return dense_shapes("qa_outputs", 2, 2 * config.hidden_size)
@@ -308,7 +308,7 @@ class QuestionAnswering(Head):
         counts = as_array("counts", targets["counts"])
         if counts.shape != (2,):
             raise ValueError(
-                f"counts: expected two numbers, of starts and of ends, got shape {counts.shape}"
+                f"counts must be two numbers, of starts and of ends, got shape {counts.shape}"
             )
         return places, tuple(number("counts", n, 0.0) for n in counts.tolist())
 
@@ -318,9 +318,9 @@ class QuestionAnswering(Head):
         for name in self.targets:
             places = as_array(name, targets[name])
             if places.dtype.kind not in "iu":
-                raise TypeError(f"{name}: expected integers, got {places.dtype}")
+                raise TypeError(f"{name} must be integers, got {places.dtype}")
             if places.shape not in ((b,), (b, 1)):
-                raise ValueError(f"{name}: expected shape {(b,)}, got {places.shape}")
+                raise ValueError(f"{name} must have shape {(b,)}, got {places.shape}")
             places = places.reshape(-1).astype(np.int64).clip(0, t)
             found.append(np.where(places == t, IGNORE, places))
         return found
@@ -330,7 +330,7 @@ class QuestionAnswering(Head):
         name = "inputs_embeds" if arguments.get("input_ids") is None else "input_ids"
         shape = as_array(name, arguments.get(name)).shape
         if len(shape) < 2:
-            raise ValueError(f"{name}: expected rows of tokens, got shape {shape}")
+            raise ValueError(f"{name} must be rows of tokens, got shape {shape}")
         return count_each(self._places(arguments, *shape[:2]))
 
     @in_own_precision

@@ -28,7 +28,7 @@ __all__ = [
     "as_rows",
 ]
 
-# a label that does not count
+# labels of this value are ignored
 IGNORE = -100
 
 
@@ -84,23 +84,23 @@ class Inputs:
 def padded_length(config: ReformerConfig, t: int, *, masked: bool) -> int:
     """The length that Hugging Face pads a sequence to in evaluation, where that changes numbers.
 
-    They pad to a common multiple of the chunk lengths. Our layers take a last chunk as short as it
-    is, with the same result, but for what depends on the number of chunks: which chunk a circle's
-    first one looks back to, and the automatic number of buckets; and for a masked token that sees
-    no real one, whose output is made of the padding too.
+    They pad to a common multiple of the chunk lengths. Layers here accept a shorter last chunk,
+    with the same result except for what depends on the number of chunks: the chunk that the first
+    one looks back to, and the automatic number of buckets; and except for the output of a masked
+    token that sees no real token, which depends on the padding.
     """
     lengths = {kind: config.attention(kind, "attn_chunk_length") for kind in config.layer_types}
     if t <= min(lengths.values()) or config.attention_scope == "bucket":
         return t
     n = _round_up(t, math.lcm(*lengths.values()))
-    # a causal query does not see what its circle brings round
+    # causal local attention does not see the chunks that wrap around
     circles = {kind for kind in lengths if kind == "lsh" or not config.is_decoder}
     return n if masked or any(_round_up(t, lengths[kind]) != n for kind in circles) else t
 
 
 def own_lengths(config: ReformerConfig, inputs: Inputs, training: bool) -> np.ndarray | None:
-    """(b,): the length at which the layers would run on each row alone, without the padding at its
-    end; None where that is the same for all."""
+    """The length (b,) at which the layers would run on each row alone, without the padding at its
+    end; None if that is n for all."""
     if inputs.mask is None:
         return None
     real = inputs.mask[:, : inputs.t]
@@ -128,23 +128,23 @@ def check_inputs(
     prefix, input_ids, inputs_embeds = call.argument_prefix, call.input_ids, call.inputs_embeds
     ids_name, vectors_name = f"{prefix}input_ids", f"{prefix}inputs_embeds"
     if (input_ids is None) == (inputs_embeds is None):
-        raise TypeError(f"{ids_name}: expected either {ids_name} or {vectors_name}")
+        raise TypeError(f"{ids_name} or {vectors_name} must be given, and not both")
     if input_ids is not None:
         input_ids = check_ids(ids_name, input_ids, config.vocab_size)
         b, t = input_ids.shape
     else:
         inputs_embeds = as_array(vectors_name, inputs_embeds)
         if inputs_embeds.dtype != dtype:
-            raise TypeError(f"{vectors_name}: expected {dtype}, got {inputs_embeds.dtype}")
+            raise TypeError(f"{vectors_name} must be {dtype}, got {inputs_embeds.dtype}")
         if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != config.hidden_size:
             raise ValueError(
-                f"{vectors_name}: expected shape (b, t, {config.hidden_size}), "
+                f"{vectors_name} must have shape (b, t, {config.hidden_size}), "
                 f"got {inputs_embeds.shape}"
             )
         b, t, _ = inputs_embeds.shape
     if b == 0 or t == 0:
         name = ids_name if inputs_embeds is None else vectors_name
-        raise ValueError(f"{name}: expected at least one row of one token, got shape {(b, t)}")
+        raise ValueError(f"{name} must have at least one row of one token, got shape {(b, t)}")
     mask = check_mask(call.attention_mask, b, t, prefix)
     positions = check_positions(call.position_ids, b, t, config.num_positions, prefix)
     whole_chunks = mask is not None or call.requested.attentions
@@ -164,7 +164,7 @@ def check_inputs(
 
 
 def as_rows(name: str, values: Any) -> np.ndarray | None:
-    """(b, t) of values (b, t), or (t,) of one text; None of None."""
+    """Values (b, t) or (t,) as (b, t); None if they are None."""
     if values is None:
         return None
     values = as_array(name, values)
@@ -175,37 +175,37 @@ def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> 
     """Integers (b, t) in [0, count), or equal to `ignore`."""
     ids = as_array(name, ids)
     if ids.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got {ids.dtype}")
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
     if ids.ndim != 2:
-        raise ValueError(f"{name}: expected shape (b, t), got {ids.shape}")
+        raise ValueError(f"{name} must have shape (b, t), got {ids.shape}")
     wrong = (ids < 0) | (ids >= count)
     if ignore is not None:
         wrong &= ids != ignore
     if wrong.any():
-        raise ValueError(f"{name}: expected ids in [0, {count}), got {ids[wrong][0]}")
+        raise ValueError(f"{name} must be in [0, {count}), got {ids[wrong][0]}")
     return ids.astype(np.int64, copy=False)
 
 
 def check_mask(mask: Any, b: int, t: int, prefix: str = "") -> np.ndarray | None:
-    """Booleans (b, t); None where all are True."""
+    """The mask as booleans (b, t); None if all are True."""
     if mask is None:
         return None
     name = f"{prefix}attention_mask"
     mask = as_array(name, mask)
     if mask.dtype.kind not in "biuf":
-        raise TypeError(f"{name}: expected numbers or booleans, got {mask.dtype}")
+        raise TypeError(f"{name} must be numbers or booleans, got {mask.dtype}")
     if mask.shape != (b, t):
-        raise ValueError(f"{name}: expected shape {(b, t)}, got {mask.shape}")
-    # a mask that is to be added to scores says the opposite
+        raise ValueError(f"{name} must have shape {(b, t)}, got {mask.shape}")
+    # reject additive masks (0 = keep, -inf = drop): they would be read inverted
     if mask.size and not mask.min() >= 0:
         raise ValueError(
-            f"{name}: expected nonzero for a real token, 0 for another, nothing below 0, "
+            f"{name} must be nonzero for a real token and 0 for another, and not below 0, "
             f"got {mask.min()}"
         )
     if t > 2 and (np.diff(mask.astype(np.float64), axis=1) == 1).all(axis=1).any():
         # the second place of a call is that of position_ids in some models of transformers
         raise ValueError(
-            f"{name}: expected nonzero for a real token, 0 for another, got position ids: pass "
+            f"{name} must be nonzero for a real token and 0 for another, got position ids: pass "
             f"them as {prefix}position_ids"
         )
     mask = mask != 0
@@ -216,11 +216,11 @@ def check_positions(position_ids: Any, b: int, t: int, count: int, prefix: str =
     if position_ids is None:
         if t > count:
             raise ValueError(
-                f"{prefix}input_ids: expected at most {count} tokens (positions), got {t}"
+                f"{prefix}input_ids must have at most {count} tokens (positions), got {t}"
             )
         return np.arange(t)[None]
     name = f"{prefix}position_ids"
     positions = as_array(name, position_ids)
     if positions.shape not in {(t,), (1, t), (b, t)}:
-        raise ValueError(f"{name}: expected shape {(b, t)} or {(t,)}, got {positions.shape}")
+        raise ValueError(f"{name} must have shape {(b, t)} or {(t,)}, got {positions.shape}")
     return check_ids(name, positions.reshape(-1, t), count)

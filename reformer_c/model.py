@@ -65,7 +65,7 @@ class ReformerModelWithLMHead(Generation, ReformerWithLoss):
 class ReformerForMaskedLM(ReformerWithLoss):
     """A bidirectional language model: logits (b, t, v) for the tokens at their own positions.
 
-    `labels` (b, t); -100, usually at the tokens that are not masked out, is ignored.
+    `labels` (b, t); -100, usually at the tokens that were not replaced, is ignored.
 
     Examples
     --------
@@ -105,9 +105,9 @@ class ReformerForQuestionAnswering(ReformerWithLoss):
     are ignored and negative ones count as its first token, as in Hugging Face's model. The loss is
     the mean of two means, over the starts and over the ends that are left.
 
-    `counts` (2,), optional, are what these two sums are divided by, in place of the numbers of
-    starts and of ends in this batch: with those of a larger batch, which ``count_targets`` tells,
-    the losses and gradients of its parts add up to its own.
+    `counts` (2,), optional, are the divisors of these two sums, in place of the numbers of starts
+    and of ends in this batch: with those of a larger batch, from ``count_targets``, the losses and
+    gradients of its parts add up to those of the whole.
 
     Examples
     --------

@@ -78,14 +78,14 @@ def draw_seed(rng: Any = None) -> int:
     True
     >>> draw_seed("seven")
     Traceback (most recent call last):
-    TypeError: rng: expected an integer >= 0, a numpy Generator or None, got 'seven'
+    TypeError: rng must be an integer >= 0, a numpy Generator or None, got 'seven'
     """
     try:
         return int(np.random.default_rng(rng).integers(2**64, dtype=np.uint64))
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(
-            f"rng: expected an integer >= 0, a numpy Generator or None, got {rng!r}"
+            f"rng must be an integer >= 0, a numpy Generator or None, got {rng!r}"
         ) from error
 
 
@@ -106,7 +106,7 @@ class Parameters(MutableMapping):
     array([1., 1., 1.], dtype=float32)
     >>> parameters["weight"] = np.ones(3, np.float32)
     Traceback (most recent call last):
-    ValueError: parameters['weight']: expected shape (2, 3), got (3,)
+    ValueError: parameters['weight'] must have shape (2, 3), got (3,)
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -131,15 +131,15 @@ class Parameters(MutableMapping):
             raise self._unknown(name)
         own = self._arrays[name]
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-            raise TypeError(f"parameters[{name!r}]: expected an array, got {type(array).__name__}")
+            raise TypeError(f"parameters[{name!r}] must be an array, got {type(array).__name__}")
         if array.dtype != own.dtype:
-            raise TypeError(f"parameters[{name!r}]: expected {own.dtype}, got {array.dtype}")
+            raise TypeError(f"parameters[{name!r}] must be {own.dtype}, got {array.dtype}")
         if array.shape != own.shape:
-            raise ValueError(f"parameters[{name!r}]: expected shape {own.shape}, got {array.shape}")
+            raise ValueError(f"parameters[{name!r}] must have shape {own.shape}, got {array.shape}")
         own[...] = array
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError("parameters: a model's parameters cannot be removed")
+        raise TypeError("parameters cannot be removed from a model")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)

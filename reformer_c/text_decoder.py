@@ -1,4 +1,4 @@
-"""The decoder of an encoder-decoder, whose layers also attend to an encoder, and its texts."""
+"""The decoder of an encoder-decoder, whose layers also attend to an encoder, and generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .body import Pass, norm_shapes
 from .config import ReformerConfig
 from .generation_config import GenerationConfig
 from .heads import LanguageModel
-from .inputs import Call, Inputs, as_rows
+from .inputs import IGNORE, Call, Inputs, as_rows, check_ids
 from .model import ReformerModel, ReformerModelWithLMHead
 from .nn import Weights, draw_seed, random_key
 from .observers import Probabilities
@@ -76,9 +76,29 @@ class TextDecoder(ReformerModelWithLMHead):
             shapes[f"{name}output.dense.weight"] = (c, heads)
         return shapes
 
+    def shift_right(
+        self, labels: Any, b: int, start_token_id: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Checked labels; the decoder's input, which is the labels one position later; and which
+        of its tokens are real: those up to the last label that is not ignored."""
+        config = self.config
+        labels = check_ids("labels", labels, config.vocab_size, ignore=IGNORE)
+        rows, t = labels.shape
+        if rows != b:
+            raise ValueError(f"labels must have {b} rows, as input_ids has, got {rows}")
+        if not 0 < t <= config.num_positions:
+            raise ValueError(
+                f"labels must have 1 to {config.num_positions} tokens (positions), got {t}"
+            )
+        shifted = np.insert(labels[:, :-1], 0, start_token_id, axis=1)
+        counts = labels != IGNORE
+        counts[:, 0] = True  # a row has at least one token
+        real = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
+        return labels, np.where(shifted == IGNORE, config.padding_id, shifted), real
+
     def _pass(self, inputs: Inputs, call: Call) -> DecoderPass:
         if call.encoder_states is None:
-            raise TypeError("a decoder alone has nothing to attend to: call ReformerEncoderDecoder")
+            raise TypeError("the decoder needs encoder states: call the ReformerEncoderDecoder")
         parameters = {**self.parameters, **self.buffers}
         return DecoderPass(self.config, parameters, self.prefix, inputs, call)
 
@@ -91,7 +111,7 @@ class TextGeneration(TwoSided):
 
     @property
     def start_token_id(self) -> int:
-        """What every text of the decoder begins with."""
+        """The first token of the decoder's input."""
         return self._start_token(self.generation_config, {})
 
     def _start_token(self, defaults: GenerationConfig, options: dict) -> int:
@@ -137,26 +157,26 @@ class TextGeneration(TwoSided):
         streamer: Callable[[np.ndarray], Any] | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """Write a text for each row that is read: greedily, by sampling, or by beam search.
+        """Generate a text for each row: greedily, by sampling, or by beam search.
 
-        Each row is read and written as it would be alone, without the padding at its end.
+        Each row is computed as if it were alone, without the padding at its end.
 
         Parameters
         ----------
         input_ids, attention_mask, inputs_embeds, num_hashes, rotations, decoder_rotations
             As in a call; ids and masks of one text may have the shape (s,).
         decoder_input_ids : array_like of int, (b, t) or (t,), optional
-            What is written already; by default the token that begins every text.
+            The beginnings of the texts; by default the start token.
         decoder_attention_mask : array_like, (b, t) or (t,), optional
-            Nonzero for a real token of it.
+            Nonzero for a real token of them.
         rng, generation_config, streamer, **options
             As in ``ReformerModelWithLMHead.generate``: max_new_tokens, num_beams, eos_token_id ...
-            `decoder_start_token_id` begins every text.
+            and `decoder_start_token_id`, the start token.
 
         Returns
         -------
         ndarray of int64, (b * num_return_sequences, t + new)
-            What was written already, and the new tokens.
+            The beginnings and the new tokens.
 
         Raises
         ------
@@ -176,7 +196,7 @@ class TextGeneration(TwoSided):
                 defaults = generation_config.over(defaults)
             decoder_input_ids = np.full((b, 1), self._start_token(defaults, options))
         elif options.get("decoder_start_token_id") is not None:
-            raise TypeError("decoder_start_token_id: expected it, or decoder_input_ids")
+            raise TypeError("decoder_start_token_id must be None with decoder_input_ids")
         decoder_call = Call(
             decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations
         )
@@ -189,28 +209,28 @@ class TextGeneration(TwoSided):
         return self.decoder._write(prepared, streamer)
 
 
-def decoder_call_of(call: Call, seed: int, states: EncoderStates) -> Call:
-    """The decoder's part of a call with this seed."""
+def decoder_call_of(call: Call, seed: int, states: EncoderStates, **changes: Any) -> Call:
+    """The call of a decoder that attends to these states, with its own seed and changes."""
     seed = draw_seed(random_key(seed, "decoder"))
-    return replace(call, seed=seed, argument_prefix="decoder_", encoder_states=states)
+    return replace(call, seed=seed, argument_prefix="decoder_", encoder_states=states, **changes)
 
 
 def check_rows(rows: int, expected: int) -> None:
     if rows != expected:
         raise ValueError(
-            f"decoder_input_ids: expected {expected} rows, as input_ids has, got {rows}"
+            f"decoder_input_ids must have {expected} rows, as input_ids has, got {rows}"
         )
 
 
 def encode(encoder_pass: Pass, states: EncoderStates, **options: Any) -> np.ndarray:
-    """Run the encoder and fill its final states."""
+    """Run the encoder and store its final states. Returns them."""
     encoder_pass.forward(**options)
     states.states[...] = encoder_pass.map_final(states.states.shape[-1], lambda h: h)
     return states.states
 
 
 def _row_keys(inputs: Inputs) -> list[str]:
-    """Digests of the rows that the encoder reads: of their tokens or vectors, without padding."""
+    """A digest of each row's tokens or vectors, without padding."""
     rows = inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds
     assert rows is not None
     mask = np.ones(rows.shape[:2], bool) if inputs.mask is None else inputs.mask

@@ -1,4 +1,4 @@
-"""The weights of a model: their names and first values, and the folders that keep them."""
+"""The weights of models: names, initial values, and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG
 from .heads import Head
 from .inputs import Call, Inputs
-from .nn import Parameters, draw_seed, random_key
+from .nn import Joined, Parameters, draw_seed, random_key
 from .runtime import underflow_to_zero
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ HEAD_BIAS, HEAD_BIAS_APPLIED = "lm_head.bias", "lm_head.decoder.bias"
 # ends of names in reformer_pytorch's checkpoints
 LUCIDRAINS = (".toqk.weight", ".tov.weight", "token_emb.weight")
 
-# what begins the names of each head's weights
+# beginnings of the names of heads' weights
 HEADS = ("lm_head", "classifier", "qa_outputs")
 
-# weights on the hub; the older file only where there is no newer one
+# weights on the hub; the second kind of files is used only without the first
 HUB_WEIGHTS = (
     ["model*.safetensors", "model.safetensors.index.json"],
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
@@ -50,7 +50,7 @@ HUB_WEIGHTS = (
 
 
 class Model(NamedAttributes):
-    """What has weights by name, and is called."""
+    """A model: weights by name, and calls."""
 
     buffers: dict[str, np.ndarray]
     _parameters: Parameters
@@ -60,7 +60,7 @@ class Model(NamedAttributes):
         return self._parameters
 
     def num_parameters(self) -> int:
-        """How many numbers the weights are."""
+        """The number of elements of all weights."""
         return sum(array.size for array in self.parameters.values())
 
     def eval(self) -> Self:
@@ -68,25 +68,25 @@ class Model(NamedAttributes):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """The model itself, of ``train(False)`` alone.
+        """The model itself, for ``train(False)``.
 
         Raises
         ------
         TypeError
-            `mode` is True: no call trains. `loss_and_gradients` does, and has dropout by default.
+            `mode` is True: a call never trains. `loss_and_gradients` does, by default with dropout.
         """
         if mode is not False:
             raise TypeError(
-                f"mode: expected False, got {mode!r}: a call is always an evaluation, and dropout "
-                "is in loss_and_gradients(..., training=True), its default"
+                f"mode must be False, got {mode!r}: a call is always an evaluation; dropout is "
+                "applied in loss_and_gradients(..., training=True), the default"
             )
         return self
 
 
 class Weighted(Model):
-    """A Reformer's weights: allocated, drawn, resized, saved and loaded."""
+    """The weights of a Reformer: allocated, initialised, resized, saved and loaded."""
 
-    # names of the body's weights begin with it
+    # the names of the body's weights begin with it
     prefix: ClassVar[str] = "reformer."
     head: ClassVar[Head]
     config: ReformerConfig
@@ -111,16 +111,16 @@ class Weighted(Model):
 
     def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
         if not isinstance(config, ReformerConfig):
-            raise TypeError(f"config: expected a ReformerConfig, got {type(config).__name__}")
+            raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
         config.check()
         self.head.check_config(config)
         try:
             self.config, self.dtype = config, np.dtype(dtype)
         except TypeError as error:
-            raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from error
+            raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from error
         if dtype is None or self.dtype not in (np.float32, np.float64):
             got = dtype if dtype is None else self.dtype
-            raise TypeError(f"dtype: expected float32 or float64, got {got}")
+            raise TypeError(f"dtype must be float32 or float64, got {got}")
         arrays = {name: np.empty(shape, self.dtype) for name, shape in self._shapes().items()}
         self._parameters = Parameters(arrays)
         constants = body_constants(config)
@@ -135,13 +135,13 @@ class Weighted(Model):
 
     @underflow_to_zero()
     def _initialise(self, names: Iterable[str], rng: Any) -> None:
-        """Hugging Face's initialisation, each array from a key of its own."""
+        """Initialise weights as Hugging Face does, each array from its own key."""
         seed = draw_seed(rng)
         for name in names:
             self._draw(name, self.parameters[name], seed)
 
     def _draw(self, name: str, array: np.ndarray, seed: int) -> None:
-        """The first values of a weight. A longer one begins with those of a shorter one."""
+        """Initialise a weight. A longer array begins with the values of a shorter one."""
         name = name.removeprefix(self.prefix)
         if name.endswith("bias"):
             array[...] = 0.0
@@ -153,7 +153,7 @@ class Weighted(Model):
             axial = name.startswith("embeddings.position_embeddings.weights")
             scale = self.config.axial_norm_std if axial else self.config.initializer_range
             draw = np.random.default_rng(random_key(seed, "initialise", name))
-            # float32 in every dtype: the values are the same
+            # drawn in float32, so that both dtypes have the same values
             array[...] = scale * draw.standard_normal(array.shape, np.float32)
 
     def _pass(self, inputs: Inputs, call: Call) -> Pass:
@@ -172,19 +172,20 @@ class Weighted(Model):
         *,
         rng: Any = None,
     ) -> np.ndarray:
-        """Another number of words: of word vectors, of a language model's logits, and in `config`.
+        """Change the vocabulary size: of the word vectors, of a language model's logits, and of
+        `config`.
 
-        The first words keep their numbers. An optimiser that was made before does not fit the new
-        weights, and refuses its next step: make another one.
+        The first words keep their weights. An optimiser created before does not fit the new weights
+        and raises at its next step: create another one.
 
         Parameters
         ----------
         new_num_tokens : int, optional
-            How many; None: as many as there are.
+            None: the present number.
         pad_to_multiple_of : int, optional
             Round up to a multiple of it.
         rng : int, numpy Generator or None
-            Draws the weights of new words, as for a new model.
+            Draws the weights of new words, as those of a new model.
 
         Returns
         -------
@@ -212,7 +213,7 @@ class Weighted(Model):
         if pad_to_multiple_of is not None:
             count += -count % integer("pad_to_multiple_of", pad_to_multiple_of, 1)
         seed = draw_seed(rng)
-        # a copy: other models may have been made of the same configuration
+        # a copy: other models may share the configuration
         self.config = self.config.changed({"vocab_size": count})
         resized = {}
         for name, shape in self._shapes().items():
@@ -228,7 +229,7 @@ class Weighted(Model):
     # ---- files ----
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json and model.safetensors, which transformers opens too; atomically.
+        """Write config.json and model.safetensors, which transformers can load too, atomically.
 
         Raises
         ------
@@ -242,11 +243,11 @@ class Weighted(Model):
         save_model(folder, config, tensors, self._texts_of_folder())
 
     def _texts_of_folder(self) -> dict[str, str]:
-        """More files of a model's folder, and what is in them."""
+        """Further text files of a model's folder: their names and contents."""
         return {}
 
     def _read_texts(self, folder: Path, changes: Mapping[str, Any]) -> None:
-        """Read them, where they are; `changes` of the configuration go before them."""
+        """Read those that exist; `changes` of the configuration take precedence."""
 
     @classmethod
     def from_pretrained(
@@ -261,46 +262,46 @@ class Weighted(Model):
         revision: str | None = None,
         **changes: Any,
     ) -> Self:
-        """A model with the weights of a folder that `save_pretrained`, or transformers, wrote.
+        """Load a model from a folder that `save_pretrained` or transformers wrote.
 
-        The folder may be that of a model with another head: this one's is drawn from `rng` then,
-        and a warning names its weights, and those of the folder that are not used. Names may begin
-        with what programs put there (``module.``, ``_orig_mod.``, ``model.``), and a
-        pytorch_model.bin may have the weights under ``state_dict``, next to other saved objects.
+        The folder may hold a model with another head: then this model's head is drawn from `rng`,
+        and a warning names the weights that are missing and those that are not used. Names may have
+        the prefixes that other programs add (``module.``, ``_orig_mod.``, ``model.``), and a
+        pytorch_model.bin may hold the weights under ``state_dict``, next to other objects.
 
         Parameters
         ----------
         folder : path or str
             With config.json, and model.safetensors or the older pytorch_model.bin, or shards of
-            either and their index. Or the name of such a model on the Hugging Face hub, from where
-            it is downloaded once. A pytorch_model.bin is read by `reformer_c.pickled`, which runs
-            nothing of what it says.
+            either with their index. Or the name of such a model on the Hugging Face hub, from which
+            it is downloaded once. A pytorch_model.bin is read by `reformer_c.pickled`, which
+            executes no code from the file.
         config : ReformerConfig, optional
             In place of config.json.
         dtype : float32 or float64
-            What the weights are cast to.
+            The dtype that weights are converted to.
         strict : bool
-            False draws what the body lacks in the files too, passes over all that the model lacks,
-            and warns of both.
+            False also draws weights of the body that are missing, ignores those that the model does
+            not have, and warns about both.
         ignore_mismatched_sizes : bool
-            True draws the head's weights where the files have them in another shape, as of another
-            number of classes.
+            True draws the head's weights if their shape in the files is another one, for example
+            that of another number of classes.
         rng : int, numpy Generator or None
-            Draws what the files do not have.
+            Draws the missing weights.
         revision : str, optional
             Branch, tag or commit on the hub.
         **changes
-            Fields of the configuration, in place of the folder's: ``num_labels=3``.
+            Fields of the configuration, in place of those of config.json: ``num_labels=3``.
 
         Raises
         ------
         FileNotFoundError
-            The folder or one of its files is not there.
+            The folder or one of its files does not exist.
         TypeError
-            A keyword is not a field of the configuration; names the nearest.
+            A keyword is not a field of the configuration; names the closest field.
         ValueError
             Names the tensors that are missing, unexpected or of another shape, or says why a file
-            is refused.
+            is rejected.
         ImportError
             The safetensors library, or huggingface_hub for a name on the hub, is not installed
             (extra ``hf``).
@@ -320,8 +321,8 @@ class Weighted(Model):
             flag("ignore_mismatched_sizes", ignore_mismatched_sizes),
         )  # fmt: skip
         if message := what_does_not_fit(missing, unexpected, []):
-            message += "; what is missing was drawn, and is to be trained" if missing else ""
-            message += "; what is unexpected is not used" if unexpected else ""
+            message += "; missing weights were drawn and need training" if missing else ""
+            message += "; unexpected ones are not used" if unexpected else ""
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
             model._initialise((name for name in missing if name in model.parameters), rng)
         model._read_texts(folder, changes)
@@ -330,7 +331,7 @@ class Weighted(Model):
     def _load(
         self, folder: Path, strict: bool, ignore_mismatched_sizes: bool
     ) -> tuple[list[str], list[str]]:
-        """Read the weights of a folder; those that it does not have, and those not used."""
+        """Read the weights of a folder. Returns the names of missing and of unused ones."""
         missing, unexpected, misshapen = load_into(
             {**self.parameters, **self.buffers}, read_folder(folder), self._own_name
         )
@@ -338,7 +339,7 @@ class Weighted(Model):
             if name.endswith(LUCIDRAINS):
                 raise ValueError(
                     f"the weights in {os.fspath(folder)!r} are those of reformer_pytorch ({name}), "
-                    "whose model is another one: its output layer reads the mean of both streams. "
+                    "which is another model: its output layer reads the mean of both streams. "
                     "reformer_c.torch.patch makes that model faster in PyTorch"
                 )
         sized = [bad.name for bad in misshapen if bad.kind == "shape" and _is_of_head(bad.name)]
@@ -361,7 +362,7 @@ class Weighted(Model):
     def _not_of_heads(
         self, missing: list[str], unexpected: list[str]
     ) -> tuple[list[str], list[str]]:
-        """What is wrong with the body, or with a head of which a part is there."""
+        """Without the weights of a head that is missing entirely, and of other heads."""
         head = {name for name in self.parameters if _is_of_head(name)}
         others = set(HEADS) - {name.partition(".")[0] for name in head}
         fresh = head if head <= set(missing) else set()
@@ -371,9 +372,9 @@ class Weighted(Model):
         )
 
     def _own_name(self, name: str) -> str | None:
-        """This model's name for a tensor of a file; None for what is no weight.
+        """This model's name for a tensor of a file; None if it is not a weight.
 
-        A bare body loads from a model with a head, and the other way round.
+        A model without a head can load the files of one with a head, and the reverse.
         """
         if name.endswith(MASK_CONSTANTS):
             return None
@@ -395,8 +396,17 @@ class TwoSided(Model):
         """Both models by their names."""
 
     @abstractmethod
-    def _allocate(self, encoder: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
-        """Allocate both sides."""
+    def _make_sides(self, config: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
+        """Make both models, without values of the weights."""
+
+    def _allocate(self, config: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
+        for name, given in (("config", config), ("decoder", decoder)):
+            if not isinstance(given, ReformerConfig):
+                raise TypeError(f"{name} must be a ReformerConfig, got {type(given).__name__}")
+        self._make_sides(config, decoder, dtype)
+        sides = {f"{name}.": side for name, side in self.sides.items()}
+        self._parameters = Parameters(Joined({p: side.parameters for p, side in sides.items()}))
+        self.buffers = dict(Joined({p: side.buffers for p, side in sides.items()}))
 
     def __repr__(self) -> str:
         kinds = (", ".join(side.config.layer_types) for side in self.sides.values())
@@ -408,7 +418,7 @@ class TwoSided(Model):
         return self.sides["encoder"].dtype
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json, with both sides' configurations, and model.safetensors; atomically.
+        """Write config.json, with both configurations, and model.safetensors, atomically.
 
         Raises
         ------
@@ -429,21 +439,21 @@ class TwoSided(Model):
     def from_pretrained(
         cls, folder: str | os.PathLike, *, dtype: Any = np.float32, revision: str | None = None
     ) -> Self:
-        """The model of a folder that `save_pretrained` wrote.
+        """Load a model from a folder that `save_pretrained` wrote.
 
         Parameters
         ----------
         folder : path or str
             Or the name of such a model on the Hugging Face hub.
         dtype : float32 or float64
-            What the weights are cast to.
+            The dtype that weights are converted to.
         revision : str, optional
             Branch, tag or commit on the hub.
 
         Raises
         ------
         FileNotFoundError
-            The folder or one of its files is not there.
+            The folder or one of its files does not exist.
         ValueError
             The folder holds another model; names the tensors that do not fit.
         ImportError

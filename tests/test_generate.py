@@ -339,7 +339,7 @@ def test_injected_rotations_decide(model):
     ids = random_ids((1, 13))
     one = model.generate(ids, max_new_tokens=20, rotations=rotations, rng=0)
     assert np.array_equal(one, model.generate(ids, max_new_tokens=20, rotations=rotations, rng=1))
-    with pytest.raises(ValueError, match=r"^rotations\[0\]: expected shape \(2, 6, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"^rotations\[0\] must have shape \(2, 6, 2, 4\)"):
         model.generate(ids, max_new_tokens=20, rotations=[r[..., :2] for r in rotations])
 
 
@@ -462,7 +462,7 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
         ({"input_ids": [[0.5]]}, "input_ids"),
         ({"max_new_tokens": 42}, "max_new_tokens: expected at most 41, .* got 42"),
         ({"max_length": 43, "max_new_tokens": None}, "max_length: expected at most 42, .* got 43"),
-        ({"input_ids": [[3] * 43]}, "input_ids: expected at most 42 tokens .positions., got 43"),
+        ({"input_ids": [[3] * 43]}, "input_ids must have at most 42 tokens .positions., got 43"),
         ({"input_ids": [[3] * 42]}, "max_new_tokens: expected at most 0, "),
         ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"max_new_tokens": 2.5}, "max_new_tokens"),
@@ -505,9 +505,7 @@ def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
     ],
 )
 def test_bad_arguments_are_named(model, changes, name):
-    with pytest.raises(
-        (TypeError, ValueError), match=rf"^{name}\b" if ":" in name else rf"^{name}\b.*: "
-    ):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}\b"):
         model.generate(**{"input_ids": [[3]], "max_new_tokens": 2, "do_sample": True} | changes)
 
 

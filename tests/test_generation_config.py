@@ -121,7 +121,7 @@ def test_ids_of_one_text_and_a_mask_in_second_place(model):
 
 
 def test_no_ids_are_the_token_that_begins_a_text(model):
-    with pytest.raises(TypeError, match=r"^input_ids: expected them, or a bos_token_id"):
+    with pytest.raises(TypeError, match=r"^input_ids must be given, or a bos_token_id"):
         model.generate()
     model.generation_config.bos_token_id = 7
     assert np.array_equal(model.generate(max_new_tokens=4), model.generate([[7]], max_new_tokens=4))
@@ -234,9 +234,9 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, model, text, words):
 
 @pytest.mark.parametrize("given", [{"top_k": 2}, GenerationConfig])
 def test_another_kind_of_options_says_how_to_make_ours(model, given):
-    with pytest.raises(TypeError, match=r"^generation_config: expected a reformer_c.*from_dict"):
+    with pytest.raises(TypeError, match=r"^generation_config must be a reformer_c.*from_dict"):
         model.generate([[1]], generation_config=given)
-    with pytest.raises(TypeError, match=r"^generation_config: expected a reformer_c.*from_dict"):
+    with pytest.raises(TypeError, match=r"^generation_config must be a reformer_c.*from_dict"):
         model.generation_config = given
 
 

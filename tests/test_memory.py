@@ -157,7 +157,7 @@ def test_a_step_that_cannot_fit_is_refused_with_the_numbers(monkeypatch):
     ("arguments", "error", "word"),
     [
         ({"length": 0}, ValueError, "length"),
-        ({"length": 43}, ValueError, "length: expected at most 42"),
+        ({"length": 43}, ValueError, "length must be at most 42"),
         ({"length": 2.0}, TypeError, "length"),
         ({"batch": 0}, ValueError, "batch"),
         ({"num_hashes": 0}, ValueError, "num_hashes"),

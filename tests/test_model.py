@@ -706,7 +706,7 @@ def test_weights_keep_their_names_shapes_and_dtypes():
 )
 def test_bad_arguments_are_named(changes, name):
     model = ReformerModelWithLMHead(small_config(), rng=0)
-    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}( |: )"):
         model(**{"input_ids": np.zeros((1, 5), int)} | changes)
 
 
@@ -714,7 +714,7 @@ def test_bad_arguments_are_named(changes, name):
 def test_position_ids_are_no_mask(positions):
     """They are the second argument of some models of transformers."""
     model = ReformerModelWithLMHead(small_config(), rng=0)
-    with pytest.raises(ValueError, match=r"^attention_mask: .* pass them as position_ids"):
+    with pytest.raises(ValueError, match=r"^attention_mask must .* pass them as position_ids"):
         model(np.zeros((1, 5), int), positions)
     model(np.zeros((1, 2), int), np.arange(2)[None])  # a mask of 0 and 1
 
@@ -735,7 +735,7 @@ def test_rounds_of_hashing_are_checked_where_nothing_is_hashed():
 def test_bad_word_vectors_are_named():
     model = ReformerModel(small_config(), rng=0)
     for vectors in (np.zeros((1, 5, 16)), np.zeros((1, 5, 15), np.float32), np.float32(1)):
-        with pytest.raises((TypeError, ValueError), match=r"^inputs_embeds: "):
+        with pytest.raises((TypeError, ValueError), match=r"^inputs_embeds must"):
             model(inputs_embeds=vectors)
 
 
@@ -750,7 +750,7 @@ def test_bad_word_vectors_are_named():
     ],
 )
 def test_configurations_that_do_not_fit_a_head_are_refused(kind, changes, name):
-    with pytest.raises(ValueError, match=f"^{name}: "):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
         kind(small_config(**changes))
 
 
@@ -764,17 +764,17 @@ def test_a_causal_classifier_is_warned_of(tmp_path):
 
 
 def test_wrong_models_and_losses_are_refused():
-    with pytest.raises(TypeError, match=r"^config: "):
+    with pytest.raises(TypeError, match=r"^config must be"):
         ReformerModel({"hidden_size": 16})
-    with pytest.raises(TypeError, match=r"^dtype: "):
+    with pytest.raises(TypeError, match=r"^dtype must be"):
         ReformerModel(small_config(), dtype=np.float16)
-    with pytest.raises(TypeError, match=r"^dtype: "):
+    with pytest.raises(TypeError, match=r"^dtype must be"):
         ReformerModel(small_config(), dtype="single precision")
     model = ReformerModelWithLMHead(small_config(), rng=0)
-    with pytest.raises(TypeError, match=r"^labels: "):
+    with pytest.raises(TypeError, match=r"^labels must be given"):
         model.loss_and_gradients(random_ids((1, 5)))
     answering = ReformerForQuestionAnswering(small_config(is_decoder=False), rng=0)
-    with pytest.raises(TypeError, match=r"^start_positions and end_positions: "):
+    with pytest.raises(TypeError, match=r"^start_positions and end_positions must be given"):
         answering(random_ids((1, 5)), start_positions=[1])
     with pytest.raises(TypeError, match=r"^labels: ReformerModel has no such argument"):
         ReformerModel(small_config(), rng=0)(random_ids((1, 5)), labels=random_ids((1, 5)))
@@ -785,7 +785,7 @@ def test_wrong_models_and_losses_are_refused():
 )
 def test_bad_labels_of_a_classifier_are_named(labels):
     model = ReformerForSequenceClassification(small_config(is_decoder=False, num_labels=3), rng=0)
-    with pytest.raises((TypeError, ValueError), match=r"^labels: "):
+    with pytest.raises((TypeError, ValueError), match=r"^labels must be"):
         model(random_ids((2, 5)), labels=labels)
 
 
@@ -821,7 +821,7 @@ def test_labels_of_a_classifier_are_named_with_what_is_expected(problem, count, 
     config = small_config(is_decoder=False, num_labels=count, problem_type=problem)
     model = ReformerForSequenceClassification(config, rng=0)
     for call in (model, model.loss, model.loss_and_gradients):
-        with pytest.raises((TypeError, ValueError), match=f"^labels: expected {expected}"):
+        with pytest.raises((TypeError, ValueError), match=f"^labels must be {expected}"):
             call(random_ids((2, 5)), labels=labels)
 
 
@@ -842,7 +842,7 @@ def test_labels_of_a_classifier_are_named_with_what_is_expected(problem, count, 
 )
 def test_targets_are_named_with_what_is_expected(kind, name, wrong, expected):
     model, call = one_call(kind)
-    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected {expected}"):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must (be|have) {expected}"):
         model(**call | {name: wrong})
 
 
@@ -1045,7 +1045,7 @@ def test_a_model_evaluates_and_says_where_it_trains():
     assert model.eval() is model
     assert model.train(False) is model
     for call in (model.train, lambda: model.train(True), lambda: model.train(mode=1)):
-        with pytest.raises(TypeError, match=r"^mode: .*loss_and_gradients"):
+        with pytest.raises(TypeError, match=r"^mode must be False.*loss_and_gradients"):
             call()
     assert model.num_parameters() == sum(array.size for array in model.parameters.values())
 
@@ -1180,7 +1180,7 @@ def test_the_vocabulary_is_resized(kind, count):
     output = model(ids, rng=0)
     if "LM" in kind.__name__:
         assert output.logits.shape == (1, 9, count)
-    with pytest.raises(ValueError, match=rf"^input_ids: expected ids in \[0, {count}\)"):
+    with pytest.raises(ValueError, match=rf"^input_ids must be in \[0, {count}\)"):
         model([[count]])
 
 
@@ -1216,7 +1216,7 @@ def test_a_vocabulary_is_rounded_up():
     for wrong in ({"new_num_tokens": 0}, {"new_num_tokens": 2.5}, {"pad_to_multiple_of": 0}):
         with pytest.raises((TypeError, ValueError), match=f"^{next(iter(wrong))}: "):
             model.resize_token_embeddings(**wrong)
-    with pytest.raises(TypeError, match=r"^rng: "):
+    with pytest.raises(TypeError, match=r"^rng must be"):
         model.resize_token_embeddings(20, rng="seed")
     assert (
         model.config.vocab_size == len(model.parameters["embeddings.word_embeddings.weight"]) == 16
@@ -1241,11 +1241,11 @@ def test_the_mask_of_one_row_is_not_dropped_either():
         with pytest.raises(TypeError, match=f"^{name}: expected an array without a mask"):
             model.loss(**({"input_ids": random_ids((2, 5)), "labels": rows} | {name: rows}))
     bias = model.parameters["lm_head.bias"]
-    with pytest.raises(TypeError, match=r"lm_head.bias.*: expected an array, got MaskedArray"):
+    with pytest.raises(TypeError, match=r"lm_head.bias.* must be an array, got MaskedArray"):
         model.parameters["lm_head.bias"] = np.ma.masked_array(bias)
 
 
 def test_no_dtype_is_no_dtype():
     for make in (ReformerModel, ReformerModelWithLMHead):
-        with pytest.raises(TypeError, match=r"^dtype: expected float32 or float64, got None"):
+        with pytest.raises(TypeError, match=r"^dtype must be float32 or float64, got None"):
             make(small_config(), dtype=None)
