@@ -433,7 +433,7 @@ class LocalAttention(SelfAttention):
     whose output is discarded.
 
     `wrap`: chunks form a circle, as in Hugging Face's model; a sequence of at most
-    `num_chunks_before` chunks then meets some of them twice.
+    `num_chunks_before` chunks then attends to some of them twice.
     """
 
     projections = own_projections = ("query", "key", "value")

@@ -285,12 +285,12 @@ class Generation(Weighted):
         prompts = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
         begin = np.array([self.config.padding_id if first is None else first], np.int64)
         prompts = [row if len(row) else begin for row in prompts]
-        longest, most = max(map(len, prompts)), self.config.num_positions
-        if longest > most:
+        longest, limit = max(map(len, prompts)), self.config.num_positions
+        if longest > limit:
             raise ValueError(
-                f"{prefix}input_ids must have at most {most} tokens (positions), got {longest}"
+                f"{prefix}input_ids must have at most {limit} tokens (positions), got {longest}"
             )
-        chosen = defaults.resolved(options, ids.shape[1], most - longest, self.config.vocab_size)
+        chosen = defaults.resolved(options, ids.shape[1], limit - longest, self.config.vocab_size)
         if chosen.pad_token_id is None:
             chosen.pad_token_id = self.config.padding_id
         if chosen.weights is not None and not chosen.use_cache:
@@ -376,8 +376,8 @@ class Generation(Weighted):
         return self.head.next_logits(run)
 
     def _beginning(self, call: Call) -> Callable[..., Pass]:
-        """A function of ids (b, t), the indices (b,) of their prompts, and observers, that gives a
-        pass over them."""
+        """A function of ids (b, t), the indices (b,) of their prompts, and observers, that returns
+        a pass over them."""
 
         def begin(
             ids: np.ndarray,

@@ -185,8 +185,8 @@ class Classifier(Head):
     def check_config(self, config: ReformerConfig) -> None:
         if config.is_decoder:
             warnings.warn(
-                "is_decoder: the first token of a causal model, from which this one classifies, "
-                "sees only itself",
+                "is_decoder: the first token of a causal model, whose state is classified, attends "
+                "only to itself",
                 stacklevel=5,  # past `_allocate`, and what calls it
             )
 

@@ -82,7 +82,7 @@ class Inputs:
 
 
 def padded_length(config: ReformerConfig, t: int, *, masked: bool) -> int:
-    """The length that Hugging Face pads a sequence to in evaluation, where that changes numbers.
+    """The length to which Hugging Face pads a sequence in evaluation, if that changes results.
 
     They pad to a common multiple of the chunk lengths. Layers here accept a shorter last chunk,
     with the same result except for what depends on the number of chunks: the chunk that the first
@@ -120,10 +120,9 @@ def check_inputs(
     pad: Callable[[], np.ndarray],
     call: Call,
 ) -> Inputs:
-    """Checked and, in evaluation, padded inputs; `pad` gives the vector of the pad token.
+    """Checked and, in evaluation, padded inputs; `pad` returns the vector of the pad token.
 
-    If attention probabilities are requested, padding is Hugging Face's even where it changes no
-    number.
+    If attention probabilities are requested, inputs are padded even if that changes no result.
     """
     prefix, input_ids, inputs_embeds = call.argument_prefix, call.input_ids, call.inputs_embeds
     ids_name, vectors_name = f"{prefix}input_ids", f"{prefix}inputs_embeds"

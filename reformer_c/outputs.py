@@ -1,4 +1,4 @@
-"""What a call of a model gives: fields by name, by place and by key, as transformers' outputs."""
+"""Outputs of models: fields by name, index and key, as in transformers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Requested:
 
 
 class Loss(float):
-    """A float; `item` gives it too, for programs that were written for PyTorch."""
+    """A float with the method `item`, for programs written for PyTorch."""
 
     __slots__ = ()
 
@@ -47,12 +47,12 @@ class Loss(float):
 
 @dataclass(eq=False)
 class ReformerOutput(NamedAttributes, Mapping):
-    """What a call gives; fields that were not requested, or that the model lacks, are None.
+    """The result of a call; fields that were not requested, or that the model lacks, are None.
 
-    Like an output of transformers it is a mapping of the fields that are not None, and a sequence
-    of their values: ``output["logits"]``, ``output[0]``, ``loss, logits = output[:2]``,
-    ``function(**output)``. Iteration gives the names. Their order is that of transformers, and the
-    fields that it does not have come last.
+    Like an output of transformers it is a mapping of the fields that are not None, and can be
+    indexed like the tuple of their values: ``output["logits"]``, ``output[0]``,
+    ``loss, logits = output[:2]``, ``function(**output)``. Iteration yields the names, in the order
+    of transformers; fields that transformers does not have are last.
 
     Shapes: b batch, t length, c hidden_size, v vocab_size, h heads, r hash rounds.
 
@@ -64,26 +64,26 @@ class ReformerOutput(NamedAttributes, Mapping):
     >>> loss, logits = output.to_tuple()
     """
 
-    # mean over the targets that count, where targets were given
+    # mean over the targets that are not ignored, if targets were given
     loss: float | None = None
     # (b, t, v), or (b, num_labels) of a classifier
     logits: np.ndarray | None = None
-    # (b, t) of question answering
+    # (b, t), of question answering
     start_logits: np.ndarray | None = None
     end_logits: np.ndarray | None = None
     # (b, t, 2 c): both streams, normed
     last_hidden_state: np.ndarray | None = None
     # (b, t, c) of the second stream, before the first layer and after each
     hidden_states: tuple[np.ndarray, ...] | None = None
-    # of each layer, its attention probabilities: see `Reformer.__call__`
+    # attention probabilities of each layer: see `Reformer.__call__`
     attentions: tuple[np.ndarray, ...] | None = None
-    # of each LSH layer, int32 (b, h, r, t); None of one whose sequence is a single chunk
+    # bucket ids (b, h, r, t) int32 of each LSH layer; None if the sequence is a single chunk
     buckets: tuple[np.ndarray | None, ...] | None = None
-    # of each LSH layer, the share of pairs in one bucket that config.bucket_cap left out
+    # for each LSH layer, the share of pairs in a bucket that config.bucket_cap left out
     cut_shares: tuple[float, ...] | None = None
 
     def __iter__(self) -> Iterator[str]:
-        # transformers gives the final states of a bare model only
+        # in transformers only models without a head return the final states
         ours = {"buckets", "cut_shares"} | (
             {"last_hidden_state"} if self.logits is not None else set()
         )
@@ -111,9 +111,7 @@ class ReformerOutput(NamedAttributes, Mapping):
         setattr(self, name, value)
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError(
-            f"{name}: an output keeps its fields; None is a field that it does not have"
-        )
+        raise TypeError(f"{name} cannot be deleted from an output; set it to None")
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The values of the fields that are not None."""
@@ -122,8 +120,8 @@ class ReformerOutput(NamedAttributes, Mapping):
 
 @dataclass(eq=False)
 class EncoderDecoderOutput(ReformerOutput):
-    """What a call gives: the decoder's fields, and the encoder's output."""
+    """The result of a call: the decoder's fields, and the encoder's output."""
 
-    # of each layer of the decoder (b, h, t, s): what each token takes from the encoder's
+    # attention probabilities (b, h, t, s) of each decoder layer, over the encoder's tokens
     cross_attentions: tuple[np.ndarray, ...] | None = None
     encoder: ReformerOutput | None = None

@@ -1,8 +1,7 @@
-"""Who attends to whom, and how much: a layer's attention probabilities, written out.
+"""Attention probabilities of a layer: one number for each pair of a query and a key it attends to.
 
-The kernels never hold them: one number for each pair of a query and a key that it meets. Here they
-are computed once more, in NumPy, from a layer's own queries, keys and buckets, in the shapes and
-in the rounding of Hugging Face's `output_attentions`.
+The kernels never store them. They are recomputed here in NumPy from a layer's queries, keys and
+buckets, with the shapes and the rounding of Hugging Face's `output_attentions`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ __all__ = ["cross_probabilities", "local_probabilities", "lsh_probabilities"]
 
 HIDDEN, ITSELF = -1e9, -1e5
 
-# the position of what only fills a chunk up
+# position of the tokens that pad a chunk
 ABSENT = -1
 
 
@@ -39,29 +38,29 @@ def local_probabilities(
     q, k : (b, h, t, d)
     attention_mask : (b, t) of bool, or None
     wrap : bool
-        Whether the chunks stand on a circle, as in `reformer_c.local_attention`.
+        Whether the chunks form a circle, as in `reformer_c.local_attention`.
     softcap : float, optional
-        Of the scores.
+        Soft cap of the scores.
 
     Returns
     -------
     ndarray, of the dtype of q
         (b, h, n/m, m, window), for chunks of m, n = t rounded up to whole chunks and a window of
-        (1 + before + after) m keys; (b, h, t, t) where t <= m. Positions past t, and chunks past
-        the ends where the circle is open, have probability 0 as keys and rows of zeros as queries.
+        (1 + before + after) m keys; (b, h, t, t) if t <= m. Positions from t on, and chunks beyond
+        the ends without `wrap`, have probability 0 as keys and rows of zeros as queries.
     """
     b, _, t, d = q.shape
     k = k * k.dtype.type(d**-0.5)
-    places = np.broadcast_to(np.arange(t), (b, 1, t))
-    reach = (0, 0)
+    positions = np.broadcast_to(np.arange(t), (b, 1, t))
+    neighbours = (0, 0)
     if t > chunk_length:
-        reach = (num_chunks_before, num_chunks_after)
-        q, k, places = (
+        neighbours = (num_chunks_before, num_chunks_after)
+        q, k, positions = (
             _chunks(_whole_chunks(x, chunk_length, fill), chunk_length)
-            for x, fill in ((q, 0), (k, 0), (places, ABSENT))
+            for x, fill in ((q, 0), (k, 0), (positions, ABSENT))
         )
     return _probabilities(
-        q, k, places, reach, is_causal, attention_mask, softcap, shared_qk=False, wrap=wrap
+        q, k, positions, neighbours, is_causal, attention_mask, softcap, shared_qk=False, wrap=wrap
     )
 
 
@@ -85,14 +84,14 @@ def lsh_probabilities(
     ----------
     qk : (b, h, t, d)
     buckets : (b, h, r, t) of int
-        None where t <= m, in scope "chunk".
+        None if t <= m in scope "chunk".
 
     Returns
     -------
     ndarray, of the dtype of qk
-        In scope "chunk" (b, h, r t/m, m, window), a softmax for each round, queries and keys in
-        the order of the rounds' sorts; (b, h, t, t) where t <= m. In scope "bucket" (b, h, t, t),
-        all rounds together.
+        In scope "chunk" (b, h, r t/m, m, window): a softmax for each round, with queries and keys
+        in the sorted order of the round; (b, h, t, t) if t <= m. In scope "bucket" (b, h, t, t),
+        over all rounds.
     """
     d = qk.shape[-1]
     norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
@@ -100,15 +99,17 @@ def lsh_probabilities(
     if scope == "bucket" and buckets is not None:
         return _bucket_probabilities(qk, k, buckets, bucket_cap, is_causal, attention_mask, softcap)
     b, h, t, _ = qk.shape
-    places = np.broadcast_to(np.arange(t), (b, h, t))
-    reach = (0, 0)
+    positions = np.broadcast_to(np.arange(t), (b, h, t))
+    neighbours = (0, 0)
     if buckets is not None:
-        # rounds one after the other, each sorted by bucket and then by position
-        places = np.argsort(buckets, axis=-1, kind="stable").reshape(b, h, -1)
-        q, k = (np.take_along_axis(x, places[..., None], axis=2) for x in (qk, k))
-        qk, k, places = (_chunks(x, chunk_length) for x in (q, k, places))
-        reach = (num_chunks_before, num_chunks_after)
-    return _probabilities(qk, k, places, reach, is_causal, attention_mask, softcap, shared_qk=True)
+        # rounds are concatenated, each sorted by bucket and then by position
+        positions = np.argsort(buckets, axis=-1, kind="stable").reshape(b, h, -1)
+        q, k = (np.take_along_axis(x, positions[..., None], axis=2) for x in (qk, k))
+        qk, k, positions = (_chunks(x, chunk_length) for x in (q, k, positions))
+        neighbours = (num_chunks_before, num_chunks_after)
+    return _probabilities(
+        qk, k, positions, neighbours, is_causal, attention_mask, softcap, shared_qk=True
+    )
 
 
 def cross_probabilities(
@@ -148,7 +149,7 @@ def _chunks(x: np.ndarray, m: int) -> np.ndarray:
 def _windows(x: np.ndarray, before: int, after: int) -> np.ndarray:
     """Chunks (b, h, n, m, ...), each with its neighbours on the circle: (b, h, n, window, ...)."""
     n = x.shape[2]
-    # Hugging Face's slices turn a step of more than the circle into none
+    # Hugging Face's slices leave out a step of more than the number of chunks
     steps = [o if abs(o) <= n else 0 for o in range(-before, after + 1)]
     return np.concatenate([np.roll(x, -o, axis=2) for o in steps], axis=3)
 
@@ -156,8 +157,8 @@ def _windows(x: np.ndarray, before: int, after: int) -> np.ndarray:
 def _probabilities(
     q: np.ndarray,
     k: np.ndarray,
-    places: np.ndarray,
-    reach: tuple[int, int],
+    positions: np.ndarray,
+    neighbours: tuple[int, int],
     is_causal: bool,
     attention_mask: np.ndarray | None,
     softcap: float | None,
@@ -165,36 +166,36 @@ def _probabilities(
     shared_qk: bool,
     wrap: bool = True,
 ) -> np.ndarray:
-    """q, k (b, h, [n,] m, d) and places (b, 1 or h, [n,] m) -> (b, h, [n,] m, window)."""
-    places_k = places
+    """q, k (b, h, [n,] m, d) and positions (b, 1 or h, [n,] m) -> (b, h, [n,] m, window)."""
+    positions_k = positions
     if q.ndim == 5:
-        k, places_k = (_windows(x, *reach) for x in (k, places))
+        k, positions_k = (_windows(x, *neighbours) for x in (k, positions))
         if not wrap:
-            places_k = np.where(_past_the_ends(q, reach), ABSENT, places_k)
+            positions_k = np.where(_past_the_ends(q, neighbours), ABSENT, positions_k)
     scores = _capped(q @ k.swapaxes(-1, -2), softcap)
     hidden = np.zeros((), bool)
     if attention_mask is not None:
-        rows = np.arange(len(q)).reshape(-1, *[1] * (places_k.ndim - 1))
-        hidden = ~attention_mask[rows, places_k][..., None, :]
+        rows = np.arange(len(q)).reshape(-1, *[1] * (positions_k.ndim - 1))
+        hidden = ~attention_mask[rows, positions_k][..., None, :]
     if is_causal:
-        hidden = hidden | (places_k[..., None, :] > places[..., :, None])
+        hidden = hidden | (positions_k[..., None, :] > positions[..., :, None])
     scores = np.where(hidden, scores.dtype.type(HIDDEN), scores)
     if shared_qk:
-        itself = places_k[..., None, :] == places[..., :, None]
+        itself = positions_k[..., None, :] == positions[..., :, None]
         scores = np.where(itself, scores.dtype.type(ITSELF), scores)
-    if (places_k >= 0).all():
+    if (positions_k >= 0).all():
         return _softmax(scores)
-    present = places[..., :, None] >= 0
-    # a filled-up row would have no key in an open window: its scores stay, its row is cleared
-    absent = (places_k < 0)[..., None, :] & present
+    present = positions[..., :, None] >= 0
+    # a padding row could have no key in its window: its scores stay finite, the row is zeroed
+    absent = (positions_k < 0)[..., None, :] & present
     return np.where(present, _softmax(np.where(absent, -np.inf, scores)), scores.dtype.type(0))
 
 
-def _past_the_ends(q: np.ndarray, reach: tuple[int, int]) -> np.ndarray:
-    """Which keys of the windows of `q` (b, h, n, m, d) stand in chunks before the first or after
-    the last: booleans (n, window)."""
+def _past_the_ends(q: np.ndarray, neighbours: tuple[int, int]) -> np.ndarray:
+    """Which keys in the windows of `q` (b, h, n, m, d) are in chunks before the first or after the
+    last: booleans (n, window)."""
     n, m = q.shape[2:4]
-    before, after = reach
+    before, after = neighbours
     chunk = np.arange(n)[:, None] + np.repeat(np.arange(-before, after + 1), m)
     return (chunk < 0) | (chunk >= n)
 
@@ -204,9 +205,9 @@ def _capped(scores: np.ndarray, softcap: float | None) -> np.ndarray:
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
-    """As Hugging Face rounds: where all keys are hidden in float32, every probability is 1."""
-    most = scores.max(axis=-1, keepdims=True)
-    total = most + np.log(np.exp(scores - most).sum(axis=-1, keepdims=True))
+    """With Hugging Face's rounding: if all keys are hidden, in float32, every probability is 1."""
+    highest = scores.max(axis=-1, keepdims=True)
+    total = highest + np.log(np.exp(scores - highest).sum(axis=-1, keepdims=True))
     return np.exp(scores - total)
 
 
@@ -219,23 +220,24 @@ def _bucket_probabilities(
     attention_mask: np.ndarray | None,
     softcap: float | None,
 ) -> np.ndarray:
-    """One softmax over the keys of all rounds; a pair that meets in several counts in each."""
+    """One softmax over the keys of all rounds; a pair that shares a bucket in several rounds counts
+    once for each."""
     t = q.shape[2]
     scores = _capped((q @ k.swapaxes(-1, -2)).astype(np.float64), softcap)
     itself = np.eye(t, dtype=bool)
     scores[..., itself] = ITSELF
-    met = buckets[..., :, None] == buckets[..., None, :]
+    shared = buckets[..., :, None] == buckets[..., None, :]
     if bucket_cap is not None:
-        # a token's rank in its bucket is how many of the bucket came before it
-        segments = np.tril(met, -1).sum(axis=-1) // bucket_cap
-        met &= np.abs(segments[..., :, None] - segments[..., None, :]) <= 1
-    meetings = met.sum(axis=2)
+        # a token's rank in its bucket is the number of earlier tokens in it
+        segments = np.tril(shared, -1).sum(axis=-1) // bucket_cap
+        shared &= np.abs(segments[..., :, None] - segments[..., None, :]) <= 1
+    counts = shared.sum(axis=2)
     visible = np.ones((1, 1, t, t), bool) if attention_mask is None else (
         attention_mask[:, None, None, :]
     )  # fmt: skip
     if is_causal:
         visible = visible & np.tri(t, dtype=bool)
-    meetings = meetings * (visible | itself)
-    scores = np.where(meetings > 0, scores, -np.inf)
-    weights = meetings * np.exp(scores - scores.max(axis=-1, keepdims=True))
+    counts = counts * (visible | itself)
+    scores = np.where(counts > 0, scores, -np.inf)
+    weights = counts * np.exp(scores - scores.max(axis=-1, keepdims=True))
     return (weights / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)

@@ -33,7 +33,7 @@ MASK_CONSTANTS = tuple(
     f"{kind}_value_float{bits}" for kind in ("self_mask", "mask") for bits in (16, 32)
 )
 
-# transformers has two of them, and adds one, none or the other: see docs/from_transformers.md
+# transformers has both, and adds one or none of them: see docs/from_transformers.md
 HEAD_BIAS, HEAD_BIAS_APPLIED = "lm_head.bias", "lm_head.decoder.bias"
 
 # ends of names in reformer_pytorch's checkpoints
