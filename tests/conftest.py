@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import defaultdict
 from importlib.util import find_spec
 
 import numpy as np
@@ -27,6 +28,25 @@ except ImportError as error:
     raise pytest.UsageError(
         f"the extension of reformer_c is not built ({error}): run pip install -e '.[test]'"
     ) from error
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Mark as exhaustive what repeats a case on another instruction set.
+
+    Each case of a test runs on the best instruction set and on one of the others, which take turns
+    from case to case; so each of them runs each test, and meets each option.
+    """
+    best, *others = _core.isas()
+    cases = defaultdict(dict)
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if "isa" in params:
+            case = item.nodeid.replace(params["isa"], "")
+            turns = cases[item.nodeid.partition("[")[0]]
+            turn = turns.setdefault(case, len(turns))
+            if params["isa"] not in (best, others[turn % len(others)] if others else best):
+                item.add_marker("exhaustive")
 
 
 @pytest.fixture
