@@ -34,10 +34,10 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     3
     >>> integer("steps", 0, 1)
     Traceback (most recent call last):
-    ValueError: steps: expected an integer >= 1, got 0
+    ValueError: steps must be an integer >= 1, got 0
     >>> integer("steps", 3.0, 1)
     Traceback (most recent call last):
-    TypeError: steps: expected an integer >= 1, got 3.0
+    TypeError: steps must be an integer >= 1, got 3.0
     """
     expected = "an integer" if least is None else f"an integer >= {least}"
     try:
@@ -45,9 +45,9 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
     if least is not None and number < least:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
     return number
 
 
@@ -65,12 +65,12 @@ def flag(name: str, value: Any, default: bool | None = None) -> bool:
     True
     >>> flag("training", "no")
     Traceback (most recent call last):
-    TypeError: training: expected True or False, got 'no'
+    TypeError: training must be True or False, got 'no'
     """
     if value is None and default is not None:
         return default
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
@@ -88,19 +88,19 @@ def as_array(name: str, values: Any) -> np.ndarray:
     --------
     >>> as_array("ids", np.ma.masked_equal([3, 0], 0))
     Traceback (most recent call last):
-    TypeError: ids: expected an array without a mask of its own, got a masked array: pass \
-ids.filled(...), and what is real as attention_mask
+    TypeError: ids must be an array without a mask, got a masked array: pass ids.filled(...), and \
+mark the real tokens in attention_mask
     """
     if is_masked(values):
         raise TypeError(
-            f"{name}: expected an array without a mask of its own, got a masked array: pass "
-            f"{name}.filled(...), and what is real as attention_mask"
+            f"{name} must be an array without a mask, got a masked array: pass "
+            f"{name}.filled(...), and mark the real tokens in attention_mask"
         )
     try:
         return np.asarray(values)
     except ValueError as error:
         # NumPy's own message speaks of sequences and elements
-        raise ValueError(f"{name}: expected rows of one length, got rows of several") from error
+        raise ValueError(f"{name} must have rows of one length, got rows of several") from error
 
 
 def is_masked(values: Any) -> bool:
@@ -126,12 +126,12 @@ def number(name: str, value: Any, least: float, below: float = math.inf) -> floa
     1.0
     >>> number("lr", -1, 0.0)
     Traceback (most recent call last):
-    ValueError: lr: expected a finite number >= 0, got -1
+    ValueError: lr must be a finite number >= 0, got -1
     """
     found = _float(name, value)
     if not least <= found < below:
         bound = f" and < {below:g}" if below < math.inf else ""
-        raise ValueError(f"{name}: expected a finite number >= {least:g}{bound}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number >= {least:g}{bound}, got {value!r}")
     return found
 
 
@@ -144,11 +144,11 @@ def positive(name: str, value: Any, *, infinite: bool = False) -> float:
     inf
     >>> positive("bytes_per_token", 0)
     Traceback (most recent call last):
-    ValueError: bytes_per_token: expected a number > 0, got 0
+    ValueError: bytes_per_token must be a number > 0, got 0
     """
     found = _float(name, value)
     if not 0.0 < found < math.inf and not (infinite and found == math.inf):
-        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+        raise ValueError(f"{name} must be a number > 0, got {value!r}")
     return found
 
 
@@ -158,7 +158,7 @@ def _float(name: str, value: Any) -> float:
             return float(value)
     except (TypeError, ValueError):
         pass
-    raise TypeError(f"{name}: expected a number, got {value!r}")
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

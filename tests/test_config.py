@@ -207,7 +207,7 @@ def test_a_number_of_labels_of_another_kind_is_refused_by_its_name(count):
         lambda: ReformerConfig(num_labels=count, id2label=names),
         lambda: ReformerConfig(num_labels=count),
     ):
-        with pytest.raises((TypeError, ValueError), match=r"^num_labels: expected an integer"):
+        with pytest.raises((TypeError, ValueError), match=r"^num_labels must be an integer"):
             make()
 
 
@@ -388,7 +388,7 @@ WRONG = {
     ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
 def test_wrong_values_are_named(name, value):
-    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}[: ]"):
         ReformerConfig(**{name: value})
 
 
@@ -427,5 +427,5 @@ def test_help_explains_every_field():
 def test_numpys_booleans_are_booleans():
     config = ReformerConfig(is_decoder=np.True_, output_attentions=np.False_)
     assert config.is_decoder is True and config.output_attentions is False
-    with pytest.raises(TypeError, match=r"^is_decoder: expected True or False, got 1$"):
+    with pytest.raises(TypeError, match=r"^is_decoder must be True or False, got 1$"):
         ReformerConfig(is_decoder=1)

@@ -290,7 +290,7 @@ def test_doctests_and_wrong_models():
         for function in (distributed.average, distributed.broadcast):
             with pytest.raises(TypeError, match=f"^arrays: expected .*{words}"):
                 function(wrong, alone)
-    with pytest.raises(TypeError, match=r"^weight: expected a number, got 'x'"):
+    with pytest.raises(TypeError, match=r"^weight must be a number, got 'x'"):
         distributed.average(scalar, alone, weight="x")
     with pytest.raises(TypeError, match=r"did you mean weight\?"):
         distributed.average(scalar, alone, weigth=1)
@@ -299,5 +299,5 @@ def test_doctests_and_wrong_models():
     with pytest.raises(TypeError, match=r"^arrays: expected real numbers, got int64 of 'a'"):
         distributed.average({"a": np.ones(2, np.int64)}, alone)
     for weight in (-1, np.nan):
-        with pytest.raises(ValueError, match=r"^weight: expected a finite number >= 0"):
+        with pytest.raises(ValueError, match=r"^weight must be a finite number >= 0"):
             distributed.average({"a": np.ones(2)}, alone, weight=weight)

@@ -77,7 +77,7 @@ def test_a_model_names_the_masked_argument(name):
     given = dict(input_ids=rows, attention_mask=rows, position_ids=rows, labels=rows)
     model(**given)
     for wrong in (masked(rows), [masked(row) for row in rows]):
-        with pytest.raises(TypeError, match=rf"^{name}: expected an array without a mask.*filled"):
+        with pytest.raises(TypeError, match=rf"^{name} must be an array without a mask.*filled"):
             model(**given | {name: wrong})
 
 
@@ -85,9 +85,9 @@ def test_reports_and_generation_name_it():
     with pytest.raises(TypeError, match=r"^qk: .*got MaskedArray"):
         rc.lsh_report(masked(heads))
     model = rc.ReformerModelWithLMHead(small_config())
-    with pytest.raises(TypeError, match=r"^input_ids: expected an array without a mask"):
+    with pytest.raises(TypeError, match=r"^input_ids must be an array without a mask"):
         model.generate(masked(np.ones((1, 4), int)), max_new_tokens=1)
-    with pytest.raises(TypeError, match=r"^attention_mask: expected an array without a mask"):
+    with pytest.raises(TypeError, match=r"^attention_mask must be an array without a mask"):
         model.generate(
             np.ones((1, 4), int), attention_mask=masked(np.ones((1, 4))), max_new_tokens=1
         )

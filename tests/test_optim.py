@@ -400,5 +400,5 @@ def test_bad_schedules_are_named(make, error, word):
 
 @pytest.mark.parametrize("name", ["scale_parameter", "relative_step", "warmup_init"])
 def test_a_switch_of_adafactor_is_true_or_false(name):
-    with pytest.raises(TypeError, match=f"^{name}: expected True or False, got 'no'"):
+    with pytest.raises(TypeError, match=f"^{name} must be True or False, got 'no'"):
         Adafactor({"w": np.zeros(3, np.float32)}, **{name: "no"})

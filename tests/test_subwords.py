@@ -368,7 +368,7 @@ def test_the_pieces_alone_can_be_saved(tmp_path, folder):
     assert ReformerTokenizer.from_pretrained(path).get_vocab() == tokenizer.get_vocab()
     with pytest.raises(NotADirectoryError, match=r"^save_directory: there is no folder"):
         tokenizer.save_vocabulary(tmp_path / "nowhere")
-    with pytest.raises(TypeError, match=r"^save_directory: "):
+    with pytest.raises(TypeError, match=r"^save_directory[: ]"):
         tokenizer.save_vocabulary(None)
 
 
@@ -443,7 +443,7 @@ def test_a_lone_surrogate_is_named_wherever_texts_go(tokenizer):
 )
 def test_bad_arguments_are_named(tokenizer, call, name):
     before = len(tokenizer)
-    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}[: ]"):
         call(tokenizer)
     assert len(tokenizer) == before
 
@@ -470,7 +470,7 @@ def test_bad_arguments_are_named(tokenizer, call, name):
 )
 def test_what_a_folder_cannot_say_is_named(folder, config, name):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}[: ]"):
         ReformerTokenizer.from_pretrained(folder)
 
 
@@ -484,13 +484,13 @@ def test_each_class_takes_its_own_file_first_and_else_the_other(tmp_path):
 def test_what_is_wrong_is_named(tokenizer, folder):
     with pytest.raises(TypeError, match=r"^text: expected str, got bytes"):
         tokenizer.encode(b"bytes")
-    with pytest.raises(ValueError, match=r"^ids: "):
+    with pytest.raises(ValueError, match=r"^ids[: ]"):
         tokenizer.decode([10**6])
     with pytest.raises(ValueError, match=r"^pad_token: expected a token of the vocabulary"):
         tokenizer.pad_token = "<pad>"
-    with pytest.raises(ValueError, match=r"^return_tensors: "):
+    with pytest.raises(ValueError, match=r"^return_tensors[: ]"):
         tokenizer("a", return_tensors="pt")
-    with pytest.raises(TypeError, match=r"^colour: "):
+    with pytest.raises(TypeError, match=r"^colour[: ]"):
         type(tokenizer).from_pretrained(folder, colour=3)
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):

@@ -294,7 +294,7 @@ def test_counts_of_a_larger_batch_make_losses_and_gradients_add_up():
         ([1, -2], ValueError, r"a finite number >= 0, got -2"),
         (["a", "b"], TypeError, "a number, got 'a'"),
     ):
-        with pytest.raises(error, match=rf"^counts(: expected| must be) {words}"):
+        with pytest.raises(error, match=f"^counts must be {words}"):
             model.loss(**part, counts=wrong)
     with pytest.raises(TypeError, match=r"counts: ReformerForMaskedLM has no such argument"):
         local_model(rc.ReformerForMaskedLM).loss(ROWS[0], labels=ROWS[0], counts=[1])
@@ -954,11 +954,11 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
         ({"save_every": 5}, ValueError, "folder"),
         ({"model": 3}, TypeError, "model: .* got int"),
         ({"optimizer": 3}, TypeError, "optimizer: .* got int"),
-        ({"max_grad_norm": "1"}, TypeError, "max_grad_norm: expected a number"),
+        ({"max_grad_norm": "1"}, TypeError, "max_grad_norm must be a number"),
         ({"held_out_bytes_per_token": 2.0}, ValueError, "held_out: held_out_bytes_per_token needs"),
         ({"stpes": 3}, TypeError, "stpes: Trainer has no such argument; did you mean steps?"),
         *(
-            ({"held_out": TEXT, "held_out_bytes_per_token": x}, error, "held_out_bytes_per_token: ")
+            ({"held_out": TEXT, "held_out_bytes_per_token": x}, error, "bytes_per_token must")
             for x, error in ((0, ValueError), (-3.0, ValueError), (math.nan, ValueError),
                              (math.inf, ValueError), ("3", TypeError))
         ),
@@ -972,7 +972,7 @@ def test_bad_arguments_are_named(options, error, word):
 @pytest.mark.parametrize(
     ("options", "error", "word"),
     [
-        ({"bytes_per_token": 0}, ValueError, "bytes_per_token: expected a number > 0, got 0"),
+        ({"bytes_per_token": 0}, ValueError, "bytes_per_token must be a number > 0, got 0"),
         ({"bytes_per_token": -1.0}, ValueError, "bytes_per_token"),
         ({"bytes_per_token": math.inf}, ValueError, "bytes_per_token"),
         ({"length": 10.5}, TypeError, "length"),
