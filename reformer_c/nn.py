@@ -242,7 +242,7 @@ class StepWeights:
         full_name = weights.prefix + name
         if full_name not in self._quantized:
             if not np.isfinite(weights[name]).all():
-                raise ValueError(f"weights: expected finite numbers, got others in {full_name}")
+                raise ValueError(f"weights must be finite numbers, got others in {full_name}")
             self._quantized[full_name] = ops.quantize(weights[name], self._storage)
         return self._quantized[full_name]
 
