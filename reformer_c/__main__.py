@@ -19,16 +19,15 @@ from .checks import did_you_mean, requires_extra
 
 USAGE_ERROR, FAILURE = 2, 1
 
-# of presets.py and optim.py, which help and errors should not wait for
+# repeated from presets.py and optim.py, so that help and usage errors need not import NumPy
 PRESETS = ("tiny", "book", "enwik8")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
-# tokens of a window
+# default tokens per window, and per generated text
 LENGTH = 8192
-# tokens that generate writes
 NEW_TOKENS = 200
-# how generate chooses tokens
-DRAWN = {
+# defaults of `generate`
+SAMPLING = {
     "temperature": 0.8, "top_k": 0, "top_p": 0.95, "min_p": 0.0, "repetition_penalty": 1.0,
     "length_penalty": 1.0,
 }  # fmt: skip
@@ -36,10 +35,10 @@ TOKENIZER = "folder with a tokenizer, its tokenizer.json or spiece.model, or the
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 on failure, 2 on wrong usage, 130 after Ctrl-C."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     name = f"reformer-c {options.command}"
-    _print_everything()
+    _escape_unencodable()
     try:
         if options.threads is not None:
             from .runtime import set_num_threads
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say(name, "interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:
-        # who reads our output has gone: leave quietly, and let nothing be flushed into the void
+        # the reader of our output has exited: exit quietly, and discard what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except MemoryError as error:
@@ -60,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(name, f"error: {' '.join(str(error).split())}", FAILURE)
 
 
-def _print_everything() -> None:
-    """Have standard output escape what its encoding lacks, so that no work is lost in the end."""
+def _escape_unencodable() -> None:
+    """Escape characters that standard output cannot encode, instead of failing after the work."""
     stdout: Any = sys.stdout
     if hasattr(stdout, "reconfigure") and (
         stdout.errors == "strict" or stdout.encoding.lower() != "utf-8"
@@ -80,7 +79,7 @@ def _say(name: str, message: str, code: int) -> int:
 
 
 def _given(**values: Any) -> dict[str, Any]:
-    """Those that are not None."""
+    """The values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -88,9 +87,9 @@ def _demo(options: argparse.Namespace) -> None:
     from .demo import QUICK_SECONDS, run_demo
 
     if options.steps is not None and options.seconds is not None:
-        raise ValueError("--seconds: not with --steps, which says how long to train")
+        raise ValueError("--seconds cannot be combined with --steps")
     if options.quick and (options.seconds or 0) > QUICK_SECONDS:
-        raise ValueError(f"--seconds: expected at most {QUICK_SECONDS:g} with --quick")
+        raise ValueError(f"--seconds must be at most {QUICK_SECONDS:g} with --quick")
     run_demo(
         steps=options.steps,
         **_given(seconds=options.seconds),
@@ -111,8 +110,8 @@ def _train(options: argparse.Namespace) -> None:
     model = _model_to_train(folder, data, held_out, tokenizer, options)
     if tokenizer is None and options.bytes_per_token is None:
         raise ValueError(
-            "--bytes-per-token: expected with .npy files, for losses in bits per byte; or "
-            "--tokenizer, with which the tokens were made: DIR, FILE or bytes"
+            "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "
+            "--tokenizer, if the tokens were made by one: DIR, FILE or bytes"
         )
     trainer = Trainer(
         model,
@@ -131,12 +130,12 @@ def _train(options: argparse.Namespace) -> None:
         log=options.log,
     )
     if options.resume and folder is not None:
-        # more steps are another schedule from here on: a run that has ended may go on
+        # --steps may be raised, which changes the schedule from here on
         derived = ["schedule.steps", *(["schedule.warmup"] if options.warmup is None else [])]
         for changed in trainer.resume(folder, allow=derived):
             print(f"resumed: {changed}")
     if tokenizer is not None and folder is not None:
-        # before the first step, so that no checkpoint is without it
+        # before the first step, so that every checkpoint has it
         save_tokenizer(tokenizer, folder)
     count = sum(len(part) for part in data.tokens)
     held = sum(map(len, held_out))
@@ -159,11 +158,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _check_training_options(options: argparse.Namespace) -> None:
-    """Refuse options of which one would be passed over."""
+    """Refuse an option that would have no effect."""
     if options.eval_every and not options.evaluate_on and options.held_out == 0:
-        raise ValueError("--eval-every: needs held-out text, got --held-out 0")
+        raise ValueError("--eval-every needs held-out text, got --held-out 0")
     if options.floor is not None and options.schedule not in ("cosine", "linear"):
-        raise ValueError(f"--floor: not with --schedule {options.schedule}, which has none")
+        raise ValueError(f"--floor cannot be combined with --schedule {options.schedule}")
     set_fields = dict(options.set)
     for name, field in (
         ("layers", "attn_layers"), ("width", "hidden_size"), ("hashes", "num_hashes"),
@@ -171,15 +170,13 @@ def _check_training_options(options: argparse.Namespace) -> None:
     ):  # fmt: skip
         if getattr(options, name) is not None and field in set_fields:
             raise ValueError(
-                f"--{name.replace('_', '-')}: {field} is given, too, by --set or --config"
+                f"--{name.replace('_', '-')} cannot be combined with {field} in --set or --config"
             )
 
 
 def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[Any], float, Any]:
-    """What is trained on; the texts that are held out, each of at least two tokens, and the bytes
-    of a token of theirs; the tokenizer.
-
-    There is no tokenizer where all that is read are tokens, and none is named.
+    """The training data; the held-out texts of at least two tokens, and their bytes per token; the
+    tokenizer, which is None if all files contain token ids and none is given.
     """
     from .data import Sequences, Windows, encode_text, read_parts, split_parts
     from .tokenizer import ByteTokenizer
@@ -191,7 +188,9 @@ def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[A
     if tokenizer is None and any(isinstance(part, bytes) for part in parts + apart):
         tokenizer = _tokenizer_of_bytes(folder, options)
     if tokenizer is not None and options.bytes_per_token is not None:
-        raise ValueError("--bytes-per-token: not with a tokenizer or text, whose bytes are counted")
+        raise ValueError(
+            "--bytes-per-token cannot be combined with a tokenizer or text, whose bytes are counted"
+        )
     share = options.held_out
     if share is None:
         share = 0.0 if options.evaluate_on else 0.1
@@ -201,7 +200,7 @@ def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[A
     pairs = [(part, tokens) for part, tokens in pairs if len(tokens) > 1]
     held_out = [tokens for _, tokens in pairs]
     if options.evaluate_on and not held_out:
-        raise ValueError("--evaluate-on: expected at least 2 tokens to predict from and to")
+        raise ValueError("--evaluate-on must have a text of at least 2 tokens")
     common = {
         "order": options.order,
         "seed": options.seed,
@@ -211,11 +210,11 @@ def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[A
     if not options.whole_files:
         data = Windows(train, options.length or LENGTH, batch=options.batch, **common)
     elif options.batch > 1:
-        raise ValueError("--batch: expected 1 with --whole-files; --accumulate adds files up")
+        raise ValueError("--batch must be 1 with --whole-files; --accumulate N uses N files a step")
     elif short := [len(tokens) for tokens in train if len(tokens) < 2]:
         raise ValueError(
-            f"--whole-files: expected at least 2 tokens to train on in each FILE, got {short[0]} "
-            f"in {len(short)} of them"
+            f"--whole-files: each FILE must have at least 2 tokens to train on, got {short[0]} in "
+            f"{len(short)} of them"
         )
     else:
         data = Sequences(train, options.length, **common)
@@ -226,7 +225,7 @@ def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[A
 def _bytes_per_token(
     texts: Sequence[Any], tokens: Sequence[Any], tokenizer: Any, options: argparse.Namespace
 ) -> float:
-    """Bytes of the texts over their tokens."""
+    """Mean bytes per token of the texts."""
     from .data import count_bytes
 
     count = sum(map(len, tokens))
@@ -236,31 +235,30 @@ def _bytes_per_token(
 
 
 def _tokenizer_to_train(folder: Path | None, options: argparse.Namespace) -> Any:
-    """That of --tokenizer and of the folder; None where neither has one."""
+    """The tokenizer of --tokenizer or of the folder; None if there is neither."""
     from .vocabulary import folder_tokenizer
 
-    there = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
-    return _agreed(options.tokenizer, there, folder)
+    saved = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
+    return _consistent_tokenizer(options.tokenizer, saved, folder)
 
 
-def _agreed(name: str | None, there: Any, folder: Any) -> Any:
-    """The tokenizer of --tokenizer, which a folder's has to be the same as; that where none is
-    named."""
+def _consistent_tokenizer(name: str | None, saved: Any, folder: Any) -> Any:
+    """The tokenizer called `name`, which must equal the folder's; by default the folder's."""
     from .vocabulary import named_tokenizer, same_tokenizer
 
     if name is None:
-        return there
+        return saved
     try:
         named = named_tokenizer(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"--tokenizer: {name!r}: {error}") from error
-    if there is not None and not same_tokenizer(named, there):
-        raise ValueError(f"--tokenizer: expected that of {str(folder)!r}, {there!r}, got {named!r}")
+    if saved is not None and not same_tokenizer(named, saved):
+        raise ValueError(f"--tokenizer must be that of {str(folder)!r}, {saved!r}, got {named!r}")
     return named
 
 
 def _tokenizer_of_bytes(folder: Path | None, options: argparse.Namespace) -> Any:
-    """That of texts where none is named: of bytes, unless the resumed model may have another."""
+    """The default for texts: `ByteTokenizer`, unless a resumed model may have another."""
     from .config import ReformerConfig
     from .tokenizer import ByteTokenizer
     from .vocabulary import folder_tokenizer
@@ -274,9 +272,7 @@ def _tokenizer_of_bytes(folder: Path | None, options: argparse.Namespace) -> Any
 
 
 def _no_tokenizer(folder: Any) -> str:
-    return (
-        f"--tokenizer: expected DIR, FILE or bytes, since there is no tokenizer in {str(folder)!r}"
-    )
+    return f"--tokenizer must be DIR, FILE or bytes: there is no tokenizer in {str(folder)!r}"
 
 
 def _optimizer(model: Any, options: argparse.Namespace) -> Any:
@@ -290,7 +286,7 @@ def _optimizer(model: Any, options: argparse.Namespace) -> Any:
         return AdamW(model.parameters, lr=rate, **decay)
     if options.lr is None:
         return Adafactor(model.parameters, **decay)
-    # with a rate of one's own, that is the rate
+    # a given rate turns off Adafactor's own step sizes
     manual = {"lr": options.lr, "relative_step": False, "scale_parameter": False}
     return Adafactor(model.parameters, **manual, **decay)
 
@@ -312,7 +308,7 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
     if folder is None:
         for name in ("resume", "save_every"):
             if getattr(options, name):
-                raise ValueError(f"--{name.replace('_', '-')}: needs --save DIR")
+                raise ValueError(f"--{name.replace('_', '-')} needs --save DIR")
         return
     if find_spec("safetensors") is None:
         raise requires_extra("--save", "safetensors", "cli")
@@ -321,7 +317,7 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
         raise ValueError(f"--resume: there is no checkpoint in {str(folder)!r}")
     if not options.resume and has_checkpoint(folder):
         raise ValueError(
-            f"--save: there is a checkpoint in {str(folder)!r}: add --resume to go on from it, or "
+            f"--save: there is a checkpoint in {str(folder)!r}: add --resume to continue it, or "
             "choose another folder"
         )
     if not options.resume and (folder / "config.json").exists():
@@ -352,27 +348,28 @@ def _model_to_train(
     parts = [part for part in (*data.tokens, *held_out) if len(part)]
     smallest, largest = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
     if smallest < 0:
-        raise ValueError(f"FILE: expected token ids >= 0, got {smallest}")
+        raise ValueError(f"FILE must have token ids >= 0, got {smallest}")
     if largest >= config.vocab_size:
         raise ValueError(
-            f"FILE: token {largest} is beyond the model's vocabulary of {config.vocab_size}: "
-            f"--set vocab_size={max(largest + 1, len(tokenizer or ()))}"
+            f"FILE must have token ids below the model's vocabulary of {config.vocab_size}, got "
+            f"{largest}: --set vocab_size={max(largest + 1, len(tokenizer or ()))}"
         )
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size)
     if options.hashes is not None and "lsh" not in config.attn_layers:
-        raise ValueError(f"--hashes: there is no LSH layer in {', '.join(config.attn_layers)}")
+        raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")
     if not options.resume or folder is None:
         return ReformerModelWithLMHead(config, rng=options.seed)
     saved = ReformerConfig.from_json(folder)
-    # the budget stays what it was: a share is of other bytes now, and roundings would differ
+    # the saved memory budget is used: a share of today's free memory would be other bytes, and
+    # results would round differently
     if found := config_differences(config, saved):
         raise ValueError(f"--resume: {'; '.join(found)} in {str(folder)!r}")
     return ReformerModelWithLMHead.from_pretrained(folder)
 
 
 def _token_fields(tokenizer: Any) -> dict[str, Any]:
-    """What the configuration says of a tokenizer; presets are made for that of bytes."""
+    """Fields of the configuration that a tokenizer determines; presets are for `ByteTokenizer`."""
     from .tokenizer import ByteTokenizer
 
     if isinstance(tokenizer, ByteTokenizer | None):
@@ -382,7 +379,7 @@ def _token_fields(tokenizer: Any) -> dict[str, Any]:
 
 
 def _bytes_of(budget: float | None) -> int | None:
-    """Of a memory budget that may be a share of what is free now."""
+    """A memory budget in bytes; up to 1, it is a share of the memory that is free now."""
     from .runtime import available_memory
 
     if budget is None:
@@ -392,7 +389,7 @@ def _bytes_of(budget: float | None) -> int | None:
 
 def _generate(options: argparse.Namespace) -> None:
     from .screen import TextStream
-    from .vocabulary import Pieces
+    from .vocabulary import TokenTexts
 
     tokenizer, model = _open(options.model, options.tokenizer)
     saved = model.generation_config
@@ -409,16 +406,16 @@ def _generate(options: argparse.Namespace) -> None:
         length = max(1, min(NEW_TOKENS, room))
     if length is not None and length > room:
         raise ValueError(
-            f"--length: {len(prompt)} {unit} of prompt and {length} new ones are more than the "
-            f"{longest} that the model reads"
+            f"--length: {len(prompt)} {unit} of prompt and {length} new ones exceed the model's "
+            f"{longest} positions"
         )
     if None not in (length, options.min_length) and options.min_length > length:
-        raise ValueError(f"--min-length: expected at most the --length of {length}")
-    pieces, characters = Pieces(tokenizer), "".join(options.until)
+        raise ValueError(f"--min-length must be at most --length {length}")
+    token_texts, characters = TokenTexts(tokenizer), "".join(options.until)
     for character in characters:
-        if not pieces.with_any(character):
+        if not token_texts.with_any(character):
             raise ValueError(f"--until: {tokenizer!r} never writes {character!r}")
-    end_tokens = sorted({*_end_tokens(tokenizer, model), *pieces.with_any(characters)})
+    end_tokens = sorted({*_end_tokens(tokenizer, model), *token_texts.with_any(characters)})
     start = partial(
         TextStream, tokenizer, prompt=prompt, end_tokens=end_tokens, end_characters=characters
     )
@@ -427,7 +424,7 @@ def _generate(options: argparse.Namespace) -> None:
         prompt[None],
         **_given(max_new_tokens=length, min_new_tokens=options.min_length, weights=options.weights),
         **choice,
-        **_unwanted(options.without, saved, tokenizer, pieces),
+        **_banned(options.without, saved, tokenizer, token_texts),
         eos_token_id=end_tokens or None,
         rng=options.seed,
         streamer=stream,
@@ -442,17 +439,17 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _choice(options: argparse.Namespace, saved: Any) -> dict[str, Any]:
-    """How tokens are chosen: as the options say, else the model's folder, else as `DRAWN` says."""
+    """Options of `generate`: the command's, else those of the model's folder, else `SAMPLING`."""
     values: dict[str, Any] = {}
-    for name, usual in DRAWN.items():
+    for name, default in SAMPLING.items():
         found = (getattr(place, name) for place in (options, saved))
-        values[name] = next((value for value in found if value is not None), usual)
+        values[name] = next((value for value in found if value is not None), default)
     beams = options.beams or saved.num_beams or 1
     texts = options.texts or saved.num_return_sequences or 1
-    if options.beams is None and saved.do_sample is not None and not _drawn(options):
+    if options.beams is None and saved.do_sample is not None and not _sampling_only(options):
         draw = saved.do_sample
     else:
-        draw = values["temperature"] > 0 and (beams == 1 or bool(_drawn(options)))
+        draw = values["temperature"] > 0 and (beams == 1 or bool(_sampling_only(options)))
     _check_choice(options, beams, texts, draw)
     return values | {
         "temperature": values["temperature"] or 1.0,
@@ -462,78 +459,81 @@ def _choice(options: argparse.Namespace, saved: Any) -> dict[str, Any]:
     }
 
 
-def _drawn(options: argparse.Namespace) -> list[str]:
-    """The options that only a draw has."""
+def _sampling_only(options: argparse.Namespace) -> list[str]:
+    """The given options that have an effect only if tokens are sampled."""
     names = ("temperature", "top_k", "top_p", "min_p")
     return [name for name in names if getattr(options, name) is not None]
 
 
 def _check_choice(options: argparse.Namespace, beams: int, texts: int, draw: bool) -> None:
-    """Refuse options of which one would be passed over."""
+    """Refuse an option that would have no effect."""
     unused: dict[str, list[str]] = {}
     if (options.beams or 1) > 1:
-        unused["--beams, which are not drawn"] = _drawn(options)
+        unused["--beams, which does not sample"] = _sampling_only(options)
     elif options.temperature == 0:
-        unused["--temperature 0, which takes the likeliest"] = _drawn(options)[1:]
+        unused["--temperature 0, which takes the likeliest token"] = _sampling_only(options)[1:]
     if beams == 1 and options.length_penalty is not None:
-        unused["a single beam: --beams N"] = ["length_penalty"]
+        unused["a single beam: give --beams N"] = ["length_penalty"]
     for what, names in unused.items():
         for name in names:
-            raise ValueError(f"--{name.replace('_', '-')}: not with {what}")
+            raise ValueError(f"--{name.replace('_', '-')} cannot be combined with {what}")
     for character in options.until:
         if character in options.without:
-            raise ValueError(f"--until: {character!r} is kept out by --without")
+            raise ValueError(f"--until: --without excludes {character!r} from the text")
     if options.stream and beams > 1:
-        raise ValueError(f"--stream: not with --beams {beams}, which change to the end")
+        raise ValueError(
+            f"--stream cannot be combined with --beams {beams}: beam search may revise tokens "
+            "until its end"
+        )
     if options.stream and texts > 1:
-        raise ValueError(f"--stream: shows one text as it comes, not --texts {texts}")
+        raise ValueError(f"--stream cannot be combined with --texts {texts}: it shows one text")
     if texts > beams and (beams > 1 or not draw):
         raise ValueError(
-            f"--texts: expected at most {beams} with --beams {beams}, got {texts}; or a "
-            "--temperature above 0 without beams"
+            f"--texts must be at most {beams} with --beams {beams}, got {texts}; more texts need a "
+            "--temperature above 0 and no beams"
         )
 
 
 def _end_tokens(tokenizer: Any, model: Any) -> set[int]:
-    """The tokens that end a text by themselves."""
+    """The end-of-text tokens of the model and its tokenizer."""
     from .config import ReformerConfig
     from .tokenizer import ByteTokenizer
 
     ends = model.generation_config.eos_token_id
     found = set(ends if isinstance(ends, list) else [ends])
     if isinstance(tokenizer, ByteTokenizer):
-        # where nobody named an end, this is a byte like others
+        # the configuration's default is the id of a byte here
         found.discard(ReformerConfig.eos_token_id)
     else:
         found.add(tokenizer.eos_token_id)
     return {i for i in found if i is not None and 0 <= i < model.config.vocab_size}
 
 
-def _unwanted(words: Sequence[str], saved: Any, tokenizer: Any, pieces: Any) -> dict[str, Any]:
-    """The arguments of `generate` that keep words, and ids without a text, out of a text."""
+def _banned(words: Sequence[str], saved: Any, tokenizer: Any, token_texts: Any) -> dict[str, Any]:
+    """The arguments of `generate` that exclude words, and ids without a token, from a text."""
     from .tokenizer import ByteTokenizer
 
     ids = [
         tokenizer.encode(_readable(word, tokenizer), add_special_tokens=False).tolist()
         for word in words
     ]
-    processors = [pieces.only_known]
+    processors = [token_texts.only_known]
     if words and not isinstance(tokenizer, ByteTokenizer):
-        # a word can be cut in many ways, of which encode gives one
-        processors.append(pieces.without(words))
+        # a word has many segmentations, of which encode returns one
+        processors.append(token_texts.without(words))
     ids = [word for word in ids if word] + (saved.bad_words_ids or [])
     return {"bad_words_ids": ids, "logits_processor": processors}
 
 
 def _readable(text: str, tokenizer: Any) -> Any:
-    """Text as a tokenizer takes it; where an argument is not in the terminal's encoding, bytes."""
+    """The str or bytes that a tokenizer accepts, from an argument that may hold undecoded bytes."""
     from .tokenizer import ByteTokenizer
 
     try:
         data = text.encode("utf-8", "surrogateescape")
         return data if isinstance(tokenizer, ByteTokenizer) else data.decode("utf-8")
     except UnicodeError as error:
-        raise ValueError(f"TEXT: expected text in UTF-8 for {tokenizer!r}: {error}") from error
+        raise ValueError(f"TEXT must be UTF-8 for {tokenizer!r}: {error}") from error
 
 
 def _unit(tokenizer: Any) -> str:
@@ -547,7 +547,7 @@ def _prompt_text(file: str | None) -> str:
     if file is not None and file != "-":
         return Path(file).read_bytes().decode("utf-8", "surrogateescape")
     if file is None and sys.stdin.isatty():
-        raise ValueError("--prompt: expected --prompt, --prompt-file or text on standard input")
+        raise ValueError("--prompt, --prompt-file or text on standard input must be given")
     if hasattr(sys.stdin, "buffer"):
         return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     return sys.stdin.read()
@@ -559,22 +559,22 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     for file in options.files:
         if file.endswith(".npy"):
-            raise ValueError(f"FILE: expected text, got token ids in {file!r}")
+            raise ValueError(f"FILE must be text, got token ids in {file!r}")
     tokenizer, model = _open(options.model, options.tokenizer)
     unit = _unit(tokenizer)
-    # each text on its own: no window reaches from one into the next
+    # texts are kept apart, so that no window crosses from one into the next
     texts = read_texts(options.files, utf8=unit != "bytes")
     pairs = [(text, encode_text(text, tokenizer)) for text in texts]
-    # a token alone has nothing that predicts it
+    # a text of one token has nothing to predict
     pairs = [(text, ids) for text, ids in pairs if len(ids) > 1] or pairs
     tokens = [ids for _, ids in pairs]
     bytes_per_token = sum(len(text) for text, _ in pairs) / max(1, sum(map(len, tokens)))
     longest = model.config.num_positions
     length = options.length or min(max(map(len, tokens)), longest)
     if length > longest:
-        raise ValueError(f"--length: expected at most {longest}, which the model reads")
+        raise ValueError(f"--length must be at most the model's {longest} positions")
     if options.sliding is not None and options.sliding >= length:
-        raise ValueError(f"--sliding: expected fewer {unit} than a window's {length}")
+        raise ValueError(f"--sliding must be less than the {length} {unit} of a window")
     begin = time.perf_counter()
     result = evaluate(
         model,
@@ -587,7 +587,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begin
     windows = f"windows of {length:,}"
     if options.sliding is not None:
-        windows += f", each {options.sliding:,} further"
+        windows += f", {options.sliding:,} apart"
     if unit != "bytes":
         unit += f" of {bytes_per_token:.2f} bytes"
     print(
@@ -602,7 +602,7 @@ def _info(options: argparse.Namespace) -> None:
     longest = config.num_positions
     for length in options.lengths:
         if length > longest:
-            raise ValueError(f"--lengths: expected at most {longest}, which the model reads")
+            raise ValueError(f"--lengths must be at most the model's {longest} positions")
     groups: dict[str, int] = {}
     for name, array in model.parameters.items():
         group = _group(name)
@@ -616,16 +616,14 @@ def _info(options: argparse.Namespace) -> None:
     total = sum(groups.values())
     print(f"{'all':40} {total:12,} parameters, {4 * total / 2**20:,.1f} MB")
     if options.lengths:
-        print(
-            "\nmeasured, of a text of some length: speed of reading it and of what is written then"
-        )
+        print("\nmeasured: a forward pass over a text of that length, then tokens decoded after it")
         print(f"{'length':>10} {'read':>16} {'written':>16} {'cache':>10} {'peak memory':>12}")
     for length in options.lengths:
         _measure(model, length, options.seed)
 
 
 def _described_tokenizer(options: argparse.Namespace, vocab_size: int) -> str:
-    """The folder's tokenizer, or why it has none; the other facts are printed anyway."""
+    """The folder's tokenizer, or the reason why it cannot be read."""
     try:
         return repr(_tokenizer(options.model, options.tokenizer, vocab_size))
     except (ImportError, OSError, ValueError) as error:
@@ -635,7 +633,7 @@ def _described_tokenizer(options: argparse.Namespace, vocab_size: int) -> str:
 
 
 def _measure(model: Any, length: int, seed: int) -> None:
-    """One line of what a text of this length costs: a forward pass over it, and what follows."""
+    """Print a line of measurements at one length: speed of prompt and decoding, and memory."""
     import numpy as np
 
     from .train import peak_memory
@@ -687,15 +685,15 @@ def _model(folder: str) -> Any:
 
 
 def _tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:
-    """That of --tokenizer, or of the folder."""
+    """The tokenizer of --tokenizer, or of the folder."""
     from .vocabulary import check_vocabulary, folder_tokenizer
 
-    # where one is named, the size of the vocabulary suggests no other
-    there = folder_tokenizer(folder, vocab_size if name is None else None)
-    tokenizer = _agreed(name, there, folder)
+    # guess from the vocabulary's size only if no tokenizer is named
+    saved = folder_tokenizer(folder, vocab_size if name is None else None)
+    tokenizer = _consistent_tokenizer(name, saved, folder)
     if tokenizer is None:
         raise ValueError(_no_tokenizer(folder))
-    check_vocabulary(tokenizer, vocab_size, paired=there is not None)
+    check_vocabulary(tokenizer, vocab_size, paired=saved is not None)
     return tokenizer
 
 
@@ -703,7 +701,7 @@ def _tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line: the command, the argument, what was expected."""
+    """Prints errors in one line: the command, the argument, what was expected."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see --help)\n")
@@ -721,7 +719,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     demo = _command(
-        commands, "demo", _demo, "train on text that Python carries, and write: two minutes",
+        commands, "demo", _demo, "train on text that comes with Python, and generate: two minutes",
         "reformer-c demo --seed 1",
     )  # fmt: skip
     demo.add_argument(
@@ -729,9 +727,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seconds", type=_positive, metavar="X", help="time for training (110)")
     demo.add_argument(
-        "--length", type=_count, metavar="N", default=8192, help="bytes of a sequence (8192)"
+        "--length", type=_count, metavar="N", default=8192, help="bytes per sequence (8192)"
     )
-    demo.add_argument("--quick", action="store_true", help="a tiny model, to see that all works")
+    demo.add_argument("--quick", action="store_true", help="a tiny model, to check that all works")
 
     train = _command(
         commands, "train", _train, "train a language model on text files",
@@ -740,28 +738,29 @@ def _parser() -> argparse.ArgumentParser:
     _add_training_arguments(train)
 
     generate = _command(
-        commands, "generate", _generate, "let a trained model continue a text",
+        commands, "generate", _generate, "continue a text with a trained model",
         'reformer-c generate model --prompt "It was " --length 200 --stream',
     )  # fmt: skip
     _add_model_folder(generate)
     prompt = generate.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", type=_text, metavar="TEXT", help="text to continue")
     prompt.add_argument(
-        "--prompt-file", metavar="FILE", help="file with it (default and -: standard input)"
+        "--prompt-file", metavar="FILE", help="file to continue (default and -: standard input)"
     )
     generate.add_argument(
         "--length",
         type=_count,
         metavar="N",
-        help=f"tokens to write ({NEW_TOKENS}, or as many as there is room for)",
+        help=f"tokens to generate ({NEW_TOKENS}, or as many as the model has positions for)",
     )
     generate.add_argument(
         "--temperature", type=_share_or_more, metavar="X",
-        help="above 1 bolder, below 1 safer, 0 the likeliest token (0.8)",
+        help="of sampling; 0 takes the likeliest token (0.8)",
     )  # fmt: skip
     generate.add_argument(
-        "--top-p", type=_share, metavar="X", help="leave out the unlikely rest (0.95)"
-    )
+        "--top-p", type=_share, metavar="X",
+        help="sample from the fewest tokens with this probability in all (0.95)",
+    )  # fmt: skip
     _add_choice_arguments(generate)
 
     evaluate = _command(
@@ -771,34 +770,34 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_folder(evaluate)
     evaluate.add_argument("files", nargs="+", metavar="FILE", help="text file, folder, or -")
     evaluate.add_argument(
-        "--length", type=_count, metavar="N", help="tokens of a window (the model's longest)"
+        "--length", type=_count, metavar="N", help="tokens per window (the model's maximum)"
     )
     evaluate.add_argument(
         "--sliding", type=_count, metavar="N",
-        help="windows overlap: each begins N tokens after the last, and its last N tokens count",
+        help="windows overlap and start N tokens apart; only the last N tokens of each are scored",
     )  # fmt: skip
 
     info = _command(
-        commands, "info", _info, "what a saved model is made of, and what it costs",
+        commands, "info", _info, "size, tokenizer and speed of a saved model",
         "reformer-c info model --lengths 1024 8192",
     )  # fmt: skip
     _add_model_folder(info)
     info.add_argument(
         "--lengths", type=_count, nargs="+", metavar="N", default=[],
-        help="measure reading and writing at these lengths, in tokens/s and memory",
+        help="measure speed and memory of a forward pass and of decoding at these lengths",
     )  # fmt: skip
 
     bench = _command(
-        commands, "bench", _bench, "time our ops beside the machine's peak",
+        commands, "bench", _bench, "time the operations as a share of the machine's peak",
         "reformer-c bench --json bench.json",
     )  # fmt: skip
     bench.add_argument(
-        "--length", type=_count, metavar="N", default=16384, help="tokens of a sequence (16384)"
+        "--length", type=_count, metavar="N", default=16384, help="tokens per sequence (16384)"
     )
     bench.add_argument(
         "--repeats", type=_count, metavar="N", default=7, help="runs, the fastest counts (7)"
     )
-    bench.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    bench.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     return parser
 
 
@@ -810,9 +809,9 @@ def _command(
         epilog=f"example: {example}",
     )  # fmt: skip
     parser.set_defaults(run=run, parser=parser)
-    if name != "bench":  # which draws nothing that could matter
+    if name != "bench":  # its figures do not depend on the seed
         parser.add_argument(
-            "--seed", type=_whole, metavar="N", default=0, help="of everything random (0)"
+            "--seed", type=_whole, metavar="N", default=0, help="of all random numbers (0)"
         )
     parser.add_argument("--threads", type=_count, metavar="N", help="threads to use (default: all)")
     return parser
@@ -825,22 +824,23 @@ def _add_model_folder(command: argparse.ArgumentParser) -> None:
 
 def _add_choice_arguments(generate: argparse.ArgumentParser) -> None:
     add = generate.add_argument
-    add("--top-k", type=_whole, metavar="N", help="draw from the N likeliest (0: all)")
+    add("--top-k", type=_whole, metavar="N", help="sample from the N likeliest tokens (0: all)")
     add("--min-p", type=_share_or_none, metavar="X",
-        help="leave out what is less than X times as likely as the likeliest (0)")  # fmt: skip
+        help="exclude tokens less than X times as likely as the likeliest (0)")  # fmt: skip
     add("--repetition-penalty", type=_positive, metavar="X",
-        help="above 1: what is in the text becomes less likely (1)")  # fmt: skip
-    add("--without", type=_text, nargs="+", metavar="TEXT", default=[], help="not to be written")
-    add("--until", type=_byte, nargs="+", metavar="CHARACTER", default=[], help="ends the text")
-    add("--min-length", type=_whole, metavar="N", help="tokens before it may end (0)")
+        help="above 1: tokens of the text become less likely (1)")  # fmt: skip
+    add("--without", type=_text, nargs="+", metavar="TEXT", default=[], help="words to exclude")
+    add("--until", type=_byte, nargs="+", metavar="CHARACTER", default=[],
+        help="characters that end the text")  # fmt: skip
+    add("--min-length", type=_whole, metavar="N", help="tokens before the text may end (0)")
     add("--beams", type=_count, metavar="N",
-        help="beam search with N beams, in place of drawing (1)")  # fmt: skip
+        help="beam search with N beams instead of sampling (1)")  # fmt: skip
     add("--length-penalty", type=_finite, metavar="X",
-        help="of beams: above 0 favours long texts (1)")  # fmt: skip
+        help="of beam search: above 0 favours long texts (1)")  # fmt: skip
     add("--weights", choices=("int8", "bfloat16"),
-        help="store the weights in fewer bits: faster, other logits (as they are)")  # fmt: skip
-    add("--texts", type=_count, metavar="N", help="texts to write (1)")
-    add("--stream", action="store_true", help="show the text as it comes")
+        help="decode with rounded weights: faster, less exact (the model's dtype)")  # fmt: skip
+    add("--texts", type=_count, metavar="N", help="texts to generate (1)")
+    add("--stream", action="store_true", help="print the text while it is generated")
 
 
 def _add_training_arguments(train: argparse.ArgumentParser) -> None:
@@ -851,12 +851,12 @@ def _add_training_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--config", metavar="FILE",
         help='JSON: {"length": 65536, "model": {"num_hashes": 2}, ...}, or a model\'s config.json; '
-        "options given here come first",
+        "options of the command line override it",
     )  # fmt: skip
     _add_data_arguments(train.add_argument_group("data").add_argument)
     _add_model_arguments(train.add_argument_group("model").add_argument)
     _add_step_arguments(train.add_argument_group("steps").add_argument)
-    _add_run_arguments(train.add_argument_group("what is kept").add_argument)
+    _add_run_arguments(train.add_argument_group("output").add_argument)
 
 
 def _add_data_arguments(add: Callable) -> None:
@@ -864,25 +864,31 @@ def _add_data_arguments(add: Callable) -> None:
         "--length",
         type=_count,
         metavar="N",
-        help=f"tokens of a sequence ({LENGTH}; of whole files: the longest)",
+        help=f"tokens per sequence ({LENGTH}; with --whole-files the longest file)",
     )
     add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
-    add("--batch", type=_count, metavar="N", default=1, help="sequences of a pass (1)")
+    add("--batch", type=_count, metavar="N", default=1, help="sequences per micro-batch (1)")
     add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
     add("--whole-files", action="store_true", help="each file is one sequence")
     add(
         "--held-out",
         type=_share_below_one,
         metavar="X",
-        help="share of each file that is not trained on, its end (0.1; 0 with --evaluate-on)",
+        help="share of each file, at its end, to evaluate on (0.1; 0 with --evaluate-on)",
     )
     add(
         "--evaluate-on",
         metavar="FILE",
         action="append",
-        help="held-out text of its own; may be repeated",
+        help="a separate held-out text; may be repeated",
     )
-    add("--eval-every", type=_whole, metavar="N", default=0, help="steps between evaluations (end)")
+    add(
+        "--eval-every",
+        type=_whole,
+        metavar="N",
+        default=0,
+        help="steps between evaluations (only at the end)",
+    )
     add(
         "--bytes-per-token",
         type=_positive,
@@ -901,7 +907,7 @@ def _add_model_arguments(add: Callable) -> None:
         "--memory-budget",
         type=_share_or_more,
         metavar="X",
-        help="bytes, or share of the free memory up to 1, in which activations are kept (none)",
+        help="memory in which activations are kept: bytes, or up to 1 a share of what is free (0)",
     )
     add(
         "--set",
@@ -914,28 +920,28 @@ def _add_model_arguments(add: Callable) -> None:
 
 
 def _add_step_arguments(add: Callable) -> None:
-    add("--steps", type=_count, metavar="N", default=1000, help="training steps in all (1000)")
+    add("--steps", type=_count, metavar="N", default=1000, help="training steps in total (1000)")
     add(
         "--accumulate",
         type=_count,
         metavar="N",
         default=1,
-        help="passes whose gradients make a step (1)",
+        help="micro-batches per step (1)",
     )
     add("--optimizer", choices=OPTIMIZERS, help="(the preset's)")
-    add("--lr", type=_positive, metavar="X", help="highest learning rate (the optimizer's)")
+    add("--lr", type=_positive, metavar="X", help="peak learning rate (the optimizer's)")
     add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate (cosine)")
     add(
         "--warmup",
         type=_whole,
         metavar="N",
-        help="steps until it is reached (a tenth, at most 100)",
+        help="steps of linear warm-up (a tenth, at most 100)",
     )
     add(
         "--floor",
         type=_share_or_none,
         metavar="X",
-        help="share of it that cosine and linear end at (0.1)",
+        help="final share of the peak learning rate, of cosine and linear (0.1)",
     )
     add("--weight-decay", type=_share_or_more, metavar="X", help="(the optimizer's)")
     add(
@@ -943,32 +949,38 @@ def _add_step_arguments(add: Callable) -> None:
         type=_positive_or_inf,
         metavar="X",
         default=1.0,
-        help="largest norm of the gradient (1.0)",
+        help="maximum norm of the gradient (1.0)",
     )
 
 
 def _add_run_arguments(add: Callable) -> None:
-    add("--save", metavar="DIR", help="folder for the model and all that --resume needs")
-    add("--save-every", type=_whole, metavar="N", default=0, help="steps between saves (the end)")
+    add("--save", metavar="DIR", help="folder for the model and the state that --resume needs")
+    add(
+        "--save-every",
+        type=_whole,
+        metavar="N",
+        default=0,
+        help="steps between checkpoints (only at the end)",
+    )
     add(
         "--resume",
         action="store_true",
-        help="go on from DIR, bit for bit; the other options as before, --steps may be more",
+        help="continue the run in DIR bit for bit: same options, except that --steps may be more",
     )
-    add("--log", metavar="FILE", help="a line of JSON for each step")
+    add("--log", metavar="FILE", help="file that gets a line of JSON per step")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; those of a --config file as if they stood before the others."""
+    """Parse the options; those of a --config file come first, so that others override them."""
     parser = _parser()
-    options = _known(parser, arguments)
+    options = _parse_known(parser, arguments)
     if getattr(options, "config", None):
         try:
-            words, files = _words_of(options.config)
+            words, files = _config_arguments(options.config)
         except (OSError, TypeError, ValueError) as error:
             parser.exit(FAILURE, f"reformer-c {options.command}: error: --config: {error}\n")
         given = options.files
-        options = _known(parser, [options.command, *words, *arguments[1:]])
+        options = _parse_known(parser, [options.command, *words, *arguments[1:]])
         options.files = given or files
     if not getattr(options, "files", True):
         parser.exit(
@@ -977,23 +989,23 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; of an unknown one, the nearest is named."""
+def _parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options; the error for an unknown one suggests the closest."""
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         command = options.parser
-        # only options have a nearest one
+        # suggest only for options, not for positional arguments
         name = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
         nearest = did_you_mean(name, command._option_string_actions) if name else ""
         command.error(f"unrecognized arguments: {' '.join(unknown)}{nearest}")
     return options
 
 
-def _words_of(file: str) -> tuple[list[str], list[str]]:
-    """The options of a --config file as words of a command line, and its `files`."""
+def _config_arguments(file: str) -> tuple[list[str], list[str]]:
+    """The options of a --config file as command-line arguments, and its `files`."""
     values = json.loads(Path(file).read_text(encoding="utf-8"))
     if not isinstance(values, dict):
-        raise ValueError(f"{file!r} has no options by name")
+        raise ValueError(f"{file!r} must be a JSON object, got {type(values).__name__}")
     if "model_type" in values:
         from .config import ReformerConfig
 
@@ -1002,10 +1014,10 @@ def _words_of(file: str) -> tuple[list[str], list[str]]:
         values = {"model": model}
     model, files = values.pop("model", {}), values.pop("files", [])
     if not isinstance(model, dict):
-        raise ValueError(f"'model': expected fields by name, got {model!r}")
+        raise ValueError(f"'model' must be an object of fields, got {model!r}")
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise ValueError(f"'files': expected a name or a list of names, got {files!r}")
+        raise ValueError(f"'files' must be a name or a list of names, got {files!r}")
     words = []
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
@@ -1025,7 +1037,7 @@ def _checked(read: Callable[[str], Any], fits: Callable[[Any], bool], expected: 
         except ValueError:
             value = None
         if value is None or not fits(value):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
         return value
 
     return convert

@@ -70,14 +70,14 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
     """
     joined = b"\n".join(text for _, text in _iterate_texts(sources))
     if not joined:
-        raise ValueError("files: there is no text in them")
+        raise ValueError("files must contain text")
     return joined
 
 
 def read_texts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False) -> list[bytes]:
     """The bytes of each text separately: `read_text` without joining; empty texts are omitted.
 
-    With `utf8`, a text that is not UTF-8 is refused: subword tokenizers cannot read it.
+    With `utf8`, a text that is not UTF-8 raises ValueError: subword tokenizers cannot read it.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def read_texts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False
         _check_utf8(name, text) if utf8 else text for name, text in _iterate_texts(sources) if text
     ]
     if not texts:
-        raise ValueError("files: there is no text in them")
+        raise ValueError("files must contain text")
     return texts
 
 
@@ -178,7 +178,7 @@ def read_split(
 def read_parts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False) -> list[Any]:
     """The input of `read_tokens` before tokenization: mapped arrays, then bytes, file by file.
 
-    With `utf8`, a text that is not UTF-8 is refused.
+    With `utf8`, a text that is not UTF-8 raises ValueError.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def read_parts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False
         elif text:
             texts.append(_check_utf8(name, text) if utf8 else text)
     if not any(len(part) for part in (*arrays, *texts)):
-        raise ValueError("files: there are no tokens in them")
+        raise ValueError("files must contain tokens")
     return arrays + texts
 
 
@@ -276,14 +276,14 @@ def _check_utf8(name: str, text: bytes) -> bytes:
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: expected text in UTF-8 for this tokenizer: {error}") from error
+        raise ValueError(f"{name} must be UTF-8 for this tokenizer: {error}") from error
     return text
 
 
 def _iterate_texts(
     sources: TextSource | Iterable[TextSource], arrays: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """(name, text) of every file; with `arrays`, (name, mapped array) of those of NumPy."""
+    """(name, bytes) of every file; with `arrays`, (name, mapped array) of each ``.npy`` file."""
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     for source in sources:
@@ -301,7 +301,7 @@ def _map(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise ValueError(f"{file}: expected an array of token ids: {error}") from error
+        raise ValueError(f"{file} must be an array of token ids: {error}") from error
 
 
 def _files_of(path: Path) -> Iterator[tuple[Path, bool]]:
@@ -363,7 +363,7 @@ class Data(NamedAttributes):
     ) -> None:
         self.tokens = texts_of("tokens", tokens)
         if order not in ("random", "sequential"):
-            raise ValueError(f"order: expected 'random' or 'sequential', got {order!r}")
+            raise ValueError(f"order must be 'random' or 'sequential', got {order!r}")
         self.order = order
         self.seed = integer("seed", seed, 0)
         self.bytes_per_token = positive("bytes_per_token", bytes_per_token)
@@ -375,7 +375,7 @@ class Data(NamedAttributes):
         )
 
     def describe(self) -> dict[str, int | str]:
-        """Identifies the stream of windows: a resumed run must have the same."""
+        """What identifies the stream of windows, which must be the same when a run is resumed."""
         return {
             "kind": type(self).__name__,
             "tokens": sum(map(len, self.tokens)),
@@ -422,7 +422,7 @@ class Windows(Data):
     Raises
     ------
     TypeError, ValueError
-        Name the argument and say what was expected.
+        An argument is invalid, or no text has `length` tokens.
 
     See Also
     --------
@@ -459,7 +459,8 @@ class Windows(Data):
         longest = max(map(len, self.tokens))
         if longest < self.length:
             raise ValueError(
-                f"length: a window of {self.length} tokens does not fit into a text of {longest}"
+                f"length must be at most {longest}, the tokens of the longest text, "
+                f"got {self.length}"
             )
         self._starts = np.cumsum([max(0, len(part) - self.length + 1) for part in self.tokens])
         self._full = np.cumsum([len(part) // self.length for part in self.tokens])
@@ -506,7 +507,7 @@ class Sequences(Data):
     Raises
     ------
     TypeError, ValueError
-        Name the argument and say what was expected.
+        An argument is invalid, or a text has fewer than 2 tokens.
 
     Examples
     --------
@@ -530,11 +531,11 @@ class Sequences(Data):
         super().__init__(tokens, order=order, seed=seed, bytes_per_token=bytes_per_token)
         for i, part in enumerate(self.tokens):
             if len(part) < 2:
-                raise ValueError(f"tokens[{i}]: expected at least 2 tokens, got {len(part)}")
+                raise ValueError(f"tokens[{i}] must have at least 2 tokens, got {len(part)}")
         longest = max(map(len, self.tokens))
         self.length = longest if length is None else min(longest, integer("length", length, 1))
         if self.length < 2:
-            raise ValueError(f"length: expected at least 2, got {length}")
+            raise ValueError(f"length must be at least 2, got {length}")
 
     def __len__(self) -> int:
         """The number of texts."""
@@ -559,7 +560,7 @@ def texts_of(name: str, tokens: Any) -> list[np.ndarray]:
     Raises
     ------
     TypeError
-        `tokens` is something else; the message uses `name`.
+        An array is not of integers (n,); the message starts with `name`.
 
     Examples
     --------
@@ -573,10 +574,10 @@ def texts_of(name: str, tokens: Any) -> list[np.ndarray]:
 
 def _check_tokens(name: str, tokens: np.ndarray | Sequence[int]) -> np.ndarray:
     if isinstance(tokens, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, such as {name}.compressed()")
+        raise TypeError(f"{name} must be an array without a mask, such as {name}.compressed()")
     tokens = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise TypeError(
-            f"{name}: expected a 1-d array of integers, got {tokens.dtype} of shape {tokens.shape}"
+            f"{name} must be a 1-d array of integers, got {tokens.dtype} of shape {tokens.shape}"
         )
     return tokens

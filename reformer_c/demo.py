@@ -84,7 +84,7 @@ def run_demo(
     Raises
     ------
     ValueError
-        Names the argument and says what was expected.
+        An argument is out of range.
     """
     _check(steps, seconds, length)
     begin = time.perf_counter()
@@ -92,7 +92,9 @@ def run_demo(
     text, source = python_text()
     train, held_out = split_tokens(encode(text), HELD_OUT)
     if len(held_out) < length:
-        raise ValueError(f"length: the held-out text has only {len(held_out)} bytes, got {length}")
+        raise ValueError(
+            f"length must be at most the {len(held_out)} bytes of the held-out text, got {length}"
+        )
     model = ReformerModelWithLMHead(
         preset_config("tiny", length, width=32 if quick else None), rng=seed
     )
@@ -136,16 +138,16 @@ def _say(stream: TextIO | None, what: Any) -> None:
 
 def _check(steps: int | None, seconds: float, length: int) -> None:
     if steps is not None and steps < 1:
-        raise ValueError(f"steps: expected a number >= 1 or None, got {steps!r}")
+        raise ValueError(f"steps must be a number >= 1 or None, got {steps!r}")
     if not seconds > 0:
-        raise ValueError(f"seconds: expected a number > 0, got {seconds!r}")
+        raise ValueError(f"seconds must be a number > 0, got {seconds!r}")
     if length < PROMPT_BYTES + WRITTEN_BYTES:
         minimum = PROMPT_BYTES + WRITTEN_BYTES
-        raise ValueError(f"length: expected at least {minimum} bytes, got {length!r}")
+        raise ValueError(f"length must be at least {minimum} bytes, got {length!r}")
 
 
 def python_text() -> tuple[bytes, str]:
-    """A text that comes with Python, and its description."""
+    """A text that is part of Python, and its description."""
     try:
         from pydoc_data.topics import topics
     except ImportError:

@@ -25,7 +25,7 @@ from .subwords import (
 from .tokenizer import ByteTokenizer, Tokenizer
 
 __all__ = [
-    "Pieces",
+    "TokenTexts",
     "check_vocabulary",
     "folder_tokenizer",
     "named_tokenizer",
@@ -62,7 +62,7 @@ def named_tokenizer(name: str) -> Tokenizer:
     if tokenizer is None:
         raise FileNotFoundError(
             f"there is neither {SENTENCEPIECE} nor {TOKENIZERS} in {os.fspath(name)!r}, and no "
-            f"{CONFIG} that names the tokenizer of bytes"
+            f"{CONFIG} that names {ByteTokenizer.__name__}"
         )
     return tokenizer
 
@@ -100,13 +100,13 @@ def folder_tokenizer(folder: str | os.PathLike, vocab_size: int | None = None) -
 
 
 def _class_name(folder: Path) -> str:
-    """The class that tokenizer_config.json names, or None."""
+    """The class that tokenizer_config.json names, or an empty str."""
     if not (folder / CONFIG).is_file():
         return ""
     try:
         name = json.loads((folder / CONFIG).read_text("utf-8")).get("tokenizer_class")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"folder: {CONFIG} has no options by name: {error}") from error
+        raise ValueError(f"folder: {CONFIG} must be a JSON object: {error}") from error
     return name if isinstance(name, str) else ""
 
 
@@ -157,23 +157,23 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, *, paired: bool = Tr
     >>> check_vocabulary(ByteTokenizer(), 1000)
     >>> check_vocabulary(ByteTokenizer(), 1000, paired=False)
     Traceback (most recent call last):
-    ValueError: vocab_size: expected 258, as many as ByteTokenizer(...) has, or a few more, ...
+    ValueError: vocab_size must be 258, as many as ByteTokenizer(...) has, or a few more, got ...
     """
     count = len(tokenizer)  # type: ignore[arg-type]
     if not count <= vocab_size or not (paired or vocab_size < count + PADDING):
         raise ValueError(
-            f"vocab_size: expected {count}, as many as {tokenizer!r} has, or a few more, got a "
+            f"vocab_size must be {count}, as many as {tokenizer!r} has, or a few more, got a "
             f"model of {vocab_size}"
         )
 
 
-class Pieces:
-    """The text that each token produces, and which tokens would produce unwanted text.
+class TokenTexts:
+    """The text that each token produces, and logits processors that exclude text.
 
     Examples
     --------
-    >>> pieces = Pieces(ByteTokenizer())
-    >>> pieces.with_any(".!")
+    >>> token_texts = TokenTexts(ByteTokenizer())
+    >>> token_texts.with_any(".!")
     [35, 48]
     """
 
@@ -220,7 +220,7 @@ class Pieces:
     def without(self, words: Sequence[str]) -> Any:
         """A `logits_processor` that excludes tokens which would complete one of the words."""
         longest = max(map(len, words), default=0)
-        # by the end of the text so far: the tokens that complete a word
+        # by word and the number of its characters at the end of the text: tokens that complete it
         completing = {
             (word, k): np.array(
                 [i for i, text in enumerate(self.texts) if _completes(text, word, k)], np.int64

@@ -79,21 +79,21 @@ def test_help_lists_every_command(capsys):
         ([], "COMMAND"),
         (["fly"], "fly"),
         (["train"], "FILE"),
-        (["train", "a.txt", "--length", "0"], "--length: expected a whole number >= 1, got '0'"),
-        (["train", "a.txt", "--lr", "nan"], "--lr: expected a number > 0, got 'nan'"),
-        (["train", "a.npy", "--bytes-per-token", "inf"], "--bytes-per-token: expected a number"),
+        (["train", "a.txt", "--length", "0"], "--length: must be a whole number >= 1, got '0'"),
+        (["train", "a.txt", "--lr", "nan"], "--lr: must be a number > 0, got 'nan'"),
+        (["train", "a.npy", "--bytes-per-token", "inf"], "--bytes-per-token: must be a number"),
         (["train", "a.txt", "--preset", "huge"], "--preset"),
-        (["train", "a.txt", "--held-out", "1"], "--held-out: expected a number in [0, 1)"),
+        (["train", "a.txt", "--held-out", "1"], "--held-out: must be a number in [0, 1)"),
         (["generate", "model", "--prompt", "a", "--prompt-file", "b"], "--prompt-file"),
-        (["generate", "model", "--prompt", "a", "--until", "ab"], "--until: expected one ASCII"),
-        (["info", "model", "--lengths", "0"], "--lengths: expected a whole number >= 1"),
-        (["generate", "model", "--prompt", "a", "--top-p", "2"], "--top-p: expected a number in"),
-        (["generate", "model", "--prompt", ""], "--prompt: expected at least one character"),
-        (["train", "a.txt", "--set", "num_hashes"], "--set: expected FIELD=VALUE"),
+        (["generate", "model", "--prompt", "a", "--until", "ab"], "--until: must be one ASCII"),
+        (["info", "model", "--lengths", "0"], "--lengths: must be a whole number >= 1"),
+        (["generate", "model", "--prompt", "a", "--top-p", "2"], "--top-p: must be a number in"),
+        (["generate", "model", "--prompt", ""], "--prompt: must be at least one character"),
+        (["train", "a.txt", "--set", "num_hashes"], "--set: must be FIELD=VALUE"),
         (["train", "a.txt", "--optimizer", "sgd"], "--optimizer"),
         (["train", "a.txt", "--schedule", "step"], "--schedule"),
-        (["train", "a.txt", "--memory-budget", "-1"], "--memory-budget: expected a number >= 0"),
-        (["demo", "--threads", "two"], "--threads: expected a whole number >= 1, got 'two'"),
+        (["train", "a.txt", "--memory-budget", "-1"], "--memory-budget: must be a number >= 0"),
+        (["demo", "--threads", "two"], "--threads: must be a whole number >= 1, got 'two'"),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_the_argument(arguments, words, capsys):
@@ -109,26 +109,26 @@ def test_wrong_usage_is_one_line_that_names_the_argument(arguments, words, capsy
     ("arguments", "words"),
     [
         (["train", "nowhere.txt"], "nowhere.txt"),
-        (["train", "TEXT", "--length", "100000"], "length: a window of 100000 tokens does not fit"),
-        (["train", "TEXT", "--resume"], "--resume: needs --save"),
-        (["train", "TEXT", "--save-every", "5"], "--save-every: needs --save"),
+        (["train", "TEXT", "--length", "100000"], "length must be at most "),
+        (["train", "TEXT", "--resume"], "--resume needs --save"),
+        (["train", "TEXT", "--save-every", "5"], "--save-every needs --save"),
         (["train", "TEXT", "--save", "EMPTY", "--resume"], "--resume: there is no checkpoint"),
         (["train", "TEXT", "--save", "TEXT"], "TEXT"),
         (["train", "TEXT", "--set", "hashes=3"], "hashes: ReformerConfig has no such field"),
-        (["train", "TEXT", "--set", "vocab_size=100"], "beyond the model's vocabulary of 100"),
-        (["train", "TEXT", "--whole-files", "--batch", "2"], "--batch: expected 1"),
+        (["train", "TEXT", "--set", "vocab_size=100"], "below the model's vocabulary of 100"),
+        (["train", "TEXT", "--whole-files", "--batch", "2"], "--batch must be 1"),
         (["evaluate", "EMPTY", "TEXT"], "config.json"),
         (["generate", "nowhere", "--prompt", "a"], "nowhere"),
         (["generate", "MODEL", "--prompt", "a", "--length", "256"], "--length: 1 bytes of prompt"),
-        (["evaluate", "MODEL", "TEXT", "--length", "257"], "--length: expected at most 256"),
-        (["evaluate", "MODEL", "TEXT", "--sliding", "256"], "--sliding: expected fewer bytes"),
+        (["evaluate", "MODEL", "TEXT", "--length", "257"], "--length must be at most"),
+        (["evaluate", "MODEL", "TEXT", "--sliding", "256"], "--sliding must be less"),
         (["generate", "MODEL", "--prompt", "a", "--stream", "--beams", "2"], "--stream"),
         (["generate", "MODEL", "--prompt", "a", "--stream", "--texts", "3"], "--texts 3"),
-        (["evaluate", "MODEL", "ids.npy"], "expected text, got token ids in 'ids.npy'"),
+        (["evaluate", "MODEL", "ids.npy"], "FILE must be text, got token ids in 'ids.npy'"),
         (["bench", "--json", "nowhere/figures.json"], "nowhere/figures.json"),
-        (["info", "MODEL", "--lengths", "257"], "--lengths: expected at most 256"),
+        (["info", "MODEL", "--lengths", "257"], "--lengths must be at most the model's 256"),
         (["info", "EMPTY"], "config.json"),
-        (["demo", "--length", "10"], "length: expected at least 456 bytes, got 10"),
+        (["demo", "--length", "10"], "length must be at least 456 bytes, got 10"),
     ],
 )
 def test_failures_are_one_line_that_names_the_argument(
@@ -270,9 +270,9 @@ def test_a_folder_says_how_much_and_with_how_many_beams(trained, tmp_path, capsy
     same([*short, "--beams", "3", "--length-penalty", "2"], num_beams=3, length_penalty=2.0,
          max_new_tokens=9)  # fmt: skip
     assert written("--beams", "1", "--texts", "1", **beams).out == written(*short).out
-    assert "--stream: not with --beams 3" in written("--stream", code=1, **beams).err
+    assert "--stream cannot be combined with --beams 3" in written("--stream", code=1, **beams).err
     texts = {"num_return_sequences": 2, "max_new_tokens": 9}
-    assert "not --texts 2" in written("--stream", code=1, **texts).err
+    assert "with --texts 2" in written("--stream", code=1, **texts).err
     # what may not be written, and what may not end it yet
     assert " " not in written("--length", "40", bad_words_ids=[[space]]).out[4:]
     both = written("--length", "40", "--without", "e", bad_words_ids=[[space]]).out[4:]
@@ -352,12 +352,12 @@ def test_a_models_own_config_is_taken_as_it_is(text, trained, tmp_path):
     ("written", "words", "code"),
     [
         ("{", "--config", 1),
-        ("[]", "has no options by name", 1),
+        ("[]", "must be a JSON object, got list", 1),
         ('{"speed": 3}', "--speed=3", 2),
-        ('{"length": 0}', "--length: expected a whole number >= 1, got '0'", 2),
+        ('{"length": 0}', "--length: must be a whole number >= 1, got '0'", 2),
         (None, "No such file", 1),
-        ('{"model": [1]}', "'model': expected fields by name, got [1]", 1),
-        ('{"files": 3}', "'files': expected a name or a list of names, got 3", 1),
+        ('{"model": [1]}', "'model' must be an object of fields, got [1]", 1),
+        ('{"files": 3}', "'files' must be a name or a list of names, got 3", 1),
         ('{"model_type": "reformer", "hidden_size": "x"}', "hidden_size", 1),
     ],
 )
@@ -377,7 +377,7 @@ def test_token_arrays_and_whole_files_are_trained_on(text, tmp_path, capsys):
     np.save(tmp_path / "ids.npy", np.arange(1000, dtype=np.int32) % 300)
     array = ["train", str(tmp_path / "ids.npy"), *SMALL, "--steps", "1"]
     assert main(array) == 1
-    assert "token 299 is beyond the model's vocabulary of 258" in capsys.readouterr().err
+    assert "below the model's vocabulary of 258, got 299" in capsys.readouterr().err
     assert main([*array, "--set", "vocab_size=300", "--bytes-per-token", "4"]) == 0
     (tmp_path / "short.txt").write_text("a short one\n" * 20)
     for words in (["--whole-files"], ["--whole-files", "--length", "300"]):
@@ -419,9 +419,9 @@ def test_held_out_text_of_several_files_is_read_file_by_file(words, text, tmp_pa
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([5, 400], "token 400 is beyond the model's vocabulary of 258"),
-        ([5, -1], "expected token ids >= 0, got -1"),
-        ([5], "--evaluate-on: expected at least 2 tokens"),
+        ([5, 400], "below the model's vocabulary of 258, got 400"),
+        ([5, -1], "FILE must have token ids >= 0, got -1"),
+        ([5], "--evaluate-on must have a text of at least 2 tokens"),
     ],
 )
 def test_held_out_tokens_are_checked_before_training(ids, words, text, tmp_path, capsys):
@@ -434,7 +434,7 @@ def test_held_out_tokens_are_checked_before_training(ids, words, text, tmp_path,
 def test_a_file_of_one_byte_is_no_sequence(text, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("x")
     assert main(["train", text, str(tmp_path / "short.txt"), "--whole-files", "--steps", "1"]) == 1
-    assert "--whole-files: expected at least 2 tokens" in capsys.readouterr().err
+    assert "--whole-files: each FILE must have at least 2 tokens" in capsys.readouterr().err
 
 
 def test_a_model_that_was_not_trained_here_is_not_trained_over(text, tmp_path, capsys):
@@ -612,25 +612,52 @@ def test_an_unknown_option_is_refused_with_the_nearest(arguments, words, capsys)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["generate", "--temperature", "0", "--top-k", "5"], "--top-k: not with --temperature 0"),
-        (["generate", "--temperature", "0", "--top-p", ".5"], "--top-p: not with --temperature 0"),
-        (["generate", "--temperature", "0", "--min-p", ".5"], "--min-p: not with --temperature 0"),
-        (["generate", "--temperature", "0", "--texts", "2"], "--texts: expected at most 1"),
-        (["generate", "--beams", "2", "--temperature", "1"], "--temperature: not with --beams"),
-        (["generate", "--beams", "2", "--top-k", "5"], "--top-k: not with --beams"),
-        (["generate", "--beams", "2", "--texts", "3"], "--texts: expected at most 2"),
-        (["generate", "--until", "a", "b", "--without", "b"], "--until: 'b' is kept out by"),
-        (["generate", "--length-penalty", "2"], "--length-penalty: not with a single beam"),
-        (["generate", "--length", "5", "--min-length", "6"], "--min-length: expected at most"),
-        (["train", "--schedule", "rsqrt", "--floor", "0.2"], "--floor: not with --schedule rsqrt"),
-        (["train", "--eval-every", "2", "--held-out", "0"], "--eval-every: needs held-out text"),
-        (["train", "--bytes-per-token", "2"], "--bytes-per-token: not with a tokenizer or text"),
-        (["train", "--hashes", "2", "--set", "num_hashes=4"], "--hashes: num_hashes is given, too"),
-        (["train", "--width", "32", "--set", "hidden_size=64"], "--width: hidden_size is given"),
-        (["train", "--layers", "1", "--hashes", "2"], "--hashes: there is no LSH layer in local"),
+        (
+            ["generate", "--temperature", "0", "--top-k", "5"],
+            "--top-k cannot be combined with --temperature 0",
+        ),
+        (
+            ["generate", "--temperature", "0", "--top-p", ".5"],
+            "--top-p cannot be combined with --temperature 0",
+        ),
+        (
+            ["generate", "--temperature", "0", "--min-p", ".5"],
+            "--min-p cannot be combined with --temperature 0",
+        ),
+        (["generate", "--temperature", "0", "--texts", "2"], "--texts must be at most 1"),
+        (
+            ["generate", "--beams", "2", "--temperature", "1"],
+            "--temperature cannot be combined with --beams",
+        ),
+        (["generate", "--beams", "2", "--top-k", "5"], "--top-k cannot be combined with --beams"),
+        (["generate", "--beams", "2", "--texts", "3"], "--texts must be at most 2"),
+        (["generate", "--until", "a", "b", "--without", "b"], "--until: --without excludes 'b'"),
+        (
+            ["generate", "--length-penalty", "2"],
+            "--length-penalty cannot be combined with a single beam",
+        ),
+        (["generate", "--length", "5", "--min-length", "6"], "--min-length must be at most"),
+        (
+            ["train", "--schedule", "rsqrt", "--floor", "0.2"],
+            "--floor cannot be combined with --schedule rsqrt",
+        ),
+        (["train", "--eval-every", "2", "--held-out", "0"], "--eval-every needs held-out text"),
+        (
+            ["train", "--bytes-per-token", "2"],
+            "--bytes-per-token cannot be combined with a tokenizer or text",
+        ),
+        (
+            ["train", "--hashes", "2", "--set", "num_hashes=4"],
+            "--hashes cannot be combined with num_hashes",
+        ),
+        (
+            ["train", "--width", "32", "--set", "hidden_size=64"],
+            "--width cannot be combined with hidden_size",
+        ),
+        (["train", "--layers", "1", "--hashes", "2"], "--hashes needs an LSH layer, got local"),
         (["train", "--set", "hashes=4"], "did you mean num_hashes?"),
-        (["demo", "--steps", "2", "--seconds", "9"], "--seconds: not with --steps"),
-        (["demo", "--quick", "--seconds", "90"], "--seconds: expected at most 10 with --quick"),
+        (["demo", "--steps", "2", "--seconds", "9"], "--seconds cannot be combined with --steps"),
+        (["demo", "--quick", "--seconds", "90"], "--seconds must be at most 10 with --quick"),
     ],
 )
 def test_no_option_is_taken_and_passed_over(arguments, words, text, trained, capsys):
@@ -666,14 +693,14 @@ def test_a_model_of_bytes_says_so(text, trained, tmp_path, capsys):
                         ["evaluate", folder, text, "--length", "64"]):  # fmt: skip
             assert main(command) == code
             said = capsys.readouterr().err
-            assert ("--tokenizer: expected DIR, FILE or bytes" in said) == bool(code)
+            assert ("--tokenizer must be DIR, FILE or bytes" in said) == bool(code)
             assert main([*command, "--tokenizer", "bytes"]) == 0
             capsys.readouterr()
 
 
 def test_a_run_of_before_goes_on_with_bytes(text, tmp_path, capsys):
     folder = tmp_path / "model"
-    for preset, said in (("tiny", ""), ("book", "--tokenizer: expected DIR, FILE or bytes")):
+    for preset, said in (("tiny", ""), ("book", "--tokenizer must be DIR, FILE or bytes")):
         command = ["train", text, *SMALL, "--save", str(folder / preset), "--preset", preset]
         assert main([*command, "--steps", "1"]) == 0
         (folder / preset / "tokenizer_config.json").unlink()  # as it was before
@@ -689,7 +716,7 @@ def test_arrays_of_unknown_tokens_need_their_bytes(text, tmp_path, capsys):
     np.save(file, ByteTokenizer().encode(Path(text).read_bytes()))
     command = ["train", file, *SMALL, "--steps", "1", "--held-out", "0", "--log", log]
     assert main(command) == 1
-    assert "--bytes-per-token: expected with .npy files" in capsys.readouterr().err
+    assert "--bytes-per-token must be given with .npy files" in capsys.readouterr().err
     ratios = []
     for more in (["--tokenizer", "bytes"], ["--bytes-per-token", "4"]):
         Path(log).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from reformer_c.__main__ import main
 from reformer_c.log import read_log
 from reformer_c.presets import preset_config
 from reformer_c.screen import TextStream
-from reformer_c.vocabulary import Pieces, folder_tokenizer, named_tokenizer
+from reformer_c.vocabulary import TokenTexts, folder_tokenizer, named_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the tokenizers library: .[hf]")
 
@@ -230,7 +230,7 @@ def test_resuming_takes_the_folders_tokenizer(more, pieces, trained, text, tmp_p
     assert "saved: " in run(capsys, *command, "--steps", "30", *more)
     assert main([*map(str, command), "--steps", "30", "--tokenizer", "bytes"]) == 1
     said = capsys.readouterr().err
-    assert "--tokenizer: expected that of" in said
+    assert "--tokenizer must be that of" in said
     assert "got ByteTokenizer" in said
 
 
@@ -271,15 +271,15 @@ def test_a_model_without_its_tokenizer_is_refused_until_it_is_named(
                     ["evaluate", folder, text, "--length", "100"]):  # fmt: skip
         command = list(map(str, command))
         assert main(command) == 1
-        assert "--tokenizer: expected DIR, FILE or bytes" in capsys.readouterr().err
+        assert "--tokenizer must be DIR, FILE or bytes" in capsys.readouterr().err
         assert main([*command, "--tokenizer", "bytes"]) == 1
         said = capsys.readouterr().err
-        assert "expected 258, as many as ByteTokenizer" in said
+        assert "must be 258, as many as ByteTokenizer" in said
         assert f"got a model of {len(folder_tokenizer(pieces))}" in said
         assert main([*command, "--tokenizer", str(pieces)]) == 0
         capsys.readouterr()
     told = run(capsys, "info", folder)
-    assert "--tokenizer: expected DIR" in told
+    assert "--tokenizer must be DIR" in told
     told = run(capsys, "info", trained)
     assert repr(folder_tokenizer(trained)) in told
 
@@ -292,7 +292,7 @@ def test_a_tokenizer_of_another_model_is_refused(pieces, text, tmp_path, capsys)
     ).save_pretrained(folder)
     command = ["generate", str(folder), "--prompt", "a", "--tokenizer", str(pieces)]
     assert main(command) == 1
-    assert f"expected {count}, as many as" in capsys.readouterr().err
+    assert f"must be {count}, as many as" in capsys.readouterr().err
     train = ["train", text, *SMALL, "--steps", "1", "--tokenizer", str(pieces)]
     assert main([*train, "--set", f"vocab_size={count - 1}"]) == 1
     said = capsys.readouterr().err
@@ -319,7 +319,7 @@ def test_a_folder_with_a_tokenizer_is_read_with_no_other(command, trained, text,
     arguments = [command, str(trained), *more[command]]
     assert main([*arguments, "--tokenizer", str(other)]) == 1
     said = capsys.readouterr().err
-    assert f"--tokenizer: expected that of {str(trained)!r}" in said
+    assert f"--tokenizer must be that of {str(trained)!r}" in said
     assert main([*arguments, "--tokenizer", str(tmp_path / "none")]) == 1
     assert "--tokenizer" in capsys.readouterr().err
     assert main([*arguments, "--tokenizer", str(trained)]) == 0
@@ -330,10 +330,10 @@ def test_text_that_is_not_utf8_is_named(pieces, trained, tmp_path, capsys):
     for command in (["evaluate", trained, tmp_path / "latin.txt"],
                     ["train", tmp_path / "latin.txt", *SMALL, "--tokenizer", pieces]):  # fmt: skip
         assert main(list(map(str, command))) == 1
-        assert "latin.txt: expected text in UTF-8" in capsys.readouterr().err
+        assert "latin.txt must be UTF-8" in capsys.readouterr().err
     command = ["generate", str(trained), "--prompt-file", str(tmp_path / "latin.txt")]
     assert main(command) == 1
-    assert "expected text in UTF-8 for" in capsys.readouterr().err
+    assert "must be UTF-8 for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -350,7 +350,7 @@ def test_a_stream_of_any_tokens_shows_what_decoding_all_of_them_gives(pieces, se
 
 def test_pieces_know_what_they_write(pieces):
     tokenizer = folder_tokenizer(pieces)
-    found = Pieces(tokenizer)
+    found = TokenTexts(tokenizer)
     ids = tokenizer.encode("the cat sat on")
     assert "".join(found.texts[i] for i in ids).strip() == "the cat sat on"
     assert all("a" in found.texts[i] for i in found.with_any("a"))
@@ -381,7 +381,7 @@ def test_a_config_of_another_class_is_not_taken_for_bytes(tmp_path, capsys):
     assert main(["generate", str(tmp_path), "--prompt", "a", "--length", "5"]) == 0
     Path(tmp_path, "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Other"}))
     assert main(["generate", str(tmp_path), "--prompt", "a", "--length", "5"]) == 1
-    assert "--tokenizer: expected" in capsys.readouterr().err
+    assert "--tokenizer must be" in capsys.readouterr().err
 
 
 def test_a_trained_folder_opens_in_transformers(trained, text, tmp_path):

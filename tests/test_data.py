@@ -46,7 +46,7 @@ def test_standard_input_is_read(monkeypatch):
 def test_a_missing_file_and_no_text_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
         read_text(tmp_path / "nowhere.txt")
-    with pytest.raises(ValueError, match="no text"):
+    with pytest.raises(ValueError, match="must contain text"):
         read_text(tmp_path)
 
 
@@ -90,11 +90,11 @@ def test_wrong_token_arrays_are_named(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     np.save(tmp_path / "empty.npy", np.zeros(0, int))
     for name in ("real", "square"):
-        with pytest.raises(TypeError, match=rf"{name}\.npy: expected a 1-d array of integers"):
+        with pytest.raises(TypeError, match=rf"{name}\.npy must be a 1-d array of integers"):
             read_tokens(tmp_path / f"{name}.npy")
-    with pytest.raises(ValueError, match=r"objects\.npy: expected an array"):
+    with pytest.raises(ValueError, match=r"objects\.npy must be an array"):
         read_tokens(tmp_path / "objects.npy")
-    with pytest.raises(ValueError, match="no tokens"):
+    with pytest.raises(ValueError, match="must contain tokens"):
         read_tokens(tmp_path / "empty.npy")
 
 
@@ -185,7 +185,7 @@ def test_a_text_that_is_too_long_is_read_in_a_window():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"tokens": [np.arange(5), np.arange(1)]}, r"tokens\[1\]: expected at least 2"),
+        ({"tokens": [np.arange(5), np.arange(1)]}, r"tokens\[1\] must have at least 2"),
         ({"length": 0}, "length"),
         ({"length": 1}, "length"),
         ({"order": "shuffled"}, "order"),
@@ -214,7 +214,7 @@ def test_a_mask_of_tokens_is_not_dropped():
         lambda: Sequences([TOKENS, masked]),
         lambda: split_tokens(masked, 0.1),
     ):
-        with pytest.raises(TypeError, match=r"^tokens(\[1\])?: expected an array without a mask"):
+        with pytest.raises(TypeError, match=r"^tokens(\[1\])? must be an array without a mask"):
             make()
 
 
@@ -232,7 +232,7 @@ def test_tokens_may_be_of_any_integer_dtype_and_read_only(dtype, tmp_path):
         ({"tokens": TOKENS.reshape(10, 10)}, TypeError, "tokens"),
         ({"length": 0}, ValueError, "length"),
         ({"length": 2.5}, TypeError, "length"),
-        ({"length": 101}, ValueError, "length.* 101 .* 100"),
+        ({"length": 101}, ValueError, "length.* 100.* 101"),
         ({"batch": 0}, ValueError, "batch"),
         ({"order": "shuffled"}, ValueError, "order"),
         ({"seed": -1}, ValueError, "seed"),
