@@ -1,4 +1,4 @@
-"""The configuration of a Reformer: Hugging Face's fields under their names, and a few of ours."""
+"""The configuration of a Reformer: Hugging Face's fields, and a few of our own."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ LAYER_TYPES = ("local", "lsh")
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# transformers' names of activations, and ours: it has several for one function; those with weights
-# keep their names
+# transformers' names of activations, of which several may mean one function, and ours
 ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
@@ -55,7 +54,7 @@ ACTIVATIONS = {
     "linear": "linear",
 } | {name: name for name in WEIGHTED}
 
-# keys of configurations from 2020, and the fields that took their place
+# keys of configurations from 2020, and the fields that replaced them
 LEGACY_KEYS = {
     "attention_probs_dropout_prob": (
         "local_attention_probs_dropout_prob",
@@ -66,7 +65,7 @@ LEGACY_KEYS = {
     "seed": ("hash_seed",),
 }
 
-# what transformers' configurations, from version 2.9 on, may hold in addition to our fields
+# further keys in configurations of transformers since version 2.9
 THEIRS = frozenset(LEGACY_KEYS) | {
     "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
     "_commit_hash", "_experts_implementation", "_experts_implementation_internal", "_name_or_path",
@@ -87,24 +86,24 @@ THEIRS = frozenset(LEGACY_KEYS) | {
     "torch_dtype", "torchscript", "typical_p", "unk_token_id", "use_bfloat16", "xla_device",
 }  # fmt: skip
 
-# how alike an unknown name and a field are from which it is taken for the field, misspelt
-ALIKE = 0.65
+# difflib's similarity from which an unknown name counts as a misspelt field
+MISSPELT = 0.65
 
 OURS = ("attention_scope", "bucket_cap", "softcap", "matmul_precision", "memory_budget",
         "apply_lm_head_bias")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
-    """Let `__init__` take what a config.json may hold; a field's name that is misspelt is not."""
+    """Let `__init__` accept other keys of a config.json, but not misspelt names of fields."""
 
     @functools.wraps(initialise)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
-        own, others = _sorted_out(values)
+        own, others = _split_fields(values)
         for name in others:
             if hint := _misspelling(name):
                 raise TypeError(
                     f"{name}: ReformerConfig has no such field{hint} extra={{{name!r}: ...}} keeps "
-                    "a field that is not its own"
+                    "an unknown field"
                 )
         if others and isinstance(extra := own.get("extra", {}), dict):
             own["extra"] = others | extra
@@ -113,12 +112,12 @@ def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def _sorted_out(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Values of the fields, and those of other names; keys of 2020 are both."""
+def _split_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split into fields and other keys. Keys of 2020 set their fields and stay among the others."""
     names = {f.name for f in fields(ReformerConfig)}
     own = {name: value for name, value in values.items() if name in names}
     if (kind := values.get("model_type", "reformer")) != "reformer":
-        raise ValueError(f"model_type: expected 'reformer', got {kind!r}")
+        raise ValueError(f"model_type must be 'reformer', got {kind!r}")
     for old, new in LEGACY_KEYS.items():
         for name in new if values.get(old) is not None else ():
             own.setdefault(name, values[old])
@@ -128,54 +127,52 @@ def _sorted_out(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 
 def _misspelling(name: str) -> str:
-    """What an unknown name was probably to be, in words; nothing where it is like no field."""
+    """The end of a message that suggests a field for an unknown name; empty if none is similar."""
     names = [f.name for f in fields(ReformerConfig)]
     if name in THEIRS or name in names:
         return ""
-    near = difflib.get_close_matches(name.lower(), names, 1, ALIKE)
+    near = difflib.get_close_matches(name.lower(), names, 1, MISSPELT)
     return did_you_mean(name, near)
 
 
 @dataclass
 class ReformerConfig(NamedAttributes):
-    """What a Reformer is made of.
+    """The configuration of a model.
 
-    The fields, their names and defaults are those of Hugging Face's ``ReformerConfig``; six more
-    are ours: ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision`` and
-    ``memory_budget`` change nothing by default, and ``apply_lm_head_bias`` is True. A field whose
-    layer type does not occur may be None.
-    Anything that transformers writes is taken: what is not a field is kept in `extra`.
+    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Six more are our own:
+    ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision`` and ``memory_budget``
+    have no effect by default, and ``apply_lm_head_bias`` is True. A field of a layer type that does
+    not occur may be None. Other keys that transformers writes are accepted and kept in `extra`.
 
     Attributes
     ----------
     attention_head_size : int
         Depth of a head; heads times depth need not equal hidden_size.
     attn_layers : list of str
-        Type of each layer's attention: "local" or "lsh". Where all are of one type, as many layers
-        as num_hidden_layers have it.
+        Type of each layer's attention: "local" or "lsh". If all are the same, num_hidden_layers
+        may be larger than the list.
     axial_norm_std : float
-        Standard deviation of fresh axial position tables.
+        Standard deviation of axial position embeddings at initialisation.
     axial_pos_embds : bool
-        Positions as two small tables (True) or one row for each position (False).
+        Axial position embeddings, two small tables (True), or one row per position (False).
     axial_pos_shape : list of int
-        Rows and columns of the rectangle that the positions fill, row by row.
+        Rows and columns of the grid that the positions fill, row by row.
     axial_pos_embds_dim : list of int
-        Widths of the row's and of the column's vector; their sum is hidden_size.
+        Widths of the row's and of the column's embedding; their sum is hidden_size.
     chunk_size_lm_head : int
-        Rows of logits in memory at a time; 0: chosen for the machine.
+        Rows of logits in memory at a time; 0 chooses.
     chunk_size_feed_forward : int
-        Rows of the feed-forward layer's hidden units in memory at a time; 0: chosen for the
-        machine.
+        Rows of the feed-forward layer's hidden units in memory at a time; 0 chooses.
     classifier_dropout : float, optional
         Dropout before and inside the classification head; None: hidden_dropout_prob.
     bos_token_id : int, optional
-        Id that begins a text, where there is nothing else to begin with.
+        Beginning of a text, from which `generate` starts without a prompt.
     eos_token_id : int or list of int, optional
-        Id that ends a text.
+        End of a text.
     feed_forward_size : int
         Width of the feed-forward layer's hidden units.
     hash_seed : int, optional
-        Not None: every call draws the same rotations, from this seed.
+        Every call draws the same rotations, from this seed; None: from the call's `rng`.
     hidden_act : str
         Activation of the feed-forward layer.
     hidden_dropout_prob : float
@@ -183,9 +180,9 @@ class ReformerConfig(NamedAttributes):
     hidden_size : int
         Width of each residual stream.
     initializer_range : float
-        Standard deviation of fresh weights.
+        Standard deviation of weights at initialisation.
     is_decoder : bool
-        Causal: a token sees itself and what is before it.
+        Causal attention.
     layer_norm_eps : float
         Added to the variance in layer norms.
     local_num_chunks_before, local_num_chunks_after : int, optional
@@ -201,63 +198,63 @@ class ReformerConfig(NamedAttributes):
     lsh_num_chunks_before, lsh_num_chunks_after : int, optional
         LSH attention: chunks of look-back and of look-ahead.
     max_position_embeddings : int
-        Longest sequence; the automatic num_buckets depends on it too.
+        Maximum sequence length; the automatic num_buckets depends on it too.
     num_attention_heads : int
         Heads of every attention layer.
     num_buckets : int or list of int, optional
-        Buckets of a hash round: an even number, a list of even factors, or None: from the length,
-        until a model's first training step chooses one for good.
+        Buckets per hash round: an even number, or a list of even factors. None: chosen from the
+        sequence length, until a model's first training step sets it.
     num_hashes : int, optional
         Hash rounds of LSH attention.
     num_labels : int
         Outputs of the classification and question-answering heads; None: the length of id2label,
         or 2.
     id2label, label2id : dict, optional
-        Names of the classes by number, and the numbers by name. None, or another num_labels than
-        there are names, makes them LABEL_0, LABEL_1 ...
+        Names of the classes by number, and the numbers by name. If None, or if their number is not
+        num_labels, they become LABEL_0, LABEL_1 ...
     output_attentions, output_hidden_states : bool, optional
-        What a call gives where it is not told.
+        Defaults of these arguments of a call.
     pad_token_id : int, optional
-        Id that pads short rows; 0 if it is outside the vocabulary.
+        Padding; 0 if it is outside the vocabulary.
     problem_type : str, optional
         Loss of the classification head; None: from num_labels and the labels' dtype.
     vocab_size : int
-        Number of distinct ids.
+        Number of token ids.
     tie_word_embeddings : bool
-        Kept for the round trip: the output has twice the input's width and cannot be tied to it.
+        Only stored: the output layer has twice the embedding's width, so they cannot be tied.
     use_cache : bool
-        What `generate` does where nobody else says.
+        Default of `generate`.
     return_dict : bool, optional
-        False: a call gives a tuple where it is not told.
+        Default of this argument of a call; False returns tuples.
     architectures, transformers_version, dtype, is_encoder_decoder
-        Kept for the round trip: what transformers notes about itself and the model's class.
+        Only stored: transformers records itself and the model's class in them.
     num_hidden_layers : int
-        Layers that are built, of the first types in attn_layers; None: all.
+        Number of layers; their types are the first of attn_layers. None: all of them.
     attention_scope : str
         "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper.
     bucket_cap : int, optional
-        With "bucket": tokens of the segments that large buckets are cut into, a multiple of 64,
-        see lsh_attention; None: buckets of any size are whole.
+        With "bucket": size of the segments that larger buckets are cut into, a multiple of 64, see
+        lsh_attention; None: no limit.
     softcap : float, optional
         Attention scores s become ``softcap * tanh(s / softcap)`` in every layer (Gemma Team 2024,
-        section 2); None: they stay as they are.
+        section 2); None: no soft cap.
     matmul_precision : {"highest", "high", "medium"}, optional
         How precisely float32 matrix products are computed, see `reformer_c.set_matmul_precision`;
         None: as set for the process, or by the ``with`` block around a call.
     memory_budget : int or float, optional
-        Bytes in which training may keep activations that it would rebuild, or as a float up to 1
-        a share of the memory that is free; None: always rebuild.
+        Memory in which training may keep activations instead of recomputing them: bytes, or as a
+        float up to 1 a share of the free memory; None: recompute all.
     apply_lm_head_bias : bool
-        False gives what transformers 5.0 to 5.23 compute: lm_head.bias is not added.
+        False: lm_head.bias is not added, as in transformers 5.0 to 5.23.
     extra : dict
-        Fields that are not ours, kept unchanged.
+        Other keys, kept unchanged.
 
     Raises
     ------
     TypeError, ValueError
-        Name the field and say what was expected, or the field that a misspelt one is nearest to.
+        A value is invalid, or a name is that of a field but for its spelling.
     AttributeError
-        An attribute is assigned that is not a field.
+        An attribute that is not a field is assigned.
 
     Examples
     --------
@@ -266,7 +263,7 @@ class ReformerConfig(NamedAttributes):
     2
     >>> ReformerConfig(hidden_size=100)
     Traceback (most recent call last):
-    ValueError: axial_pos_embds_dim: its parts [64, 192] have to add up to hidden_size=100
+    ValueError: axial_pos_embds_dim must add up to hidden_size=100, got [64, 192]
     >>> ReformerConfig(**config.to_dict()) == config
     True
     >>> ReformerConfig(temperature=0.7).extra
@@ -335,7 +332,7 @@ class ReformerConfig(NamedAttributes):
             self.num_hidden_layers = len(self.attn_layers)
         if self.num_labels is None:
             self.num_labels = len(self.id2label) if isinstance(self.id2label, dict) else 2
-        # past what an assignment does to other fields
+        # not by assignment, which would update other fields too
         vars(self).update({name: _plain(value) for name, value in vars(self).items()})
         if isinstance(self.id2label, dict):
             vars(self)["id2label"] = _by_number(self.id2label)
@@ -345,7 +342,7 @@ class ReformerConfig(NamedAttributes):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if "extra" not in self.__dict__:
-            return  # the last field: not all are there yet
+            return  # called by __init__, which sets `extra` last
         if name == "id2label" and isinstance(value, dict):
             self.num_labels = len(value)
             if self.label2id is not None:
@@ -354,9 +351,9 @@ class ReformerConfig(NamedAttributes):
             self._name_labels()
 
     def _name_labels(self) -> None:
-        """Names for the classes, where there are none or not as many as classes."""
+        """Set default names of the classes, unless there are as many names as classes."""
         names, count = self.id2label, self.num_labels
-        # what is no dictionary is refused where all is checked
+        # other types are rejected later, by `check`
         known = all(isinstance(given, (dict, NoneType)) for given in (names, self.label2id))
         whole = isinstance(count, Integral) and not isinstance(count, bool)
         if known and whole and (names is None or len(names) != count):
@@ -369,9 +366,9 @@ class ReformerConfig(NamedAttributes):
     def from_dict(cls, values: Mapping[str, Any]) -> ReformerConfig:
         """A configuration from the contents of a config.json.
 
-        Unknown keys are kept in `extra`, with a warning where one is like a field's name. Keys of
-        2020 (``num_chunks_before``, ``seed`` ...) fill the fields that took their place where those
-        are absent.
+        Unknown keys are kept in `extra`, with a warning if one resembles a field. Keys of 2020
+        (``num_chunks_before``, ``seed`` ...) set the fields that replaced them, unless those are
+        present.
 
         Examples
         --------
@@ -380,9 +377,9 @@ class ReformerConfig(NamedAttributes):
         (1, {'num_chunks_after': 1, 'task': 'prose'})
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"values: expected a dictionary, got {type(values).__name__}")
-        own, others = _sorted_out(values)
-        if "extra" in own:  # a key of the file like any other
+            raise TypeError(f"values must be a dictionary, got {type(values).__name__}")
+        own, others = _split_fields(values)
+        if "extra" in own:  # in a file, not the field of this name
             others["extra"] = own.pop("extra")
         for name in others:
             if hint := _misspelling(name):
@@ -394,7 +391,7 @@ class ReformerConfig(NamedAttributes):
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json that `from_dict` and transformers read.
 
-        Our own fields are left out while they are off.
+        Our own fields are omitted if they have their defaults.
         """
         defaults = {f.name: f.default for f in fields(self) if f.name in OURS}
         values: dict[str, Any] = {"model_type": "reformer"} | self.extra
@@ -403,7 +400,7 @@ class ReformerConfig(NamedAttributes):
             if f.name == "extra" or (f.name in OURS and value == defaults[f.name]):
                 continue
             values[f.name] = list(value) if isinstance(value, list) else value
-        if self.id2label == _label_names(2):  # as where nobody has named them
+        if self.id2label == _label_names(2):  # the default
             values |= {"id2label": None, "label2id": None}
         elif self.id2label is not None:
             values["id2label"] = {str(key): label for key, label in self.id2label.items()}
@@ -428,7 +425,7 @@ class ReformerConfig(NamedAttributes):
         return cls.from_dict(values)
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Write a JSON file, or the config.json of a folder that exists; atomically.
+        """Write a JSON file, or the config.json of an existing folder, atomically.
 
         Examples
         --------
@@ -449,9 +446,9 @@ class ReformerConfig(NamedAttributes):
     def from_pretrained(
         cls, folder: str | os.PathLike, *, revision: str | None = None, **changes: Any
     ) -> ReformerConfig:
-        """The config.json of a folder, or of a name on the Hugging Face hub (extra ``[hf]``).
+        """Read the config.json of a folder, or of a name on the Hugging Face hub (extra ``hf``).
 
-        Keywords replace fields of the file.
+        Keywords override fields of the file.
         """
         names = [f.name for f in fields(cls)]
         refuse_unknown(changes, [*names, "revision"], "ReformerConfig.from_pretrained")
@@ -459,7 +456,7 @@ class ReformerConfig(NamedAttributes):
         return config.changed(changes)
 
     def changed(self, changes: Mapping[str, Any]) -> ReformerConfig:
-        """A copy with other values of some fields, as if they were assigned.
+        """A copy with some fields changed, as by assignment.
 
         Examples
         --------
@@ -467,48 +464,48 @@ class ReformerConfig(NamedAttributes):
         {0: 'LABEL_0'}
         """
         config = replace(self)
-        # names of classes after their number, which makes new ones
+        # labels after num_labels, which resets them
         for name in sorted(changes, key=lambda name: {"id2label": 1, "label2id": 2}.get(name, 0)):
             setattr(config, name, changes[name])
         count = changes.get("num_labels")
         if count is not None and count != config.num_labels:
-            raise ValueError(f"id2label: expected num_labels={count} names, got {config.id2label}")
+            raise ValueError(f"id2label must have num_labels={count} names, got {config.id2label}")
         config.__post_init__()
         return config
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write the config.json of a folder, which is made if it is not there; atomically."""
+        """Write the config.json of a folder, atomically; creates the folder if needed."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.to_json(folder)
 
-    # ---- what follows from the fields ----
+    # ---- derived values ----
 
     @property
     def layer_types(self) -> list[str]:
-        """The types of the layers that are built."""
+        """The type of each of the num_hidden_layers layers."""
         if len(set(self.attn_layers)) == 1:
             return self.attn_layers[:1] * self.num_hidden_layers
         return self.attn_layers[: self.num_hidden_layers]
 
     @property
     def activation(self) -> str:
-        """`hidden_act` by the name that ``reformer_c.feed_forward``, or `WEIGHTED`, knows it by."""
+        """The name of `hidden_act` in ``reformer_c.feed_forward``, or in `WEIGHTED`."""
         return ACTIVATIONS[self.hidden_act]
 
     @property
     def use_return_dict(self) -> bool:
-        """`return_dict` by the name that transformers has for reading it."""
+        """`return_dict`, under transformers' name for reading it."""
         return bool(self.return_dict)
 
     @property
     def padding_id(self) -> int:
-        """What fills up a row: `pad_token_id`, or 0 where the vocabulary does not have it."""
+        """The id that pads rows: `pad_token_id`, or 0 if that is outside the vocabulary."""
         has = self.pad_token_id is not None and 0 <= self.pad_token_id < self.vocab_size
         return self.pad_token_id if has else 0  # type: ignore[return-value]
 
     @property
     def num_positions(self) -> int:
-        """How many positions there are: no sequence can be longer."""
+        """Number of positions: the maximum sequence length."""
         if self.axial_pos_embds:
             return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
         return self.max_position_embeddings
@@ -516,7 +513,7 @@ class ReformerConfig(NamedAttributes):
     # ---- checks ----
 
     def check(self) -> None:
-        """Raise TypeError or ValueError, naming the field, where a value cannot be used."""
+        """Raise TypeError or ValueError, naming the field, if a value is invalid."""
         self._check_layers()
         self._check_sizes()
         self._check_positions()
@@ -528,16 +525,14 @@ class ReformerConfig(NamedAttributes):
 
     def _check_layers(self) -> None:
         if not isinstance(self.attn_layers, list) or not self.attn_layers:
-            raise TypeError(
-                f"attn_layers: expected a list of layer types, got {self.attn_layers!r}"
-            )
+            raise TypeError(f"attn_layers must be a list of layer types, got {self.attn_layers!r}")
         for layer_type in self.attn_layers:
             _choice("attn_layers", layer_type, LAYER_TYPES)
         integer("num_hidden_layers", self.num_hidden_layers, 1)
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"num_hidden_layers: expected at most the {len(self.attn_layers)} of attn_layers, "
-                f"which are of two types, got {self.num_hidden_layers}"
+                f"num_hidden_layers must be at most {len(self.attn_layers)}, the length of "
+                f"attn_layers, which are of two types, got {self.num_hidden_layers}"
             )
 
     def _check_sizes(self) -> None:
@@ -556,9 +551,11 @@ class ReformerConfig(NamedAttributes):
         for name in ("id2label", "label2id"):
             labels = getattr(self, name)
             if labels is not None and not isinstance(labels, dict):
-                raise TypeError(f"{name}: expected a dictionary, got {type(labels).__name__}")
+                raise TypeError(f"{name} must be a dictionary, got {type(labels).__name__}")
         if self.id2label is not None and len(self.id2label) != self.num_labels:
-            raise ValueError(f"id2label: expected num_labels={self.num_labels} names")
+            raise ValueError(
+                f"id2label must have num_labels={self.num_labels} names, got {self.id2label}"
+            )
 
     def _check_positions(self) -> None:
         flag("axial_pos_embds", self.axial_pos_embds)
@@ -567,20 +564,20 @@ class ReformerConfig(NamedAttributes):
         for name in ("axial_pos_shape", "axial_pos_embds_dim"):
             value = getattr(self, name)
             if not isinstance(value, list) or len(value) != 2:
-                raise TypeError(f"{name}: expected a list of two integers, got {value!r}")
+                raise TypeError(f"{name} must be a list of two integers, got {value!r}")
             for part in value:
                 integer(name, part, 1)
         if sum(self.axial_pos_embds_dim) != self.hidden_size:
             raise ValueError(
-                f"axial_pos_embds_dim: its parts {self.axial_pos_embds_dim} have to add up to "
-                f"hidden_size={self.hidden_size}"
+                f"axial_pos_embds_dim must add up to hidden_size={self.hidden_size}, "
+                f"got {self.axial_pos_embds_dim}"
             )
 
     def _check_attention(self, layer_type: str) -> None:
-        for name, least in (
+        for name, minimum in (
             ("attn_chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
         ):  # fmt: skip
-            integer(f"{layer_type}_{name}", self.attention(layer_type, name), least)
+            integer(f"{layer_type}_{name}", self.attention(layer_type, name), minimum)
         name = "attention_probs_dropout_prob"
         _real(f"{layer_type}_{name}", self.attention(layer_type, name), 0.0, below=1.0)
 
@@ -596,11 +593,11 @@ class ReformerConfig(NamedAttributes):
             return
         factors = self.num_buckets if isinstance(self.num_buckets, list) else [self.num_buckets]
         if not factors:
-            raise ValueError("num_buckets: expected at least one factor, got []")
+            raise ValueError("num_buckets must have at least one factor, got []")
         for factor in factors:
             integer("num_buckets", factor, 2)
             if factor % 2:
-                raise ValueError(f"num_buckets: expected even numbers, got {self.num_buckets}")
+                raise ValueError(f"num_buckets must be even numbers, got {self.num_buckets}")
 
     def _check_choices(self) -> None:
         _choice("hidden_act", self.hidden_act, ACTIVATIONS)
@@ -609,21 +606,21 @@ class ReformerConfig(NamedAttributes):
             integer("bucket_cap", self.bucket_cap, 64)
             if self.bucket_cap % 64 or self.attention_scope != "bucket":
                 raise ValueError(
-                    f"bucket_cap: expected a multiple of 64 with attention_scope='bucket', got "
+                    f"bucket_cap must be a multiple of 64 with attention_scope='bucket', got "
                     f"{self.bucket_cap} with attention_scope={self.attention_scope!r}"
                 )
         if self.softcap is not None:
             _real("softcap", self.softcap, 0.0)
             if self.softcap == 0:
-                raise ValueError("softcap: expected a number above 0, or None, got 0")
+                raise ValueError("softcap must be a number > 0 or None, got 0")
         if self.matmul_precision is not None:
             _choice("matmul_precision", self.matmul_precision, PRECISIONS)
         if self.problem_type is not None:
             _choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
             raise ValueError(
-                "problem_type: expected num_labels > 1 for 'single_label_classification'; "
-                "one label is a 'regression', and yes or no are two"
+                "problem_type must not be 'single_label_classification' with num_labels=1; one "
+                "label is a 'regression', and a yes-or-no question has two"
             )
         for name in (
             "is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias",
@@ -635,11 +632,11 @@ class ReformerConfig(NamedAttributes):
                 flag(name, getattr(self, name))
         for name in ("transformers_version", "dtype"):
             if not isinstance(getattr(self, name), (str, type(None))):
-                raise TypeError(f"{name}: expected text or None, got {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be a str or None, got {getattr(self, name)!r}")
         names = self.architectures or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError(f"architectures: expected a list of names, got {names!r}")
-        # checkpoints have -1 for none, and ids that a tokenizer added
+            raise TypeError(f"architectures must be a list of names, got {names!r}")
+        # may be outside the vocabulary: checkpoints have -1 for none, and ids of added tokens
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
                 integer(name, getattr(self, name))
@@ -650,20 +647,20 @@ class ReformerConfig(NamedAttributes):
         if self.memory_budget is not None:
             check_memory_budget(self.memory_budget)
         if not isinstance(self.extra, dict):
-            raise TypeError(f"extra: expected a dictionary, got {type(self.extra).__name__}")
+            raise TypeError(f"extra must be a dictionary, got {type(self.extra).__name__}")
 
 
-# the one that dataclass wrote knows no other names than those of fields
+# the __init__ generated by dataclass accepts only fields
 ReformerConfig.__init__ = _with_other_fields(ReformerConfig.__init__)  # type: ignore[method-assign]
 
 
 def check_memory_budget(value: Any) -> None:
-    """Raise TypeError or ValueError unless it is bytes, or a share of the free memory."""
+    """Raise TypeError or ValueError unless the value is a number >= 0, which may be infinite."""
     _real("memory_budget", value, 0.0, finite=False)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON would give back: tuples as lists, NumPy's numbers as Python's."""
+    """Convert to JSON's types: tuples to lists, NumPy scalars to Python's."""
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
     if isinstance(value, np.bool_):
@@ -680,7 +677,7 @@ def _label_names(count: int) -> dict[int, str]:
 
 
 def _by_number(names: Mapping[Any, str]) -> dict[Any, str]:
-    """Names of classes by number: JSON knows no numbers as keys."""
+    """Names of classes by number; in JSON, numbers as keys are strings."""
     return {
         int(key) if isinstance(key, str) and key.isdecimal() else key: name
         for key, name in names.items()
@@ -692,15 +689,15 @@ def _numbers(names: Mapping[Any, str]) -> dict[str, Any]:
 
 
 def _real(
-    name: str, value: Any, least: float, *, below: float = math.inf, finite: bool = True
+    name: str, value: Any, minimum: float, *, below: float = math.inf, finite: bool = True
 ) -> None:
-    expected = f"a number >= {least:g}" + (f" and < {below:g}" if below < math.inf else "")
+    expected = f"a number >= {minimum:g}" + (f" and < {below:g}" if below < math.inf else "")
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
-    if not (least <= float(value) < below or (value == math.inf and not finite)):
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if not (minimum <= float(value) < below or (value == math.inf and not finite)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def _choice(name: str, value: Any, choices: Any) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

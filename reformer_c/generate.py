@@ -1,7 +1,6 @@
-"""Turning logits into texts: greedy choice, sampling and beam search, for prompts of several
-lengths at once.
+"""Generation from logits: greedy decoding, sampling and beam search over prompts of any lengths.
 
-Nothing here knows what a model is: a `LogitsSource` gives the logits of what follows some texts.
+This module is independent of models: a `LogitsSource` gives the logits of the next token.
 """
 
 from __future__ import annotations
@@ -26,36 +25,37 @@ __all__ = [
     "stream_tokens",
 ]
 
-# a function of one text's ids (t,) and the logits (v,) of what follows
+# functions of one text's ids (t,) and the logits (v,) of its next token
 Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Criterion = Callable[[np.ndarray, np.ndarray], bool]
 
-# what Hugging Face's beam search has for minus infinity: sums of it stay comparable
+# Hugging Face's substitute for minus infinity in beam search: sums of it stay comparable
 NEVER = -1e9
-# divides and multiplies as 0 does in the limit, and what came of float32 does not overflow by it
+# lower bound for temperatures and penalties: it has the effect of their limit 0, and float32 logits
+# divided by it do not overflow
 TINY = 1e-100
-# what may leave no token to choose
+# options that may exclude every token
 BANNING = "bad_words_ids, suppress_tokens, no_repeat_ngram_size, logits_processor"
 
 
 class LogitsSource(Protocol):
-    """What gives logits: it holds n texts, by number."""
+    """Holds n texts and gives the logits of each one's next token."""
 
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
-        """Begin with these texts; logits (n, v) of what follows."""
+        """Set the texts; returns logits (n, v) of the next tokens."""
 
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Append a token to each of the texts `rows` (n,); logits (n, v) of what follows."""
+        """Append a token to each of the texts `rows` (n,); returns logits (n, v) of the next."""
 
     def reorder(self, parents: np.ndarray) -> None:
-        """Make text i a copy of text parents[i]; there may be more than before."""
+        """Replace text i by a copy of text parents[i]; the number of texts may change."""
 
 
 class UncachedSource:
-    """A `LogitsSource` that keeps only the texts, and computes logits (n, v) by a function of ids
-    (n, t) and of the indices (n,) of their prompts.
+    """A `LogitsSource` that computes logits (n, v) by a function of ids (n, t) of whole texts and of
+    the indices (n,) of their prompts.
 
-    Texts of equal length go through the function together.
+    Texts of equal length are computed in one call.
     """
 
     def __init__(self, next_logits: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
@@ -89,14 +89,14 @@ class UncachedSource:
 
 
 class Grouped:
-    """A `LogitsSource` of several, each for the texts of one group.
+    """A `LogitsSource` composed of several, one per group of texts.
 
     Parameters
     ----------
     groups : ndarray of int, (n,)
-        The group of each text with which it begins.
+        The group of each initial text.
     sources : dict of int to LogitsSource
-        The groups' sources.
+        By group.
     """
 
     def __init__(self, groups: np.ndarray, sources: dict[int, LogitsSource]) -> None:
@@ -118,7 +118,7 @@ class Grouped:
 
     @property
     def _numbers(self) -> np.ndarray:
-        """Each text's number in the source of its group."""
+        """The index of each text in the source of its group."""
         numbers = np.empty(len(self._groups), np.int64)
         for group in self._sources:
             own = self._groups == group
@@ -126,28 +126,28 @@ class Grouped:
         return numbers
 
     def _gather(
-        self, rows: np.ndarray, ask: Callable[[LogitsSource, np.ndarray, np.ndarray], np.ndarray]
+        self, rows: np.ndarray, call: Callable[[LogitsSource, np.ndarray, np.ndarray], np.ndarray]
     ) -> np.ndarray:
-        """Logits (n, v) of texts `rows` (n,), from ask(source, places in rows, texts)."""
+        """Logits (n, v) of texts `rows` (n,), from call(source, indices into rows, texts)."""
         found: list[Any] = [None] * len(rows)
         for group, source in self._sources.items():
             at = np.flatnonzero(self._groups[rows] == group)
             if len(at):
-                for i, row in zip(at, ask(source, at, rows[at]), strict=True):
+                for i, row in zip(at, call(source, at, rows[at]), strict=True):
                     found[i] = row
         return np.stack(found)
 
 
-# ---- which token ----
+# ---- choice of a token ----
 
 
 class Rules:
-    """How tokens are chosen, and when a text ends.
+    """Processes logits, chooses tokens and decides when a text ends.
 
     Parameters
     ----------
     options : GenerationConfig
-        Without None for what has a default: ``GenerationConfig.resolved``.
+        The result of ``GenerationConfig.resolved``, which fills in defaults.
     logits_processor, stopping_criteria, prefix_allowed_tokens_fn : optional
         The functions of ``ReformerModelWithLMHead.generate``.
 
@@ -171,11 +171,11 @@ class Rules:
         self._criteria = _functions("stopping_criteria", stopping_criteria)
         if prefix_allowed_tokens_fn is not None and not callable(prefix_allowed_tokens_fn):
             raise TypeError(
-                "prefix_allowed_tokens_fn: expected a function of a row's number and its ids, "
+                "prefix_allowed_tokens_fn must be a function of a row's number and its ids, "
                 f"got {prefix_allowed_tokens_fn!r}"
             )
         self._allowed = prefix_allowed_tokens_fn
-        # transformers does not ban an end as a word
+        # as in transformers, an end token alone is not a bad word
         self._bad = [
             word for word in options.bad_words_ids or []
             if word not in [[token] for token in self.end_tokens]
@@ -190,7 +190,7 @@ class Rules:
         )
 
     def process(self, logits: Sequence[np.ndarray], texts: Sequence[_Text]) -> list[np.ndarray]:
-        """Logits (v,) of the texts of one prompt under the rules that do not draw, in
+        """Apply penalties, bans and processors to logits (v,) of texts of one prompt, in
         transformers' order; float64."""
         rows = [np.array(row, np.float64) for row in logits]
         for z, text in zip(rows, texts, strict=True):
@@ -201,7 +201,7 @@ class Rules:
         return [self._forced(z, text) for z, text in zip(rows, texts, strict=True)]
 
     def _penalise(self, z: np.ndarray, text: _Text) -> None:
-        # beyond these bounds nothing changes but that numbers overflow
+        # beyond these bounds the result is the same, but numbers could overflow
         penalty = min(max(self.options.repetition_penalty, TINY), 1 / TINY)
         if penalty != 1.0:
             seen = text.seen(len(z))
@@ -220,7 +220,7 @@ class Rules:
     def _restricted(
         self, rows: Sequence[np.ndarray], texts: Sequence[_Text], function: Callable
     ) -> list[np.ndarray]:
-        """Only what prefix_allowed_tokens_fn allows; just that, where nothing of it is left."""
+        """Exclude what prefix_allowed_tokens_fn does not allow; undo other bans if nothing is left."""
         name, found, masks = "prefix_allowed_tokens_fn", [], []
         for z, text in zip(rows, texts, strict=True):
             allowed = [
@@ -229,8 +229,8 @@ class Rules:
             ]
             if not allowed or max(allowed) >= len(z):
                 raise ValueError(
-                    f"{name}: expected at least one token in [0, {len(z)}), got {allowed} for row "
-                    f"{text.row}"
+                    f"{name} must return at least one token in [0, {len(z)}), got {allowed} for "
+                    f"row {text.row}"
                 )
             masks.append(np.full_like(z, -math.inf))
             masks[-1][allowed] = 0.0
@@ -238,7 +238,7 @@ class Rules:
         return masks if max(z.max() for z in found) == -math.inf else found
 
     def _forced(self, z: np.ndarray, text: _Text) -> np.ndarray:
-        """What the other rules leave, and the processors of the call."""
+        """Apply forced and suppressed tokens, and the call's `logits_processor`."""
         options, shape = self.options, z.shape
         for token, here in (
             (options.forced_bos_token_id, len(text.ids) == 1),
@@ -248,28 +248,28 @@ class Rules:
                 z = np.full_like(z, -math.inf)
                 z[token] = 0.0
         z[_list(options.suppress_tokens)] = -math.inf
-        # a forced first token is not the beginning that is meant
+        # "begin" is the first token that is not forced
         forced = options.forced_bos_token_id is not None and text.prompt <= 1
         if text.new == int(forced):
             z[_list(options.begin_suppress_tokens)] = -math.inf
         for processor in self._processors:
             z = as_array("logits_processor", processor(text.ids, z))
             if z.dtype.kind not in "iuf":
-                raise TypeError(f"logits_processor: expected real logits, got {z.dtype}")
+                raise TypeError(f"logits_processor must return real logits, got {z.dtype}")
             z = z.astype(np.float64, copy=False)
             if z.shape != shape:
                 raise ValueError(
-                    f"logits_processor: expected logits of shape {shape}, got {z.shape}"
+                    f"logits_processor must return logits of shape {shape}, got {z.shape}"
                 )
-        most = z.max()
-        if not most < math.inf:
-            raise FloatingPointError(f"the largest logit after {len(text.ids)} tokens is {most}")
+        largest = z.max()
+        if not largest < math.inf:
+            raise FloatingPointError(f"the largest logit after {len(text.ids)} tokens is {largest}")
         return z
 
     def warped(self, z: np.ndarray) -> np.ndarray:
-        """Processed logits (v,) as sampling has them."""
+        """Apply temperature, top-k and the other sampling options to processed logits (v,)."""
         options = self.options
-        # beams go on with at least one token that does not end a text
+        # beam search needs at least one token that does not end the text
         keep = 1 if options.num_beams == 1 else max(2, 1 + len(self.end_tokens))
         return _warp(
             z, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
@@ -286,7 +286,7 @@ class Rules:
         p = _softmax(self.warped(z))
         reached = np.cumsum(p)
         at = np.searchsorted(reached, text.draws.random() * reached[-1], side="right")
-        # rounding may leave the sum below 1: never past the last token that has a probability
+        # rounding may place the draw past the last token of nonzero probability
         return min(int(at), int(np.flatnonzero(p)[-1]))
 
 
@@ -303,13 +303,18 @@ def probabilities(
 ) -> np.ndarray:
     """The distribution (v,) that sampling draws from.
 
-    Logits (v,) are divided by the temperature; then, each of what the one before it left, the
-    `top_k` likeliest stay (0: all), the fewest whose probability is at least `top_p` (Holtzman et
-    al. 2020), the ones that are at least `min_p` times as likely as the likeliest (Nguyen et al.
-    2024), the ones whose information is nearest to the entropy, of probability `typical_p` together
-    (Meister et al. 2023), and the ones of at least the probability `epsilon_cutoff`, and of
-    `eta_cutoff`, which is lowered where the entropy is high (Hewitt et al. 2022). Tokens as likely
-    as the last one that stays by `top_k` stay too, and one token always stays.
+    Logits (v,) are divided by the temperature. Then these filters are applied in turn, each to the
+    tokens left by the one before:
+
+    - `top_k`: the k likeliest tokens, and those tied with the last of them; 0 keeps all.
+    - `top_p`: the fewest tokens whose total probability is at least p (Holtzman et al. 2020).
+    - `min_p`: tokens at least p times as likely as the likeliest (Nguyen et al. 2024).
+    - `typical_p`: tokens whose information is nearest to the entropy, of total probability p
+      (Meister et al. 2023).
+    - `epsilon_cutoff`, `eta_cutoff`: tokens of at least this probability, which `eta_cutoff` lowers
+      if the entropy is high (Hewitt et al. 2022).
+
+    At least one token is kept.
 
     Examples
     --------
@@ -330,9 +335,9 @@ def _warp(
     z: np.ndarray, *, temperature: float, top_k: int, top_p: float, min_p: float,
     typical_p: float, epsilon_cutoff: float, eta_cutoff: float, keep: int = 1,
 ) -> np.ndarray:  # fmt: skip
-    """Logits at a temperature, and minus infinity for what is not drawn; `keep` tokens stay."""
+    """Divide by the temperature, and set excluded tokens to minus infinity; `keep` tokens stay."""
     with np.errstate(under="ignore", over="ignore"):
-        # a temperature below that has reached its limit: the likeliest token alone
+        # lower temperatures have the same result: the likeliest token alone
         z = z / max(temperature, TINY)
     keep = min(keep, len(z))
     if 0 < top_k < len(z):
@@ -347,15 +352,15 @@ def _warp(
     if min_p > 0.0:
         p = _softmax(z)
         with np.errstate(under="ignore"):
-            least = min_p * p.max()
-        z = np.where((p < least) & (z < _kth(z, keep)), -math.inf, z)
+            cutoff = min_p * p.max()
+        z = np.where((p < cutoff) & (z < _kth(z, keep)), -math.inf, z)
     if typical_p < 1.0:
         z = _typical(z, typical_p, keep)
     if epsilon_cutoff > 0.0:
         z = np.where((_softmax(z) < epsilon_cutoff) & (z < _kth(z, keep)), -math.inf, z)
     if eta_cutoff > 0.0:
-        least = min(eta_cutoff, math.sqrt(eta_cutoff) * math.exp(-_entropy(z)))
-        z = np.where((_softmax(z) < least) & (z < _kth(z, keep)), -math.inf, z)
+        cutoff = min(eta_cutoff, math.sqrt(eta_cutoff) * math.exp(-_entropy(z)))
+        z = np.where((_softmax(z) < cutoff) & (z < _kth(z, keep)), -math.inf, z)
     return z
 
 
@@ -378,7 +383,7 @@ def _kth(z: np.ndarray, k: int) -> float:
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:
-    # likelihoods that are too small for a number are 0
+    # probabilities may underflow to 0
     with np.errstate(under="ignore", over="ignore"):
         p = np.exp(z - z.max())
         return p / p.sum()
@@ -394,8 +399,8 @@ def _entropy(z: np.ndarray) -> float:
 
 
 class _Text:
-    """A prompt and its new tokens, in a buffer that has room for all; the number of its row, and
-    the generator of its draws."""
+    """A prompt and its new tokens, in a preallocated buffer; its row's number, and the random
+    generator of its samples."""
 
     def __init__(self, prompt: np.ndarray, room: int, row: int, draws: np.random.Generator) -> None:
         self._buffer = np.concatenate([prompt, np.zeros(room, np.int64)])
@@ -417,7 +422,7 @@ class _Text:
             self._seen[token] = True
 
     def extended(self, token: int) -> _Text:
-        """A copy with one token more."""
+        """A copy with one more token."""
         twin = copy.copy(self)
         twin._buffer = self._buffer.copy()
         twin._seen = None if self._seen is None else self._seen.copy()
@@ -432,7 +437,7 @@ class _Text:
         return self._seen
 
     def repeats(self, n: int) -> list[int]:
-        """The tokens that would complete n tokens which the text has already."""
+        """The tokens that would complete an n-gram which the text already contains."""
         if n == 0 or len(self.ids) < n:
             return []
         windows = np.lib.stride_tricks.sliding_window_view(self.ids, n)
@@ -440,7 +445,7 @@ class _Text:
         return windows[same, -1].tolist()
 
 
-# ---- greedy choice and sampling ----
+# ---- greedy decoding and sampling ----
 
 
 def stream_tokens(
@@ -449,11 +454,11 @@ def stream_tokens(
     rules: Rules,
     draws: Sequence[np.random.Generator],
 ) -> Iterator[np.ndarray]:
-    """Continue prompts (t,) of several lengths: yields the new tokens (n,) of each step.
+    """Continue prompts (t,) of any lengths: yields the new tokens (n,) of each step.
 
-    With n = len(prompts) * num_return_sequences, those of one prompt side by side; each draws from
-    its own of the n generators. A text that has ended is filled with `pad_token_id`;
-    generation stops when all have.
+    n is len(prompts) * num_return_sequences; texts of one prompt are consecutive, and each has its
+    own generator in `draws`. A text that has ended gives `pad_token_id`; generation stops when all
+    have ended.
 
     Examples
     --------
@@ -489,7 +494,7 @@ def stream_tokens(
             texts[row].append(int(new[row]))
             running.append(not rules.stops(texts[row], z))
         rows = rows[running]
-        yield new.copy()  # whoever reads it may write into it
+        yield new.copy()  # callers may write into it
         if len(rows):
             logits = source.step(rows, new[rows])
 
@@ -498,8 +503,8 @@ def stream_tokens(
 
 
 class _Beams:
-    """The beams of one prompt, as in transformers' search: the likeliest `num_beams` texts that
-    have not ended, and the best that have."""
+    """The beams of one prompt, as in transformers: the likeliest `num_beams` unfinished texts, and
+    the best finished ones."""
 
     def __init__(
         self, prompt: np.ndarray, rules: Rules, row: int, draws: np.random.Generator
@@ -507,13 +512,13 @@ class _Beams:
         self.rules, self.options, self._draws = rules, rules.options, draws
         beams = self.options.num_beams
         self.texts = [_Text(prompt, self.options.max_new_tokens, row, draws)] * beams
-        # at first all beams are the same: one of them counts
+        # the beams start as copies: only the first may be continued
         self.scores = np.where(np.arange(beams) == 0, 0.0, NEVER)
         self.ended: list[tuple[tuple, np.ndarray]] = []
         self.done = False
 
     def advance(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From logits (num_beams, v) to each beam's parent and newest token, (num_beams,) each."""
+        """Advance by one token; returns the parent and the new token of each beam, (num_beams,)."""
         rules, beams = self.rules, len(self.scores)
         z = rules.process([_log_softmax(row) for row in logits], self.texts)
         if max(row.max() for row in z) == -math.inf:
@@ -539,10 +544,10 @@ class _Beams:
         return np.array(parents), np.array(tokens)
 
     def _best(self, z: Sequence[np.ndarray]) -> Iterator[tuple[int, int, float]]:
-        """Beam, token and score of the continuations that are looked at, best first.
+        """Beam, token and score of the best continuations, best first.
 
-        They are more than there are beams, for some may end. With do_sample they are drawn, without
-        replacement: the largest of the scores to which Gumbel noise is added (Kool et al. 2019).
+        More than there are beams, since some may end. With do_sample they are sampled without
+        replacement: the largest scores after adding Gumbel noise (Kool et al. 2019).
         """
         if self.options.do_sample:
             z = [self.rules.warped(row) for row in z]
@@ -560,19 +565,19 @@ class _Beams:
             yield parent, token, float(total[at])
 
     def _value(self, score: float, new: int) -> tuple:
-        """What orders as score / new**length_penalty, and does not overflow."""
+        """A sort key with the order of score / new**length_penalty that cannot overflow."""
         penalty = self.options.length_penalty
         if score in (0.0, -math.inf):
             return (0,) if score == 0.0 else (-2,)
         sign = 1 if score > 0 else -1
         size = sign * (math.log(abs(score)) - penalty * math.log(new))
-        # where that is no number any more, the length decides, and then the score
+        # an infinite size is ordered by length, then by score
         return (
             (sign, size, math.copysign(new, penalty), score) if math.isinf(size) else (sign, size)
         )
 
     def _finished(self, score: float, new: int) -> bool:
-        """Whether no beam can come before those that have ended, by transformers' estimate."""
+        """Whether no beam can beat the finished texts, by transformers' estimate."""
         options = self.options
         if len(self.ended) < len(self.scores):
             return False
@@ -584,10 +589,10 @@ class _Beams:
 
 
 def _largest(values: np.ndarray, k: int) -> np.ndarray:
-    """The places of the k largest values, largest first; of equal ones the first come first."""
-    least = _kth(values, k)
-    above = np.flatnonzero(values > least)
-    places = np.concatenate([above, np.flatnonzero(values == least)[: k - len(above)]])
+    """The indices of the k largest values in descending order; ties keep their order."""
+    smallest = _kth(values, k)
+    above = np.flatnonzero(values > smallest)
+    places = np.concatenate([above, np.flatnonzero(values == smallest)[: k - len(above)]])
     places.sort()
     return places[np.argsort(-values[places], kind="stable")]
 
@@ -601,11 +606,11 @@ def beam_search(
     """For each prompt (t,), the new tokens of its `num_return_sequences` best texts, best first.
 
     A text's score is the sum of its tokens' log-probabilities, divided by their number to the power
-    of `length_penalty`. With do_sample the continuations of a prompt are drawn from its generator.
+    of `length_penalty`. With do_sample, continuations are sampled with the prompt's generator.
 
     Examples
     --------
-    A likely first token that leads nowhere loses against a less likely one:
+    The likeliest first token, 1, loses because its continuations are unlikely:
 
     >>> table = np.log([[0.1, 0.5, 0.4], [0.4, 0.3, 0.3], [0.9, 0.05, 0.05]])
     >>> source = UncachedSource(lambda ids, prompt_index: table[ids[:, -1]])
@@ -628,9 +633,9 @@ def beam_search(
         parents, tokens = np.arange(len(prompts) * beams), np.zeros(0, np.int64)
         for i, search in enumerate(running):
             own = slice(search * beams, (search + 1) * beams)
-            come_from, new = searches[search].advance(logits[i * beams : (i + 1) * beams])
+            sources, new = searches[search].advance(logits[i * beams : (i + 1) * beams])
             if not searches[search].done:
-                parents[own] = search * beams + come_from
+                parents[own] = search * beams + sources
                 tokens = np.append(tokens, new)
         running = [search for search in running if not searches[search].done]
         if running:
@@ -653,13 +658,13 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 def _functions(name: str, value: Any) -> list:
     functions = [value] if callable(value) else [] if value is None else value
     if not isinstance(functions, (list, tuple)) or not all(map(callable, functions)):
-        raise TypeError(f"{name}: expected a function or a list of functions, got {value!r}")
+        raise TypeError(f"{name} must be a function or a list of functions, got {value!r}")
     return list(functions)
 
 
 def _says_stop(value: Any) -> bool:
     if np.size(value) != 1:
-        raise ValueError(f"stopping_criteria: expected True or False of one text, got {value!r}")
+        raise ValueError(f"stopping_criteria must return True or False, got {value!r}")
     return bool(value)
 
 

@@ -1,4 +1,4 @@
-"""How a model writes: the options of ``generate``, and the generation_config.json of a folder."""
+"""The options of ``generate``, and the generation_config.json of a model folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["GENERATION_CONFIG", "GenerationConfig"]
 
 GENERATION_CONFIG = "generation_config.json"
 
-# integers, and the least that each may be
+# integers, and the minimum of each
 COUNTS = {
     "max_length": 1, "max_new_tokens": 0, "min_length": 0, "min_new_tokens": 0, "num_beams": 1,
     "top_k": 0, "no_repeat_ngram_size": 0, "num_return_sequences": 1,
 }  # fmt: skip
 BELOW_ONE = math.nextafter(1.0, 0.0)
-# numbers: the bounds, whether the lower one is excluded, and the words for it
+# numbers: the bounds, whether the lower one is excluded, and the range in words
 REALS: dict[str, tuple[float, float, bool, str]] = {
     "temperature": (0.0, math.inf, True, "a number > 0"),
     "repetition_penalty": (0.0, math.inf, True, "a number > 0"),
@@ -38,18 +38,18 @@ REALS: dict[str, tuple[float, float, bool, str]] = {
     "eta_cutoff": (0.0, BELOW_ONE, False, "a number in [0, 1)"),
     "length_penalty": (-math.inf, math.inf, False, "a finite number"),
 }
-# how the weights of decoding steps may be stored, see ops.quantize
+# number types for the weights in decoding steps, see ops.quantize
 WEIGHTS = ("int8", "bfloat16")
 FLAGS = ("do_sample", "renormalize_logits", "use_cache")
-# a token, or several
+# options that are one token, and options that may be several
 TOKEN = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 TOKENS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
-# a checkpoint has a number outside the vocabulary for those that it does not have
+# tokens for which checkpoints that lack them have a number outside the vocabulary
 SPECIAL = {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
 
-# None, of a type that options which have a default may have
+# None, typed so that it can be the value of any option
 UNSET: Any = None
-# what an option is where nobody sets it: transformers' values, but for the length
+# defaults: those of transformers, except for the length
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 100, "min_new_tokens": 0, "do_sample": False, "temperature": 1.0,
     "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0, "epsilon_cutoff": 0.0,
@@ -58,9 +58,9 @@ DEFAULTS: dict[str, Any] = {
     "num_return_sequences": 1, "use_cache": True,
 }  # fmt: skip
 
-# options of transformers that change a text, or what is returned, and are not built here: None or
-# the value given here is their absence
-NOT_BUILT: dict[str, Any] = {
+# unsupported options of transformers that would change the result, and the values (None too) that
+# turn them off
+UNSUPPORTED: dict[str, Any] = {
     "assistant_early_exit": None, "constraints": None, "diversity_penalty": 0.0,
     "dola_layers": None, "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
     "exponential_decay_length_penalty": None, "force_words_ids": None, "forced_decoder_ids": None,
@@ -70,27 +70,27 @@ NOT_BUILT: dict[str, Any] = {
     "return_dict_in_generate": False, "sequence_bias": None, "stop_strings": None,
     "token_healing": False, "top_h": None, "use_mtp": False, "watermarking_config": None,
 }  # fmt: skip
-# its cache and its assistants have these, which sound like options and change no text
-OTHERS = {"max_cache_len", "max_matching_ngram_size"}
+# options of transformers that do not change the result, and resemble some that do
+IGNORED = {"max_cache_len", "max_matching_ngram_size"}
 
 
 @dataclass(init=False, repr=False)
 class GenerationConfig(NamedAttributes):
     """The options of ``generate``, under the names of Hugging Face's ``GenerationConfig``.
 
-    None is an option that is not set: what counts then is the next lower of these layers: the
-    arguments of ``generate``, its `generation_config`, the model's ``generation_config``, defaults.
-    Assigning a field checks it; what the fields mean is told by ``generate``.
+    An option is taken from the first of these that sets it, where None means not set: the arguments
+    of ``generate``, its `generation_config`, the model's ``generation_config``, the defaults.
+    Assignments are checked. ``generate`` documents the options.
 
     Parameters
     ----------
     **options
-        The fields. `extra` is a dictionary of what else a generation_config.json holds.
+        The fields. `extra` is a dictionary of other keys of a generation_config.json.
 
     Raises
     ------
     TypeError, ValueError
-        Name the field and say what was expected.
+        A value is invalid.
     AttributeError
         There is no field of that name.
 
@@ -166,17 +166,17 @@ class GenerationConfig(NamedAttributes):
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
         """The options of a generation_config.json; other keys are kept in `extra`.
 
-        A warning names an option of transformers that is set there and not built here, and a key
-        that is nearly an option.
+        Warns of options of transformers that are set and not supported here, and of keys that
+        resemble an option.
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"values: expected a dictionary, got {type(values).__name__}")
+            raise TypeError(f"values must be a dictionary, got {type(values).__name__}")
         names = [f.name for f in fields(cls) if f.name != "extra"]
         extra = {name: value for name, value in values.items() if name not in names}
-        _warn_of_not_built(GENERATION_CONFIG, extra)
-        for name in extra.keys() - NOT_BUILT.keys() - OTHERS:
+        _warn_of_unsupported(GENERATION_CONFIG, extra)
+        for name in extra.keys() - UNSUPPORTED.keys() - IGNORED:
             if near := did_you_mean(name, names):
-                warnings.warn(f"{GENERATION_CONFIG}: {name} is no option{near}", stacklevel=2)
+                warnings.warn(f"{GENERATION_CONFIG}: unknown option {name}{near}", stacklevel=2)
         known = {name: value for name, value in values.items() if name in names}
         return cls(**known, extra=extra or None)
 
@@ -195,12 +195,12 @@ class GenerationConfig(NamedAttributes):
             raise ValueError(f"path: {os.fspath(path)!r} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise TypeError(
-                f"path: {os.fspath(path)!r}: expected a JSON object, got {type(values).__name__}"
+                f"path: {os.fspath(path)!r} must be a JSON object, got {type(values).__name__}"
             )
         return cls.from_dict(values)
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Write a JSON file, or the generation_config.json of a folder that exists; atomically.
+        """Write a JSON file, or the generation_config.json of an existing folder, atomically.
 
         Examples
         --------
@@ -222,22 +222,22 @@ class GenerationConfig(NamedAttributes):
 
     @classmethod
     def from_model_config(cls, values: Mapping[str, Any]) -> GenerationConfig:
-        """What the contents of a config.json say about generation: its special tokens, its
-        `use_cache`, and the options that older versions of transformers kept there."""
+        """The options in a config.json: special tokens, `use_cache`, and all options that older
+        versions of transformers stored there."""
         names = {f.name for f in fields(cls)} - {"extra"}
-        # of a call of the model
+        # in a config.json, these are defaults of a model's call
         own = ("output_attentions", "output_hidden_states")
-        _warn_of_not_built("config.json", {k: v for k, v in values.items() if k not in own})
+        _warn_of_unsupported("config.json", {k: v for k, v in values.items() if k not in own})
         return cls(**{name: value for name, value in values.items() if name in names})
 
     # ---- layers ----
 
     def over(self, lower: GenerationConfig) -> GenerationConfig:
-        """These options, and where one is not set the lower ones."""
+        """These options; those not set are taken from `lower`."""
         return type(self)(**(lower._set() | self._set()))
 
     def token(self, name: str, call: Mapping[str, Any], v: int) -> int | None:
-        """A special token, of a call or of these options; None if it is outside the vocabulary."""
+        """A special token, from a call or these options; None if it is outside the vocabulary."""
         if call.get(name) is None:
             return None if name in call else _inside(getattr(self, name), v)
         given = type(self)(**{name: call[name]})
@@ -245,18 +245,18 @@ class GenerationConfig(NamedAttributes):
         return getattr(given, name)
 
     def resolved(self, call: Mapping[str, Any], t: int, room: int, v: int) -> GenerationConfig:
-        """All options of a call, none of which is None unless that is a value of its own.
+        """All options of a call, with defaults; None remains only where it is a meaningful value.
 
         Parameters
         ----------
         call : mapping of str to object
-            What the call says; a None turns off what these options say.
+            Arguments of the call; None turns off an option that is set here.
         t : int
-            Length of the prompts, with their padding.
+            Length of the prompts, including padding.
         room : int
-            New tokens for which the model has positions.
+            Number of new tokens for which the model has positions.
         v : int
-            Size of the vocabulary.
+            Vocabulary size.
         """
         given = type(self)(**call)
         given._check_tokens(v)
@@ -264,10 +264,10 @@ class GenerationConfig(NamedAttributes):
         for name in SPECIAL:
             if lower.get(name) is not None:
                 lower[name] = _inside(lower[name], v)
-        # a length of the call goes before the folder's, however it is counted
+        # a length of the call overrides the folder's, with or without the prompt's tokens
         for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             if call.get(one) is not None and call.get(other) is not None:
-                warnings.warn(f"{one}: {other}={call[other]} goes before it", stacklevel=4)
+                warnings.warn(f"{one}: {other}={call[other]} overrides it", stacklevel=4)
             for name in (one, other):
                 if call.get(name) is not None:
                     lower |= {one: None, other: None}
@@ -276,7 +276,7 @@ class GenerationConfig(NamedAttributes):
         if found.pad_token_id is None and (ends := _flat(found.eos_token_id)):
             found.pad_token_id = ends[0]
         found._count_new_tokens(call, t, room)
-        off = {"top_k": 0}  # given as None
+        off = {"top_k": 0}  # what None in the call means
         for name, value in DEFAULTS.items():
             if getattr(found, name) is None:
                 setattr(found, name, off.get(name, value) if name in call else value)
@@ -284,63 +284,62 @@ class GenerationConfig(NamedAttributes):
         return found
 
     def _count_new_tokens(self, call: Mapping[str, Any], t: int, room: int) -> None:
-        """max_new_tokens and min_new_tokens, from whole lengths or the defaults."""
+        """Set max_new_tokens and min_new_tokens, from max_length, min_length or the defaults."""
         given, limit = "max_new_tokens", room
         if self.max_new_tokens is None and self.max_length is not None:
             given, limit = "max_length", room + t
             if self.max_length <= t:
                 raise ValueError(
-                    f"max_length: expected more than the prompt's {t} tokens, got {self.max_length}"
+                    f"max_length must be more than the prompt's {t} tokens, got {self.max_length}"
                 )
             self.max_new_tokens = self.max_length - t
         if self.max_new_tokens is None:
             self.max_new_tokens = max(1, min(DEFAULTS["max_new_tokens"], room))
         if self.max_new_tokens > room:
             raise ValueError(
-                f"{given}: expected at most {limit}, for the model has no more positions, "
-                f"got {getattr(self, given)}"
+                f"{given} must be at most {limit} (positions), got {getattr(self, given)}"
             )
         if self.min_new_tokens is None:
             self.min_new_tokens = max(0, (self.min_length or 0) - t)
         if self.min_new_tokens > self.max_new_tokens:
-            most = f"max_new_tokens={self.max_new_tokens}"
-            whole = f"{t + self.max_new_tokens}, the prompt and {most}"
-            for name, expected in (("min_new_tokens", most), ("min_length", whole)):
+            limit = f"max_new_tokens={self.max_new_tokens}"
+            total = f"{t + self.max_new_tokens}, the prompt and {limit}"
+            for name, maximum in (("min_new_tokens", limit), ("min_length", total)):
                 if call.get(name) is not None:
-                    raise ValueError(f"{name}: expected at most {expected}, got {call[name]}")
+                    raise ValueError(f"{name} must be at most {maximum}, got {call[name]}")
             self.min_new_tokens = self.max_new_tokens
 
     def _check_together(self) -> None:
         beams, texts = self.num_beams or 1, self.num_return_sequences or 1
         if texts > beams and (beams > 1 or not self.do_sample):
             raise ValueError(
-                f"num_return_sequences: expected at most num_beams={beams}"
+                f"num_return_sequences must be at most num_beams={beams}"
                 f"{'' if beams > 1 else ' without do_sample'}, got {texts}"
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced, suppressed = _flat(getattr(self, name)), _flat(self.suppress_tokens)
             if forced and set(forced) <= set(suppressed):
-                raise ValueError(f"{name}: expected one that suppress_tokens leaves, got {forced}")
+                raise ValueError(f"{name} must not be in suppress_tokens, got {forced}")
 
     def _check_tokens(self, v: int) -> None:
         """Raise ValueError where a token is not in [0, v)."""
         for name in (*TOKEN, *TOKENS, "bad_words_ids"):
             tokens = np.ravel(_flat(getattr(self, name)))
             for token in tokens[(tokens < 0) | (tokens >= v)]:
-                raise ValueError(f"{name}: expected ids in [0, {v}), got {token}")
+                raise ValueError(f"{name} must be in [0, {v}), got {token}")
 
 
-def _warn_of_not_built(source: str, values: Mapping[str, Any]) -> None:
-    for name in NOT_BUILT.keys() & values.keys():
-        if values[name] is not None and values[name] != NOT_BUILT[name]:
+def _warn_of_unsupported(source: str, values: Mapping[str, Any]) -> None:
+    for name in UNSUPPORTED.keys() & values.keys():
+        if values[name] is not None and values[name] != UNSUPPORTED[name]:
             warnings.warn(
-                f"{source}: {name}={values[name]!r} is not supported: generate does without it",
+                f"{source}: {name}={values[name]!r} is not supported and ignored",
                 stacklevel=3,
             )
 
 
 def _flat(value: Any) -> list[int]:
-    """The integers of a field: of none, of one token, of several, or of words."""
+    """Flatten the value of a field to a list of integers; None gives an empty list."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -349,13 +348,13 @@ def _flat(value: Any) -> list[int]:
 
 
 def _inside(value: Any, v: int) -> Any:
-    """The tokens that are in the vocabulary; None if none is."""
+    """Keep the tokens that are in the vocabulary; None if there are none."""
     inside = [token for token in _flat(value) if 0 <= token < v]
     return (inside if isinstance(value, list) else inside[0]) if inside else None
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A field's value, as JSON has it."""
+    """Check a field's value and convert it to JSON's types."""
     if name in COUNTS:
         return integer(name, value, COUNTS[name])
     if name in REALS:
@@ -371,14 +370,14 @@ def _checked(name: str, value: Any) -> Any:
         return _words(name, value)
     if name == "early_stopping":
         if isinstance(value, str) and value != "never":
-            raise ValueError(f"{name}: expected True, False or 'never', got {value!r}")
+            raise ValueError(f"{name} must be True, False or 'never', got {value!r}")
         return value if isinstance(value, str) else flag(name, value)
     if name == "weights":
         if value not in WEIGHTS:
-            raise ValueError(f"{name}: expected 'int8', 'bfloat16' or None, got {value!r}")
+            raise ValueError(f"{name} must be 'int8', 'bfloat16' or None, got {value!r}")
         return value
     if not isinstance(value, dict):
-        raise TypeError(f"{name}: expected a dictionary, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a dictionary, got {type(value).__name__}")
     return dict(value)
 
 
@@ -388,26 +387,26 @@ def _is_list(value: Any) -> bool:
 
 def _token_list(name: str, value: Any) -> list[int]:
     if not _is_list(value):
-        raise TypeError(f"{name}: expected a list of integers, got {value!r}")
+        raise TypeError(f"{name} must be a list of integers, got {value!r}")
     return [integer(name, token) for token in value]
 
 
 def _words(name: str, value: Any) -> list[list[int]]:
     if not _is_list(value) or not all(map(_is_list, value)):
-        raise TypeError(f"{name}: expected a list of lists of integers, got {value!r}")
+        raise TypeError(f"{name} must be a list of lists of integers, got {value!r}")
     words = [_token_list(name, word) for word in value]
     if not all(words):
-        raise ValueError(f"{name}: expected at least one token in each word, got []")
+        raise ValueError(f"{name} must have at least one token in each word, got []")
     return words
 
 
 def _real(
-    name: str, value: Any, least: float, most: float, open_below: bool, expected: str
+    name: str, value: Any, minimum: float, maximum: float, open_below: bool, expected: str
 ) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
     value = float(value)
-    inside = math.isfinite(value) and least <= value <= most
-    if not inside or (open_below and value == least):
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    inside = math.isfinite(value) and minimum <= value <= maximum
+    if not inside or (open_below and value == minimum):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
     return value

@@ -134,7 +134,7 @@ def preset_config(
     (['local', 'lsh', 'local', 'lsh'], [64, 128], 0.0)
     """
     if name not in PRESETS:
-        raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
     known = {f.name for f in dataclass_fields(ReformerConfig)}
     for unknown in fields.keys() - known:
         nearest = did_you_mean(unknown, known)
@@ -151,7 +151,7 @@ def preset_config(
     values |= {
         "attn_layers": [preset.layers[i % len(preset.layers)] for i in range(count)],
         "axial_pos_shape": [-(-length // columns), columns],
-        # positions initialised as large as the words (0.02) would dominate them in the first steps
+        # positions initialised with the deviation of words (0.02) would dominate the first steps
         "axial_norm_std": 0.005,
         "max_position_embeddings": length,
         "is_decoder": True,

@@ -7,7 +7,7 @@ import pytest
 from small_models import random_ids, randomise, small_config
 
 from reformer_c.decode import Decoder
-from reformer_c.generation_config import DEFAULTS, NOT_BUILT, GenerationConfig
+from reformer_c.generation_config import DEFAULTS, UNSUPPORTED, GenerationConfig
 from reformer_c.model import ReformerModelWithLMHead
 
 
@@ -78,7 +78,7 @@ def test_a_length_of_the_call_goes_before_one_of_the_model_however_it_is_counted
     model.generation_config = GenerationConfig(max_new_tokens=4, min_new_tokens=4)
     assert model.generate([[1, 2]], max_length=9, min_length=0).shape == (1, 9)
     assert model.generate([[1, 2]], max_new_tokens=2).shape == (1, 4)
-    with pytest.warns(UserWarning, match=r"^max_length: max_new_tokens=2 goes before it"):
+    with pytest.warns(UserWarning, match=r"^max_length: max_new_tokens=2 overrides it"):
         assert model.generate([[1, 2]], max_new_tokens=2, max_length=9).shape == (1, 4)
 
 
@@ -89,13 +89,13 @@ def test_lengths_count_the_padded_prompt(model):
     model.parameters["lm_head.bias"][5] = 100
     found = model.generate(ids, max_length=9, min_length=5, **options)
     assert found[:, 3:].tolist()[0][2:] == [5] and (found[:, 3:5] != 5).all()
-    with pytest.raises(ValueError, match=r"^min_length: expected at most 5, .*, got 6"):
+    with pytest.raises(ValueError, match=r"^min_length must be at most 5, .*, got 6"):
         model.generate(ids, max_length=5, min_length=6, **options)
 
 
 def test_a_token_cannot_be_forced_and_suppressed(model):
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        with pytest.raises(ValueError, match=rf"^{name}: expected one that suppress_tokens leaves"):
+        with pytest.raises(ValueError, match=rf"^{name} must not be in suppress_tokens"):
             model.generate([[1]], suppress_tokens=[3, 4], **{name: 3})
 
 
@@ -223,7 +223,7 @@ def test_a_wrong_value_in_a_folder_is_named(tmp_path, model, values):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "is not JSON"), ("[1]", ".*expected a JSON object, got list")]
+    ("text", "words"), [("{", "is not JSON"), ("[1]", ".*must be a JSON object, got list")]
 )
 def test_a_file_that_is_no_json_object_is_named(tmp_path, model, text, words):
     model.save_pretrained(tmp_path)
@@ -255,10 +255,10 @@ def test_what_is_not_built_is_said_and_kept(tmp_path, model, file):
 
 
 def test_a_key_that_is_nearly_an_option_is_said():
-    with pytest.warns(UserWarning, match="temprature is no option; did you mean temperature?"):
+    with pytest.warns(UserWarning, match="unknown option temprature; did you mean temperature?"):
         GenerationConfig.from_dict({"temprature": 0.5})
 
 
 def test_no_option_is_in_both_lists():
     names = set(GenerationConfig.__dataclass_fields__)
-    assert not names & NOT_BUILT.keys() and DEFAULTS.keys() <= names
+    assert not names & UNSUPPORTED.keys() and DEFAULTS.keys() <= names
