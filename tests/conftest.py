@@ -1,9 +1,12 @@
 """Fixtures: seeded randomness, both element types, and every instruction set of this machine."""
 
+import gc
 import os
+import random
 import signal
 from collections import defaultdict
 from importlib.util import find_spec
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -32,21 +35,43 @@ except ImportError as error:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Mark as exhaustive what repeats a case on another instruction set.
+    """Mark cases as exhaustive that only complete the cross product of a test's parameters.
 
-    Each case of a test runs on the best instruction set and on one of the others, which take turns
-    from case to case; so each of them runs each test, and meets each option.
+    In the other cases each value of each parameter occurs, and each pair of values of two
+    parameters, except that instruction sets take turns. The order in which cases are considered is
+    random, but the same in every run, so that few are needed.
     """
-    best, *others = _core.isas()
-    cases = defaultdict(dict)
+    tests = defaultdict(list)
     for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if "isa" in params:
-            case = item.nodeid.replace(params["isa"], "")
-            turns = cases[item.nodeid.partition("[")[0]]
-            turn = turns.setdefault(case, len(turns))
-            if params["isa"] not in (best, others[turn % len(others)] if others else best):
+        if hasattr(item, "callspec"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for cases in tests.values():
+        random.Random(0).shuffle(cases)
+        seen = set()
+        for item in cases:
+            new = values_and_pairs(item) - seen
+            if not new:
                 item.add_marker("exhaustive")
+            seen |= new
+
+
+def pytest_collection_finish():
+    """Leave the tests, tens of thousands of objects, out of every garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+def values_and_pairs(item):
+    """The values of a case's parameters, and their pairs; a value is known by its identity."""
+    params = {name: (name, id(value)) for name, value in item.callspec.params.items()}
+    isa = params.pop("isa", None)
+    values = []
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0]
+        names = names.split(",") if isinstance(names, str) else names
+        values.append(tuple(params.pop(name.strip()) for name in names))
+    values += params.values()  # of fixtures
+    return {isa, *values, *combinations(values, 2)}
 
 
 @pytest.fixture
