@@ -6,45 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from op_cases import IDS, RIGHT, ones, small
 
 import reformer_c as rc
 from reformer_c import _core, ops
 
-
-def ones(*shape, dtype="float32"):
-    return np.ones(shape, dtype)
-
-
 SPEC = ops.attention.AttentionSpec
-IDS = np.array([[0, 1, 2], [2, 1, 0]])
+ATTENTION = small("full_attention")
 HEADS = dict(qk=ones(2, 3, 8, 4), v=ones(2, 3, 8, 4))
-ATTENTION = dict(q=ones(2, 3, 8, 4), k=ones(2, 3, 8, 4), v=ones(2, 3, 8, 4))
-
-# op: arguments that are right, in float32
-RIGHT = {
-    "linear": dict(x=ones(2, 5, 4), weight=ones(3, 4), bias=ones(3)),
-    "layer_norm": dict(x=ones(2, 5, 4), weight=ones(4), bias=ones(4)),
-    "embedding": dict(ids=IDS, weight=ones(3, 4)),
-    "axial_positions": dict(position_ids=IDS, w0=ones(2, 3), w1=ones(2, 5)),
-    "dropout": dict(x=ones(2, 5), p=0.5, key=1),
-    "feed_forward": dict(x=ones(2, 5, 4), w1=ones(6, 4), b1=ones(6), w2=ones(4, 6), b2=ones(4)),
-    "cross_entropy_head": dict(h=ones(2, 3, 4), weight=ones(5, 4), bias=ones(5), labels=IDS),
-    "full_attention": ATTENTION,
-    "local_attention": dict(ATTENTION, chunk_length=3),
-    "lsh_attention": dict(HEADS, chunk_length=3, rng=0),
-    "lsh_hash": dict(x=ones(2, 3, 8, 4), num_hashes=2, num_buckets=4,
-                     rotations=ones(3, 4, 2, 2)),
-    "adamw_step": dict(w=ones(4), m=ones(4), s=ones(4), g=ones(4), lr=0.1, beta1=0.9, beta2=0.9,
-                       eps=1e-8, weight_decay=0.1, step=1),
-    "adafactor_step": dict(w=ones(3, 4), g=ones(3, 4), row=ones(3), column=ones(4), m=ones(3, 4),
-                           lr=0.1, beta1=0.5, beta2=0.9, eps=1e-30, clip_threshold=1.0,
-                           weight_decay=0.1),
-    "quantized_linear": dict(x=ones(2, 5, 4), weight=ones(3, 4), bias=ones(3)),
-    "quantized_feed_forward": dict(x=ones(2, 5, 4), w1=ones(6, 4), b1=ones(6), w2=ones(4, 6),
-                                   b2=ones(4)),
-    "sum_of_squares": dict(x=ones(4)),
-    "add_scaled": dict(y=ones(4), x=ones(4), alpha=1.0),
-}  # fmt: skip
 
 REALS = [
     (op, name)
@@ -62,8 +31,7 @@ IN_PLACE |= {("adafactor_step", name) for name in ("w", "m", "row", "column")}
 
 
 def call(op, **changes):
-    arguments = {key: x.copy() if isinstance(x, np.ndarray) else x for key, x in RIGHT[op].items()}
-    return getattr(ops, op)(**{**arguments, **changes})
+    return getattr(ops, op)(**small(op) | changes)
 
 
 def test_every_op_is_here_and_its_right_arguments_are_right():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from op_cases import RIGHT, ones
 from small_models import small_config
 
 import reformer_c as rc
@@ -12,41 +13,37 @@ def masked(x):
     return np.ma.masked_array(x, np.zeros(np.shape(x), bool))
 
 
-x, ids = np.ones((6, 4)), np.arange(6)
 heads = np.ones((1, 2, 6, 4))
 LSH = dict(num_hashes=1, num_buckets=4, chunk_length=2)
-ROWS = dict(x=x, weight=np.ones(4), bias=np.ones(4))
-CALLS = {
-    ops.linear: dict(x=x, weight=np.ones((3, 4)), bias=np.ones(3), out=np.ones((6, 3))),
-    ops.layer_norm: ROWS,
-    ops.dropout: dict(x=x, out=x.copy()),
-    ops.embedding: dict(ids=ids, weight=np.ones((6, 4))),
-    ops.axial_positions: dict(position_ids=ids, w0=np.ones((2, 2)), w1=np.ones((3, 2))),
-    ops.feed_forward: dict(
-        x=x, w1=np.ones((5, 4)), b1=np.ones(5), w2=np.ones((4, 5)), b2=np.ones(4)
-    ),
-    ops.cross_entropy_head: dict(h=x, weight=np.ones((6, 4)), bias=np.ones(6), labels=ids),
-    ops.full_attention: dict(q=heads, k=heads, v=heads, attention_mask=np.ones((1, 6))),
-    ops.local_attention: dict(q=heads, k=heads, v=heads, attention_mask=np.ones((1, 6))),
-    ops.lsh_hash: dict(x=heads, rotations=np.ones((2, 4, 1, 2)), attention_mask=np.ones((1, 6))),
-    ops.lsh_attention: dict(
-        qk=heads, v=heads, buckets=np.zeros((1, 2, 1, 6), int), attention_mask=np.ones((1, 6))
-    ),
+MASK = {"attention_mask": np.ones((2, 8))}
+# op: arrays that it may be given, further to its right arguments
+OPTIONAL = {
+    "linear": {"out": ones(2, 5, 3)},
+    "dropout": {"out": ones(2, 5)},
+    "full_attention": MASK,
+    "local_attention": MASK,
+    "lsh_hash": MASK,
+    "lsh_attention": dict(MASK, buckets=np.zeros((2, 3, 1, 8), int), rng=None),
 }
-OTHERS = {
-    ops.dropout: dict(p=0.5, key=1), ops.lsh_hash: dict(num_hashes=1, num_buckets=4),
-    ops.local_attention: dict(chunk_length=2), ops.lsh_attention: LSH,
-}  # fmt: skip
+GIVEN = {op: arguments | OPTIONAL.get(op, {}) for op, arguments in RIGHT.items()}
+# arrays that are updated in place have messages of their own
+OTHER_WORDS = {"adamw_step", "adafactor_step", "add_scaled"}
 
 
 @pytest.mark.parametrize(
-    ("op", "name"), [(op, name) for op, given in CALLS.items() for name in given]
+    ("op", "name"),
+    [
+        (op, name)
+        for op, given in GIVEN.items()
+        for name, value in given.items()
+        if isinstance(value, np.ndarray) and op not in OTHER_WORDS
+    ],
 )
 def test_every_op_names_the_masked_argument(op, name):
-    arguments = CALLS[op] | OTHERS.get(op, {})
+    arguments = GIVEN[op]
 
     def call(**changes):
-        return op(**arguments | changes)
+        return getattr(ops, op)(**arguments | changes)
 
     call()
     with pytest.raises(TypeError, match=rf"^{name} must not be a masked array.*filled.*mask"):
@@ -60,6 +57,7 @@ def test_every_op_names_the_masked_argument(op, name):
 
 
 def test_backward_passes_and_optimizers_name_it_too():
+    x = np.ones((6, 4))
     y, saved = ops.linear_forward(x, np.ones((3, 4)))
     with pytest.raises(TypeError, match=r"^dout must not be a masked array"):
         ops.linear_backward(masked(y), saved)

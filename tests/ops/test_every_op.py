@@ -2,139 +2,20 @@
 
 import numpy as np
 import pytest
-from attention_cases import buckets_of, normal
+from attention_cases import normal
+from op_cases import CALLS, large
 
 from reformer_c import ops
 
-ATTENTION_MASK = np.array([[1] * 150 + [0] * 10, [0] * 3 + [1] * 157])
-BUCKETS = buckets_of("random", (2, 2, 2, 160), 6, ATTENTION_MASK, np.random.default_rng(0))
-LSH = {"num_hashes": 2, "num_buckets": 6, "buckets": BUCKETS, "attention_mask": ATTENTION_MASK}
-DROP = {"dropout": 0.2, "dropout_key": 3}
-
-
-def rows(rng, dtype):
-    return normal(rng, dtype, 2, 150, 48)
-
-
-def heads(count):
-    return lambda rng, dtype: [normal(rng, dtype, 2, 2, 160, 24) for _ in range(count)]
-
-
-def feed_forward(rng, dtype):
-    return [rows(rng, dtype), *(normal(rng, dtype, *s) for s in [(70, 48), (70,), (48, 70), (48,)])]
-
-
-def cross_entropy(rng, dtype):
-    return [rows(rng, dtype), normal(rng, dtype, 90, 48), normal(rng, dtype, 90),
-            rng.integers(0, 90, (2, 150))]  # fmt: skip
-
-
-# name: (op, its arguments, its options), large enough for several threads to share
-CALLS = {
-    "linear": (
-        "linear",
-        lambda rng, t: [rows(rng, t), normal(rng, t, 70, 48), normal(rng, t, 70)],
-        {},
-    ),
-    "linear, medium": (
-        "linear",
-        lambda rng, t: [rows(rng, t), normal(rng, t, 70, 48), normal(rng, t, 70)],
-        {"matmul_precision": "medium"},
-    ),
-    "layer_norm": (
-        "layer_norm",
-        lambda rng, t: [normal(rng, t, 2, 3000, 48), normal(rng, t, 48), normal(rng, t, 48)],
-        {},
-    ),
-    "embedding": (
-        "embedding",
-        lambda rng, t: [rng.integers(0, 50, (2, 5000)), normal(rng, t, 50, 33)],
-        {},
-    ),
-    "axial_positions": (
-        "axial_positions",
-        lambda rng, t: [
-            rng.integers(0, 60, (2, 5000)),
-            normal(rng, t, 6, 20),
-            normal(rng, t, 10, 13),
-        ],
-        {},
-    ),
-    "dropout": ("dropout", lambda rng, t: [normal(rng, t, 300, 1000)], {"p": 0.2, "key": 3}),
-    "feed_forward": ("feed_forward", feed_forward, {}),
-    "feed_forward, chunks, dropout": (
-        "feed_forward",
-        feed_forward,
-        dict(activation="gelu", chunk_length=37, **DROP),
-    ),
-    "feed_forward, medium": ("feed_forward", feed_forward, {"matmul_precision": "medium"}),
-    "cross_entropy_head, high": (
-        "cross_entropy_head",
-        cross_entropy,
-        {"matmul_precision": "high"},
-    ),
-    "cross_entropy_head": ("cross_entropy_head", cross_entropy, {}),
-    "cross_entropy_head, chunks": ("cross_entropy_head", cross_entropy, {"chunk_length": 37}),
-    "full": ("full_attention", heads(3), {}),
-    "full, causal": (
-        "full_attention",
-        heads(3),
-        dict(is_causal=True, attention_mask=ATTENTION_MASK, **DROP),
-    ),
-    "local": ("local_attention", heads(3), {"chunk_length": 32, "is_causal": True}),
-    "local, all around": (
-        "local_attention",
-        heads(3),
-        dict(chunk_length=16, num_chunks_after=2, wrap=True, attention_mask=ATTENTION_MASK, **DROP),
-    ),
-    "local, medium": (
-        "local_attention",
-        heads(3),
-        dict(chunk_length=32, matmul_precision="medium", attention_mask=ATTENTION_MASK, **DROP),
-    ),
-    "lsh, high": (
-        "lsh_attention",
-        heads(2),
-        dict(chunk_length=32, matmul_precision="high", is_causal=True, **LSH),
-    ),
-    "lsh": ("lsh_attention", heads(2), dict(chunk_length=32, **LSH)),
-    "lsh, hashed": ("lsh_attention", heads(2), {"chunk_length": 32, "num_hashes": 2, "rng": 4}),
-    "lsh, every switch": (
-        "lsh_attention",
-        heads(2),
-        dict(
-            chunk_length=16,
-            is_causal=True,
-            attend_across_buckets=False,
-            allow_duplicate_attention=False,
-            wrap=False,
-            num_chunks_after=1,
-            **LSH,
-            **DROP,
-        ),
-    ),
-    "lsh, duplicates": (
-        "lsh_attention",
-        heads(2),
-        dict(chunk_length=16, num_chunks_before=3, allow_duplicate_attention=False, **LSH),
-    ),
-    "buckets": ("lsh_attention", heads(2), dict(scope="bucket", **LSH)),
-    "buckets, causal": (
-        "lsh_attention",
-        heads(2),
-        dict(scope="bucket", is_causal=True, allow_duplicate_attention=False, **LSH, **DROP),
-    ),
-}
-
 every_call = pytest.mark.parametrize("name", CALLS)
 attention_call = pytest.mark.parametrize(
-    "name", [name for name, (op, _, _) in CALLS.items() if op.endswith("attention")]
+    "name", [name for name, (op, _) in CALLS.items() if op.endswith("attention")]
 )
 
 
 def arguments(name, rng, dtype):
-    op, draw, options = CALLS[name]
-    return op, draw(rng, dtype), options
+    op, options = CALLS[name]
+    return op, large(op, rng, dtype), options
 
 
 def forward(op, inputs, options, **more):
@@ -153,6 +34,11 @@ def output_gradient(op, rng, out):
 def assert_same_bits(actual, expected):
     for a, e in zip(actual, expected, strict=True):
         assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
+
+
+def test_every_op_with_a_backward_is_called():
+    with_backward = {name for name in ops.__all__ if f"{name}_backward" in ops.__all__}
+    assert {op for op, _ in CALLS.values()} == with_backward
 
 
 @every_call
