@@ -513,7 +513,7 @@ def test_the_options_of_writing_are_kept_in_the_folder(tmp_path):
         TypeError, match=r"^decoder_start_token_id must be None with decoder_input_ids"
     ):
         opened.generate(ids, decoder_input_ids=[[1], [1]], decoder_start_token_id=8)
-    with pytest.raises(ValueError, match=r"^decoder_start_token_id: expected ids in"):
+    with pytest.raises(ValueError, match=r"^decoder_start_token_id must be in"):
         opened.generate(ids, decoder_start_token_id=13)
     with pytest.raises(AttributeError, match="did you mean top_k"):
         opened.generation_config.topk = 3

@@ -482,7 +482,7 @@ def test_texts_are_evaluated_one_by_one(stride):
             evaluate(model, wrong, 16)
         with pytest.raises(ValueError, match=r"^held_out: expected a text of at least 2 tokens"):
             make(held_out=wrong)
-    with pytest.raises(TypeError, match=r"^held_out\[1\]: expected a 1-d array of integers"):
+    with pytest.raises(TypeError, match=r"^held_out\[1\] must be a 1-d array of integers"):
         make(held_out=[TEXT, TEXT.astype(float)])
 
 
