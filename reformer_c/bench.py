@@ -1,4 +1,4 @@
-"""Speed of the ops as a share of this machine's peak.
+"""Speed of the operations as a share of this machine's peak.
 
 The peak of fused multiply-adds is measured in the same run: on a machine that is shared or changes
 its clock, absolute times mean little.
@@ -91,7 +91,7 @@ def run_bench(
     json_file: str | os.PathLike | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Time the ops, print a table, and return everything as a dictionary.
+    """Time the operations, print a table, and return everything as a dictionary.
 
     Parameters
     ----------
@@ -114,11 +114,11 @@ def run_bench(
     Raises
     ------
     ValueError
-        Names the argument and says what was expected.
+        An argument is invalid.
     """
     for name, number in (("length", length), ("repeats", repeats)):
         if number < 1:
-            raise ValueError(f"{name}: expected a number >= 1, got {number!r}")
+            raise ValueError(f"{name} must be a number >= 1, got {number!r}")
     check_json_file(json_file)
     threads = sorted({1, get_num_threads()}) if threads is None else list(threads)
     machine = describe_machine()

@@ -34,12 +34,12 @@ __all__ = [
     "write_safetensors",
 ]
 
-# weight files in order of preference; sharded weights are listed in NAME.index.json
+# weight files in order of preference; NAME.index.json lists the shards of NAME
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
 # safetensors' names of the number types that NumPy has, and bfloat16
 READABLE = {"BOOL", "BF16", "C64"} | {f"{kind}{bits}" for kind in "IU" for bits in (8, 16, 32, 64)}
 READABLE |= {"F16", "F32", "F64"}
-# prefixes that PyTorch's parallel training and its compiler add to names
+# name parts added by PyTorch's data parallelism and its compiler
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # a name on the Hugging Face hub: owner/model, or model
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -65,7 +65,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.fspath(path.parent))
-    part = _unused_name_beside(path)
+    part = _temporary_name(path)
     try:
         write(part)
         _sync(part)
@@ -87,7 +87,7 @@ def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], 
     is_new = not folder.exists()
     if is_new:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = _unused_name_beside(folder if is_new else folder / "stage")
+    stage = _temporary_name(folder if is_new else folder / "stage")
     stage.mkdir()
     try:
         for name, write in files.items():
@@ -122,11 +122,12 @@ def save_model(
 def as_path(folder: Any) -> Path:
     """The path of a folder; TypeError if it is not a path."""
     if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"folder: expected a path, got {type(folder).__name__}")
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}")
     return Path(folder)
 
 
-def _unused_name_beside(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
+    """An unused name in the same folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
 
 
@@ -204,8 +205,8 @@ def _iterate_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             for name, kind in kinds.items():
                 if kind not in READABLE:
                     raise ValueError(
-                        f"path: {os.fspath(path)!r} holds {name} as {kind}: expected F64, F32, F16 "
-                        "or BF16"
+                        f"path: {os.fspath(path)!r} has {name} as {kind}, must be F64, F32, F16 or "
+                        "BF16"
                     )
             wide = {}  # NumPy has no bfloat16
             if "BF16" in kinds.values():
@@ -308,7 +309,7 @@ def local_folder(
     Raises
     ------
     FileNotFoundError
-        Neither a folder nor a repository of that name exists, or the hub cannot be reached.
+        There is neither a folder nor a repository of that name, or the hub cannot be reached.
     ImportError
         The name may be on the hub, and the huggingface_hub library is not installed.
     """
@@ -331,17 +332,17 @@ def local_folder(
                 break
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"folder: there is no folder {text!r}, and the Hugging Face hub did not give a model "
-            f"of that name: {error}"
+            f"folder: there is no folder {text!r}, and the Hugging Face hub returned no model of "
+            f"that name: {error}"
         ) from error
     return folder
 
 
-class Misfit(NamedTuple):
-    """A tensor that does not fit its parameter."""
+class Mismatch(NamedTuple):
+    """A tensor whose shape or dtype differs from its parameter's."""
 
     name: str  # of the parameter
-    kind: str  # what differs: "shape" or "dtype"
+    kind: str  # "shape" or "dtype"
     text: str
 
 
@@ -349,11 +350,11 @@ def load_into(
     parameters: Mapping[str, np.ndarray],
     tensors: Iterator[tuple[str, np.ndarray]],
     rename: Callable[[str], str | None],
-) -> tuple[list[str], list[str], list[Misfit]]:
-    """Copy tensors into the arrays of their names, cast to their dtype.
+) -> tuple[list[str], list[str], list[Mismatch]]:
+    """Copy tensors into the parameters of the same names, cast to the parameters' dtype.
 
-    Prefixes and name parts added by programs are ignored: ``module.``, ``_orig_mod.``, or the
-    ``model.`` under which a training framework stores a model.
+    Prefixes and name parts that training programs add are ignored, such as ``module.``,
+    ``_orig_mod.`` or ``model.``.
 
     Parameters
     ----------
@@ -368,20 +369,20 @@ def load_into(
     -------
     missing, unexpected : list of str
         Parameters without a tensor, and tensors without a parameter.
-    misshapen : list of Misfit
-        Parameters whose tensor has another shape or is not real. `what_does_not_fit` formats all
+    mismatched : list of Mismatch
+        Parameters whose tensor has another shape or is not real. `describe_mismatch` formats all
         three lists.
 
     Raises
     ------
     ValueError
-        The names are those of two models.
+        The tensors are those of two models.
     """
-    missing, unexpected, misshapen = dict.fromkeys(parameters), list[str](), dict[str, Misfit]()
+    missing, unexpected, mismatched = dict.fromkeys(parameters), list[str](), dict[str, Mismatch]()
     renamed: set[str] = set()
-    # tensors by prefix, and then by the name without it
-    beginnings: dict[str, str] = {}
-    places: dict[str, str] = {}
+    # the first tensor with each prefix, and the first with each name without its prefix
+    by_prefix: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for stored, tensor in tensors:
         prefix, plain = _without_wrappers(stored, parameters, rename)
         name = rename(plain)
@@ -390,17 +391,17 @@ def load_into(
         if name not in parameters:
             unexpected.append(stored)
             continue
-        beginnings.setdefault(prefix, stored)
-        others = {places.setdefault(plain, stored), *beginnings.values()} - {stored}
-        if len(beginnings) > 1 or places[plain] != stored:
-            raise ValueError(f"{min(others)}, {stored}: expected the tensors of one model")
+        by_prefix.setdefault(prefix, stored)
+        others = {by_name.setdefault(plain, stored), *by_prefix.values()} - {stored}
+        if len(by_prefix) > 1 or by_name[plain] != stored:
+            raise ValueError(f"{min(others)}, {stored} must be tensors of one model")
         if name != plain:
             renamed.add(name)
         missing.pop(name, None)
-        misshapen.pop(name, None)
+        mismatched.pop(name, None)
         array = parameters[name]
         if tensor.shape != array.shape or tensor.dtype.kind != "f":
-            misshapen[name] = Misfit(
+            mismatched[name] = Mismatch(
                 name,
                 "dtype" if tensor.shape == array.shape else "shape",
                 f"{stored}: {tensor.dtype}{list(tensor.shape)} in the file, "
@@ -409,7 +410,7 @@ def load_into(
         else:
             with np.errstate(under="ignore"):  # values too small for a narrower dtype become 0
                 array[...] = tensor
-    return list(missing), unexpected, list(misshapen.values())
+    return list(missing), unexpected, list(mismatched.values())
 
 
 def _without_wrappers(
@@ -424,17 +425,17 @@ def _without_wrappers(
     return "", ".".join(parts)
 
 
-def what_does_not_fit(
-    missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[Misfit]
+def describe_mismatch(
+    missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[Mismatch]
 ) -> str:
     """Format the mismatches that `load_into` found; empty if there are none.
 
     Examples
     --------
-    >>> what_does_not_fit(["bias"], [], [])
+    >>> describe_mismatch(["bias"], [], [])
     'missing: bias'
     """
     found: dict[str, list[str]] = {"missing": [*missing], "unexpected": [*unexpected]}
-    for _, kind, text in misshapen:
+    for _, kind, text in mismatched:
         found.setdefault(f"of another {kind}", []).append(text)
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)

@@ -1,8 +1,8 @@
 """Atomic update of a checkpoint folder, and a check in advance that it can be written.
 
-All files are written into .saving; one rename to .saved commits the checkpoint; then its files are
-moved up, over the old ones. A process killed before the rename leaves the old checkpoint; one
-killed after it leaves moves that the next save or resume completes.
+All files are written into .saving; renaming that to .saved commits the checkpoint; then its files
+replace the old ones. A process killed before the rename leaves the old checkpoint; one killed after
+it leaves moves that the next save or resume completes.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def check_writable(folder: Path, size: int) -> None:
     ImportError
         The library that writes checkpoints is not installed.
     OSError
-        States why it cannot be written.
+        The folder cannot be written, or the disk has no room.
     """
     if find_spec("safetensors") is None:
         raise requires_extra("folder: saving a model", "safetensors", "cli")
     probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # checks the library too
+        # also tests the library
         write_safetensors(probe, {"probe": np.zeros(1, np.float32)})
         # an old checkpoint is kept until the new one is complete
         free = shutil.disk_usage(folder).free
@@ -102,7 +102,7 @@ def check_writable(folder: Path, size: int) -> None:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Allocate that many bytes on disk, where supported: this detects quotas and limits."""
+    """Allocate bytes on disk, where supported, which detects quotas and limits."""
     if not hasattr(os, "posix_fallocate") or size == 0:
         return
     try:

@@ -52,8 +52,8 @@ class LogitsSource(Protocol):
 
 
 class UncachedSource:
-    """A `LogitsSource` that computes logits (n, v) by a function of ids (n, t) of whole texts and of
-    the indices (n,) of their prompts.
+    """A `LogitsSource` that computes logits (n, v) by a function of ids (n, t) of whole texts and
+    of the indices (n,) of their prompts.
 
     Texts of equal length are computed in one call.
     """
@@ -220,7 +220,7 @@ class Rules:
     def _restricted(
         self, rows: Sequence[np.ndarray], texts: Sequence[_Text], function: Callable
     ) -> list[np.ndarray]:
-        """Exclude what prefix_allowed_tokens_fn does not allow; undo other bans if nothing is left."""
+        """Apply prefix_allowed_tokens_fn; if no token is left, undo the other bans."""
         name, found, masks = "prefix_allowed_tokens_fn", [], []
         for z, text in zip(rows, texts, strict=True):
             allowed = [

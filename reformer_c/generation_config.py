@@ -302,9 +302,9 @@ class GenerationConfig(NamedAttributes):
         if self.min_new_tokens is None:
             self.min_new_tokens = max(0, (self.min_length or 0) - t)
         if self.min_new_tokens > self.max_new_tokens:
-            limit = f"max_new_tokens={self.max_new_tokens}"
-            total = f"{t + self.max_new_tokens}, the prompt and {limit}"
-            for name, maximum in (("min_new_tokens", limit), ("min_length", total)):
+            longest = f"max_new_tokens={self.max_new_tokens}"
+            total = f"{t + self.max_new_tokens}, the prompt and {longest}"
+            for name, maximum in (("min_new_tokens", longest), ("min_length", total)):
                 if call.get(name) is not None:
                     raise ValueError(f"{name} must be at most {maximum}, got {call[name]}")
             self.min_new_tokens = self.max_new_tokens

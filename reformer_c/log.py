@@ -48,18 +48,18 @@ class TrainingLog:
             pass  # report an unwritable file before the first step
 
     def begin(self, after: int) -> TrainingLog:
-        """Continue after the line of step `after`; lines of later steps, which are repeated, go.
+        """Continue after the line of step `after`; lines of later steps are deleted.
 
         Raises
         ------
         FileExistsError
-            A new run finds the lines of another one.
+            A new run (`after` is 0) finds the lines of another.
         """
         self.close()
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         if text and after == 0:
             raise FileExistsError(
-                f"log: {os.fspath(self.path)!r} has the steps of a run: resume it, or choose "
+                f"log: {os.fspath(self.path)!r} has the steps of another run: resume it, or choose "
                 "another file"
             )
         kept = [line for line in _complete_lines(text) if json.loads(line)["step"] <= after]
@@ -71,7 +71,7 @@ class TrainingLog:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append the line of one step; None and values that JSON cannot represent are omitted."""
-        assert self._file is not None, "begin comes first"
+        assert self._file is not None, "call begin first"
         line = {
             name: value
             for name, value in values.items()
@@ -104,7 +104,9 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise ValueError(f"log: {os.fspath(path)!r} is not one of JSON lines: {error}") from error
+        raise ValueError(
+            f"log: {os.fspath(path)!r} is not a file of JSON lines: {error}"
+        ) from error
 
 
 def _complete_lines(text: str) -> list[str]:

@@ -36,7 +36,7 @@ class Optimizer(ABC):
 
     def __init__(self, parameters: Mapping[str, np.ndarray]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:
-            raise TypeError("parameters: expected a non-empty dictionary of arrays by name")
+            raise TypeError("parameters must be a non-empty dictionary of arrays by name")
         for name, array in parameters.items():
             _check_float_array(f"parameters[{name!r}]", array)
         self.parameters = parameters
@@ -67,7 +67,9 @@ class Optimizer(ABC):
         FloatingPointError
             A gradient is NaN or infinite: the message names the step and the parameter.
 
-        Nothing is changed when an exception is raised.
+        Notes
+        -----
+        If an exception is raised, nothing has been changed.
         """
         lr = self.learning_rate if lr is None else number("lr", lr, 0.0)
         self._check_gradients(grads)
@@ -97,15 +99,14 @@ class Optimizer(ABC):
         Raises
         ------
         TypeError, ValueError
-            Name the entry that is missing, unknown, or of another shape or dtype; nothing has been
-            changed.
+            An entry is missing, unknown, or of another shape or dtype; nothing has been changed.
         """
         own = self.state_dict()
         _check_same_names("state", state, own)
         for name, array in own.items():
             _check_like(f"state[{name!r}]", state[name], array.shape, array.dtype)
         if int(state["steps"]) < 0:
-            raise ValueError(f"state['steps']: expected a count, got {int(state['steps'])}")
+            raise ValueError(f"state['steps'] must be >= 0, got {int(state['steps'])}")
         self.steps = int(state["steps"])
         for name, array in self._state.items():
             array[...] = state[name]
@@ -139,7 +140,7 @@ class AdamW(NamedAttributes, Optimizer):
     Raises
     ------
     TypeError, ValueError
-        Name the argument, or the parameter, and say what was expected.
+        An argument or a parameter is invalid.
 
     See Also
     --------
@@ -235,7 +236,7 @@ class Adafactor(NamedAttributes, Optimizer):
     Raises
     ------
     TypeError, ValueError
-        Name the argument, or the parameter, and say what was expected.
+        An argument or a parameter is invalid.
 
     References
     ----------
@@ -283,17 +284,17 @@ class Adafactor(NamedAttributes, Optimizer):
         self.warmup_init = flag("warmup_init", warmup_init)
         if (lr is None) != self.relative_step:
             raise ValueError(
-                f"lr: expected None with relative_step=True and a number without, got {lr!r}"
+                f"lr must be None with relative_step=True and a number without, got {lr!r}"
             )
         if self.warmup_init and not self.relative_step:
-            raise ValueError("warmup_init: expected False without relative_step")
+            raise ValueError("warmup_init must be False without relative_step")
         self.lr = None if lr is None else number("lr", lr, 0.0)
         self.eps = _pair("eps", eps)
         positive("eps", self.eps[0])
         self.clip_threshold = positive("clip_threshold", clip_threshold)
         self.decay_rate = number("decay_rate", decay_rate, -1.0)
         if self.decay_rate > 0.0:
-            raise ValueError(f"decay_rate: expected a number in [-1, 0], got {decay_rate!r}")
+            raise ValueError(f"decay_rate must be in [-1, 0], got {decay_rate!r}")
         self.beta1 = None if beta1 is None else number("beta1", beta1, 0.0, below=1.0)
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
         for name, array in parameters.items():
@@ -375,7 +376,7 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     -------
     float
         The norm before clipping; ``inf`` if it exceeds float64. If a gradient has a NaN or an
-        infinity, the norm is NaN or infinite and no gradient is scaled: the optimiser will name it.
+        infinity, the norm is NaN or infinite and no gradient is scaled: the optimiser raises then.
 
     Examples
     --------
@@ -387,7 +388,7 @@ def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     (array([0.6]), array([0.8]))
     """
     if not isinstance(grads, Mapping):
-        raise TypeError("grads: expected a dictionary of arrays by name")
+        raise TypeError("grads must be a dictionary of arrays by name")
     max_norm = positive("max_norm", max_norm, infinite=True)
     for name, grad in grads.items():
         _check_float_array(f"grads[{name!r}]", grad)
@@ -526,25 +527,25 @@ on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, floor=0.
 def _check_float_array(name: str, array: object) -> None:
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         kind = type(array).__name__
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {kind}")
+        raise TypeError(f"{name} must be a float32 or float64 array, got {kind}")
     if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {array.dtype}")
+        raise TypeError(f"{name} must be a float32 or float64 array, got {array.dtype}")
     if not (array.flags.writeable and array.flags.c_contiguous):
-        raise ValueError(f"{name}: expected a writable C-contiguous array")
+        raise ValueError(f"{name} must be a writable C-contiguous array")
 
 
 def _check_like(name: str, array: object, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a {dtype} array, got {type(array).__name__}")
+        raise TypeError(f"{name} must be a {dtype} array, got {type(array).__name__}")
     if array.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     if array.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {array.dtype}")
+        raise TypeError(f"{name} must be {dtype}, got {array.dtype}")
 
 
 def _check_same_names(name: str, got: object, expected: Mapping) -> None:
     if not isinstance(got, Mapping):
-        raise TypeError(f"{name}: expected a dictionary of arrays by name")
+        raise TypeError(f"{name} must be a dictionary of arrays by name")
     for missing in [key for key in expected if key not in got]:
         raise ValueError(f"{name}: {missing!r} is missing")
     for unknown in [key for key in got if key not in expected]:
@@ -553,6 +554,6 @@ def _check_same_names(name: str, got: object, expected: Mapping) -> None:
 
 def _pair(name: str, value: Any, below: float = math.inf) -> tuple[float, float]:
     if np.shape(value) != (2,):
-        raise ValueError(f"{name}: expected two numbers, got {value!r}")
+        raise ValueError(f"{name} must be two numbers, got {value!r}")
     first, second = (number(name, part, 0.0, below) for part in value)
     return first, second

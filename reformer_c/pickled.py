@@ -1,9 +1,9 @@
-"""Reads the tensors that ``torch.save`` wrote, without torch and without running the file.
+"""Reads tensors written by ``torch.save``, without torch and without executing the file.
 
 A pickle is a program for a stack machine. Python's own unpickler may import and call whatever the
 program names, so it can execute arbitrary code. The interpreter below knows only the opcodes that
-torch.save emits for a dictionary of tensors. Names are never imported; only those that create a
-dictionary or describe a tensor are accepted. Everything else is refused.
+torch.save emits for a dictionary of tensors. Names are never imported: those that create a
+dictionary or describe a tensor are mapped to functions here, and everything else is refused.
 
 Two formats: a zip archive (torch 1.6 and later), and a sequence of pickles followed by the raw
 storages (before; Hugging Face's Reformers of 2020 use it).
@@ -59,6 +59,9 @@ STATE_NAMES = ("state_dict", "model_state_dict", "model", "module")
 Order = Literal["<", ">"]
 
 
+TRUNCATED = "fewer numbers than its header states: it is truncated"
+
+
 class Refused(Exception):
     """The pickle contains something that a saved dictionary of tensors does not."""
 
@@ -107,13 +110,13 @@ def run(stream: Any) -> Any:
             for instruction, argument, _ in pickletools.genops(stream):
                 if instruction.name == "STOP":
                     return machine.pop()
-                step = STEPS.get(instruction.name)
-                if step is None:
-                    raise Refused(f"the instruction {instruction.name}")
-                step(machine, argument)
+                execute = OPCODES.get(instruction.name)
+                if execute is None:
+                    raise Refused(f"the opcode {instruction.name}")
+                execute(machine, argument)
         except Warning as warning:
-            raise Refused(f"a damaged name ({warning})") from None
-    raise Refused("a pickle without an end")
+            raise Refused(f"an invalid name ({warning})") from None
+    raise Refused("a pickle without STOP")
 
 
 class Machine:
@@ -125,7 +128,7 @@ class Machine:
 
     def pop(self) -> Any:
         if not self.stack or isinstance(self.stack[-1], Marker):
-            raise Refused("a value that is not there")
+            raise Refused("an opcode that needs a value on the empty stack")
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
@@ -134,24 +137,24 @@ class Machine:
                 values = self.stack[i + 1 :]
                 del self.stack[i:]
                 return values
-        raise Refused("an enumeration without a beginning")
+        raise Refused("a sequence without MARK")
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
     def peek(self, kind: type) -> Any:
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise Refused(f"something added to what is no {kind.__name__}")
+            raise Refused(f"an opcode that needs a {kind.__name__} on the stack")
         return self.stack[-1]
 
     def put(self, key: int) -> None:
         if not self.stack:
-            raise Refused("a value that is not there")
+            raise Refused("an opcode that needs a value on the empty stack")
         self.memo[key] = self.stack[-1]
 
     def get(self, key: int) -> None:
         if key not in self.memo:
-            raise Refused("a value that is not there")
+            raise Refused(f"a reference to the missing memo entry {key}")
         self.push(self.memo[key])
 
     def tuple_of(self, count: int) -> None:
@@ -164,7 +167,7 @@ class Machine:
             raise Refused("a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, (str, int)):
-                raise Refused("a key that is neither text nor a number")
+                raise Refused("a key that is neither a str nor an int")
             target[key] = value
 
     def extend(self, values: list[Any]) -> None:
@@ -173,33 +176,33 @@ class Machine:
     def stack_name(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise Refused("a name that is no text")
+            raise Refused("a name that is not a str")
         self.push(Name(module, name))
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
-        answer = WORDS.get(function) if isinstance(function, Name) else None
-        if answer is None or not isinstance(arguments, tuple):
+        substitute = FUNCTIONS.get(function) if isinstance(function, Name) else None
+        if substitute is None or not isinstance(arguments, tuple):
             raise Refused(f"a call of {shown(function)}")
-        self.push(answer(*arguments))
+        self.push(substitute(*arguments))
 
     def build(self) -> None:
-        """Attributes of an OrderedDict, in which torch keeps versions: ignored."""
+        """Ignore attributes of an OrderedDict, where torch stores version numbers."""
         self.pop()
         self.peek(dict)
 
 
-def plain(machine: Machine, argument: Any) -> None:
+def constant(machine: Machine, argument: Any) -> None:
     machine.push(argument)
 
 
-STEPS: dict[str, Callable[[Machine, Any], None]] = {
+OPCODES: dict[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(
         (
             "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING",
             "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT",
         ),
-        plain,
+        constant,
     ),
     "PROTO": lambda m, _: None,
     "FRAME": lambda m, _: None,
@@ -231,16 +234,17 @@ STEPS: dict[str, Callable[[Machine, Any], None]] = {
 }  # fmt: skip
 
 
-# ---- the names it accepts ----
+# ---- functions that a pickle may name, and their substitutes ----
 
 
-def storage_of(words: Any) -> Storage:
-    """A reference to a storage: ("storage", its class, key, device, size[, view])."""
-    if not isinstance(words, tuple) or len(words) not in (5, 6) or words[0] != "storage":
-        raise Refused("a reference to something other than a storage")
-    _, kind, key, _, size, *view = words
+def storage_of(identifier: Any) -> Storage:
+    """Read a persistent id: ("storage", storage class, key, device, size[, view])."""
+    is_storage = isinstance(identifier, tuple) and len(identifier) in (5, 6)
+    if not is_storage or identifier[0] != "storage":
+        raise Refused("a persistent id of something other than a storage")
+    _, kind, key, _, size, *view = identifier
     if not isinstance(kind, Name) or kind.module not in ("torch", "torch.storage"):
-        raise Refused(f"numbers of the kind {shown(kind)}")
+        raise Refused(f"numbers of type {shown(kind)}")
     if isinstance(key, int):
         key = str(key)
     if not isinstance(key, str):
@@ -256,14 +260,14 @@ def tensor_of(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> T
         raise Refused("a tensor without a storage")
     shape, strides = counts(shape), counts(strides)
     if len(shape) != len(strides) or len(shape) > 32:
-        raise Refused(f"a tensor of {len(shape)} lengths and {len(strides)} strides")
+        raise Refused(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
     (offset,) = counts((offset,), 1)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if 0 not in shape and last >= storage.size:
-        raise Refused(f"a tensor that reaches beyond its storage of {storage.size} numbers")
+        raise Refused(f"a tensor that exceeds its storage of {storage.size} numbers")
     if math.prod(n for n in shape if n) > 2**48:
         raise Refused(f"a tensor of shape {shape}")
-    # the stride of an axis of length 1 is never used, and may be anything
+    # the stride of an axis of length 1 is unused and arbitrary
     strides = tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
     return Tensor(storage, offset, shape, strides)
 
@@ -278,16 +282,16 @@ def tensor_of_dtype(
     dtype: Any,
     *_: Any,
 ) -> Tensor:
-    """A tensor over bytes with a dtype that has no storage class: not used by models here."""
+    """A tensor of a dtype that has no storage class of its own, stored as bytes."""
     tensor = tensor_of(storage, offset, shape, strides)
     if not isinstance(dtype, Name):
-        raise Refused(f"numbers of the kind {shown(dtype)}")
+        raise Refused(f"numbers of type {shown(dtype)}")
     return replace(tensor, storage=replace(tensor.storage, kind=dtype.name))
 
 
 def parameter_of(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
-        raise Refused("a parameter that is no tensor")
+        raise Refused("a parameter that is not a tensor")
     return tensor
 
 
@@ -297,7 +301,7 @@ def ordered_dict(*arguments: Any) -> dict:
     return {}
 
 
-WORDS: dict[Name, Callable[..., Any]] = {
+FUNCTIONS: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): ordered_dict,
     Name("torch._utils", "_rebuild_tensor"): tensor_of,
     Name("torch._utils", "_rebuild_tensor_v2"): tensor_of,
@@ -307,9 +311,9 @@ WORDS: dict[Name, Callable[..., Any]] = {
 
 
 def counts(values: Any, length: int | None = None, *, first: int = 0) -> tuple[int, ...]:
-    """A tuple of integers >= 0, which is entry `first` or follows it."""
+    """`values`, a tuple whose entries from `first` on must be integers >= 0."""
     if not isinstance(values, tuple) or length not in (None, len(values)):
-        raise Refused("a size that is none")
+        raise Refused(f"the size {shown(values)}")
     for value in values[first:]:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
             raise Refused(f"the size {shown(value)}")
@@ -317,20 +321,20 @@ def counts(values: Any, length: int | None = None, *, first: int = 0) -> tuple[i
 
 
 def shown(value: Any) -> str:
-    """Format a value for a message: its type only, if its text could be unbounded."""
+    """Format a value for a message; only its type, if its text could be long."""
     if isinstance(value, Name):
         return f"{value.module}.{value.name}"
     return repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
 
 
-# ---- the files ----
+# ---- files ----
 
 
 def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a file that ``torch.save`` wrote from a dictionary of them.
+    """Read the tensors of a dictionary written by ``torch.save``.
 
-    The dictionary may be an entry of another one, as in training checkpoints: under
-    ``state_dict``, ``model_state_dict``, ``model`` or ``module``.
+    It may be an entry of another dictionary, as in training checkpoints: ``state_dict``,
+    ``model_state_dict``, ``model`` or ``module``.
 
     Strides and shared storages are preserved; bfloat16 is converted to float32. Nothing named in
     the file is imported or called.
@@ -356,11 +360,11 @@ def iterate_torch_file(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarra
             is_zip = file.read(4) == b"PK\x03\x04"
         yield from (_iterate_zip if is_zip else _iterate_legacy)(path)
     except Refused as error:
-        raise ValueError(f"path: {os.fspath(path)!r} is refused: it holds {error}") from error
+        raise ValueError(f"path: {os.fspath(path)!r} is refused: it has {error}") from error
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise  # an I/O error; EINVAL is an offset before the file's beginning
-        raise ValueError(f"path: {os.fspath(path)!r} is not a file of torch's: {error}") from error
+        raise ValueError(f"path: {os.fspath(path)!r} is not a PyTorch file: {error}") from error
 
 
 def _iterate_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -370,10 +374,10 @@ def _iterate_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             raise Refused("no data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
 
-        def read(name: str, at_most: int) -> bytes:
+        def read(name: str, max_size: int) -> bytes:
             entry = archive.getinfo(folder + name)
             # torch stores uncompressed; a compressed entry could be far larger than the file
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > at_most:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > max_size:
                 raise Refused(f"a compressed or oversized {name}")
             return archive.read(entry)
 
@@ -386,39 +390,39 @@ def _iterate_zip(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _iterate_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if run(data) != MAGIC or run(data) != VERSION:
-            raise Refused("neither a zip archive nor torch's number at its beginning")
+            raise Refused("neither the header of a zip archive nor PyTorch's magic number")
         system, state, keys = run(data), run(data), run(data)
         if not isinstance(system, dict) or not isinstance(keys, list):
             raise Refused("no list of storages")
         if not all(isinstance(key, (str, int)) for key in keys):
             raise Refused("a storage without a name")
         order: Order = "<" if system.get("little_endian", True) else ">"
-        places = _legacy_places(data, state, keys, order)
+        offsets = _legacy_offsets(data, state, keys, order)
 
         def read(storage: Storage) -> bytes:
-            start, size = places[storage.key]
+            start, size = offsets[storage.key]
             return data[start : start + size]
 
         yield from _tensors(state, order, read)
 
 
-def _legacy_places(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[str, tuple]:
-    """Offset and bytes of each storage: they are consecutive, each preceded by its length."""
+def _legacy_offsets(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[str, tuple]:
+    """Offset and size in bytes of each storage: consecutive, each preceded by its length."""
     _check_state(state)
     kinds = {storage.key: storage.kind for storage in _storages(state)}
-    place, places = data.tell(), {}
+    offset, offsets = data.tell(), {}
     for key in map(str, keys):
         if kinds.get(key) not in DTYPES:
-            raise Refused(f"a storage {key!r} that no tensor uses, or of an unknown kind")
-        head = data[place : place + 8]
-        if len(head) < 8:
-            raise Refused("fewer numbers than it says: it is cut off")
-        size = int(np.frombuffer(head, f"{order}i8")[0]) * np.dtype(DTYPES[kinds[key]]).itemsize
-        if size < 0 or place + 8 + size > len(data):
-            raise Refused("fewer numbers than it says: it is cut off")
-        places[key] = place + 8, size
-        place += 8 + size
-    return places
+            raise Refused(f"a storage {key!r} that no tensor uses, or of an unknown type")
+        header = data[offset : offset + 8]
+        if len(header) < 8:
+            raise Refused(TRUNCATED)
+        size = int(np.frombuffer(header, f"{order}i8")[0]) * np.dtype(DTYPES[kinds[key]]).itemsize
+        if size < 0 or offset + 8 + size > len(data):
+            raise Refused(TRUNCATED)
+        offsets[key] = offset + 8, size
+        offset += 8 + size
+    return offsets
 
 
 def _check_state(state: Any) -> dict[str, Tensor]:
@@ -432,17 +436,17 @@ def _check_state(state: Any) -> dict[str, Tensor]:
     kinds: dict[str, str] = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise Refused(f"{name!r}, which is no tensor")
+            raise Refused(f"{name!r}, which is not a tensor")
         storage = value.storage
         if storage.kind not in DTYPES:
-            raise Refused(f"{name} in numbers of the kind {storage.kind}")
+            raise Refused(f"{name} of type {storage.kind}")
         if kinds.setdefault(storage.key, storage.kind) != storage.kind:
-            raise Refused(f"numbers of two kinds in the storage {storage.key}")
+            raise Refused(f"numbers of two types in the storage {storage.key}")
     return state
 
 
 def _storages(value: Any) -> Iterator[Storage]:
-    """All tensors in a pickle."""
+    """The storages of all tensors in a pickle."""
     left, seen = [value], set()
     while left:
         value = left.pop()
@@ -468,7 +472,7 @@ def _tensors(
             storages[key] = _numbers(read(tensor.storage), tensor.storage.kind, order)
         numbers = storages[key][tensor.storage.offset :]
         if len(numbers) < tensor.storage.size:
-            raise Refused(f"fewer numbers than it says, in {name}: it is cut off")
+            raise Refused(f"{TRUNCATED}, in {name}")
         yield name, _view(numbers, tensor)
         users[key] -= 1
         if users[key] == 0:

@@ -47,7 +47,7 @@ class AddedToken:
             value = {field: getattr(value, field) for field in fields if hasattr(value, field)}
         content = value.get("content")
         if not isinstance(content, str) or not content:
-            raise TypeError(f"{name}: expected a token, which is a str, got {given!r}")
+            raise TypeError(f"{name} must be a token, which is a non-empty str, got {given!r}")
         utf8(content, name)
         flags = {field: bool(value[field]) for field in FLAGS if field in value}
         return cls(content, **flags | {"special": special or flags.get("special", False)})
@@ -98,7 +98,9 @@ class SentencePieces(Reader):
         try:
             self._model = library.SentencePieceProcessor(model_proto=data)
         except (RuntimeError, OSError, ValueError, TypeError) as error:
-            raise ValueError(f"folder: {self.name} is no SentencePiece model: {error}") from error
+            raise ValueError(
+                f"folder: {self.name} is not a SentencePiece model: {error}"
+            ) from error
         pieces = range(self._model.get_piece_size())
         self.vocabulary = {self._model.id_to_piece(i): i for i in pieces}
         self.vocab_size = len(pieces)
@@ -147,7 +149,7 @@ class TokenizerFile(Reader):
         try:
             self._model = library.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"folder: {self.name} is no tokenizer: {error}") from error
+            raise ValueError(f"folder: {self.name} is not a tokenizer: {error}") from error
         self.vocabulary = self._model.get_vocab(with_added_tokens=True)
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=False)
         tokens = self._model.get_added_tokens_decoder().values()
@@ -169,7 +171,7 @@ class TokenizerFile(Reader):
         for content in tokens:
             if self._model.token_to_id(content) != vocabulary[content]:
                 raise ValueError(
-                    f"added tokens: expected the id that {self.name} gives to {content!r}, "
+                    f"added tokens: the id of {content!r} must be that of {self.name}, "
                     f"{self._model.token_to_id(content)}, got {vocabulary[content]}"
                 )
 

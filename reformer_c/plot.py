@@ -44,7 +44,7 @@ def buckets(ids: np.ndarray, ax: Any = None, *, labels: Sequence[str] | None = N
     Raises
     ------
     ValueError
-        Names the argument and says what was expected.
+        `ids` or `labels` is invalid.
     ImportError
         matplotlib is not installed.
 
@@ -57,9 +57,9 @@ def buckets(ids: np.ndarray, ax: Any = None, *, labels: Sequence[str] | None = N
     """
     ids = as_array("ids", ids)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not ids.size:
-        raise ValueError(f"ids: expected integers of shape (t,), got {ids.dtype} of {ids.shape}")
+        raise ValueError(f"ids must be integers of shape (t,), got {ids.dtype} of {ids.shape}")
     if labels is not None and len(labels) != len(ids):
-        raise ValueError(f"labels: expected {len(ids)}, one for each position, got {len(labels)}")
+        raise ValueError(f"labels must be {len(ids)}, one for each position, got {len(labels)}")
     ax = _axes(ax)
     ax.set(xlabel="position", ylabel="bucket", xlim=(-1, len(ids)))
     if labels is None:
@@ -111,7 +111,7 @@ def attention_pattern(
     Raises
     ------
     ValueError
-        Names the argument and says what was expected.
+        An argument is invalid.
     ImportError
         matplotlib is not installed.
 
@@ -127,20 +127,20 @@ def attention_pattern(
     """
     qk = as_array("qk", qk)
     if qk.ndim != 2 or qk.dtype not in (np.float32, np.float64) or not qk.size:
-        raise ValueError(f"qk: expected floats of shape (t, d), got {qk.dtype} of {qk.shape}")
+        raise ValueError(f"qk must be floats of shape (t, d), got {qk.dtype} of {qk.shape}")
     pattern = Pattern(scope, chunk_length, num_chunks_before, num_chunks_after)
     if ids is not None:
         ids = np.atleast_2d(as_array("ids", ids))
         if ids.ndim != 2 or ids.shape[1] != len(qk) or ids.dtype.kind not in "iu":
             expected = f"integers of shape (r, {len(qk)})"
-            raise ValueError(f"ids: expected {expected}, got {ids.dtype} of {ids.shape}")
+            raise ValueError(f"ids must be {expected}, got {ids.dtype} of {ids.shape}")
     elif sort:
-        raise ValueError("sort: there is no order without ids")
+        raise ValueError("sort must be False without ids")
     rows = np.arange(len(qk))
     weights = attention_weights(qk, rows, is_causal)
     ground, colours, title = _UNSEEN, _FOUND, ""
     if ids is not None:
-        met = pattern.times_met(pattern.places(ids), rows) > 0
+        met = pattern.count_pairs(pattern.groups(ids), rows) > 0
         if is_causal:
             met &= rows <= rows[:, None]
         ground = np.where(met[..., None], _SEEN, _UNSEEN)
@@ -227,10 +227,10 @@ def _against_length(figures: Mapping[str, Mapping[int, float]], ax: Any, ylabel:
     """Plot with logarithmic axes and a tick at each length."""
     lengths = sorted({length for row in figures.values() for length in row})
     if not lengths:
-        raise ValueError("figures: expected {name: {length: number}}, got nothing to draw")
+        raise ValueError("figures must be {name: {length: number}}, got nothing to draw")
     for name, row in figures.items():
         if not all(length > 0 and number > 0 for length, number in row.items()):
-            raise ValueError(f"figures: expected numbers above 0, got {dict(row)} for {name!r}")
+            raise ValueError(f"figures must be numbers > 0, got {dict(row)} for {name!r}")
     ax = _axes(ax)
     for name, row in figures.items():
         ax.plot(sorted(row), [row[length] for length in sorted(row)], "o-", label=name)
@@ -273,7 +273,7 @@ def training(log: str | os.PathLike | Sequence[Mapping[str, Any]], ax: Any = Non
     # skipped steps have no loss
     taken = [line for line in lines if "bits_per_byte" in line]
     if not taken:
-        raise ValueError("log: there are no steps in it")
+        raise ValueError("log must have steps")
     ax = _axes(ax)
     steps = np.array([line["step"] for line in taken])
     bits = np.array([line["bits_per_byte"] for line in taken])
@@ -295,5 +295,5 @@ def _axes(ax: Any) -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise requires_extra("a picture", "matplotlib", "notebook") from error
+        raise requires_extra("a plot", "matplotlib", "notebook") from error
     return plt.gca()

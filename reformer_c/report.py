@@ -1,4 +1,4 @@
-"""How well LSH attention finds what full attention looks at."""
+"""Comparison of LSH attention with the full attention that it approximates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
     "lsh_report",
 ]
 
-_BLOCK = 128  # query rows whose scores against all keys are in memory at once
+_BLOCK = 128  # query rows per block of the score matrix
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class RoundsReport:
     num_hashes : int
         Rounds.
     num_buckets : int or tuple of int
-        Buckets of a round.
+        Buckets per round.
     keys : float
-        Keys that a query looks at, mean over the queries; one that is found twice counts twice:
-        this is the work.
+        Keys that a query attends to, mean over queries; a key found twice counts twice, since it is
+        computed twice.
     seen : float
-        Share of the keys, of those that a query may look at, that LSH attention looks at.
+        Share of all visible keys that LSH attention attends to.
     recall : float
-        Share of full attention's probability mass that lies on keys which LSH attention looks at,
-        mean over the queries.
+        Share of full attention's probability mass on those keys, mean over queries.
     error : float or None
         Distance of the output from that of full attention, divided by the latter's norm.
     duplicates : float
-        Share of the (query, key) pairs looked at that another round, or a wrapped window, repeats.
+        Share of the computed (query, key) pairs that repeat one of another round or of a wrapped
+        window.
     bucket_sizes : ndarray (b, h, num_hashes, k)
         Positions in each bucket.
     """
@@ -61,7 +61,7 @@ class RoundsReport:
 
 
 class LSHReport(tuple[RoundsReport, ...]):
-    """`RoundsReport`, one for each number of rounds; prints as a table."""
+    """One `RoundsReport` per number of rounds; prints as a table."""
 
     def __str__(self) -> str:
         lines = [
@@ -97,37 +97,37 @@ def lsh_report(
 ) -> LSHReport:
     """Compare LSH attention with the full shared-QK attention that it approximates.
 
-    The measure of Reformer (Kitaev et al. 2020), section 2 and figure 5: as the rounds grow, the
-    share of the true attention mass that is found goes to one, and the output to the true one.
+    As in Reformer (Kitaev et al. 2020), section 2 and figure 5: with more rounds, the share of full
+    attention's mass that is found approaches 1, and the output that of full attention.
 
     Parameters
     ----------
     qk : ndarray (b, h, t, d), (h, t, d) or (t, d)
         Shared queries and keys, float32 or float64.
     v : ndarray of the same shape, optional
-        Values; without them there is no output to compare.
+        Values; without them, outputs are not compared.
     num_hashes : sequence of int
-        Numbers of rounds; a smaller number uses the first rotations of the larger.
+        Numbers of rounds; a smaller number uses the first rotations of a larger.
     num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal, scope
         As in `lsh_attention`.
     allow_duplicate_attention : bool
-        As in `lsh_attention`. False, the paper's equation, counts a key once however often it is
-        found: only then does the output go to that of full attention.
+        As in `lsh_attention`. False, the paper's equation, counts a key found in several rounds
+        once: only then does the output converge to that of full attention.
     queries : int or None
-        Evenly spaced queries on which mass and duplicates are measured, exactly, against all keys;
-        None takes all.
+        Number of evenly spaced queries for which mass and duplicates are measured, against all
+        keys; None takes all.
     rng : int, Generator or None
-        Of the rotations.
+        Draws the rotations.
 
     Returns
     -------
     LSHReport
-        A tuple of one `RoundsReport` for each number of rounds. ``print`` shows a table.
+        A tuple of one `RoundsReport` per number of rounds. ``print`` shows a table.
 
     Raises
     ------
     TypeError, ValueError
-        Name the argument and say what was expected.
+        An argument is invalid.
 
     Examples
     --------
@@ -139,8 +139,8 @@ def lsh_report(
     >>> bool(report[0].error > report[1].error > 0.0)
     True
 
-    With whole buckets the number of buckets decides how much is found, and at what cost. Reports
-    of several numbers, in one table:
+    With whole buckets, the number of buckets determines how much is found and the cost. Reports for
+    several numbers in one table:
 
     >>> table = LSHReport(
     ...     row
@@ -155,12 +155,12 @@ def lsh_report(
     qk = _four_axes("qk", qk)
     v = None if v is None else _four_axes("v", v)
     if v is not None and v.shape != qk.shape:
-        raise ValueError(f"v: expected the shape of qk, {qk.shape}, got {v.shape}")
+        raise ValueError(f"v must have the shape of qk, {qk.shape}, got {v.shape}")
     rounds = [int(r) for r in np.atleast_1d(num_hashes)]
     if not rounds or min(rounds) < 1:
-        raise ValueError(f"num_hashes: expected numbers >= 1, got {num_hashes!r}")
+        raise ValueError(f"num_hashes must be numbers >= 1, got {num_hashes!r}")
     if queries is not None and queries < 1:
-        raise ValueError(f"queries: expected a number >= 1 or None, got {queries!r}")
+        raise ValueError(f"queries must be a number >= 1 or None, got {queries!r}")
     pattern = Pattern(scope, chunk_length, num_chunks_before, num_chunks_after)
     _, h, t, d = qk.shape
     if num_buckets is None:
@@ -171,7 +171,7 @@ def lsh_report(
     buckets = ops.lsh_hash(qk, num_hashes=max(rounds), num_buckets=num_buckets, rotations=rotations)
     rows = np.arange(t) if queries is None else np.unique(np.linspace(0, t - 1, queries, dtype=int))
     found = _found(qk, buckets, rounds, pattern, rows, is_causal)
-    switches = {
+    rules = {
         "num_buckets": num_buckets,
         "chunk_length": chunk_length,
         "num_chunks_before": num_chunks_before,
@@ -180,7 +180,7 @@ def lsh_report(
         "scope": scope,
         "allow_duplicate_attention": allow_duplicate_attention,
     }
-    errors = _output_errors(qk, v, rounds, rotations, switches)
+    errors = _output_errors(qk, v, rounds, rotations, rules)
     sizes = _bucket_sizes(buckets, int(np.prod(num_buckets)))
     number = num_buckets if isinstance(num_buckets, int) else tuple(num_buckets)
     return LSHReport(
@@ -193,16 +193,16 @@ def lsh_report(
 def attention_inputs(
     model: Any, input_ids: np.ndarray, layer: int, *, rng: int | np.random.Generator | None = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What an LSH layer of a model attends with, to give to `lsh_report`.
+    """The shared queries and keys, and the values, of an LSH layer: input for `lsh_report`.
 
     Parameters
     ----------
     model : a model of `reformer_c`
     input_ids : array_like of int, (b, t)
     layer : int
-        Which layer, from 0; its ``config.attn_layers`` must be "lsh".
+        Index of the layer, which must be an LSH layer.
     rng : int, Generator or None
-        Of the rotations of the LSH layers below it.
+        Draws the rotations of the LSH layers before it.
 
     Returns
     -------
@@ -211,7 +211,7 @@ def attention_inputs(
     Raises
     ------
     ValueError
-        There is no such layer, or it is a local one.
+        There is no such layer, or it is not an LSH layer.
 
     Examples
     --------
@@ -225,7 +225,7 @@ def attention_inputs(
     config = model.config
     kinds = config.layer_types
     if not 0 <= layer < len(kinds) or kinds[layer] != "lsh":
-        raise ValueError(f"layer: expected the number of an LSH layer of {kinds}, got {layer!r}")
+        raise ValueError(f"layer must be the index of an LSH layer of {kinds}, got {layer!r}")
     output = model(input_ids, rng=rng, output_hidden_states=True, return_dict=True)
     prefix = f"layers.{layer}.attention."
     weights = {
@@ -251,7 +251,7 @@ def attention_inputs(
 
 @dataclass(frozen=True)
 class Pattern:
-    """Who looks at whom, from buckets: the chunks that a chunk looks at, or whole buckets."""
+    """Which keys a query attends to: neighbouring chunks of the sorted order, or whole buckets."""
 
     scope: str = "chunk"
     chunk_length: int = 64
@@ -260,36 +260,36 @@ class Pattern:
 
     def __post_init__(self) -> None:
         if self.scope not in ("chunk", "bucket"):
-            raise ValueError(f"scope: expected 'chunk' or 'bucket', got {self.scope!r}")
+            raise ValueError(f"scope must be 'chunk' or 'bucket', got {self.scope!r}")
 
-    def places(self, buckets: np.ndarray) -> np.ndarray:
-        """Where each position stands in each round, (r, t): its chunk, or its bucket."""
+    def groups(self, buckets: np.ndarray) -> np.ndarray:
+        """The chunk or bucket of each position in each round, (r, t)."""
         return buckets if self.scope == "bucket" else _chunks(buckets, self.chunk_length)
 
-    def times_met(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """How often each row meets each key, over all rounds and offsets: (rows, t).
+    def count_pairs(self, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """How often each query in `rows` attends to each key, over all rounds: (rows, t).
 
-        The chunks of all rounds lie on one circle: the look-back of a round's first chunk is the
-        last chunk of the round before.
+        The chunks of all rounds form one circle: the chunk before a round's first chunk is the last
+        chunk of the previous round.
         """
-        r, t = places.shape
+        r, t = groups.shape
         met = np.zeros((len(rows), t), np.uint16)
         if self.scope == "bucket":
             for own in range(r):
-                met += places[own, rows, None] == places[own]
+                met += groups[own, rows, None] == groups[own]
             return met
         per_round = -(-t // self.chunk_length)
         if per_round <= 1:
             return met + np.uint16(1)
         for offset in range(-self.before, self.after + 1):
             if abs(offset) > r * per_round:
-                offset = 0  # Hugging Face's roll degenerates so
+                offset = 0  # as in Hugging Face's model, which concatenates slices
             for own in range(r):
-                target = (own * per_round + places[own, rows] + offset) % (r * per_round)
+                target = (own * per_round + groups[own, rows] + offset) % (r * per_round)
                 target_round, target_chunk = np.divmod(target, per_round)
                 for other in np.unique(target_round):
                     here = target_round == other
-                    met[here] += places[other] == target_chunk[here, None]
+                    met[here] += groups[other] == target_chunk[here, None]
         return met
 
 
@@ -301,12 +301,12 @@ def _found(
     rows: np.ndarray,
     is_causal: bool,
 ) -> list[tuple[float, float, float, float]]:
-    """(keys, seen, recall, duplicates) for each number of rounds, exact for the given rows."""
+    """(keys, seen, recall, duplicates) for each number of rounds, over the given query rows."""
     b, h, t, _ = qk.shape
     mass, pairs, unique = np.zeros((3, len(rounds)))
     all_pairs = 0
     for i, j in np.ndindex(b, h):
-        places = pattern.places(buckets[i, j])
+        groups = pattern.groups(buckets[i, j])
         for block in np.array_split(rows, -(-len(rows) // _BLOCK)):
             probability = attention_weights(qk[i, j], block, is_causal)
             countable = np.arange(t) != block[:, None]
@@ -314,7 +314,7 @@ def _found(
                 countable &= np.arange(t) < block[:, None]
             all_pairs += np.count_nonzero(countable)
             for n, r in enumerate(rounds):
-                met = pattern.times_met(places[:r], block)
+                met = pattern.count_pairs(groups[:r], block)
                 mass[n] += probability[met > 0].sum(dtype=np.float64)
                 pairs[n] += met[countable].sum()
                 unique[n] += np.count_nonzero(met[countable])
@@ -330,16 +330,16 @@ def _output_errors(
     v: np.ndarray | None,
     rounds: Sequence[int],
     rotations: np.ndarray,
-    switches: dict[str, Any],
+    rules: dict[str, Any],
 ) -> list[float | None]:
-    """Relative distance of the output from full attention's, for each number of rounds."""
+    """Relative distance of the output from that of full attention, for each number of rounds."""
     if v is None:
         return [None] * len(rounds)
-    full = ops.full_attention(qk, None, v, is_causal=switches["is_causal"], shared_qk=True)
+    full = ops.full_attention(qk, None, v, is_causal=rules["is_causal"], shared_qk=True)
     errors: list[float | None] = []
     for r in rounds:
         some = np.ascontiguousarray(rotations[:, :, :r])
-        out = ops.lsh_attention(qk, v, num_hashes=r, rotations=some, **switches)
+        out = ops.lsh_attention(qk, v, num_hashes=r, rotations=some, **rules)
         errors.append(_relative_distance(out, full))
     return errors
 
@@ -347,20 +347,20 @@ def _output_errors(
 def _relative_distance(x: np.ndarray, y: np.ndarray) -> float:
     """|x - y| / |y|; 0 where both are 0."""
     _, exponent = np.frexp(np.abs(y).max())
-    # by a power of two, which rounds nothing, to where squares neither underflow nor overflow
+    # scale by a power of two, which is exact, so that squares neither underflow nor overflow
     distance = np.linalg.norm(np.ldexp(x - y, -exponent))
     return float(distance / np.linalg.norm(np.ldexp(y, -exponent))) if distance else 0.0
 
 
 @underflow_to_zero()
 def attention_weights(qk: np.ndarray, rows: np.ndarray, is_causal: bool) -> np.ndarray:
-    """Rows of the softmax of full shared-QK attention of qk (t, d), (rows, t): the truth."""
+    """Rows of the softmax of full shared-QK attention of qk (t, d): (rows, t)."""
     t, d = qk.shape
     keys = qk / np.sqrt(np.mean(qk * qk, axis=-1, keepdims=True) + 1e-6)
     scores = qk[rows] @ keys.T / np.sqrt(np.asarray(d, qk.dtype))
     if is_causal:
         scores[np.arange(t) > rows[:, None]] = -1e9
-    scores[np.arange(len(rows)), rows] = -1e5  # a token looks at itself when nothing else is left
+    scores[np.arange(len(rows)), rows] = -1e5  # self-mask: only if nothing else is visible
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     return scores / scores.sum(axis=-1, keepdims=True)
@@ -383,9 +383,11 @@ def _bucket_sizes(buckets: np.ndarray, k: int) -> np.ndarray:
 
 def _four_axes(name: str, x: np.ndarray) -> np.ndarray:
     if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {type(x).__name__}")
+        raise TypeError(f"{name} must be a float32 or float64 array, got {type(x).__name__}")
     if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: expected a float32 or float64 array, got {x.dtype}")
+        raise TypeError(f"{name} must be a float32 or float64 array, got {x.dtype}")
     if not 2 <= x.ndim <= 4 or 0 in x.shape:
-        raise ValueError(f"{name}: expected shape (b, h, t, d), (h, t, d) or (t, d), got {x.shape}")
+        raise ValueError(
+            f"{name} must have shape (b, h, t, d), (h, t, d) or (t, d), not empty, got {x.shape}"
+        )
     return x[(None,) * (4 - x.ndim)]

@@ -221,7 +221,7 @@ class ReformerTokenizer(Tokenizer):
         """
         if not isinstance(save_directory, (str, os.PathLike)):
             kind = type(save_directory).__name__
-            raise TypeError(f"save_directory: expected a path, got {kind}")
+            raise TypeError(f"save_directory must be a path, got {kind}")
         if not os.path.isdir(save_directory):
             raise NotADirectoryError(
                 f"save_directory: there is no folder {os.fspath(save_directory)!r}"
@@ -258,7 +258,7 @@ class ReformerTokenizer(Tokenizer):
         """
         one = isinstance(new_tokens, (str, Mapping)) or hasattr(new_tokens, "content")
         if not one and not isinstance(new_tokens, Iterable):
-            raise TypeError(f"new_tokens: expected tokens, got {type(new_tokens).__name__}")
+            raise TypeError(f"new_tokens must be tokens, got {type(new_tokens).__name__}")
         special = flag("special_tokens", special_tokens, False)
         tokens = [new_tokens] if one else list(new_tokens)
         return self._add([self._token("new_tokens", one, special) for one in tokens])
@@ -289,7 +289,7 @@ class ReformerTokenizer(Tokenizer):
         """
         if not isinstance(special_tokens_dict, Mapping):
             kind = type(special_tokens_dict).__name__
-            raise TypeError(f"special_tokens_dict: expected a dictionary, got {kind}")
+            raise TypeError(f"special_tokens_dict must be a dictionary, got {kind}")
         refuse_unknown(special_tokens_dict, (*self._named, *EXTRA), "add_special_tokens")
         named = {
             name: self._token(name, token, True)
@@ -337,7 +337,7 @@ class ReformerTokenizer(Tokenizer):
         """The added tokens of a folder, with their ids."""
         for name, given in ((ADDED, ids), (DECODER, decoder)):
             if not isinstance(given, Mapping):
-                raise TypeError(f"{name}: expected a dictionary, got {given!r}")
+                raise TypeError(f"{name} must be a dictionary, got {given!r}")
         tokens = [(i, AddedToken.of(ADDED, text, special=False)) for text, i in ids.items()]
         tokens += [(i, AddedToken.of(DECODER, one, special=False)) for i, one in decoder.items()]
         vocabulary = dict(self._vocabulary)
@@ -345,21 +345,21 @@ class ReformerTokenizer(Tokenizer):
         for i, token in sorted((_id(i), token) for i, token in tokens):
             if vocabulary.setdefault(token.content, i) != i:
                 raise ValueError(
-                    f"{DECODER}: expected the id of {token.content!r} to be "
+                    f"{DECODER}: the id of {token.content!r} must be "
                     f"{vocabulary[token.content]}, got {i}"
                 )
             if texts.setdefault(i, token.content) != token.content:
                 raise ValueError(
-                    f"{DECODER}: expected a new id for {token.content!r}, got {i}, which is that "
-                    f"of {texts[i]!r}"
+                    f"{DECODER}: the id of {token.content!r} must be unused, got {i}, the id of "
+                    f"{texts[i]!r}"
                 )
         self._set_added({token.content: token for _, token in tokens}, vocabulary)
 
     def _take_special(self, options: Mapping[str, Any]) -> None:
         """The special tokens among the options."""
         named = {
-            name: options.get(name, usual if usual in self._vocabulary else None)
-            for name, usual in NAMED.items()
+            name: options.get(name, default if default in self._vocabulary else None)
+            for name, default in NAMED.items()
         }
         named |= options.get(OWN_NAMES) or {}
         extra: dict[str, Any] = {}
@@ -401,7 +401,7 @@ class ReformerTokenizer(Tokenizer):
         token = self._token(name, value, True)
         if token.content not in self._vocabulary:
             raise ValueError(
-                f"{name}: expected a token of the vocabulary, got {token.content!r}; "
+                f"{name} must be a token of the vocabulary, got {token.content!r}; "
                 "add_special_tokens adds one"
             )
         return token
@@ -475,7 +475,7 @@ class ReformerTokenizer(Tokenizer):
         if isinstance(tokens, str):
             return self._vocabulary.get(tokens, self.unk_token_id)
         if not isinstance(tokens, Iterable) or not all(isinstance(one, str) for one in tokens):
-            raise TypeError(f"tokens: expected str, or a sequence of str, got {tokens!r}")
+            raise TypeError(f"tokens must be a str or a sequence of str, got {tokens!r}")
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     @names_keywords
@@ -495,7 +495,7 @@ class ReformerTokenizer(Tokenizer):
 
     def _ids(self, text: Any, name: str) -> np.ndarray:
         if not isinstance(text, str):
-            raise TypeError(f"{name}: expected str, got {type(text).__name__}")
+            raise TypeError(f"{name} must be a str, got {type(text).__name__}")
         utf8(text, name)
         return np.array(self._reader.encode(text, self._split_special), np.int64)
 
@@ -516,7 +516,7 @@ class ReformerTokenizer(Tokenizer):
         known = check_token_ids(ids, len(self)).tolist()
         for i in known:
             if i not in self._texts:
-                raise ValueError(f"ids: there is no piece {i}")
+                raise ValueError(f"ids must be ids of pieces, got {i}")
         return known
 
     def _hidden(self) -> set[int]:
@@ -549,7 +549,7 @@ class ReformerTokenizer(Tokenizer):
         """
         if flag("clean_up_tokenization_spaces", clean_up_tokenization_spaces, False):
             raise ValueError(
-                "clean_up_tokenization_spaces: expected False, since pieces hold a text's spaces"
+                "clean_up_tokenization_spaces must be False, because pieces preserve spaces"
             )
         skipped = flag("skip_special_tokens", skip_special_tokens, False)
         hidden = self._hidden() if skipped else set()
@@ -621,7 +621,7 @@ def _id(value: Any) -> int:
 
 def _list(name: str, tokens: Any) -> list[Any]:
     if isinstance(tokens, (str, Mapping)) or not isinstance(tokens, Iterable):
-        raise TypeError(f"{name}: expected a list of tokens, got {tokens!r}")
+        raise TypeError(f"{name} must be a list of tokens, got {tokens!r}")
     return list(tokens)
 
 
@@ -633,5 +633,5 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"folder: {path.name} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"folder: expected a dictionary in {path.name}")
+        raise ValueError(f"folder: {path.name} must be a dictionary, got {type(values).__name__}")
     return values

@@ -126,7 +126,7 @@ class Tokenizer(NamedAttributes, ABC):
         names = [names] if isinstance(names, str) else list(names)
         if "input_ids" not in names or not all(name in COLUMNS for name in names):
             raise ValueError(
-                f"model_input_names: expected 'input_ids' and more of {COLUMNS}, got {names!r}"
+                f"model_input_names must be 'input_ids' and others of {COLUMNS}, got {names!r}"
             )
         self._model_input_names = names
 
@@ -203,7 +203,7 @@ class Tokenizer(NamedAttributes, ABC):
         _numpy_only(return_tensors)
         layout = self._layout(**options)
         if not isinstance(text, Text):  # a sequence is a batch of several rows
-            raise TypeError(f"text: expected a text, got {type(text).__name__}")
+            raise TypeError(f"text must be a single text, got {type(text).__name__}")
         [(ids, _)] = self._rows(text, text_pair, add_special_tokens, layout)
         if layout.padding:
             ids = self._filled({"input_ids": [ids]}, layout, ["input_ids"])["input_ids"][0]
@@ -371,20 +371,20 @@ class Tokenizer(NamedAttributes, ABC):
         if cut or fill == "max_length":
             if limit is None:
                 raise ValueError(
-                    f"{'truncation' if cut else 'padding'}: needs max_length, or a model_max_length"
+                    f"{'truncation' if cut else 'padding'} needs max_length, or a model_max_length"
                 )
             integer("max_length", limit, 1)
         elif max_length is not None:
-            raise ValueError("max_length: needs truncation=True or padding='max_length'")
+            raise ValueError("max_length needs truncation=True or padding='max_length'")
         multiple = 1
         if pad_to_multiple_of is not None:
             multiple = integer("pad_to_multiple_of", pad_to_multiple_of, 1)
         if multiple > 1 and not fill:
-            raise ValueError("pad_to_multiple_of: needs padding=True or padding='max_length'")
+            raise ValueError("pad_to_multiple_of needs padding=True or padding='max_length'")
         if cut and fill and limit and limit % multiple:
             raise ValueError(
-                f"pad_to_multiple_of: expected a divisor of {limit}, the length that texts are cut "
-                f"to, got {multiple}"
+                f"pad_to_multiple_of must be a divisor of {limit}, the length that texts are "
+                f"truncated to, got {multiple}"
             )
         sides = [
             default if side is None else one_of(name, side, SIDES)
@@ -403,14 +403,14 @@ class Tokenizer(NamedAttributes, ABC):
         pairs = _pairs(text, text_pair)
         pair = bool(pairs) and len(pairs[0]) == 2
         if layout.truncation == "only_second" and not pair:
-            raise ValueError("truncation: 'only_second' cuts the second text of a pair")
+            raise ValueError("truncation must not be 'only_second' without a second text")
         template = self._template(pair)
         if not special:  # without special tokens, the template still gives order and types
             template = [part for part in template if part[0] in (FIRST, SECOND)]
         room = layout.limit - sum(what not in (FIRST, SECOND) for what, _ in template)
         if layout.truncation and room < 1:
             raise ValueError(
-                f"max_length: expected more than the {layout.limit - room} special tokens of a "
+                f"max_length must be more than the {layout.limit - room} special tokens of a "
                 f"row, got {layout.limit}"
             )
         rows = []
@@ -441,7 +441,7 @@ class Tokenizer(NamedAttributes, ABC):
         """Pad rows to arrays of one length."""
         lengths = [len(row) for row in columns["input_ids"]]
         if not layout.padding and len(set(lengths)) > 1:
-            raise ValueError("padding: expected True for texts of several lengths")
+            raise ValueError("padding must be True for texts of different lengths")
         t = max([length, *lengths])
         if layout.padding == "max_length":
             t = max(t, layout.limit)
@@ -449,7 +449,7 @@ class Tokenizer(NamedAttributes, ABC):
         pad_token_id = self.pad_token_id
         if pad_token_id is None and any(n < t for n in lengths):
             raise ValueError(
-                "pad_token: padding needs one, and it is not set; the end token may serve: "
+                "pad_token must be set for padding, for example to the end token: "
                 "tokenizer.pad_token = tokenizer.eos_token"
             )
         fill = {"input_ids": pad_token_id or 0}
@@ -504,14 +504,16 @@ class ByteTokenizer(Tokenizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("offset", "pad_token_id", "vocab_size"):
-            raise AttributeError(f"{name}: that of a ByteTokenizer is {getattr(self, name)}")
+            raise AttributeError(
+                f"{name} of a ByteTokenizer is {getattr(self, name)} and cannot be changed"
+            )
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("add_tokens", "add_special_tokens"):
             raise AttributeError(
-                f"{name}: a ByteTokenizer has one id for each byte and no others; a "
-                "ReformerTokenizer takes tokens"
+                f"{name}: a ByteTokenizer cannot be extended, it has one id per byte; a "
+                "ReformerTokenizer can"
             )
         raise self._no_attribute(name)
 
@@ -520,7 +522,7 @@ class ByteTokenizer(Tokenizer):
             # surrogateescape decodes bytes that are not UTF-8 to lone surrogates, encoded back here
             text = utf8(text, name, errors="surrogateescape")
         elif not isinstance(text, (bytes, bytearray, memoryview)):
-            raise TypeError(f"{name}: expected str or bytes, got {type(text).__name__}")
+            raise TypeError(f"{name} must be str or bytes, got {type(text).__name__}")
         elif isinstance(text, memoryview):
             text = text.tobytes()  # works for any strides
         return np.frombuffer(text, np.uint8).astype(np.int64) + self.offset
@@ -565,13 +567,13 @@ def utf8(text: str, name: str, errors: str = "strict") -> bytes:
     --------
     >>> utf8("a" + chr(0xD800), "text")
     Traceback (most recent call last):
-    ValueError: text: expected Unicode text, got the lone surrogate '\\ud800' at position 1
+    ValueError: text must be valid Unicode, got the lone surrogate '\\ud800' at position 1
     """
     try:
         return text.encode("utf-8", errors)
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name}: expected Unicode text, got the lone surrogate {text[error.start]!r} at "
+            f"{name} must be valid Unicode, got the lone surrogate {text[error.start]!r} at "
             f"position {error.start}"
         ) from None
 
@@ -579,19 +581,19 @@ def utf8(text: str, name: str, errors: str = "strict") -> bytes:
 def check_token_ids(ids: Any, vocab_size: int | None, name: str = "ids") -> np.ndarray:
     """Integers (t,) in [0, vocab_size), or in the range of int64 if that is None."""
     if isinstance(ids, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected integers, got a masked array: pass its filled() data")
+        raise TypeError(f"{name} must be integers, got a masked array: pass its filled() data")
     try:
         ids = np.asarray(ids)
     except ValueError:  # rows of different lengths
-        raise ValueError(f"{name}: expected rows of ids, one dimension each") from None
+        raise ValueError(f"{name} must have one dimension, got rows of several lengths") from None
     if ids.size and ids.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got {ids.dtype}")
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
     if ids.ndim != 1:
-        raise ValueError(f"{name}: expected shape (t,), got {ids.shape}")
+        raise ValueError(f"{name} must have shape (t,), got {ids.shape}")
     wrong = (ids < 0) | (ids >= (2**63 if vocab_size is None else vocab_size))
     if wrong.any():
         end = "2**63" if vocab_size is None else vocab_size
-        raise ValueError(f"{name}: expected ids in [0, {end}), got {ids[wrong][0]}")
+        raise ValueError(f"{name} must be in [0, {end}), got {ids[wrong][0]}")
     return ids.astype(np.int64)
 
 
@@ -600,15 +602,15 @@ def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
     for one in known:
         if value is one or (isinstance(value, str) and value == one):
             return one
-    *most, last = map(repr, known)
-    raise ValueError(f"{name}: expected {', '.join(most)} or {last}, got {value!r}")
+    *others, last = map(repr, known)
+    raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
 
 
 def _numpy_only(return_tensors: Any) -> None:
     if return_tensors not in (None, "np"):
         raise ValueError(
-            f"return_tensors: expected 'np' or None, got {return_tensors!r}; models here take "
-            "arrays of NumPy, of which torch.from_numpy makes tensors"
+            f"return_tensors must be 'np' or None, got {return_tensors!r}; models here take NumPy "
+            "arrays, and torch.from_numpy converts them to tensors"
         )
 
 
@@ -616,18 +618,18 @@ def _pairs(text: Any, text_pair: Any) -> list[tuple[Any, ...]]:
     """The texts of a call as a list of (text,) or (text, text_pair)."""
     if isinstance(text, Text):
         if text_pair is not None and not isinstance(text_pair, Text):
-            raise TypeError(f"text_pair: expected a text, as text is, got {text_pair!r:.60}")
+            raise TypeError(f"text_pair must be a single text, as text is, got {text_pair!r:.60}")
         return [(text,) if text_pair is None else (text, text_pair)]
     texts = _sequence("text", text)
     if text_pair is not None:
         second = [] if isinstance(text_pair, Text) else _sequence("text_pair", text_pair)
         if len(second) != len(texts) or isinstance(text_pair, Text):
             got = "one" if isinstance(text_pair, Text) else len(second)
-            raise ValueError(f"text_pair: expected {len(texts)} texts, as text has, got {got}")
+            raise ValueError(f"text_pair must be {len(texts)} texts, as text is, got {got}")
         return list(zip(texts, second, strict=True))
     if any(isinstance(one, (tuple, list)) for one in texts):
         if not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in texts):
-            raise ValueError("text: expected texts, or pairs of texts")
+            raise ValueError("text must be texts, or pairs of texts, but not both")
         return [tuple(one) for one in texts]
     return [(one,) for one in texts]
 
@@ -635,9 +637,7 @@ def _pairs(text: Any, text_pair: Any) -> list[tuple[Any, ...]]:
 def _sequence(name: str, texts: Any) -> list[Any]:
     """The items of a sequence of texts; dictionaries and sets are rejected as ambiguous."""
     if isinstance(texts, (Mapping, Set)) or not np.iterable(texts):
-        raise TypeError(
-            f"{name}: expected a text or a sequence of texts, got {type(texts).__name__}"
-        )
+        raise TypeError(f"{name} must be a text or a sequence of texts, got {type(texts).__name__}")
     return list(texts)
 
 
@@ -650,7 +650,7 @@ def _kept(lengths: list[int], room: int, strategy: str) -> list[int]:
         cut = ("only_first", "only_second").index(strategy)
         if lengths[cut] <= over:
             raise ValueError(
-                f"truncation: expected a text of more than {over} tokens for {strategy!r}, got "
+                f"truncation must leave at least one token, but {strategy!r} removes {over} of "
                 f"{lengths[cut]}"
             )
         return [n - over if i == cut else n for i, n in enumerate(lengths)]
@@ -672,7 +672,7 @@ def _columns(rows: Any) -> dict[str, list[np.ndarray]]:
     names = list(batches[0])
     refuse_unknown(names, COLUMNS, "pad")
     if "input_ids" not in names or any(batch.keys() != batches[0].keys() for batch in batches):
-        raise ValueError("rows: expected dictionaries with the same keys, 'input_ids' among them")
+        raise ValueError("rows must be dictionaries with the same keys, including 'input_ids'")
     columns = {
         name: [
             check_token_ids(row, None, name)
@@ -684,7 +684,7 @@ def _columns(rows: Any) -> dict[str, list[np.ndarray]]:
     lengths = [len(row) for row in columns["input_ids"]]
     for name, values in columns.items():
         if [len(row) for row in values] != lengths:
-            raise ValueError(f"{name}: expected rows of the lengths of input_ids")
+            raise ValueError(f"{name} must have rows of the lengths of input_ids")
     return columns
 
 
@@ -698,7 +698,7 @@ def _rows_of(name: str, values: Any) -> list[Any]:
 
 def _listed(name: str, rows: Any) -> list[Any]:
     if not np.iterable(rows) or isinstance(rows, (str, bytes, Set)):
-        raise TypeError(f"{name}: expected rows of ids, got {type(rows).__name__}")
+        raise TypeError(f"{name} must be rows of ids, got {type(rows).__name__}")
     return list(rows)
 
 

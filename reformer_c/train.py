@@ -131,7 +131,7 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        Names the argument: no text has two tokens, or windows are shorter than two.
+        An argument is invalid, or no text or window has two tokens.
     """
     texts = texts_of("tokens", tokens)
     bytes_per_token = positive("bytes_per_token", bytes_per_token)
@@ -139,10 +139,10 @@ def evaluate(
     longest = max(map(len, texts))
     if length < 2 or longest < 2:
         raise ValueError(
-            f"tokens, length: expected at least 2, got {longest} tokens in windows of {length}"
+            f"tokens and length must be at least 2, got {longest} tokens in windows of {length}"
         )
     if stride is not None and not 1 <= integer("stride", stride) < length:
-        raise ValueError(f"stride: expected a number in [1, {length}), got {stride}")
+        raise ValueError(f"stride must be in [1, {length}), got {stride}")
     total, count = 0.0, 0
     for text in texts:
         for ids, labels, new in _windows(text, length, stride):
@@ -227,7 +227,7 @@ class Trainer(NamedAttributes):
     Raises
     ------
     TypeError, ValueError
-        Name the argument and say what was expected.
+        An argument is invalid.
     ImportError
         `folder` is given and the safetensors library is not installed.
     OSError
@@ -305,13 +305,13 @@ class Trainer(NamedAttributes):
         if optimizer is not None:
             _check_method("optimizer", optimizer, "step")
         if schedule is not None and not callable(schedule):
-            raise TypeError(f"schedule: expected a function of the step, got {schedule!r}")
+            raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
         if evaluate_every and held_out is None:
-            raise ValueError("held_out: evaluate_every needs tokens to evaluate on")
+            raise ValueError("held_out must be given with evaluate_every")
         if held_out is not None and max(map(len, texts_of("held_out", held_out))) < 2:
-            raise ValueError("held_out: expected a text of at least 2 tokens")
+            raise ValueError("held_out must have a text of at least 2 tokens")
         if save_every and folder is None:
-            raise ValueError("folder: save_every needs a folder to save to")
+            raise ValueError("folder must be given with save_every")
         self.model = model
         self.data = data
         self.optimizer = AdamW(model.parameters) if optimizer is None else optimizer
@@ -324,7 +324,7 @@ class Trainer(NamedAttributes):
         self.held_out_bytes_per_token = None
         if held_out_bytes_per_token is not None:
             if held_out is None:
-                raise ValueError("held_out: held_out_bytes_per_token needs tokens to evaluate on")
+                raise ValueError("held_out must be given with held_out_bytes_per_token")
             value = positive("held_out_bytes_per_token", held_out_bytes_per_token)
             self.held_out_bytes_per_token = value
         self.evaluate_every = integer("evaluate_every", evaluate_every, 0)
@@ -366,7 +366,7 @@ class Trainer(NamedAttributes):
     def evaluate(self) -> Evaluation:
         """Evaluate the model on the held-out texts."""
         if self.held_out is None:
-            raise ValueError("held_out: the trainer has no tokens to evaluate on")
+            raise ValueError("held_out must be given to evaluate")
         length = getattr(self.data, "length", None)
         if length is None:
             length = np.shape(_arguments(self.data.batch(0))["input_ids"])[1]
@@ -413,7 +413,7 @@ class Trainer(NamedAttributes):
         ----------
         folder : path
         allow : collection of str
-            Names that may differ nevertheless, as in the error: "lr", "schedule.steps".
+            Names of entries that may differ, as in the error: "lr", "schedule.steps".
 
         Returns
         -------
@@ -425,7 +425,7 @@ class Trainer(NamedAttributes):
         FileNotFoundError
             There is no checkpoint in the folder.
         ValueError
-            The checkpoint belongs to another run: names every difference, with the value here and
+            The checkpoint is that of another run: lists every difference, with the value here and
             the saved one. Nothing has been changed.
         """
         folder = Path(folder)
@@ -532,8 +532,8 @@ class Trainer(NamedAttributes):
             raise
         self.step += 1
         seconds = time.perf_counter() - begin
-        asked = self.evaluate_every and self.step % self.evaluate_every == 0
-        if asked or (self.evaluate_every and self.step == self.steps):
+        due = self.evaluate_every and self.step % self.evaluate_every == 0
+        if due or (self.evaluate_every and self.step == self.steps):
             held_out = self.evaluate().bits_per_byte
         else:
             held_out = None
@@ -570,7 +570,7 @@ class Trainer(NamedAttributes):
         tokens = sum(map(_count_tokens, batches))
         counts = [_count_targets(self.model, batch) for batch in batches]
         totals = np.sum(counts, axis=0)
-        if not np.all(totals):  # a mean over nothing
+        if not np.all(totals):  # the loss would be 0 / 0
             return math.nan, {}, 0, tokens
         shared = {}
         if np.ndim(totals):
@@ -617,7 +617,7 @@ class Trainer(NamedAttributes):
 def _check_method(name: str, value: Any, method: str) -> None:
     if not callable(getattr(value, method, None)):
         kind = type(value).__name__
-        raise TypeError(f"{name}: expected an object with a method {method}, got {kind}")
+        raise TypeError(f"{name} must have a method {method}, got {kind}")
 
 
 def _arguments(batch: Any) -> Mapping[str, Any]:
@@ -719,7 +719,8 @@ def config_differences(own: ReformerConfig, saved: ReformerConfig, prefix: str =
     ['num_hashes is 4 here and 2']
     """
     mine, theirs = vars(own), vars(saved)
-    # not compared: a number of buckets that the first step determines; who wrote the file
+    # not compared: a number of buckets that the first step determines; who wrote the file; unknown
+    # keys
     same = {"memory_budget", "architectures", "extra"}
     same |= {"num_buckets"} if own.num_buckets is None else set()
     return [

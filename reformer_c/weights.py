@@ -14,7 +14,7 @@ import numpy as np
 
 from .activations import WEIGHTED
 from .body import WORDS, Pass, body_constants, body_shapes
-from .checkpoint import load_into, local_folder, read_folder, save_model, what_does_not_fit
+from .checkpoint import describe_mismatch, load_into, local_folder, read_folder, save_model
 from .checks import NamedAttributes, flag, integer, names_keywords, refuse_unknown
 from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG
@@ -320,7 +320,7 @@ class Weighted(Model):
             folder, flag("strict", strict),
             flag("ignore_mismatched_sizes", ignore_mismatched_sizes),
         )  # fmt: skip
-        if message := what_does_not_fit(missing, unexpected, []):
+        if message := describe_mismatch(missing, unexpected, []):
             message += "; missing weights were drawn and need training" if missing else ""
             message += "; unexpected ones are not used" if unexpected else ""
             warnings.warn(f"{cls.__name__}.from_pretrained: {message}", stacklevel=2)
@@ -332,7 +332,7 @@ class Weighted(Model):
         self, folder: Path, strict: bool, ignore_mismatched_sizes: bool
     ) -> tuple[list[str], list[str]]:
         """Read the weights of a folder. Returns the names of missing and of unused ones."""
-        missing, unexpected, misshapen = load_into(
+        missing, unexpected, mismatched = load_into(
             {**self.parameters, **self.buffers}, read_folder(folder), self._own_name
         )
         for name in unexpected:
@@ -342,17 +342,17 @@ class Weighted(Model):
                     "which is another model: its output layer reads the mean of both streams. "
                     "reformer_c.torch.patch makes that model faster in PyTorch"
                 )
-        sized = [bad.name for bad in misshapen if bad.kind == "shape" and _is_of_head(bad.name)]
+        sized = [bad.name for bad in mismatched if bad.kind == "shape" and _is_of_head(bad.name)]
         drawn = sized if ignore_mismatched_sizes else []
-        misshapen = [bad for bad in misshapen if bad.name not in drawn]
-        wrong = what_does_not_fit(*self._not_of_heads(missing, unexpected), misshapen)
+        mismatched = [bad for bad in mismatched if bad.name not in drawn]
+        wrong = describe_mismatch(*self._not_of_heads(missing, unexpected), mismatched)
         nothing = {*missing} >= self.parameters.keys()
-        hint = "" if nothing or misshapen else "; strict=False loads what fits"
-        if any(bad.name.endswith(WORDS) for bad in misshapen):
+        hint = "" if nothing or mismatched else "; strict=False loads what fits"
+        if any(bad.name.endswith(WORDS) for bad in mismatched):
             hint = "; resize_token_embeddings changes the number of words"
         elif sized and not drawn:
             hint = "; ignore_mismatched_sizes=True draws a head of another size"
-        if misshapen or (wrong and (strict or nothing)):
+        if mismatched or (wrong and (strict or nothing)):
             raise ValueError(
                 f"the weights in {os.fspath(folder)!r} are not those of this {type(self).__name__} "
                 f"({wrong}){hint}"
@@ -477,7 +477,7 @@ class TwoSided(Model):
         model = cls.__new__(cls)
         model._allocate(encoder, decoder, dtype)
         arrays = {**model.parameters, **model.buffers}
-        message = what_does_not_fit(*load_into(arrays, read_folder(folder), lambda name: name))
+        message = describe_mismatch(*load_into(arrays, read_folder(folder), lambda name: name))
         if message:
             raise ValueError(
                 f"the weights in {os.fspath(folder)!r} are not those of this {cls.__name__} "

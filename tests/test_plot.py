@@ -133,16 +133,16 @@ def test_lines_have_their_lengths_and_numbers(ax):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: rc.plot.buckets(np.zeros((2, 3), int)), "ids: expected integers"),
-        (lambda: rc.plot.buckets(np.zeros(3)), "ids: expected integers"),
-        (lambda: rc.plot.buckets(np.zeros(3, int), labels=["a"]), "labels: expected 3"),
-        (lambda: rc.plot.attention_pattern(draw()[None]), "qk: expected floats"),
-        (lambda: rc.plot.attention_pattern(draw().astype(int)), "qk: expected floats"),
-        (lambda: rc.plot.attention_pattern(draw(), np.zeros((1, 5), int)), "ids: expected"),
-        (lambda: rc.plot.attention_pattern(draw(), sort=True), "sort: there is no order"),
-        (lambda: rc.plot.attention_pattern(draw(), scope="window"), "scope: expected"),
-        (lambda: rc.plot.speed({}), "figures: expected"),
-        (lambda: rc.plot.memory({"a": {64: 0.0}}), "figures: expected numbers above 0"),
+        (lambda: rc.plot.buckets(np.zeros((2, 3), int)), "ids must be integers"),
+        (lambda: rc.plot.buckets(np.zeros(3)), "ids must be integers"),
+        (lambda: rc.plot.buckets(np.zeros(3, int), labels=["a"]), "labels must be 3"),
+        (lambda: rc.plot.attention_pattern(draw()[None]), "qk must be floats"),
+        (lambda: rc.plot.attention_pattern(draw().astype(int)), "qk must be floats"),
+        (lambda: rc.plot.attention_pattern(draw(), np.zeros((1, 5), int)), "ids must"),
+        (lambda: rc.plot.attention_pattern(draw(), sort=True), "sort must be False"),
+        (lambda: rc.plot.attention_pattern(draw(), scope="window"), "scope must"),
+        (lambda: rc.plot.speed({}), "figures must"),
+        (lambda: rc.plot.memory({"a": {64: 0.0}}), "figures must be numbers > 0"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_drawn(call, words):

@@ -181,7 +181,7 @@ def test_what_a_layer_attends_with_is_what_the_model_hashes_and_attends():
 @pytest.mark.parametrize("layer", [0, 3, -1])
 def test_a_layer_that_does_not_hash_is_named(layer):
     model = rc.ReformerModelWithLMHead(small_config(), rng=0)
-    with pytest.raises(ValueError, match="layer: expected the number of an LSH layer"):
+    with pytest.raises(ValueError, match="layer must be the index of an LSH layer"):
         attention_inputs(model, random_ids((1, 24)), layer)
 
 

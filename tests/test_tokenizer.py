@@ -44,7 +44,7 @@ def test_a_lone_surrogate_is_named_with_its_place_or_keeps_its_byte(text):
         bytes_of = text.encode("utf-8", errors="surrogateescape")
         assert tokenizer.decode_bytes(tokenizer.encode(text)) == bytes_of
         return
-    message = rf"^text: .* lone surrogate '\\u{ord(text[wrong[0]]):x}' at position {wrong[0]}$"
+    message = rf"^text .* lone surrogate '\\u{ord(text[wrong[0]]):x}' at position {wrong[0]}$"
     with pytest.raises(ValueError, match=message):
         tokenizer.encode(text)
 
@@ -59,7 +59,7 @@ def test_a_lone_surrogate_is_named_with_its_place_or_keeps_its_byte(text):
     ],
 )
 def test_a_lone_surrogate_is_named_wherever_texts_go(call, name):
-    with pytest.raises(ValueError, match=rf"^{name}: .* lone surrogate '\\ud800' at position 1$"):
+    with pytest.raises(ValueError, match=rf"^{name} .* lone surrogate '\\ud800' at position 1$"):
         call("a\ud800")
 
 
@@ -246,7 +246,7 @@ def test_a_misspelt_attribute_is_refused_with_the_nearest_name(name, meant):
 
 @pytest.mark.parametrize("name", ["add_tokens", "add_special_tokens"])
 def test_bytes_take_no_more_tokens(name):
-    with pytest.raises(AttributeError, match=f"^{name}: a ByteTokenizer has one id for each byte"):
+    with pytest.raises(AttributeError, match=f"^{name}: a ByteTokenizer cannot be extended"):
         getattr(tokenizer, name)
 
 

@@ -478,9 +478,11 @@ def test_texts_are_evaluated_one_by_one(stride):
     assert trainer.evaluate().tokens == 48
     assert evaluate(model, ids[:40].tolist(), 42) == evaluate(model, ids[:40], 42)
     for wrong in ([ids[:1], ids[:0]], ids[:1]):
-        with pytest.raises(ValueError, match=r"^tokens, length: expected at least 2, got 1 tokens"):
+        with pytest.raises(
+            ValueError, match=r"^tokens and length must be at least 2, got 1 tokens"
+        ):
             evaluate(model, wrong, 16)
-        with pytest.raises(ValueError, match=r"^held_out: expected a text of at least 2 tokens"):
+        with pytest.raises(ValueError, match=r"^held_out must have a text of at least 2 tokens"):
             make(held_out=wrong)
     with pytest.raises(TypeError, match=r"^held_out\[1\] must be a 1-d array of integers"):
         make(held_out=[TEXT, TEXT.astype(float)])
@@ -584,7 +586,7 @@ def test_the_log_has_a_line_for_each_step_of_a_run_that_was_resumed(tmp_path):
 def test_the_log_of_another_run_is_not_written_over(tmp_path):
     log = tmp_path / "run.jsonl"
     run(make(steps=2, log=log))
-    with pytest.raises(FileExistsError, match=r"log: .*has the steps of a run"):
+    with pytest.raises(FileExistsError, match=r"log: .*has the steps of another run"):
         run(make(log=log))
     assert len(read_log(log)) == 2
     (tmp_path / "text").write_text("no log\n")
@@ -952,10 +954,10 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
         ({"seed": -1}, ValueError, "seed"),
         ({"evaluate_every": 5}, ValueError, "held_out"),
         ({"save_every": 5}, ValueError, "folder"),
-        ({"model": 3}, TypeError, "model: .* got int"),
-        ({"optimizer": 3}, TypeError, "optimizer: .* got int"),
+        ({"model": 3}, TypeError, "model must .* got int"),
+        ({"optimizer": 3}, TypeError, "optimizer must .* got int"),
         ({"max_grad_norm": "1"}, TypeError, "max_grad_norm must be a number"),
-        ({"held_out_bytes_per_token": 2.0}, ValueError, "held_out: held_out_bytes_per_token needs"),
+        ({"held_out_bytes_per_token": 2.0}, ValueError, "held_out must be given with"),
         ({"stpes": 3}, TypeError, "stpes: Trainer has no such argument; did you mean steps?"),
         *(
             ({"held_out": TEXT, "held_out_bytes_per_token": x}, error, "bytes_per_token must")
