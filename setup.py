@@ -17,18 +17,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-# -std=c11 turns the contraction of a * b + c off in gcc, so it is asked for by name. Never
-# -ffast-math (masks need inf), never -march=native (a wheel has to run elsewhere).
+# -std=c11 disables contraction of a * b + c in gcc, so -ffp-contract enables it again. Never
+# -ffast-math (masks need inf), never -march=native (a wheel must run on other machines).
 C_FLAGS = """-std=c11 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math
              -fvisibility=hidden -Wall -Wextra""".split()
-# Python's own flags ask for debug information, which would be four fifths of the extension.
+# Python's own flags add debug information, which would be four fifths of the extension.
 RELEASE_FLAGS = ["-g0"]
-# Where the compiler knows it (gcc does, clang does not). Rows are short: a loop that copies one is
-# not to become a call of memcpy.
+# Only if supported (gcc, not clang): a loop that copies a row is faster than a call of memcpy,
+# because rows are short.
 COPY_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 SANITIZE = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1".split()
 
-# The file name of a variant says its flags: csrc/variants/<instruction set>_<type>.c.
+# Flags by instruction set: csrc/variants/<instruction set>_<type>.c is compiled with them.
 ISA_FLAGS = {
     "base": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -45,14 +45,14 @@ MACHINE_ISAS = {
 }
 ISAS = MACHINE_ISAS.get(platform.machine().lower(), ["base"])
 
-# Ways to ask for OpenMP (compiler's words, linker's words), best first; the last is "without".
+# Flags that enable OpenMP (of the compiler, of the linker), in order of preference.
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
 EMPTY_PROGRAM = "int main(void) { return 0; }\n"
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
 class BuildExt(build_ext):
-    """build_ext with flags per file, several files at a time, and OpenMP where there is any."""
+    """build_ext with flags per file, parallel compilation, and OpenMP if available."""
 
     def build_extension(self, ext):
         self.check_compiler()
@@ -67,10 +67,10 @@ class BuildExt(build_ext):
         elif "-g" not in os.environ.get("CFLAGS", "").split():
             ext.extra_compile_args += RELEASE_FLAGS
 
-        # what an older compiler does not know is left out
+        # instruction sets that the compiler does not support are omitted
         isas = [isa for isa in ISAS if self.builds(EMPTY_PROGRAM, ISA_FLAGS[isa])]
         ext.define_macros = ext.define_macros + [(f"RF_HAVE_{isa.upper()}", "1") for isa in isas]
-        # the variants take longest, so they begin first
+        # the variants take longest, so they are compiled first
         variants = [file for isa in isas for file in sorted(glob(f"csrc/variants/{isa}_f[36]*.c"))]
         sources, ext.sources = ext.sources, []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -90,11 +90,11 @@ class BuildExt(build_ext):
         )
 
     def check_compiler(self):
-        """Refuse at once what cannot work."""
+        """Raise CompileError if the compiler cannot build the extension."""
         if self.compiler.compiler_type == "msvc":
             raise CompileError(
-                "reformer_c: MSVC's own compiler lacks the vector extensions that the kernels are "
-                "written in: use clang-cl"
+                "reformer_c: MSVC's own compiler lacks the vector extensions used by the kernels: "
+                "use clang-cl"
             )
         if not self.builds(EMPTY_PROGRAM, []):
             raise CompileError(
@@ -103,7 +103,7 @@ class BuildExt(build_ext):
             )
 
     def builds(self, program, compile_args, link_args=()):
-        """Does a program compile and link with these flags?"""
+        """Whether a program compiles and links with these flags."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "program.c")
             source.write_text(program)
@@ -119,13 +119,13 @@ class BuildExt(build_ext):
         return True
 
     def openmp(self):
-        """The first way to ask for OpenMP with which a program compiles and links."""
+        """The first OpenMP flags with which a program compiles and links, or flags without it."""
         wanted = os.environ.get("REFORMER_C_OPENMP", "1") != "0"
         for compile_args, link_args in OPENMP if wanted else []:
             if self.builds(OPENMP_PROGRAM, compile_args, link_args):
                 return compile_args, link_args
         if wanted:
-            print("reformer_c: no OpenMP found, the core will run on one thread", file=sys.stderr)
+            print("reformer_c: no OpenMP found, operations will use one thread", file=sys.stderr)
         return ["-fopenmp-simd"], []
 
 

@@ -1,1 +1,1 @@
-"""reformer_c beside others, on this machine: ``python -m benchmarks``."""
+"""Measurements of reformer_c and of other libraries on this machine: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""Time reformer_c beside every rival that is installed, and hold the figures against the goals."""
+"""Time reformer_c and every other library installed, and compare the results with targets."""
 
 import argparse
 import sys
@@ -40,7 +40,7 @@ def main(arguments=None):
 
 
 def measure_group(group, repeats):
-    """The figures of a group, which are printed too, and what they are for each of its goals."""
+    """Measure and print a group; returns the measurements and the result for each target."""
     peak, rows = measure(group.cases, repeats)
     print(f"{group.title} (peak {peak:.1f} GFLOP/s)")
     print(table(rows, ratios=True), end="\n\n", flush=True)
@@ -68,18 +68,20 @@ def parse(arguments):
         help=f"groups to measure (all): {', '.join(GROUPS)}",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="threads to use (all)")
-    parser.add_argument("--repeats", type=int, metavar="N", help="turns (5; 1 if quick)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="turns (5; 1 with --quick)")
     parser.add_argument(
-        "--quick", action="store_true", help="the smallest size of each group, to see that it works"
+        "--quick",
+        action="store_true",
+        help="the smallest size of each group, to test that it works",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
     options = parser.parse_args(arguments)
     if options.repeats is None:
         options.repeats = 1 if options.quick else 5
     for name in ("threads", "repeats"):
         number = getattr(options, name)
         if number is not None and number < 1:
-            parser.error(f"--{name}: expected a whole number >= 1")
+            parser.error(f"--{name} must be a whole number >= 1")
     return options
 
 

@@ -1,4 +1,4 @@
-"""A measurement in a process of its own, whose memory nothing else has touched."""
+"""Measurements in a new process, so that earlier ones do not affect its memory."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 
 def measure_alone(module, *words):
-    """What ``python -m module words`` prints, which is JSON."""
+    """Run ``python -m module words`` and parse the JSON that it prints."""
     command = [sys.executable, "-m", module, *map(str, words)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)

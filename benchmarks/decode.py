@@ -1,7 +1,7 @@
-"""Tokens a second after a prompt: fixed chunks, whole buckets, and Hugging Face's Reformer.
+"""Decoding speed after a prompt: fixed chunks, whole buckets, and Hugging Face's Reformer.
 
-The `book` model with random weights: the same in both, in one process. Reading the prompt is timed
-up to the first new token; writing, token by token, as the median of several batches of tokens.
+All have the `book` model's size and the same random weights, in one process. The prompt is timed up
+to the first new token; decoding is the median over several batches of tokens.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FIELDS = {
 
 
 def ours(model, ids, tokens):
-    """Seconds for the prompt, and for a token after it."""
+    """Seconds for the prompt, and per token after it."""
     start = time.perf_counter()
     stream = model.stream(ids, max_new_tokens=BATCHES * tokens + 1, eos_token_id=None, rng=0)
     next(stream)
@@ -63,7 +63,7 @@ def batches(step, tokens):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, nargs="+", default=[4096, 65536], metavar="N")
-    parser.add_argument("--tokens", type=int, default=100, help="tokens of a batch")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens per batch")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
 
@@ -83,7 +83,7 @@ def compare(options):
     hugging_face = None
     if rivals.HUGGING_FACE in rivals.installed():
         hugging_face = rivals.hugging_face_model(FIELDS, parameters).eval()
-    print(f"{'':28} {'prompt':>8} {'read, tokens/s':>15} {'write, tokens/s':>16} {'ratio':>7}")
+    print(f"{'':28} {'prompt':>8} {'prompt, tokens/s':>16} {'decode, tokens/s':>16} {'ratio':>7}")
     for length in options.prompts:
         ids = np.random.default_rng(0).integers(2, 320, (1, length))
         rows = {}
@@ -93,7 +93,7 @@ def compare(options):
         for name, (prompt, token) in rows.items():
             base = rows.get(rivals.HUGGING_FACE)
             ratio = f"{base[1] / token:6.1f}x" if base else ""
-            print(f"{name:28} {length:8,} {length / prompt:15,.0f} {1 / token:16,.0f} {ratio:>7}")
+            print(f"{name:28} {length:8,} {length / prompt:16,.0f} {1 / token:16,.0f} {ratio:>7}")
     for name, model in models.items():
         sizes = ", ".join(f"{model.cache_bytes(n) / 2**20:.1f} MB" for n in options.prompts)
         print(f"cache of {name}: {sizes}")

@@ -1,7 +1,7 @@
-"""Peak memory against depth: doubling the layers adds parameters and bucket ids, nothing else.
+"""Peak memory against depth: doubling the layers adds only parameters and bucket ids.
 
-Each depth trains one step in a process of its own, and the table says beside what was measured what
-`model.memory` had said before, and what keeping every layer's activations would have taken.
+Each depth trains one step in a new process. The table compares the measured peak with the
+prediction of `model.memory`, and with that for keeping every layer's activations.
 
     python -m benchmarks.depth --length 65536 --plot depth.svg
 """
@@ -18,17 +18,17 @@ from reformer_c.presets import preset_config
 
 
 def make_model(layers, length):
-    """The model that read a novel as one sequence, of that many layers."""
+    """The `book` model with that many layers."""
     return rc.ReformerModelWithLMHead(preset_config("book", length, layers=layers), rng=0)
 
 
 def measure(layers, length):
-    """How much this process grows in one step, Adafactor included."""
+    """Bytes by which this process grows in one step, Adafactor included."""
     model = make_model(layers, length)
     optimizer = rc.Adafactor(model.parameters)
     ids = np.random.default_rng(0).integers(2, 258, (1, length))
-    rc.fma_peak(0.01)  # threads are there
-    Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
+    rc.fma_peak(0.01)  # starts the threads
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
     optimizer.step(gradients)
@@ -36,22 +36,22 @@ def measure(layers, length):
 
 
 def resident(key):
-    """Bytes of this process: VmRSS now, VmHWM at most."""
+    """Memory of this process in bytes: VmRSS is the current size, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def row(layers, length):
-    """Bytes at one depth: measured in a child, and what the model says."""
+    """Bytes at one depth: measured in a new process, and predicted by the model."""
     measured = measure_alone("benchmarks.depth", "--measure", layers, "--length", length)
     model = make_model(layers, length)
-    said, everything = (model.memory(length, memory_budget=x) for x in (0, np.inf))
+    predicted, everything = (model.memory(length, memory_budget=x) for x in (0, np.inf))
     buckets = 4 * length * model.config.num_attention_heads * model.config.num_hashes
     return {
         "layers": layers,
         "measured": measured,
-        "said": said.total,
-        "parameters": said.gradients,
+        "predicted": predicted.total,
+        "parameters": predicted.gradients,
         "bucket ids": 0 if length <= 64 else buckets * model.config.layer_types.count("lsh"),
         "keeping all": everything.total,
     }
@@ -62,7 +62,7 @@ def draw(rows, length, file):
 
     figure, ax = plt.subplots(figsize=(6, 4))
     layers = [row["layers"] for row in rows]
-    for name, style in (("keeping all", "s--"), ("measured", "o-"), ("said", "x:")):
+    for name, style in (("keeping all", "s--"), ("measured", "o-"), ("predicted", "x:")):
         ax.plot(layers, [row[name] / 1e9 for row in rows], style, label=name)
     ax.set(xlabel="layers", ylabel=f"GB in a step of {length:,} tokens", ylim=(0, None))
     ax.set_xticks(layers)
@@ -76,19 +76,19 @@ def main():
     )
     add = parser.add_argument
     add("--layers", type=int, nargs="+", default=[6, 12, 24, 48])
-    add("--length", type=int, default=65_536, help="tokens of the step (65536)")
-    add("--plot", metavar="FILE", help="draw the table into this picture")
+    add("--length", type=int, default=65_536, help="tokens per step (65536)")
+    add("--plot", metavar="FILE", help="plot the table to this file")
     add("--measure", type=int, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not Path("/proc/self/clear_refs").exists():
-        parser.error("this system does not tell the peak of a process: it needs Linux")
+        parser.error("the peak of a process can only be measured on Linux")
     if options.measure:
         print(measure(options.measure, options.length))
         return
 
     print_machine(describe_machine())
-    print(f"\nMB in a step of {options.length:,} tokens, beside the weights")
-    names = ("measured", "said", "parameters", "bucket ids", "keeping all")
+    print(f"\nMB in a step of {options.length:,} tokens, without the weights")
+    names = ("measured", "predicted", "parameters", "bucket ids", "keeping all")
     print("layers  " + "".join(f"{name:>13}" for name in names))
     rows = []
     for layers in options.layers:

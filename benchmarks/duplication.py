@@ -1,18 +1,18 @@
-"""The paper's Table 2: does LSH attention do the work of full attention?
+"""The paper's Table 2: can LSH attention replace full attention?
 
-A text 0w0w, with w of random symbols, can be continued in its second half by whoever looks back
-at the first. One layer is trained to do it with full shared-QK attention and with LSH attention of
-1, 2 and 4 rounds, and each is evaluated with full attention and with 1, 2, 4 and 8 rounds. Local
-attention alone is the control: it sees two chunks at most, and has to fail.
+In a text 0w0w, where w is random symbols, the second half can be predicted by attending to the
+first. One layer is trained to do so with full shared-QK attention and with LSH attention of 1, 2
+and 4 rounds, and each is evaluated with full attention and with 1, 2, 4 and 8 rounds. Local
+attention is the control: it sees at most two chunks and must fail.
 
     python -m benchmarks.duplication --save runs/duplication      # length 1,024, within an hour
     python -m benchmarks.duplication --quick                      # length 128, in minutes
     python -m benchmarks.duplication --lengths 512 1024 2048 4096 8192 16384 32768 65536 \\
-        --train LSH-4 local --warmup 100 --target 0.98 --save runs/long      # longer and longer
+        --train LSH-4 local --warmup 100 --target 0.98 --save runs/long
 
-Lengths are trained one after the other, 1,024 by way of 256 and 512: a longer text goes on from the
-shorter, and a position begins as what held its place there. `--lengths 1024` begins at 1,024.
-Everything is saved as it goes: the same command goes on where it was interrupted.
+Lengths are trained one after the other: a model for longer texts is initialised from the one for
+shorter texts, its positions by stretching. `--lengths 1024` starts with 1,024. Everything is saved:
+the same command resumes an interrupted run.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Duplication:
 
 
 class SecondHalf:
-    """A language model whose loss counts what can be known: the second w."""
+    """A language model whose loss covers only the predictable part, the second w."""
 
     def __init__(self, model):
         self.model, self.parameters = model, model.parameters
@@ -76,7 +76,7 @@ class SecondHalf:
 def make_model(attention, length, chunk, seed):
     """One layer, width and feed-forward 256, 4 heads, learned positions.
 
-    Words and positions start with deviation 0.5, one as loud as the other.
+    Word and position embeddings are initialised with the same standard deviation, 0.5.
     """
     config = rc.ReformerConfig(
         vocab_size=SYMBOLS + 1, hidden_size=256, feed_forward_size=256, num_attention_heads=4,
@@ -93,10 +93,10 @@ def make_model(attention, length, chunk, seed):
 
 
 def grow(short, long):
-    """Let a model of longer texts begin as a trained one of shorter texts.
+    """Initialise a model for longer texts from one trained on shorter texts.
 
-    In 0w0w the symbol after position i of the second half is found at i + 1 - length / 2. Each half
-    is stretched so that what was close to it there is close to it here.
+    In 0w0w the symbol after position i of the second half is at i + 1 - length / 2. The positions
+    of each half are stretched, so that nearby positions keep similar embeddings.
     """
     for name, array in long.items():
         if name != POSITIONS:
@@ -108,7 +108,7 @@ def grow(short, long):
 
 
 def attend(model, name, length):
-    """Let a model attend as `name` says. A chunk as long as the text is full attention."""
+    """Set a model's attention to `name`. A chunk of the whole text is full attention."""
     if name == "full":
         model.config.lsh_attn_chunk_length = length
     elif name != "local":
@@ -117,11 +117,11 @@ def attend(model, name, length):
 
 
 def accuracy(model, name, length, *, texts, seed):
-    """Share of the second w that is predicted, where the model attends as `name` says."""
+    """Share of the second w that is predicted correctly with the attention `name`."""
     attend(model, name, length)
     right = count = 0
     data = Duplication(length, 1, seed=seed)
-    for i in range(max(1, min(texts, texts * 1024 // length))):  # of long texts, fewer say as much
+    for i in range(max(1, min(texts, texts * 1024 // length))):  # beyond 1,024, as many tokens
         ids = data.batch(i)
         guess = model(ids, rng=(seed, i)).logits[:, length // 2 : -1].argmax(-1)
         right += np.count_nonzero(guess == ids[:, length // 2 + 1 :])
@@ -130,7 +130,7 @@ def accuracy(model, name, length, *, texts, seed):
 
 
 def train(model, name, length, options, steps, folder):
-    """Steps at one length until the target is met: (steps, seconds, accuracy)."""
+    """Train at one length until the target is reached: (steps, seconds, accuracy)."""
     attend(model, name, length)
     batch = options.batch or max(1, min(16, 8192 // length))
     trainer = rc.Trainer(
@@ -155,7 +155,7 @@ def train(model, name, length, options, steps, folder):
         late = options.seconds is not None and spent > options.seconds
         if report.step % 25 and report.step != steps and not late:
             continue
-        # a round misses now and then what it has learned to look for; eight rounds find it
+        # one round sometimes misses the key; eight rounds find it
         judge = name if name in ("full", "local") else "LSH-8"
         share = accuracy(model, judge, length, texts=8, seed=options.seed + 1)
         attend(model, name, length)
@@ -173,7 +173,7 @@ def train(model, name, length, options, steps, folder):
 
 
 def run(name, options, results, save):
-    """Train one row through all lengths, and evaluate it; what `results` has is not done again."""
+    """Train one row at all lengths and evaluate it, skipping what `results` contains."""
     done = results.setdefault(name, {})
     last = None
     for length in options.lengths:
@@ -189,7 +189,7 @@ def run(name, options, results, save):
         limit = options.steps
         others = [row[str(length)]["steps"] for row in results.values() if str(length) in row]
         if name == "local" and others:
-            limit = min(limit, max(others))  # the control may have what the slowest took
+            limit = min(limit, max(others))  # the control trains as long as the slowest row
         steps, seconds, share = train(model, name, length, options, limit, folder)
         columns = ("local",) if name == "local" else EVALUATED
         grid = {
@@ -201,7 +201,7 @@ def run(name, options, results, save):
         }  # fmt: skip
         save(results)
         if share < options.target:
-            break  # a longer text would not do better
+            break  # longer texts are harder
 
 
 def print_grid(results, length):
@@ -233,22 +233,26 @@ def parse():
         help="trained one after the other (256 512 1024)",
     )
     add("--train", nargs="+", choices=TRAINED, default=list(TRAINED), help="rows (all)")
-    add("--chunk", type=int, default=64, help="tokens of a chunk (64)")
+    add("--chunk", type=int, default=64, help="tokens per chunk (64)")
     add("--quick", action="store_true", help="length 128 in chunks of 16")
-    add("--steps", type=int, default=5000, help="most steps of a row (5000)")
-    add("--seconds", type=float, help="most seconds of a row")
+    add("--steps", type=int, default=5000, help="maximum steps of a row (5000)")
+    add("--seconds", type=float, help="maximum seconds of a row")
     add("--target", type=float, default=0.999, help="accuracy at which training ends (0.999)")
-    add("--batch", type=int, help="texts of a step (16, and fewer beyond length 512)")
-    add("--texts", type=int, default=32, help="texts that a row is evaluated on (32)")
-    add("--warmup", type=int, default=200, help="steps of every length's warm-up (200)")
+    add("--batch", type=int, help="texts per step (16, fewer beyond length 512)")
+    add("--texts", type=int, default=32, help="texts per evaluation (32)")
+    add("--warmup", type=int, default=200, help="warm-up steps at each length (200)")
     add("--lr", type=float, default=1e-3)
     add("--seed", type=int, default=0)
-    add("--save", metavar="DIR", help="for checkpoints and results.json; the command goes on there")
+    add(
+        "--save",
+        metavar="DIR",
+        help="folder for checkpoints and results.json, from which a run resumes",
+    )
     options = parser.parse_args()
     if options.quick:
         options.lengths, options.chunk = [128], 16
     if any(length < 4 or length % 2 for length in options.lengths):
-        parser.error("--lengths: expected even numbers >= 4")
+        parser.error("--lengths must be even numbers >= 4")
     return options
 
 
@@ -272,4 +276,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit("interrupted; the same command resumes the run")

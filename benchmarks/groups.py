@@ -1,4 +1,4 @@
-"""What is measured, in groups of calls that do the same work, and what each has to reach."""
+"""The measurements: groups of calls that do the same work, each with its targets."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,17 +30,17 @@ from reformer_c.precision import PRECISIONS
 from . import rivals
 
 OURS = "reformer_c"
-# where bfloat16 numbers are multiplied, how many times as fast matmul_precision="medium" has to be:
+# required speed-up of matmul_precision="medium" on instruction sets that multiply bfloat16: matrix
 # products, LSH and local attention, training steps
 MEDIUM = {"amx": (2.5, 1.5, 1.7), "avx512_bf16": (1.6, 1.3, 1.35)}
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of a group's measurements, and what it has to be.
+    """A target for a group's measurements.
 
-    The share of the peak that `case` reaches; or, given `than`, how many times faster it is; or how
-    many microseconds more it takes.
+    The share of the peak of `case`; or, given `than`, its speed-up over that case, or the
+    microseconds that it takes more.
     """
 
     work: str
@@ -50,7 +50,7 @@ class Goal:
     unit: str = "of peak"
 
     def value(self, rows: dict[str, Measurement]) -> float | None:
-        """None where a rival is missing."""
+        """The measured value; None if a rival is missing."""
         if self.case not in rows or (self.than is not None and self.than not in rows):
             return None
         if self.than is None:
@@ -70,7 +70,7 @@ def faster(work: str, case: str, than: str, required: float | None) -> Goal:
 
 @dataclass
 class Group:
-    """Calls that are measured in turns, and compared with the first."""
+    """Calls that are measured in turns and compared with the first."""
 
     title: str
     cases: list[Case]
@@ -173,7 +173,7 @@ def scope(t: int, threads: int) -> Iterator[Group]:
     yield Group(
         f"LSH attention, 1 round, {t:,} tokens: chunks against whole buckets",
         [
-            # counted alike, though whole buckets have fewer products
+            # the same count for both, although whole buckets need fewer products
             Case(name, t, window_operations(t),
                  partial(rc.lsh_attention, qk, v, rng=0, scope=which, out=out, **WINDOW), threads)
             for name, which in ((chunk, "chunk"), (bucket, "bucket"))
@@ -276,7 +276,7 @@ def _precise_passes(
     forward: Callable[..., Any], backward: Callable[..., Any], required: float | None,
     theirs: dict[str, Callable[..., dict[str, Any]]],
 ) -> Iterator[Group]:  # fmt: skip
-    """Forward; and with backward, which is `both` times the operations."""
+    """Groups for forward, and for forward and backward, which has `both` times the operations."""
     alone = {p: partial(forward, matmul_precision=p) for p in PRECISIONS}
     pairs = {p: _both(call, backward) for p, call in alone.items()}
     for words, share, calls in (("forward", 1.0, alone), ("forward + backward", both, pairs)):
@@ -290,7 +290,7 @@ def _precise(
     title: str, t: int, threads: int, operations: float, calls: Mapping[str, Callable[..., Any]],
     required: float | None, theirs: dict[str, Callable[..., dict[str, Any]]],
 ) -> Group:  # fmt: skip
-    """Ours in every precision; rivals under autocast where bfloat16 has instructions of its own."""
+    """Ours in every precision; rivals under autocast if the processor has bfloat16 instructions."""
     cases = [
         replace(case, name=f"{OURS}, {case.matmul_precision}")
         for case in in_each_precision(OURS, t, operations, threads, calls)
@@ -307,7 +307,7 @@ def _precise(
     return Group(f"{title}, on {_core.isa()}", cases, goals)
 
 
-# ---- ourselves, in two ways ----
+# ---- reformer_c compared with itself ----
 
 
 def threads(t: int, threads: int) -> Iterator[Group]:
@@ -344,7 +344,7 @@ def float64(t: int, threads: int) -> Iterator[Group]:
 
 
 def overhead(t: int, threads: int) -> Iterator[Group]:
-    """A small call beside one into the extension that does nothing."""
+    """A small call compared with one into the extension that does nothing."""
     qk, v = np.random.default_rng(0).standard_normal((2, 1, 1, t, 16), np.float32)
     bare = "a bare extension call"
     calls: dict[str, Callable[..., Any]] = {
@@ -386,7 +386,7 @@ def _both(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable
     return call
 
 
-# by name: the function, and the sizes that it is called with, the shortest first
+# by name: the function, and its sizes, smallest first
 GROUPS: dict[str, tuple[Callable[[Any, int], Iterator[Group]], tuple[Any, ...]]] = {
     "lsh": (lsh, (1024, 16384, 65536)),
     "local": (local, (1024, 16384, 65536)),
@@ -403,10 +403,9 @@ GROUPS: dict[str, tuple[Callable[[Any, int], Iterator[Group]], tuple[Any, ...]]]
 }
 METHOD = f"""
 float32, {HEADS} heads of 64, chunks of {CHUNK} with one of look-back, causal.
-Operations are those of the dense windows, nothing discounted (full attention: of the visible half);
-a backward pass counts 2.5 forwards, of linear layers 2. Hashing, sorting and softmax are in the
-time and not in the count. What a backward alone returns lies in reused memory. Calls of a group
+Operations are those of the dense windows (full attention: of the visible half); a backward pass
+counts as 2.5 forward passes, of linear layers as 2. Hashing, sorting and softmax are included in
+the time but not in the count. A backward pass timed alone returns reused memory. Calls of a group
 run in turns, the peak is measured before each, the fastest run counts. "high" and "medium" are
-values of matmul_precision, whose peak is that of float32, too; "autocast" is torch.autocast to
-bfloat16.
+values of matmul_precision, as shares of float32's peak; "autocast" is torch.autocast to bfloat16.
 """

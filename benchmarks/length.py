@@ -1,6 +1,6 @@
 """Time against length: full attention, and LSH attention with 1, 2, 4 and 8 rounds.
 
-The paper's Figure 5 (right), on this machine: 65,536 tokens in all, as one long sequence or as a
+The paper's Figure 5 (right), on this machine: 65,536 tokens in total, as one long sequence or as a
 batch of shorter ones.
 """
 
@@ -28,7 +28,7 @@ ROUNDS = 1, 2, 4, 8
 
 
 def cases(length, threads, with_full):
-    """What is timed at one length."""
+    """The calls that are timed at one length."""
     qk, v = np.random.default_rng(0).standard_normal(
         (2, TOKENS // length, HEADS, length, DEPTH), np.float32
     )
@@ -44,11 +44,11 @@ def cases(length, threads, with_full):
 
 
 def draw(seconds, title, file):
-    """Into a picture, from seconds by name and length."""
+    """Plot seconds by name and length to a file."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    mpl.rcParams["svg.hashsalt"] = "reformer_c"  # the same numbers make the same file
+    mpl.rcParams["svg.hashsalt"] = "reformer_c"  # makes the file reproducible
     figure, ax = plt.subplots(figsize=(6, 4))
     rc.plot.speed(seconds, ax)
     ax.set(title=title, xlabel="length of a sequence", ylabel=f"seconds for {TOKENS:,} tokens")
@@ -68,13 +68,13 @@ def main(arguments=None):
     add("--longest-full", type=int, default=TOKENS, metavar="N",
         help="no full attention above this length (it takes a minute at 65,536)")  # fmt: skip
     add("--repeats", type=int, default=3, metavar="N", help="turns, the fastest counts (3)")
-    add("--plot", metavar="FILE", help="draw the table into this picture")
-    add("--json", metavar="FILE", help="write the seconds there, too")
+    add("--plot", metavar="FILE", help="plot the table to this file")
+    add("--json", metavar="FILE", help="also write the seconds to this file")
     options = parser.parse_args(arguments)
     if min(options.lengths) < 1 or max(options.lengths) > TOKENS:
-        parser.error(f"--lengths: expected numbers from 1 to {TOKENS}")
+        parser.error(f"--lengths must be from 1 to {TOKENS}")
     if options.repeats < 1:
-        parser.error("--repeats: expected a number >= 1")
+        parser.error("--repeats must be >= 1")
     check_json_file(options.json)
 
     machine = describe_machine()

@@ -1,13 +1,13 @@
-"""An hour with a novel: the `book` model reads it as one sequence, and then writes.
+"""Train the `book` model on a novel as one sequence for an hour, and generate text.
 
-The novel is cut into pieces of words, of which there are 320 kinds as in the authors' model, learnt
-from all of its text; the first nine tenths are the one sequence of every step, the last tenth is
-never trained on. Bits per byte count a piece as long as it is on average.
+The novel is segmented by byte-pair encoding, learned from its whole text, with a vocabulary of 320
+as in the authors' model. Each step is on the first nine tenths as one sequence; the last tenth is
+held out. Bits per byte are bits per token divided by the mean bytes per token.
 
     python -m benchmarks.novel NOVEL.txt --save runs/novel --plot novel.svg
 
-The folder then holds the model, its tokenizer and the log. The same command goes on where it was
-interrupted.
+The folder then holds the model, its tokenizer and the log. The same command resumes an
+interrupted run.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def learn_pieces(text, folder):
     pieces = Tokenizer(models.BPE())
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = decoders.ByteLevel()
-    # not all bytes, but those that there are: the other pieces are longer
+    # single bytes only if they occur, which leaves room for longer pieces
     trainer = trainers.BpeTrainer(vocab_size=PIECES, show_progress=False)
     pieces.train_from_iterator([text], trainer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def learn_pieces(text, folder):
 
 
 def make_trainer(train, held_out, pieces, bytes_per_token, options):
-    # no piece ends a text
+    # the vocabulary has no end token
     fields = {**dict.fromkeys(DROPOUTS, 0.0), "vocab_size": pieces, "eos_token_id": None}
     config = preset_config("book", len(train), **fields)
     model = rc.ReformerModelWithLMHead(config, rng=options.seed)
@@ -79,13 +79,13 @@ def main():
     )
     add = parser.add_argument
     add("novel", metavar="FILE", help="a long text, UTF-8")
-    add("--save", metavar="DIR", required=True, help="for model, tokenizer and log")
-    add("--steps", type=int, default=55, help="an hour of whole texts on two cores (55)")
+    add("--save", metavar="DIR", required=True, help="folder for model, tokenizer and log")
+    add("--steps", type=int, default=55, help="training steps; 55 take an hour on two cores (55)")
     add("--eval-every", type=int, default=5, help="steps between evaluations and saves (5)")
     add("--lr", type=float, default=1.2e-3)
-    add("--write", type=int, default=300, help="pieces to write in the end (300)")
+    add("--write", type=int, default=300, help="tokens to generate at the end (300)")
     add("--seed", type=int, default=0)
-    add("--plot", metavar="FILE", help="draw the loss into this picture")
+    add("--plot", metavar="FILE", help="plot the loss to this file")
     options = parser.parse_args()
 
     needed = {"tokenizers": "hf", "safetensors": "hf"}
@@ -101,19 +101,19 @@ def main():
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"FILE: {error}")
     if not text:
-        parser.error(f"FILE: there is no text in {options.novel!r}")
+        parser.error(f"FILE must contain text, got {options.novel!r}")
     finish_checkpoint(folder)
-    if not has_checkpoint(folder):  # what a run wrote that never came to save
+    if not has_checkpoint(folder):  # left by a run that ended before its first checkpoint
         (folder / LOG).unlink(missing_ok=True)
     if not (folder / TOKENIZERS).is_file():
         learn_pieces(text, folder)
     tokenizer = rc.ReformerTokenizerFast.from_pretrained(folder)
     ids = tokenizer.encode(text)
     if tokenizer.decode(ids) != text:
-        parser.error(f"--save: {options.save!r} has the tokenizer of another text")
+        parser.error(f"--save: the tokenizer in {options.save!r} is that of another text")
     bytes_per_token = len(text.encode()) / len(ids)
     train, held_out = split_tokens(ids, 0.1)
-    print(f"{len(train):,} pieces to train on, {len(held_out):,} held out; ", end="")
+    print(f"{len(train):,} tokens to train on, {len(held_out):,} held out; ", end="")
     print(f"{bytes_per_token:.2f} bytes each")
 
     trainer = make_trainer(train, held_out, len(tokenizer), bytes_per_token, options)
@@ -124,7 +124,7 @@ def main():
 
     lines = read_log(folder / LOG)
     minutes = sum(len(train) / line["tokens_per_second"] for line in lines) / 60
-    print(f"{len(lines)} steps, {minutes:.0f} minutes in all; ", end="")
+    print(f"{len(lines)} steps, {minutes:.0f} minutes in total; ", end="")
     print(f"held out: {trainer.evaluate().bits_per_byte:.3f} bits per byte")
     if options.plot:
         draw(lines, options.plot)
@@ -141,4 +141,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit("interrupted; the same command resumes the run")

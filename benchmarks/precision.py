@@ -1,4 +1,4 @@
-"""What `matmul_precision` costs in quality: errors of operations, and of models trained with it.
+"""The cost of `matmul_precision` in quality: errors of operations, and of models trained with it.
 
 Operations first: errors of output and gradients in each precision, ||x - x64|| / ||x64||.
 Then a small model of bytes, one local and one LSH layer, is trained in each precision from the same
@@ -7,7 +7,7 @@ seeds on the same windows, and each model is evaluated on held-out text in all p
     python -m benchmarks.precision FILE --save runs/precision     # nine minutes on one core
     python -m benchmarks.precision --quick                        # seconds
 
-Without FILE, the text is that of files that Python ships. Results are saved as they are computed:
+Without FILE, the text is one that is part of Python. Results are saved as they are computed:
 the same command resumes an interrupted run.
 """
 
@@ -40,7 +40,7 @@ from reformer_c.precision import PRECISIONS
 from reformer_c.presets import DROPOUTS, preset_config
 from reformer_c.train import evaluate, has_checkpoint, show_progress
 
-BAR = 0.01  # bits per byte that "medium" may be above "highest"
+MAX_LOSS = 0.01  # target: bits per byte of "medium" above "highest"
 HELD_OUT = 16  # windows
 LOG = "log.jsonl"
 HEAD = "".join(f"{precision:>10}" for precision in PRECISIONS)
@@ -48,7 +48,7 @@ HEAD = "".join(f"{precision:>10}" for precision in PRECISIONS)
 
 @dataclass(frozen=True)
 class Operation:
-    """A forward and a backward function, and what they are called with."""
+    """A forward and a backward function, and their arguments."""
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
@@ -66,13 +66,13 @@ class Operation:
 
 
 def operations(t):
-    """By name, each with `t` rows or tokens."""
+    """The operations by name, each on `t` rows or tokens."""
     rng = np.random.default_rng(0)
     x, w1, b1, w2, b2 = draw_feed_forward(t, 256, 512)
     h, dx = rng.standard_normal((2, *x.shape), np.float32)
     qk, v, dout = draw(t)
     k = rng.standard_normal(v.shape, np.float32)
-    # a hash in float64 might differ
+    # fixed, because hashing in float64 could give others
     buckets = rc.lsh_attention_forward(qk, v, rng=0, **WINDOW)[1].buckets
     feed_forward = {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}
     return {
@@ -108,7 +108,7 @@ def operations(t):
 
 
 def measure_errors(operation):
-    """Of the output and of each gradient, in each precision."""
+    """Errors of the output and of each gradient, in each precision."""
     exact = operation.compute(np.float64, None)
     errors = {name: {} for name in exact}
     for precision in PRECISIONS:
@@ -140,10 +140,10 @@ def make_trainer(precision, seed, tokens, options, folder):
 
 
 def train(precision, seed, texts, options, folder):
-    """A model's speed, and its held-out bits per byte where it is evaluated in each precision."""
+    """Train a model; returns its speed, and held-out bits per byte evaluated in each precision."""
     tokens, held_out = texts
     folder.mkdir(parents=True, exist_ok=True)
-    if not has_checkpoint(folder):  # what a run wrote that never came to save
+    if not has_checkpoint(folder):  # left by a run that ended before its first checkpoint
         (folder / LOG).unlink(missing_ok=True)
     trainer = make_trainer(precision, seed, tokens, options, folder)
     if has_checkpoint(folder):
@@ -159,7 +159,7 @@ def train(precision, seed, texts, options, folder):
 
 
 def differences(trained, precision, seeds):
-    """Bits per byte above "highest", of models evaluated as they were trained, for each seed."""
+    """Bits per byte above "highest" for each seed, each model evaluated as it was trained."""
     mine, best = (
         [trained[name][str(seed)]["bits_per_byte"][name] for seed in seeds]
         for name in (precision, "highest")
@@ -185,8 +185,8 @@ def print_differences(trained, seeds):
         more = differences(trained, precision, seeds)
         print(f"{precision:9}{np.mean(more):+9.4f} " + "".join(f"{x:+9.4f}" for x in more), end="")
         if precision == "medium":
-            reached = "yes" if np.mean(more) <= BAR else "NO"
-            print(f"   at most {BAR:+} in the mean: {reached}", end="")
+            reached = "yes" if np.mean(more) <= MAX_LOSS else "NO"
+            print(f"   mean at most {MAX_LOSS:+}: {reached}", end="")
         print()
 
 
@@ -218,7 +218,7 @@ def compare_models(texts, options, results, save, folder):
 
 
 def run(texts, options, folder):
-    """All that the folder's results do not have."""
+    """Compute everything that is not in the folder's results."""
     file = folder / "results.json"
     of = {name: getattr(options, name) for name in ("steps", "length", "width", "text")}
     results = {"of": of, "errors": {}, "trained": {}}
@@ -240,22 +240,26 @@ def parse():
     add("file", metavar="FILE", nargs="?", help="a text; its last tenth is held out")
     add("--steps", type=int, default=300, help="of 8,192 bytes each (300)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a model for each (0 1 2)")
-    add("--quick", action="store_true", help="sizes that take seconds, to see that it works")
-    add("--save", metavar="DIR", help="for checkpoints and results.json; the command goes on there")
+    add("--quick", action="store_true", help="sizes that take seconds, to test that it works")
+    add(
+        "--save",
+        metavar="DIR",
+        help="folder for checkpoints and results.json, from which a run resumes",
+    )
     options = parser.parse_args()
     options.rows, options.length, options.width = 4096, 8192, 128
     if options.quick:
         options.rows, options.length, options.width = 256, 256, 32
         options.steps, options.seeds = min(options.steps, 5), options.seeds[:1]
     if options.steps < 1:
-        parser.error("--steps: expected a whole number >= 1")
+        parser.error("--steps must be a whole number >= 1")
     try:
         text, source = (read_text(options.file), options.file) if options.file else python_text()
     except (OSError, ValueError) as error:
         parser.error(f"FILE: {error}")
     tokens, held_out = split_tokens(encode_text(text), 0.1)
     if len(held_out) < options.length:
-        parser.error(f"FILE: expected {10 * options.length:,} bytes at least, got {len(text):,}")
+        parser.error(f"FILE must have at least {10 * options.length:,} bytes, got {len(text):,}")
     options.text, options.source = zlib.crc32(text), source
     return options, (tokens, held_out[: HELD_OUT * options.length])
 
@@ -275,4 +279,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit("interrupted; the same command resumes the run")

@@ -1,13 +1,13 @@
-"""Decoding with quantized weights: tokens per second, and what rounding costs in bits per byte.
+"""Decoding with quantized weights: tokens per second, and the cost of rounding in bits per byte.
 
-The `enwik8` preset (12 layers, width 1,024), trained for some steps on bytes, so that its weights
-are not those of an initialisation:
+The `enwik8` preset (12 layers, width 1,024) is trained for some steps on bytes, so that its weights
+are not merely initialised:
 
     python -m benchmarks.quantized FILE        # ten minutes on two cores
     python -m benchmarks.quantized --quick     # seconds, a small model
 
-Without FILE, the text is that of files that Python ships. Steps of the three storages are timed in
-turns; a figure is the median of a text's tokens, minimum over the texts.
+Without FILE, the text is one that is part of Python. The three storages take turns; the time per
+token is the median within a text, and the minimum over texts.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from reformer_c.presets import DROPOUTS, preset_config
 from reformer_c.train import evaluate, show_progress
 
 STORAGES = (None, "bfloat16", "int8")
-# times float32's tokens per second
+# required speed-up over float32
 TARGETS = {"bfloat16": 1.8, "int8": 3.2}
 QUICK = {"layers": 2, "width": 64}
 
@@ -49,7 +49,7 @@ def trained_model(tokens, options):
 
 
 def rounded(model, storage):
-    """A copy whose matrices are what they are once they are quantized, as in decoding steps."""
+    """A copy whose matrices are rounded as in decoding steps."""
     twin = rc.ReformerModelWithLMHead(model.config, rng=0)
     for name, weight in model.parameters.items():
         if weight.ndim == 2 and "embeddings" not in name:
@@ -64,7 +64,7 @@ def bits_per_byte(model, storage, held_out, length):
 
 
 def seconds_per_token(model, prompt, storage, tokens):
-    """Median over the tokens of a text, but for the first, whose step quantizes the weights."""
+    """Median over the tokens of a text, except the first, whose step quantizes the weights."""
     stamps = []
     model.generate(
         prompt, max_new_tokens=tokens, weights=storage, rng=0,

@@ -1,6 +1,6 @@
-"""Other implementations of the same work, those of them that are installed.
+"""The same work in other libraries.
 
-Each function gives calls without arguments, by name. Whatever is missing is left out.
+Each function returns calls without arguments by name, only of libraries that are installed.
 """
 
 import os
@@ -22,13 +22,13 @@ MODULES = {"torch": TORCH, "transformers": HUGGING_FACE, "reformer_pytorch": LUC
 
 
 def installed():
-    """Names of the rivals that are here."""
+    """Names of the libraries that are installed."""
     return [NUMPY, *(name for module, name in MODULES.items() if find_spec(module))]
 
 
 @contextmanager
 def num_threads(n):
-    """All of them use `n` threads (NumPy, if threadpoolctl is installed)."""
+    """Make all of them use `n` threads (NumPy only if threadpoolctl is installed)."""
     with ExitStack() as stack:
         if find_spec("threadpoolctl"):
             import threadpoolctl
@@ -73,7 +73,7 @@ def lsh_attention(qk, v, backward=False):
 
 
 def local_attention(q, k, v, backward=False):
-    """Causal windows of a chunk and the one before."""
+    """Causal windows: a chunk and the one before it."""
     calls = {}
     if HUGGING_FACE in installed():
         calls[HUGGING_FACE] = _hugging_face("LocalSelfAttention", q, backward)
@@ -98,7 +98,7 @@ def flex_attention(q, k, v):
         mask = create_block_mask(visible, None, None, t, t, device="cpu")
         call = _inference(lambda: attention(q, k, v, block_mask=mask))
         call()
-    except Exception as error:  # a missing compiler, a processor that it does not know, ...
+    except Exception as error:  # a missing compiler, an unknown processor, ...
         print(f"  {FLEX}: skipped, {type(error).__name__}: {str(error).splitlines()[0]}")
         return {}
     return {FLEX: call}
@@ -133,7 +133,7 @@ def _inference(call):
 
 
 def _pass(forward, inputs, backward, autocast=False):
-    """The call `forward`, with the gradients of its inputs where they are wanted."""
+    """A call of `forward`; with `backward`, also of the gradients of `inputs`."""
     import torch
 
     if autocast:
@@ -202,7 +202,7 @@ def training_step(config, parameters, ids, patched=False, autocast=False):
 
     def step():
         model.zero_grad()
-        # the backward pass computes layers again, in the same precision
+        # also around the backward pass, which recomputes layers
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             model(tokens, labels=tokens).loss.backward()
         optimizer.step()
@@ -222,11 +222,11 @@ def hugging_face_model(fields, parameters):
     return model
 
 
-# ---- who they are ----
+# ---- versions ----
 
 
 def describe():
-    """Versions, and the processor that each library for linear algebra takes this one for."""
+    """Versions, and the processor type that each BLAS library has detected."""
     words = {}
     packages = ("torch", "transformers", "reformer-pytorch")
     words["rivals"] = ", ".join(
@@ -253,7 +253,7 @@ def describe():
 
 
 def _mkl():
-    """MKL's own words about itself, which it says before its first product."""
+    """MKL's description of itself, which it prints before its first product."""
     import torch
 
     if not torch.backends.mkl.is_available():

@@ -1,6 +1,7 @@
-"""Fixed chunks beside whole buckets: quality and speed of a small model, same data, same steps.
+"""Fixed chunks compared with whole buckets: quality and speed of a small model.
 
-Text that Python carries; attention_scope="chunk" is Hugging Face's rule, "bucket" the paper's.
+Both train on the same data. attention_scope="chunk" is Hugging Face's computation, "bucket" the
+paper's.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from reformer_c.train import evaluate
 
 
 def changed_share(model, ids):
-    """The share of earlier outputs that another second half changes."""
+    """The share of outputs of the first half that depend on the second half."""
     edited, half = ids.copy(), ids.shape[1] // 2
     edited[:, half:] = edited[:, half:][:, ::-1]
     one, two = (model(x, rng=0).logits[:, :half] for x in (ids, edited))
@@ -25,8 +26,8 @@ def changed_share(model, ids):
 
 
 def decoding_error(model, ids, prompt):
-    """Mean and largest difference of the probabilities of the next token, decoded token by token
-    and in forward passes over the text so far."""
+    """Mean and largest difference between next-token probabilities of decoding and of forward
+    passes over the text so far."""
     found = {True: [], False: []}
     for use_cache, seen in found.items():
 
@@ -82,7 +83,7 @@ def main():
     print_machine(describe_machine())
     print(f"{source}; {options.steps} steps of {options.length:,} bytes, {options.hashes} rounds")
     print(f"{'':8} {'bits/byte':>10} {'train, tok/s':>12} {'write, tok/s':>12} "
-          f"{'past changed':>14} {'decoding: mean':>14} {'most':>6}")  # fmt: skip
+          f"{'past changed':>14} {'decoding: mean':>14} {'max':>6}")  # fmt: skip
     for scope in ("chunk", "bucket"):
         print(f"{scope:8} {run(scope, train, held_out, options)}", flush=True)
 

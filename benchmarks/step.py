@@ -1,10 +1,9 @@
 """A whole training step of the `book` model: loss, all gradients, Adafactor.
 
-Each length runs in a process of its own: its peak of memory beside what `model.memory` said, its
-time, and its share of the peak of fused multiply-adds, counting 21.2 MFLOP a token. Then, at
-`--beside` tokens, the step in turns with one that keeps activations (`memory_budget`), and with
-Hugging Face's where that is installed, as it is and after `reformer_c.torch.patch`; nothing is
-dropped in any.
+Each length runs in a new process: time, share of the peak of fused multiply-adds at 21.2 MFLOP per
+token, and peak memory, measured and predicted by `model.memory`. Then, at `--compare` tokens, the
+step takes turns with one that keeps activations (`memory_budget`) and, if transformers is
+installed, with Hugging Face's model, unchanged and after `reformer_c.torch.patch`; no dropout.
 
     python -m benchmarks.step --lengths 65536 524288 1048576      # twelve minutes
 """
@@ -37,21 +36,21 @@ def seconds(step):
 
 
 def measure(length, repeats):
-    """In a process of its own: {seconds, operations, peak, memory, said}."""
+    """Run in a new process: {seconds, operations, peak, memory, predicted}."""
     model, ids = draw_model(length)
     step, best, peak = training_step(model, ids), np.inf, 0.0
     for _ in range(repeats):
         peak = max(peak, *(rc.fma_peak(0.05) for _ in range(3)))
         best = min(best, seconds(step))
-    said = model.memory(length).total
+    predicted = model.memory(length).total
     operations = training_operations(model.config, length)
     return {"seconds": best, "operations": operations, "peak": peak, "memory": peak_memory(),
-            "said": said}  # fmt: skip
+            "predicted": predicted}  # fmt: skip
 
 
 def print_lengths(options):
     print(
-        f"\n{'tokens':>9} {'seconds':>8} {'tokens/s':>9} {'of peak':>8} {'GB':>6} {'GB, said':>9}"
+        f"\n{'tokens':>9} {'seconds':>8} {'tokens/s':>9} {'of peak':>8} {'GB':>6} {'predicted':>9}"
     )
     for length in options.lengths:
         words = ("--measure", length, "--repeats", options.repeats)
@@ -59,12 +58,12 @@ def print_lengths(options):
         share = found["operations"] / found["seconds"] / found["peak"] / 1e9
         print(
             f"{length:9,} {found['seconds']:8.2f} {length / found['seconds']:9,.0f} "
-            f"{100 * share:7.1f}% {found['memory'] / 1e9:6.2f} {found['said'] / 1e9:9.2f}",
+            f"{100 * share:7.1f}% {found['memory'] / 1e9:6.2f} {found['predicted'] / 1e9:9.2f}",
             flush=True,
         )
 
 
-def print_beside(length, repeats):
+def print_comparison(length, repeats):
     model, ids = draw_model(length)
     steps = {
         "reformer_c": training_step(model, ids),
@@ -90,9 +89,12 @@ def main():
     add = parser.add_argument
     add("--lengths", type=int, nargs="*", default=[16_384, 65_536])
     add(
-        "--beside", type=int, default=16_384, help="tokens beside Hugging Face's; 0 is none (16384)"
+        "--compare",
+        type=int,
+        default=16_384,
+        help="tokens of the comparison with Hugging Face; 0 skips it (16384)",
     )
-    add("--repeats", type=int, default=3, help="steps, of which the fastest counts (3)")
+    add("--repeats", type=int, default=3, help="steps; the fastest counts (3)")
     add("--measure", type=int, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -101,8 +103,8 @@ def main():
         return
     print_machine(describe_machine() | rivals.describe())
     print_lengths(options)
-    if options.beside:
-        print_beside(options.beside, options.repeats)
+    if options.compare:
+        print_comparison(options.compare, options.repeats)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def test_a_duplication_grows_from_what_was_learned_of_a_shorter_one(duplication)
 def test_a_step_is_timed_alone_and_beside_hugging_faces(monkeypatch, capfd):
     from benchmarks import rivals, step
 
-    options = ("--lengths", 256, 512, "--beside", 256, "--repeats", 1)
+    options = ("--lengths", 256, 512, "--compare", 256, "--repeats", 1)
     printed = run(step, monkeypatch, capfd, *options)
     assert re.findall(r"^ +(256|512) .*%", printed, re.MULTILINE) == ["256", "512"]
     rows = re.findall(r"^(.*?) +[\d.]+ s +[\d,]+ tokens/s", printed, re.MULTILINE)
@@ -199,7 +199,11 @@ def test_precisions_are_compared_and_the_same_command_goes_on(monkeypatch, capsy
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "FILE: .*No such file"), ("", "FILE: .*no text"), ("a" * 99, "FILE: .*got 99")],
+    [
+        (None, "FILE: .*No such file"),
+        ("", "FILE: .*must contain text"),
+        ("a" * 99, "FILE must .*got 99"),
+    ],
 )
 def test_a_text_to_compare_precisions_on_is_checked_first(
     text, words, monkeypatch, capsys, tmp_path
