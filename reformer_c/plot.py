@@ -140,12 +140,12 @@ def attention_pattern(
     weights = attention_weights(qk, rows, is_causal)
     ground, colours, title = _UNSEEN, _FOUND, ""
     if ids is not None:
-        met = pattern.count_pairs(pattern.groups(ids), rows) > 0
+        found = pattern.count_pairs(pattern.groups(ids), rows) > 0
         if is_causal:
-            met &= rows <= rows[:, None]
-        ground = np.where(met[..., None], _SEEN, _UNSEEN)
-        colours = np.where(met[..., None], _FOUND, _MISSED)
-        title = f"{weights[met].sum() / len(qk):.0%} found"
+            found &= rows <= rows[:, None]
+        ground = np.where(found[..., None], _SEEN, _UNSEEN)
+        colours = np.where(found[..., None], _FOUND, _MISSED)
+        title = f"{weights[found].sum() / len(qk):.0%} found"
     depth = (weights / weights.max(axis=-1, keepdims=True))[..., None]
     picture = ground + depth * (colours - ground)
     if sort and ids is not None:

@@ -273,14 +273,14 @@ class Pattern:
         chunk of the previous round.
         """
         r, t = groups.shape
-        met = np.zeros((len(rows), t), np.uint16)
+        counts = np.zeros((len(rows), t), np.uint16)
         if self.scope == "bucket":
             for own in range(r):
-                met += groups[own, rows, None] == groups[own]
-            return met
+                counts += groups[own, rows, None] == groups[own]
+            return counts
         per_round = -(-t // self.chunk_length)
         if per_round <= 1:
-            return met + np.uint16(1)
+            return counts + np.uint16(1)
         for offset in range(-self.before, self.after + 1):
             if abs(offset) > r * per_round:
                 offset = 0  # as in Hugging Face's model, which concatenates slices
@@ -289,8 +289,8 @@ class Pattern:
                 target_round, target_chunk = np.divmod(target, per_round)
                 for other in np.unique(target_round):
                     here = target_round == other
-                    met[here] += groups[other] == target_chunk[here, None]
-        return met
+                    counts[here] += groups[other] == target_chunk[here, None]
+        return counts
 
 
 def _found(
@@ -314,10 +314,10 @@ def _found(
                 countable &= np.arange(t) < block[:, None]
             all_pairs += np.count_nonzero(countable)
             for n, r in enumerate(rounds):
-                met = pattern.count_pairs(groups[:r], block)
-                mass[n] += probability[met > 0].sum(dtype=np.float64)
-                pairs[n] += met[countable].sum()
-                unique[n] += np.count_nonzero(met[countable])
+                counts = pattern.count_pairs(groups[:r], block)
+                mass[n] += probability[counts > 0].sum(dtype=np.float64)
+                pairs[n] += counts[countable].sum()
+                unique[n] += np.count_nonzero(counts[countable])
     duplicates = 1.0 - np.divide(unique, pairs, out=np.ones_like(pairs), where=pairs > 0)
     seen = unique / max(1, all_pairs)
     keys, recall = pairs / (b * h * len(rows)), mass / (b * h * len(rows))
