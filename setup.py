@@ -28,22 +28,17 @@ RELEASE_FLAGS = ["-g0"]
 COPY_FLAGS = ["-fno-tree-loop-distribute-patterns"]
 SANITIZE = "-fsanitize=address,undefined -fno-omit-frame-pointer -g -O1".split()
 
-# Flags by instruction set: csrc/variants/<instruction set>_<type>.c is compiled with them.
-ISA_FLAGS = {
-    "base": [],
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512".split(),
-    "neon": [],
-}
-ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
-ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
-MACHINE_ISAS = {
-    "x86_64": ["base", "avx2", "avx512", "avx512_bf16", "amx"],
-    "amd64": ["base", "avx2", "avx512", "avx512_bf16", "amx"],
-    "aarch64": ["base", "neon"],
-    "arm64": ["base", "neon"],
-}
-ISAS = MACHINE_ISAS.get(platform.machine().lower(), ["base"])
+# ISAS_<machine> and FLAGS_<instruction set>, which tests/c/Makefile reads too. The name of a file
+# csrc/variants/<instruction set>_<type>.c selects its flags.
+VARIANTS = {}
+for line in Path("csrc/variants/flags.mk").read_text().splitlines():
+    if line and not line.startswith("#"):
+        name, words = line.split("=", 1)
+        VARIANTS[name.strip()] = words.split()
+MACHINE = platform.machine().lower()
+MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(MACHINE, MACHINE)
+ISAS = VARIANTS.get(f"ISAS_{MACHINE}", ["base"])
+ISA_FLAGS = {isa: VARIANTS.get(f"FLAGS_{isa}", []) for isa in ISAS}
 
 # Flags that enable OpenMP (of the compiler, of the linker), in order of preference.
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]

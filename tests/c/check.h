@@ -30,4 +30,8 @@ uint32_t draw(void);
 size_t below(size_t n);
 double normal(void);
 
+/* All cases of an element type. */
+void test_all_f32(void);
+void test_all_f64(void);
+
 #endif

@@ -1,5 +1,5 @@
 /* ops_cases.h: the tests of one element type. cases_f32.c and cases_f64.c include it, with `real`,
-   `rf_ops`, TABLE (the member of rf_core) and ROUNDING defined.
+   `rf_ops`, `ops_of` (the table of a core) and `rounding` defined.
 
    A case draws its inputs and can run itself on a table of ops. In each precision of matrix
    products it runs on the portable core, then on every core with one thread and with three: cores
@@ -71,11 +71,11 @@ static void check_precision(const problem *p, runner *run_case, rf_precision pre
     while (rf_core_at(last + 1)) last++;
     rf_run alone = {.workers = 1, .precision = precision};
     rf_run together = {.workers = 3, .precision = precision};
-    run_case(rf_core_at(last)->TABLE, &alone, p, &portable);
+    run_case(ops_of(rf_core_at(last)), &alone, p, &portable);
     for (size_t i = 0; i <= last; i++) {
         results one = {0}, three = {0};
-        run_case(rf_core_at(i)->TABLE, &alone, p, &one);
-        run_case(rf_core_at(i)->TABLE, &together, p, &three);
+        run_case(ops_of(rf_core_at(i)), &alone, p, &one);
+        run_case(ops_of(rf_core_at(i)), &together, p, &three);
         for (int j = 0; j < RESULTS && one.data[j]; j++) {
             const size_t size = one.is_integer ? sizeof(int32_t) : sizeof(real);
             if (memcmp(one.data[j], three.data[j], one.n[j] * size) != 0)
@@ -115,7 +115,7 @@ static void test_linear(size_t n, size_t ci, size_t co) {
     check_case(&(problem){.n = n,
                           .ci = ci,
                           .co = co,
-                          .tolerance = ROUNDING,
+                          .tolerance = rounding,
                           .one_product = 1,
                           .in = {random_reals(n * ci), random_reals(co * ci), random_reals(co),
                                  random_reals(n * co), random_reals(co * ci), random_reals(co)}},
@@ -136,7 +136,7 @@ static void run_layer_norm(const rf_ops *ops, rf_run *run, const problem *p, res
 static void test_layer_norm(size_t n, size_t c) {
     check_case(&(problem){.n = n,
                           .ci = c,
-                          .tolerance = ROUNDING,
+                          .tolerance = rounding,
                           .in = {random_reals(n * c), random_reals(c), random_reals(c),
                                  random_reals(n * c), random_reals(c), random_reals(c)}},
                run_layer_norm);
@@ -153,7 +153,7 @@ static void run_tables(const rf_ops *ops, rf_run *run, const problem *p, results
 }
 
 static void test_tables(size_t n, size_t v, size_t c) {
-    problem p = {.n = n, .ci = v, .co = c, .tolerance = ROUNDING};
+    problem p = {.n = n, .ci = v, .co = c, .tolerance = rounding};
     p.ids = buffer(n * sizeof *p.ids);
     for (size_t i = 0; i < n; i++) p.ids[i] = (int64_t)below(v);
     const size_t sizes[] = {v * c, n * c, (v / 3 + 1) * c, 3 * 2, n * (c + 2)};
@@ -180,7 +180,7 @@ static void test_feed_forward(size_t n, size_t c, size_t f, int activation, size
                               double dropout) {
     problem p = {.n = n, .ci = c, .f = f, .chunk = chunk, .dropout = dropout};
     p.activation = (rf_activation)activation;
-    p.tolerance = 10 * ROUNDING;
+    p.tolerance = 10 * rounding;
     const size_t sizes[] = {n * c, f * c, f, c * f, c, n * c};
     for (int i = 0; i < 6; i++) p.in[i] = random_reals(sizes[i]);
     check_case(&p, run_feed_forward);
@@ -202,7 +202,7 @@ static void run_cross_entropy(const rf_ops *ops, rf_run *run, const problem *p, 
 }
 
 static void test_cross_entropy(size_t n, size_t c, size_t v, size_t chunk) {
-    problem p = {.n = n, .ci = c, .co = v, .chunk = chunk, .tolerance = 10 * ROUNDING};
+    problem p = {.n = n, .ci = c, .co = v, .chunk = chunk, .tolerance = 10 * rounding};
     p.ids = buffer(n * sizeof *p.ids);
     for (size_t i = 0; i < n; i++) p.ids[i] = below(5) ? (int64_t)below(v) : -100;
     const size_t sizes[] = {n * c, v * c, v};
@@ -227,7 +227,7 @@ static void test_elements(size_t n, double dropout) {
     check_case(
         &(problem){.n = n,
                    .dropout = dropout,
-                   .tolerance = ROUNDING,
+                   .tolerance = rounding,
                    .in = {random_reals(n), random_reals(n), random_reals(n), random_reals(n)}},
         run_elements);
 }
@@ -250,7 +250,7 @@ static void run_adafactor(const rf_ops *ops, rf_run *run, const problem *p, resu
 }
 
 static void test_adafactor(size_t b, size_t rows, size_t n) {
-    problem p = {.n = b, .ci = rows, .co = n, .tolerance = 10 * ROUNDING};
+    problem p = {.n = b, .ci = rows, .co = n, .tolerance = 10 * rounding};
     const size_t sizes[] = {b * rows * n, b * rows * n, b * rows,
                             b * n,        b * rows * n, b * rows * n};
     for (int i = 0; i < 6; i++) p.in[i] = random_reals(sizes[i]);
@@ -285,7 +285,7 @@ static void run_attention(const rf_ops *ops, rf_run *run, const problem *p, resu
 }
 
 static void test_attention(rf_attention a) {
-    problem p = {.a = a, .tolerance = 100 * ROUNDING};
+    problem p = {.a = a, .tolerance = 100 * rounding};
     const size_t nq = a.b * a.h * a.t * a.d, nk = a.b * a.h * a.tk * a.d;
     // (b, t, h, d) in memory, seen as (b, h, t, d)
     p.strides = (rf_strides){(ptrdiff_t)(a.t * a.h * a.d), (ptrdiff_t)a.d, (ptrdiff_t)(a.h * a.d)};
@@ -363,7 +363,7 @@ static void test_quantized(size_t n, size_t c, size_t f, rf_activation activatio
                      .f = f,
                      .activation = activation,
                      .storage = (rf_storage)storage,
-                     .tolerance = 10 * ROUNDING};
+                     .tolerance = 10 * rounding};
         const size_t sizes[] = {n * c, f * c, f, c * f, c};
         for (int i = 0; i < 5; i++) p.in[i] = random_reals(sizes[i]);
         check_case(&p, run_quantized);
@@ -415,9 +415,7 @@ static void test_decode(rf_attention a, size_t c) {
     }
 }
 
-void test_all(void);
-
-void test_all(void) {
+static void test_all(void) {
     static const size_t edges[] = {0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
     enum { EDGES = sizeof edges / sizeof *edges };
     for (int i = 0; i < EDGES; i++)
@@ -432,15 +430,18 @@ void test_all(void) {
             what = "embedding and axial positions";
             if (size[1]) test_tables(size[0], size[1], size[2]);
             what = "feed-forward";
-            test_feed_forward(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1), below(9),
-                              below(2) * 0.3);
+            // each draw in a statement of its own: all compilers then test the same cases
+            const size_t chunk = below(9);
+            const double dropout = below(2) * 0.3;
+            test_feed_forward(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1), chunk, dropout);
             what = "quantized layers";
             test_quantized(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1));
             what = "cross-entropy";
             if (size[2]) test_cross_entropy(size[0], size[1], size[2], below(9));
             what = "LSH hash";
-            test_hash(1 + below(2), 1 + below(2), size[0], size[1], 1 + below(3),
-                      2 + 2 * (int)below(9), 2 + 2 * (int)(size[2] / 2));
+            const size_t b = 1 + below(2), h = 1 + below(2), rounds = 1 + below(3);
+            test_hash(b, h, size[0], size[1], rounds, 2 + 2 * (int)below(9),
+                      2 + 2 * (int)(size[2] / 2));
         }
     what = "many rows";
     test_linear(1000, 48, 40);
@@ -458,7 +459,8 @@ void test_all(void) {
 
     what = "decoding";
     for (int i = 0; i < 60; i++) {
-        rf_attention a = {.scope = (rf_scope)(1 + i % 3), .b = below(4), .h = 1 + below(3)};
+        rf_attention a = {.scope = (rf_scope)(1 + i % 3)};
+        a.b = below(4), a.h = 1 + below(3);
         a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
         a.r = 1 + below(3), a.k = 4 * (1 + below(4)), a.m = 1 + below(20), a.before = below(3);
         a.cap = a.scope == RF_BUCKET && below(2) ? 1 + below(20) : 0;
@@ -466,7 +468,8 @@ void test_all(void) {
     }
 
     for (int i = 0; i < 400; i++) {
-        rf_attention a = {.scope = (rf_scope)(i % 4), .b = below(3), .h = below(3), .tk = 1};
+        rf_attention a = {.scope = (rf_scope)(i % 4)};
+        a.b = below(3), a.h = below(3);
         a.t = edges[below(EDGES)];
         a.d = 1 + edges[below(12)];
         a.shared_qk = a.scope >= RF_CHUNK || (a.scope == RF_FULL && below(2));

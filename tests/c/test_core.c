@@ -4,9 +4,6 @@
 
 #include "../../csrc/rf.h"
 
-void test_all_f32(void);
-void test_all_f64(void);
-
 int main(void) {
     printf("cores:");
     for (size_t i = 0; rf_core_at(i); i++) printf(" %s", rf_core_at(i)->name);
