@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 import reformer_c as rc
 from benchmarks import length, rivals
@@ -137,11 +138,10 @@ def outputs(calls):
 def test_feed_forwards_and_products_are_ours():
     x, *weights = draw_feed_forward(50, 16, 32)
     expected = rc.feed_forward(x, *weights)
-    for name, out in outputs(rivals.feed_forward(x, *weights)).items():
-        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5, err_msg=name)
-    for name, out in outputs(rivals.product(x, weights[0].T)).items():
-        np.testing.assert_allclose(out, rc.linear(x, weights[0]), rtol=1e-4, atol=1e-5,
-                                   err_msg=name)  # fmt: skip
+    for out in outputs(rivals.feed_forward(x, *weights)).values():
+        assert_close(out, expected, "forward")
+    for out in outputs(rivals.product(x, weights[0].T)).values():
+        assert_close(out, rc.linear(x, weights[0]), "forward")
 
 
 def test_torchs_full_attention_is_ours():
@@ -149,7 +149,7 @@ def test_torchs_full_attention_is_ours():
     q, k, v = draw(200)
     expected = rc.full_attention(q, k, v, is_causal=True)
     (out,) = outputs(rivals.full_attention(q, k, v)).values()
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    assert_close(out, expected, "forward")
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=BOTH)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from reference import decoding as reference
 from small_models import random_ids, randomise, small_config
+from tolerances import assert_close
 
 from reformer_c import num_threads, ops
 from reformer_c.decode import Decoder, cache_bytes, num_buckets_of
@@ -51,7 +52,7 @@ def test_with_whole_buckets_every_step_is_the_full_forward_pass(dtype, prompt):
     logits = decoded(model, ids, prompt, rng=5)
     _, rotations = rotations_of(model, t, 5)
     whole = model(ids, rotations=rotations).logits[:, prompt - 1 :]
-    assert np.abs(logits - whole).max() < (1e-3 if dtype == np.float32 else 1e-11)
+    assert_close(logits, whole, "model_forward", dtype)
     assert np.abs(whole).max() > 1
 
 
@@ -73,7 +74,7 @@ def test_prompts_around_a_chunk_s_length(prompt, before):
     logits = decoded(model, ids, prompt, rng=5)
     _, rotations = rotations_of(model, 31, 5)
     whole = model(ids, rotations=rotations).logits[:, prompt - 1 :]
-    np.testing.assert_allclose(logits, whole, rtol=0, atol=1e-12)
+    assert_close(logits, whole, "replay")
 
 
 def test_a_longer_text_never_changes_its_beginning():
@@ -85,7 +86,7 @@ def test_a_longer_text_never_changes_its_beginning():
         edited = ids.copy()
         edited[:, t:] = (edited[:, t:] + 1) % 13
         for other in (model(edited, rotations=rotations), model(ids[:, :t], rotations=rotations)):
-            np.testing.assert_allclose(other.logits[:, :t], whole[:, :t], rtol=0, atol=1e-11)
+            assert_close(other.logits[:, :t], whole[:, :t], "replay")
 
 
 def test_fixed_chunks_do_change_their_beginning():
@@ -105,7 +106,7 @@ def test_local_layers_give_what_the_full_forward_gives(kinds):
     ids = random_ids((2, 399))
     for prompt in [1, 16, 40]:
         logits = decoded(model, ids, prompt)
-        np.testing.assert_allclose(logits, model(ids).logits[:, prompt - 1 :], rtol=0, atol=1e-12)
+        assert_close(logits, model(ids).logits[:, prompt - 1 :], "replay")
 
 
 @pytest.mark.parametrize("scope", ["chunk", "bucket"])
@@ -210,7 +211,7 @@ def test_a_cap_bounds_a_skewed_bucket_the_same_way_and_says_so():
     decoder, rotations = rotations_of(model, 700, 5)
     with pytest.warns(UserWarning, match="bucket_cap=64 leaves out up to"):
         whole = model(ids, rotations=rotations)
-    np.testing.assert_allclose(logits, whole.logits[:, 299:], rtol=0, atol=1e-11)
+    assert_close(logits, whole.logits[:, 299:], "replay")
     assert min(whole.cut_shares) > 0.1
     with pytest.warns(UserWarning, match="leaves out"):
         decoder.start([ids[0]])

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 import reformer_c as rc
 
@@ -69,9 +70,9 @@ def test_they_take_the_steps_of_one_process_with_as_many_micro_batches(processes
     data = Windows(text(), length=20, batch=2)
     trainer = rc.Trainer(model, data, optimizer, steps=4, accumulate=len(found))
     losses = [report.loss for report in trainer]
-    np.testing.assert_allclose(found[0]["losses"], losses, rtol=1e-9)
+    assert_close(found[0]["losses"], losses, "replay")
     for name, array in model.parameters.items():
-        np.testing.assert_allclose(found[0][f"weight.{name}"], array, rtol=1e-6, atol=1e-9)
+        assert_close(found[0][f"weight.{name}"], array, "model_backward")
 
 
 def test_every_label_counts_the_same(processes):
@@ -88,10 +89,9 @@ def test_every_label_counts_the_same(processes):
     labels[-1] = -100
     whole = ids.reshape(2 * n, 20)
     loss, gradients = model.loss_and_gradients(whole, labels=labels.reshape(2 * n, 20), rng=0)
-    np.testing.assert_allclose(found[0]["loss"], loss, rtol=1e-9)
+    assert_close(found[0]["loss"], loss, "replay")
     for name, gradient in gradients.items():
-        close = {"rtol": 1e-7, "atol": 1e-9}
-        np.testing.assert_allclose(found[0][f"gradient.{name}"], gradient, **close)
+        assert_close(found[0][f"gradient.{name}"], gradient, "model_backward")
     assert np.isnan(found[0]["nothing"])
 
 
@@ -109,7 +109,7 @@ def test_accumulated_micro_batches_of_several_lengths_count_by_their_labels(proc
     assert found[0]["rows.targets"].tolist() == [report.targets for report in reports]
     assert found[0]["rows.targets"][1] == 0
     for name, array in model.parameters.items():
-        np.testing.assert_allclose(found[0][f"rows.{name}"], array, rtol=1e-6, atol=1e-9)
+        assert_close(found[0][f"rows.{name}"], array, "model_backward")
 
 
 def test_accumulated_questions_count_their_starts_and_their_ends(processes):
@@ -123,8 +123,7 @@ def test_accumulated_questions_count_their_starts_and_their_ends(processes):
     np.testing.assert_allclose(found[0]["questions.loss"], [report.loss for report in reports])
     assert found[0]["questions.targets"].tolist() == [n, 0, n]
     for name, array in model.parameters.items():
-        close = {"rtol": 1e-6, "atol": 1e-9, "err_msg": name}
-        np.testing.assert_allclose(found[0][f"questions.{name}"], array, **close)
+        assert_close(found[0][f"questions.{name}"], array, "model_backward", scale=1.0)
 
 
 def test_each_drops_in_its_own_way_and_the_same_again(processes):

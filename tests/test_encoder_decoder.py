@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from gradients import assert_is_the_derivative
 from reference import model as reference
-from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
+from small_models import DROPOUT, random_ids, randomise, small_config
+from tolerances import assert_close, assert_each_close
 
 import reformer_c as rc
 from reformer_c import ops, runtime
@@ -68,12 +69,11 @@ def test_logits_and_loss_are_the_references(layers, s, t, masked, dtype):
     sides = model.encoder.config, model.decoder.config
     arguments = model.parameters, *sides, ids, written
     expected = reference.encoder_decoder_logits(*arguments, attention_mask=mask, hashing=hashing)
-    close = {"rtol": 0, "atol": 1e-4 if dtype == np.float32 else 1e-10}
-    np.testing.assert_allclose(output.logits, expected, **close)
+    assert_close(output.logits, expected, "model_forward")
     loss = reference.encoder_decoder_loss(*arguments, labels, attention_mask=mask, hashing=hashing)
-    np.testing.assert_allclose(output.loss, loss, **close)
+    assert_close(output.loss, loss, "model_forward", dtype)
     alone = model.loss(ids, mask, decoder_input_ids=written, labels=labels, **rotations)
-    np.testing.assert_allclose(alone, loss, **close)
+    assert_close(alone, loss, "model_forward", dtype)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -137,7 +137,7 @@ def test_kept_activations_give_the_same_gradients(training):
     for budget in (10_000, 40_000, 10**9):
         same, kept = model.loss_and_gradients(ids, mask, memory_budget=budget, **arguments)
         assert same == loss
-        assert largest_difference(kept, rebuilt) < 1e-9
+        assert_each_close(kept, rebuilt, "model_backward")
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -154,10 +154,10 @@ def test_a_batch_in_parts_gives_the_same_gradients(monkeypatch, dropout):
     if dropout:
         again, kept = model.loss_and_gradients(ids, mask, memory_budget=10**9, **arguments)
         assert again == in_parts
-        assert largest_difference(kept, parts) < 1e-9
+        assert_each_close(kept, parts, "model_backward")
     else:
-        np.testing.assert_allclose(in_parts, loss, rtol=1e-12)
-        assert largest_difference(parts, whole) < 1e-9
+        assert_close(in_parts, loss, "replay")
+        assert_each_close(parts, whole, "model_backward")
 
 
 def test_threads_do_not_matter():
@@ -180,11 +180,11 @@ def test_padding_that_is_masked_changes_nothing():
     padded = np.concatenate([ids, random_ids((1, 12), 2)], axis=1)
     mask = np.arange(20)[None] < 8
     both = model(padded, mask, labels=labels)
-    np.testing.assert_allclose(both.logits, alone.logits, atol=1e-10)
+    assert_close(both.logits, alone.logits, "replay")
     later = np.concatenate([labels, random_ids((1, 5), 3)], axis=1)
     longer = model(ids, decoder_input_ids=later, decoder_attention_mask=np.arange(11)[None] < 6)
     short = model(ids, decoder_input_ids=labels)
-    np.testing.assert_allclose(longer.logits[:, :6], short.logits, atol=1e-10)
+    assert_close(longer.logits[:, :6], short.logits, "replay")
 
 
 ALONE = {
@@ -221,33 +221,32 @@ def test_padding_of_targets_changes_nothing(changes, by):
         arguments = {"decoder_input_ids": written, "decoder_attention_mask": mask, "labels": labels}
     more = {"output_attentions": True, "output_buckets": True, "output_hidden_states": True}
     together, plain = (model(ids, rng=3, **arguments, **x) for x in (more, {}))
-    np.testing.assert_allclose(together.logits, plain.logits, rtol=0, atol=1e-12)
+    assert_close(together.logits, plain.logits, "replay")
     losses = []
     for i, end in enumerate(ENDS):
         row = {name: array[i : i + 1, :end] for name, array in arguments.items()}
         alone = model(ids[i : i + 1], rng=3, **row, **more)
-        close = {"rtol": 0, "atol": 1e-12}
-        np.testing.assert_allclose(together.logits[i, :end], alone.logits[0], **close)
+        assert_close(together.logits[i, :end], alone.logits[0], "replay")
         for ours, its in zip(together.hidden_states, alone.hidden_states, strict=True):
-            np.testing.assert_allclose(ours[i, :end], its[0], **close)
+            assert_close(ours[i, :end], its[0], "replay")
         for ours, its in zip(together.cross_attentions, alone.cross_attentions, strict=True):
-            np.testing.assert_allclose(ours[i, :, :end], its[0], **close)
+            assert_close(ours[i, :, :end], its[0], "replay")
         for ours, its in zip(together.buckets, alone.buckets, strict=True):
             expected = np.zeros(ours[i, ..., :end].shape) if its is None else its[0]
             np.testing.assert_array_equal(ours[i, ..., :end], expected)
         kinds = model.decoder.config.layer_types
         for kind, ours, its in zip(kinds, together.attentions, alone.attentions, strict=True):
             if ours.ndim == its.ndim == 4:  # one chunk, or whole buckets
-                np.testing.assert_allclose(ours[i, :, :end, :end], its[0, :, :end, :end], **close)
+                assert_close(ours[i, :, :end, :end], its[0, :, :end, :end], "replay")
             else:  # a row of one chunk has it in every round
                 rounds = model.decoder.config.num_hashes if kind == "lsh" else 1
                 times = rounds if its.ndim == 4 else 1
-                np.testing.assert_allclose(ours[i].sum(), times * its.sum(), rtol=1e-12)
+                assert_close(ours[i].sum(), times * its.sum(), "replay")
         count = (row["labels"] != -100).sum()
         losses.append((alone.loss * count, count))
     total, count = np.sum(losses, axis=0)
-    np.testing.assert_allclose(together.loss, total / count, rtol=1e-12)
-    np.testing.assert_allclose(model.loss(ids, rng=3, **arguments), total / count, rtol=1e-12)
+    assert_close(together.loss, total / count, "replay")
+    assert_close(model.loss(ids, rng=3, **arguments), total / count, "replay")
 
 
 @pytest.mark.parametrize("changes", ALONE.values(), ids=ALONE)
@@ -270,8 +269,8 @@ def test_padding_of_targets_changes_no_gradient(changes, budget):
         total += share * alone
         for name, array in found.items():
             added[name] += share * array
-    np.testing.assert_allclose(loss, total, rtol=1e-12)
-    assert largest_difference(gradients, added) < 1e-9
+    assert_close(loss, total, "replay")
+    assert_each_close(gradients, added, "model_backward")
 
 
 def test_padding_of_targets_changes_no_training_step():
@@ -289,8 +288,8 @@ def test_padding_of_targets_changes_no_training_step():
         optimizer = rc.AdamW(model.parameters, lr=0.1, eps=1.0)
         trainer = rc.Trainer(model, data, optimizer, steps=1, accumulate=len(batches))
         reports += trainer
-    np.testing.assert_allclose(reports[0].loss, reports[1].loss, rtol=1e-12)
-    assert largest_difference(models[0].parameters, models[1].parameters) < 1e-12
+    assert_close(reports[0].loss, reports[1].loss, "replay")
+    assert_each_close(models[0].parameters, models[1].parameters, "replay")
 
 
 def test_padding_of_targets_with_dropout_has_exact_gradients():
@@ -301,7 +300,7 @@ def test_padding_of_targets_with_dropout_has_exact_gradients():
         for budget in (0, 10**9)
     ]
     assert losses[0][0] == losses[1][0]
-    assert largest_difference(losses[0][1], losses[1][1]) < 1e-9
+    assert_each_close(losses[0][1], losses[1][1], "model_backward")
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -311,8 +310,8 @@ def test_a_row_without_a_target_is_no_text(training):
     labels[1] = -100
     loss, gradients = model.loss_and_gradients(ids, labels=labels, training=training, rng=0)
     alone, its = model.loss_and_gradients(ids[:1], labels=labels[:1], training=training, rng=0)
-    np.testing.assert_allclose(loss, alone, rtol=1e-12)
-    assert largest_difference(gradients, its) < 1e-9
+    assert_close(loss, alone, "replay")
+    assert_each_close(gradients, its, "model_backward")
     assert np.isfinite(model(ids, labels=labels).logits).all()
 
 
@@ -627,8 +626,8 @@ def test_each_side_has_its_own_budget(monkeypatch):
     assert 0 < kept[10**9, None] != kept[None, 10**9] > 0
     assert kept[10**9, 10**9] == kept[0.9, 0.9] == kept[10**9, None] + kept[None, 10**9]
     for loss, gradients in steps[1:]:
-        np.testing.assert_allclose(loss, steps[0][0], rtol=1e-12)
-        assert largest_difference(gradients, steps[0][1]) < 1e-9
+        assert_close(loss, steps[0][0], "replay")
+        assert_each_close(gradients, steps[0][1], "model_backward")
     assert model.memory(20, 10, 2, memory_budget=10**9).kept == kept[10**9, 10**9]
     # shares are of what is free, the encoder's of what the decoder has left
     free = int(1.5 * kept[None, 10**9])

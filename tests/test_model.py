@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from gradients import assert_is_the_derivative, slope
 from reference import model as reference
-from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
+from small_models import DROPOUT, random_ids, randomise, small_config
+from tolerances import assert_close, assert_each_close
 
 from reformer_c import ops
 from reformer_c.config import ReformerConfig
@@ -24,10 +25,6 @@ from reformer_c.model import (
 )
 from reformer_c.optim import AdamW
 from reformer_c.runtime import num_threads
-
-# the largest error, as a share of the largest value, through some layers
-FORWARD = {np.float32: 2e-5, np.float64: 1e-12}
-BACKWARD = {np.float32: 2e-4, np.float64: 1e-10}
 
 BIDIRECTIONAL = {"is_decoder": False, "local_num_chunks_after": 1, "lsh_num_chunks_after": 1}
 
@@ -49,10 +46,6 @@ def masked(b, t):
     mask[1 % b, : t // 5] = 0
     mask[2 % b, t // 2] = 0
     return mask
-
-
-def difference(a, b):
-    return np.abs(a - b).max() / np.abs(b).max()
 
 
 # ---- the numbers ----
@@ -81,9 +74,9 @@ def test_a_language_model_gives_the_numbers_of_the_reference(changes, t, dtype):
     expected = reference.language_model_logits(model.parameters, config, ids, hashing=rotations)
     output = model(ids, labels=ids, rotations=rotations)
     assert output.logits.dtype == dtype
-    assert difference(output.logits, expected) < FORWARD[dtype]
+    assert_close(output.logits, expected, "model_forward")
     loss = reference.language_model_loss(model.parameters, config, ids, ids, hashing=rotations)
-    np.testing.assert_allclose(output.loss, loss, rtol=FORWARD[dtype])
+    assert_close(output.loss, loss, "model_forward", dtype)
     np.testing.assert_equal(model.loss(ids, labels=ids, rotations=rotations), output.loss)
 
 
@@ -94,7 +87,7 @@ def test_masked_tokens_are_hidden_as_in_the_reference(changes):
     rotations, ids, mask = rotations_for(model), random_ids((3, 20)), masked(3, 20)
     expected = reference.body(model.parameters, config, ids, attention_mask=mask, hashing=rotations)
     actual = model(ids, mask, rotations=rotations).last_hidden_state
-    assert difference(actual[mask == 1], expected[mask == 1]) < FORWARD[np.float64]
+    assert_close(actual[mask == 1], expected[mask == 1], "model_forward")
     # what stands at a masked place does not matter to the others
     other = np.where(mask == 1, ids, (ids + 1) % 13)
     moved = model(other, mask, rotations=rotations).last_hidden_state
@@ -110,7 +103,7 @@ def test_position_ids_move_the_words():
             model.parameters, model.config, ids, position_ids=positions, hashing=rotations
         )
         actual = model(ids, position_ids=positions, rotations=rotations).last_hidden_state
-        assert difference(actual, expected) < FORWARD[np.float64]
+        assert_close(actual, expected, "model_forward")
 
 
 def test_word_vectors_may_be_given_in_place_of_ids():
@@ -138,14 +131,16 @@ def test_ragged_lengths_are_evaluated_as_if_padded_to_a_common_multiple(changes,
     rotations = rotations_for(model, k)
     padded = model(ids, mask, rotations=rotations).last_hidden_state[:, :t]
     output = model(ids[:, :t], rotations=rotations, output_buckets=True)
-    assert difference(output.last_hidden_state, padded) < FORWARD[np.float32]
+    assert_close(output.last_hidden_state, padded, "model_forward")
     assert output.last_hidden_state.shape[1] == t
     assert all(ids is None or ids.shape == (2, 2, 2, t) for ids in output.buckets)
     # with a mask of one's own, masked rows too
     own = masked(2, t)
     mask[:, :t] = own
     padded = model(ids, mask, rotations=rotations).last_hidden_state[:, :t]
-    assert difference(model(ids[:, :t], own, rotations=rotations).last_hidden_state, padded) < 2e-5
+    assert_close(
+        model(ids[:, :t], own, rotations=rotations).last_hidden_state, padded, "model_forward"
+    )
 
 
 def test_one_model_takes_any_length_one_after_the_other():
@@ -180,7 +175,7 @@ def test_with_exact_buckets_the_future_does_not_change_the_past():
     whole = model(ids, rotations=rotations).logits
     for t in (1, 5, 22, 39):
         beginning = model(ids[:, :t], rotations=rotations).logits
-        assert difference(beginning, whole[:, :t]) < FORWARD[np.float64]
+        assert_close(beginning, whole[:, :t], "model_forward")
 
 
 # ---- what a call gives ----
@@ -222,7 +217,7 @@ def test_rounds_of_hashing_may_change_from_call_to_call():
         model.parameters, model.config, ids, hashing=rotations
     )
     assert output.buckets[0].shape == (2, 2, 5, 23)
-    assert difference(output.logits, expected) < FORWARD[np.float64]
+    assert_close(output.logits, expected, "model_forward")
     loss, gradients = model.loss_and_gradients(ids, labels=ids, num_hashes=5, rotations=rotations)
     assert loss == pytest.approx(model.loss(ids, labels=ids, num_hashes=5, rotations=rotations))
     assert gradients.keys() == model.parameters.keys()
@@ -469,9 +464,9 @@ def test_chunks_of_feed_forward_and_head_change_nothing_but_rounding():
         model = randomise(ReformerModelWithLMHead(config, rng=0))
         results.append((*model.loss_and_gradients(ids, labels=ids, rng=1), model(ids, rng=0)))
     for loss, gradients, output in results[1:]:
-        assert loss == pytest.approx(results[0][0], rel=1e-6)
-        assert largest_difference(gradients, results[0][1]) < BACKWARD[np.float32]
-        assert difference(output.logits, results[0][2].logits) < FORWARD[np.float32]
+        assert_close(loss, results[0][0], "rounding", "float32")
+        assert_each_close(gradients, results[0][1], "model_backward")
+        assert_close(output.logits, results[0][2].logits, "model_forward")
 
 
 def test_the_head_goes_through_long_texts_in_blocks(monkeypatch):
@@ -483,9 +478,9 @@ def test_the_head_goes_through_long_texts_in_blocks(monkeypatch):
     logits = model(ids).logits
     monkeypatch.setattr("reformer_c.body.HEAD_BLOCK", 1)
     loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=0, training=False)
-    assert loss == pytest.approx(whole[0], rel=1e-12)
-    assert largest_difference(gradients, whole[1]) < 1e-12
-    np.testing.assert_allclose(model(ids).logits, logits, rtol=1e-10, atol=1e-12)
+    assert_close(loss, whole[0], "replay")
+    assert_each_close(gradients, whole[1], "replay")
+    assert_close(model(ids).logits, logits, "replay")
 
 
 def test_the_heads_bias_may_be_left_out_as_transformers_5_does():
@@ -1117,7 +1112,7 @@ def test_a_number_of_buckets_does_not_depend_on_the_other_rows(t, causal, scope)
     alone = [model(ids[i : i + 1, :n], rng=0) for i, n in enumerate((t, 150, 40))]
     for i, row in enumerate(alone):
         logits = together.logits[i : i + 1, : row.logits.shape[1]]
-        assert difference(logits, row.logits) < FORWARD[np.float32]
+        assert_close(logits, row.logits, "model_forward")
     labels = np.where(mask, ids, -100)
     assert model.loss(ids, mask, labels=labels, rng=0) == pytest.approx(
         model(ids, mask, labels=labels, rng=0).loss, rel=1e-6

@@ -14,6 +14,7 @@ from reference import generation
 from reference import model as reference
 from reference.cross_entropy import cross_entropy_head
 from small_models import DROPOUT, random_ids, randomise, small_config
+from tolerances import assert_close, tolerance
 
 import reformer_c as rc
 from reformer_c import ops
@@ -186,14 +187,14 @@ def test_a_call_gives_the_numbers_of_the_reference_whatever_it_is_told(
         head_of(model), config, padded, hashing=hashing, **rest
     )[:, :t]
     real = np.ones((b, t), bool) if mask is None else mask != 0
-    assert np.abs(output.logits - expected)[real].max() < 1e-9 * np.abs(expected).max()
+    assert_close(output.logits[real], expected[real], "model_forward")
     if mask is None and with_labels:
         # the last token of a causal model has nothing to predict
         targets = labels[:, 1:] if config.is_decoder else labels
         identity = np.eye(V)
         h = expected[:, : targets.shape[1]]
         loss = cross_entropy_head(h, identity, np.zeros(V), targets)
-        np.testing.assert_allclose(output.loss, loss, rtol=1e-9)
+        assert_close(output.loss, loss, "model_forward")
     for name in ASKED:
         values = getattr(output, name.removeprefix("output_"))
         assert (values is not None) == asked[name]
@@ -202,7 +203,7 @@ def test_a_call_gives_the_numbers_of_the_reference_whatever_it_is_told(
         assert np.abs(whole[whole != 0] - 1).max() < 1e-6 or mask is not None
     # what is asked for may pad the inputs to whole chunks, which moves roundings alone
     plain = model(**arguments)
-    assert np.abs(plain.logits - output.logits).max() < 1e-12 * np.abs(output.logits).max()
+    assert_close(plain.logits, output.logits, "replay")
 
 
 def flat(arrays):
@@ -251,7 +252,7 @@ def test_gradients_are_the_derivative_whatever_training_is_told(
     again, others = model.loss_and_gradients(**words, **arguments)
     assert loss == again
     together, others = flat(gradients), flat(others)
-    assert np.abs(together - others).max() < 1e-9 * np.abs(others).max()
+    assert_close(together, others, "model_forward")
 
     rng = np.random.default_rng(1)
     directions = {name: rng.standard_normal(x.shape) for name, x in w.items()}
@@ -278,12 +279,12 @@ def test_gradients_are_the_derivative_whatever_training_is_told(
 
         if not config.apply_lm_head_bias:
             directions["lm_head.bias"][...] = 0
-        np.testing.assert_allclose(loss, at(0.0), rtol=1e-9)
+        assert_close(loss, at(0.0), "model_forward")
     # so short a step that no token changes its bucket on the way
     expected = slope(at, [0.0], [1.0], 1e-7)
     actual = sum(float((g * directions[name]).sum()) for name, g in gradients.items())
     typical = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
-    assert abs(actual - expected) < 1e-6 * max(typical, abs(expected))
+    assert abs(actual - expected) < tolerance("derivative", "float64") * max(typical, abs(expected))
 
 
 def counted(labels, mask, is_decoder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from reference import reversible as reference
 from small_models import DROPOUT, largest_difference, random_ids, randomise, small_config
+from tolerances import assert_close, assert_each_close
 
 from reformer_c import ops
 from reformer_c.attention import LSHAttention
@@ -60,10 +61,10 @@ def test_users_functions_give_the_values_and_gradients_of_a_stack_that_keeps_eve
     dx1, dx2 = reference.backward(plain, before, dy1, dy2)
 
     s1, s2 = reversible_forward(layers, x1.copy(), x2.copy())
-    np.testing.assert_allclose([s1, s2], [y1, y2], rtol=1e-13)
+    assert_close([s1, s2], [y1, y2], "forward")
     r1, r2, d1, d2 = reversible_backward(layers, s1, s2, dy1.copy(), dy2.copy())
-    np.testing.assert_allclose([r1, r2], [x1, x2], atol=1e-13)
-    np.testing.assert_allclose([d1, d2], [dx1, dx2], rtol=1e-9, atol=1e-12)
+    assert_close([r1, r2], [x1, x2], "backward")
+    assert_close([d1, d2], [dx1, dx2], "backward")
 
 
 def test_streams_and_gradients_stay_in_their_memory(layers):
@@ -141,8 +142,8 @@ def test_parts_of_the_streams_give_the_gradients_of_the_whole(monkeypatch, t, ch
         with monkeypatch.context() as patch:
             in_parts(patch, 7)
             again, parts = model.loss_and_gradients(ids, labels=ids, rng=0, **more)
-        assert again == pytest.approx(loss, rel=1e-12)
-        assert largest_difference(parts, whole) < 1e-9
+        assert_close(again, loss, "replay")
+        assert_each_close(parts, whole, "model_backward")
 
 
 def test_stretches_of_a_circle_see_both_neighbours(monkeypatch):
@@ -155,8 +156,8 @@ def test_stretches_of_a_circle_see_both_neighbours(monkeypatch):
     loss, whole = model.loss_and_gradients(ids, labels=ids, rng=0)
     in_parts(monkeypatch, 7)
     again, parts = model.loss_and_gradients(ids, labels=ids, rng=0)
-    assert again == pytest.approx(loss, rel=1e-12)
-    assert largest_difference(parts, whole) < 1e-9
+    assert_close(again, loss, "replay")
+    assert_each_close(parts, whole, "model_backward")
 
 
 @pytest.mark.parametrize("t", [129, 256, 330])
@@ -176,7 +177,7 @@ def test_parts_record_what_the_whole_does(monkeypatch, kind, t):
             in_parts(patch, 7)
             parts = model(ids, **more, **arguments)
         for one, other in zip(parts.attentions, whole.attentions, strict=True):
-            np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+            assert_close(one, other, "replay")
         found = [x for x in whole.buckets if x is not None]
         assert found
         for one, other in zip((x for x in parts.buckets if x is not None), found, strict=True):
@@ -208,7 +209,7 @@ def test_cross_attention_in_parts_records_what_the_whole_does(monkeypatch):
     in_parts(monkeypatch, 7)
     parts = model(ids, labels=labels, rng=0, output_attentions=True)
     for one, other in zip(parts.cross_attentions, whole.cross_attentions, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+        assert_close(one, other, "replay")
 
 
 def test_parts_with_dropout_repeat_it_and_may_be_kept(monkeypatch):
@@ -217,7 +218,7 @@ def test_parts_with_dropout_repeat_it_and_may_be_kept(monkeypatch):
     loss, rebuilt = model.loss_and_gradients(ids, labels=ids, rng=5)
     again, kept = model.loss_and_gradients(ids, labels=ids, rng=5, memory_budget=np.inf)
     assert again == loss
-    assert largest_difference(rebuilt, kept) < 1e-9
+    assert_each_close(rebuilt, kept, "model_backward")
 
 
 def test_parts_give_the_same_bits_on_any_number_of_threads(monkeypatch):
@@ -262,7 +263,7 @@ def test_kept_and_rebuilt_activations_give_the_same_gradients(budget, dtype):
     config.memory_budget = budget
     loss_kept, kept = model.loss_and_gradients(ids, labels=ids, rng=5)
     assert loss_kept == loss
-    assert largest_difference(rebuilt, kept) < (2e-5 if dtype == np.float32 else 1e-12)
+    assert_each_close(rebuilt, kept, "replay")
 
 
 def test_the_backward_pass_uses_the_buckets_of_the_forward_pass(monkeypatch):

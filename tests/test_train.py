@@ -17,6 +17,7 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 from small_models import random_ids, small_config
+from tolerances import assert_close
 
 import reformer_c as rc
 from reformer_c.checkpoint import write_safetensors
@@ -243,18 +244,18 @@ def test_micro_batches_of_several_lengths_are_one_padded_batch(kind):
         parts = questions()
     report, grads = one_step(model, *parts, max_grad_norm=0.1)
     whole, expected = one_step(model, padded(parts), max_grad_norm=0.1)
-    assert report.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert_close(report.loss, whole.loss, "replay")
     assert report.bits_per_byte == report.loss / math.log(2)
     assert report.targets == whole.targets
     # the norm is that of the whole step, and it is clipped once
-    assert report.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-10)
+    assert_close(report.gradient_norm, whole.gradient_norm, "model_backward")
     for name, array in expected.items():
-        np.testing.assert_allclose(grads[name], array, rtol=1e-9, atol=1e-12, err_msg=name)
+        assert_close(grads[name], array, "replay", scale=1.0)
     if kind is rc.ReformerForQuestionAnswering:
         return
     means = [model.loss(**part, rng=0) for part in parts]
     counts = [model.count_targets(**part) for part in parts]
-    assert report.loss == pytest.approx(np.average(means, weights=counts), rel=1e-12)
+    assert_close(report.loss, np.average(means, weights=counts), "replay")
 
 
 def test_every_start_and_every_end_of_accumulated_questions_counts_once():
@@ -269,7 +270,7 @@ def test_every_start_and_every_end_of_accumulated_questions_counts_once():
     report, _ = one_step(model, *questions())
     assert [len(found) for found in losses.values()] == [3, 2]
     means = [np.mean(found) for found in losses.values()]
-    assert report.loss == pytest.approx(np.mean(means), rel=1e-12)
+    assert_close(report.loss, np.mean(means), "replay")
     assert report.targets == 2
 
 
@@ -278,10 +279,10 @@ def test_counts_of_a_larger_batch_make_losses_and_gradients_add_up():
     whole, expected = model.loss_and_gradients(**padded(questions()), rng=0)
     counts = np.sum([model.count_targets(**part) for part in questions()], axis=0)
     parts = [model.loss_and_gradients(**part, counts=counts, rng=0) for part in questions()]
-    assert sum(loss for loss, _ in parts) == pytest.approx(whole, rel=1e-12)
+    assert_close(sum(loss for loss, _ in parts), whole, "replay")
     for name, array in expected.items():
         total = sum(gradients[name] for _, gradients in parts)
-        np.testing.assert_allclose(total, array, rtol=1e-9, atol=1e-12, err_msg=name)
+        assert_close(total, array, "replay", scale=1.0)
     part = questions()[1]
     own = model.loss_and_gradients(**part, rng=0)
     again = model.loss_and_gradients(**part, counts=model.count_targets(**part), rng=0)
@@ -309,9 +310,9 @@ def test_every_label_of_accumulated_texts_counts_once():
     assert abs(expected - (la + lb) / 2) > 0.01
     for data in (Batches(short[None], long[None]), Sequences([short, long], order="sequential")):
         report = next(iter(Trainer(model, data, AdamW(model.parameters, lr=0.0), accumulate=2)))
-        assert report.loss == pytest.approx(expected, rel=1e-12)
+        assert_close(report.loss, expected, "replay")
         assert report.targets == 110
-    assert evaluate(model, [short, long], 101).loss == pytest.approx(expected, rel=1e-12)
+    assert_close(evaluate(model, [short, long], 101).loss, expected, "replay")
 
 
 def test_micro_batches_of_one_size_are_averaged_to_the_last_bit():

@@ -2,11 +2,17 @@
 
 A figure is the largest error allowed anywhere in an array, as a share of the array's largest
 magnitude: sums of products cancel, so small elements carry the error of their large neighbours.
+
+Bounds that belong to one test stand there, with their reason: shares and averages of random
+numbers, drifts that the test is about, errors that grow with a parameter of the test, results that
+were printed with few digits, and the agreement with other libraries (`tests/parity/ours.py`).
 """
 
 import numpy as np
 
 TOLERANCES = {
+    # one or two roundings
+    "rounding": {"float32": 2.5e-7},
     # one pass over the data: linear maps, norms, tables, softmax
     "forward": {"float32": 2e-6, "float64": 4e-15},
     "backward": {"float32": 8e-6, "float64": 2e-14},
@@ -18,6 +24,11 @@ TOLERANCES = {
     # operands rounded to one bfloat16 term, or to two, compared with a reference without rounding
     "medium": {"float32": 2e-2},
     "high": {"float32": 1e-4},
+    # several layers, compared with the reference
+    "model_forward": {"float32": 1e-5, "float64": 1e-12},
+    "model_backward": {"float32": 2e-4, "float64": 1e-10},
+    # the same sums over other parts: of a batch, of a text, or token by token
+    "replay": {"float32": 2e-5, "float64": 1e-13},
     # a directional derivative by central differences
     "derivative": {"float64": 1e-6},
 }
@@ -57,3 +68,10 @@ def assert_all_close(actual, expected, kind, dtype=None):
         assert (a is None) == (e is None)
         if e is not None:
             assert_close(a, e, kind, dtype, scale)
+
+
+def assert_each_close(actual, expected, kind, dtype=None):
+    """assert_close of the arrays of each name."""
+    assert actual.keys() == expected.keys()
+    for name, array in actual.items():
+        assert_close(array, expected[name], kind, dtype)
