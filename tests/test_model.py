@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gradients import assert_is_the_derivative, slope
 from reference import model as reference
-from small_models import DROPOUT, random_ids, randomise, small_config
+from small_models import DROPOUT, random_ids, randomise, rotations_for, small_config
 from tolerances import assert_close, assert_each_close
 
 from reformer_c import ops
@@ -27,16 +27,6 @@ from reformer_c.optim import AdamW
 from reformer_c.runtime import num_threads
 
 BIDIRECTIONAL = {"is_decoder": False, "local_num_chunks_after": 1, "lsh_num_chunks_after": 1}
-
-
-def rotations_for(model, factors=None, seed=3, r=None):
-    """One random array for each LSH layer, for config.num_buckets."""
-    config = model.config
-    factors = np.atleast_1d(config.num_buckets if factors is None else factors)
-    shape = (config.num_attention_heads, config.attention_head_size)
-    shape += (r or config.num_hashes, int(factors.sum()) // 2)
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape) for kind in config.layer_types if kind == "lsh"]
 
 
 def masked(b, t):
@@ -69,7 +59,7 @@ def test_a_language_model_gives_the_numbers_of_the_reference(changes, t, dtype):
     config = small_config(**changes)
     kind = ReformerModelWithLMHead if config.is_decoder else ReformerForMaskedLM
     model = randomise(kind(config, rng=0, dtype=dtype))
-    rotations = rotations_for(model)
+    rotations = rotations_for(model.config)
     ids = random_ids((2, t))
     expected = reference.language_model_logits(model.parameters, config, ids, hashing=rotations)
     output = model(ids, labels=ids, rotations=rotations)
@@ -84,7 +74,7 @@ def test_a_language_model_gives_the_numbers_of_the_reference(changes, t, dtype):
 def test_masked_tokens_are_hidden_as_in_the_reference(changes):
     config = small_config(**changes)
     model = randomise(ReformerModel(config, rng=0, dtype=np.float64))
-    rotations, ids, mask = rotations_for(model), random_ids((3, 20)), masked(3, 20)
+    rotations, ids, mask = rotations_for(model.config), random_ids((3, 20)), masked(3, 20)
     expected = reference.body(model.parameters, config, ids, attention_mask=mask, hashing=rotations)
     actual = model(ids, mask, rotations=rotations).last_hidden_state
     assert_close(actual[mask == 1], expected[mask == 1], "model_forward")
@@ -97,7 +87,7 @@ def test_masked_tokens_are_hidden_as_in_the_reference(changes):
 
 def test_position_ids_move_the_words():
     model = randomise(ReformerModel(small_config(), rng=0, dtype=np.float64))
-    ids, rotations = random_ids((2, 9)), rotations_for(model)
+    ids, rotations = random_ids((2, 9)), rotations_for(model.config)
     for positions in (np.arange(9)[::-1], np.stack([np.arange(9) + 33, np.arange(9) * 2])):
         expected = reference.body(
             model.parameters, model.config, ids, position_ids=positions, hashing=rotations
@@ -128,7 +118,7 @@ def test_ragged_lengths_are_evaluated_as_if_padded_to_a_common_multiple(changes,
     ids, mask = random_ids((2, n)), np.zeros((2, n))
     ids[:, t:], mask[:, :t] = 0, 1
     k = ops.choose_num_buckets(n, lsh, 42)
-    rotations = rotations_for(model, k)
+    rotations = rotations_for(model.config, factors=k)
     padded = model(ids, mask, rotations=rotations).last_hidden_state[:, :t]
     output = model(ids[:, :t], rotations=rotations, output_buckets=True)
     assert_close(output.last_hidden_state, padded, "model_forward")
@@ -171,7 +161,7 @@ def test_with_exact_buckets_the_future_does_not_change_the_past():
     config = small_config(attention_scope="bucket", num_hashes=3)
     model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
     ids = random_ids((1, 40))
-    rotations = rotations_for(model)
+    rotations = rotations_for(model.config)
     whole = model(ids, rotations=rotations).logits
     for t in (1, 5, 22, 39):
         beginning = model(ids[:, :t], rotations=rotations).logits
@@ -211,7 +201,7 @@ def test_recorded_states_are_the_second_stream():
 def test_rounds_of_hashing_may_change_from_call_to_call():
     model = randomise(ReformerModelWithLMHead(small_config(), rng=0, dtype=np.float64))
     ids = random_ids((2, 23))
-    rotations = rotations_for(model, r=5)
+    rotations = rotations_for(model.config, r=5)
     output = model(ids, num_hashes=5, rotations=rotations, output_buckets=True)
     expected = reference.language_model_logits(
         model.parameters, model.config, ids, hashing=rotations
@@ -299,7 +289,7 @@ def reference_gradients_case(changes, t, mask=None, labels=None):
     model = randomise(kind(config, rng=0, dtype=np.float64))
     ids = random_ids((2, t))
     labels = ids if labels is None else labels
-    rotations = rotations_for(model)
+    rotations = rotations_for(model.config)
     _, gradients = model.loss_and_gradients(ids, mask, labels=labels, rotations=rotations)
     # buckets do not move with the weights: the derivative is that of fixed buckets
     buckets = model(ids, mask, rotations=rotations, output_buckets=True).buckets

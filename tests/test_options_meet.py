@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference import generation
 from reference import model as reference
 from reference.cross_entropy import cross_entropy_head
-from small_models import DROPOUT, random_ids, randomise, small_config
+from small_models import DROPOUT, random_ids, randomise, rotations_for, small_config
 from tolerances import assert_close, tolerance
 
 import reformer_c as rc
@@ -90,15 +90,6 @@ def with_buckets(config, n):
         return config
     m, longest = config.lsh_attn_chunk_length, config.max_position_embeddings
     return replace(config, num_buckets=ops.choose_num_buckets(n, m, longest))
-
-
-def rotations_for(config, r):
-    """One random array for each LSH layer."""
-    shape = (config.num_attention_heads, config.attention_head_size)
-    shape += (r, int(np.sum(config.num_buckets)) // 2)
-    rng = np.random.default_rng(3)
-    lsh = [kind for kind in config.layer_types if kind == "lsh"]
-    return [rng.standard_normal(shape) for _ in lsh]
 
 
 def evaluated_length(config, t, masked):

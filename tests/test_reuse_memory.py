@@ -243,6 +243,9 @@ def test_a_region_that_others_have_hemmed_in_begins_elsewhere():
 
 
 BOUNDED = """
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import reformer_c as rc
 from reformer_c import _core, runtime
@@ -252,7 +255,14 @@ with rc.reuse_memory():
     held = [np.ones(2**20) for _ in range(8)]
     del held
 assert 0 < _core.pool_cached() <= before // 16
-_core.pool_set_memory(2**28)  # of a container, say
+root = Path(tempfile.mkdtemp())  # the files of a container's control group
+group = root / "group"
+group.mkdir()
+(group / "memory.max").write_text(str(2**28))
+(group / "memory.current").write_text("0")
+(root / "own").write_text("0::/group")
+assert runtime._all_memory(root, root / "own") == 2**28
+_core.pool_set_memory(runtime._all_memory(root, root / "own"))
 assert 0 < _core.pool_cached() <= 2**24
 with rc.reuse_memory():
     held = [np.ones(2**20) for _ in range(64)]  # more than there is: the rest is the system's
