@@ -80,7 +80,7 @@ def test_a_model_names_the_masked_argument(name):
 
 
 def test_reports_and_generation_name_it():
-    with pytest.raises(TypeError, match=r"^qk: .*got MaskedArray"):
+    with pytest.raises(TypeError, match=r"^qk must be .*got MaskedArray"):
         rc.lsh_report(masked(heads))
     model = rc.ReformerModelWithLMHead(small_config())
     with pytest.raises(TypeError, match=r"^input_ids must be an array without a mask"):
