@@ -1,4 +1,4 @@
-"""Argument checks shared by models, texts and training; the ops have their own."""
+"""Checks of arguments: ``check(name, value, minimum, maximum)`` gives the value, converted."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ import difflib
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-__all__ = ["NamedAttributes", "as_array", "did_you_mean", "flag", "integer", "is_masked",
-           "names_keywords", "number", "positive", "refuse_unknown", "requires_extra"]  # fmt: skip
+__all__ = ["NamedAttributes", "as_array", "bucket_factors", "count", "did_you_mean", "flag",
+           "heads_of", "integer", "is_masked", "names_keywords", "number", "positive", "real_type",
+           "refuse_unknown", "requires_extra", "saved_by"]  # fmt: skip
 
+INT32_MAX = 2**31 - 1
 Function = TypeVar("Function", bound=Callable[..., Any])
+Saved = TypeVar("Saved")
 
 
-def integer(name: str, value: Any, least: int | None = None) -> int:
-    """`value` as an int, if it is an integer of at least `least`, Python's or NumPy's.
+# ---- numbers ----
+
+
+def integer(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
+    """`value` as an int, if it is an integer within the bounds, Python's or NumPy's.
 
     Raises
     ------
     TypeError
         It is not an integer; a boolean is rejected too.
     ValueError
-        It is less than `least`.
+        It is out of bounds.
 
     Examples
     --------
@@ -39,16 +45,94 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
     Traceback (most recent call last):
     TypeError: steps must be an integer >= 1, got 3.0
     """
-    expected = "an integer" if least is None else f"an integer >= {least}"
     try:
-        number = operator.index(value)
+        found = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return number
+        found = None
+    if (
+        found is not None
+        and (minimum is None or found >= minimum)
+        and (maximum is None or found <= maximum)
+    ):
+        return found
+    expected = "an integer" if minimum is None else f"an integer >= {minimum}"
+    if maximum is not None:
+        bits = maximum.bit_length()
+        power = bits > 16 and maximum == 2**bits - 1
+        expected += f" and < 2**{bits}" if power else f" and <= {maximum}"
+    raise (TypeError if found is None else ValueError)(f"{name} must be {expected}, got {value!r}")
+
+
+def count(name: str, value: Any, minimum: int) -> int:
+    """`integer`, clipped to the largest int32: beyond it, counts of chunks and hash rounds make no
+    difference to an operation."""
+    return min(integer(name, value, minimum), INT32_MAX)
+
+
+def number(
+    name: str,
+    value: Any,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    *,
+    below: float = math.inf,
+) -> float:
+    """`value` as a float, if it is a finite number within the bounds and less than `below`.
+
+    Raises
+    ------
+    TypeError
+        It is not a number; bool and str are rejected too.
+    ValueError
+        It is out of bounds.
+
+    Examples
+    --------
+    >>> number("lr", 1, 0.0)
+    1.0
+    >>> number("lr", -1, 0.0)
+    Traceback (most recent call last):
+    ValueError: lr must be a finite number >= 0, got -1
+    >>> number("dropout", 1.0, 0.0, below=1.0)
+    Traceback (most recent call last):
+    ValueError: dropout must be a number >= 0 and < 1, got 1.0
+    """
+    found = value if type(value) is float else _float(name, value)
+    if not (minimum <= found <= maximum and found < below and math.isfinite(found)):
+        bounds = ((">=", minimum), ("<=", maximum), ("<", below))
+        known = " and ".join(f"{sign} {end:g}" for sign, end in bounds if math.isfinite(end))
+        kind = "a number" if " and " in known else "a finite number"
+        raise ValueError(f"{name} must be {kind} {known}".rstrip() + f", got {value!r}")
+    return found
+
+
+def positive(name: str, value: Any, *, infinite: bool = False) -> float:
+    """`value` as a float, if it is a number above 0, and finite unless `infinite`.
+
+    Examples
+    --------
+    >>> positive("max_norm", float("inf"), infinite=True)
+    inf
+    >>> positive("bytes_per_token", 0)
+    Traceback (most recent call last):
+    ValueError: bytes_per_token must be a finite number > 0, got 0
+    """
+    found = value if type(value) is float else _float(name, value)
+    if not 0.0 < found < math.inf and not (infinite and found == math.inf):
+        kind = "a number" if infinite else "a finite number"
+        raise ValueError(f"{name} must be {kind} > 0, got {value!r}")
+    return found
+
+
+def _float(name: str, value: Any) -> float:
+    try:
+        if not isinstance(value, (bool, str, bytes)) and not getattr(value, "ndim", 0):
+            return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def flag(name: str, value: Any, default: bool | None = None) -> bool:
@@ -74,8 +158,11 @@ def flag(name: str, value: Any, default: bool | None = None) -> bool:
     return bool(value)
 
 
+# ---- arrays ----
+
+
 def as_array(name: str, values: Any) -> np.ndarray:
-    """Convert values to an array.
+    """Convert values to an array, as the extension does.
 
     Raises
     ------
@@ -91,6 +178,8 @@ def as_array(name: str, values: Any) -> np.ndarray:
     TypeError: ids must be an array without a mask, got a masked array: pass ids.filled(...), and \
 mark the real tokens in attention_mask
     """
+    if type(values) is np.ndarray:
+        return values
     if is_masked(values):
         raise TypeError(
             f"{name} must be an array without a mask, got a masked array: pass "
@@ -110,55 +199,53 @@ def is_masked(values: Any) -> bool:
     return isinstance(values, np.ma.MaskedArray)
 
 
-def number(name: str, value: Any, least: float, below: float = math.inf) -> float:
-    """`value` as a float, if it is a finite number of at least `least` and below `below`.
-
-    Raises
-    ------
-    TypeError
-        It is not a number; bool and str are rejected too.
-    ValueError
-        It is out of range.
-
-    Examples
-    --------
-    >>> number("lr", 1, 0.0)
-    1.0
-    >>> number("lr", -1, 0.0)
-    Traceback (most recent call last):
-    ValueError: lr must be a finite number >= 0, got -1
-    """
-    found = _float(name, value)
-    if not least <= found < below:
-        bound = f" and < {below:g}" if below < math.inf else ""
-        raise ValueError(f"{name} must be a finite number >= {least:g}{bound}, got {value!r}")
-    return found
+def heads_of(name: str, x: Any) -> tuple[np.ndarray, int, int, int]:
+    """An array of attention heads, with its (h, t, d)."""
+    array = as_array(name, x)
+    shape = array.shape
+    if not 2 <= len(shape) <= 4:
+        raise ValueError(f"{name} must have shape (b, h, t, d), (h, t, d) or (t, d), got {shape}")
+    return array, shape[-3] if len(shape) > 2 else 1, shape[-2], shape[-1]
 
 
-def positive(name: str, value: Any, *, infinite: bool = False) -> float:
-    """`value` as a float, if it is a number above 0, and finite unless `infinite`.
-
-    Examples
-    --------
-    >>> positive("max_norm", float("inf"), infinite=True)
-    inf
-    >>> positive("bytes_per_token", 0)
-    Traceback (most recent call last):
-    ValueError: bytes_per_token must be a number > 0, got 0
-    """
-    found = _float(name, value)
-    if not 0.0 < found < math.inf and not (infinite and found == math.inf):
-        raise ValueError(f"{name} must be a number > 0, got {value!r}")
-    return found
+def real_type(name: str, array: np.ndarray) -> type[np.floating[Any]]:
+    """float32 or float64, the type of an array of any byte order."""
+    if array.dtype.type not in (np.float32, np.float64):
+        raise TypeError(
+            f"{name} must be float32 or float64, got {array.dtype}: pass "
+            f"{name}.astype(numpy.float32)"
+        )
+    return array.dtype.type
 
 
-def _float(name: str, value: Any) -> float:
-    try:
-        if not isinstance(value, (bool, str, bytes)):
-            return float(value)
-    except (TypeError, ValueError):
-        pass
-    raise TypeError(f"{name} must be a number, got {value!r}")
+# ---- arguments of operations ----
+
+
+def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
+    """The number of buckets as a tuple of even factors; every bucket id fits into an int32."""
+    listed = num_buckets if isinstance(num_buckets, (tuple, list)) else (num_buckets,)
+    if isinstance(num_buckets, np.ndarray):
+        listed = num_buckets.ravel()
+    factors = tuple(integer("num_buckets", factor, 2) for factor in listed)
+    if not factors or len(factors) > 16 or any(factor % 2 for factor in factors):
+        raise ValueError(
+            f"num_buckets must be an even number, or 1 to 16 even factors, got {num_buckets}"
+        )
+    if math.prod(factors) >= INT32_MAX:
+        raise ValueError(f"num_buckets must have a product below 2**31 - 1, got {num_buckets}")
+    return factors
+
+
+def saved_by(kind: type[Saved], saved: Any) -> Saved:
+    """`saved`, if it is of the type that the forward pass returns."""
+    if not isinstance(saved, kind):
+        raise TypeError(
+            f"saved must be the {kind.__name__} of the forward pass, got {type(saved).__name__}"
+        )
+    return saved
+
+
+# ---- names ----
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -504,7 +504,7 @@ def _decay(
     kind: str, shape: Callable[[float], float], steps: int, warmup: int, floor: float
 ) -> Schedule:
     steps, warmup = integer("steps", steps, 0), integer("warmup", warmup, 0)
-    floor = number("floor", floor, 0.0, below=math.nextafter(1.0, 2.0))
+    floor = number("floor", floor, 0.0, 1.0)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -555,5 +555,5 @@ def _check_same_names(name: str, got: object, expected: Mapping) -> None:
 def _pair(name: str, value: Any, below: float = math.inf) -> tuple[float, float]:
     if np.shape(value) != (2,):
         raise ValueError(f"{name} must be two numbers, got {value!r}")
-    first, second = (number(name, part, 0.0, below) for part in value)
+    first, second = (number(name, part, 0.0, below=below) for part in value)
     return first, second

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from . import _core
+from .checks import integer
 
 __all__ = ["get_num_threads", "num_threads", "release_memory", "set_num_threads", "show_config"]
 
@@ -124,9 +125,7 @@ def resolve_workers(workers: int | None) -> int:
 
 
 def _count_from_end(n: int, name: str) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"{name} must be an int, got {type(n).__name__}")
-    n = n.__index__()
+    n = integer(name, n)
     if n == 0:
         raise ValueError(f"{name} must not be 0: pass None for the default, or a number of threads")
     if n < -_available:

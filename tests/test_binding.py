@@ -583,7 +583,7 @@ def test_an_attention_is_checked_field_by_field():
                   ]:  # fmt: skip
         with pytest.raises((ValueError, TypeError, OverflowError)):
             forward(x, 0, None, **wrong)
-    with pytest.raises(ValueError, match="bucket_ids must be at least 0"):
+    with pytest.raises(ValueError, match="bucket_ids must be an integer >= 0"):
         forward(x, -1, None)
     with pytest.raises(TypeError, match="buckets must be None"):
         forward(x, 0, np.zeros(3, int))
@@ -671,7 +671,7 @@ def test_a_backward_takes_what_its_forward_saved_alone(op):
     backward = getattr(ops, op)
     out, saved = getattr(ops, op.replace("_backward", "_forward"))(**RIGHT[op[:-9]])
     for wrong in (None, out, tuple(saved), (saved,)):
-        with pytest.raises(TypeError, match=r"^saved must be the \w+Saved that the forward pass"):
+        with pytest.raises(TypeError, match=r"^saved must be the \w+Saved of the forward pass"):
             backward(out, wrong)
 
 

@@ -32,7 +32,7 @@ FLOORS = [
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # the same within reformer_c.ops
 OPS_FLOORS = [
-    {"_arguments", "_derive"},
+    {"_derive"},
     {"hashing", "layers", "loss", "machine", "quantized", "tables", "training"},
     {"attention"},
     {"decoding"},

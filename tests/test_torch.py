@@ -358,7 +358,7 @@ def test_vmap_gives_what_a_loop_gives(function):
         (lambda x: rt.lsh_attention(x, x, rng="a"), TypeError, "rng"),
         (lambda x: rt.lsh_attention(x, x, dropout=1.0), ValueError, "dropout"),
         (lambda x: rt.lsh_attention(x, x, dropout=0.1, dropout_key=-1), ValueError, "dropout_key"),
-        (lambda x: rt.full_attention(x, x, x, dropout_key=2**63), ValueError, "below 2..63, got 9"),
+        (lambda x: rt.full_attention(x, x, x, dropout_key=2**63), ValueError, "< 2..63, got 9"),
         (lambda x: rt.local_attention(x, None, x), TypeError, "k must be a torch.Tensor, got None"),
         (lambda x: rt.local_attention(x, x, x, chunk_length=2.5), TypeError, "chunk_length must"),
         (lambda x: rt.lsh_attention(x.int(), x), TypeError, "qk must be float32 or float64"),

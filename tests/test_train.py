@@ -975,7 +975,7 @@ def test_bad_arguments_are_named(options, error, word):
 @pytest.mark.parametrize(
     ("options", "error", "word"),
     [
-        ({"bytes_per_token": 0}, ValueError, "bytes_per_token must be a number > 0, got 0"),
+        ({"bytes_per_token": 0}, ValueError, "bytes_per_token must be a finite number > 0, got 0"),
         ({"bytes_per_token": -1.0}, ValueError, "bytes_per_token"),
         ({"bytes_per_token": math.inf}, ValueError, "bytes_per_token"),
         ({"length": 10.5}, TypeError, "length"),

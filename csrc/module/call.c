@@ -81,8 +81,8 @@ static int refuse_masked(rf_call *c, PyObject *argument, const char *name) {
     }
     if (masked > 0)
         RF_FAIL(c, PyExc_TypeError,
-                "%s must not be a masked array, whose mask would be lost: pass %s.filled(...), and "
-                "say which tokens are not real by attention_mask",
+                "%s must be an array without a mask, got a masked array: pass %s.filled(...), and "
+                "mark the real tokens in attention_mask",
                 name, name);
     else if (masked < 0)
         c->failed = 1;
@@ -97,7 +97,7 @@ static PyArrayObject *next_array(rf_call *c, const char *name) {
     PyObject *array = PyArray_FromAny(argument, NULL, 0, 0, 0, NULL);
     if (!array && PyErr_ExceptionMatches(PyExc_ValueError)) {
         PyErr_Clear(); // NumPy's message does not name the argument
-        RF_FAIL(c, PyExc_ValueError, "%s must be an array, got rows of several lengths", name);
+        RF_FAIL(c, PyExc_ValueError, "%s must have rows of one length, got rows of several", name);
     } else if (!array) {
         c->failed = 1;
     } else if (PyArray_TYPE((PyArrayObject *)array) == NPY_OBJECT) {

@@ -9,10 +9,9 @@ double rf_double(rf_call *c, const char *name) {
     if (!argument) return 0;
     const double value = PyFloat_AsDouble(argument);
     if (value == -1 && PyErr_Occurred())
-        RF_FAIL(c, PyExc_TypeError, "%s must be a number, got %s", name,
-                Py_TYPE(argument)->tp_name);
+        RF_FAIL(c, PyExc_TypeError, "%s must be a number, got %R", name, argument);
     else if (!isfinite(value))
-        RF_FAIL(c, PyExc_ValueError, "%s must be finite, got %R", name, argument);
+        RF_FAIL(c, PyExc_ValueError, "%s must be a finite number, got %R", name, argument);
     return value;
 }
 
@@ -20,7 +19,7 @@ double rf_probability(rf_call *c, const char *name) {
     const double value = rf_double(c, name);
     if (!c->failed && !(value >= 0 && value < 1)) {
         PyObject *number = PyFloat_FromDouble(value);
-        RF_FAIL(c, PyExc_ValueError, "%s must be at least 0 and below 1, got %S", name, number);
+        RF_FAIL(c, PyExc_ValueError, "%s must be a number >= 0 and < 1, got %S", name, number);
         Py_XDECREF(number);
     }
     return value;
@@ -32,29 +31,30 @@ static uint64_t bits_of(rf_call *c, const char *name, const char *range, int is_
     PyObject *number = argument ? PyNumber_Index(argument) : NULL;
     if (!argument) return 0;
     if (!number) {
-        RF_FAIL(c, PyExc_TypeError, "%s must be an int, got %s", name, Py_TYPE(argument)->tp_name);
+        RF_FAIL(c, PyExc_TypeError, "%s must be an integer%s, got %R", name, range, argument);
         return 0;
     }
     const uint64_t value = is_signed ? (uint64_t)PyLong_AsLongLong(number)
                                      : (uint64_t)PyLong_AsUnsignedLongLong(number);
     if (PyErr_Occurred())
-        RF_FAIL(c, PyExc_ValueError, "%s must be in %s, got %R", name, range, number);
+        RF_FAIL(c, PyExc_ValueError, "%s must be an integer%s, got %R", name, range, number);
     Py_DECREF(number);
     return value;
 }
 
 int64_t rf_int64(rf_call *c, const char *name) {
-    return (int64_t)bits_of(c, name, "[-2**63, 2**63)", 1);
+    return (int64_t)bits_of(c, name, " >= -2**63 and < 2**63", 1);
 }
 
 uint64_t rf_uint64(rf_call *c, const char *name) {
-    return bits_of(c, name, "[0, 2**64)", 0);
+    return bits_of(c, name, " >= 0 and < 2**64", 0);
 }
 
 size_t rf_count(rf_call *c, const char *name) {
     const int64_t value = rf_int64(c, name);
     if (!c->failed && value < 0)
-        RF_FAIL(c, PyExc_ValueError, "%s must be at least 0, got %lld", name, (long long)value);
+        RF_FAIL(c, PyExc_ValueError, "%s must be an integer >= 0, got %lld", name,
+                (long long)value);
     return c->failed ? 0 : (size_t)value;
 }
 
@@ -62,7 +62,7 @@ const char *rf_name(rf_call *c, const char *name) {
     PyObject *argument = rf_next(c, name);
     const char *text = argument && PyUnicode_Check(argument) ? PyUnicode_AsUTF8(argument) : NULL;
     if (argument && !text)
-        RF_FAIL(c, PyExc_TypeError, "%s must be a str, got %s", name, Py_TYPE(argument)->tp_name);
+        RF_FAIL(c, PyExc_TypeError, "%s must be a string, got %R", name, argument);
     return text ? text : "";
 }
 
@@ -104,7 +104,7 @@ void rf_precision_of(rf_call *c) {
 void rf_workers(rf_call *c) {
     const size_t workers = rf_count(c, "workers");
     if (!c->failed && (workers < 1 || workers > INT_MAX))
-        RF_FAIL(c, PyExc_ValueError, "workers must be at least 1, got %zu", workers);
+        RF_FAIL(c, PyExc_ValueError, "workers must be an integer >= 1, got %zu", workers);
     if (!c->failed && c->next != c->end)
         RF_FAIL(c, PyExc_TypeError, "%s: %zd arguments too many", c->op, c->end - c->next);
     c->run.workers = rf_forked() || c->failed ? 1 : (int)workers;

@@ -53,7 +53,7 @@ static size_t count_field(rf_call *c, PyObject *fields, field_index name, size_t
     if (number == -1 && PyErr_Occurred())
         c->failed = 1;
     else if (number < (Py_ssize_t)min || number > INT32_MAX)
-        RF_FAIL(c, PyExc_ValueError, "%s must be at least %zu and below 2**31, got %zd",
+        RF_FAIL(c, PyExc_ValueError, "%s must be an integer >= %zu and < 2**31, got %zd",
                 field_names[name], min, number);
     return c->failed ? absent : (size_t)number;
 }
@@ -64,7 +64,8 @@ static double number_field(rf_call *c, PyObject *fields, field_index name) {
     if (number == -1 && PyErr_Occurred())
         c->failed = 1;
     else if (!isfinite(number))
-        RF_FAIL(c, PyExc_ValueError, "%s must be finite, got %R", field_names[name], value);
+        RF_FAIL(c, PyExc_ValueError, "%s must be a finite number, got %R", field_names[name],
+                value);
     return number;
 }
 

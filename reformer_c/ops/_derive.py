@@ -1,4 +1,4 @@
-"""What follows from a forward pass: the operation that gives its value alone."""
+"""What operations have in common besides their checks: values and gradients."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def value_of(
         return op
 
     return decorate
+
+
+def zeros_for(weight: np.ndarray) -> np.ndarray:
+    """Zeros to add a gradient to: of the weight's shape, contiguous and in native byte order."""
+    return np.zeros(weight.shape, weight.dtype.type)

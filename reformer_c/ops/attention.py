@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
-from ..checks import names_keywords
+from ..checks import (
+    INT32_MAX,
+    as_array,
+    bucket_factors,
+    count,
+    flag,
+    heads_of,
+    integer,
+    names_keywords,
+    number,
+    positive,
+    saved_by,
+)
 from ..precision import resolve_precision
 from ..runtime import resolve_workers
-from ._arguments import (
-    MOST,
-    array_of,
-    factors_of,
-    finite,
-    heads,
-    probability,
-    random_key,
-    saved_by,
-    switch,
-    whole,
-)
 from ._derive import value_of
 from .hashing import buckets_of, choose_num_buckets, generator_of
 
@@ -83,33 +83,31 @@ class AttentionSpec:
 
     def __post_init__(self) -> None:
         plain = vars(self)  # a frozen dataclass guards attributes; what is checked is also plain
-        for name, least in COUNTS:
-            if type(plain[name]) is not int or not least <= plain[name] <= MOST:
-                plain[name] = whole(plain[name], name, least)
-        for name in SWITCHES:
-            if type(plain[name]) is not bool:
-                plain[name] = switch(plain[name], name)
+        for name, minimum in COUNTS:
+            plain[name] = count(name, plain[name], minimum)
+        for name in FLAGS:
+            given = plain[name]
+            is_bit = isinstance(given, int) and given in (0, 1)
+            plain[name] = bool(given) if is_bit else flag(name, given)
         if self.num_buckets is not None:
-            plain["num_buckets"] = factors_of(self.num_buckets)
+            plain["num_buckets"] = bucket_factors(self.num_buckets)
         if self.scope not in SCOPES:
             raise ValueError(f"scope must be 'chunk' or 'bucket', got {self.scope!r}")
         if self.bucket_cap is not None:
-            cap = plain["bucket_cap"] = whole(self.bucket_cap, "bucket_cap", 64)
+            cap = plain["bucket_cap"] = count("bucket_cap", self.bucket_cap, 64)
             if cap % 64 or self.scope == "chunk":
                 raise ValueError(
                     f"bucket_cap must be a multiple of 64 with scope='bucket', or None, got {cap} "
                     f"with scope={self.scope!r}"
                 )
         if self.scale is not None:
-            plain["scale"] = finite(self.scale, "scale")
+            plain["scale"] = number("scale", self.scale)
         if self.softcap is not None:
-            plain["softcap"] = finite(self.softcap, "softcap")
-            if not plain["softcap"] > 0:
-                raise ValueError(f"softcap must be above 0, or None, got {self.softcap}")
+            plain["softcap"] = positive("softcap", self.softcap)
         if self.dropout != 0.0:
-            plain["dropout"] = probability(self.dropout, "dropout")
+            plain["dropout"] = number("dropout", self.dropout, 0.0, below=1.0)
         if self.dropout_key != 0:
-            plain["dropout_key"] = random_key(self.dropout_key, "dropout_key")
+            plain["dropout_key"] = integer("dropout_key", self.dropout_key, 0, 2**64 - 1)
         plain["matmul_precision"] = resolve_precision(self.matmul_precision)
 
     @property
@@ -125,7 +123,7 @@ class AttentionSpec:
 COUNTS = (
     ("num_hashes", 1), ("chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
 )  # fmt: skip
-SWITCHES = (
+FLAGS = (
     "is_causal", "shared_qk", "attend_across_buckets", "allow_duplicate_attention", "wrap",
 )  # fmt: skip
 
@@ -218,7 +216,7 @@ def attention_scratch(
     t = shape[2]
     ids = 0
     if spec.hashes(t):
-        factors: Any = spec.num_buckets or factors_of(choose_num_buckets(t, spec.chunk_length))
+        factors: Any = spec.num_buckets or bucket_factors(choose_num_buckets(t, spec.chunk_length))
         ids = math.prod(factors)
     forward, backward = _core.attention_scratch(
         np.empty(0, dtype), spec, *shape, spec.num_hashes, ids, resolve_workers(None)
@@ -261,7 +259,7 @@ def full_attention_forward(
     >>> saved.lse.round(4)
     array([[[1.6094, 1.6094, 1.6094]]])
     """
-    q, *_ = heads(q, "q")
+    q, *_ = heads_of("q", q)
     if shared_qk and k is not None:
         raise ValueError("k must be None with shared_qk: the keys are made from q")
     if not shared_qk and k is None:
@@ -271,8 +269,8 @@ def full_attention_forward(
         dropout=dropout, dropout_key=dropout_key,
         matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
-    k = None if k is None else array_of(k, "k")
-    return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
+    k = None if k is None else as_array("k", k)
+    return _forward(spec, q, k, as_array("v", v), attention_mask, out, workers)
 
 
 @value_of(full_attention_forward)
@@ -416,8 +414,8 @@ def local_attention_forward(
     >>> out.shape
     (4, 1)
     """
-    q, *_ = heads(q, "q")
-    k = array_of(k, "k")
+    q, *_ = heads_of("q", q)
+    k = as_array("k", k)
     if k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
     spec = spec_of(
@@ -426,7 +424,7 @@ def local_attention_forward(
         wrap=wrap, dropout=dropout, dropout_key=dropout_key,
         matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
-    return _forward(spec, q, k, array_of(v, "v"), attention_mask, out, workers)
+    return _forward(spec, q, k, as_array("v", v), attention_mask, out, workers)
 
 
 @value_of(local_attention_forward)
@@ -574,7 +572,7 @@ def lsh_attention_forward(
     >>> bool((again == out).all())
     True
     """
-    qk, _, t, _ = heads(qk, "qk")
+    qk, _, t, _ = heads_of("qk", qk)
     if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
     spec = spec_of(
@@ -585,13 +583,13 @@ def lsh_attention_forward(
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=dropout_key, matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
-    v = array_of(v, "v")
+    v = as_array("v", v)
     factors: Any = spec.num_buckets
     if not spec.hashes(t):
         _check_unused(spec, qk, rotations, buckets, rng, attention_mask)
         return _forward(spec, qk, None, v, attention_mask, out, workers)
     if buckets is None:
-        factors = factors or factors_of(choose_num_buckets(t, spec.chunk_length))
+        factors = factors or bucket_factors(choose_num_buckets(t, spec.chunk_length))
         buckets = buckets_of(
             qk, "qk", spec.num_hashes, factors, rotations, rng, attention_mask, None, workers
         )
@@ -755,9 +753,9 @@ def cut_share(
     >>> round(cut_share(np.zeros((1, 1, 1, 256), int), 64), 3)
     0.376
     """
-    buckets = array_of(buckets, "buckets")
+    buckets = as_array("buckets", buckets)
     lists = buckets.reshape(-1, buckets.shape[-1])
-    real = None if attention_mask is None else array_of(attention_mask, "attention_mask") != 0
+    real = None if attention_mask is None else as_array("attention_mask", attention_mask) != 0
     pairs = cut = 0
     for i, ids in enumerate(lists):
         if real is not None:
@@ -775,7 +773,7 @@ def cut_of_sizes(n: np.ndarray, cap: int) -> int:
 
 
 def _given_buckets(buckets: Any, rounds: int) -> np.ndarray:
-    buckets = array_of(buckets, "buckets")
+    buckets = as_array("buckets", buckets)
     if buckets.ndim >= 2 and buckets.shape[-2] != rounds:
         raise ValueError(
             f"buckets must have shape (b, h, num_hashes, t) with num_hashes = {rounds}, "
@@ -792,7 +790,7 @@ def _check_unused(
     if rng is not None:
         generator_of(rng)
     if rotations is not None:
-        chosen: Any = factors or factors_of(choose_num_buckets(t, spec.chunk_length))
+        chosen: Any = factors or bucket_factors(choose_num_buckets(t, spec.chunk_length))
         buckets_of(qk[..., :0, :], "qk", rounds, chosen, rotations, None, None, None, 1)
     if buckets is None:
         return
@@ -821,6 +819,6 @@ def bucket_ids(
     if buckets.dtype.kind not in "iu":
         return 0  # the extension says what is wrong
     most = int(buckets.max(initial=0))
-    if most >= MOST:
+    if most >= INT32_MAX:
         raise IndexError(f"buckets must be below 2**31 - 1, got {most}")
     return most + 1

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..checks import names_keywords
+from ..checks import as_array, bucket_factors, count, heads_of, names_keywords, real_type
 from ..runtime import resolve_workers
-from ._arguments import array_of, factors_of, heads, real_type, whole
 
 __all__ = ["choose_num_buckets", "lsh_hash", "lsh_rotations"]
 
@@ -51,11 +50,11 @@ def choose_num_buckets(
     >>> choose_num_buckets(16384, 64)
     (16, 32)
     """
-    t = whole(t, "t", 0)
-    chunk_length = whole(chunk_length, "chunk_length", 1)
+    t = count("t", t, 0)
+    chunk_length = count("chunk_length", chunk_length, 1)
     longest = t
     if max_position_embeddings is not None:
-        longest = whole(max_position_embeddings, "max_position_embeddings", 1)
+        longest = count("max_position_embeddings", max_position_embeddings, 1)
     power = (2 * max(1, -(-t // chunk_length))).bit_length() - 1
     if 2**power > 2 * max(math.isqrt(longest // chunk_length), chunk_length):
         return 2 ** (power // 2), 2 ** (power - power // 2)
@@ -107,14 +106,14 @@ def lsh_rotations(
     (8, 64, 2, 24)
     """
     shape = (
-        whole(h, "h", 0), whole(d, "d", 0), whole(num_hashes, "num_hashes", 1),
-        sum(factors_of(num_buckets)) // 2,
+        count("h", h, 0), count("d", d, 0), count("num_hashes", num_hashes, 1),
+        sum(bucket_factors(num_buckets)) // 2,
     )  # fmt: skip
     try:
         nothing = np.empty(0, dtype)
     except TypeError:
         raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
-    return generator_of(rng).standard_normal(shape, real_type(nothing, "dtype"))
+    return generator_of(rng).standard_normal(shape, real_type("dtype", nothing))
 
 
 def generator_of(rng: Any) -> np.random.Generator:
@@ -122,7 +121,7 @@ def generator_of(rng: Any) -> np.random.Generator:
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError):
-        error = f"rng must be an int of at least 0, a numpy Generator or None, got {rng!r}"
+        error = f"rng must be an integer >= 0, a numpy Generator or None, got {rng!r}"
         raise (ValueError if isinstance(rng, int) else TypeError)(error) from None
 
 
@@ -182,7 +181,7 @@ def lsh_hash(
     >>> lsh_hash(x, num_hashes=1, num_buckets=4, rotations=rotations)
     array([[0, 1, 2, 3]], dtype=int32)
     """
-    factors = factors_of(num_buckets)
+    factors = bucket_factors(num_buckets)
     return buckets_of(x, "x", num_hashes, factors, rotations, rng, attention_mask, out, workers)
 
 
@@ -198,16 +197,16 @@ def buckets_of(
     workers: int | None,
 ) -> np.ndarray:
     """`lsh_hash` of an argument of this name."""
-    x, h, _, d = heads(x, name)
-    rounds = whole(num_hashes, "num_hashes", 1)
+    x, h, _, d = heads_of(name, x)
+    rounds = count("num_hashes", num_hashes, 1)
     if rotations is None:
         rotations = lsh_rotations(
-            h, d, num_hashes=rounds, num_buckets=factors, rng=rng, dtype=real_type(x, name)
+            h, d, num_hashes=rounds, num_buckets=factors, rng=rng, dtype=real_type(name, x)
         )
     elif rng is not None:
         raise ValueError("rng draws rotations: pass one of them, not both")
     else:
-        rotations = array_of(rotations, "rotations")
+        rotations = as_array("rotations", rotations)
         if rotations.ndim == 4 and rotations.shape[2] != rounds:
             raise ValueError(
                 f"rotations must have shape (h, d, num_hashes, sum(factors) // 2) with "

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _core
+from ..checks import number, saved_by
 from ..precision import resolve_precision
 from ..runtime import resolve_workers
-from ._arguments import finite, saved_by, zeros_for
+from ._derive import zeros_for
 
 __all__ = [
     "dropout",
@@ -230,8 +231,7 @@ def layer_norm_forward(
     >>> saved.mean
     array([2.])
     """
-    if finite(eps, "eps") < 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
+    eps = number("eps", eps, 0.0)
     y, mean, rstd = _core.layer_norm_forward(x, weight, bias, eps, out, resolve_workers(workers))
     return y, LayerNormSaved(np.asarray(x), np.asarray(weight), mean, rstd)
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _core
+from ..checks import saved_by
 from ..precision import resolve_precision
 from ..runtime import resolve_workers
-from ._arguments import saved_by, zeros_for
+from ._derive import zeros_for
 
 __all__ = ["cross_entropy_head", "cross_entropy_head_backward", "cross_entropy_head_forward"]
 

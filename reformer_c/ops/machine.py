@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from ..checks import positive, real_type
 from ..precision import resolve_precision
 from ..runtime import resolve_workers
-from ._arguments import finite, real_type
 
 __all__ = ["fma_peak", "layer_scratch"]
 
@@ -40,10 +40,9 @@ def fma_peak(seconds: float = 0.1, *, dtype: Any = np.float32, workers: int | No
     >>> fma_peak(0.001, workers=1) > 0
     True
     """
-    if finite(seconds, "seconds") <= 0:
-        raise ValueError(f"seconds must be above 0, got {seconds}")
+    seconds = positive("seconds", seconds)
     like = np.empty(0, dtype)
-    real_type(like, "dtype")
+    real_type("dtype", like)
     return _core.fma_peak(like, seconds, resolve_workers(workers))
 
 

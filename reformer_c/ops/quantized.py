@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _core
-from ..checks import did_you_mean
+from ..checks import as_array, did_you_mean, real_type
 from ..runtime import resolve_workers
-from ._arguments import array_of, real_type
 
 __all__ = [
     "QuantizedWeight",
@@ -82,8 +81,8 @@ def quantize(weight: np.ndarray, storage: str) -> QuantizedWeight:
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES) if isinstance(storage, str) else ""
         raise ValueError(f"storage must be 'int8' or 'bfloat16', got {storage!r}{near}")
-    weight = array_of(weight, "weight")
-    real = real_type(weight, "weight")
+    weight = as_array("weight", weight)
+    real = real_type("weight", weight)
     if weight.ndim != 2:
         raise ValueError(f"weight must have shape (co, ci), got {weight.shape}")
     data = np.empty(weight.shape, np.int8 if storage == "int8" else np.uint16)

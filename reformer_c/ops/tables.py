@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _core
+from ..checks import as_array, saved_by
 from ..runtime import resolve_workers
-from ._arguments import array_of, saved_by, zeros_for
+from ._derive import zeros_for
 
 __all__ = [
     "axial_positions",
@@ -263,7 +264,7 @@ def axial_positions_backward(
 
 def _table(w: np.ndarray, axis: int, name: str, shapes: str) -> np.ndarray:
     """Without the axis of length 1 that Hugging Face's parameters have."""
-    w = array_of(w, name)
+    w = as_array(name, w)
     if w.ndim == 3 and w.shape[axis] == 1:
         return w[:, 0] if axis else w[0]
     if w.ndim != 2:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _core
+from ..checks import as_array, count, number, positive
 from ..runtime import resolve_workers
-from ._arguments import array_of, finite, probability, whole
 
 __all__ = ["adafactor_step", "adamw_step", "add_scaled", "sum_of_squares"]
 
@@ -64,10 +64,9 @@ def adamw_step(
     >>> w.round(4)
     array([ 0.9, -0.9])
     """
-    beta1, beta2 = probability(beta1, "beta1"), probability(beta2, "beta2")
-    if finite(eps, "eps") < 0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
-    step = whole(step, "step", 1)
+    beta1, beta2 = number("beta1", beta1, 0.0, below=1.0), number("beta2", beta2, 0.0, below=1.0)
+    eps = number("eps", eps, 0.0)
+    step = count("step", step, 1)
     _core.adamw(
         g, w, m, s, lr, beta1, beta2, eps, weight_decay, step, grad_scale, resolve_workers(workers)
     )
@@ -145,13 +144,11 @@ def adafactor_step(
     for name, array in (("w", w), ("s", s), ("m", m)):  # a copy would step in vain
         if not isinstance(array, (np.ndarray, type(None))):
             raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
-    g = array_of(g, "g")
+    g = as_array("g", g)
     if row is not None and w.ndim < 2:
         raise ValueError(f"w must have two axes at least to have rows and columns, got {w.shape}")
-    beta1, beta2 = probability(beta1, "beta1"), probability(beta2, "beta2")
-    for name, value in (("eps", eps), ("clip_threshold", clip_threshold)):
-        if finite(value, name) <= 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+    beta1, beta2 = number("beta1", beta1, 0.0, below=1.0), number("beta2", beta2, 0.0, below=1.0)
+    eps, clip_threshold = positive("eps", eps), positive("clip_threshold", clip_threshold)
     if s is not None:
         # the core knows matrices: a vector is one row
         axes = (None,) * (2 - w.ndim)

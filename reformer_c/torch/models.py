@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .. import ops
 from ..activations import WEIGHTED
+from ..checks import bucket_factors
 from ..config import ACTIVATIONS
-from ..ops._arguments import factors_of
 from .operators import (
     array_of,
     draw_key,
@@ -278,7 +278,7 @@ def _lsh_forward(
     if t > self.chunk_length:
         if self.num_buckets is None:
             self._set_num_buckets(t)
-        factors = factors_of(self.num_buckets)
+        factors = bucket_factors(self.num_buckets)
         # theirs count on from round to round, with one more for padding
         padded = attention_mask is not None and not bool((attention_mask != 0).all())
         steps = torch.arange(rounds)[:, None] * (math.prod(factors) + padded)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops._arguments import factors_of, heads, whole
+from ..checks import bucket_factors, count, heads_of, integer
 from ..ops.attention import AttentionSaved, AttentionSpec, bucket_ids
 from ..ops.layers import FeedForwardSaved
 from ..precision import resolve_precision
@@ -73,9 +73,7 @@ def draw_key(dropout: float, key: int | None) -> int:
     """The key of a call's dropout, of 63 bits; drawn by PyTorch's generator where it is None."""
     if key is None:
         return int(torch.randint(2**63 - 1, ())) if dropout else 0
-    if whole(key, "dropout_key", 0, 2**63) == 2**63:
-        raise ValueError(f"dropout_key must be below 2**63, got {key}")
-    return int(key)
+    return integer("dropout_key", key, 0, 2**63 - 1)
 
 
 def _precision(given: str | None) -> str | None:
@@ -110,8 +108,8 @@ def _checked(
 
 
 def _windows(m: Any, before: Any, after: Any) -> tuple[int, int, int]:
-    m = whole(m, "chunk_length", 1)
-    return m, whole(before, "num_chunks_before", 0), whole(after, "num_chunks_after", 0)
+    m = count("chunk_length", m, 1)
+    return m, count("num_chunks_before", before, 0), count("num_chunks_after", after, 0)
 
 
 # ---- the operators ----
@@ -538,7 +536,7 @@ def lsh_attention_results(
         {"rotations": rotations},
         {"attention_mask": attention_mask, "buckets": buckets},
     )
-    num_hashes = whole(num_hashes, "num_hashes", 1)
+    num_hashes = count("num_hashes", num_hashes, 1)
     chunk_length, num_chunks_before, num_chunks_after = _windows(
         chunk_length, num_chunks_before, num_chunks_after
     )
@@ -546,15 +544,15 @@ def lsh_attention_results(
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
     if rotations is None and buckets is None:
         _, h = _leading(qk)
-        t, d = qk.shape[-2:] if qk.ndim > 1 else heads(qk, "qk")[2:]
-        factors = factors_of(
+        t, d = qk.shape[-2:] if qk.ndim > 1 else heads_of("qk", qk)[2:]
+        factors = bucket_factors(
             ops.choose_num_buckets(t, chunk_length) if num_buckets is None else num_buckets
         )
         rotations = _rotations(qk, h, d, num_hashes, factors, rng)
         num_buckets = factors
     return _lsh_operator(
         qk, v, attention_mask, rotations, buckets, num_hashes=num_hashes,
-        num_buckets=None if num_buckets is None else factors_of(num_buckets),
+        num_buckets=None if num_buckets is None else bucket_factors(num_buckets),
         chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scope=scope, bucket_cap=bucket_cap,
         scale=scale, softcap=softcap, attend_across_buckets=attend_across_buckets,
@@ -665,7 +663,7 @@ def feed_forward(
             [3.]])
     """
     x, w1, b1, w2, b2 = _checked({"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}, {}, {})
-    chunk_length = whole(chunk_length, "chunk_length", 0)
+    chunk_length = count("chunk_length", chunk_length, 0)
     return _feed_forward_operator(
         x, w1, b1, w2, b2, activation=activation, chunk_length=chunk_length, dropout=dropout,
         dropout_key=draw_key(dropout, dropout_key),

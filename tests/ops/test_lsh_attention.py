@@ -430,13 +430,13 @@ def test_every_text_and_head_has_its_own_buckets(isa, dtype, rng):
     (dict(buckets=np.zeros((1, 1, 1, 4))), r"^buckets must be of an integer type, got float64"),
     (dict(buckets=np.full((1, 1, 1, 4), 7)), r"^buckets\[0, 0, 0, 0\] = 7 is out of range"),
     (dict(buckets=np.full((1, 1, 1, 4), -1)), r"^buckets\[0, 0, 0, 0\] = -1 is out of range"),
-    (dict(buckets=[[0, 1], [0]]), r"^buckets must be an array"),
+    (dict(buckets=[[0, 1], [0]]), r"^buckets must have rows of one length"),
     (dict(rotations=np.zeros((1, 2, 1, 3))), r"^rotations must have shape"),
     (dict(rotations=np.zeros((1, 3, 1, 2))), r"^rotations must have shape"),
     (dict(rotations=np.zeros((1, 2, 2, 2))), r"^rotations must have shape .* num_hashes = 1"),
     (dict(rotations=np.zeros((1, 2, 1, 2), "f4")), r"^rotations must be float64"),
-    (dict(rotations=[[1.0], [1.0, 2.0]]), r"^rotations must be an array"),
-    (dict(rng="seed"), r"^rng must be an int"),
+    (dict(rotations=[[1.0], [1.0, 2.0]]), r"^rotations must have rows of one length"),
+    (dict(rng="seed"), r"^rng must be an integer >= 0"),
 ])  # fmt: skip
 @pytest.mark.parametrize("chunk_length", [2, 4, 64])
 def test_what_decides_the_buckets_is_checked_where_one_chunk_needs_none(wrong, error, chunk_length):

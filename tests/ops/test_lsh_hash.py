@@ -229,5 +229,5 @@ def test_num_buckets_are_chosen_as_hugging_face_chooses(m):
 
 @pytest.mark.parametrize(("rng", "kind"), [(-1, ValueError), ("a", TypeError), (1.5, TypeError)])
 def test_a_wrong_rng_is_named(rng, kind):
-    with pytest.raises(kind, match="rng must be an int of at least 0"):
+    with pytest.raises(kind, match="rng must be an integer >= 0"):
         ops.lsh_rotations(2, 4, num_hashes=1, num_buckets=4, rng=rng)
