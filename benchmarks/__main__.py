@@ -4,7 +4,8 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from reformer_c.bench import (
+from reformer_c.runtime import get_num_threads, num_threads
+from reformer_c.tools.bench import (
     check_json_file,
     describe_machine,
     measure,
@@ -12,7 +13,6 @@ from reformer_c.bench import (
     table,
     write_json,
 )
-from reformer_c.runtime import get_num_threads, num_threads
 
 from . import rivals
 from .groups import GROUPS, METHOD

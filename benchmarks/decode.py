@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine, print_machine
+from reformer_c.tools.bench import describe_machine, print_machine
 
 from . import rivals
 

@@ -13,8 +13,8 @@ import numpy as np
 
 import reformer_c as rc
 from benchmarks.alone import measure_alone
-from reformer_c.bench import describe_machine, print_machine
-from reformer_c.presets import preset_config
+from reformer_c.models.presets import preset_config
+from reformer_c.tools.bench import describe_machine, print_machine
 
 
 def make_model(layers, length):

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine, print_machine
-from reformer_c.checkpoint import write_atomically
-from reformer_c.log import read_log
-from reformer_c.train import has_checkpoint
+from reformer_c.files.checkpoint import write_atomically
+from reformer_c.tools.bench import describe_machine, print_machine
+from reformer_c.training.log import read_log
+from reformer_c.training.train import has_checkpoint
 
 SYMBOLS = 127
 ROUNDS = (8, 4, 2, 1)

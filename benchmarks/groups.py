@@ -9,7 +9,8 @@ import numpy as np
 
 import reformer_c as rc
 from reformer_c import _core
-from reformer_c.bench import (
+from reformer_c.precision import PRECISIONS
+from reformer_c.tools.bench import (
     CHUNK,
     HEADS,
     WINDOW,
@@ -25,7 +26,6 @@ from reformer_c.bench import (
     training_operations,
     window_operations,
 )
-from reformer_c.precision import PRECISIONS
 
 from . import rivals
 

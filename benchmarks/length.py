@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import (
+from reformer_c.tools.bench import (
     CHUNK,
     DEPTH,
     WINDOW,

@@ -16,15 +16,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine, print_machine
 from reformer_c.checks import requires_extra
-from reformer_c.data import Sequences, split_tokens
-from reformer_c.folder import finish_checkpoint
-from reformer_c.log import read_log
-from reformer_c.presets import DROPOUTS, PRESETS, preset_config
-from reformer_c.screen import show
-from reformer_c.subwords import TOKENIZERS
-from reformer_c.train import has_checkpoint, show_progress
+from reformer_c.files.atomic import finish_checkpoint
+from reformer_c.models.presets import DROPOUTS, PRESETS, preset_config
+from reformer_c.text.screen import show
+from reformer_c.text.subwords import TOKENIZERS
+from reformer_c.tools.bench import describe_machine, print_machine
+from reformer_c.training.data import Sequences, split_tokens
+from reformer_c.training.log import read_log
+from reformer_c.training.train import has_checkpoint, show_progress
 
 PIECES = PRESETS["book"].fields["vocab_size"]
 PROMPT = 1000

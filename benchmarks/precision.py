@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import (
+from reformer_c.models.presets import DROPOUTS, preset_config
+from reformer_c.precision import PRECISIONS
+from reformer_c.tools.bench import (
     WINDOW,
     describe_machine,
     draw,
@@ -33,12 +35,10 @@ from reformer_c.bench import (
     print_machine,
     write_json,
 )
-from reformer_c.data import Windows, encode_text, read_text, split_tokens
-from reformer_c.demo import bigram_bits_per_byte, python_text
-from reformer_c.log import read_log
-from reformer_c.precision import PRECISIONS
-from reformer_c.presets import DROPOUTS, preset_config
-from reformer_c.train import evaluate, has_checkpoint, show_progress
+from reformer_c.tools.demo import bigram_bits_per_byte, python_text
+from reformer_c.training.data import Windows, encode_text, read_text, split_tokens
+from reformer_c.training.log import read_log
+from reformer_c.training.train import evaluate, has_checkpoint, show_progress
 
 MAX_LOSS = 0.01  # target: bits per byte of "medium" above "highest"
 HELD_OUT = 16  # windows

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from reformer_c.bench import CHUNK, DEPTH, HEADS
+from reformer_c.tools.bench import CHUNK, DEPTH, HEADS
 
 TORCH, HUGGING_FACE, LUCIDRAINS, NUMPY = "torch", "Hugging Face", "lucidrains", "NumPy"
 FLEX = "torch FlexAttention, compiled"

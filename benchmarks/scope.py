@@ -10,11 +10,11 @@ import time
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import describe_machine, print_machine
-from reformer_c.data import Windows, split_tokens
-from reformer_c.demo import encode, python_text
-from reformer_c.presets import preset_config
-from reformer_c.train import evaluate
+from reformer_c.models.presets import preset_config
+from reformer_c.tools.bench import describe_machine, print_machine
+from reformer_c.tools.demo import encode, python_text
+from reformer_c.training.data import Windows, split_tokens
+from reformer_c.training.train import evaluate
 
 
 def changed_share(model, ids):

@@ -16,14 +16,14 @@ import warnings
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.bench import (
+from reformer_c.tools.bench import (
     describe_machine,
     draw_model,
     print_machine,
     training_operations,
     training_step,
 )
-from reformer_c.train import peak_memory
+from reformer_c.training.train import peak_memory
 
 from . import rivals
 from .alone import measure_alone

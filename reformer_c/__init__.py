@@ -27,45 +27,45 @@ from .runtime import (
 )
 
 if TYPE_CHECKING:
-    from . import plot
-    from .config import ReformerConfig
-    from .encoder_decoder import ReformerEncoderDecoder
-    from .generation_config import GenerationConfig
-    from .model import (
+    from .layers.reversible import reversible_backward, reversible_forward
+    from .models.config import ReformerConfig
+    from .models.encoder_decoder import ReformerEncoderDecoder
+    from .models.generation_config import GenerationConfig
+    from .models.model import (
         ReformerForMaskedLM,
         ReformerForQuestionAnswering,
         ReformerForSequenceClassification,
         ReformerModel,
         ReformerModelWithLMHead,
     )
-    from .optim import Adafactor, AdamW, clip_gradients, schedules
-    from .report import lsh_report
-    from .reversible import reversible_backward, reversible_forward
-    from .subwords import ReformerTokenizer, ReformerTokenizerFast
-    from .tokenizer import ByteTokenizer
-    from .train import Trainer
+    from .text.subwords import ReformerTokenizer, ReformerTokenizerFast
+    from .text.tokenizer import ByteTokenizer
+    from .tools import plot
+    from .tools.report import lsh_report
+    from .training.optim import Adafactor, AdamW, clip_gradients, schedules
+    from .training.train import Trainer
 
 # names that are loaded at their first use, and the modules that they come from
 _LAZY = {
-    "reversible_backward": "reversible",
-    "reversible_forward": "reversible",
-    "GenerationConfig": "generation_config",
-    "ReformerConfig": "config",
-    "ReformerEncoderDecoder": "encoder_decoder",
-    "ReformerForMaskedLM": "model",
-    "ReformerForQuestionAnswering": "model",
-    "ReformerForSequenceClassification": "model",
-    "ReformerModel": "model",
-    "ReformerModelWithLMHead": "model",
-    "ByteTokenizer": "tokenizer",
-    "ReformerTokenizer": "subwords",
-    "ReformerTokenizerFast": "subwords",
-    "Adafactor": "optim",
-    "AdamW": "optim",
-    "clip_gradients": "optim",
-    "schedules": "optim",
-    "Trainer": "train",
-    "lsh_report": "report",
+    "reversible_backward": "layers.reversible",
+    "reversible_forward": "layers.reversible",
+    "GenerationConfig": "models.generation_config",
+    "ReformerConfig": "models.config",
+    "ReformerEncoderDecoder": "models.encoder_decoder",
+    "ReformerForMaskedLM": "models.model",
+    "ReformerForQuestionAnswering": "models.model",
+    "ReformerForSequenceClassification": "models.model",
+    "ReformerModel": "models.model",
+    "ReformerModelWithLMHead": "models.model",
+    "ByteTokenizer": "text.tokenizer",
+    "ReformerTokenizer": "text.subwords",
+    "ReformerTokenizerFast": "text.subwords",
+    "Adafactor": "training.optim",
+    "AdamW": "training.optim",
+    "clip_gradients": "training.optim",
+    "schedules": "training.optim",
+    "Trainer": "training.train",
+    "lsh_report": "tools.report",
 }
 
 __all__ = [
@@ -87,7 +87,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "plot":
-        return _import_module(".plot", __name__)
+        return _import_module(".tools.plot", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(_import_module(f".{_LAZY[name]}", __name__), name)

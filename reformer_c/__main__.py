@@ -69,7 +69,7 @@ def _escape_unencodable() -> None:
 
 
 def _say(name: str, message: str, code: int) -> int:
-    from .screen import show
+    from .text.screen import show
 
     show(f"{name}: {message}", sys.stderr)
     return code
@@ -84,7 +84,7 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from .demo import QUICK_SECONDS, run_demo
+    from .tools.demo import QUICK_SECONDS, run_demo
 
     if options.steps is not None and options.seconds is not None:
         raise ValueError("--seconds cannot be combined with --steps")
@@ -100,8 +100,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .train import Trainer, show_progress
-    from .vocabulary import save_tokenizer
+    from .text.vocabulary import save_tokenizer
+    from .training.train import Trainer, show_progress
 
     folder = Path(options.save) if options.save else None
     _check_training_options(options)
@@ -178,8 +178,8 @@ def _data(folder: Path | None, options: argparse.Namespace) -> tuple[Any, list[A
     """The training data; the held-out texts of at least two tokens, and their bytes per token; the
     tokenizer, which is None if all files contain token ids and none is given.
     """
-    from .data import Sequences, Windows, encode_text, read_parts, split_parts
-    from .tokenizer import ByteTokenizer
+    from .text.tokenizer import ByteTokenizer
+    from .training.data import Sequences, Windows, encode_text, read_parts, split_parts
 
     tokenizer = _tokenizer_to_train(folder, options)
     utf8 = not isinstance(tokenizer, ByteTokenizer | None)
@@ -226,7 +226,7 @@ def _bytes_per_token(
     texts: Sequence[Any], tokens: Sequence[Any], tokenizer: Any, options: argparse.Namespace
 ) -> float:
     """Mean bytes per token of the texts."""
-    from .data import count_bytes
+    from .training.data import count_bytes
 
     count = sum(map(len, tokens))
     if tokenizer is None or count == 0:
@@ -236,7 +236,7 @@ def _bytes_per_token(
 
 def _tokenizer_to_train(folder: Path | None, options: argparse.Namespace) -> Any:
     """The tokenizer of --tokenizer or of the folder; None if there is neither."""
-    from .vocabulary import folder_tokenizer
+    from .text.vocabulary import folder_tokenizer
 
     saved = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
     return _consistent_tokenizer(options.tokenizer, saved, folder)
@@ -244,7 +244,7 @@ def _tokenizer_to_train(folder: Path | None, options: argparse.Namespace) -> Any
 
 def _consistent_tokenizer(name: str | None, saved: Any, folder: Any) -> Any:
     """The tokenizer called `name`, which must equal the folder's; by default the folder's."""
-    from .vocabulary import named_tokenizer, same_tokenizer
+    from .text.vocabulary import named_tokenizer, same_tokenizer
 
     if name is None:
         return saved
@@ -259,9 +259,9 @@ def _consistent_tokenizer(name: str | None, saved: Any, folder: Any) -> Any:
 
 def _tokenizer_of_bytes(folder: Path | None, options: argparse.Namespace) -> Any:
     """The default for texts: `ByteTokenizer`, unless a resumed model may have another."""
-    from .config import ReformerConfig
-    from .tokenizer import ByteTokenizer
-    from .vocabulary import folder_tokenizer
+    from .models.config import ReformerConfig
+    from .text.tokenizer import ByteTokenizer
+    from .text.vocabulary import folder_tokenizer
 
     if not options.resume or folder is None:
         return ByteTokenizer()
@@ -276,8 +276,8 @@ def _no_tokenizer(folder: Any) -> str:
 
 
 def _optimizer(model: Any, options: argparse.Namespace) -> Any:
-    from .optim import Adafactor, AdamW
-    from .presets import PRESETS
+    from .models.presets import PRESETS
+    from .training.optim import Adafactor, AdamW
 
     preset = PRESETS[options.preset]
     decay = {} if options.weight_decay is None else {"weight_decay": options.weight_decay}
@@ -292,7 +292,7 @@ def _optimizer(model: Any, options: argparse.Namespace) -> Any:
 
 
 def _schedule(options: argparse.Namespace) -> Any:
-    from .optim import schedules
+    from .training.optim import schedules
 
     warmup = min(100, options.steps // 10) if options.warmup is None else options.warmup
     if options.schedule in ("constant", "rsqrt"):
@@ -302,8 +302,8 @@ def _schedule(options: argparse.Namespace) -> Any:
 
 
 def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
-    from .folder import finish_checkpoint
-    from .train import has_checkpoint
+    from .files.atomic import finish_checkpoint
+    from .training.train import has_checkpoint
 
     if folder is None:
         for name in ("resume", "save_every"):
@@ -330,11 +330,11 @@ def _check_folder(folder: Path | None, options: argparse.Namespace) -> None:
 def _model_to_train(
     folder: Path | None, data: Any, held_out: Any, tokenizer: Any, options: argparse.Namespace
 ) -> Any:
-    from .config import ReformerConfig
-    from .model import ReformerModelWithLMHead
-    from .presets import DROPOUTS, preset_config
-    from .train import config_differences
-    from .vocabulary import check_vocabulary
+    from .models.config import ReformerConfig
+    from .models.model import ReformerModelWithLMHead
+    from .models.presets import DROPOUTS, preset_config
+    from .text.vocabulary import check_vocabulary
+    from .training.train import config_differences
 
     fields = _token_fields(tokenizer) | _given(
         **dict.fromkeys(DROPOUTS, options.dropout),
@@ -370,7 +370,7 @@ def _model_to_train(
 
 def _token_fields(tokenizer: Any) -> dict[str, Any]:
     """Fields of the configuration that a tokenizer determines; presets are for `ByteTokenizer`."""
-    from .tokenizer import ByteTokenizer
+    from .text.tokenizer import ByteTokenizer
 
     if isinstance(tokenizer, ByteTokenizer | None):
         return {}
@@ -388,8 +388,8 @@ def _bytes_of(budget: float | None) -> int | None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from .screen import TextStream
-    from .vocabulary import TokenTexts
+    from .text.screen import TextStream
+    from .text.vocabulary import TokenTexts
 
     tokenizer, model = _open(options.model, options.tokenizer)
     saved = model.generation_config
@@ -496,8 +496,8 @@ def _check_choice(options: argparse.Namespace, beams: int, texts: int, draw: boo
 
 def _end_tokens(tokenizer: Any, model: Any) -> set[int]:
     """The end-of-text tokens of the model and its tokenizer."""
-    from .config import ReformerConfig
-    from .tokenizer import ByteTokenizer
+    from .models.config import ReformerConfig
+    from .text.tokenizer import ByteTokenizer
 
     ends = model.generation_config.eos_token_id
     found = set(ends if isinstance(ends, list) else [ends])
@@ -511,7 +511,7 @@ def _end_tokens(tokenizer: Any, model: Any) -> set[int]:
 
 def _banned(words: Sequence[str], saved: Any, tokenizer: Any, token_texts: Any) -> dict[str, Any]:
     """The arguments of `generate` that exclude words, and ids without a token, from a text."""
-    from .tokenizer import ByteTokenizer
+    from .text.tokenizer import ByteTokenizer
 
     ids = [
         tokenizer.encode(_readable(word, tokenizer), add_special_tokens=False).tolist()
@@ -527,7 +527,7 @@ def _banned(words: Sequence[str], saved: Any, tokenizer: Any, token_texts: Any) 
 
 def _readable(text: str, tokenizer: Any) -> Any:
     """The str or bytes that a tokenizer accepts, from an argument that may hold undecoded bytes."""
-    from .tokenizer import ByteTokenizer
+    from .text.tokenizer import ByteTokenizer
 
     try:
         data = text.encode("utf-8", "surrogateescape")
@@ -537,7 +537,7 @@ def _readable(text: str, tokenizer: Any) -> Any:
 
 
 def _unit(tokenizer: Any) -> str:
-    from .tokenizer import ByteTokenizer
+    from .text.tokenizer import ByteTokenizer
 
     return "bytes" if isinstance(tokenizer, ByteTokenizer) else "tokens"
 
@@ -554,8 +554,8 @@ def _prompt_text(file: str | None) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .data import encode_text, read_texts
-    from .train import evaluate
+    from .training.data import encode_text, read_texts
+    from .training.train import evaluate
 
     for file in options.files:
         if file.endswith(".npy"):
@@ -636,7 +636,7 @@ def _measure(model: Any, length: int, seed: int) -> None:
     """Print a line of measurements at one length: speed of prompt and decoding, and memory."""
     import numpy as np
 
-    from .train import peak_memory
+    from .training.train import peak_memory
 
     tokens = min(32, model.config.num_positions - length + 1)
     ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, max(1, length - 1)))
@@ -665,7 +665,7 @@ def _group(name: str) -> str:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from .bench import run_bench
+    from .tools.bench import run_bench
 
     run_bench(length=options.length, repeats=options.repeats, json_file=options.json)
 
@@ -677,8 +677,8 @@ def _open(folder: str, tokenizer: str | None) -> tuple[Any, Any]:
 
 
 def _model(folder: str) -> Any:
-    from .folder import finish_checkpoint
-    from .model import ReformerModelWithLMHead
+    from .files.atomic import finish_checkpoint
+    from .models.model import ReformerModelWithLMHead
 
     finish_checkpoint(Path(folder))
     return ReformerModelWithLMHead.from_pretrained(folder)
@@ -686,7 +686,7 @@ def _model(folder: str) -> Any:
 
 def _tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:
     """The tokenizer of --tokenizer, or of the folder."""
-    from .vocabulary import check_vocabulary, folder_tokenizer
+    from .text.vocabulary import check_vocabulary, folder_tokenizer
 
     # guess from the vocabulary's size only if no tokenizer is named
     saved = folder_tokenizer(folder, vocab_size if name is None else None)
@@ -1007,7 +1007,7 @@ def _config_arguments(file: str) -> tuple[list[str], list[str]]:
     if not isinstance(values, dict):
         raise ValueError(f"{file!r} must be a JSON object, got {type(values).__name__}")
     if "model_type" in values:
-        from .config import ReformerConfig
+        from .models.config import ReformerConfig
 
         model = dict(vars(ReformerConfig.from_dict(values)))
         del model["extra"]

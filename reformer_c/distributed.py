@@ -35,7 +35,7 @@ try:
 except ModuleNotFoundError as error:
     raise requires_extra("reformer_c.distributed", "mpi4py", "mpi") from error
 
-from .nn import draw_seed, random_key
+from .layers.nn import draw_seed, random_key
 from .runtime import set_num_threads, show_config, underflow_to_zero
 
 __all__ = ["DataParallel", "Shard", "average", "broadcast", "share_threads"]
@@ -158,7 +158,7 @@ class Shard:
 
     Examples
     --------
-    >>> from reformer_c.data import Windows
+    >>> from reformer_c.training.data import Windows
     >>> shard = Shard(Windows(np.arange(100), length=10), MPI.COMM_SELF)
     >>> shard.batch(0).shape, shard.length
     ((1, 10), 10)

@@ -7,7 +7,7 @@ from small_models import small_config
 
 import reformer_c as rc
 from reformer_c import distributed
-from reformer_c.data import Windows
+from reformer_c.training.data import Windows
 
 
 def make(seed, kind=rc.ReformerModelWithLMHead, **changes):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reformer_c.config import ReformerConfig
+from reformer_c.models.config import ReformerConfig
 
 
 def small_config(**changes):

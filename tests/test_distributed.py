@@ -62,7 +62,7 @@ def test_all_have_the_same_weights_bit_for_bit(processes):
 def test_they_take_the_steps_of_one_process_with_as_many_micro_batches(processes):
     from mpi_program import make, text
 
-    from reformer_c.data import Windows
+    from reformer_c.training.data import Windows
 
     _, found = processes
     model = make(0)
@@ -168,7 +168,7 @@ from pathlib import Path
 import reformer_c as rc
 from mpi_program import make, text
 from reformer_c import distributed
-from reformer_c.data import Windows
+from reformer_c.training.data import Windows
 
 class Slow:
     def save_pretrained(self, folder):

@@ -9,8 +9,8 @@ import pytest
 from small_models import DROPOUT, random_ids, small_config
 
 import reformer_c as rc
-from reformer_c import plot
-from reformer_c.report import attention_inputs
+from reformer_c.tools import plot
+from reformer_c.tools.report import attention_inputs
 
 SCALES = {"large": 40.0, "small": 1e-25}
 every_scale = pytest.mark.parametrize("scale", SCALES)
@@ -141,7 +141,7 @@ def test_what_a_user_wrote_runs_under_the_users_own_error_state(choice):
 
 @every_scale
 def test_training(scale, tmp_path):
-    from reformer_c.data import Windows
+    from reformer_c.training.data import Windows
 
     model = make(rc.ReformerModelWithLMHead, scale, **DROPOUT)
     for kind in (rc.AdamW, rc.Adafactor):

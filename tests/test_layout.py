@@ -11,36 +11,6 @@ import reformer_c as rc
 ROOT = Path(__file__).parents[1]
 CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
 
-# a module may import modules of lower floors only
-FLOORS = [
-    {"_core", "openmp", "activations", "checks", "pickled", "precision", "probabilities"},
-    {"outputs", "runtime", "checkpoint", "tokenizer", "screen"},
-    {"ops", "folder", "log", "pieces", "generation_config"},
-    {"generate", "nn", "reversible", "config", "optim", "data", "report", "subwords"},
-    {"attention", "presets", "vocabulary"},
-    {"inputs", "observers"},
-    {"body"},
-    {"heads"},
-    {"decode", "weights"},
-    {"calls", "generation", "train"},
-    {"model"},
-    {"bench", "text_decoder"},
-    {"encoder_decoder"},
-    {"plot", "demo"},
-    {"__main__"},
-]
-FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-# the same within reformer_c.ops
-OPS_FLOORS = [
-    {"_derive"},
-    {"hashing", "layers", "loss", "machine", "quantized", "tables", "training"},
-    {"attention"},
-    {"decoding"},
-]
-OPS_FLOOR = {name: i for i, floor in enumerate(OPS_FLOORS) for name in floor}
-# beside the house: they look in, nobody looks at them
-OUTSIDE = {"torch", "distributed"}
-
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the sources")
 
 
@@ -172,54 +142,78 @@ def test_every_entry_of_the_table_is_bound_and_described():
 
 # ---- Python ----
 
+# a module may import modules of its own folder, without a circle, and of the folders before it
+FOLDERS = ["", "ops", "files", "text", "layers", "models", "training", "tools"]
+# they import the others, and nothing imports them
+OUTSIDE = {"torch", "distributed"}
+ENTRY = {"__init__", "__main__"}
 
-def imports(path, package):
-    """Modules of reformer_c that a file imports, at any depth of it: their dotted names."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {x.name for x in node.names if x.name.split(".")[0] == "reformer_c"}
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = [*above, *(node.module.split(".") if node.module else [])]
-            if base[:1] != ["reformer_c"]:
-                continue
-            # "from . import ops" names modules, "from .ops import linear" does not
-            found |= {
-                ".".join(base) if node.module else ".".join([*base, x.name])
-                for x in node.names if x.name != "__version__"
-            }  # fmt: skip
+
+def modules():
+    """Dotted names below reformer_c, and their files, but for those that may import everything."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] not in OUTSIDE | ENTRY:
+            found[".".join(parts)] = path
     return found
 
 
-MODULES = [path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"]
+def folder_of(module):
+    """The folder of a module or of a package, by its dotted name below reformer_c."""
+    first, _, rest = module.partition(".")
+    return first if rest or (PACKAGE / first).is_dir() else ""
 
 
-def test_every_module_has_its_floor():
-    assert {path.stem for path in MODULES} - OUTSIDE <= set(FLOOR)
-    ops = {path.stem for path in (PACKAGE / "ops").glob("*.py")} - {"__init__"}
-    assert ops == set(OPS_FLOOR)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_a_module_knows_lower_floors_only(path):
-    if path.stem in OUTSIDE:
-        return
-    for name in imports(path, ["reformer_c"]):
-        other = name.split(".")[1]
-        assert other not in OUTSIDE, f"{path.stem} imports {name}"
-        assert FLOOR[other] < FLOOR[path.stem], f"{path.stem} imports {name}"
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "ops").glob("*.py")), ids=lambda path: path.stem)
-def test_ops_know_lower_floors_only(path):
-    floor = OPS_FLOOR.get(path.stem, len(OPS_FLOORS))
-    for name in imports(path, ["reformer_c", "ops"]):
-        parts = name.split(".")
-        if parts[1] == "ops":
-            assert OPS_FLOOR[parts[2]] < floor, f"{path.stem} imports {name}"
+def imports(path):
+    """Modules below reformer_c that a file imports, at any depth of it: their dotted names."""
+    package, found = ["reformer_c", *path.relative_to(PACKAGE).parts[:-1]], set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [x.name for x in node.names if x.name.split(".")[0] == "reformer_c"]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *(node.module.split(".") if node.module else [])])
+            if base.split(".")[0] != "reformer_c":
+                continue
+            # "from .. import ops" names a module, "from ..ops import linear" does not
+            whole = [f"{base}.{x.name}" for x in node.names if is_module(f"{base}.{x.name}")]
+            names = whole or [base]
         else:
-            assert FLOOR[parts[1]] < FLOOR["ops"], f"{path.stem} imports {name}"
+            continue
+        found |= {name.partition(".")[2] for name in names} - {""}
+    return found
+
+
+def is_module(name):
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    return path.is_dir() or any(path.with_suffix(end).exists() for end in (".py", ".pyi"))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_knows_the_folders_below_it(module):
+    for name in imports(modules()[module]):
+        assert name.split(".")[0] not in OUTSIDE, f"{module} imports {name}"
+        assert FOLDERS.index(folder_of(name)) <= FOLDERS.index(folder_of(module)), (
+            f"{module} imports {name}"
+        )
+
+
+def test_no_modules_import_each_other():
+    known = {name: imports(path) for name, path in modules().items()}
+    known = {name: {x for x in found if x in known} for name, found in known.items()}
+    while known:
+        leaves = {name for name, found in known.items() if not found}
+        assert leaves, f"a circle among {sorted(known)}"
+        known = {name: found - leaves for name, found in known.items() if name not in leaves}
+
+
+def test_every_folder_says_what_it_is():
+    for folder in FOLDERS[2:]:
+        assert (PACKAGE / folder / "__init__.py").read_text().startswith('"""'), folder
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir()} - {"__pycache__", "torch"} == {
+        *FOLDERS[1:]
+    }
 
 
 def test_no_drawers_for_odds_and_ends():

@@ -11,7 +11,7 @@ from gradients import slope
 from small_models import DROPOUT, random_ids, randomise, small_config
 from tolerances import assert_each_close
 
-from reformer_c.model import ReformerModelWithLMHead
+from reformer_c.models.model import ReformerModelWithLMHead
 
 
 def assert_gradients_are_the_slope(model, ids, **rest):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..activations import WEIGHTED
 from ..checks import bucket_factors
-from ..config import ACTIVATIONS
+from ..layers.activations import WEIGHTED
+from ..models.config import ACTIVATIONS
 from .operators import (
     array_of,
     draw_key,

@@ -7,7 +7,7 @@ from reference import attention as reference
 from tolerances import assert_all_close, assert_close
 
 from reformer_c import ops
-from reformer_c.probabilities import lsh_probabilities
+from reformer_c.layers.probabilities import lsh_probabilities
 
 T = 700
 

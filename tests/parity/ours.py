@@ -2,8 +2,8 @@
 
 import numpy as np
 
-import reformer_c.model
-from reformer_c.config import ReformerConfig
+import reformer_c.models.model
+from reformer_c.models.config import ReformerConfig
 
 # as a share of the largest value of an array; losses absolutely, or relatively above 1
 TOLERANCES = {
@@ -18,7 +18,7 @@ NOISE = 1e-3
 def our_model(case, dtype, *, apply_lm_head_bias=False):
     """With random weights, biases and norms too."""
     config = ReformerConfig(**case.config, apply_lm_head_bias=apply_lm_head_bias)
-    model = getattr(reformer_c.model, case.model)(config, rng=case.seed, dtype=dtype)
+    model = getattr(reformer_c.models.model, case.model)(config, rng=case.seed, dtype=dtype)
     rng = np.random.default_rng(case.seed)
     for name, array in model.parameters.items():
         if name.endswith("bias") or "layer_norm" in name or "act_fn" in name:

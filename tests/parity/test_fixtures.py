@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reformer_c.activations import WEIGHTED
+from reformer_c.layers.activations import WEIGHTED
 
 from . import ours
 from .cases import LENGTHS, MASKS, MODELS, Case

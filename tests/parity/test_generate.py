@@ -6,11 +6,11 @@ import warnings
 import numpy as np
 import pytest
 
-from reformer_c import generate
-from reformer_c.config import ReformerConfig
-from reformer_c.decode import num_buckets_of
-from reformer_c.generation_config import GenerationConfig
-from reformer_c.model import ReformerModelWithLMHead
+from reformer_c.models import strategies as generate
+from reformer_c.models.config import ReformerConfig
+from reformer_c.models.decoder import num_buckets_of
+from reformer_c.models.generation_config import GenerationConfig
+from reformer_c.models.model import ReformerModelWithLMHead
 
 from .conftest import HAVE_LIVE
 

@@ -10,8 +10,8 @@ import pytest
 from small_models import small_config
 
 import reformer_c
-from reformer_c.activations import WEIGHTED
-from reformer_c.config import ACTIVATIONS, ReformerConfig
+from reformer_c.layers.activations import WEIGHTED
+from reformer_c.models.config import ACTIVATIONS, ReformerConfig
 from reformer_c.ops import feed_forward_backward, feed_forward_forward
 
 from . import ours

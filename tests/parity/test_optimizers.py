@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reformer_c.optim import Adafactor, AdamW
+from reformer_c.training.optim import Adafactor, AdamW
 
 from .conftest import HAVE_LIVE
 

@@ -8,8 +8,8 @@ the models draw from it are rebuilt here, so that the weights are the same.
 import numpy as np
 import pytest
 
-from reformer_c.config import ReformerConfig
-from reformer_c.model import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
+from reformer_c.models.config import ReformerConfig
+from reformer_c.models.model import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
 
 from .torch_random import TorchGenerator
 

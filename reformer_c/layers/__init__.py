@@ -1,0 +1,1 @@
+"""The layers of a Reformer: reversible residuals, attention, feed-forward, embeddings."""

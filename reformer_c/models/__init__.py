@@ -1,0 +1,1 @@
+"""Configurations, models, and generation."""

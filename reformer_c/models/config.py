@@ -1,0 +1,703 @@
+"""The configuration of a Reformer: Hugging Face's fields, and a few of our own."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+
+from ..checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknown
+from ..files.checkpoint import local_folder, write_atomically
+from ..layers.activations import WEIGHTED
+from ..precision import PRECISIONS
+
+__all__ = ["ReformerConfig"]
+
+LAYER_TYPES = ("local", "lsh")
+SCOPES = ("chunk", "bucket")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# transformers' names of activations, of which several may mean one function, and ours
+ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_10": "gelu_10",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "hardswish": "hardswish",
+    "mish": "mish",
+    "leaky_relu": "leaky_relu",
+    "relu2": "relu2",
+    "relu6": "relu6",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "laplace": "laplace",
+    "sqrtsoftplus": "sqrtsoftplus",
+    "linear": "linear",
+} | {name: name for name in WEIGHTED}
+
+# keys of configurations from 2020, and the fields that replaced them
+LEGACY_KEYS = {
+    "attention_probs_dropout_prob": (
+        "local_attention_probs_dropout_prob",
+        "lsh_attention_probs_dropout_prob",
+    ),
+    "num_chunks_before": ("local_num_chunks_before", "lsh_num_chunks_before"),
+    "num_chunks_after": ("local_num_chunks_after", "lsh_num_chunks_after"),
+    "seed": ("hash_seed",),
+}
+
+# further keys in configurations of transformers since version 2.9
+THEIRS = frozenset(LEGACY_KEYS) | {
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "_commit_hash", "_experts_implementation", "_experts_implementation_internal", "_name_or_path",
+    "_output_attentions", "add_cross_attention", "assistant_confidence_threshold",
+    "assistant_lookbehind", "attn_implementation", "auto_map", "bad_words_ids",
+    "begin_suppress_tokens", "cls_token_id", "cross_attention_hidden_size",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+    "experts_implementation", "exponential_decay_length_penalty", "finetuning_task",
+    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "intermediate_size",
+    "length_penalty", "mask_token_id", "max_length", "min_length", "name_or_path",
+    "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "num_beam_groups", "num_beams", "num_return_sequences", "output_past", "output_scores",
+    "per_layer_config", "prefix", "pruned_heads", "quantization_config", "remove_invalid_values",
+    "repetition_penalty", "return_dict_in_generate", "sep_token_id", "sinusoidal_pos_embds",
+    "suppress_tokens", "target_lookbehind", "task_specific_params", "temperature", "tf_legacy_loss",
+    "tie_encoder_decoder", "tie_last_hidden_states", "tokenizer_class", "top_k", "top_p",
+    "torch_dtype", "torchscript", "typical_p", "unk_token_id", "use_bfloat16", "xla_device",
+}  # fmt: skip
+
+# difflib's similarity from which an unknown name counts as a misspelt field
+MISSPELT = 0.65
+
+OURS = ("attention_scope", "bucket_cap", "softcap", "matmul_precision", "memory_budget",
+        "apply_lm_head_bias")  # fmt: skip
+
+
+def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
+    """Let `__init__` accept other keys of a config.json, but not misspelt names of fields."""
+
+    @functools.wraps(initialise)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        own, others = _split_fields(values)
+        for name in others:
+            if hint := _misspelling(name):
+                raise TypeError(
+                    f"{name}: ReformerConfig has no such field{hint} extra={{{name!r}: ...}} keeps "
+                    "an unknown field"
+                )
+        if others and isinstance(extra := own.get("extra", {}), dict):
+            own["extra"] = others | extra
+        initialise(self, *args, **own)
+
+    return __init__
+
+
+def _split_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split into fields and other keys. Keys of 2020 set their fields and stay among the others."""
+    names = {f.name for f in fields(ReformerConfig)}
+    own = {name: value for name, value in values.items() if name in names}
+    if (kind := values.get("model_type", "reformer")) != "reformer":
+        raise ValueError(f"model_type must be 'reformer', got {kind!r}")
+    for old, new in LEGACY_KEYS.items():
+        for name in new if values.get(old) is not None else ():
+            own.setdefault(name, values[old])
+    if own.get("memory_budget") == "inf":
+        own["memory_budget"] = math.inf  # JSON has no infinity
+    return own, {k: v for k, v in values.items() if k not in names and k != "model_type"}
+
+
+def _misspelling(name: str) -> str:
+    """The end of a message that suggests a field for an unknown name; empty if none is similar."""
+    names = [f.name for f in fields(ReformerConfig)]
+    if name in THEIRS or name in names:
+        return ""
+    near = difflib.get_close_matches(name.lower(), names, 1, MISSPELT)
+    return did_you_mean(name, near)
+
+
+@dataclass
+class ReformerConfig(NamedAttributes):
+    """The configuration of a model.
+
+    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Six more are our own:
+    ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision`` and ``memory_budget``
+    have no effect by default, and ``apply_lm_head_bias`` is True. A field of a layer type that does
+    not occur may be None. Other keys that transformers writes are accepted and kept in `extra`.
+
+    Attributes
+    ----------
+    attention_head_size : int
+        Depth of a head; heads times depth need not equal hidden_size.
+    attn_layers : list of str
+        Type of each layer's attention: "local" or "lsh". If all are the same, num_hidden_layers
+        may be larger than the list.
+    axial_norm_std : float
+        Standard deviation of axial position embeddings at initialisation.
+    axial_pos_embds : bool
+        Axial position embeddings, two small tables (True), or one row per position (False).
+    axial_pos_shape : list of int
+        Rows and columns of the grid that the positions fill, row by row.
+    axial_pos_embds_dim : list of int
+        Widths of the row's and of the column's embedding; their sum is hidden_size.
+    chunk_size_lm_head : int
+        Rows of logits in memory at a time; 0 chooses.
+    chunk_size_feed_forward : int
+        Rows of the feed-forward layer's hidden units in memory at a time; 0 chooses.
+    classifier_dropout : float, optional
+        Dropout before and inside the classification head; None: hidden_dropout_prob.
+    bos_token_id : int, optional
+        Beginning of a text, from which `generate` starts without a prompt.
+    eos_token_id : int or list of int, optional
+        End of a text.
+    feed_forward_size : int
+        Width of the feed-forward layer's hidden units.
+    hash_seed : int, optional
+        Every call draws the same rotations, from this seed; None: from the call's `rng`.
+    hidden_act : str
+        Activation of the feed-forward layer.
+    hidden_dropout_prob : float
+        Dropout of embeddings, sublayers and the final states, in training.
+    hidden_size : int
+        Width of each residual stream.
+    initializer_range : float
+        Standard deviation of weights at initialisation.
+    is_decoder : bool
+        Causal attention.
+    layer_norm_eps : float
+        Added to the variance in layer norms.
+    local_num_chunks_before, local_num_chunks_after : int, optional
+        Local attention: chunks of look-back and of look-ahead.
+    local_attention_probs_dropout_prob : float, optional
+        Local attention: dropout of the probabilities, in training.
+    local_attn_chunk_length : int, optional
+        Local attention: length of a chunk.
+    lsh_attn_chunk_length : int, optional
+        LSH attention: length of a chunk of the sorted tokens.
+    lsh_attention_probs_dropout_prob : float, optional
+        LSH attention: dropout of the probabilities, in training.
+    lsh_num_chunks_before, lsh_num_chunks_after : int, optional
+        LSH attention: chunks of look-back and of look-ahead.
+    max_position_embeddings : int
+        Maximum sequence length; the automatic num_buckets depends on it too.
+    num_attention_heads : int
+        Heads of every attention layer.
+    num_buckets : int or list of int, optional
+        Buckets per hash round: an even number, or a list of even factors. None: chosen from the
+        sequence length, until a model's first training step sets it.
+    num_hashes : int, optional
+        Hash rounds of LSH attention.
+    num_labels : int
+        Outputs of the classification and question-answering heads; None: the length of id2label,
+        or 2.
+    id2label, label2id : dict, optional
+        Names of the classes by number, and the numbers by name. If None, or if their number is not
+        num_labels, they become LABEL_0, LABEL_1 ...
+    output_attentions, output_hidden_states : bool, optional
+        Defaults of these arguments of a call.
+    pad_token_id : int, optional
+        Padding; 0 if it is outside the vocabulary.
+    problem_type : str, optional
+        Loss of the classification head; None: from num_labels and the labels' dtype.
+    vocab_size : int
+        Number of token ids.
+    tie_word_embeddings : bool
+        Only stored: the output layer has twice the embedding's width, so they cannot be tied.
+    use_cache : bool
+        Default of `generate`.
+    return_dict : bool, optional
+        Default of this argument of a call; False returns tuples.
+    architectures, transformers_version, dtype, is_encoder_decoder
+        Only stored: transformers records itself and the model's class in them.
+    num_hidden_layers : int
+        Number of layers; their types are the first of attn_layers. None: all of them.
+    attention_scope : str
+        "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper.
+    bucket_cap : int, optional
+        With "bucket": size of the segments that larger buckets are cut into, a multiple of 64, see
+        lsh_attention; None: no limit.
+    softcap : float, optional
+        Attention scores s become ``softcap * tanh(s / softcap)`` in every layer (Gemma Team 2024,
+        section 2); None: no soft cap.
+    matmul_precision : {"highest", "high", "medium"}, optional
+        How precisely float32 matrix products are computed, see `reformer_c.set_matmul_precision`;
+        None: as set for the process, or by the ``with`` block around a call.
+    memory_budget : int or float, optional
+        Memory in which training may keep activations instead of recomputing them: bytes, or as a
+        float up to 1 a share of the free memory; None: recompute all.
+    apply_lm_head_bias : bool
+        False: lm_head.bias is not added, as in transformers 5.0 to 5.23.
+    extra : dict
+        Other keys, kept unchanged.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value is invalid, or a name is that of a field but for its spelling.
+    AttributeError
+        An attribute that is not a field is assigned.
+
+    Examples
+    --------
+    >>> config = ReformerConfig(attn_layers=["local", "lsh"], is_decoder=True)
+    >>> config.num_hidden_layers
+    2
+    >>> ReformerConfig(hidden_size=100)
+    Traceback (most recent call last):
+    ValueError: axial_pos_embds_dim must add up to hidden_size=100, got [64, 192]
+    >>> ReformerConfig(**config.to_dict()) == config
+    True
+    >>> ReformerConfig(temperature=0.7).extra
+    {'temperature': 0.7}
+    """
+
+    attention_head_size: int = 64
+    attn_layers: list[str] = field(default_factory=lambda: ["local", "lsh"] * 3)
+    axial_norm_std: float = 1.0
+    axial_pos_embds: bool = True
+    axial_pos_shape: list[int] = field(default_factory=lambda: [64, 64])
+    axial_pos_embds_dim: list[int] = field(default_factory=lambda: [64, 192])
+    chunk_size_lm_head: int = 0
+    chunk_size_feed_forward: int = 0
+    classifier_dropout: float | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 2
+    feed_forward_size: int = 512
+    hash_seed: int | None = None
+    hidden_act: str = "relu"
+    hidden_dropout_prob: float = 0.05
+    hidden_size: int = 256
+    initializer_range: float = 0.02
+    is_decoder: bool = False
+    layer_norm_eps: float = 1e-12
+    local_num_chunks_before: int | None = 1
+    local_num_chunks_after: int | None = 0
+    local_attention_probs_dropout_prob: float | None = 0.05
+    local_attn_chunk_length: int | None = 64
+    lsh_attn_chunk_length: int | None = 64
+    lsh_attention_probs_dropout_prob: float | None = 0.0
+    lsh_num_chunks_before: int | None = 1
+    lsh_num_chunks_after: int | None = 0
+    max_position_embeddings: int = 4096
+    num_attention_heads: int = 12
+    num_buckets: int | list[int] | None = None
+    num_hashes: int | None = 1
+    num_labels: int = None  # type: ignore[assignment]
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    output_attentions: bool | None = False
+    output_hidden_states: bool | None = False
+    pad_token_id: int | None = 0
+    problem_type: str | None = None
+    vocab_size: int = 320
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    architectures: list[str] | None = None
+    transformers_version: str | None = None
+    dtype: str | None = None
+    return_dict: bool | None = True
+    is_encoder_decoder: bool = False
+    num_hidden_layers: int = None  # type: ignore[assignment]
+
+    # ours
+    attention_scope: str = "chunk"
+    bucket_cap: int | None = None
+    softcap: float | None = None
+    matmul_precision: str | None = None
+    memory_budget: int | float | None = None
+    apply_lm_head_bias: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_hidden_layers is None and isinstance(self.attn_layers, (list, tuple)):
+            self.num_hidden_layers = len(self.attn_layers)
+        if self.num_labels is None:
+            self.num_labels = len(self.id2label) if isinstance(self.id2label, dict) else 2
+        # not by assignment, which would update other fields too
+        vars(self).update({name: _plain(value) for name, value in vars(self).items()})
+        if isinstance(self.id2label, dict):
+            vars(self)["id2label"] = _by_number(self.id2label)
+        self._name_labels()
+        self.check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "extra" not in self.__dict__:
+            return  # called by __init__, which sets `extra` last
+        if name == "id2label" and isinstance(value, dict):
+            self.num_labels = len(value)
+            if self.label2id is not None:
+                self.label2id = _numbers(_by_number(value))
+        elif name == "num_labels":
+            self._name_labels()
+
+    def _name_labels(self) -> None:
+        """Set default names of the classes, unless there are as many names as classes."""
+        names, count = self.id2label, self.num_labels
+        # other types are rejected later, by `check`
+        known = all(isinstance(given, (dict, NoneType)) for given in (names, self.label2id))
+        whole = isinstance(count, Integral) and not isinstance(count, bool)
+        if known and whole and (names is None or len(names) != count):
+            self.id2label = _label_names(int(count))
+            self.label2id = _numbers(self.id2label)
+
+    # ---- reading and writing ----
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ReformerConfig:
+        """A configuration from the contents of a config.json.
+
+        Unknown keys are kept in `extra`, with a warning if one resembles a field. Keys of 2020
+        (``num_chunks_before``, ``seed`` ...) set the fields that replaced them, unless those are
+        present.
+
+        Examples
+        --------
+        >>> config = ReformerConfig.from_dict({"num_chunks_after": 1, "task": "prose"})
+        >>> config.local_num_chunks_after, config.extra
+        (1, {'num_chunks_after': 1, 'task': 'prose'})
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values must be a dictionary, got {type(values).__name__}")
+        own, others = _split_fields(values)
+        if "extra" in own:  # in a file, not the field of this name
+            others["extra"] = own.pop("extra")
+        for name in others:
+            if hint := _misspelling(name):
+                warnings.warn(
+                    f"{name}: kept, but ReformerConfig has no such field{hint}", stacklevel=2
+                )
+        return cls(**own, extra=others)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of a config.json that `from_dict` and transformers read.
+
+        Our own fields are omitted if they have their defaults.
+        """
+        defaults = {f.name: f.default for f in fields(self) if f.name in OURS}
+        values: dict[str, Any] = {"model_type": "reformer"} | self.extra
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "extra" or (f.name in OURS and value == defaults[f.name]):
+                continue
+            values[f.name] = list(value) if isinstance(value, list) else value
+        if self.id2label == _label_names(2):  # the default
+            values |= {"id2label": None, "label2id": None}
+        elif self.id2label is not None:
+            values["id2label"] = {str(key): label for key, label in self.id2label.items()}
+        for name in ("id2label", "label2id", "architectures", "transformers_version", "dtype"):
+            if values[name] is None:
+                del values[name]
+        if self.memory_budget == math.inf:
+            values["memory_budget"] = "inf"
+        return values
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> ReformerConfig:
+        """Read a JSON file, or the config.json of a folder."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        with open(path, encoding="utf-8") as file:
+            try:
+                values = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"path: {os.fspath(path)!r} is not JSON: {error}") from error
+        return cls.from_dict(values)
+
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Write a JSON file, or the config.json of an existing folder, atomically.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> config = ReformerConfig(vocab_size=258)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config.to_json(folder)
+        ...     ReformerConfig.from_json(folder) == config
+        True
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "config.json"
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike, *, revision: str | None = None, **changes: Any
+    ) -> ReformerConfig:
+        """Read the config.json of a folder, or of a name on the Hugging Face hub (extra ``hf``).
+
+        Keywords override fields of the file.
+        """
+        names = [f.name for f in fields(cls)]
+        refuse_unknown(changes, [*names, "revision"], "ReformerConfig.from_pretrained")
+        config = cls.from_json(local_folder(folder, revision, [["config.json"]]))
+        return config.changed(changes)
+
+    def changed(self, changes: Mapping[str, Any]) -> ReformerConfig:
+        """A copy with some fields changed, as by assignment.
+
+        Examples
+        --------
+        >>> ReformerConfig(id2label={0: "a", 1: "b"}).changed({"num_labels": 1}).id2label
+        {0: 'LABEL_0'}
+        """
+        config = replace(self)
+        # labels after num_labels, which resets them
+        for name in sorted(changes, key=lambda name: {"id2label": 1, "label2id": 2}.get(name, 0)):
+            setattr(config, name, changes[name])
+        count = changes.get("num_labels")
+        if count is not None and count != config.num_labels:
+            raise ValueError(f"id2label must have num_labels={count} names, got {config.id2label}")
+        config.__post_init__()
+        return config
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write the config.json of a folder, atomically; creates the folder if needed."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.to_json(folder)
+
+    # ---- derived values ----
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The type of each of the num_hidden_layers layers."""
+        if len(set(self.attn_layers)) == 1:
+            return self.attn_layers[:1] * self.num_hidden_layers
+        return self.attn_layers[: self.num_hidden_layers]
+
+    @property
+    def activation(self) -> str:
+        """The name of `hidden_act` in ``reformer_c.feed_forward``, or in `WEIGHTED`."""
+        return ACTIVATIONS[self.hidden_act]
+
+    @property
+    def use_return_dict(self) -> bool:
+        """`return_dict`, under transformers' name for reading it."""
+        return bool(self.return_dict)
+
+    @property
+    def padding_id(self) -> int:
+        """The id that pads rows: `pad_token_id`, or 0 if that is outside the vocabulary."""
+        has = self.pad_token_id is not None and 0 <= self.pad_token_id < self.vocab_size
+        return self.pad_token_id if has else 0  # type: ignore[return-value]
+
+    @property
+    def num_positions(self) -> int:
+        """Number of positions: the maximum sequence length."""
+        if self.axial_pos_embds:
+            return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
+        return self.max_position_embeddings
+
+    # ---- checks ----
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the field, if a value is invalid."""
+        self._check_layers()
+        self._check_sizes()
+        self._check_positions()
+        for layer_type in set(self.layer_types):
+            self._check_attention(layer_type)
+        if "lsh" in self.layer_types:
+            self._check_hashing()
+        self._check_choices()
+
+    def _check_layers(self) -> None:
+        if not isinstance(self.attn_layers, list) or not self.attn_layers:
+            raise TypeError(f"attn_layers must be a list of layer types, got {self.attn_layers!r}")
+        for layer_type in self.attn_layers:
+            _choice("attn_layers", layer_type, LAYER_TYPES)
+        integer("num_hidden_layers", self.num_hidden_layers, 1)
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"num_hidden_layers must be at most {len(self.attn_layers)}, the length of "
+                f"attn_layers, which are of two types, got {self.num_hidden_layers}"
+            )
+
+    def _check_sizes(self) -> None:
+        for name in (
+            "attention_head_size", "feed_forward_size", "hidden_size", "max_position_embeddings",
+            "num_attention_heads", "num_labels", "vocab_size",
+        ):  # fmt: skip
+            integer(name, getattr(self, name), 1)
+        for name in ("chunk_size_lm_head", "chunk_size_feed_forward"):
+            integer(name, getattr(self, name), 0)
+        for name in ("axial_norm_std", "initializer_range", "layer_norm_eps"):
+            _real(name, getattr(self, name), 0.0)
+        _real("hidden_dropout_prob", self.hidden_dropout_prob, 0.0, below=1.0)
+        if self.classifier_dropout is not None:
+            _real("classifier_dropout", self.classifier_dropout, 0.0, below=1.0)
+        for name in ("id2label", "label2id"):
+            labels = getattr(self, name)
+            if labels is not None and not isinstance(labels, dict):
+                raise TypeError(f"{name} must be a dictionary, got {type(labels).__name__}")
+        if self.id2label is not None and len(self.id2label) != self.num_labels:
+            raise ValueError(
+                f"id2label must have num_labels={self.num_labels} names, got {self.id2label}"
+            )
+
+    def _check_positions(self) -> None:
+        flag("axial_pos_embds", self.axial_pos_embds)
+        if not self.axial_pos_embds:
+            return
+        for name in ("axial_pos_shape", "axial_pos_embds_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, list) or len(value) != 2:
+                raise TypeError(f"{name} must be a list of two integers, got {value!r}")
+            for part in value:
+                integer(name, part, 1)
+        if sum(self.axial_pos_embds_dim) != self.hidden_size:
+            raise ValueError(
+                f"axial_pos_embds_dim must add up to hidden_size={self.hidden_size}, "
+                f"got {self.axial_pos_embds_dim}"
+            )
+
+    def _check_attention(self, layer_type: str) -> None:
+        for name, minimum in (
+            ("attn_chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
+        ):  # fmt: skip
+            integer(f"{layer_type}_{name}", self.attention(layer_type, name), minimum)
+        name = "attention_probs_dropout_prob"
+        _real(f"{layer_type}_{name}", self.attention(layer_type, name), 0.0, below=1.0)
+
+    def attention(self, layer_type: str, name: str) -> Any:
+        """The field `name` of one type of attention: ``attention("lsh", "attn_chunk_length")``."""
+        return getattr(self, f"{layer_type}_{name}")
+
+    def _check_hashing(self) -> None:
+        integer("num_hashes", self.num_hashes, 1)
+        if self.hash_seed is not None:
+            integer("hash_seed", self.hash_seed)
+        if self.num_buckets is None:
+            return
+        factors = self.num_buckets if isinstance(self.num_buckets, list) else [self.num_buckets]
+        if not factors:
+            raise ValueError("num_buckets must have at least one factor, got []")
+        for factor in factors:
+            integer("num_buckets", factor, 2)
+            if factor % 2:
+                raise ValueError(f"num_buckets must be even numbers, got {self.num_buckets}")
+
+    def _check_choices(self) -> None:
+        _choice("hidden_act", self.hidden_act, ACTIVATIONS)
+        _choice("attention_scope", self.attention_scope, SCOPES)
+        if self.bucket_cap is not None:
+            integer("bucket_cap", self.bucket_cap, 64)
+            if self.bucket_cap % 64 or self.attention_scope != "bucket":
+                raise ValueError(
+                    f"bucket_cap must be a multiple of 64 with attention_scope='bucket', got "
+                    f"{self.bucket_cap} with attention_scope={self.attention_scope!r}"
+                )
+        if self.softcap is not None:
+            _real("softcap", self.softcap, 0.0)
+            if self.softcap == 0:
+                raise ValueError("softcap must be a number > 0 or None, got 0")
+        if self.matmul_precision is not None:
+            _choice("matmul_precision", self.matmul_precision, PRECISIONS)
+        if self.problem_type is not None:
+            _choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ValueError(
+                "problem_type must not be 'single_label_classification' with num_labels=1; one "
+                "label is a 'regression', and a yes-or-no question has two"
+            )
+        for name in (
+            "is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias",
+            "is_encoder_decoder",
+        ):  # fmt: skip
+            flag(name, getattr(self, name))
+        for name in ("output_attentions", "output_hidden_states", "return_dict"):
+            if getattr(self, name) is not None:
+                flag(name, getattr(self, name))
+        for name in ("transformers_version", "dtype"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise TypeError(f"{name} must be a str or None, got {getattr(self, name)!r}")
+        names = self.architectures or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"architectures must be a list of names, got {names!r}")
+        # may be outside the vocabulary: checkpoints have -1 for none, and ids of added tokens
+        for name in ("bos_token_id", "pad_token_id"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name))
+        if self.eos_token_id is not None:
+            ids = self.eos_token_id
+            for i in ids if isinstance(ids, list) else [ids]:
+                integer("eos_token_id", i)
+        if self.memory_budget is not None:
+            check_memory_budget(self.memory_budget)
+        if not isinstance(self.extra, dict):
+            raise TypeError(f"extra must be a dictionary, got {type(self.extra).__name__}")
+
+
+# the __init__ generated by dataclass accepts only fields
+ReformerConfig.__init__ = _with_other_fields(ReformerConfig.__init__)  # type: ignore[method-assign]
+
+
+def check_memory_budget(value: Any) -> None:
+    """Raise TypeError or ValueError unless the value is a number >= 0, which may be infinite."""
+    _real("memory_budget", value, 0.0, finite=False)
+
+
+def _plain(value: Any) -> Any:
+    """Convert to JSON's types: tuples to lists, NumPy scalars to Python's."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, (bool, int)):
+        return float(value)
+    return value
+
+
+def _label_names(count: int) -> dict[int, str]:
+    return {i: f"LABEL_{i}" for i in range(count)}
+
+
+def _by_number(names: Mapping[Any, str]) -> dict[Any, str]:
+    """Names of classes by number; in JSON, numbers as keys are strings."""
+    return {
+        int(key) if isinstance(key, str) and key.isdecimal() else key: name
+        for key, name in names.items()
+    }
+
+
+def _numbers(names: Mapping[Any, str]) -> dict[str, Any]:
+    return {name: i for i, name in names.items()}
+
+
+def _real(
+    name: str, value: Any, minimum: float, *, below: float = math.inf, finite: bool = True
+) -> None:
+    expected = f"a number >= {minimum:g}" + (f" and < {below:g}" if below < math.inf else "")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if not (minimum <= float(value) < below or (value == math.inf and not finite)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _choice(name: str, value: Any, choices: Any) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,163 @@
+"""Language models of several sizes, for any length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+from ..checks import did_you_mean
+from ..text.tokenizer import ByteTokenizer
+from .config import ReformerConfig
+
+__all__ = ["DROPOUTS", "PRESETS", "Preset", "preset_config"]
+
+
+# the configuration's dropout probabilities
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "local_attention_probs_dropout_prob",
+    "lsh_attention_probs_dropout_prob",
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The size of a model: a layer pattern, fields of its configuration, and training settings.
+
+    `lr` is AdamW's peak; `rows` is the fraction of `hidden_size` that encodes the row of a position
+    in the axial grid, the rest encodes the column.
+    """
+
+    layers: tuple[str, ...]
+    lr: float
+    optimizer: str = "adamw"
+    rows: float = 0.5
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+PRESETS = {
+    # learns words within minutes on a laptop: local layers see two to four bytes, a narrow window
+    # that is learned quickly, and LSH attention covers longer distances
+    "tiny": Preset(
+        layers=("local", "lsh", "local"),
+        lr=2e-3,
+        fields={
+            "vocab_size": ByteTokenizer.vocab_size,
+            "hidden_size": 64,
+            "feed_forward_size": 256,
+            "num_attention_heads": 2,
+            "attention_head_size": 32,
+            "local_attn_chunk_length": 2,
+            "hidden_dropout_prob": 0.0,
+            "local_attention_probs_dropout_prob": 0.0,
+        },
+    ),
+    # the model that the paper's authors trained on a novel as one sequence of half a million tokens
+    "book": Preset(
+        layers=("local", "lsh") * 3,
+        lr=1e-3,
+        optimizer="adafactor",
+        rows=0.25,
+        fields={
+            "vocab_size": 320,
+            "hidden_size": 256,
+            "feed_forward_size": 512,
+            "num_attention_heads": 2,
+            "attention_head_size": 64,
+            "local_attn_chunk_length": 64,
+            "lsh_attn_chunk_length": 64,
+            "num_hashes": 1,
+            "num_buckets": [64, 128],
+        },
+    ),
+    # the 12 layers of the paper, for 64k bytes of Wikipedia
+    "enwik8": Preset(
+        layers=("local", "local", "lsh", "local") * 3,
+        lr=7e-4,
+        optimizer="adafactor",
+        rows=0.25,
+        fields={
+            "vocab_size": ByteTokenizer.vocab_size,
+            "hidden_size": 1024,
+            "feed_forward_size": 4096,
+            "num_attention_heads": 8,
+            "attention_head_size": 128,
+            "local_attn_chunk_length": 128,
+            "lsh_attn_chunk_length": 256,
+            "num_hashes": 4,
+            "num_buckets": 512,
+            "hidden_dropout_prob": 0.2,
+            "local_attention_probs_dropout_prob": 0.2,
+            "lsh_attention_probs_dropout_prob": 0.1,
+        },
+    ),
+}
+
+
+def preset_config(
+    name: str,
+    length: int,
+    *,
+    layers: int | None = None,
+    width: int | None = None,
+    num_hashes: int | None = None,
+    **fields: Any,
+) -> ReformerConfig:
+    """The configuration of a preset for sequences of `length` tokens.
+
+    Parameters
+    ----------
+    name : str
+        One of `PRESETS`.
+    length : int
+        Maximum sequence length.
+    layers : int, optional
+        Number of layers, repeating the preset's pattern.
+    width : int, optional
+        `hidden_size`; the feed-forward layers keep their ratio to it.
+    num_hashes : int, optional
+        Rounds of LSH attention.
+    **fields
+        Fields of `ReformerConfig`, which override all of these.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A preset or field is unknown, or the configuration is inconsistent.
+
+    Examples
+    --------
+    >>> config = preset_config("book", 8192, layers=4, hidden_dropout_prob=0.0)
+    >>> config.attn_layers, config.axial_pos_shape, config.hidden_dropout_prob
+    (['local', 'lsh', 'local', 'lsh'], [64, 128], 0.0)
+    """
+    if name not in PRESETS:
+        raise ValueError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
+    known = {f.name for f in dataclass_fields(ReformerConfig)}
+    for unknown in fields.keys() - known:
+        nearest = did_you_mean(unknown, known)
+        raise ValueError(f"{unknown}: ReformerConfig has no such field{nearest}")
+    preset = PRESETS[name]
+    values = dict(preset.fields)
+    if width is not None:
+        ratio = values["feed_forward_size"] / values["hidden_size"]
+        values |= {"hidden_size": width, "feed_forward_size": math.ceil(ratio * width)}
+    if num_hashes is not None:
+        values["num_hashes"] = num_hashes
+    count = len(preset.layers) if layers is None else layers
+    columns = 2 ** math.ceil(math.log2(length) / 2)
+    values |= {
+        "attn_layers": [preset.layers[i % len(preset.layers)] for i in range(count)],
+        "axial_pos_shape": [-(-length // columns), columns],
+        # positions initialised with the deviation of words (0.02) would dominate the first steps
+        "axial_norm_std": 0.005,
+        "max_position_embeddings": length,
+        "is_decoder": True,
+    }
+    values |= fields
+    if values.get("axial_pos_embds", True) and isinstance(values["hidden_size"], int):
+        rows = max(1, int(preset.rows * values["hidden_size"]))
+        values.setdefault("axial_pos_embds_dim", [rows, values["hidden_size"] - rows])
+    return ReformerConfig(**values)

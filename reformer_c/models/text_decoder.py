@@ -1,0 +1,238 @@
+"""The decoder of an encoder-decoder, whose layers also attend to an encoder, and generation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..layers.attention import CrossAttention, EncoderStates
+from ..layers.nn import Weights, draw_seed, random_key
+from ..layers.observers import Probabilities
+from ..runtime import reuse_memory
+from .body import Pass, norm_shapes
+from .config import ReformerConfig
+from .generation_config import GenerationConfig
+from .heads import LanguageModel
+from .inputs import IGNORE, Call, Inputs, as_rows, check_ids
+from .model import ReformerModel, ReformerModelWithLMHead
+from .outputs import EncoderDecoderOutput, ReformerOutput
+from .weights import TwoSided
+
+__all__ = ["TextDecoder", "TextGeneration", "check_rows", "decoder_call_of", "encode"]
+
+
+class DecoderPass(Pass):
+    """The body of a decoder: three branches per layer, cross-attention between the others."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._cross_probabilities = Probabilities()
+        super().__init__(*arguments)
+
+    def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
+        attention, feed_forward = super()._layer(i, kind, weights, common)
+        encoder = self.call.encoder_states
+        assert encoder is not None
+        cross = CrossAttention(
+            weights.below("cross_attention."), encoder=encoder, prompt_index=self.call.prompt_index,
+            num_heads=self.config.num_attention_heads, shape=attention.shape,
+            observers=(self._cross_probabilities,) * self.call.requested.attentions,
+            attention_dropout=attention.rules["dropout"], softcap=self.config.softcap,
+            key=partial(self.key, "layer", i, "cross attention"), **common,
+        )  # fmt: skip
+        return attention, cross, feed_forward
+
+    def describe(self, output: ReformerOutput) -> None:
+        super().describe(output)
+        if self.call.requested.attentions:
+            assert isinstance(output, EncoderDecoderOutput)
+            found = self._cross_probabilities.layers()
+            output.cross_attentions = tuple(p[:, :, : self.inputs.t] for p in found)
+
+
+class TextDecoder(ReformerModelWithLMHead):
+    """A causal language model that attends to the states of an encoder, given in the `Call`."""
+
+    head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
+    _width: int
+
+    def __init__(self, config: ReformerConfig, width: int, dtype: Any) -> None:
+        self._width = width  # of the encoder's final states
+        self._allocate(config, dtype)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        config, c, shapes = self.config, self.config.hidden_size, super()._shapes()
+        heads = config.num_attention_heads * config.attention_head_size
+        for i in range(len(config.layer_types)):
+            name = f"{self.prefix}encoder.layers.{i}.cross_attention."
+            shapes |= norm_shapes(f"{name}layer_norm", c)
+            for projection in CrossAttention.projections:
+                width = c if projection in CrossAttention.own_projections else self._width
+                shapes[f"{name}{CrossAttention.inner}.{projection}.weight"] = (heads, width)
+            shapes[f"{name}output.dense.weight"] = (c, heads)
+        return shapes
+
+    def shift_right(
+        self, labels: Any, b: int, start_token_id: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Checked labels; the decoder's input, which is the labels one position later; and which
+        of its tokens are real: those up to the last label that is not ignored."""
+        config = self.config
+        labels = check_ids("labels", labels, config.vocab_size, ignore=IGNORE)
+        rows, t = labels.shape
+        if rows != b:
+            raise ValueError(f"labels must have {b} rows, as input_ids has, got {rows}")
+        if not 0 < t <= config.num_positions:
+            raise ValueError(
+                f"labels must have 1 to {config.num_positions} tokens (positions), got {t}"
+            )
+        shifted = np.insert(labels[:, :-1], 0, start_token_id, axis=1)
+        counts = labels != IGNORE
+        counts[:, 0] = True  # a row has at least one token
+        real = np.logical_or.accumulate(counts[:, ::-1], axis=1)[:, ::-1]
+        return labels, np.where(shifted == IGNORE, config.padding_id, shifted), real
+
+    def _pass(self, inputs: Inputs, call: Call) -> DecoderPass:
+        if call.encoder_states is None:
+            raise TypeError("the decoder needs encoder states: call the ReformerEncoderDecoder")
+        parameters = {**self.parameters, **self.buffers}
+        return DecoderPass(self.config, parameters, self.prefix, inputs, call)
+
+
+class TextGeneration(TwoSided):
+    """The texts of an encoder-decoder: `generate`, and its default options."""
+
+    encoder: ReformerModel
+    decoder: TextDecoder
+
+    @property
+    def start_token_id(self) -> int:
+        """The first token of the decoder's input."""
+        return self._start_token(self.generation_config, {})
+
+    def _start_token(self, defaults: GenerationConfig, options: dict) -> int:
+        config = self.decoder.config
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            token = defaults.token(name, options, config.vocab_size)
+            if token is not None:
+                return token
+        return config.padding_id
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The options that `generate` has by default: edit its fields, or assign another."""
+        return self.decoder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self.decoder.generation_config = config
+
+    def _begin_encoder(self, call: Call) -> tuple[Pass, EncoderStates]:
+        """The encoder's pass, and the states that it is to fill."""
+        seed = draw_seed(random_key(call.seed, "encoder"))
+        encoder_pass, _ = self.encoder._begin(replace(call, seed=seed), {})
+        inputs = encoder_pass.inputs
+        states = np.empty((inputs.b, inputs.t, 2 * self.encoder.config.hidden_size), self.dtype)
+        mask = None if inputs.mask is None else inputs.mask[:, : inputs.t]
+        return encoder_pass, EncoderStates(states, None if mask is None or mask.all() else mask)
+
+    @reuse_memory()
+    def generate(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        inputs_embeds: np.ndarray | None = None,
+        num_hashes: int | None = None,
+        rotations: Sequence[np.ndarray] | None = None,
+        decoder_rotations: Sequence[np.ndarray] | None = None,
+        rng: Any = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Callable[[np.ndarray], Any] | None = None,
+        **options: Any,
+    ) -> np.ndarray:
+        """Generate a text for each row: greedily, by sampling, or by beam search.
+
+        Each row is computed as if it were alone, without the padding at its end.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, inputs_embeds, num_hashes, rotations, decoder_rotations
+            As in a call; ids and masks of one text may have the shape (s,).
+        decoder_input_ids : array_like of int, (b, t) or (t,), optional
+            The beginnings of the texts; by default the start token.
+        decoder_attention_mask : array_like, (b, t) or (t,), optional
+            Nonzero for a real token of them.
+        rng, generation_config, streamer, **options
+            As in ``ReformerModelWithLMHead.generate``: max_new_tokens, num_beams, eos_token_id ...
+            and `decoder_start_token_id`, the start token.
+
+        Returns
+        -------
+        ndarray of int64, (b * num_return_sequences, t + new)
+            The beginnings and the new tokens.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Name the argument and say what was expected.
+        """
+        call = Call(
+            as_rows("input_ids", input_ids), as_rows("attention_mask", attention_mask), None,
+            inputs_embeds, num_hashes, rotations, draw_seed(rng), rows_alone=True,
+        )  # fmt: skip
+        encoder_pass, states = self._begin_encoder(call)
+        states.row_keys = _row_keys(encoder_pass.inputs)
+        b = encoder_pass.inputs.b
+        if decoder_input_ids is None:
+            defaults = self.generation_config
+            if isinstance(generation_config, GenerationConfig):
+                defaults = generation_config.over(defaults)
+            decoder_input_ids = np.full((b, 1), self._start_token(defaults, options))
+        elif options.get("decoder_start_token_id") is not None:
+            raise TypeError("decoder_start_token_id must be None with decoder_input_ids")
+        decoder_call = Call(
+            decoder_input_ids, decoder_attention_mask, None, None, num_hashes, decoder_rotations
+        )
+        prepared = self.decoder._prepare(
+            decoder_call_of(decoder_call, call.seed, states), generation_config, options
+        )
+        self.decoder._check_streamer(streamer, prepared)
+        check_rows(len(prepared.ids), b)
+        encode(encoder_pass, states)
+        return self.decoder._write(prepared, streamer)
+
+
+def decoder_call_of(call: Call, seed: int, states: EncoderStates, **changes: Any) -> Call:
+    """The call of a decoder that attends to these states, with its own seed and changes."""
+    seed = draw_seed(random_key(seed, "decoder"))
+    return replace(call, seed=seed, argument_prefix="decoder_", encoder_states=states, **changes)
+
+
+def check_rows(rows: int, expected: int) -> None:
+    if rows != expected:
+        raise ValueError(
+            f"decoder_input_ids must have {expected} rows, as input_ids has, got {rows}"
+        )
+
+
+def encode(encoder_pass: Pass, states: EncoderStates, **options: Any) -> np.ndarray:
+    """Run the encoder and store its final states. Returns them."""
+    encoder_pass.forward(**options)
+    states.states[...] = encoder_pass.map_final(states.states.shape[-1], lambda h: h)
+    return states.states
+
+
+def _row_keys(inputs: Inputs) -> list[str]:
+    """A digest of each row's tokens or vectors, without padding."""
+    rows = inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds
+    assert rows is not None
+    mask = np.ones(rows.shape[:2], bool) if inputs.mask is None else inputs.mask
+    digest = partial(hashlib.blake2b, digest_size=16)
+    return [digest(row[real].tobytes()).hexdigest() for row, real in zip(rows, mask, strict=True)]

@@ -1,0 +1,160 @@
+"""Output of generated text to a terminal, a file or a pipe.
+
+A model may produce control characters that move a terminal's cursor or change its title. On a
+terminal they are escaped; a file or a pipe receives them unchanged.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, Protocol, TextIO
+
+__all__ = ["TextStream", "show"]
+
+# control characters that are allowed on a terminal
+LAYOUT = "\n\t"
+# what decoders emit for invalid or incomplete characters
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Decoder(Protocol):
+    """The interface required of a tokenizer."""
+
+    def decode(self, ids: Any) -> str: ...
+
+
+def escape(text: str) -> str:
+    """Escape control characters, except newlines and tabs, as ``\\\\x1b``.
+
+    Examples
+    --------
+    >>> print(escape("a\\x1b[2J\\tb\\x9b"))
+    a\\x1b[2J	b\\x9b
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in LAYOUT
+        else character
+        for character in text
+    )
+
+
+def show(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
+    """Print arbitrary text: on a terminal, control characters are escaped.
+
+    Characters that the stream's encoding lacks are escaped too, instead of raising an error.
+
+    Parameters
+    ----------
+    text : str
+    stream : text file, optional
+        Standard output by default.
+    end : str
+        Appended to the text.
+
+    Examples
+    --------
+    >>> show("one\ttwo", end="")
+    one	two
+    """
+    stream = sys.stdout if stream is None else stream
+    if stream.isatty():
+        text = escape(text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding, getattr(stream, "errors", None) or "strict")
+    except UnicodeEncodeError:
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+    print(text, end=end, file=stream, flush=True)
+
+
+class TextStream:
+    """A `streamer` for one text: prints it as its tokens arrive.
+
+    Incomplete characters and trailing spaces are held back until the tokens that complete them
+    arrive. The final output equals the tokenizer's decoding of all tokens.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+    stream : text file, optional
+        Standard output by default.
+    prompt : array_like (t,)
+        Ids of the prompt, printed at once.
+    end_tokens : iterable of int
+        Tokens that end the text, and are not printed if they are special tokens of the tokenizer;
+        later tokens are ignored.
+    end_characters : str
+        The text ends after the first of these characters.
+
+    Examples
+    --------
+    >>> import io
+    >>> from reformer_c.text.tokenizer import ByteTokenizer
+    >>> screen, tokenizer = io.StringIO(), ByteTokenizer()
+    >>> stream = TextStream(tokenizer, screen, prompt=tokenizer.encode("na"))
+    >>> for token in tokenizer.encode("\\u00efve"):
+    ...     stream([token])
+    >>> stream.end()
+    >>> screen.getvalue() == "na\\u00efve"
+    True
+    """
+
+    def __init__(
+        self,
+        tokenizer: Decoder,
+        stream: TextIO | None = None,
+        *,
+        prompt: Any = (),
+        end_tokens: Iterable[int] = (),
+        end_characters: str = "",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stream = stream
+        self._ids: list[int] = []
+        # tokens `_context` to `_shown` are decoded again: a piece's text depends on the one before
+        self._context = self._shown = 0
+        self._ended = False
+        self._special = frozenset(getattr(tokenizer, "all_special_ids", ()))
+        self._end_tokens, self._end_characters = frozenset[int](), ""
+        self.write(prompt)
+        self._end_tokens, self._end_characters = frozenset(end_tokens), end_characters
+
+    def __call__(self, tokens: Any) -> None:
+        """Take the new token of a step, (1,)."""
+        self.write(tokens[:1])
+
+    def write(self, ids: Any) -> None:
+        """Take the next tokens (n,) of the text."""
+        for token in map(int, ids):
+            if self._ended:
+                break
+            self._ended = token in self._end_tokens
+            if not (self._ended and token in self._special):
+                self._ids.append(token)
+        text = self._new_text()
+        if text and not text.endswith(INCOMPLETE):
+            self._show(text)
+
+    def end(self) -> None:
+        """Print the text that is still held back."""
+        self._show(self._new_text())
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._context : self._shown])
+        return self._tokenizer.decode(self._ids[self._context :])[len(before) :]
+
+    def _show(self, text: str) -> None:
+        places = [text.find(character) for character in self._end_characters]
+        found = [place for place in places if place >= 0]
+        if found:
+            self._ended, text = True, text[: min(found) + 1]
+        # libraries drop leading spaces of a text: the context must begin with more than spaces
+        if text.strip():
+            self._context = self._shown
+        self._shown = len(self._ids)
+        show(text, self._stream, end="")

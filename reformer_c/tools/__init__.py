@@ -1,0 +1,1 @@
+"""Benchmarks, reports, plots and the demo."""

@@ -1,0 +1,362 @@
+"""Speed of the operations as a share of this machine's peak.
+
+The peak of fused multiply-adds is measured in the same run: on a machine that is shared or changes
+its clock, absolute times mean little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from .. import _core, ops
+from ..files.checkpoint import write_atomically
+from ..models.config import ReformerConfig
+from ..models.model import ReformerModelWithLMHead
+from ..models.presets import DROPOUTS, preset_config
+from ..precision import PRECISIONS, matmul_precision
+from ..runtime import get_num_threads, num_threads, reuse_memory, show_config
+from ..training.optim import Adafactor
+
+__all__ = ["Measurement", "measure", "run_bench"]
+
+HEADS, DEPTH, CHUNK = 8, 64, 64
+WINDOW: dict[str, Any] = {"chunk_length": CHUNK, "is_causal": True}
+PEAK_SECONDS, TURN_SECONDS = 0.02, 0.05
+EXPLANATION = f"""
+float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} turns.
+Operations are those of the dense windows (full attention: of the visible half); a backward pass
+counts as 2.5 forward passes in attention and 2 in linear layers. Hashing, sorting, softmax and
+recomputation in the backward pass are included in the time but not in the count. Forward results
+are written into an existing array (out=), those of a backward pass into reused memory. The training
+step is that of two layers, with Adafactor. On the right: speed-up with matmul_precision="high" and
+"medium" (operands rounded to bfloat16), on the instruction set named.
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call to time, and its number of arithmetic operations."""
+
+    name: str
+    tokens: int
+    operations: float
+    call: Callable[..., Any]  # takes `workers`
+    threads: int
+    dtype: Any = np.float32  # of the peak
+    matmul_precision: str = "highest"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The fastest of several runs of a case.
+
+    Attributes
+    ----------
+    name : str
+    tokens, threads : int
+    milliseconds, tokens_per_second : float
+    gigaflops : float
+        Operations divided by time, counting the whole dense windows even in causal attention.
+    share_of_peak : float
+        The same divided by the peak on as many threads.
+    matmul_precision : str
+        `share_of_peak` refers to the peak of "highest" in every case.
+    """
+
+    name: str
+    tokens: int
+    threads: int
+    milliseconds: float
+    tokens_per_second: float
+    gigaflops: float
+    share_of_peak: float
+    matmul_precision: str = "highest"
+
+
+def run_bench(
+    *,
+    length: int = 16384,
+    repeats: int = 7,
+    threads: Sequence[int] | None = None,
+    json_file: str | os.PathLike | None = None,
+    stream: TextIO | None = None,
+) -> dict[str, Any]:
+    """Time the operations, print a table, and return everything as a dictionary.
+
+    Parameters
+    ----------
+    length : int
+        Tokens of all cases except full attention.
+    repeats : int
+        Rounds, each of which runs every case in turn; the fastest run counts.
+    threads : sequence of int, optional
+        Numbers of threads; one and all by default.
+    json_file : path, optional
+        File to write the result to.
+    stream : text file, optional
+        Where to print; standard output by default.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``peak`` (GFLOP/s by number of threads) and ``measurements``.
+
+    Raises
+    ------
+    ValueError
+        An argument is invalid.
+    """
+    for name, number in (("length", length), ("repeats", repeats)):
+        if number < 1:
+            raise ValueError(f"{name} must be a number >= 1, got {number!r}")
+    check_json_file(json_file)
+    threads = sorted({1, get_num_threads()}) if threads is None else list(threads)
+    machine = describe_machine()
+    print_machine(machine, stream)
+    print(EXPLANATION.format(repeats=repeats), file=stream)
+    peaks, rows = {}, []
+    for count in threads:
+        peaks[count], measured = measure(list(cases(length, count)), repeats)
+        rows += measured
+        words = f"{count} thread{'s' * (count > 1)}, {_core.isa()}"
+        print(f"{words}: peak {peaks[count]:.1f} GFLOP/s", file=stream)
+        print(precision_table(measured), end="\n\n", file=stream, flush=True)
+    result = {
+        "machine": machine,
+        "peak": {str(count): peak for count, peak in peaks.items()},
+        "measurements": [asdict(row) for row in rows],
+    }
+    if json_file is not None:
+        write_json(json_file, result)
+    return result
+
+
+def check_json_file(file: str | os.PathLike | None) -> None:
+    """Raise before any measurement if the file cannot be written."""
+    if file is not None and not os.access(Path(file).resolve().parent, os.W_OK):
+        raise OSError(f"json_file: {os.fspath(file)!r} cannot be written")
+
+
+def write_json(file: str | os.PathLike, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=2) + "\n"
+    write_atomically(file, lambda part: part.write_text(text))
+
+
+def measure(cases: Sequence[Case], repeats: int) -> tuple[float, list[Measurement]]:
+    """The highest peak, and the fastest run of each case, measured in turns.
+
+    In a turn, a case runs repeatedly until `TURN_SECONDS` have passed.
+    """
+    best = [float("inf")] * len(cases)
+    peaks = {(case.threads, case.dtype): 0.0 for case in cases}
+    for case in cases:
+        case.call(workers=case.threads)  # warm up: the first call allocates memory
+    for _ in range(repeats):
+        for i, case in enumerate(cases):
+            kind = case.threads, case.dtype
+            peak = ops.fma_peak(PEAK_SECONDS, dtype=case.dtype, workers=case.threads)
+            peaks[kind] = max(peaks[kind], peak)
+            best[i] = min(best[i], _fastest(case))
+    return max(peaks.values()), [
+        Measurement(
+            name=case.name,
+            tokens=case.tokens,
+            threads=case.threads,
+            milliseconds=1e3 * seconds,
+            tokens_per_second=case.tokens / seconds,
+            gigaflops=1e-9 * case.operations / seconds,
+            share_of_peak=1e-9 * case.operations / seconds / peaks[case.threads, case.dtype],
+            matmul_precision=case.matmul_precision,
+        )
+        for case, seconds in zip(cases, best, strict=True)
+    ]
+
+
+def _fastest(case: Case) -> float:
+    """Seconds of the fastest run in a turn."""
+    fastest, end = float("inf"), time.perf_counter() + TURN_SECONDS
+    while True:
+        begin = time.perf_counter()
+        case.call(workers=case.threads)
+        now = time.perf_counter()
+        fastest = min(fastest, now - begin)
+        if now >= end:
+            return fastest
+
+
+def cases(t: int, threads: int) -> Iterator[Case]:
+    """The cases for `t` tokens (full attention: at most 4,096), each in every precision."""
+    qk, v, dout = draw(t)
+    c, f = 256, 512
+    x, *weights = draw_feed_forward(t, c, f)
+    hidden, again = np.empty((t, f), np.float32), reuse_memory()
+    for name, operations, share, forward, backward in (
+        ("LSH attention", window_operations(t), 2.5,
+         partial(ops.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW),
+         partial(ops.lsh_attention_backward, dout)),
+        ("local attention", window_operations(t), 2.5,
+         partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW),
+         partial(ops.local_attention_backward, dout)),
+        (f"linear {c}-{f}", feed_forward_operations(t, c, f) / 2, 2.0,
+         partial(ops.linear_forward, x, *weights[:2], out=hidden),
+         partial(ops.linear_backward, np.ones_like(hidden))),
+        (f"feed-forward {c}-{f}", feed_forward_operations(t, c, f), 2.0,
+         partial(ops.feed_forward_forward, x, *weights, out=np.empty_like(x)),
+         partial(ops.feed_forward_backward, np.ones_like(x))),
+    ):  # fmt: skip
+        calls = {p: partial(forward, matmul_precision=p) for p in PRECISIONS}
+        undo = {p: again(partial(backward, call()[1])) for p, call in calls.items()}
+        yield from in_each_precision(name, t, operations, threads, calls)
+        yield from in_each_precision("  backward", t, share * operations, threads, undo)
+    for n in (1024, 4096):
+        if n <= t:
+            q, values = qk[:, :, :n], v[:, :, :n]
+            full = partial(
+                ops.full_attention, q, q, values, is_causal=True, out=np.empty_like(values)
+            )
+            products = {p: partial(full, matmul_precision=p) for p in PRECISIONS}
+            yield from in_each_precision("full attention", n, full_operations(n), threads, products)
+    model, ids = draw_model(t, layers=2)
+    operations, steps = training_operations(model.config, t), precise_steps(model, ids)
+    yield from in_each_precision("training step", t, operations, threads, steps)
+
+
+def in_each_precision(
+    name: str, t: int, operations: float, threads: int, calls: Mapping[str, Callable[..., Any]]
+) -> Iterator[Case]:
+    for precision, call in calls.items():
+        yield Case(name, t, operations, call, threads, matmul_precision=precision)
+
+
+def draw(t: int, dtype: Any = np.float32) -> np.ndarray:
+    """Three arrays for attention: (3, 1, h, t, d)."""
+    return np.random.default_rng(0).standard_normal((3, 1, HEADS, t, DEPTH), dtype)
+
+
+def draw_feed_forward(t: int, c: int, f: int) -> tuple[np.ndarray, ...]:
+    """x (t, c), w1 (f, c), b1, w2 (c, f), b2."""
+    rng = np.random.default_rng(1)
+    shapes = (t, c), (f, c), (f,), (c, f), (c,)
+    return tuple(rng.standard_normal(shape, np.float32) / 16 for shape in shapes)
+
+
+def draw_model(t: int, layers: int | None = None) -> tuple[ReformerModelWithLMHead, np.ndarray]:
+    """The `book` model without dropout, and ids (1, t)."""
+    dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS, 0.0)
+    config = preset_config("book", t, layers=layers, **dropouts)
+    ids = np.random.default_rng(0).integers(2, 258, (1, t))
+    return ReformerModelWithLMHead(config, rng=0), ids
+
+
+def training_step(
+    model: ReformerModelWithLMHead, ids: np.ndarray, memory_budget: float | None = None
+) -> Callable[[], None]:
+    """A call that computes the loss and all gradients and updates with Adafactor."""
+    optimizer = Adafactor(model.parameters)
+
+    def step() -> None:
+        _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0, memory_budget=memory_budget)
+        optimizer.step(gradients)
+
+    return step
+
+
+def precise_steps(
+    model: ReformerModelWithLMHead, ids: np.ndarray
+) -> dict[str, Callable[..., None]]:
+    """By precision, a training step with `workers` threads."""
+    step = training_step(model, ids)
+
+    def call(precision: str, workers: int) -> None:
+        with num_threads(workers), matmul_precision(precision):
+            step()
+
+    return {p: partial(call, p) for p in PRECISIONS}
+
+
+def window_operations(t: int) -> float:
+    """Operations of a round of LSH attention, or of local attention."""
+    return 4.0 * t * HEADS * (2 * CHUNK) * DEPTH
+
+
+def full_operations(t: int) -> float:
+    """Operations of full causal attention, counting its visible half."""
+    return 2.0 * HEADS * DEPTH * t * (t + 1)
+
+
+def feed_forward_operations(t: int, c: int, f: int) -> float:
+    return 4.0 * t * c * f
+
+
+def training_operations(config: ReformerConfig, t: int) -> float:
+    """Operations of a training step: forward, recomputed forward (reversible layers), backward."""
+    c, f, layers = config.hidden_size, config.feed_forward_size, len(config.attn_layers)
+    d = config.num_attention_heads * config.attention_head_size
+    projections = sum(3 if kind == "lsh" else 4 for kind in config.attn_layers)
+    products = 2.0 * projections * c * d + 4.0 * layers * c * f + 4.0 * c * config.vocab_size
+    windows = 4.0 * layers * 2 * CHUNK * d
+    return t * (4 * products + 4.5 * windows)
+
+
+def table(rows: Sequence[Measurement], ratios: bool = False) -> str:
+    """The measurements as a table; `ratios` adds each time as a multiple of the first."""
+    head = f"  {'':30} {'tokens':>7} {'ms':>9} {'tokens/s':>12} {'GFLOP/s':>9} {'of peak':>8}"
+    lines = [head + "   time" * ratios]
+    for row in rows:
+        line = (
+            f"  {row.name:30} {row.tokens:7,} {row.milliseconds:9.3f} "
+            f"{row.tokens_per_second:12,.0f} {row.gigaflops:9.1f} {row.share_of_peak:8.1%}"
+        )
+        ratio = row.milliseconds / rows[0].milliseconds
+        lines.append(f"{line} {ratio:5.2f}x" if ratios else line)
+    return "\n".join(lines)
+
+
+def precision_table(rows: Sequence[Measurement]) -> str:
+    """The cases in "highest", and the speed-up of the other precisions."""
+    highest, *others = (rows[i :: len(PRECISIONS)] for i in range(len(PRECISIONS)))
+    lines = table(highest).splitlines()
+    lines[0] += "".join(f" {name:>7}" for name in PRECISIONS[1:])
+    for i, (first, *rest) in enumerate(zip(highest, *others, strict=True), 1):
+        lines[i] += "".join(f" {first.milliseconds / row.milliseconds:6.2f}x" for row in rest)
+    return "\n".join(lines)
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, instruction set, threads and versions, as text."""
+    config = show_config(mode="dicts")
+    sets, package = config["Instruction sets"], config["Package"]
+    return {
+        "processor": processor_name(),
+        "using": f"{sets['in use']} (built: {', '.join(sets['built'])})",
+        "threads": f"{get_num_threads()}",
+        "versions": f"reformer_c {package['reformer_c']}, NumPy {package['numpy']}, "
+        f"Python {package['python']}, {config['Build']['compiler']}",
+    }
+
+
+def print_machine(machine: dict[str, str], stream: TextIO | None = None) -> None:
+    for key, value in machine.items():
+        print(f"{key:10} {value}", file=stream)
+
+
+def processor_name() -> str:
+    """The processor's name from /proc/cpuinfo, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

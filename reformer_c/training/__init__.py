@@ -1,0 +1,1 @@
+"""Optimizers, data, and the training loop."""

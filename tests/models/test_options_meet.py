@@ -1,0 +1,416 @@
+"""Options meet: configurations, lengths, masks and the options of a call, of training and of
+generate drawn together, against the references in float64, so that no pair of them is untried."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from gradients import slope
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from reference import generation
+from reference import model as reference
+from reference.cross_entropy import cross_entropy_head
+from small_models import DROPOUT, random_ids, randomise, rotations_for, small_config
+from tolerances import assert_close, tolerance
+
+import reformer_c as rc
+from reformer_c import ops
+from reformer_c.models.model import ReformerForMaskedLM, ReformerModelWithLMHead
+
+V = 13
+WORDS = "reformer.embeddings.word_embeddings.weight"
+ASKED = ("output_attentions", "output_hidden_states", "output_buckets")
+LONGEST = 26
+
+
+@st.composite
+def configurations(draw, activations=("relu", "gelu", "silu"), decoders=st.booleans()):  # noqa: B008
+    """Small configurations: every field that changes the numbers or the way to them."""
+    is_decoder = draw(decoders)
+    after = st.just(0) if is_decoder else st.integers(0, 1)
+    fields = {
+        "is_decoder": is_decoder,
+        "attn_layers": draw(st.lists(st.sampled_from(["local", "lsh"]), min_size=1, max_size=3)),
+        "attention_scope": draw(st.sampled_from(["chunk", "bucket"])),
+        "local_attn_chunk_length": draw(st.sampled_from([2, 3, 4, 8])),
+        "lsh_attn_chunk_length": draw(st.sampled_from([2, 4, 5])),
+        "local_num_chunks_before": draw(st.integers(0, 2)),
+        "local_num_chunks_after": draw(after),
+        "lsh_num_chunks_before": draw(st.integers(0, 2)),
+        "lsh_num_chunks_after": draw(after),
+        "num_hashes": draw(st.integers(1, 3)),
+        "num_buckets": draw(st.sampled_from([None, 2, 4, [2, 2], [2, 4]])),
+        "softcap": draw(st.sampled_from([None, 0.5])),
+        # models of float64 are never rounded
+        "matmul_precision": draw(st.sampled_from([None, "medium"])),
+        "hash_seed": draw(st.sampled_from([None, 5])),
+        "num_attention_heads": draw(st.sampled_from([1, 2])),
+        "axial_pos_embds": draw(st.booleans()),
+        "hidden_act": draw(st.sampled_from(activations)),
+        "chunk_size_feed_forward": draw(st.sampled_from([0, 1, 3])),
+        "chunk_size_lm_head": draw(st.sampled_from([0, 2])),
+        "apply_lm_head_bias": draw(st.booleans()),
+        "memory_budget": draw(st.sampled_from([None, 4000, 10**9])),
+    }
+    if fields["attention_scope"] == "bucket":
+        fields["bucket_cap"] = draw(st.sampled_from([None, 64]))
+    return small_config(**fields)
+
+
+@st.composite
+def masks(draw, b, t):
+    """None, or padding on either side and in the middle, with a real token in each row."""
+    kind = draw(st.sampled_from(["none", "ones", "right", "left", "any"]))
+    if kind == "none":
+        return None
+    mask = np.ones((b, t), int)
+    for row in mask:
+        many = draw(st.integers(0, t - 1))
+        if kind == "right":
+            row[t - many :] = 0
+        elif kind == "left":
+            row[:many] = 0
+        elif kind == "any":
+            row[:] = draw(st.lists(st.integers(0, 1), min_size=t, max_size=t))
+            row[draw(st.integers(0, t - 1))] = 1
+    return mask
+
+
+def model_of(config):
+    kind = ReformerModelWithLMHead if config.is_decoder else ReformerForMaskedLM
+    return randomise(kind(config, rng=0, dtype=np.float64))
+
+
+def with_buckets(config, n):
+    """The configuration with the number of buckets of inputs that run at length n."""
+    if config.num_buckets is not None:
+        return config
+    m, longest = config.lsh_attn_chunk_length, config.max_position_embeddings
+    return replace(config, num_buckets=ops.choose_num_buckets(n, m, longest))
+
+
+def evaluated_length(config, t, masked):
+    """The length that Hugging Face pads to in evaluation: a common multiple of the chunks."""
+    lengths = [config.attention(kind, "attn_chunk_length") for kind in config.layer_types]
+    if config.attention_scope == "bucket" or t <= min(lengths):
+        return t
+    return -(-t // math.lcm(*lengths)) * math.lcm(*lengths)
+
+
+def at_length(config, n, *, ids, mask, positions):
+    """What the reference is called with, padded by masked tokens to length n."""
+    b, t = ids.shape
+    positions = np.broadcast_to(np.arange(t) if positions is None else positions, (b, t))
+    if n > t:
+        widths = ((0, 0), (0, n - t))
+        mask = np.pad(np.ones((b, t), int) if mask is None else mask, widths)
+        ids = np.pad(ids, widths)
+        positions = np.pad(positions, widths)
+    return ids, {"attention_mask": mask, "position_ids": positions}
+
+
+def known_buckets(found, config, b, r, n):
+    """Bucket ids (b, h, r, n) for the reference, of those (b, h, r, t) that a call reports."""
+    if found is None:  # one chunk: nothing is hashed
+        return np.zeros((b, config.num_attention_heads, r, n), int)
+    widths = ((0, 0), (0, 0), (0, 0), (0, n - found.shape[-1]))
+    return np.pad(found, widths, constant_values=int(np.prod(config.num_buckets)))
+
+
+def head_of(model):
+    """The weights as the reference takes them."""
+    w = dict(model.parameters)
+    if not model.config.apply_lm_head_bias:
+        w["lm_head.bias"] = np.zeros_like(w["lm_head.bias"])
+    return w
+
+
+@st.composite
+def inputs(draw):
+    """Ids (b, t), a mask, position ids and labels."""
+    b, t = draw(st.integers(1, 2)), draw(st.integers(1, LONGEST))
+    ids = random_ids((b, t), draw(st.integers(0, 3)))
+    places = [None, np.arange(t)[::-1].copy(), (np.arange(b * t) % 42).reshape(b, t)]
+    positions = draw(st.sampled_from(places))
+    labels = draw(st.sampled_from([ids, np.where(ids % 3 == 0, -100, ids)]))
+    return ids, draw(masks(b, t)), positions, labels
+
+
+@settings(max_examples=150)
+@given(
+    config=configurations(),
+    given_=inputs(),
+    r=st.sampled_from([None, 1, 2]),
+    draws=st.booleans(),
+    vectors=st.booleans(),
+    with_labels=st.booleans(),
+    asked=st.fixed_dictionaries({name: st.booleans() for name in ASKED}),
+)
+def test_a_call_gives_the_numbers_of_the_reference_whatever_it_is_told(
+    config, given_, r, draws, vectors, with_labels, asked
+):
+    ids, mask, positions, labels = given_
+    b, t = ids.shape
+    model, rounds = model_of(config), r or config.num_hashes
+    n = evaluated_length(config, t, mask is not None)
+    config = with_buckets(config, n)
+    rotations = None if draws else rotations_for(config, rounds)
+    words = {"input_ids": ids}
+    if vectors:
+        words = {
+            "inputs_embeds": model.parameters["reformer.embeddings.word_embeddings.weight"][ids]
+        }
+    arguments = words | dict(
+        attention_mask=mask, position_ids=positions, num_hashes=r, rotations=rotations, rng=7,
+        labels=labels if with_labels else None,
+    )  # fmt: skip
+    output = model(**arguments, **asked)
+
+    hashing = rotations
+    if draws:
+        found = model(**arguments, output_buckets=True).buckets
+        hashing = [known_buckets(ids_, config, b, rounds, n) for ids_ in found]
+    padded, rest = at_length(config, n, ids=ids, mask=mask, positions=positions)
+    expected = reference.language_model_logits(
+        head_of(model), config, padded, hashing=hashing, **rest
+    )[:, :t]
+    real = np.ones((b, t), bool) if mask is None else mask != 0
+    assert_close(output.logits[real], expected[real], "model_forward")
+    if mask is None and with_labels:
+        # the last token of a causal model has nothing to predict
+        targets = labels[:, 1:] if config.is_decoder else labels
+        identity = np.eye(V)
+        h = expected[:, : targets.shape[1]]
+        loss = cross_entropy_head(h, identity, np.zeros(V), targets)
+        assert_close(output.loss, loss, "model_forward")
+    for name in ASKED:
+        values = getattr(output, name.removeprefix("output_"))
+        assert (values is not None) == asked[name]
+    for p in output.attentions or ():
+        whole = p.reshape(b, p.shape[1], -1, p.shape[-1]).sum(axis=-1)
+        assert np.abs(whole[whole != 0] - 1).max() < 1e-6 or mask is not None
+    # what is asked for may pad the inputs to whole chunks, which moves roundings alone
+    plain = model(**arguments)
+    assert_close(plain.logits, output.logits, "replay")
+
+
+def flat(arrays):
+    """All numbers of a dictionary of arrays: a gradient that is 0 is rounding alone."""
+    return np.concatenate([x.reshape(-1) for x in arrays.values()])
+
+
+def moved(parameters, distance, directions):
+    return {name: x + distance * directions[name] for name, x in parameters.items()}
+
+
+@settings(max_examples=100)
+@given(
+    config=configurations(activations=["gelu", "silu"]),
+    given_=inputs(),
+    r=st.sampled_from([None, 1, 2]),
+    training=st.booleans(),
+    dropout=st.booleans(),
+    vectors=st.booleans(),
+    budget=st.sampled_from([None, 0, 3000, 0.5, 10**9]),
+)
+def test_gradients_are_the_derivative_whatever_training_is_told(
+    config, given_, r, training, dropout, vectors, budget
+):
+    ids, mask, positions, labels = given_
+    t = ids.shape[1]
+    labels = counted(labels, mask, config.is_decoder)
+    assume((labels[:, int(config.is_decoder) :] != -100).any())
+    if dropout:
+        config = replace(config, **DROPOUT)
+    model, rounds = model_of(config), r or config.num_hashes
+    n = t if training else evaluated_length(config, t, mask is not None)
+    config = with_buckets(config, n)
+    rotations = rotations_for(config, rounds)
+    arguments = dict(
+        attention_mask=mask, position_ids=positions, num_hashes=r, rotations=rotations, rng=7,
+        labels=labels, training=training,
+    )  # fmt: skip
+    w = model.parameters
+    words = {"input_ids": ids}
+    if vectors:
+        words = {"inputs_embeds": w[WORDS][ids]}
+    loss, gradients = model.loss_and_gradients(**words, **arguments, memory_budget=budget)
+    assert gradients.keys() == w.keys()
+    # what is kept or rebuilt changes no number
+    again, others = model.loss_and_gradients(**words, **arguments)
+    assert loss == again
+    together, others = flat(gradients), flat(others)
+    assert_close(together, others, "model_forward")
+
+    rng = np.random.default_rng(1)
+    directions = {name: rng.standard_normal(x.shape) for name, x in w.items()}
+    if vectors:  # they stay where they are
+        directions[WORDS][...] = 0
+    if dropout and training:
+        start = {name: x.copy() for name, x in w.items()}
+
+        def at(distance):
+            for name, x in moved(start, distance, directions).items():
+                w[name][...] = x
+            return model.loss_and_gradients(**words, **arguments)[0]
+
+    else:
+        padded, rest = at_length(config, n, ids=ids, mask=mask, positions=positions)
+        targets = np.pad(labels, ((0, 0), (0, n - t)), constant_values=-100)
+        head = head_of(model)
+
+        def at(distance):
+            return reference.language_model_loss(
+                moved(head, distance, directions), config, padded, targets, hashing=rotations,
+                **rest,
+            )  # fmt: skip
+
+        if not config.apply_lm_head_bias:
+            directions["lm_head.bias"][...] = 0
+        assert_close(loss, at(0.0), "model_forward")
+    # so short a step that no token changes its bucket on the way
+    expected = slope(at, [0.0], [1.0], 1e-7)
+    actual = sum(float((g * directions[name]).sum()) for name, g in gradients.items())
+    typical = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
+    assert abs(actual - expected) < tolerance("derivative", "float64") * max(typical, abs(expected))
+
+
+def counted(labels, mask, is_decoder):
+    """The labels; -100 where they are predicted at a masked place."""
+    if mask is None:
+        return labels
+    at = mask if not is_decoder else np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+    return np.where(at != 0, labels, -100)
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "do_sample": st.booleans(),
+        "temperature": st.sampled_from([0.5, 1.0, 2.0]),
+        "top_k": st.sampled_from([0, 1, 5, 50]),
+        "top_p": st.sampled_from([0.3, 0.9, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.2]),
+        "repetition_penalty": st.sampled_from([0.5, 1.0, 3.0]),
+        "no_repeat_ngram_size": st.sampled_from([0, 1, 2, 3]),
+        "bad_words_ids": st.sampled_from([None, [[3], [5, 6]], [[1, 2, 3]]]),
+        "suppress_tokens": st.sampled_from([None, [2, 4]]),
+        "min_new_tokens": st.sampled_from([0, 2]),
+    }
+)
+
+
+@settings(max_examples=60)
+@given(
+    config=configurations(decoders=st.just(True)),
+    prompts=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    options=OPTIONS,
+    copies=st.sampled_from([1, 2]),
+    beams=st.sampled_from([1, 1, 2]),
+    eos=st.sampled_from([None, 7]),
+    side=st.sampled_from(["left", "right"]),
+    use_cache=st.booleans(),
+    new=st.integers(2, 8),
+)
+def test_texts_follow_the_options_row_by_row(
+    config, prompts, options, copies, beams, eos, side, use_cache, new
+):
+    model = model_of(config)
+    t, b = max(prompts), len(prompts)
+    ids, mask = random_ids((b, t)), np.zeros((b, t), int)
+    for row, length in zip(mask, prompts):
+        row[t - length :] = side == "left"
+        row[:length] |= side == "right"
+    if not options["do_sample"]:
+        copies = min(copies, beams)
+    pad = 9
+    arguments = options | dict(
+        rng=7, eos_token_id=eos, pad_token_id=pad, num_return_sequences=copies, num_beams=beams,
+        use_cache=use_cache,
+    )  # fmt: skip
+    try:
+        whole = model.generate(ids, mask, max_new_tokens=new, **arguments)
+    except ValueError as error:  # options that together leave no token
+        if "no token is left" not in str(error):
+            raise
+        return
+    assert whole.shape[0] == b * copies and t < whole.shape[1] <= t + new
+    if beams == 1:
+        steps = list(model.stream(ids, mask, max_new_tokens=new, **arguments))
+        np.testing.assert_array_equal(np.stack(steps, axis=1), whole[:, t:])
+        shorter = model.generate(ids, mask, max_new_tokens=2, **arguments)
+        np.testing.assert_array_equal(shorter, whole[:, : t + 2])
+
+    seen: dict = {}
+    for i in range(b):
+        prompt = ids[i][mask[i] == 1]
+        rows = whole[i * copies : (i + 1) * copies]
+        # the same prompt drawn again is the next of its copies
+        before = seen.setdefault(tuple(prompt), 0)
+        seen[tuple(prompt)] += copies
+        many = dict(arguments, num_return_sequences=before + copies)
+        if beams > 1 and before and options["do_sample"]:
+            continue  # beams draw together: a second search of the same prompt is another
+        if beams > 1 or not options["do_sample"]:
+            many, before = arguments, 0
+        alone = model.generate(prompt[None], max_new_tokens=new, **many)[before:]
+        for row, own in zip(rows, alone, strict=True):
+            text, own = np.append(prompt, row[t:]), own[: len(prompt) + new]
+            n = min(len(text), len(own))
+            np.testing.assert_array_equal(text[:n], own[:n])
+            # of others that go on, or of rows that ended, there is only padding
+            assert (text[n:] == pad).all() and (own[n:] == pad).all()
+            if beams > 1:
+                continue
+            circle = "lsh" in config.layer_types or config.local_num_chunks_before > 1
+            if use_cache and config.attention_scope == "chunk" and circle:
+                continue  # decoding in chunks is near a forward pass, not the same
+            end = generation.check(
+                text, len(prompt), partial(next_logits, model, len(prompt)), options, eos
+            )
+            assert (text[end:] == pad).all()
+
+
+def next_logits(model, prompt, ids):
+    """Logits (v,) of what follows ids (t,), by the reference: the number of buckets is the
+    prompt's."""
+    config, t = model.config, len(ids)
+    m = config.lsh_attn_chunk_length
+    if config.num_buckets is None:
+        hashed = prompt if config.attention_scope == "bucket" else max(prompt, m + 1)
+        n = evaluated_length(config, hashed, masked=False)
+        config = with_buckets(config, n)
+    n = evaluated_length(config, t, masked=False)
+    # the same weights and rotations, and that number of buckets at every length
+    found = model_of(config)(ids[None], rng=7, output_buckets=True).buckets
+    hashing = [known_buckets(x, config, 1, config.num_hashes, n) for x in found]
+    padded, rest = at_length(config, n, ids=ids[None], mask=None, positions=None)
+    logits = reference.language_model_logits(
+        head_of(model), config, padded, hashing=hashing, **rest
+    )
+    return logits[0, t - 1]
+
+
+QK = np.zeros((1, 1, 8, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "nearest"),
+    [
+        (lambda: rc.full_attention(QK, None, QK, causal=True), "is_causal"),
+        (lambda: rc.local_attention(QK, QK, QK, chunk_lenght=4), "chunk_length"),
+        (lambda: rc.lsh_attention(QK, QK, num_hash=2), "num_hashes"),
+        (lambda: rc.lsh_hash(QK, num_bucket=2, num_hashes=1), "num_buckets"),
+        (lambda: rc.lsh_report(QK, QK, num_hash=2), "num_hashes"),
+        (lambda: rc.ReformerModel(rc.ReformerConfig(), rgn=0), "rng"),
+        (lambda: rc.ReformerEncoderDecoder(None, None, rgn=0), "rng"),
+        (lambda: rc.AdamW({}, betass=0), "betas"),
+        (lambda: rc.Adafactor({}, weight_deacy=0), "weight_decay"),
+        (lambda: rc.schedules.linear(5, warmpu=3), "warmup"),
+    ],
+)
+def test_a_misspelt_keyword_is_refused_with_the_nearest(call, nearest):
+    with pytest.raises(TypeError, match=rf"has no such argument; did you mean {nearest}\?"):
+        call()

@@ -1,0 +1,243 @@
+"""The programs that show what the paper claims: they run, go on where they were, and add up."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reformer_c as rc
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="needs the sources")
+
+
+def program(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(module, monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", [module.__file__, *map(str, arguments)])
+    with rc.num_threads(1):
+        module.main()
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def duplication():
+    return program("duplication")
+
+
+def test_a_duplication_is_twice_a_zero_and_random_symbols(duplication):
+    data = duplication.Duplication(20, 3, seed=1)
+    for step in range(5):
+        ids = data.batch(step)
+        assert ids.shape == (3, 20)
+        assert np.array_equal(ids[:, :10], ids[:, 10:])
+        assert not ids[:, 0].any()
+        assert ids[:, 1:10].min() >= 1
+        assert ids.max() <= 127
+    assert not np.array_equal(data.batch(0), data.batch(1))
+    assert np.array_equal(data.batch(1), duplication.Duplication(20, 3, seed=1).batch(1))
+
+
+def test_the_loss_counts_the_second_word_alone(duplication):
+    model = duplication.make_model("full", 16, 4, 0)
+    duplication.attend(model, "full", 16)
+    ids = duplication.Duplication(16, 2).batch(0)
+    loss, _ = duplication.SecondHalf(model).loss_and_gradients(ids, labels=ids, rng=0)
+    z = model(ids).logits.astype(float)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_p[:, 8:-1], ids[:, 9:, None], -1).mean()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_accuracy_is_the_share_of_the_second_word_that_is_right(duplication):
+    class Copies:
+        """Right but for the last symbol of each text."""
+
+        config = duplication.make_model("full", 16, 4, 0).config
+
+        def __call__(self, ids, rng):
+            after = np.roll(ids, -1, axis=1)
+            after[:, -2] = 0
+            return type("Output", (), {"logits": np.eye(128)[after]})
+
+    assert duplication.accuracy(Copies(), "LSH-4", 16, texts=3, seed=0) == pytest.approx(6 / 7)
+    assert Copies.config.num_hashes == 4
+
+
+def test_the_grid_is_printed_and_the_same_command_goes_on(
+    duplication, monkeypatch, capsys, tmp_path
+):
+    command = ["--lengths", 16, 32, "--chunk", 4, "--steps", 2, "--texts", 2, "--batch", 2,
+               "--target", 0, "--train", "LSH-2", "local", "--save", tmp_path]  # fmt: skip
+    printed = run(duplication, monkeypatch, capsys, *command)
+    assert len(re.findall(r"^LSH-2 +2 ", printed, re.MULTILINE)) == 2
+    assert len(re.findall("the control", printed)) == 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["LSH-2"]["32"]["evaluated"]) == {"full", "LSH-8", "LSH-4", "LSH-2", "LSH-1"}
+    # rows that are done are not done again; the one that is missing goes on from its checkpoint
+    del results["local"]["32"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr(
+        duplication.SecondHalf, "loss_and_gradients", lambda *_, **__: pytest.fail("trained again")
+    )
+    again = run(duplication, monkeypatch, capsys, *command)
+    assert (
+        again[again.index("\nlength 16") :].split("local")[0]
+        == (printed[printed.index("\nlength 16") :].split("local")[0])
+    )
+    assert "32" in json.loads((tmp_path / "results.json").read_text())["local"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_depth_adds_parameters_and_bucket_ids_and_nothing_else(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib").use("agg")
+    depth = program("depth")
+    picture = tmp_path / "depth.svg"
+    printed = run(depth, monkeypatch, capsys, "--layers", 2, 6, "--length", 4096, "--plot", picture)
+    shallow, deep = (
+        [float(x.replace(",", "")) for x in line.split()]
+        for line in printed.strip().split("\n")[-2:]
+    )
+    assert (shallow[0], deep[0]) == (2, 6)
+    measured, parameters, buckets = (deep[i] - shallow[i] for i in (1, 3, 4))
+    # where the peak is that of the loss, the layers' gradients come after it
+    assert measured < 1.2 * (parameters + buckets)
+    assert deep[5] - shallow[5] > 4 * (parameters + buckets)
+    assert picture.stat().st_size > 1000
+
+
+def test_a_duplication_grows_from_what_was_learned_of_a_shorter_one(duplication):
+    """Whoever finds i + 1 - 4 from i of a text of 8 finds i' + 1 - 12 from i' of one of 24."""
+    short, long = (duplication.make_model("full", t, 4, t).parameters for t in (8, 24))
+    table = short[duplication.POSITIONS]
+    table[:] = 0
+    # a position of the second half and the place that it looks at have one number
+    table[np.arange(4), 0] = np.arange(4)
+    table[np.arange(4) + 3, 1] = np.arange(4)
+    duplication.grow(short, long)
+    grown = long[duplication.POSITIONS]
+    np.testing.assert_array_equal(grown[:12, 0], np.arange(12) // 3)
+    np.testing.assert_array_equal(grown[12 - 1 + np.arange(1, 12), 1], np.arange(1, 12) // 3)
+    for name in set(long) - {duplication.POSITIONS}:
+        np.testing.assert_array_equal(long[name], short[name])
+
+
+@pytest.mark.filterwarnings("default")  # transformers warns about itself
+def test_a_step_is_timed_alone_and_beside_hugging_faces(monkeypatch, capfd):
+    from benchmarks import rivals, step
+
+    options = ("--lengths", 256, 512, "--compare", 256, "--repeats", 1)
+    printed = run(step, monkeypatch, capfd, *options)
+    assert re.findall(r"^ +(256|512) .*%", printed, re.MULTILINE) == ["256", "512"]
+    rows = re.findall(r"^(.*?) +[\d.]+ s +[\d,]+ tokens/s", printed, re.MULTILINE)
+    theirs = [f"{rivals.HUGGING_FACE}, patched", rivals.HUGGING_FACE]
+    there = theirs if rivals.HUGGING_FACE in rivals.installed() else []
+    assert rows == ["reformer_c", "reformer_c, memory_budget", *there]
+
+
+@pytest.mark.filterwarnings("default")  # transformers warns about itself
+def test_decoding_is_timed_after_each_prompt(monkeypatch, capsys):
+    from benchmarks import decode, rivals
+
+    printed = run(decode, monkeypatch, capsys, "--prompts", 70, 130, "--tokens", 2)
+    for name in ("scope=chunk", "scope=bucket", rivals.HUGGING_FACE):
+        rows = re.findall(rf"{name} +(70|130) +[\d,]+ +[\d,]+", printed)
+        there = name.startswith("scope") or name in rivals.installed()
+        assert rows == (["70", "130"] if there else []), name
+
+
+def test_scopes_are_trained_and_compared(monkeypatch, capsys):
+    from benchmarks import scope
+
+    printed = run(scope, monkeypatch, capsys, "--steps", 2, "--length", 256)
+    chunk, bucket = (line.split() for line in printed.splitlines()[-2:])
+    assert (chunk[0], bucket[0]) == ("chunk", "bucket")
+    assert bucket[4] == "0%"  # strictly causal
+    assert float(bucket[6]) < 1e-4
+
+
+def test_precisions_are_compared_and_the_same_command_goes_on(monkeypatch, capsys, tmp_path):
+    from benchmarks import precision
+
+    command = ["--quick", "--steps", 2, "--save", tmp_path]
+    printed = run(precision, monkeypatch, capsys, *command)
+    results = json.loads((tmp_path / "results.json").read_text())
+    for operation, errors in results["errors"].items():
+        for name, e in errors.items():
+            assert e["highest"] < 1e-6, (operation, name)
+            if (operation, name) == ("cross_entropy_head", "output"):
+                continue  # errors of many rows cancel out
+            if name.startswith("db"):  # sums, in which there may be no product
+                assert e["highest"] <= e["high"] <= e["medium"], (operation, name)
+            else:
+                assert 3 * e["highest"] < e["high"] < e["medium"] / 5, (operation, name)
+                assert 1e-3 < e["medium"] < 0.1, (operation, name)
+    assert {f"{name}_attention" for name in ("full", "local", "lsh")} < set(results["errors"])
+    rows = {name: row["0"]["bits_per_byte"] for name, row in results["trained"].items()}
+    assert set(rows) == {"highest", "high", "medium"} == set(rows["medium"])
+    more = rows["medium"]["medium"] - rows["highest"]["highest"]
+    assert re.search(rf"^medium +\{more:+.4f} .* (yes|NO)$", printed, re.MULTILINE)
+    # a model that is missing goes on from its checkpoint, and the others are not trained again
+    del results["trained"]["medium"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr(
+        rc.ReformerModelWithLMHead, "loss_and_gradients", lambda *_, **__: pytest.fail("again")
+    )
+    assert run(precision, monkeypatch, capsys, *command) == printed
+    with pytest.raises(SystemExit, match=r"has the results of .*'steps': 2"):
+        run(precision, monkeypatch, capsys, "--quick", "--steps", 3, "--save", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "FILE: .*No such file"),
+        ("", "FILE: .*must contain text"),
+        ("a" * 99, "FILE must .*got 99"),
+    ],
+)
+def test_a_text_to_compare_precisions_on_is_checked_first(
+    text, words, monkeypatch, capsys, tmp_path
+):
+    from benchmarks import precision
+
+    file = tmp_path / "text.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit):
+        run(precision, monkeypatch, capsys, file, "--quick", "--save", tmp_path / "run")
+    assert re.search(words, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_quantized_weights_are_compared_with_those_of_the_model(monkeypatch, capsys):
+    printed = run(program("quantized"), monkeypatch, capsys, "--quick")
+    bits = dict(re.findall(r"^(\w+) +([\d.]+) bits per byte", printed, re.MULTILINE))
+    assert bits.keys() == {"float32", "bfloat16", "int8"}
+    assert all(float(x) == pytest.approx(float(bits["float32"]), abs=0.01) for x in bits.values())
+    speeds = re.findall(
+        r"^1 thread +(\w+) +[\d,.]+ tokens/s +([\d.]+) times", printed, re.MULTILINE
+    )
+    assert [name for name, _ in speeds] == ["float32", "bfloat16", "int8"]
+    assert speeds[0][1] == "1.00"
+
+
+@pytest.mark.parametrize("library", ["tokenizers", "safetensors", "matplotlib"])
+def test_a_novel_needs_its_libraries_before_any_work(library, tmp_path, monkeypatch, capsys):
+    novel = program("novel")
+    monkeypatch.setattr(novel, "find_spec", lambda name: None if name == library else "there")
+    (tmp_path / "novel.txt").write_text("Once upon a time.")
+    arguments = [tmp_path / "novel.txt", "--save", tmp_path / "run", "--plot", tmp_path / "a.svg"]
+    with pytest.raises(SystemExit):
+        run(novel, monkeypatch, capsys, *arguments)
+    assert f"needs the {library} library" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
