@@ -86,11 +86,6 @@ static void linear_forward(rf_run *run, real *y, const real *x, const real *w, c
     linear_product(run, y, x, w, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);
 }
 
-static void quantized_linear(rf_run *run, real *y, const real *x, const rf_matrix *w,
-                             const real *bias, size_t n, size_t ci, size_t co) {
-    linear_small_batch(run, y, x, w, bias, n, ci, co);
-}
-
 /* sums += column sums of dy. A task is a strip of columns; within it, blocks of rows are summed one
    after another, so that the order is the same for any number of threads. */
 static void add_column_sums(rf_run *run, real *sums, const real *dy, size_t n, size_t c) {

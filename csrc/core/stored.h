@@ -56,39 +56,45 @@ static ALWAYS_INLINE void prefetch_weights(const void *p, size_t bytes) {
         __builtin_prefetch((const char *)p + ahead + at, 0, 2);
 }
 
-/* As dot() in vec.h: four vectors of sums, and a fixed order. */
-static inline real dot_int8(const real *x, const int8_t *y, size_t n) {
-    vec s[4] = {{0}, {0}, {0}, {0}};
-    size_t i = 0;
-    for (; i + 4 * VEC_LANES <= n; i += 4 * VEC_LANES) {
-        prefetch_weights(y + i, 4 * VEC_LANES * sizeof *y);
-        for (size_t j = 0; j < 4; j++)
-            s[j] += vload(x + i + j * VEC_LANES) * load_int8(y + i + j * VEC_LANES);
-    }
-    real tail = 0;
-    for (; i < n; i++) tail += x[i] * (real)y[i];
-    return vsum((s[0] + s[1]) + (s[2] + s[3])) + tail;
+/* Of weights in fewer bits: VEC_LANES from element i on, one element, and the bytes of an element.
+   The storage is a constant where these are inlined. */
+static ALWAYS_INLINE vec load_stored(rf_storage storage, const void *y, size_t i) {
+    return storage == RF_INT8 ? load_int8((const int8_t *)y + i)
+                              : load_bfloat16((const uint16_t *)y + i);
 }
 
-static inline real dot_bfloat16(const real *x, const uint16_t *y, size_t n) {
+static ALWAYS_INLINE real stored_value(rf_storage storage, const void *y, size_t i) {
+    return storage == RF_INT8 ? (real)((const int8_t *)y)[i]
+                              : real_of_bfloat16(((const uint16_t *)y)[i]);
+}
+
+static ALWAYS_INLINE size_t stored_bytes(rf_storage storage) {
+    return storage == RF_INT8 ? sizeof(int8_t) : sizeof(uint16_t);
+}
+
+/* As dot() in vec.h: four vectors of sums, and a fixed order. */
+static ALWAYS_INLINE real dot_stored(const real *x, const void *y, size_t n,
+                                     const rf_storage storage) {
+    const size_t bytes = stored_bytes(storage);
     vec s[4] = {{0}, {0}, {0}, {0}};
     size_t i = 0;
     for (; i + 4 * VEC_LANES <= n; i += 4 * VEC_LANES) {
-        prefetch_weights(y + i, 4 * VEC_LANES * sizeof *y);
-        for (size_t j = 0; j < 4; j++)
-            s[j] += vload(x + i + j * VEC_LANES) * load_bfloat16(y + i + j * VEC_LANES);
+        prefetch_weights((const char *)y + i * bytes, 4 * VEC_LANES * bytes);
+        for (size_t j = i; j < i + 4 * VEC_LANES; j += VEC_LANES)
+            s[(j - i) / VEC_LANES] += vload(x + j) * load_stored(storage, y, j);
     }
     real tail = 0;
-    for (; i < n; i++) tail += x[i] * real_of_bfloat16(y[i]);
+    for (; i < n; i++) tail += x[i] * stored_value(storage, y, i);
     return vsum((s[0] + s[1]) + (s[2] + s[3])) + tail;
 }
 
 /* x . row j of w, whose rows have n columns. */
-static ALWAYS_INLINE real dot_row(const real *x, const rf_matrix *w, size_t j, size_t n) {
+static inline real dot_row(const real *x, const rf_matrix *w, size_t j, size_t n) {
     switch (w->storage) {
     case RF_INT8:
-        return ((const real *)w->scale)[j] * dot_int8(x, (const int8_t *)w->data + j * n, n);
-    case RF_BFLOAT16: return dot_bfloat16(x, (const uint16_t *)w->data + j * n, n);
+        return ((const real *)w->scale)[j] *
+               dot_stored(x, (const int8_t *)w->data + j * n, n, RF_INT8);
+    case RF_BFLOAT16: return dot_stored(x, (const uint16_t *)w->data + j * n, n, RF_BFLOAT16);
     default: return dot(x, (const real *)w->data + j * n, n);
     }
 }

@@ -241,9 +241,11 @@ class StepWeights:
             return weights[name]
         full_name = weights.prefix + name
         if full_name not in self._quantized:
-            if not np.isfinite(weights[name]).all():
-                raise ValueError(f"weights must be finite numbers, got others in {full_name}")
-            self._quantized[full_name] = ops.quantize(weights[name], self._storage)
+            try:
+                self._quantized[full_name] = ops.quantize(weights[name], self._storage)
+            except ValueError as error:
+                message = f"weights must be finite numbers, got others in {full_name}"
+                raise ValueError(message) from error
         return self._quantized[full_name]
 
     def linear(

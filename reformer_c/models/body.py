@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import ops
-from ..checks import integer
+from ..checks import as_array, integer
 from ..layers.activations import WEIGHTED
 from ..layers.attention import LocalAttention, LSHAttention, SelfAttention
 from ..layers.nn import (
@@ -34,7 +34,7 @@ from ..layers.reversible import alternating_backward, alternating_forward
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
 from .config import ReformerConfig
-from .inputs import Call, Inputs, as_array, own_lengths
+from .inputs import Call, Inputs, own_lengths
 from .outputs import ReformerOutput
 
 __all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknown
 from ..files.checkpoint import write_atomically
+from ..ops.quantized import STORAGES
 
 __all__ = ["GENERATION_CONFIG", "GenerationConfig"]
 
@@ -38,8 +39,6 @@ REALS: dict[str, tuple[float, float, bool, str]] = {
     "eta_cutoff": (0.0, BELOW_ONE, False, "a number in [0, 1)"),
     "length_penalty": (-math.inf, math.inf, False, "a finite number"),
 }
-# number types for the weights in decoding steps, see ops.quantize
-WEIGHTS = ("int8", "bfloat16")
 FLAGS = ("do_sample", "renormalize_logits", "use_cache")
 # options that are one token, and options that may be several
 TOKEN = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
@@ -373,7 +372,7 @@ def _checked(name: str, value: Any) -> Any:
             raise ValueError(f"{name} must be True, False or 'never', got {value!r}")
         return value if isinstance(value, str) else flag(name, value)
     if name == "weights":
-        if value not in WEIGHTS:
+        if value not in STORAGES:
             raise ValueError(f"{name} must be 'int8', 'bfloat16' or None, got {value!r}")
         return value
     if not isinstance(value, dict):

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..checks import number
+from ..checks import as_array, number
 from ..layers.nn import StepWeights
 from ..ops.machine import layer_scratch
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
 from .body import Pass, dense_shapes
 from .config import ReformerConfig
-from .inputs import IGNORE, Inputs, as_array, check_ids
+from .inputs import IGNORE, Inputs, check_ids
 
 __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
 

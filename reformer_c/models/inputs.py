@@ -20,7 +20,6 @@ __all__ = [
     "IGNORE",
     "Call",
     "Inputs",
-    "as_array",
     "check_ids",
     "check_inputs",
     "check_mask",

@@ -21,7 +21,7 @@ __all__ = [
     "quantized_linear",
 ]
 
-STORAGES = ("bfloat16", "int8")
+STORAGES = ("int8", "bfloat16")
 # weights converted at a time: their temporaries stay in the cache
 BLOCK = 2**18
 
