@@ -113,8 +113,10 @@ class Reformer(Weighted):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            An argument has another type or dtype, or there is no such argument.
+        ValueError
+            A shape, a length or a value does not fit the configuration or the other arguments.
         """
         requested = Requested.of(
             self.config, output_hidden_states, output_attentions, output_buckets, return_dict
@@ -278,8 +280,10 @@ class ReformerWithLoss(Reformer):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            An argument has another type or dtype; a target is missing or unknown.
+        ValueError
+            A shape, a length or a value does not fit the configuration or the other arguments.
         MemoryError
             The step would take more memory than is free; raised before it starts, with the numbers.
         """
@@ -366,8 +370,10 @@ class ReformerWithLoss(Reformer):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            A size is not an integer, or the budget is not a number.
+        ValueError
+            A size or the budget is too small, or `length` exceeds the model's positions.
 
         Examples
         --------

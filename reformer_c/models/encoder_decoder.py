@@ -172,8 +172,10 @@ class ReformerEncoderDecoder(TextGeneration):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            An argument has another type or dtype, or the decoder has no input.
+        ValueError
+            A shape, a length or a value does not fit the configuration or the other arguments.
         """
         requested = Requested.of(
             self.decoder.config, output_hidden_states, output_attentions, output_buckets,
@@ -284,8 +286,10 @@ class ReformerEncoderDecoder(TextGeneration):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            An argument has another type or dtype, or `labels` are missing.
+        ValueError
+            A shape, a length or a value does not fit the configuration or the other arguments.
         MemoryError
             The step would take more memory than is free; raised before it starts, with the numbers.
         """
@@ -384,8 +388,10 @@ class ReformerEncoderDecoder(TextGeneration):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            A size is not an integer, or the budget is not a number.
+        ValueError
+            A size or the budget is too small, or a length exceeds the model's positions.
         """
         batch, c = integer("batch", batch, 1), self.encoder.config.hidden_size
         call = Call(num_hashes=num_hashes, training=True)

@@ -178,8 +178,11 @@ class Generation(Weighted):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            An argument or option has another type, or there is no such option.
+        ValueError
+            An option is out of range or contradicts another one, or there are too few positions for
+            the prompts and the new tokens.
 
         See Also
         --------

@@ -180,8 +180,11 @@ class TextGeneration(TwoSided):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            An argument or option has another type, or there is no such option.
+        ValueError
+            An option is out of range or contradicts another one, or there are too few positions for
+            the texts.
         """
         call = Call(
             as_rows("input_ids", input_ids), as_rows("attention_mask", attention_mask), None,

@@ -194,8 +194,10 @@ class Weighted(Model):
 
         Raises
         ------
-        TypeError, ValueError
-            Name the argument and say what was expected.
+        TypeError
+            A number is not an integer, or `rng` is not a source of random numbers.
+        ValueError
+            A number is below 1.
 
         Examples
         --------

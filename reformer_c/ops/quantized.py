@@ -66,8 +66,10 @@ def quantize(weight: np.ndarray, storage: str) -> QuantizedWeight:
 
     Raises
     ------
-    TypeError, ValueError
-        Name the argument and say what was expected.
+    TypeError
+        The weight is not float32 or float64.
+    ValueError
+        The weight is not a matrix or not finite, or there is no such storage.
 
     Notes
     -----
@@ -164,7 +166,7 @@ def quantized_linear(
     Raises
     ------
     TypeError, ValueError
-        Name the argument and say what was expected.
+        For another dtype or shape, naming the argument.
 
     Examples
     --------
@@ -208,7 +210,7 @@ def quantized_feed_forward(
     Raises
     ------
     TypeError, ValueError
-        Name the argument and say what was expected.
+        For another dtype, shape or activation, naming the argument.
 
     Examples
     --------
