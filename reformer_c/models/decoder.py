@@ -38,7 +38,7 @@ CUT_STEPS = 256
 
 
 class Decoder:
-    """A `LogitsSource` of ``reformer_c.models.strategies`` with a cache.
+    """A `LogitsSource` of ``reformer_c.models.sources`` with a cache.
 
     Parameters
     ----------

@@ -20,7 +20,9 @@ from .decoder import Decoder, cache_bytes, num_buckets_of
 from .generation_config import GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel
 from .inputs import Call, as_rows, check_ids, check_inputs, check_mask
-from .strategies import Grouped, LogitsSource, Rules, UncachedSource, beam_search, stream_tokens
+from .rules import Rules
+from .sources import Grouped, LogitsSource, UncachedSource
+from .strategies import beam_search, stream_tokens
 from .weights import Weighted
 
 __all__ = ["Generation"]
@@ -127,7 +129,7 @@ class Generation(Weighted):
             probability reaches this, in (0, 1].
         epsilon_cutoff, eta_cutoff : float, 0.0
             Sample from the tokens of at least this probability; eta_cutoff is lowered if the
-            entropy is high: see `reformer_c.models.strategies.probabilities`.
+            entropy is high: see `reformer_c.models.sampling.probabilities`.
         repetition_penalty : float, 1.0
             Divides positive logits, and multiplies negative ones, of tokens that are in the text,
             > 0 (Keskar et al. 2019, section 4.1).

@@ -18,7 +18,7 @@ from ..checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknow
 from ..files.checkpoint import write_atomically
 from ..ops.quantized import STORAGES
 
-__all__ = ["GENERATION_CONFIG", "GenerationConfig"]
+__all__ = ["GENERATION_CONFIG", "GenerationConfig", "flat"]
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -272,7 +272,7 @@ class GenerationConfig(NamedAttributes):
                     lower |= {one: None, other: None}
         found = given.over(type(self)(**lower))
         found._check_tokens(v)
-        if found.pad_token_id is None and (ends := _flat(found.eos_token_id)):
+        if found.pad_token_id is None and (ends := flat(found.eos_token_id)):
             found.pad_token_id = ends[0]
         found._count_new_tokens(call, t, room)
         off = {"top_k": 0}  # what None in the call means
@@ -316,14 +316,14 @@ class GenerationConfig(NamedAttributes):
                 f"{'' if beams > 1 else ' without do_sample'}, got {texts}"
             )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            forced, suppressed = _flat(getattr(self, name)), _flat(self.suppress_tokens)
+            forced, suppressed = flat(getattr(self, name)), flat(self.suppress_tokens)
             if forced and set(forced) <= set(suppressed):
                 raise ValueError(f"{name} must not be in suppress_tokens, got {forced}")
 
     def _check_tokens(self, v: int) -> None:
         """Raise ValueError where a token is not in [0, v)."""
         for name in (*TOKEN, *TOKENS, "bad_words_ids"):
-            tokens = np.ravel(_flat(getattr(self, name)))
+            tokens = np.ravel(flat(getattr(self, name)))
             for token in tokens[(tokens < 0) | (tokens >= v)]:
                 raise ValueError(f"{name} must be in [0, {v}), got {token}")
 
@@ -337,18 +337,18 @@ def _warn_of_unsupported(source: str, values: Mapping[str, Any]) -> None:
             )
 
 
-def _flat(value: Any) -> list[int]:
+def flat(value: Any) -> list[int]:
     """Flatten the value of a field to a list of integers; None gives an empty list."""
     if value is None:
         return []
     if not isinstance(value, list):
         return [value]
-    return [token for part in value for token in _flat(part)]
+    return [token for part in value for token in flat(part)]
 
 
 def _inside(value: Any, v: int) -> Any:
     """Keep the tokens that are in the vocabulary; None if there are none."""
-    inside = [token for token in _flat(value) if 0 <= token < v]
+    inside = [token for token in flat(value) if 0 <= token < v]
     return (inside if isinstance(value, list) else inside[0]) if inside else None
 
 

@@ -11,14 +11,10 @@ from tolerances import assert_close
 from reformer_c.models.decoder import num_buckets_of
 from reformer_c.models.generation_config import GenerationConfig
 from reformer_c.models.model import ReformerModelWithLMHead
-from reformer_c.models.strategies import (
-    Rules,
-    UncachedSource,
-    _largest,
-    beam_search,
-    probabilities,
-    stream_tokens,
-)
+from reformer_c.models.rules import Rules
+from reformer_c.models.sampling import probabilities
+from reformer_c.models.sources import UncachedSource
+from reformer_c.models.strategies import _largest, beam_search, stream_tokens
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import warnings
 import numpy as np
 import pytest
 
-from reformer_c.models import strategies as generate
 from reformer_c.models.config import ReformerConfig
 from reformer_c.models.decoder import num_buckets_of
 from reformer_c.models.generation_config import GenerationConfig
 from reformer_c.models.model import ReformerModelWithLMHead
+from reformer_c.models.rules import Rules
+from reformer_c.models.sampling import softmax
 
 from .conftest import HAVE_LIVE
 
@@ -251,10 +252,10 @@ def test_the_distribution_of_each_draw_is_theirs(monkeypatch, options):
     tokens, seen = drawn.sequences[0].tolist(), []
 
     def choose(rules, z, text):
-        seen.append(generate._softmax(rules.warped(z)))
+        seen.append(softmax(rules.warped(z)))
         return tokens[len(text.ids)]
 
-    monkeypatch.setattr(generate.Rules, "choose", choose)
+    monkeypatch.setattr(Rules, "choose", choose)
     model.generate(ids, do_sample=True, **options)
     expected = [live.torch.softmax(z[0].double(), 0).numpy() for z in drawn.scores]
     np.testing.assert_allclose(seen, expected, rtol=0, atol=2e-5)
