@@ -4,190 +4,193 @@
    its shape: b batch, h heads, t length, d head depth, c channels, f feed-forward width,
    v vocabulary, n rows, r hash rounds, k buckets, m chunk length.
 
-   Order of arguments: the run, written, read, sizes, scalars, scratch. dX is the gradient of X and
-   has its shape. Gradients of activations are overwritten; gradients of weights are accumulated.
+   Names and order of arguments are those of reformer_c.ops and of the extension: what the forward
+   pass reads, its options, what it saved, dout, results; then sizes and scratch, which only C has.
+   dX is the gradient of X and has its shape. Gradients of activations are overwritten; gradients of
+   weights are accumulated.
    Arrays are contiguous unless strides are passed. `scratch` is 64-byte aligned and has the size in
    bytes that <op>_workspace returned for the same sizes; SIZE_MAX means that the sizes overflow.
    Pointers marked "or NULL" are optional. Every size may be 0. Results do not depend on
    run->workers. */
 typedef struct {
-    /* y = x w' + bias. */
+    /* out = x weight' + bias. */
     size_t (*linear_workspace)(const rf_run *run, size_t n, size_t ci, size_t co);
     void (*linear_forward)(rf_run *run,
-                           real *y,          // n co
-                           const real *x,    // n ci
-                           const real *w,    // co ci
-                           const real *bias, // co, or NULL
+                           const real *x,      // n ci
+                           const real *weight, // co ci
+                           const real *bias,   // co, or NULL
+                           real *out,          // n co
                            size_t n, size_t ci, size_t co, void *scratch);
     void (*linear_backward)(rf_run *run,
-                            real *dx,       // n ci, or NULL
-                            real *dw,       // co ci, added to
-                            real *dbias,    // co, added to, or NULL
-                            const real *dy, // n co
-                            const real *x,  // n ci
-                            const real *w,  // co ci
+                            const real *x,      // n ci
+                            const real *weight, // co ci
+                            const real *dout,   // n co
+                            real *dx,           // n ci, or NULL
+                            real *dweight,      // co ci, added to
+                            real *dbias,        // co, added to, or NULL
                             size_t n, size_t ci, size_t co, void *scratch);
 
-    /* Rows of a table: y[i] = w[ids[i]]. Ids must be in range. */
+    /* Rows of a table: out[i] = weight[ids[i]]. Ids must be in range. */
     void (*embedding_forward)(rf_run *run,
-                              real *y,            // n c
                               const int64_t *ids, // n
-                              const real *w,      // v c
+                              const real *weight, // v c
+                              real *out,          // n c
                               size_t n, size_t c);
     void (*embedding_backward)(rf_run *run,
-                               real *dw,           // v c, added to
-                               const real *dy,     // n c
                                const int64_t *ids, // n
+                               const real *dout,   // n c
+                               real *dweight,      // v c, added to
                                size_t n, size_t c);
 
-    /* Axial positions: y[i] = w0[j / n2] followed by w1[j % n2], with j = positions[i]. */
-    void (*axial_forward)(rf_run *run,
-                          real *y,                  // n d1+d2
-                          const int64_t *positions, // n
-                          const real *w0,           // n1 d1
-                          const real *w1,           // n2 d2
-                          size_t n, size_t n2, size_t d1, size_t d2);
-    void (*axial_backward)(rf_run *run,
-                           real *dw0,                // n1 d1, added to
-                           real *dw1,                // n2 d2, added to
-                           const real *dy,           // n d1+d2
-                           const int64_t *positions, // n
-                           size_t n, size_t n2, size_t d1, size_t d2);
+    /* Axial positions: out[i] = w0[j / n2] followed by w1[j % n2], with j = position_ids[i]. */
+    void (*axial_positions_forward)(rf_run *run,
+                                    const int64_t *position_ids, // n
+                                    const real *w0,              // n1 d1
+                                    const real *w1,              // n2 d2
+                                    real *out,                   // n d1+d2
+                                    size_t n, size_t n2, size_t d1, size_t d2);
+    void (*axial_positions_backward)(rf_run *run,
+                                     const int64_t *position_ids, // n
+                                     const real *dout,            // n d1+d2
+                                     real *dw0,                   // n1 d1, added to
+                                     real *dw1,                   // n2 d2, added to
+                                     size_t n, size_t n2, size_t d1, size_t d2);
 
-    /* Normalise each row: y = (x - mean) * rstd * weight + bias. */
+    /* Normalise each row: out = (x - mean) * rstd * weight + bias. */
     void (*layer_norm_forward)(rf_run *run,
-                               real *y,            // n c
-                               real *mean,         // n, saved for backward
-                               real *rstd,         // n, saved for backward
                                const real *x,      // n c
                                const real *weight, // c
                                const real *bias,   // c
-                               size_t n, size_t c, double eps);
+                               double eps,
+                               real *out,  // n c
+                               real *mean, // n, saved for backward
+                               real *rstd, // n, saved for backward
+                               size_t n, size_t c);
     size_t (*layer_norm_backward_workspace)(size_t n, size_t c);
     void (*layer_norm_backward)(rf_run *run,
+                                const real *x,      // n c
+                                const real *weight, // c
+                                const real *mean,   // n
+                                const real *rstd,   // n
+                                const real *dout,   // n c
                                 real *dx,           // n c
                                 real *dweight,      // c, added to
                                 real *dbias,        // c, added to
-                                const real *dy,     // n c
-                                const real *x,      // n c
-                                const real *mean,   // n
-                                const real *rstd,   // n
-                                const real *weight, // c
                                 size_t n, size_t c, void *scratch);
 
-    /* y = x / (1 - p) where the random bits of (key, index) say keep, else 0. It is its own
-       backward. y may be x. */
+    /* out = x / (1 - p) where the random bits of (key, index) say keep, else 0. It is its own
+       backward. out may be x. */
     void (*dropout)(rf_run *run,
-                    real *y,       // n
                     const real *x, // n
-                    size_t n, double p, uint64_t key);
+                    double p, uint64_t key,
+                    real *out, // n
+                    size_t n);
 
-    /* y = act(drop(x w1' + b1)) w2' + b2, in chunks of rows; the dropout mask is n x f. */
-    size_t (*feed_forward_workspace)(const rf_run *run, size_t n, size_t c, size_t f, size_t chunk);
+    /* out = act(drop(x w1' + b1)) w2' + b2, in chunks of rows; the dropout mask is n x f. */
+    size_t (*feed_forward_workspace)(const rf_run *run, size_t n, size_t c, size_t f,
+                                     size_t chunk_length);
     void (*feed_forward_forward)(rf_run *run,
-                                 real *y,        // n c
                                  const real *x,  // n c
                                  const real *w1, // f c
                                  const real *b1, // f
                                  const real *w2, // c f
                                  const real *b2, // c
-                                 size_t n, size_t c, size_t f, rf_activation activation,
-                                 size_t chunk, double dropout, uint64_t key, void *scratch);
+                                 rf_activation activation, size_t chunk_length, double dropout,
+                                 uint64_t dropout_key,
+                                 real *out, // n c
+                                 size_t n, size_t c, size_t f, void *scratch);
     size_t (*feed_forward_backward_workspace)(const rf_run *run, size_t n, size_t c, size_t f,
-                                              size_t chunk);
+                                              size_t chunk_length);
     void (*feed_forward_backward)(rf_run *run,
-                                  real *dx,       // n c
-                                  real *dw1,      // f c, added to
-                                  real *db1,      // f, added to
-                                  real *dw2,      // c f, added to
-                                  real *db2,      // c, added to
-                                  real *y,        // n c, the forward's result recomputed; or NULL
-                                  const real *dy, // n c
                                   const real *x,  // n c
                                   const real *w1, // f c
                                   const real *b1, // f
                                   const real *w2, // c f
                                   const real *b2, // c
-                                  size_t n, size_t c, size_t f, rf_activation activation,
-                                  size_t chunk, double dropout, uint64_t key, void *scratch);
+                                  rf_activation activation, size_t chunk_length, double dropout,
+                                  uint64_t dropout_key,
+                                  const real *dout, // n c
+                                  real *value_out,  // n c, the forward's result recomputed; or NULL
+                                  real *dx,         // n c
+                                  real *dw1,        // f c, added to
+                                  real *db1,        // f, added to
+                                  real *dw2,        // c f, added to
+                                  real *db2,        // c, added to
+                                  size_t n, size_t c, size_t f, void *scratch);
 
-    /* Cross-entropy of softmax(x w' + bias): loss[0] = sum over the rows whose label is not
-       ignored, loss[1] = their number. Processes `chunk` rows at a time, never all n v logits. */
-    size_t (*cross_entropy_workspace)(const rf_run *run, size_t n, size_t c, size_t v,
-                                      size_t chunk);
-    void (*cross_entropy_forward)(rf_run *run,
-                                  double *loss,          // 2
-                                  const real *x,         // n c
-                                  const real *w,         // v c
-                                  const real *bias,      // v, or NULL
-                                  const int64_t *labels, // n
-                                  size_t n, size_t c, size_t v, int64_t ignore, size_t chunk,
-                                  void *scratch);
-    /* `scale` is the gradient of the sum: dloss / count for a mean. */
-    void (*cross_entropy_backward)(rf_run *run,
-                                   real *dx,              // n c
-                                   real *dw,              // v c, added to
-                                   real *dbias,           // v, added to, or NULL
-                                   const real *x,         // n c
-                                   const real *w,         // v c
-                                   const real *bias,      // v, or NULL
-                                   const int64_t *labels, // n
-                                   size_t n, size_t c, size_t v, int64_t ignore, double scale,
-                                   size_t chunk, void *scratch);
+    /* Cross-entropy of softmax(h weight' + bias): loss[0] = sum over the rows whose label is not
+       ignored, loss[1] = their number. Processes `chunk_length` rows at a time, never all n v
+       logits. */
+    size_t (*cross_entropy_head_workspace)(const rf_run *run, size_t n, size_t c, size_t v,
+                                           size_t chunk_length);
+    void (*cross_entropy_head_forward)(rf_run *run,
+                                       const real *h,         // n c
+                                       const real *weight,    // v c
+                                       const real *bias,      // v, or NULL
+                                       const int64_t *labels, // n
+                                       int64_t ignore_index, size_t chunk_length,
+                                       double *loss, // 2
+                                       size_t n, size_t c, size_t v, void *scratch);
+    /* `dloss` is the gradient of the sum: 1 / loss[1] for the mean. */
+    void (*cross_entropy_head_backward)(rf_run *run,
+                                        const real *h,         // n c
+                                        const real *weight,    // v c
+                                        const real *bias,      // v, or NULL
+                                        const int64_t *labels, // n
+                                        int64_t ignore_index, size_t chunk_length, double dloss,
+                                        real *dh,      // n c
+                                        real *dweight, // v c, added to
+                                        real *dbias,   // v, added to, or NULL
+                                        size_t n, size_t c, size_t v, void *scratch);
 
     /* Bucket ids of angular LSH: argmax of [u, -u], u = x rotations, separately for each of the nf
        factors and combined into a mixed-radix number, the first factor varying fastest. Masked
        positions get an extra id, the product of the factors. */
-    size_t (*lsh_hash_workspace)(const rf_run *run, const rf_attention *a, const int32_t *factors,
-                                 size_t nf);
-    void (*lsh_hash)(rf_run *run,
-                     int32_t *buckets,      // b h r t
-                     const real *x,         // b h t d, strided
-                     const real *rotations, // h d r sum(factors)/2
-                     const uint8_t *mask,   // b t, or NULL
-                     const rf_attention *a, rf_strides sx, const int32_t *factors, size_t nf,
+    size_t (*lsh_hash_workspace)(const rf_run *run, const rf_attention *a,
+                                 const int32_t *num_buckets, size_t nf);
+    void (*lsh_hash)(rf_run *run, const rf_attention *a,
+                     const real *x, // b h t d, strided
+                     rf_strides sx, const int32_t *num_buckets, size_t nf,
+                     const real *rotations,         // h d r sum(num_buckets)/2
+                     const uint8_t *attention_mask, // b t, or NULL
+                     int32_t *out,                  // b h r t
                      void *scratch);
 
     /* Softmax attention in every scope: see rf_attention. */
     size_t (*attention_workspace)(const rf_run *run, const rf_attention *a);
-    void (*attention_forward)(rf_run *run,
-                              real *out,              // b h t d, strided
-                              real *lse,              // b h t, saved for backward
-                              const real *q,          // b h t d, strided
-                              const real *k,          // b h tk d, strided; NULL with shared_qk
-                              const real *v,          // b h tk d, strided
-                              const uint8_t *mask,    // b tk, or NULL; 0 hides a key
-                              const int32_t *buckets, // b h r t (scopes CHUNK and BUCKET)
-                              const rf_attention *a, rf_strides sout, rf_strides sq, rf_strides sk,
-                              rf_strides sv, void *scratch);
+    void (*attention_forward)(rf_run *run, const rf_attention *a,
+                              const real *q, // b h t d, strided
+                              const real *k, // b h tk d, strided; NULL with shared_qk
+                              const real *v, // b h tk d, strided
+                              const uint8_t *attention_mask, // b tk, or NULL; 0 hides a key
+                              const int32_t *buckets,        // b h r t (scopes CHUNK and BUCKET)
+                              real *out,                     // b h t d, strided
+                              real *lse,                     // b h t, saved for backward
+                              rf_strides sq, rf_strides sk, rf_strides sv, rf_strides sout,
+                              void *scratch);
     size_t (*attention_backward_workspace)(const rf_run *run, const rf_attention *a);
-    void (*attention_backward)(rf_run *run,
-                               real *dq,               // b h t d, strided
-                               real *dk,               // b h tk d, strided; NULL with shared_qk
-                               real *dv,               // b h tk d, strided
-                               const real *dout,       // b h t d, strided
-                               const real *out,        // b h t d, strided
-                               const real *lse,        // b h t
-                               const real *q,          // b h t d, strided
-                               const real *k,          // b h tk d, strided; NULL with shared_qk
-                               const real *v,          // b h tk d, strided
-                               const uint8_t *mask,    // b tk, or NULL
-                               const int32_t *buckets, // b h r t
-                               const rf_attention *a, rf_strides sdq, rf_strides sdk,
-                               rf_strides sdv, rf_strides sdout, rf_strides sout, rf_strides sq,
-                               rf_strides sk, rf_strides sv, void *scratch);
+    void (*attention_backward)(rf_run *run, const rf_attention *a,
+                               const real *q, // b h t d, strided
+                               const real *k, // b h tk d, strided; NULL with shared_qk
+                               const real *v, // b h tk d, strided
+                               const uint8_t *attention_mask, // b tk, or NULL
+                               const int32_t *buckets,        // b h r t
+                               const real *out,               // b h t d, strided
+                               const real *lse,               // b h t
+                               const real *dout,              // b h t d, strided
+                               real *dq,                      // b h t d, strided
+                               real *dk, // b h tk d, strided; NULL with shared_qk
+                               real *dv, // b h tk d, strided
+                               rf_strides sq, rf_strides sk, rf_strides sv, rf_strides sout,
+                               rf_strides sdout, rf_strides sdq, rf_strides sdk, rf_strides sdv,
+                               void *scratch);
 
     /* y += attention(layer_norm(x) wq' ...) wo' for one new token of each of n texts, whose key and
        value are appended to the cache; keys are stored scaled, and normalised if they are shared
        queries. With scope LOCAL token t is in slot t % s. previous[t] is the token before t in its
-       bucket. `columns` is the sum of factors / 2. */
+       bucket. `columns` is the sum of num_buckets / 2. */
     size_t (*decode_attention_workspace)(const rf_run *run, const rf_decoding *a, size_t columns);
-    void (*decode_attention)(rf_run *run,
-                             real *y,             // n c, added to
-                             real *keys,          // b h s d, appended to
-                             real *values,        // b h s d, appended to
-                             int32_t *buckets,    // b h r k 2: newest token, count; or NULL (LOCAL)
-                             int32_t *previous,   // b h r s, or NULL (LOCAL)
+    void (*decode_attention)(rf_run *run, const rf_decoding *a,
                              const real *x,       // n c
                              const real *weight,  // c
                              const real *bias,    // c
@@ -195,60 +198,65 @@ typedef struct {
                              const rf_matrix *wk, // hd c; NULL unless LOCAL
                              const rf_matrix *wv, // hd c
                              const rf_matrix *wo, // c hd
-                             const real *rotations,    // h d r k/2, or NULL (LOCAL)
-                             const int64_t *rows,      // n, texts of the cache, distinct
+                             const int32_t *num_buckets, size_t nf,
+                             const real *rotations, // h d r k/2, or NULL (LOCAL)
+                             real *keys,            // b h s d, appended to
+                             real *values,          // b h s d, appended to
+                             int32_t *buckets,    // b h r k 2: newest token, count; or NULL (LOCAL)
+                             int32_t *previous,   // b h r s, or NULL (LOCAL)
+                             const int64_t *rows, // n, texts of the cache, distinct
                              const int64_t *positions, // n, of the new tokens
-                             const rf_decoding *a, const int32_t *factors, size_t nf,
+                             real *y,                  // n c, added to
                              size_t columns, void *scratch);
 
     /* The linear and the feed-forward layer of decoding: few rows, weights in any storage. */
     void (*quantized_linear)(rf_run *run,
-                             real *y,            // n co
-                             const real *x,      // n ci
-                             const rf_matrix *w, // co ci
-                             const real *bias,   // co, or NULL
+                             const real *x,           // n ci
+                             const rf_matrix *weight, // co ci
+                             const real *bias,        // co, or NULL
+                             real *out,               // n co
                              size_t n, size_t ci, size_t co);
     size_t (*quantized_feed_forward_workspace)(size_t n, size_t f);
     void (*quantized_feed_forward)(rf_run *run,
-                                   real *y,             // n c
                                    const real *x,       // n c
                                    const rf_matrix *w1, // f c
                                    const real *b1,      // f
                                    const rf_matrix *w2, // c f
                                    const real *b2,      // c
-                                   size_t n, size_t c, size_t f, rf_activation activation,
-                                   void *scratch);
+                                   rf_activation activation,
+                                   real *out, // n c
+                                   size_t n, size_t c, size_t f, void *scratch);
 
     /* y += alpha * x: adds a sublayer to the residual stream, or with alpha = -1 removes it. */
     void (*add_scaled)(rf_run *run,
                        real *y,       // n
                        const real *x, // n
-                       size_t n, double alpha);
+                       double alpha, size_t n);
 
     /* Sum of squares of a gradient, in blocks whose number depends only on n. */
     double (*sum_of_squares)(rf_run *run, const real *x, size_t n);
 
     /* A step of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place; `step` counts from 1. */
-    void (*adamw)(rf_run *run,
-                  real *w,       // n
-                  real *m,       // n, first moment
-                  real *s,       // n, second moment
-                  const real *g, // n
-                  size_t n, double lr, double beta1, double beta2, double eps, double weight_decay,
-                  double grad_scale, uint64_t step);
+    void (*adamw_step)(rf_run *run,
+                       real *w,       // n
+                       real *m,       // n, first moment
+                       real *s,       // n, second moment
+                       const real *g, // n
+                       double lr, double beta1, double beta2, double eps, double weight_decay,
+                       uint64_t step, double grad_scale, size_t n);
 
     /* One step of Adafactor (Shazeer and Stern 2018, algorithms 4 and 5) on b matrices, in place:
        the second moment is factored into means of rows and of columns, or stored in full in s. */
-    size_t (*adafactor_workspace)(size_t b, size_t rows, size_t n);
-    void (*adafactor)(rf_run *run,
-                      real *w,       // b rows n
-                      real *m,       // b rows n, running mean of the updates, or NULL
-                      real *row,     // b rows, or NULL
-                      real *column,  // b n, or NULL with row
-                      real *s,       // b rows n, or NULL where there is row
-                      const real *g, // b rows n
-                      size_t b, size_t rows, size_t n, double lr, double beta1, double beta2,
-                      double eps, double clip_threshold, double weight_decay, void *scratch);
+    size_t (*adafactor_step_workspace)(size_t b, size_t rows, size_t n);
+    void (*adafactor_step)(rf_run *run,
+                           real *w,       // b rows n
+                           const real *g, // b rows n
+                           real *row,     // b rows, or NULL
+                           real *column,  // b n, or NULL with row
+                           real *s,       // b rows n, or NULL where there is row
+                           real *m,       // b rows n, running mean of the updates, or NULL
+                           double lr, double beta1, double beta2, double eps, double clip_threshold,
+                           double weight_decay, size_t b, size_t rows, size_t n, void *scratch);
 
     /* GFLOP/s of independent fused multiply-adds in registers, on `workers` threads: the peak that
        benchmarks compare with. Runs for about `seconds`. */

@@ -35,20 +35,20 @@ def linear_backward(
     x: Real,
     weight: Real,
     dout: Real,
+    dx: Real | None,
     dweight: Real,
     dbias: Real | None,
-    out: Real | None,
     matmul_precision: str,
     workers: int,
     /,
 ) -> Real: ...
-def embedding_forward(weight: Real, ids: Integers, out: Real | None, workers: int, /) -> Real: ...
-def embedding_backward(dout: Real, dweight: Real, ids: Integers, workers: int, /) -> None: ...
-def axial_forward(
-    w0: Real, w1: Real, position_ids: Integers, out: Real | None, workers: int, /
+def embedding_forward(ids: Integers, weight: Real, out: Real | None, workers: int, /) -> Real: ...
+def embedding_backward(ids: Integers, dout: Real, dweight: Real, workers: int, /) -> None: ...
+def axial_positions_forward(
+    position_ids: Integers, w0: Real, w1: Real, out: Real | None, workers: int, /
 ) -> Real: ...
-def axial_backward(
-    dw0: Real, dw1: Real, dout: Real, position_ids: Integers, workers: int, /
+def axial_positions_backward(
+    position_ids: Integers, dout: Real, dw0: Real, dw1: Real, workers: int, /
 ) -> None: ...
 def layer_norm_forward(
     x: Real, weight: Real, bias: Real, eps: float, out: Real | None, workers: int, /
@@ -86,37 +86,37 @@ def feed_forward_backward(
     b1: Real,
     w2: Real,
     b2: Real,
-    dout: Real,
     activation: str,
     chunk_length: int,
     dropout: float,
     dropout_key: int,
+    dout: Real,
+    value_out: Real | None,
     dw1: Real,
     db1: Real,
     dw2: Real,
     db2: Real,
-    out: Real | None,
     matmul_precision: str,
     workers: int,
     /,
 ) -> Real: ...
-def cross_entropy_forward(
+def cross_entropy_head_forward(
     h: Real,
     weight: Real,
     bias: Real | None,
-    ignore_index: int,
     labels: Integers,
+    ignore_index: int,
     chunk_length: int,
     matmul_precision: str,
     workers: int,
     /,
 ) -> tuple[float, float]: ...
-def cross_entropy_backward(
+def cross_entropy_head_backward(
     h: Real,
     weight: Real,
     bias: Real | None,
-    ignore_index: int,
     labels: Integers,
+    ignore_index: int,
     chunk_length: int,
     dloss: float,
     dweight: Real,
@@ -197,18 +197,18 @@ def quantized_feed_forward(
     b1: Real,
     w2: Matrix,
     b2: Real,
-    out: Real | None,
     activation: str,
+    out: Real | None,
     workers: int,
     /,
 ) -> Real: ...
-def add_scaled(x: Real, y: Real, alpha: float, workers: int, /) -> None: ...
+def add_scaled(y: Real, x: Real, alpha: float, workers: int, /) -> None: ...
 def sum_of_squares(x: Real, workers: int, /) -> float: ...
-def adamw(
-    g: Real,
+def adamw_step(
     w: Real,
     m: Real,
     s: Real,
+    g: Real,
     lr: float,
     beta1: float,
     beta2: float,
@@ -219,13 +219,13 @@ def adamw(
     workers: int,
     /,
 ) -> None: ...
-def adafactor(
-    g: Real,
+def adafactor_step(
     w: Real,
-    m: Real | None,
+    g: Real,
     row: Real | None,
     column: Real | None,
     s: Real | None,
+    m: Real | None,
     lr: float,
     beta1: float,
     beta2: float,

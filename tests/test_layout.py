@@ -1,6 +1,7 @@
 """The house's floors: knowledge points downward only, in C and in Python."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -138,6 +139,32 @@ def test_every_entry_of_the_table_is_bound_and_described():
     described = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
     functions = {name for name in dir(rc._core) if callable(getattr(rc._core, name))}
     assert described == {name for name in functions if not name.startswith("__")}
+
+
+def test_arguments_have_one_name_and_one_order_in_c_in_the_extension_and_in_python():
+    heads = re.findall(r"\(\*(\w+)\)\((.*?)\);", text_of(CSRC / "ops.h"), re.DOTALL)
+    in_c = {op: re.findall(r"(\w+)\s*(?:,|$)", arguments) for op, arguments in heads}
+    stub = ast.parse((PACKAGE / "_core.pyi").read_text())
+    bound = {
+        node.name: [argument.arg for argument in node.args.posonlyargs]
+        for node in stub.body
+        if isinstance(node, ast.FunctionDef) and node.name in in_c
+    }
+    # what C takes in its structures, and what only names an argument or a type
+    by_structure = {"spec", "eps", "bucket_ids", "matmul_precision", "workers"}
+    for op, arguments in bound.items():
+        only_here = by_structure | {"name", "like"} | ({"p"} if op == "lsh_hash" else set())
+        shared = [name for name in arguments if name not in only_here or name in in_c[op]]
+        assert shared == [name for name in in_c[op] if name in shared], op
+        plain = getattr(rc.ops, op.removesuffix("_forward"), None)
+        if not callable(plain) or op.endswith("_backward"):
+            continue
+        required = [
+            parameter.name
+            for parameter in inspect.signature(plain).parameters.values()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        assert required == [name for name in in_c[op] if name in required], op
 
 
 # ---- Python ----

@@ -328,11 +328,12 @@ static void forward_hf_rows(rf_run *run, const attention_arrays *x, const forwar
     forward_hf_rows_of_thread(run, x, f, (char *)scratch + thread_index() * bytes);
 }
 
-static void attention_forward(rf_run *run, real *out, real *lse, const real *q, const real *k,
-                              const real *v, const uint8_t *mask, const int32_t *buckets,
-                              const rf_attention *a, rf_strides sout, rf_strides sq, rf_strides sk,
-                              rf_strides sv, void *scratch) {
-    attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
+static void attention_forward(rf_run *run, const rf_attention *a, const real *q, const real *k,
+                              const real *v, const uint8_t *attention_mask, const int32_t *buckets,
+                              real *out, real *lse, rf_strides sq, rf_strides sk, rf_strides sv,
+                              rf_strides sout, void *scratch) {
+    attention_arrays x = {
+        .a = a, .q = q, .k = k, .v = v, .mask = attention_mask, .buckets = buckets};
     x.terms = terms_of(run);
     x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
     x.order = make_order(run, a, buckets, &scratch);
@@ -618,13 +619,14 @@ static void backward_hf_rows(rf_run *run, const attention_arrays *x, const backw
     }
 }
 
-static void attention_backward(rf_run *run, real *dq, real *dk, real *dv, const real *dout,
-                               const real *out, const real *lse, const real *q, const real *k,
-                               const real *v, const uint8_t *mask, const int32_t *buckets,
-                               const rf_attention *a, rf_strides sdq, rf_strides sdk,
-                               rf_strides sdv, rf_strides sdout, rf_strides sout, rf_strides sq,
-                               rf_strides sk, rf_strides sv, void *scratch) {
-    attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
+static void attention_backward(rf_run *run, const rf_attention *a, const real *q, const real *k,
+                               const real *v, const uint8_t *attention_mask, const int32_t *buckets,
+                               const real *out, const real *lse, const real *dout, real *dq,
+                               real *dk, real *dv, rf_strides sq, rf_strides sk, rf_strides sv,
+                               rf_strides sout, rf_strides sdout, rf_strides sdq, rf_strides sdk,
+                               rf_strides sdv, void *scratch) {
+    attention_arrays x = {
+        .a = a, .q = q, .k = k, .v = v, .mask = attention_mask, .buckets = buckets};
     x.terms = terms_of(run);
     x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
     x.order = make_order(run, a, buckets, &scratch);

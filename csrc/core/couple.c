@@ -4,8 +4,8 @@
 
 #define COUPLE_BLOCK 65536
 
-static void add_scaled(rf_run *run, real *restrict y, const real *restrict x, size_t n,
-                       double alpha) {
+static void add_scaled(rf_run *run, real *restrict y, const real *restrict x, double alpha,
+                       size_t n) {
     const real a = (real)alpha;
 #pragma omp parallel for num_threads(team(run, (double)n)) schedule(static)
     for (size_t block = 0; block < blocks_of(n, COUPLE_BLOCK); block++) {

@@ -110,8 +110,8 @@ static cross_entropy_scratch cross_entropy_scratch_of(const rf_run *run, void *s
 }
 
 /* Enough for either pass. */
-static size_t cross_entropy_workspace(const rf_run *run, size_t n, size_t c, size_t v,
-                                      size_t chunk) {
+static size_t cross_entropy_head_workspace(const rf_run *run, size_t n, size_t c, size_t v,
+                                           size_t chunk) {
     const size_t threads = (size_t)run->workers, task = task_rows(run, n, chunk);
     const size_t losses = bytes_of(bytes_mul(2, blocks_of(n, task)), sizeof(double));
     const size_t own = cross_entropy_task_bytes(run, task, c);
@@ -129,23 +129,25 @@ static size_t cross_entropy_workspace(const rf_run *run, size_t n, size_t c, siz
     return bytes_add(packed_bytes(run, c, v), max_size(forward, backward));
 }
 
-static void cross_entropy_forward(rf_run *run, double *loss, const real *x, const real *w,
-                                  const real *bias, const int64_t *labels, size_t n, size_t c,
-                                  size_t v, int64_t ignore, size_t chunk, void *scratch) {
-    const size_t task = task_rows(run, n, chunk), tasks = blocks_of(n, task);
+static void cross_entropy_head_forward(rf_run *run, const real *h, const real *weight,
+                                       const real *bias, const int64_t *labels,
+                                       int64_t ignore_index, size_t chunk_length, double *loss,
+                                       size_t n, size_t c, size_t v, void *scratch) {
+    const size_t task = task_rows(run, n, chunk_length), tasks = blocks_of(n, task);
     const size_t own = cross_entropy_task_bytes(run, task, c);
     const packed_matrix packed = take_packed(&scratch, run, c, v);
     double *losses = take(&scratch, 2 * tasks, sizeof(double));
     char *threads = scratch;
-    pack_parallel(run, packed, w, 1, (ptrdiff_t)c);
+    pack_parallel(run, packed, weight, 1, (ptrdiff_t)c);
 
 #pragma omp parallel for num_threads(                                                              \
         tile_team(run, 2.0 * (double)n * (double)c * (double)v, tasks)) schedule(dynamic)
     for (size_t block = 0; block < tasks; block++) {
         if (stopped(run)) continue;
         const size_t row = block * task;
-        cross_entropy_rows(run, losses + 2 * block, x + row * c, packed, bias, labels + row,
-                           min_size(task, n - row), c, v, ignore, threads + thread_index() * own);
+        cross_entropy_rows(run, losses + 2 * block, h + row * c, packed, bias, labels + row,
+                           min_size(task, n - row), c, v, ignore_index,
+                           threads + thread_index() * own);
     }
 
     loss[0] = loss[1] = 0;
@@ -188,13 +190,14 @@ static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx
     sum_rows(s->parts + at / s->task * v, logits, s->ldl, rows, v);
 }
 
-static void cross_entropy_backward(rf_run *run, real *dx, real *dw, real *dbias, const real *x,
-                                   const real *w, const real *bias, const int64_t *labels, size_t n,
-                                   size_t c, size_t v, int64_t ignore, double scale, size_t chunk,
-                                   void *scratch) {
-    const cross_entropy_scratch s = cross_entropy_scratch_of(run, scratch, n, c, v, chunk);
-    pack_parallel(run, s.wt, w, 1, (ptrdiff_t)c);
-    pack_parallel(run, s.w, w, (ptrdiff_t)c, 1);
+static void cross_entropy_head_backward(rf_run *run, const real *h, const real *weight,
+                                        const real *bias, const int64_t *labels,
+                                        int64_t ignore_index, size_t chunk_length, double dloss,
+                                        real *dh, real *dweight, real *dbias, size_t n, size_t c,
+                                        size_t v, void *scratch) {
+    const cross_entropy_scratch s = cross_entropy_scratch_of(run, scratch, n, c, v, chunk_length);
+    pack_parallel(run, s.wt, weight, 1, (ptrdiff_t)c);
+    pack_parallel(run, s.w, weight, (ptrdiff_t)c, 1);
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
@@ -203,12 +206,13 @@ static void cross_entropy_backward(rf_run *run, real *dx, real *dw, real *dbias,
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;
             const size_t at = block * s.task;
-            cross_entropy_rows_backward(&s, dx, x, bias, labels, first + at, at,
-                                        min_size(s.task, rows - at), c, v, ignore, (real)scale);
+            cross_entropy_rows_backward(&s, dh, h, bias, labels, first + at, at,
+                                        min_size(s.task, rows - at), c, v, ignore_index,
+                                        (real)dloss);
         }
         if (stopped(run)) return;
-        // forward was logits = x w' + bias
-        weight_gradient(run, dw, s.logits, s.ldl, x + first * c, c, rows, v, c, s.gradient);
+        // forward was logits = h weight' + bias
+        weight_gradient(run, dweight, s.logits, s.ldl, h + first * c, c, rows, v, c, s.gradient);
         if (dbias) fold_sums(dbias, s.parts, v, tasks, v);
     }
 }

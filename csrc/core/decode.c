@@ -231,12 +231,12 @@ static size_t decode_attention_workspace(const rf_run *run, const rf_decoding *a
     return bytes_add(bytes_add(bytes_mul(4, width), rows), each);
 }
 
-static void decode_attention(rf_run *run, real *y, real *keys, real *values, int32_t *buckets,
-                             int32_t *previous, const real *x, const real *weight, const real *bias,
-                             const rf_matrix *wq, const rf_matrix *wk, const rf_matrix *wv,
-                             const rf_matrix *wo, const real *rotations, const int64_t *rows,
-                             const int64_t *positions, const rf_decoding *a, const int32_t *factors,
-                             size_t nf, size_t columns, void *scratch) {
+static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, const real *weight,
+                             const real *bias, const rf_matrix *wq, const rf_matrix *wk,
+                             const rf_matrix *wv, const rf_matrix *wo, const int32_t *num_buckets,
+                             size_t nf, const real *rotations, real *keys, real *values,
+                             int32_t *buckets, int32_t *previous, const int64_t *rows,
+                             const int64_t *positions, real *y, size_t columns, void *scratch) {
     // 1. scratch
     const size_t n = a->n, c = a->c, width = a->h * a->d;
     real *norm = take(&scratch, n * c, sizeof(real));
@@ -246,14 +246,14 @@ static void decode_attention(rf_run *run, real *y, real *keys, real *values, int
          *out = take(&scratch, n * width, sizeof(real));
     const size_t each = bytes_of(columns, sizeof(real)) / sizeof(real);
     real *hashes = scratch;
-    const decode_arrays arrays = {a, keys, values, buckets,   previous, rotations, q,      k,
-                                  v, out,  rows,   positions, factors,  nf,        columns};
+    const decode_arrays arrays = {a, keys, values, buckets,   previous,    rotations, q,      k,
+                                  v, out,  rows,   positions, num_buckets, nf,        columns};
 
     // 2. layer norm and projections
-    layer_norm_forward(run, norm, mean, rstd, x, weight, bias, n, c, a->eps);
-    linear_small_batch(run, q, norm, wq, NULL, n, c, width);
-    if (wk) linear_small_batch(run, k, norm, wk, NULL, n, c, width);
-    linear_small_batch(run, v, norm, wv, NULL, n, c, width);
+    layer_norm_forward(run, x, weight, bias, a->eps, norm, mean, rstd, n, c);
+    linear_small_batch(run, norm, wq, NULL, q, n, c, width);
+    if (wk) linear_small_batch(run, norm, wk, NULL, k, n, c, width);
+    linear_small_batch(run, norm, wv, NULL, v, n, c, width);
     // 3. attention
     const size_t keys_per_token =
         a->scope == RF_BUCKET ? 64 * a->r : (a->before + 1) * a->m * max_size(1, a->r);
@@ -263,6 +263,6 @@ static void decode_attention(rf_run *run, real *y, real *keys, real *values, int
         if (!stopped(run))
             decode_head(run, &arrays, task / a->h, task % a->h, hashes + thread_index() * each);
     // 4. output projection and residual
-    linear_small_batch(run, norm, out, wo, NULL, n, width, c);
+    linear_small_batch(run, out, wo, NULL, norm, n, width, c);
     for (size_t i = 0; i < n * c; i++) y[i] += norm[i];
 }

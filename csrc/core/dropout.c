@@ -4,7 +4,7 @@
 
 #define DROPOUT_BLOCK 16384 // a multiple of PHILOX_BLOCK: no block of words is generated twice
 
-static void dropout(rf_run *run, real *y, const real *x, size_t n, double p, uint64_t key) {
+static void dropout(rf_run *run, const real *x, double p, uint64_t key, real *out, size_t n) {
     const uint32_t threshold = drop_threshold(p);
     const real scale = drop_scale(p);
 #pragma omp parallel for num_threads(team(run, 4.0 * (double)n)) schedule(static)
@@ -12,8 +12,8 @@ static void dropout(rf_run *run, real *y, const real *x, size_t n, double p, uin
         if (stopped(run)) continue;
         const size_t i = block * DROPOUT_BLOCK, m = min_size(DROPOUT_BLOCK, n - i);
         if (p > 0)
-            drop_row(y + i, x + i, m, i, threshold, scale, key);
-        else if (y != x)
-            memcpy(y + i, x + i, m * sizeof(real));
+            drop_row(out + i, x + i, m, i, threshold, scale, key);
+        else if (out != x)
+            memcpy(out + i, x + i, m * sizeof(real));
     }
 }

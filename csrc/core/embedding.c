@@ -5,15 +5,15 @@
 
 #define EMBEDDING_ROWS 256 // between two polls
 
-static void embedding_forward(rf_run *run, real *y, const int64_t *ids, const real *w, size_t n,
-                              size_t c) {
+static void embedding_forward(rf_run *run, const int64_t *ids, const real *weight, real *out,
+                              size_t n, size_t c) {
     const int workers = team(run, (double)n * (double)c);
 #pragma omp parallel for num_threads(workers) schedule(static)
     for (size_t block = 0; block < blocks_of(n, EMBEDDING_ROWS); block++) {
         if (stopped(run)) continue;
         const size_t end = min_size(n, (block + 1) * EMBEDDING_ROWS);
         for (size_t i = block * EMBEDDING_ROWS; i < end; i++)
-            memcpy(y + i * c, w + (size_t)ids[i] * c, c * sizeof(real));
+            memcpy(out + i * c, weight + (size_t)ids[i] * c, c * sizeof(real));
     }
 }
 
@@ -36,8 +36,8 @@ static void add_rows(real *restrict table, size_t c, const real *restrict dy, si
     }
 }
 
-static void embedding_backward(rf_run *run, real *dw, const real *dy, const int64_t *ids, size_t n,
-                               size_t c) {
+static void embedding_backward(rf_run *run, const int64_t *ids, const real *dout, real *dweight,
+                               size_t n, size_t c) {
     const int workers = team(run, (double)n * (double)c);
     const size_t width = strip_width(c, workers);
 
@@ -46,13 +46,14 @@ static void embedding_backward(rf_run *run, real *dw, const real *dy, const int6
     for (size_t strip = 0; strip < blocks_of(c, width); strip++) {
         const size_t j = strip * width, columns = min_size(width, c - j);
         for (size_t i = 0; i < n && !stopped(run); i += EMBEDDING_ROWS)
-            add_rows(dw + j, c, dy + i * c + j, c, ids + i, min_size(EMBEDDING_ROWS, n - i),
+            add_rows(dweight + j, c, dout + i * c + j, c, ids + i, min_size(EMBEDDING_ROWS, n - i),
                      columns);
     }
 }
 
-static void axial_forward(rf_run *run, real *y, const int64_t *positions, const real *w0,
-                          const real *w1, size_t n, size_t n2, size_t d1, size_t d2) {
+static void axial_positions_forward(rf_run *run, const int64_t *position_ids, const real *w0,
+                                    const real *w1, real *out, size_t n, size_t n2, size_t d1,
+                                    size_t d2) {
     const size_t c = d1 + d2;
     const int workers = team(run, (double)n * (double)c);
 #pragma omp parallel for num_threads(workers) schedule(static)
@@ -60,9 +61,9 @@ static void axial_forward(rf_run *run, real *y, const int64_t *positions, const 
         if (stopped(run)) continue;
         const size_t end = min_size(n, (block + 1) * EMBEDDING_ROWS);
         for (size_t i = block * EMBEDDING_ROWS; i < end; i++) {
-            const size_t j = (size_t)positions[i];
-            memcpy(y + i * c, w0 + j / n2 * d1, d1 * sizeof(real));
-            memcpy(y + i * c + d1, w1 + j % n2 * d2, d2 * sizeof(real));
+            const size_t j = (size_t)position_ids[i];
+            memcpy(out + i * c, w0 + j / n2 * d1, d1 * sizeof(real));
+            memcpy(out + i * c + d1, w1 + j % n2 * d2, d2 * sizeof(real));
         }
     }
 }
@@ -81,8 +82,9 @@ static void axial_strip(rf_run *run, real *table, size_t d, const real *dy, size
     }
 }
 
-static void axial_backward(rf_run *run, real *dw0, real *dw1, const real *dy,
-                           const int64_t *positions, size_t n, size_t n2, size_t d1, size_t d2) {
+static void axial_positions_backward(rf_run *run, const int64_t *position_ids, const real *dout,
+                                     real *dw0, real *dw1, size_t n, size_t n2, size_t d1,
+                                     size_t d2) {
     const int workers = team(run, (double)n * (double)(d1 + d2));
     const size_t width1 = strip_width(d1, workers), strips1 = blocks_of(d1, width1);
     const size_t width2 = strip_width(d2, workers), strips2 = blocks_of(d2, width2);
@@ -93,10 +95,10 @@ static void axial_backward(rf_run *run, real *dw0, real *dw1, const real *dy,
         const int inner = strip >= strips1;
         const size_t j = inner ? (strip - strips1) * width2 : strip * width1;
         if (inner)
-            axial_strip(run, dw1 + j, d2, dy + d1 + j, d1 + d2, positions, n, n2, 1,
+            axial_strip(run, dw1 + j, d2, dout + d1 + j, d1 + d2, position_ids, n, n2, 1,
                         min_size(width2, d2 - j));
         else
-            axial_strip(run, dw0 + j, d1, dy + j, d1 + d2, positions, n, n2, 0,
+            axial_strip(run, dw0 + j, d1, dout + j, d1 + d2, position_ids, n, n2, 0,
                         min_size(width1, d1 - j));
     }
 }

@@ -35,23 +35,23 @@ static void feed_forward_small_batch(rf_run *run, const feed_forward *ff, real *
                                      const rf_matrix *w1, const real *b1, const rf_matrix *w2,
                                      const real *b2, real *h) {
     const size_t n = ff->n, c = ff->c, f = ff->f;
-    linear_small_batch(run, h, x, w1, b1, n, c, f);
+    linear_small_batch(run, x, w1, b1, h, n, c, f);
     for (size_t i = 0; i < n; i++) {
         drop_hidden(ff, h + i * f, i, 0, f);
         activate(ff->activation, h + i * f, NULL, f);
     }
-    linear_small_batch(run, y, h, w2, b2, n, f, c);
+    linear_small_batch(run, h, w2, b2, y, n, f, c);
 }
 
 static size_t quantized_feed_forward_workspace(size_t n, size_t f) {
     return bytes_of(bytes_mul(n, f), sizeof(real));
 }
 
-static void quantized_feed_forward(rf_run *run, real *y, const real *x, const rf_matrix *w1,
-                                   const real *b1, const rf_matrix *w2, const real *b2, size_t n,
-                                   size_t c, size_t f, rf_activation activation, void *scratch) {
+static void quantized_feed_forward(rf_run *run, const real *x, const rf_matrix *w1, const real *b1,
+                                   const rf_matrix *w2, const real *b2, rf_activation activation,
+                                   real *out, size_t n, size_t c, size_t f, void *scratch) {
     const feed_forward ff = feed_forward_of(run, n, c, f, activation, 0.0, 0);
-    feed_forward_small_batch(run, &ff, y, x, w1, b1, w2, b2, scratch);
+    feed_forward_small_batch(run, &ff, out, x, w1, b1, w2, b2, scratch);
 }
 
 /* An f x c right operand is packed a piece of f at a time: each piece is the right operand of one
@@ -115,17 +115,18 @@ static size_t feed_forward_workspace(const rf_run *run, size_t n, size_t c, size
     return bytes_add(packed, bytes_mul((size_t)run->workers, task));
 }
 
-static void feed_forward_forward(rf_run *run, real *y, const real *x, const real *w1,
-                                 const real *b1, const real *w2, const real *b2, size_t n, size_t c,
-                                 size_t f, rf_activation activation, size_t chunk, double dropout,
-                                 uint64_t key, void *scratch) {
-    const feed_forward ff = feed_forward_of(run, n, c, f, activation, dropout, key);
+static void feed_forward_forward(rf_run *run, const real *x, const real *w1, const real *b1,
+                                 const real *w2, const real *b2, rf_activation activation,
+                                 size_t chunk_length, double dropout, uint64_t dropout_key,
+                                 real *out, size_t n, size_t c, size_t f, void *scratch) {
+    const feed_forward ff = feed_forward_of(run, n, c, f, activation, dropout, dropout_key);
     if (n < SMALL_BATCH) {
         const rf_matrix first = matrix_of(w1), second = matrix_of(w2);
-        feed_forward_small_batch(run, &ff, y, x, &first, b1, &second, b2, scratch);
+        feed_forward_small_batch(run, &ff, out, x, &first, b1, &second, b2, scratch);
         return;
     }
-    const size_t task = task_rows(run, n, chunk), own = feed_forward_task_bytes(run, task, c);
+    const size_t task = task_rows(run, n, chunk_length),
+                 own = feed_forward_task_bytes(run, task, c);
     const packed_matrix packed1 = take_packed(&scratch, run, c, f);
     char *packed2 = take(&scratch, pieces_bytes(run, f, c), 1);
     char *tasks = scratch; // one per thread
@@ -137,9 +138,9 @@ static void feed_forward_forward(rf_run *run, real *y, const real *x, const real
     for (size_t block = 0; block < blocks_of(n, task); block++) {
         if (stopped(run)) continue;
         const size_t row = block * task, next = row + (size_t)workers * task;
-        const prefetch_rows of_y = next_task_rows(y, c, n, next, task, NULL);
+        const prefetch_rows of_y = next_task_rows(out, c, n, next, task, NULL);
         const prefetch_rows of_x = next_task_rows(x, c, n, next, task, &of_y);
-        feed_forward_rows(&ff, y, x, packed1, b1, packed2, b2, tasks + thread_index() * own, row,
+        feed_forward_rows(&ff, out, x, packed1, b1, packed2, b2, tasks + thread_index() * own, row,
                           min_size(task, n - row), &of_x);
     }
 }
@@ -250,37 +251,39 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
     if (y) recompute_rows(ff, s, y, dxr, b2, row, at, rows);
 }
 
-static void feed_forward_backward(rf_run *run, real *dx, real *dw1, real *db1, real *dw2, real *db2,
-                                  real *y, const real *dy, const real *x, const real *w1,
-                                  const real *b1, const real *w2, const real *b2, size_t n,
-                                  size_t c, size_t f, rf_activation activation, size_t chunk,
-                                  double dropout, uint64_t key, void *scratch) {
-    const feed_forward ff = feed_forward_of(run, n, c, f, activation, dropout, key);
-    const feed_forward_scratch s = feed_forward_scratch_of(run, scratch, n, c, f, chunk);
+static void feed_forward_backward(rf_run *run, const real *x, const real *w1, const real *b1,
+                                  const real *w2, const real *b2, rf_activation activation,
+                                  size_t chunk_length, double dropout, uint64_t dropout_key,
+                                  const real *dout, real *value_out, real *dx, real *dw1, real *db1,
+                                  real *dw2, real *db2, size_t n, size_t c, size_t f,
+                                  void *scratch) {
+    const feed_forward ff = feed_forward_of(run, n, c, f, activation, dropout, dropout_key);
+    const feed_forward_scratch s = feed_forward_scratch_of(run, scratch, n, c, f, chunk_length);
     // 1. pack the weights
     pack_parallel(run, s.w1t, w1, 1, (ptrdiff_t)c);
     pack_parallel(run, s.w2, w2, (ptrdiff_t)f, 1);
     pack_pieces(run, s.w1, w1, (ptrdiff_t)c, 1, f, c);
-    if (y) pack_pieces(run, s.w2t, w2, 1, (ptrdiff_t)f, f, c);
+    if (value_out) pack_pieces(run, s.w2t, w2, 1, (ptrdiff_t)f, f, c);
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
-        // 2. dx, and a chunk's rows of the hidden layer and of its gradient
+        // 2. dx, and a chunk_length's rows of the hidden layer and of its gradient
         const int workers = tile_team(run, 6.0 * (double)rows * (double)c * (double)f, tasks);
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
         for (size_t block = 0; block < tasks; block++) {
             if (stopped(run)) continue;
             const size_t at = block * s.task, next = first + at + (size_t)workers * s.task;
-            const prefetch_rows of_y = next_task_rows(y ? y : dx, c, y ? n : 0, next, s.task, NULL);
+            const prefetch_rows of_y = next_task_rows(value_out ? value_out : dx, c,
+                                                      value_out ? n : 0, next, s.task, NULL);
             const prefetch_rows of_dx = next_task_rows(dx, c, n, next, s.task, &of_y);
             const prefetch_rows of_x = next_task_rows(x, c, n, next, s.task, &of_dx);
-            const prefetch_rows of_dy = next_task_rows(dy, c, n, next, s.task, &of_x);
-            feed_forward_rows_backward(&ff, &s, dx, y, dy, x, b1, b2, first + at, at,
+            const prefetch_rows of_dy = next_task_rows(dout, c, n, next, s.task, &of_x);
+            feed_forward_rows_backward(&ff, &s, dx, value_out, dout, x, b1, b2, first + at, at,
                                        min_size(s.task, rows - at), &of_dy);
         }
         if (stopped(run)) return;
-        // 3. weights: forward was y = a w2' + b2, with a = act(drop(h)) and h = x w1' + b1
-        weight_gradient(run, dw2, dy + first * c, c, s.hidden, s.ldh, rows, c, f, s.gradient);
+        // 3. weights: forward was value_out = a w2' + b2, with a = act(drop(h)) and h = x w1' + b1
+        weight_gradient(run, dw2, dout + first * c, c, s.hidden, s.ldh, rows, c, f, s.gradient);
         weight_gradient(run, dw1, s.dhidden, s.ldh, x + first * c, c, rows, f, c, s.gradient);
         fold_sums(db1, s.parts, f + c, tasks, f);
         fold_sums(db2, s.parts + f, f + c, tasks, c);

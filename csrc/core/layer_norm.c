@@ -43,17 +43,16 @@ static size_t norm_rows(size_t c) {
     return max_size(1, NORM_ELEMENTS / max_size(1, c));
 }
 
-static void layer_norm_forward(rf_run *run, real *restrict y, real *restrict mean,
-                               real *restrict rstd, const real *restrict x,
-                               const real *restrict weight, const real *restrict bias, size_t n,
-                               size_t c, double eps) {
+static void layer_norm_forward(rf_run *run, const real *restrict x, const real *restrict weight,
+                               const real *restrict bias, double eps, real *restrict out,
+                               real *restrict mean, real *restrict rstd, size_t n, size_t c) {
     const size_t rows = norm_rows(c);
 #pragma omp parallel for num_threads(team(run, 4.0 * (double)n * (double)c)) schedule(static)
     for (size_t block = 0; block < blocks_of(n, rows); block++) {
         if (stopped(run)) continue;
         for (size_t i = block * rows; i < min_size(n, (block + 1) * rows); i++) {
             const real *restrict xi = x + i * c;
-            real *restrict yi = y + i * c;
+            real *restrict yi = out + i * c;
             const real m = row_sum(xi, c) / (real)c;
             const real variance = row_squares(xi, m, c) / (real)c;
             const real r = 1 / (real)sqrt((double)variance + eps);
@@ -104,11 +103,11 @@ static inline void norm_row_backward(real *restrict dx, real *restrict dw, real 
     }
 }
 
-static void layer_norm_backward(rf_run *run, real *restrict dx, real *restrict dweight,
-                                real *restrict dbias, const real *restrict dy,
-                                const real *restrict x, const real *restrict mean,
-                                const real *restrict rstd, const real *restrict weight, size_t n,
-                                size_t c, void *scratch) {
+static void layer_norm_backward(rf_run *run, const real *restrict x, const real *restrict weight,
+                                const real *restrict mean, const real *restrict rstd,
+                                const real *restrict dout, real *restrict dx,
+                                real *restrict dweight, real *restrict dbias, size_t n, size_t c,
+                                void *scratch) {
     const size_t blocks = min_size(n, NORM_BLOCKS), rows = norm_rows(c);
     const size_t line = bytes_of(c, sizeof(real)) / sizeof(real); // no two blocks share a line
     real *restrict dws = scratch, *restrict dbs = dws + blocks * line;
@@ -121,7 +120,7 @@ static void layer_norm_backward(rf_run *run, real *restrict dx, real *restrict d
         memset(db, 0, c * sizeof(real));
         for (size_t i = n * block / blocks; i < end && !stopped(run); i += rows)
             for (size_t r = i; r < min_size(end, i + rows); r++)
-                norm_row_backward(dx + r * c, dw, db, dy + r * c, x + r * c, mean[r], rstd[r],
+                norm_row_backward(dx + r * c, dw, db, dout + r * c, x + r * c, mean[r], rstd[r],
                                   weight, c);
     }
 

@@ -76,14 +76,14 @@ static void linear_product(rf_run *run, real *c, const real *a, const real *b, p
     }
 }
 
-static void linear_forward(rf_run *run, real *y, const real *x, const real *w, const real *bias,
-                           size_t n, size_t ci, size_t co, void *scratch) {
+static void linear_forward(rf_run *run, const real *x, const real *weight, const real *bias,
+                           real *out, size_t n, size_t ci, size_t co, void *scratch) {
     if (n < SMALL_BATCH) {
-        const rf_matrix matrix = matrix_of(w);
-        linear_small_batch(run, y, x, &matrix, bias, n, ci, co);
+        const rf_matrix matrix = matrix_of(weight);
+        linear_small_batch(run, x, &matrix, bias, out, n, ci, co);
         return;
     }
-    linear_product(run, y, x, w, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);
+    linear_product(run, out, x, weight, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);
 }
 
 /* sums += column sums of dy. A task is a strip of columns; within it, blocks of rows are summed one
@@ -103,11 +103,11 @@ static void add_column_sums(rf_run *run, real *sums, const real *dy, size_t n, s
     }
 }
 
-static void linear_backward(rf_run *run, real *dx, real *dw, real *dbias, const real *dy,
-                            const real *x, const real *w, size_t n, size_t ci, size_t co,
+static void linear_backward(rf_run *run, const real *x, const real *weight, const real *dout,
+                            real *dx, real *dweight, real *dbias, size_t n, size_t ci, size_t co,
                             void *scratch) {
-    // forward was y = x w' + bias
-    if (dx) linear_product(run, dx, dy, w, (ptrdiff_t)ci, 1, NULL, n, ci, co, scratch);
-    weight_gradient(run, dw, dy, co, x, ci, n, co, ci, scratch);
-    if (dbias) add_column_sums(run, dbias, dy, n, co);
+    // forward was y = x weight' + bias
+    if (dx) linear_product(run, dx, dout, weight, (ptrdiff_t)ci, 1, NULL, n, ci, co, scratch);
+    weight_gradient(run, dweight, dout, co, x, ci, n, co, ci, scratch);
+    if (dbias) add_column_sums(run, dbias, dout, n, co);
 }

@@ -57,17 +57,17 @@ static void hash_products(real *u, const real *rotation, size_t ld, const real *
     }
 }
 
-static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *rotations,
-                     const uint8_t *mask, const rf_attention *a, rf_strides sx,
-                     const int32_t *factors, size_t nf, void *scratch) {
-    const size_t d = a->d, dp = round_up(d, VEC_LANES), columns = hash_columns(factors, nf);
+static void lsh_hash(rf_run *run, const rf_attention *a, const real *x, rf_strides sx,
+                     const int32_t *num_buckets, size_t nf, const real *rotations,
+                     const uint8_t *attention_mask, int32_t *out, void *scratch) {
+    const size_t d = a->d, dp = round_up(d, VEC_LANES), columns = hash_columns(num_buckets, nf);
     const size_t blocks = blocks_of(a->t, HASH_ROWS);
     const size_t step = items_per_task(a->b * a->h * blocks, 16);
     const size_t tasks = blocks_of(blocks, step);
     const size_t each = bytes_of(hash_scratch_reals(d, columns), sizeof(real));
     const double work = 2.0 * (double)(a->b * a->h * a->t) * (double)(d * a->r * columns);
-    int32_t hidden = 1; // the id of masked positions, after all buckets
-    for (size_t i = 0; i < nf; i++) hidden *= factors[i];
+    int32_t hidden = 1; // the id of masked positions, after all out
+    for (size_t i = 0; i < nf; i++) hidden *= num_buckets[i];
     const size_t all = a->b * a->h * tasks;
 
 #pragma omp parallel for num_threads(tile_team(run, work, all))                                    \
@@ -104,18 +104,18 @@ static void lsh_hash(rf_run *run, int32_t *buckets, const real *x, const real *r
                 // 3. products with the rotations of this round
                 hash_products(u, rotations + (h * d * a->r + r) * columns, a->r * columns, lanes,
                               columns, d, &cursor);
-                // 4. a mixed-radix number of the factors' hashes
+                // 4. a mixed-radix number of the num_buckets' hashes
                 int32_t ids[HASH_ROWS] = {0}, stride = 1;
                 const real *piece = u;
                 for (size_t i = 0; i < nf; i++) {
-                    hash_argmax(ids, piece, (size_t)factors[i] / 2, stride);
-                    piece += (size_t)factors[i] / 2 * HASH_ROWS;
-                    stride *= factors[i];
+                    hash_argmax(ids, piece, (size_t)num_buckets[i] / 2, stride);
+                    piece += (size_t)num_buckets[i] / 2 * HASH_ROWS;
+                    stride *= num_buckets[i];
                 }
                 // 5. store, with masked positions in a bucket of their own
-                int32_t *to = buckets + (bh * a->r + r) * a->t + t0;
+                int32_t *to = out + (bh * a->r + r) * a->t + t0;
                 for (size_t i = 0; i < n; i++)
-                    to[i] = mask && !mask[b * a->t + t0 + i] ? hidden : ids[i];
+                    to[i] = attention_mask && !attention_mask[b * a->t + t0 + i] ? hidden : ids[i];
             }
         }
     }

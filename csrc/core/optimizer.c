@@ -34,9 +34,9 @@ static double sum_of_squares(rf_run *run, const real *x, size_t n) {
     return sum;
 }
 
-static void adamw(rf_run *run, real *restrict w, real *restrict m, real *restrict s,
-                  const real *restrict g, size_t n, double lr, double beta1, double beta2,
-                  double eps, double weight_decay, double grad_scale, uint64_t step) {
+static void adamw_step(rf_run *run, real *restrict w, real *restrict m, real *restrict s,
+                       const real *restrict g, double lr, double beta1, double beta2, double eps,
+                       double weight_decay, uint64_t step, double grad_scale, size_t n) {
     // scalars are combined in double: in float, 1 - beta2 loses half of its digits
     const real b1 = (real)beta1, a1 = (real)(1 - beta1), b2 = (real)beta2, a2 = (real)(1 - beta2);
     const real size = (real)(lr / (1 - pow(beta1, (double)step)));
@@ -166,15 +166,15 @@ static double direction_squares(rf_run *run, const direction *d, size_t pieces) 
     return sum;
 }
 
-static size_t adafactor_workspace(size_t b, size_t rows, size_t n) {
+static size_t adafactor_step_workspace(size_t b, size_t rows, size_t n) {
     return bytes_add(bytes_of(bytes_mul(b, rows), sizeof(real)),
                      bytes_of(bytes_mul(b, n), sizeof(real)));
 }
 
-static void adafactor(rf_run *run, real *restrict w, real *restrict m, real *restrict row,
-                      real *restrict column, real *restrict s, const real *g, size_t b, size_t rows,
-                      size_t n, double lr, double beta1, double beta2, double eps,
-                      double clip_threshold, double weight_decay, void *scratch) {
+static void adafactor_step(rf_run *run, real *restrict w, const real *g, real *restrict row,
+                           real *restrict column, real *restrict s, real *restrict m, double lr,
+                           double beta1, double beta2, double eps, double clip_threshold,
+                           double weight_decay, size_t b, size_t rows, size_t n, void *scratch) {
     const size_t size = b * rows * n;
     if (size == 0) return;
     // 1. second moment

@@ -8,8 +8,8 @@
 #define SMALL_BATCH 8 // with at least this many rows, packing the weights pays
 
 /* y = x w' + bias, or without bias if NULL. */
-static void linear_small_batch(rf_run *run, real *y, const real *x, const rf_matrix *w,
-                               const real *bias, size_t n, size_t ci, size_t co) {
+static void linear_small_batch(rf_run *run, const real *x, const rf_matrix *weight,
+                               const real *bias, real *out, size_t n, size_t ci, size_t co) {
     const size_t block = 64;
 #pragma omp parallel for num_threads(team(run, 2.0 * (double)n * (double)(ci * co)))               \
     schedule(static)
@@ -17,7 +17,7 @@ static void linear_small_batch(rf_run *run, real *y, const real *x, const rf_mat
         if (stopped(run)) continue;
         for (size_t j = b * block; j < min_size(co, (b + 1) * block); j++)
             for (size_t i = 0; i < n; i++)
-                y[i * co + j] = dot_row(x + i * ci, w, j, ci) + (bias ? bias[j] : 0);
+                out[i * co + j] = dot_row(x + i * ci, weight, j, ci) + (bias ? bias[j] : 0);
     }
 }
 

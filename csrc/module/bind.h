@@ -9,15 +9,15 @@
     BINDING(linear_backward)                                                                       \
     BINDING(embedding_forward)                                                                     \
     BINDING(embedding_backward)                                                                    \
-    BINDING(axial_forward)                                                                         \
-    BINDING(axial_backward)                                                                        \
+    BINDING(axial_positions_forward)                                                               \
+    BINDING(axial_positions_backward)                                                              \
     BINDING(layer_norm_forward)                                                                    \
     BINDING(layer_norm_backward)                                                                   \
     BINDING(dropout)                                                                               \
     BINDING(feed_forward_forward)                                                                  \
     BINDING(feed_forward_backward)                                                                 \
-    BINDING(cross_entropy_forward)                                                                 \
-    BINDING(cross_entropy_backward)                                                                \
+    BINDING(cross_entropy_head_forward)                                                            \
+    BINDING(cross_entropy_head_backward)                                                           \
     BINDING(lsh_hash)                                                                              \
     BINDING(attention_forward)                                                                     \
     BINDING(attention_backward)                                                                    \
@@ -26,8 +26,8 @@
     BINDING(quantized_feed_forward)                                                                \
     BINDING(add_scaled)                                                                            \
     BINDING(sum_of_squares)                                                                        \
-    BINDING(adamw)                                                                                 \
-    BINDING(adafactor)                                                                             \
+    BINDING(adamw_step)                                                                            \
+    BINDING(adafactor_step)                                                                        \
     BINDING(fma_peak)
 
 #define DECLARE(op) PyObject *bind_##op(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

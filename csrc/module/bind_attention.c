@@ -6,20 +6,20 @@ PyObject *bind_lsh_hash(PyObject *module, PyObject *const *args, Py_ssize_t narg
     rf_begin(&c, module, args, nargs, "lsh_hash");
     rf_attention a = {.scope = RF_CHUNK, .shared_qk = 1};
     rf_strides sx;
-    int32_t factors[RF_MAX_FACTORS];
+    int32_t num_buckets[RF_MAX_FACTORS];
     size_t half;
     const char *name = rf_name(&c, "name of x");
     const void *x = rf_in_strided(&c, name, "b? h? t d", &sx);
-    const size_t nf = rf_factors(&c, "num_buckets", factors, &a.k, &half);
+    const size_t nf = rf_factors(&c, "num_buckets", num_buckets, &a.k, &half);
     rf_let(&c, "k/2", half, "num_buckets");
     const void *rotations = rf_in(&c, "rotations", "h d r k/2");
-    const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", "b? t");
-    int32_t *buckets = rf_out_buckets(&c, "out", "b? h? r t");
+    const uint8_t *attention_mask = rf_in_mask_or_none(&c, "attention_mask", "b? t");
+    int32_t *out = rf_out_buckets(&c, "out", "b? h? r t");
     rf_workers(&c);
 
     rf_attention_sizes(&c, &a);
-    void *scratch = rf_scratch(&c, RF_CALL(&c, lsh_hash_workspace, &c.run, &a, factors, nf));
-    RF_RUN(&c, lsh_hash, buckets, x, rotations, mask, &a, sx, factors, nf, scratch);
+    void *scratch = rf_scratch(&c, RF_CALL(&c, lsh_hash_workspace, &c.run, &a, num_buckets, nf));
+    RF_RUN(&c, lsh_hash, &a, x, sx, num_buckets, nf, rotations, attention_mask, out, scratch);
     return rf_return(&c);
 }
 
@@ -32,7 +32,7 @@ PyObject *bind_attention_forward(PyObject *module, PyObject *const *args, Py_ssi
     const void *q = rf_in_strided(&c, query, "b? h? t d", &sq);
     const void *k = rf_in_keys(&c, &a, "k", keys, &sk);
     const void *v = rf_in_strided(&c, "v", keys, &sv);
-    const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
+    const uint8_t *attention_mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
     a.k = rf_count(&c, "bucket_ids");
     const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
     void *out = rf_out_like(&c, "out", "b? h? t d", query, &sout);
@@ -42,7 +42,8 @@ PyObject *bind_attention_forward(PyObject *module, PyObject *const *args, Py_ssi
     rf_attention_sizes(&c, &a);
     rf_attention_complete(&a);
     void *scratch = rf_scratch(&c, RF_CALL(&c, attention_workspace, &c.run, &a));
-    RF_RUN(&c, attention_forward, out, lse, q, k, v, mask, buckets, &a, sout, sq, sk, sv, scratch);
+    RF_RUN(&c, attention_forward, &a, q, k, v, attention_mask, buckets, out, lse, sq, sk, sv, sout,
+           scratch);
     return rf_return(&c);
 }
 
@@ -55,7 +56,7 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
     const void *q = rf_in_strided(&c, query, "b? h? t d", &sq);
     const void *k = rf_in_keys(&c, &a, "k", keys, &sk);
     const void *v = rf_in_strided(&c, "v", keys, &sv);
-    const uint8_t *mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
+    const uint8_t *attention_mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
     a.k = rf_count(&c, "bucket_ids");
     const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
     const void *out = rf_in_strided(&c, "out", "b? h? t d", &sout);
@@ -69,8 +70,8 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
     rf_attention_sizes(&c, &a);
     rf_attention_complete(&a);
     void *scratch = rf_scratch(&c, RF_CALL(&c, attention_backward_workspace, &c.run, &a));
-    RF_RUN(&c, attention_backward, dq, dk, dv, dout, out, lse, q, k, v, mask, buckets, &a, sdq, sdk,
-           sdv, sdout, sout, sq, sk, sv, scratch);
+    RF_RUN(&c, attention_backward, &a, q, k, v, attention_mask, buckets, out, lse, dout, dq, dk, dv,
+           sq, sk, sv, sout, sdout, sdq, sdk, sdv, scratch);
     return rf_return(&c);
 }
 
@@ -78,7 +79,7 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     rf_call c;
     rf_begin(&c, module, args, nargs, "decode_attention");
     rf_decoding a = rf_decoding_of(&c);
-    int32_t factors[RF_MAX_FACTORS];
+    int32_t num_buckets[RF_MAX_FACTORS];
     size_t half;
     const void *x = rf_in(&c, "x", "n c");
     const void *weight = rf_in(&c, "weight", "c");
@@ -87,7 +88,7 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     const rf_matrix wk = rf_in_matrix_or_none(&c, "wk", "hd c", "hd");
     const rf_matrix wv = rf_in_matrix(&c, "wv", "hd c", "hd");
     const rf_matrix wo = rf_in_matrix(&c, "wo", "c hd", "c");
-    const size_t nf = rf_factors(&c, "num_buckets", factors, &a.k, &half);
+    const size_t nf = rf_factors(&c, "num_buckets", num_buckets, &a.k, &half);
     rf_let(&c, "k", a.k, "num_buckets");
     rf_let(&c, "k/2", half, "num_buckets");
     rf_let(&c, "2", 2, "a newest token and a count");
@@ -96,16 +97,17 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     void *values = rf_inout(&c, "values", "b h s d");
     int32_t *buckets = rf_inout_int32_or_none(&c, "buckets", "b h r k 2");
     int32_t *previous = rf_inout_int32_or_none(&c, "previous", "b h r s");
-    const int64_t *rows = rf_in_ids(&c, "rows", "n", rf_size(&c, "b"));
-    const size_t longest = a.scope == RF_LOCAL ? INT32_MAX : rf_size(&c, "s");
-    const int64_t *positions = rf_in_ids(&c, "positions", "n", longest);
+    const int64_t *rows = rf_in_ids(&c, "rows", "n");
+    const int64_t *positions = rf_in_ids(&c, "positions", "n");
     void *y = rf_inout(&c, "y", "n c");
+    rf_check_ids(&c, "rows", rf_size(&c, "b"));
+    rf_check_ids(&c, "positions", a.scope == RF_LOCAL ? INT32_MAX : rf_size(&c, "s"));
     rf_workers(&c);
 
     rf_decoding_sizes(&c, &a, wk.data != NULL, rotations && buckets && previous);
     void *scratch = rf_scratch(&c, RF_CALL(&c, decode_attention_workspace, &c.run, &a, half));
-    RF_RUN(&c, decode_attention, y, keys, values, buckets, previous, x, weight, bias, &wq,
-           wk.data ? &wk : NULL, &wv, &wo, rotations, rows, positions, &a, factors, nf, half,
+    RF_RUN(&c, decode_attention, &a, x, weight, bias, &wq, wk.data ? &wk : NULL, &wv, &wo,
+           num_buckets, nf, rotations, keys, values, buckets, previous, rows, positions, y, half,
            scratch);
     return rf_return(&c);
 }
@@ -114,12 +116,12 @@ PyObject *bind_quantized_linear(PyObject *module, PyObject *const *args, Py_ssiz
     rf_call c;
     rf_begin(&c, module, args, nargs, "quantized_linear");
     const void *x = rf_in(&c, "x", "n... ci");
-    const rf_matrix w = rf_in_matrix(&c, "weight", "co ci", "co");
+    const rf_matrix weight = rf_in_matrix(&c, "weight", "co ci", "co");
     const void *bias = rf_in_or_none(&c, "bias", "co");
-    void *y = rf_out(&c, "out", "n... co");
+    void *out = rf_out(&c, "out", "n... co");
     rf_workers(&c);
 
-    RF_RUN(&c, quantized_linear, y, x, &w, bias, rf_size(&c, "n"), rf_size(&c, "ci"),
+    RF_RUN(&c, quantized_linear, x, &weight, bias, out, rf_size(&c, "n"), rf_size(&c, "ci"),
            rf_size(&c, "co"));
     return rf_return(&c);
 }
@@ -132,12 +134,12 @@ PyObject *bind_quantized_feed_forward(PyObject *module, PyObject *const *args, P
     const void *b1 = rf_in(&c, "b1", "f");
     const rf_matrix w2 = rf_in_matrix(&c, "w2", "c f", "c");
     const void *b2 = rf_in(&c, "b2", "c");
-    void *y = rf_out(&c, "out", "n... c");
     const rf_activation activation = rf_activation_of(&c, "activation");
+    void *out = rf_out(&c, "out", "n... c");
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
     void *scratch = rf_scratch(&c, RF_CALL(&c, quantized_feed_forward_workspace, n, f));
-    RF_RUN(&c, quantized_feed_forward, y, x, &w1, b1, &w2, b2, n, width, f, activation, scratch);
+    RF_RUN(&c, quantized_feed_forward, x, &w1, b1, &w2, b2, activation, out, n, width, f, scratch);
     return rf_return(&c);
 }

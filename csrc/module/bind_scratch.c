@@ -27,7 +27,7 @@ PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t n
             bytes_of(RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, in, out, chunk));
     } else if (strcmp(op, "cross_entropy_head") == 0) {
         bytes[0] = bytes[1] =
-            bytes_of(RF_CALL(&c, cross_entropy_workspace, &c.run, n, in, out, chunk));
+            bytes_of(RF_CALL(&c, cross_entropy_head_workspace, &c.run, n, in, out, chunk));
     } else {
         RF_FAIL(&c, PyExc_ValueError, "op must be one of a layer, got '%s'", op);
     }

@@ -1,60 +1,64 @@
 /* bind_train.c: the loss, the steps of the optimizers, and the peak of the machine. */
 #include "bind.h"
 
-PyObject *bind_cross_entropy_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+PyObject *bind_cross_entropy_head_forward(PyObject *module, PyObject *const *args,
+                                          Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "cross_entropy_head");
-    const void *x = rf_in(&c, "h", "n... c");
-    const void *w = rf_in(&c, "weight", "v c");
+    const void *h = rf_in(&c, "h", "n... c");
+    const void *weight = rf_in(&c, "weight", "v c");
     const void *bias = rf_in_or_none(&c, "bias", "v");
-    const int64_t ignore = rf_int64(&c, "ignore_index");
-    const int64_t *labels = rf_in_labels(&c, "labels", "n...", rf_size(&c, "v"), ignore);
-    const size_t chunk = rf_count(&c, "chunk_length");
+    const int64_t *labels = rf_in_ids(&c, "labels", "n...");
+    const int64_t ignore_index = rf_int64(&c, "ignore_index");
+    const size_t chunk_length = rf_count(&c, "chunk_length");
+    rf_check_labels(&c, "labels", rf_size(&c, "v"), ignore_index);
     rf_precision_of(&c);
     rf_workers(&c);
 
     double loss[2] = {0, 0};
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
-    void *scratch =
-        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, &c.run, n, width, v, chunk));
-    RF_RUN(&c, cross_entropy_forward, loss, x, w, bias, labels, n, width, v, ignore, chunk,
-           scratch);
+    void *scratch = rf_scratch(
+        &c, RF_CALL(&c, cross_entropy_head_workspace, &c.run, n, width, v, chunk_length));
+    RF_RUN(&c, cross_entropy_head_forward, h, weight, bias, labels, ignore_index, chunk_length,
+           loss, n, width, v, scratch);
     return rf_return_doubles(&c, loss, 2);
 }
 
-PyObject *bind_cross_entropy_backward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+PyObject *bind_cross_entropy_head_backward(PyObject *module, PyObject *const *args,
+                                           Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "cross_entropy_head_backward");
-    const void *x = rf_in(&c, "h", "n... c");
-    const void *w = rf_in(&c, "weight", "v c");
+    const void *h = rf_in(&c, "h", "n... c");
+    const void *weight = rf_in(&c, "weight", "v c");
     const void *bias = rf_in_or_none(&c, "bias", "v");
-    const int64_t ignore = rf_int64(&c, "ignore_index");
-    const int64_t *labels = rf_in_labels(&c, "labels", "n...", rf_size(&c, "v"), ignore);
-    const size_t chunk = rf_count(&c, "chunk_length");
-    const double scale = rf_double(&c, "dloss");
-    void *dw = rf_inout(&c, "dweight", "v c");
+    const int64_t *labels = rf_in_ids(&c, "labels", "n...");
+    const int64_t ignore_index = rf_int64(&c, "ignore_index");
+    const size_t chunk_length = rf_count(&c, "chunk_length");
+    const double dloss = rf_double(&c, "dloss");
+    void *dh = rf_new(&c, "n... c");
+    void *dweight = rf_inout(&c, "dweight", "v c");
     void *dbias = rf_inout_or_none(&c, "dbias", "v");
-    void *dx = rf_new(&c, "n... c");
+    rf_check_labels(&c, "labels", rf_size(&c, "v"), ignore_index);
     rf_precision_of(&c);
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
-    void *scratch =
-        rf_scratch(&c, RF_CALL(&c, cross_entropy_workspace, &c.run, n, width, v, chunk));
-    RF_RUN(&c, cross_entropy_backward, dx, dw, dbias, x, w, bias, labels, n, width, v, ignore,
-           scale, chunk, scratch);
+    void *scratch = rf_scratch(
+        &c, RF_CALL(&c, cross_entropy_head_workspace, &c.run, n, width, v, chunk_length));
+    RF_RUN(&c, cross_entropy_head_backward, h, weight, bias, labels, ignore_index, chunk_length,
+           dloss, dh, dweight, dbias, n, width, v, scratch);
     return rf_return(&c);
 }
 
 PyObject *bind_add_scaled(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "add_scaled");
-    const void *x = rf_in(&c, "x", "n...");
     void *y = rf_inout(&c, "y", "n...");
+    const void *x = rf_in(&c, "x", "n...");
     const double alpha = rf_double(&c, "alpha");
     rf_workers(&c);
 
-    RF_RUN(&c, add_scaled, y, x, rf_size(&c, "n"), alpha);
+    RF_RUN(&c, add_scaled, y, x, alpha, rf_size(&c, "n"));
     return rf_return(&c);
 }
 
@@ -69,13 +73,13 @@ PyObject *bind_sum_of_squares(PyObject *module, PyObject *const *args, Py_ssize_
     return rf_return_doubles(&c, &sum, 1);
 }
 
-PyObject *bind_adamw(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+PyObject *bind_adamw_step(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "adamw_step");
-    const void *g = rf_in(&c, "g", "n...");
     void *w = rf_inout(&c, "w", "n...");
     void *m = rf_inout(&c, "m", "n...");
     void *s = rf_inout(&c, "s", "n...");
+    const void *g = rf_in(&c, "g", "n...");
     const double lr = rf_double(&c, "lr");
     const double beta1 = rf_double(&c, "beta1");
     const double beta2 = rf_double(&c, "beta2");
@@ -85,20 +89,20 @@ PyObject *bind_adamw(PyObject *module, PyObject *const *args, Py_ssize_t nargs) 
     const double grad_scale = rf_double(&c, "grad_scale");
     rf_workers(&c);
 
-    RF_RUN(&c, adamw, w, m, s, g, rf_size(&c, "n"), lr, beta1, beta2, eps, weight_decay, grad_scale,
-           step);
+    RF_RUN(&c, adamw_step, w, m, s, g, lr, beta1, beta2, eps, weight_decay, step, grad_scale,
+           rf_size(&c, "n"));
     return rf_return(&c);
 }
 
-PyObject *bind_adafactor(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+PyObject *bind_adafactor_step(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "adafactor_step");
-    const void *g = rf_in(&c, "g", "b... rows n");
     void *w = rf_inout(&c, "w", "b... rows n");
-    void *m = rf_inout_or_none(&c, "m", "b... rows n");
+    const void *g = rf_in(&c, "g", "b... rows n");
     void *row = rf_inout_or_none(&c, "row", "b... rows");
     void *column = rf_inout_or_none(&c, "column", "b... n");
     void *s = rf_inout_or_none(&c, "s", "b... rows n");
+    void *m = rf_inout_or_none(&c, "m", "b... rows n");
     if (!c.failed && (!row != !column || !row == !s))
         RF_FAIL(&c, PyExc_TypeError, "row and column, or s, must be given");
     const double lr = rf_double(&c, "lr");
@@ -110,9 +114,9 @@ PyObject *bind_adafactor(PyObject *module, PyObject *const *args, Py_ssize_t nar
     rf_workers(&c);
 
     const size_t b = rf_size(&c, "b"), rows = rf_size(&c, "rows"), n = rf_size(&c, "n");
-    void *scratch = rf_scratch(&c, RF_CALL(&c, adafactor_workspace, b, rows, n));
-    RF_RUN(&c, adafactor, w, m, row, column, s, g, b, rows, n, lr, beta1, beta2, eps,
-           clip_threshold, weight_decay, scratch);
+    void *scratch = rf_scratch(&c, RF_CALL(&c, adafactor_step_workspace, b, rows, n));
+    RF_RUN(&c, adafactor_step, w, g, row, column, s, m, lr, beta1, beta2, eps, clip_threshold,
+           weight_decay, b, rows, n, scratch);
     return rf_return(&c);
 }
 

@@ -245,6 +245,12 @@ rf_matrix rf_in_matrix_or_none(rf_call *c, const char *name, const char *shape, 
 
 /* ---- integers ------------------------------------------------------------------------------- */
 
+static const rf_array *array_named(const rf_call *c, const char *name) {
+    for (size_t i = 0; name && i < c->arrays; i++)
+        if (strcmp(c->array[i].name, name) == 0) return &c->array[i];
+    return NULL;
+}
+
 static PyArrayObject *next_integers(rf_call *c, const char *name, const char *shape) {
     PyArrayObject *given = next_array(c, name);
     if (!given) return NULL;
@@ -282,12 +288,17 @@ static void wrong_element(rf_call *c, PyArrayObject *array, const char *name, np
     Py_XDECREF(value);
 }
 
-static const int64_t *integers(rf_call *c, const char *name, const char *shape, size_t limit,
-                               const int64_t *ignore) {
+const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape) {
     PyArrayObject *given = next_integers(c, name, shape);
     if (!given) return NULL;
     PyArrayObject *used = hold(c, given, plain(given, NPY_INT64, NPY_ARRAY_FORCECAST), name);
-    if (!used) return NULL;
+    return used ? PyArray_DATA(used) : NULL;
+}
+
+static void check_integers(rf_call *c, const char *name, size_t limit, const int64_t *ignore) {
+    if (c->failed) return;
+    const rf_array *array = array_named(c, name);
+    PyArrayObject *given = (PyArrayObject *)array->given, *used = (PyArrayObject *)array->used;
 
     // an unsigned value that became negative was too large, even if it now equals *ignore
     const int wraps = PyTypeNum_ISUNSIGNED(PyArray_TYPE(given));
@@ -296,20 +307,16 @@ static const int64_t *integers(rf_call *c, const char *name, const char *shape, 
     for (npy_intp i = 0; i < n; i++) {
         const int fits = value[i] >= 0 && (size_t)value[i] < limit;
         const int ignored = ignore && value[i] == *ignore && !(wraps && value[i] < 0);
-        if (fits || ignored) continue;
-        wrong_element(c, given, name, i, limit);
-        return NULL;
+        if (!fits && !ignored) return wrong_element(c, given, name, i, limit);
     }
-    return value;
 }
 
-const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape, size_t limit) {
-    return integers(c, name, shape, limit, NULL);
+void rf_check_ids(rf_call *c, const char *name, size_t limit) {
+    check_integers(c, name, limit, NULL);
 }
 
-const int64_t *rf_in_labels(rf_call *c, const char *name, const char *shape, size_t limit,
-                            int64_t ignore) {
-    return integers(c, name, shape, limit, &ignore);
+void rf_check_labels(rf_call *c, const char *name, size_t limit, int64_t ignore) {
+    check_integers(c, name, limit, &ignore);
 }
 
 /* The next argument must be None, since this attention does not have the array. */
@@ -478,10 +485,13 @@ static PyArrayObject *next_target(rf_call *c, const char *name, const char *shap
     return (PyArrayObject *)Py_NewRef(argument);
 }
 
-/* A new array with the memory layout of `like`, or NULL; its last axis is always contiguous. */
-static PyArrayObject *new_array(rf_call *c, const char *shape, int type, PyArrayObject *like) {
+/* A new array with the memory layout of an argument, or of C if it is NULL; its last axis is always
+   contiguous. */
+static PyArrayObject *new_array(rf_call *c, const char *shape, int type, const char *argument) {
     npy_intp dims[MAX_NDIM + 8];
     const int ndim = rf_dims_of(c, shape, dims);
+    const rf_array *taken = array_named(c, argument);
+    PyArrayObject *like = taken ? (PyArrayObject *)taken->given : NULL;
     if (like && PyArray_NDIM(like) == ndim &&
         PyArray_CompareLists(PyArray_DIMS(like), dims, ndim)) {
         PyArrayObject *array = (PyArrayObject *)PyArray_NewLikeArray(
@@ -492,12 +502,6 @@ static PyArrayObject *new_array(rf_call *c, const char *shape, int type, PyArray
     return (PyArrayObject *)PyArray_SimpleNew(ndim, dims, type);
 }
 
-static PyArrayObject *argument_named(const rf_call *c, const char *name) {
-    for (size_t i = 0; name && i < c->arrays; i++)
-        if (strcmp(c->array[i].name, name) == 0) return (PyArrayObject *)c->array[i].given;
-    return NULL;
-}
-
 /* A result: a new array, or one given by the caller, which is written through a temporary if the
    kernel cannot write to it directly. */
 static void *out(rf_call *c, const char *name, const char *shape, int type, const char *like,
@@ -506,7 +510,7 @@ static void *out(rf_call *c, const char *name, const char *shape, int type, cons
     PyArrayObject *given, *used;
     if (next_is_none(c)) {
         c->next++;
-        given = new_array(c, shape, type, argument_named(c, like));
+        given = new_array(c, shape, type, like);
         used = (PyArrayObject *)Py_XNewRef((PyObject *)given);
     } else {
         given = next_target(c, name, shape, type);
@@ -544,7 +548,7 @@ int32_t *rf_out_buckets(rf_call *c, const char *name, const char *shape) {
 
 static void *new_result(rf_call *c, const char *shape, const char *like, rf_strides *strides) {
     if (c->failed) return NULL;
-    PyArrayObject *array = new_array(c, shape, c->type, argument_named(c, like));
+    PyArrayObject *array = new_array(c, shape, c->type, like);
     PyArrayObject *used = hold(c, array, (PyArrayObject *)Py_XNewRef((PyObject *)array), "result");
     if (!used) return NULL;
     c->array[c->arrays - 1].written = c->array[c->arrays - 1].returned = 1;

@@ -87,11 +87,11 @@ const void *rf_in_strided(rf_call *c, const char *name, const char *shape, rf_st
 rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows);
 rf_matrix rf_in_matrix_or_none(rf_call *c, const char *name, const char *shape, const char *rows);
 
-/* Integer arrays: every element is at least 0 and below `limit`; labels may also be `ignore`.
-   A mask is of any bool, integer or float type. */
-const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape, size_t limit);
-const int64_t *rf_in_labels(rf_call *c, const char *name, const char *shape, size_t limit,
-                            int64_t ignore);
+/* An integer array; and, once its limit is known, the check that every element is at least 0 and
+   below it. Labels may also be `ignore`. A mask is of any bool, integer or float type. */
+const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape);
+void rf_check_ids(rf_call *c, const char *name, size_t limit);
+void rf_check_labels(rf_call *c, const char *name, size_t limit, int64_t ignore);
 const uint8_t *rf_in_mask_or_none(rf_call *c, const char *name, const char *shape);
 
 /* Results: the argument is the array to write to, or None for a new array. With `_over` it may be
@@ -147,7 +147,7 @@ const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, cons
 const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name,
                              const char *shape);
 
-/* Define the size of a letter that no array defines. */
+/* Define the size of a letter that follows from others, or check it. */
 void rf_let(rf_call *c, const char *letter, size_t size, const char *owner);
 
 /* shape.c: check an array against its letters and define those that are new, 0 if it fails; write

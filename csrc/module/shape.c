@@ -48,7 +48,13 @@ size_t rf_size(const rf_call *c, const char *letter) {
 }
 
 void rf_let(rf_call *c, const char *letter, size_t size, const char *owner) {
-    if (!c->failed) bind(c, &(axis){letter, strlen(letter), PLAIN}, size, owner);
+    if (c->failed) return;
+    const rf_size_entry *e = find(c, letter, strlen(letter));
+    if (!e)
+        bind(c, &(axis){letter, strlen(letter), PLAIN}, size, owner);
+    else if (e->size != size)
+        RF_FAIL(c, PyExc_ValueError, "%s must have %s = %zu as in %s, got %zu", e->owner, letter,
+                size, owner, e->size);
 }
 
 size_t rf_product(size_t a, size_t b) {

@@ -527,7 +527,7 @@ class FeedForward(Sublayer):
         self, dy: np.ndarray, n: np.ndarray, first: int, y: np.ndarray | None = None
     ) -> np.ndarray:
         """The gradient of the normalised rows; their recomputed output is written to y."""
-        dn, *gradients = ops.feed_forward_backward(dy, self._saved(n, first), out=y)
+        dn, *gradients = ops.feed_forward_backward(dy, self._saved(n, first), value_out=y)
         for name, gradient in zip(self.names, gradients, strict=True):
             self.weights.add_gradient(name, gradient)
         return dn

@@ -146,7 +146,7 @@ def linear_backward(
     dweight = zeros_for(weight)
     dbias = np.zeros(len(weight), dweight.dtype) if has_bias else None
     dx = _core.linear_backward(
-        x, weight, dout, dweight, dbias, out, resolve_precision(precision),
+        x, weight, dout, out, dweight, dbias, resolve_precision(precision),
         resolve_workers(workers),
     )  # fmt: skip
     return dx, dweight, dbias
@@ -511,7 +511,7 @@ def feed_forward_backward(
     dout: np.ndarray,
     saved: FeedForwardSaved,
     *,
-    out: np.ndarray | None = None,
+    value_out: np.ndarray | None = None,
     workers: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of `feed_forward`.
@@ -522,9 +522,9 @@ def feed_forward_backward(
         Gradient of its output.
     saved : FeedForwardSaved
         Of `feed_forward_forward`.
-    out : (..., c) same dtype, optional
-        Where to write what the forward pass gives, too: a reversible layer, which rebuilds its
-        input with it, so computes the hidden units once.
+    value_out : (..., c) same dtype, optional
+        Where to write the output of `feed_forward` as well. A reversible layer needs it to rebuild
+        its input; this way the hidden units are computed once for both.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
@@ -549,7 +549,7 @@ def feed_forward_backward(
     dw1, db1, dw2 = zeros_for(w1), zeros_for(b1), zeros_for(w2)
     db2 = zeros_for(b2)
     dx = _core.feed_forward_backward(
-        x, w1, b1, w2, b2, dout, activation, chunk_length, p, key, dw1, db1, dw2, db2, out,
+        x, w1, b1, w2, b2, activation, chunk_length, p, key, dout, value_out, dw1, db1, dw2, db2,
         resolve_precision(precision), resolve_workers(workers),
     )  # fmt: skip
     return dx, dw1, db1, dw2, db2

@@ -118,8 +118,8 @@ def cross_entropy_head_forward(
     2.0
     """
     precision = resolve_precision(matmul_precision)
-    total, count = _core.cross_entropy_forward(
-        h, weight, bias, ignore_index, labels, chunk_length, precision, resolve_workers(workers)
+    total, count = _core.cross_entropy_head_forward(
+        h, weight, bias, labels, ignore_index, chunk_length, precision, resolve_workers(workers)
     )
     saved = CrossEntropySaved(
         np.asarray(h), np.asarray(weight), bias, np.asarray(labels), ignore_index, chunk_length,
@@ -162,8 +162,8 @@ def cross_entropy_head_backward(
     )
     dweight = zeros_for(weight)
     dbias = None if bias is None else np.zeros(len(weight), dweight.dtype)
-    dh = _core.cross_entropy_backward(
-        h, weight, bias, ignore_index, labels, chunk_length, dloss / count if count else 0.0,
+    dh = _core.cross_entropy_head_backward(
+        h, weight, bias, labels, ignore_index, chunk_length, dloss / count if count else 0.0,
         dweight, dbias, precision, resolve_workers(workers),
     )  # fmt: skip
     return dh, dweight, dbias

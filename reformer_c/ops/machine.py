@@ -11,7 +11,7 @@ from ..checks import positive, real_type
 from ..precision import resolve_precision
 from ..runtime import resolve_workers
 
-__all__ = ["fma_peak", "layer_scratch"]
+__all__ = ["fma_peak"]
 
 
 def fma_peak(seconds: float = 0.1, *, dtype: Any = np.float32, workers: int | None = None) -> float:

@@ -220,5 +220,5 @@ def quantized_feed_forward(
     array([[1., 0.]], dtype=float32)
     """
     return _core.quantized_feed_forward(
-        x, w1, b1, w2, b2, out, activation, resolve_workers(workers)
+        x, w1, b1, w2, b2, activation, out, resolve_workers(workers)
     )

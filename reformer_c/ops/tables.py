@@ -67,7 +67,7 @@ def embedding(
     array([[2., 2.],
            [0., 0.]])
     """
-    return _core.embedding_forward(weight, ids, out, resolve_workers(workers))
+    return _core.embedding_forward(ids, weight, out, resolve_workers(workers))
 
 
 def embedding_forward(
@@ -124,7 +124,7 @@ def embedding_backward(
     """
     saved = saved_by(EmbeddingSaved, saved)
     dweight = zeros_for(saved.weight)
-    _core.embedding_backward(dout, dweight, saved.ids, resolve_workers(workers))
+    _core.embedding_backward(saved.ids, dout, dweight, resolve_workers(workers))
     return dweight
 
 
@@ -188,10 +188,10 @@ def axial_positions(
            [20.,  1.],
            [20.,  2.]])
     """
-    return _core.axial_forward(
+    return _core.axial_positions_forward(
+        position_ids,
         _table(w0, 1, "w0", "(n1, d1) or (n1, 1, d1)"),
         _table(w1, 0, "w1", "(n2, d2) or (1, n2, d2)"),
-        position_ids,
         out,
         resolve_workers(workers),
     )
@@ -252,11 +252,11 @@ def axial_positions_backward(
     """
     saved = saved_by(AxialPositionsSaved, saved)
     dw0, dw1 = zeros_for(saved.w0), zeros_for(saved.w1)
-    _core.axial_backward(
+    _core.axial_positions_backward(
+        saved.position_ids,
+        dout,
         _table(dw0, 1, "w0", ""),
         _table(dw1, 0, "w1", ""),
-        dout,
-        saved.position_ids,
         resolve_workers(workers),
     )
     return dw0, dw1

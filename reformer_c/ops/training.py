@@ -67,8 +67,8 @@ def adamw_step(
     beta1, beta2 = number("beta1", beta1, 0.0, below=1.0), number("beta2", beta2, 0.0, below=1.0)
     eps = number("eps", eps, 0.0)
     step = count("step", step, 1)
-    _core.adamw(
-        g, w, m, s, lr, beta1, beta2, eps, weight_decay, step, grad_scale, resolve_workers(workers)
+    _core.adamw_step(
+        w, m, s, g, lr, beta1, beta2, eps, weight_decay, step, grad_scale, resolve_workers(workers)
     )
 
 
@@ -154,8 +154,8 @@ def adafactor_step(
         axes = (None,) * (2 - w.ndim)
         w, g, s = w[axes], g[axes], s[axes]
         m = None if m is None else m[axes]
-    _core.adafactor(
-        g, w, m, row, column, s, lr, beta1, beta2, eps, clip_threshold, weight_decay,
+    _core.adafactor_step(
+        w, g, row, column, s, m, lr, beta1, beta2, eps, clip_threshold, weight_decay,
         resolve_workers(workers),
     )  # fmt: skip
 
@@ -209,4 +209,4 @@ def add_scaled(y: np.ndarray, x: np.ndarray, alpha: float, *, workers: int | Non
     >>> y
     array([ 6., 12.])
     """
-    _core.add_scaled(x, y, alpha, resolve_workers(workers))
+    _core.add_scaled(y, x, alpha, resolve_workers(workers))

@@ -104,11 +104,11 @@ static void run_linear(const rf_ops *ops, rf_run *run, const problem *p, results
     const size_t n = p->n, ci = p->ci, co = p->co;
     const size_t bytes = ops->linear_workspace(run, n, ci, co);
     real *const *in = p->in;
-    ops->linear_forward(run, result(to, 0, n * co, NULL), in[0], in[1], in[2], n, ci, co,
+    ops->linear_forward(run, in[0], in[1], in[2], result(to, 0, n * co, NULL), n, ci, co,
                         scratch_of(bytes));
     real *dx = result(to, 1, n * ci, NULL), *dw = result(to, 2, co * ci, in[4]);
     real *dbias = result(to, 3, co, in[5]);
-    ops->linear_backward(run, dx, dw, dbias, in[3], in[0], in[1], n, ci, co, scratch_of(bytes));
+    ops->linear_backward(run, in[0], in[1], in[3], dx, dw, dbias, n, ci, co, scratch_of(bytes));
 }
 
 static void test_linear(size_t n, size_t ci, size_t co) {
@@ -125,11 +125,11 @@ static void test_linear(size_t n, size_t ci, size_t co) {
 static void run_layer_norm(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci;
     real *const *in = p->in, *mean = buffer(n * sizeof(real)), *rstd = buffer(n * sizeof(real));
-    ops->layer_norm_forward(run, result(to, 0, n * c, NULL), mean, rstd, in[0], in[1], in[2], n, c,
-                            0.1);
+    ops->layer_norm_forward(run, in[0], in[1], in[2], 0.1, result(to, 0, n * c, NULL), mean, rstd,
+                            n, c);
     real *dx = result(to, 1, n * c, NULL), *dweight = result(to, 2, c, in[4]);
     real *dbias = result(to, 3, c, in[5]);
-    ops->layer_norm_backward(run, dx, dweight, dbias, in[3], in[0], mean, rstd, in[1], n, c,
+    ops->layer_norm_backward(run, in[0], in[1], mean, rstd, in[3], dx, dweight, dbias, n, c,
                              scratch_of(ops->layer_norm_backward_workspace(n, c)));
 }
 
@@ -145,11 +145,12 @@ static void test_layer_norm(size_t n, size_t c) {
 static void run_tables(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, v = p->ci, c = p->co, n2 = 3, n1 = v / n2 + 1;
     real *const *in = p->in;
-    ops->embedding_forward(run, result(to, 0, n * c, NULL), p->ids, in[0], n, c);
-    ops->embedding_backward(run, result(to, 1, v * c, in[0]), in[1], p->ids, n, c);
-    ops->axial_forward(run, result(to, 2, n * (c + 2), NULL), p->ids, in[2], in[3], n, n2, c, 2);
+    ops->embedding_forward(run, p->ids, in[0], result(to, 0, n * c, NULL), n, c);
+    ops->embedding_backward(run, p->ids, in[1], result(to, 1, v * c, in[0]), n, c);
+    ops->axial_positions_forward(run, p->ids, in[2], in[3], result(to, 2, n * (c + 2), NULL), n, n2,
+                                 c, 2);
     real *dw0 = result(to, 3, n1 * c, in[2]), *dw1 = result(to, 4, n2 * 2, in[3]);
-    ops->axial_backward(run, dw0, dw1, in[4], p->ids, n, n2, c, 2);
+    ops->axial_positions_backward(run, p->ids, in[4], dw0, dw1, n, n2, c, 2);
 }
 
 static void test_tables(size_t n, size_t v, size_t c) {
@@ -164,15 +165,15 @@ static void test_tables(size_t n, size_t v, size_t c) {
 static void run_feed_forward(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci, f = p->f;
     real *const *in = p->in;
-    ops->feed_forward_forward(run, result(to, 0, n * c, NULL), in[0], in[1], in[2], in[3], in[4], n,
-                              c, f, p->activation, p->chunk, p->dropout, 7,
+    ops->feed_forward_forward(run, in[0], in[1], in[2], in[3], in[4], p->activation, p->chunk,
+                              p->dropout, 7, result(to, 0, n * c, NULL), n, c, f,
                               scratch_of(ops->feed_forward_workspace(run, n, c, f, p->chunk)));
     real *dx = result(to, 1, n * c, NULL), *dw1 = result(to, 2, f * c, in[1]);
     real *db1 = result(to, 3, f, in[2]), *dw2 = result(to, 4, c * f, in[3]);
     real *db2 = buffer(c * sizeof(real)), *again = result(to, 5, n * c, NULL);
     ops->feed_forward_backward(
-        run, dx, dw1, db1, dw2, db2, again, in[5], in[0], in[1], in[2], in[3], in[4], n, c, f,
-        p->activation, p->chunk, p->dropout, 7,
+        run, in[0], in[1], in[2], in[3], in[4], p->activation, p->chunk, p->dropout, 7, in[5],
+        again, dx, dw1, db1, dw2, db2, n, c, f,
         scratch_of(ops->feed_forward_backward_workspace(run, n, c, f, p->chunk)));
 }
 
@@ -188,17 +189,17 @@ static void test_feed_forward(size_t n, size_t c, size_t f, int activation, size
 
 static void run_cross_entropy(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci, v = p->co;
-    const size_t bytes = ops->cross_entropy_workspace(run, n, c, v, p->chunk);
+    const size_t bytes = ops->cross_entropy_head_workspace(run, n, c, v, p->chunk);
     real *const *in = p->in;
     double *loss = buffer(2 * sizeof *loss);
-    ops->cross_entropy_forward(run, loss, in[0], in[1], in[2], p->ids, n, c, v, -100, p->chunk,
-                               scratch_of(bytes));
+    ops->cross_entropy_head_forward(run, in[0], in[1], in[2], p->ids, -100, p->chunk, loss, n, c, v,
+                                    scratch_of(bytes));
     real *rounded = result(to, 0, 2, NULL);
     rounded[0] = (real)loss[0], rounded[1] = (real)loss[1];
     real *dx = result(to, 1, n * c, NULL), *dw = result(to, 2, v * c, in[1]);
     real *dbias = result(to, 3, v, in[2]);
-    ops->cross_entropy_backward(run, dx, dw, dbias, in[0], in[1], in[2], p->ids, n, c, v, -100, 0.5,
-                                p->chunk, scratch_of(bytes));
+    ops->cross_entropy_head_backward(run, in[0], in[1], in[2], p->ids, -100, p->chunk, 0.5, dx, dw,
+                                     dbias, n, c, v, scratch_of(bytes));
 }
 
 static void test_cross_entropy(size_t n, size_t c, size_t v, size_t chunk) {
@@ -214,12 +215,12 @@ static void test_cross_entropy(size_t n, size_t c, size_t v, size_t chunk) {
 static void run_elements(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n;
     real *const *in = p->in;
-    ops->dropout(run, result(to, 0, n, NULL), in[0], n, p->dropout, 3);
+    ops->dropout(run, in[0], p->dropout, 3, result(to, 0, n, NULL), n);
     real *w = result(to, 1, n, in[0]), *m = result(to, 2, n, in[1]);
     real *s = result(to, 3, n, in[2]);
     for (size_t i = 0; i < n; i++) s[i] *= s[i];
-    ops->add_scaled(run, w, in[3], n, -0.5);
-    ops->adamw(run, w, m, s, in[3], n, 0.01, 0.9, 0.999, 1e-6, 0.1, 0.5, 2);
+    ops->add_scaled(run, w, in[3], -0.5, n);
+    ops->adamw_step(run, w, m, s, in[3], 0.01, 0.9, 0.999, 1e-6, 0.1, 2, 0.5, n);
     result(to, 4, 1, NULL)[0] = (real)ops->sum_of_squares(run, in[0], n);
 }
 
@@ -242,11 +243,11 @@ static void run_adafactor(const rf_ops *ops, rf_run *run, const problem *p, resu
     for (size_t i = 0; i < b * rows; i++) row[i] *= row[i];
     for (size_t i = 0; i < b * n; i++) column[i] *= column[i];
     for (size_t i = 0; i < size; i++) s[i] *= s[i];
-    const size_t bytes = ops->adafactor_workspace(b, rows, n);
-    ops->adafactor(run, w, m, row, column, NULL, in[5], b, rows, n, 0.01, 0.9, 0.9, 1e-3, 1, 0.1,
-                   scratch_of(bytes));
-    ops->adafactor(run, w, NULL, NULL, NULL, s, in[5], b, rows, n, 0.01, 0, 0.9, 1e-3, 1e3, 0,
-                   scratch_of(bytes));
+    const size_t bytes = ops->adafactor_step_workspace(b, rows, n);
+    ops->adafactor_step(run, w, in[5], row, column, NULL, m, 0.01, 0.9, 0.9, 1e-3, 1, 0.1, b, rows,
+                        n, scratch_of(bytes));
+    ops->adafactor_step(run, w, in[5], NULL, NULL, s, NULL, 0.01, 0, 0.9, 1e-3, 1e3, 0, b, rows, n,
+                        scratch_of(bytes));
 }
 
 static void test_adafactor(size_t b, size_t rows, size_t n) {
@@ -264,7 +265,7 @@ static void run_hash(const rf_ops *ops, rf_run *run, const problem *p, results *
     to->is_integer = 1;
     to->n[0] = a->b * a->h * a->r * a->t;
     to->data[0] = buffer(to->n[0] * sizeof(int32_t));
-    ops->lsh_hash(run, to->data[0], p->in[0], p->in[1], p->mask, a, p->strides, p->factors, 2,
+    ops->lsh_hash(run, a, p->in[0], p->strides, p->factors, 2, p->in[1], p->mask, to->data[0],
                   scratch_of(ops->lsh_hash_workspace(run, a, p->factors, 2)));
 }
 
@@ -275,12 +276,12 @@ static void run_attention(const rf_ops *ops, rf_run *run, const problem *p, resu
     real *const *in = p->in, *k = a->shared_qk ? NULL : in[1];
     real *lse = buffer(a->b * a->h * a->t * sizeof(real));
     real *out = result(to, 0, nq, NULL);
-    ops->attention_forward(run, out, lse, in[0], k, in[2], p->mask, p->buckets, a, s, s, sk, sk,
+    ops->attention_forward(run, a, in[0], k, in[2], p->mask, p->buckets, out, lse, s, sk, sk, s,
                            scratch_of(ops->attention_workspace(run, a)));
     real *dq = result(to, 1, nq, NULL), *dv = result(to, 2, nk, NULL);
     real *dk = k ? result(to, 3, nk, NULL) : NULL;
-    ops->attention_backward(run, dq, dk, dv, in[3], out, lse, in[0], k, in[2], p->mask, p->buckets,
-                            a, s, sk, sk, s, s, s, sk, sk,
+    ops->attention_backward(run, a, in[0], k, in[2], p->mask, p->buckets, out, lse, in[3], dq, dk,
+                            dv, s, sk, sk, s, s, s, sk, sk,
                             scratch_of(ops->attention_backward_workspace(run, a)));
 }
 
@@ -349,10 +350,10 @@ static void run_quantized(const rf_ops *ops, rf_run *run, const problem *p, resu
     const size_t n = p->n, c = p->ci, f = p->f;
     real *const *in = p->in;
     const rf_matrix w1 = stored(p->storage, in[1], f, c), w2 = stored(p->storage, in[3], c, f);
-    ops->quantized_linear(run, result(to, 0, n * f, NULL), in[0], &w1, in[2], n, c, f);
-    ops->quantized_linear(run, result(to, 1, n * f, NULL), in[0], &w1, NULL, n, c, f);
-    ops->quantized_feed_forward(run, result(to, 2, n * c, NULL), in[0], &w1, in[2], &w2, in[4], n,
-                                c, f, p->activation,
+    ops->quantized_linear(run, in[0], &w1, in[2], result(to, 0, n * f, NULL), n, c, f);
+    ops->quantized_linear(run, in[0], &w1, NULL, result(to, 1, n * f, NULL), n, c, f);
+    ops->quantized_feed_forward(run, in[0], &w1, in[2], &w2, in[4], p->activation,
+                                result(to, 2, n * c, NULL), n, c, f,
                                 scratch_of(ops->quantized_feed_forward_workspace(n, f)));
 }
 
@@ -394,10 +395,10 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
     void *scratch = scratch_of(ops->decode_attention_workspace(run, &a, columns));
     for (size_t t = 0; t < of->t; t++) {
         for (size_t i = 0; i < n; i++) rows[i] = (int64_t)(n - 1 - i), positions[i] = (int64_t)t;
-        ops->decode_attention(run, y, keys, values, local ? NULL : buckets, local ? NULL : previous,
-                              in[1] + t * n * c, in[2], in[3], &wq, local ? &wk : NULL, &wv, &wo,
-                              local ? NULL : in[8], rows, positions, &a, p->factors, 2, columns,
-                              scratch);
+        ops->decode_attention(run, &a, in[1] + t * n * c, in[2], in[3], &wq, local ? &wk : NULL,
+                              &wv, &wo, p->factors, 2, local ? NULL : in[8], keys, values,
+                              local ? NULL : buckets, local ? NULL : previous, rows, positions, y,
+                              columns, scratch);
     }
 }
 

@@ -104,12 +104,12 @@ def test_backward_gives_the_value_again_bit_for_bit(
     y, saved = ops.feed_forward_forward(*draw(rng, dtype, n, c, f), **options)
     dout = rng.standard_normal(y.shape).astype(dtype)
     again = np.full((2 * n, c), np.nan, dtype)[::2]
-    gradients = ops.feed_forward_backward(dout, saved, out=again)
+    gradients = ops.feed_forward_backward(dout, saved, value_out=again)
     # fewer rows than these are summed in another order
     np.testing.assert_array_equal(again, y) if n >= 8 else assert_close(again, y, "forward")
     for one, other in zip(gradients, ops.feed_forward_backward(dout, saved), strict=True):
         np.testing.assert_array_equal(one, other)
-    one = ops.feed_forward_backward(dout, saved, out=again, workers=3)
+    one = ops.feed_forward_backward(dout, saved, value_out=again, workers=3)
     for a, b in zip(one, gradients, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -71,7 +71,7 @@ def test_feed_forward_is_near_the_reference(isa, rng, precision, n, f):
     exact = ops.feed_forward_forward(*(np.float64(a) for a in (x, w1, b1, w2, b2)), **smooth)[1]
     expected = ops.feed_forward_backward(np.float64(dy), exact)
     again = np.empty_like(y)
-    assert_all_close(ops.feed_forward_backward(dy, saved, out=again), expected, precision)
+    assert_all_close(ops.feed_forward_backward(dy, saved, value_out=again), expected, precision)
     assert again.tobytes() == y.tobytes()  # what a reversible layer subtracts
 
 
