@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reformer_c.__main__ import main
+from reformer_c.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -170,7 +170,7 @@ def test_arguments_have_one_name_and_one_order_in_c_in_the_extension_and_in_pyth
 # ---- Python ----
 
 # a module may import modules of its own folder, without a circle, and of the folders before it
-FOLDERS = ["", "ops", "files", "text", "layers", "models", "training", "tools"]
+FOLDERS = ["", "ops", "files", "text", "layers", "models", "training", "tools", "cli"]
 # they import the others, and nothing imports them
 OUTSIDE = {"torch", "distributed"}
 ENTRY = {"__init__", "__main__"}

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from reformer_c import _core
-from reformer_c.__main__ import OPTIMIZERS, PRESETS, SCHEDULES, main
+from reformer_c.cli.arguments import OPTIMIZERS, PRESETS, SCHEDULES
+from reformer_c.cli.main import main
 from reformer_c.models import presets
 from reformer_c.models.config import ReformerConfig
 from reformer_c.models.model import ReformerModelWithLMHead

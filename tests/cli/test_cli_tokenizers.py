@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import reformer_c as rc
-from reformer_c.__main__ import main
+from reformer_c.cli.main import main
 from reformer_c.models.presets import preset_config
 from reformer_c.text.screen import TextStream
 from reformer_c.text.vocabulary import TokenTexts, folder_tokenizer, named_tokenizer

@@ -1,0 +1,238 @@
+"""The commands and their options. Parsing them loads no model."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..checks import did_you_mean
+from .config_file import config_arguments
+from .values import (
+    ASCII,
+    COUNT,
+    FIELD,
+    FINITE,
+    NONNEGATIVE,
+    POSITIVE,
+    POSITIVE_OR_INF,
+    SHARE,
+    SHARE_BELOW_1,
+    SHARE_OR_0,
+    TEXT,
+    WHOLE,
+)
+
+__all__ = ["FAILURE", "parse"]
+
+USAGE_ERROR, FAILURE = 2, 1
+
+# repeated from models/presets.py and training/optim.py, which --help need not load
+PRESETS = ("tiny", "book", "enwik8")
+OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
+# default tokens per window, and per generated text
+LENGTH = 8192
+NEW_TOKENS = 200
+TOKENIZER = "folder with a tokenizer, its tokenizer.json or spiece.model, or the word bytes"
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """Parse the options; those of a --config file come first, so that others override them."""
+    parser = _parser()
+    options = _parse_known(parser, arguments)
+    if getattr(options, "config", None):
+        try:
+            words, files = config_arguments(options.config)
+        except (OSError, TypeError, ValueError) as error:
+            parser.exit(FAILURE, f"reformer-c {options.command}: error: --config: {error}\n")
+        named = options.files
+        options = _parse_known(parser, [options.command, *words, *arguments[1:]])
+        options.files = named or files
+    if not getattr(options, "files", True):
+        options.parser.error("FILE is missing")
+    return options
+
+
+def _parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse the options; the error for an unknown one suggests the closest."""
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = options.parser
+        # suggest only for options, not for positional arguments
+        name = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
+        nearest = did_you_mean(name, command._option_string_actions) if name else ""
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{nearest}")
+    return options
+
+
+class _Parser(ArgumentParser):
+    """Prints errors in one line: the command, the argument, what was expected."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="reformer-c",
+        description="The Reformer on a CPU. Begin with: reformer-c demo",
+        epilog="example: reformer-c train book.txt --length 8192 --steps 500 --save model",
+    )
+    parser.add_argument("--version", action="version", version=f"reformer_c {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, add_arguments, about, example in (
+        ("demo", _demo, "train on text that comes with Python, and generate: two minutes",
+         "--seed 1"),
+        ("train", _train, "train a language model on text files",
+         "book.txt --length 8192 --steps 1000 --save model"),
+        ("generate", _generate, "continue a text with a trained model",
+         'model --prompt "It was " --length 200 --stream'),
+        ("evaluate", _evaluate, "bits per byte of a model on text files", "model held_out.txt"),
+        ("info", _info, "size, tokenizer and speed of a saved model",
+         "model --lengths 1024 8192"),
+        ("bench", _bench, "time the operations as a share of the machine's peak",
+         "--json bench.json"),
+    ):  # fmt: skip
+        command = commands.add_parser(
+            name, help=about, description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"example: reformer-c {name} {example}",
+        )  # fmt: skip
+        command.set_defaults(parser=command)
+        if name != "bench":  # its figures do not depend on the seed
+            command.add_argument("--seed", **WHOLE, default=0, help="of all random numbers (0)")
+        command.add_argument("--threads", **COUNT, help="threads to use (default: all)")
+        add_arguments(command)
+    return parser
+
+
+def _demo(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("--steps", **COUNT, help="training steps (default: what the time allows)")
+    add("--seconds", **POSITIVE, help="time for training (110)")
+    add("--length", **COUNT, default=8192, help="bytes per sequence (8192)")
+    add("--quick", action="store_true", help="a tiny model, to check that all works")
+
+
+def _train(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("files", nargs="*", metavar="FILE",
+        help="text file, folder, .npy array of token ids, or - for standard input")  # fmt: skip
+    add("--config", metavar="FILE",
+        help='JSON: {"length": 65536, "model": {"num_hashes": 2}, ...}, or a model\'s config.json; '
+        "options of the command line override it")  # fmt: skip
+    _train_data(command.add_argument_group("data").add_argument)
+    _train_model(command.add_argument_group("model").add_argument)
+    _train_steps(command.add_argument_group("steps").add_argument)
+    _train_output(command.add_argument_group("output").add_argument)
+
+
+def _train_data(add: Callable[..., Any]) -> None:
+    add("--length", **COUNT,
+        help=f"tokens per sequence ({LENGTH}; with --whole-files the longest file)")  # fmt: skip
+    add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
+    add("--batch", **COUNT, default=1, help="sequences per micro-batch (1)")
+    add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
+    add("--whole-files", action="store_true", help="each file is one sequence")
+    add("--held-out", **SHARE_BELOW_1,
+        help="share of each file, at its end, to evaluate on (0.1; 0 with --evaluate-on)",
+    )  # fmt: skip
+    add("--evaluate-on", metavar="FILE", action="append",
+        help="a separate held-out text; may be repeated")  # fmt: skip
+    add("--eval-every", **WHOLE, default=0, help="steps between evaluations (only at the end)")
+    add("--bytes-per-token", **POSITIVE,
+        help="of .npy arrays without a tokenizer, for losses in bits per byte")  # fmt: skip
+
+
+def _train_model(add: Callable[..., Any]) -> None:
+    add("--preset", choices=PRESETS, default="tiny", help="size of the model (tiny)")
+    add("--layers", **COUNT, help="number of layers (the preset's)")
+    add("--width", **COUNT, help="channels of the model (the preset's)")
+    add("--hashes", **COUNT, help="rounds of LSH attention (the preset's)")
+    add("--dropout", **SHARE_BELOW_1, help="share dropped (the preset's)")
+    add("--memory-budget", **NONNEGATIVE,
+        help="memory in which activations are kept: bytes, or up to 1 a share of what is free (0)",
+    )  # fmt: skip
+    add("--set", **FIELD, action="append", default=[],
+        help="any field of ReformerConfig; may be repeated")  # fmt: skip
+
+
+def _train_steps(add: Callable[..., Any]) -> None:
+    add("--steps", **COUNT, default=1000, help="training steps in total (1000)")
+    add("--accumulate", **COUNT, default=1, help="micro-batches per step (1)")
+    add("--optimizer", choices=OPTIMIZERS, help="(the preset's)")
+    add("--lr", **POSITIVE, help="peak learning rate (the optimizer's)")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate (cosine)")
+    add("--warmup", **WHOLE, help="steps of linear warm-up (a tenth, at most 100)")
+    add("--floor", **SHARE_OR_0,
+        help="final share of the peak learning rate, of cosine and linear (0.1)")  # fmt: skip
+    add("--weight-decay", **NONNEGATIVE, help="(the optimizer's)")
+    add("--clip", **POSITIVE_OR_INF, default=1.0, help="maximum norm of the gradient (1.0)")
+
+
+def _train_output(add: Callable[..., Any]) -> None:
+    add("--save", metavar="DIR", help="folder for the model and the state that --resume needs")
+    add("--save-every", **WHOLE, default=0, help="steps between checkpoints (only at the end)")
+    add("--resume", action="store_true",
+        help="continue the run in DIR bit for bit: same options, except that --steps may be more",
+    )  # fmt: skip
+    add("--log", metavar="FILE", help="file that gets a line of JSON per step")
+
+
+def _generate(command: ArgumentParser) -> None:
+    add = command.add_argument
+    _model_folder(command)
+    prompt = command.add_mutually_exclusive_group().add_argument
+    prompt("--prompt", **TEXT, help="text to continue")
+    prompt("--prompt-file", metavar="FILE", help="file to continue (default and -: standard input)")
+    add("--length", **COUNT,
+        help=f"tokens to generate ({NEW_TOKENS}, or as many as the model has positions for)",
+    )  # fmt: skip
+    add("--temperature", **NONNEGATIVE, help="of sampling; 0 takes the likeliest token (0.8)")
+    add("--top-p", **SHARE,
+        help="sample from the fewest tokens with this probability in all (0.95)")  # fmt: skip
+    add("--top-k", **WHOLE, help="sample from the N likeliest tokens (0: all)")
+    add("--min-p", **SHARE_OR_0,
+        help="exclude tokens less than X times as likely as the likeliest (0)")  # fmt: skip
+    add("--repetition-penalty", **POSITIVE,
+        help="above 1: tokens of the text become less likely (1)")  # fmt: skip
+    add("--without", **TEXT, nargs="+", default=[], help="words to exclude")
+    add("--until", **ASCII, nargs="+", default=[], help="characters that end the text")
+    add("--min-length", **WHOLE, help="tokens before the text may end (0)")
+    add("--beams", **COUNT, help="beam search with N beams instead of sampling (1)")
+    add("--length-penalty", **FINITE, help="of beam search: above 0 favours long texts (1)")
+    add("--weights", choices=("int8", "bfloat16"),
+        help="decode with rounded weights: faster, less exact (the model's dtype)")  # fmt: skip
+    add("--texts", **COUNT, help="texts to generate (1)")
+    add("--stream", action="store_true", help="print the text while it is generated")
+
+
+def _evaluate(command: ArgumentParser) -> None:
+    add = command.add_argument
+    _model_folder(command)
+    add("files", nargs="+", metavar="FILE", help="text file, folder, or -")
+    add("--length", **COUNT, help="tokens per window (the model's maximum)")
+    add("--sliding", **COUNT,
+        help="windows overlap and start N tokens apart; only the last N tokens of each are scored",
+    )  # fmt: skip
+
+
+def _info(command: ArgumentParser) -> None:
+    _model_folder(command)
+    command.add_argument(
+        "--lengths", **COUNT, nargs="+", default=[],
+        help="measure speed and memory of a forward pass and of decoding at these lengths",
+    )  # fmt: skip
+
+
+def _bench(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("--length", **COUNT, default=16384, help="tokens per sequence (16384)")
+    add("--repeats", **COUNT, default=7, help="runs, the fastest counts (7)")
+    add("--json", metavar="FILE", help="also write the figures to this file")
+
+
+def _model_folder(command: ArgumentParser) -> None:
+    command.add_argument("model", metavar="DIR", help="folder of a trained model")
+    command.add_argument("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's)")

@@ -1,0 +1,65 @@
+"""The model and the tokenizer in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..files.atomic import finish_checkpoint
+from ..models.model import ReformerModelWithLMHead
+from ..text.tokenizer import ByteTokenizer
+from ..text.vocabulary import (
+    check_vocabulary,
+    folder_tokenizer,
+    named_tokenizer,
+    same_tokenizer,
+)
+
+__all__ = ["consistent_tokenizer", "no_tokenizer", "open_folder", "open_model", "open_tokenizer",
+           "unit"]  # fmt: skip
+
+
+def open_folder(folder: str, tokenizer: str | None) -> tuple[Any, Any]:
+    """The tokenizer and the language model of a folder."""
+    model = open_model(folder)
+    return open_tokenizer(folder, tokenizer, model.config.vocab_size), model
+
+
+def open_model(folder: str) -> Any:
+    finish_checkpoint(Path(folder))
+    return ReformerModelWithLMHead.from_pretrained(folder)
+
+
+def open_tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:
+    """The tokenizer of --tokenizer, or of the folder."""
+    # guess from the vocabulary's size only if no tokenizer is named
+    saved = folder_tokenizer(folder, vocab_size if name is None else None)
+    tokenizer = consistent_tokenizer(name, saved, folder)
+    if tokenizer is None:
+        raise no_tokenizer(folder)
+    check_vocabulary(tokenizer, vocab_size, paired=saved is not None)
+    return tokenizer
+
+
+def consistent_tokenizer(name: str | None, saved: Any, folder: Any) -> Any:
+    """The tokenizer called `name`, which must equal the folder's; by default the folder's."""
+    if name is None:
+        return saved
+    try:
+        named = named_tokenizer(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tokenizer: {name!r}: {error}") from error
+    if saved is not None and not same_tokenizer(named, saved):
+        raise ValueError(f"--tokenizer must be that of {str(folder)!r}, {saved!r}, got {named!r}")
+    return named
+
+
+def no_tokenizer(folder: Any) -> ValueError:
+    return ValueError(
+        f"--tokenizer must be DIR, FILE or bytes: there is no tokenizer in {str(folder)!r}"
+    )
+
+
+def unit(tokenizer: Any) -> str:
+    """What a tokenizer's ids stand for, in the plural."""
+    return "bytes" if isinstance(tokenizer, ByteTokenizer) else "tokens"

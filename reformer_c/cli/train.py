@@ -1,0 +1,130 @@
+"""``reformer-c train``: train a language model on text files."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..checks import requires_extra
+from ..files.atomic import finish_checkpoint
+from ..models.presets import PRESETS
+from ..text.vocabulary import save_tokenizer
+from ..training.optim import Adafactor, AdamW, Optimizer, Schedule, schedules
+from ..training.train import Trainer, has_checkpoint, show_progress
+from .train_data import read_data
+from .train_model import make_model
+from .values import given, option
+
+
+def run(options: Namespace) -> None:
+    folder = Path(options.save) if options.save else None
+    _check_options(options)
+    _check_folder(folder, options)
+    data, held_out, held_out_bytes, tokenizer = read_data(folder, options)
+    model = make_model(folder, data, held_out, tokenizer, options)
+    if tokenizer is None and options.bytes_per_token is None:
+        raise ValueError(
+            "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "
+            "--tokenizer, if the tokens were made by one: DIR, FILE or bytes"
+        )
+    trainer = Trainer(
+        model,
+        data,
+        _optimizer(model, options),
+        steps=options.steps,
+        schedule=_schedule(options),
+        accumulate=options.accumulate,
+        max_grad_norm=options.clip,
+        seed=options.seed,
+        held_out=held_out or None,
+        held_out_bytes_per_token=held_out_bytes if held_out else None,
+        evaluate_every=options.eval_every,
+        folder=folder,
+        save_every=options.save_every,
+        log=options.log,
+    )
+    if options.resume and folder is not None:
+        # --steps may be raised, which changes the schedule from here on
+        derived = ["schedule.steps", *(["schedule.warmup"] if options.warmup is None else [])]
+        for changed in trainer.resume(folder, allow=derived):
+            print(f"resumed: {changed}")
+    if tokenizer is not None and folder is not None:
+        # before the first step, so that every checkpoint has it
+        save_tokenizer(tokenizer, folder)
+    count, held = (sum(map(len, texts)) for texts in (data.tokens, held_out))
+    print(f"{model!r}\n{count:,} tokens to train on, {held:,} held out", flush=True)
+    if data.bytes_per_token != 1.0:
+        print(f"{tokenizer or 'tokens'}, {data.bytes_per_token:.2f} bytes each", flush=True)
+    bits = None
+    try:
+        for report in show_progress(trainer):
+            bits = report.held_out
+    except (KeyboardInterrupt, SystemExit):
+        if folder is not None:
+            print(f"saved: {folder}, step {trainer.step}", flush=True)
+        raise
+    if held_out:
+        bits = trainer.evaluate().bits_per_byte if bits is None else bits
+        print(f"held out: {bits:.3f} bits per byte")
+    if folder is not None:
+        print(f"saved: {folder}")
+
+
+def _check_options(options: Namespace) -> None:
+    """Refuse an option that would have no effect."""
+    if options.eval_every and not options.evaluate_on and options.held_out == 0:
+        raise ValueError("--eval-every needs held-out text, got --held-out 0")
+    if options.floor is not None and options.schedule not in ("cosine", "linear"):
+        raise ValueError(f"--floor cannot be combined with --schedule {options.schedule}")
+    set_fields = dict(options.set)
+    for name, field in (
+        ("layers", "attn_layers"), ("width", "hidden_size"), ("hashes", "num_hashes"),
+        ("dropout", "hidden_dropout_prob"), ("memory_budget", "memory_budget"),
+    ):  # fmt: skip
+        if getattr(options, name) is not None and field in set_fields:
+            raise ValueError(f"{option(name)} cannot be combined with {field} in --set or --config")
+
+
+def _check_folder(folder: Path | None, options: Namespace) -> None:
+    if folder is None:
+        for name in ("resume", "save_every"):
+            if getattr(options, name):
+                raise ValueError(f"{option(name)} needs --save DIR")
+        return
+    if find_spec("safetensors") is None:
+        raise requires_extra("--save", "safetensors", "cli")
+    finish_checkpoint(folder)
+    found = has_checkpoint(folder)
+    if options.resume and not found:
+        raise ValueError(f"--resume: there is no checkpoint in {str(folder)!r}")
+    if not options.resume and found:
+        raise ValueError(
+            f"--save: there is a checkpoint in {str(folder)!r}: add --resume to continue it, or "
+            "choose another folder"
+        )
+    if not options.resume and (folder / "config.json").exists():
+        raise ValueError(
+            f"--save: there is a model in {str(folder)!r}, which would be replaced: choose another "
+            "folder"
+        )
+
+
+def _optimizer(model: Any, options: Namespace) -> Optimizer:
+    preset = PRESETS[options.preset]
+    settings = given(lr=options.lr, weight_decay=options.weight_decay)
+    if (options.optimizer or preset.optimizer) == "adamw":
+        return AdamW(model.parameters, **{"lr": preset.lr} | settings)
+    if options.lr is not None:
+        # a given rate turns off Adafactor's own step sizes
+        settings |= {"relative_step": False, "scale_parameter": False}
+    return Adafactor(model.parameters, **settings)
+
+
+def _schedule(options: Namespace) -> Schedule:
+    make = getattr(schedules, options.schedule)
+    warmup = min(100, options.steps // 10) if options.warmup is None else options.warmup
+    if options.schedule in ("constant", "rsqrt"):
+        return make(warmup=warmup)
+    return make(options.steps, warmup=warmup, floor=0.1 if options.floor is None else options.floor)

@@ -1,0 +1,101 @@
+"""The files that ``reformer-c train`` reads, as training data and held-out texts."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..models.config import ReformerConfig
+from ..text.tokenizer import ByteTokenizer
+from ..text.vocabulary import folder_tokenizer
+from ..training.data import (
+    Sequences,
+    Windows,
+    count_bytes,
+    encode_text,
+    read_parts,
+    split_parts,
+)
+from .arguments import LENGTH
+from .folder import consistent_tokenizer, no_tokenizer
+
+__all__ = ["read_data"]
+
+
+class TrainingData(NamedTuple):
+    """The training data; the held-out texts of at least two tokens, and their bytes per token; the
+    tokenizer, which is None if all files contain token ids and none is given."""
+
+    train: Windows | Sequences
+    held_out: list[np.ndarray]
+    held_out_bytes_per_token: float
+    tokenizer: Any
+
+
+def read_data(folder: Path | None, options: Namespace) -> TrainingData:
+    """Read and tokenize the files; `folder` is where the model is saved."""
+    # by default, the tokenizer of the folder
+    saved = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
+    tokenizer = consistent_tokenizer(options.tokenizer, saved, folder)
+    utf8 = not isinstance(tokenizer, ByteTokenizer | None)
+    parts = read_parts(options.files, utf8=utf8)
+    apart = read_parts(options.evaluate_on, utf8=utf8) if options.evaluate_on else []
+    if tokenizer is None and any(isinstance(part, bytes) for part in parts + apart):
+        tokenizer = _default_tokenizer(folder, options)
+    if tokenizer is not None and options.bytes_per_token is not None:
+        raise ValueError(
+            "--bytes-per-token cannot be combined with a tokenizer or text, whose bytes are counted"
+        )
+    share = options.held_out
+    if share is None:
+        share = 0.0 if options.evaluate_on else 0.1
+    parts, ends = split_parts(parts, share, tokenizer, whole_files=options.whole_files)
+    train = [encode_text(part, tokenizer) for part in parts]
+    pairs = [(part, encode_text(part, tokenizer)) for part in apart or ends]
+    pairs = [(part, tokens) for part, tokens in pairs if len(tokens) > 1]
+    held_out = [tokens for _, tokens in pairs]
+    if options.evaluate_on and not held_out:
+        raise ValueError("--evaluate-on must have a text of at least 2 tokens")
+    common = {
+        "order": options.order,
+        "seed": options.seed,
+        "bytes_per_token": _bytes_per_token(parts, train, tokenizer, options),
+    }
+    data: Windows | Sequences
+    if not options.whole_files:
+        data = Windows(train, options.length or LENGTH, batch=options.batch, **common)
+    elif options.batch > 1:
+        raise ValueError("--batch must be 1 with --whole-files; --accumulate N uses N files a step")
+    elif short := [len(tokens) for tokens in train if len(tokens) < 2]:
+        raise ValueError(
+            f"--whole-files: each FILE must have at least 2 tokens to train on, got {short[0]} in "
+            f"{len(short)} of them"
+        )
+    else:
+        data = Sequences(train, options.length, **common)
+    held_out_bytes = _bytes_per_token([part for part, _ in pairs], held_out, tokenizer, options)
+    return TrainingData(data, held_out, held_out_bytes, tokenizer)
+
+
+def _default_tokenizer(folder: Path | None, options: Namespace) -> Any:
+    """The tokenizer of texts: `ByteTokenizer`, unless a resumed model may have another."""
+    if not options.resume or folder is None:
+        return ByteTokenizer()
+    tokenizer = folder_tokenizer(folder, ReformerConfig.from_json(folder).vocab_size)
+    if tokenizer is None:
+        raise no_tokenizer(folder)
+    return tokenizer
+
+
+def _bytes_per_token(
+    texts: Sequence[Any], tokens: Sequence[np.ndarray], tokenizer: Any, options: Namespace
+) -> float:
+    """Mean bytes per token of the texts."""
+    count = sum(map(len, tokens))
+    if tokenizer is None or count == 0:
+        return options.bytes_per_token or 1.0
+    return sum(count_bytes(text, tokenizer) for text in texts) / count
