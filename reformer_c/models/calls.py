@@ -16,7 +16,7 @@ from ..checks import did_you_mean, flag, integer, names_keywords, refuse_unknown
 from ..layers.nn import draw_seed
 from ..runtime import available_memory, reuse_memory
 from .body import Pass, StepMemory
-from .config import check_memory_budget
+from .config_checks import check_memory_budget
 from .inputs import Call, Inputs, check_inputs
 from .outputs import Loss, ReformerOutput, Requested
 from .weights import Weighted

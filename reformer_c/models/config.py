@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import json
 import math
 import os
 import warnings
@@ -17,77 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknown
-from ..files.checkpoint import local_folder, write_atomically
-from ..layers.activations import WEIGHTED
-from ..precision import PRECISIONS
+from ..checks import NamedAttributes, refuse_unknown
+from ..files.checkpoint import local_folder
+from .config_checks import check_fields
+from .config_keys import ACTIVATIONS, misspelling, split_keys
+from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
-
-LAYER_TYPES = ("local", "lsh")
-SCOPES = ("chunk", "bucket")
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-
-# transformers' names of activations, of which several may mean one function, and ours
-ACTIVATIONS = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_10": "gelu_10",
-    "gelu_new": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu_accurate": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_python_tanh": "gelu_new",
-    "quick_gelu": "quick_gelu",
-    "silu": "silu",
-    "swish": "silu",
-    "hardswish": "hardswish",
-    "mish": "mish",
-    "leaky_relu": "leaky_relu",
-    "relu2": "relu2",
-    "relu6": "relu6",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-    "laplace": "laplace",
-    "sqrtsoftplus": "sqrtsoftplus",
-    "linear": "linear",
-} | {name: name for name in WEIGHTED}
-
-# keys of configurations from 2020, and the fields that replaced them
-LEGACY_KEYS = {
-    "attention_probs_dropout_prob": (
-        "local_attention_probs_dropout_prob",
-        "lsh_attention_probs_dropout_prob",
-    ),
-    "num_chunks_before": ("local_num_chunks_before", "lsh_num_chunks_before"),
-    "num_chunks_after": ("local_num_chunks_after", "lsh_num_chunks_after"),
-    "seed": ("hash_seed",),
-}
-
-# further keys in configurations of transformers since version 2.9
-THEIRS = frozenset(LEGACY_KEYS) | {
-    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-    "_commit_hash", "_experts_implementation", "_experts_implementation_internal", "_name_or_path",
-    "_output_attentions", "add_cross_attention", "assistant_confidence_threshold",
-    "assistant_lookbehind", "attn_implementation", "auto_map", "bad_words_ids",
-    "begin_suppress_tokens", "cls_token_id", "cross_attention_hidden_size",
-    "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
-    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
-    "experts_implementation", "exponential_decay_length_penalty", "finetuning_task",
-    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "intermediate_size",
-    "length_penalty", "mask_token_id", "max_length", "min_length", "name_or_path",
-    "no_repeat_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
-    "num_beam_groups", "num_beams", "num_return_sequences", "output_past", "output_scores",
-    "per_layer_config", "prefix", "pruned_heads", "quantization_config", "remove_invalid_values",
-    "repetition_penalty", "return_dict_in_generate", "sep_token_id", "sinusoidal_pos_embds",
-    "suppress_tokens", "target_lookbehind", "task_specific_params", "temperature", "tf_legacy_loss",
-    "tie_encoder_decoder", "tie_last_hidden_states", "tokenizer_class", "top_k", "top_p",
-    "torch_dtype", "torchscript", "typical_p", "unk_token_id", "use_bfloat16", "xla_device",
-}  # fmt: skip
-
-# difflib's similarity from which an unknown name counts as a misspelt field
-MISSPELT = 0.65
 
 OURS = ("attention_scope", "bucket_cap", "softcap", "matmul_precision", "memory_budget",
         "apply_lm_head_bias")  # fmt: skip
@@ -98,9 +32,10 @@ def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(initialise)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
-        own, others = _split_fields(values)
+        names = self.__dataclass_fields__
+        own, others = split_keys(values, names)
         for name in others:
-            if hint := _misspelling(name):
+            if hint := misspelling(name, names):
                 raise TypeError(
                     f"{name}: ReformerConfig has no such field{hint} extra={{{name!r}: ...}} keeps "
                     "an unknown field"
@@ -112,31 +47,8 @@ def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def _split_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split into fields and other keys. Keys of 2020 set their fields and stay among the others."""
-    names = {f.name for f in fields(ReformerConfig)}
-    own = {name: value for name, value in values.items() if name in names}
-    if (kind := values.get("model_type", "reformer")) != "reformer":
-        raise ValueError(f"model_type must be 'reformer', got {kind!r}")
-    for old, new in LEGACY_KEYS.items():
-        for name in new if values.get(old) is not None else ():
-            own.setdefault(name, values[old])
-    if own.get("memory_budget") == "inf":
-        own["memory_budget"] = math.inf  # JSON has no infinity
-    return own, {k: v for k, v in values.items() if k not in names and k != "model_type"}
-
-
-def _misspelling(name: str) -> str:
-    """The end of a message that suggests a field for an unknown name; empty if none is similar."""
-    names = [f.name for f in fields(ReformerConfig)]
-    if name in THEIRS or name in names:
-        return ""
-    near = difflib.get_close_matches(name.lower(), names, 1, MISSPELT)
-    return did_you_mean(name, near)
-
-
 @dataclass
-class ReformerConfig(NamedAttributes):
+class ReformerConfig(NamedAttributes, JsonFile):
     """The configuration of a model.
 
     Fields and defaults are those of Hugging Face's ``ReformerConfig``. Six more are our own:
@@ -270,6 +182,8 @@ class ReformerConfig(NamedAttributes):
     {'temperature': 0.7}
     """
 
+    _file_name = "config.json"
+
     attention_head_size: int = 64
     attn_layers: list[str] = field(default_factory=lambda: ["local", "lsh"] * 3)
     axial_norm_std: float = 1.0
@@ -378,11 +292,12 @@ class ReformerConfig(NamedAttributes):
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"values must be a dictionary, got {type(values).__name__}")
-        own, others = _split_fields(values)
+        names = cls.__dataclass_fields__
+        own, others = split_keys(values, names)
         if "extra" in own:  # in a file, not the field of this name
             others["extra"] = own.pop("extra")
         for name in others:
-            if hint := _misspelling(name):
+            if hint := misspelling(name, names):
                 warnings.warn(
                     f"{name}: kept, but ReformerConfig has no such field{hint}", stacklevel=2
                 )
@@ -392,14 +307,21 @@ class ReformerConfig(NamedAttributes):
         """The contents of a config.json that `from_dict` and transformers read.
 
         Our own fields are omitted if they have their defaults.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> config = ReformerConfig(vocab_size=258)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config.to_json(folder)
+        ...     ReformerConfig.from_json(folder) == config
+        True
         """
-        defaults = {f.name: f.default for f in fields(self) if f.name in OURS}
         values: dict[str, Any] = {"model_type": "reformer"} | self.extra
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "extra" or (f.name in OURS and value == defaults[f.name]):
-                continue
-            values[f.name] = list(value) if isinstance(value, list) else value
+            if f.name != "extra" and (f.name not in OURS or value != f.default):
+                values[f.name] = list(value) if isinstance(value, list) else value
         if self.id2label == _label_names(2):  # the default
             values |= {"id2label": None, "label2id": None}
         elif self.id2label is not None:
@@ -412,37 +334,6 @@ class ReformerConfig(NamedAttributes):
         return values
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike) -> ReformerConfig:
-        """Read a JSON file, or the config.json of a folder."""
-        path = Path(path)
-        if path.is_dir():
-            path = path / "config.json"
-        with open(path, encoding="utf-8") as file:
-            try:
-                values = json.load(file)
-            except ValueError as error:
-                raise ValueError(f"path: {os.fspath(path)!r} is not JSON: {error}") from error
-        return cls.from_dict(values)
-
-    def to_json(self, path: str | os.PathLike) -> None:
-        """Write a JSON file, or the config.json of an existing folder, atomically.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> config = ReformerConfig(vocab_size=258)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     config.to_json(folder)
-        ...     ReformerConfig.from_json(folder) == config
-        True
-        """
-        path = Path(path)
-        if path.is_dir():
-            path = path / "config.json"
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-    @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike, *, revision: str | None = None, **changes: Any
     ) -> ReformerConfig:
@@ -450,8 +341,8 @@ class ReformerConfig(NamedAttributes):
 
         Keywords override fields of the file.
         """
-        names = [f.name for f in fields(cls)]
-        refuse_unknown(changes, [*names, "revision"], "ReformerConfig.from_pretrained")
+        known = [*cls.__dataclass_fields__, "revision"]
+        refuse_unknown(changes, known, "ReformerConfig.from_pretrained")
         config = cls.from_json(local_folder(folder, revision, [["config.json"]]))
         return config.changed(changes)
 
@@ -510,153 +401,17 @@ class ReformerConfig(NamedAttributes):
             return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
         return self.max_position_embeddings
 
-    # ---- checks ----
-
-    def check(self) -> None:
-        """Raise TypeError or ValueError, naming the field, if a value is invalid."""
-        self._check_layers()
-        self._check_sizes()
-        self._check_positions()
-        for layer_type in set(self.layer_types):
-            self._check_attention(layer_type)
-        if "lsh" in self.layer_types:
-            self._check_hashing()
-        self._check_choices()
-
-    def _check_layers(self) -> None:
-        if not isinstance(self.attn_layers, list) or not self.attn_layers:
-            raise TypeError(f"attn_layers must be a list of layer types, got {self.attn_layers!r}")
-        for layer_type in self.attn_layers:
-            _choice("attn_layers", layer_type, LAYER_TYPES)
-        integer("num_hidden_layers", self.num_hidden_layers, 1)
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"num_hidden_layers must be at most {len(self.attn_layers)}, the length of "
-                f"attn_layers, which are of two types, got {self.num_hidden_layers}"
-            )
-
-    def _check_sizes(self) -> None:
-        for name in (
-            "attention_head_size", "feed_forward_size", "hidden_size", "max_position_embeddings",
-            "num_attention_heads", "num_labels", "vocab_size",
-        ):  # fmt: skip
-            integer(name, getattr(self, name), 1)
-        for name in ("chunk_size_lm_head", "chunk_size_feed_forward"):
-            integer(name, getattr(self, name), 0)
-        for name in ("axial_norm_std", "initializer_range", "layer_norm_eps"):
-            _real(name, getattr(self, name), 0.0)
-        _real("hidden_dropout_prob", self.hidden_dropout_prob, 0.0, below=1.0)
-        if self.classifier_dropout is not None:
-            _real("classifier_dropout", self.classifier_dropout, 0.0, below=1.0)
-        for name in ("id2label", "label2id"):
-            labels = getattr(self, name)
-            if labels is not None and not isinstance(labels, dict):
-                raise TypeError(f"{name} must be a dictionary, got {type(labels).__name__}")
-        if self.id2label is not None and len(self.id2label) != self.num_labels:
-            raise ValueError(
-                f"id2label must have num_labels={self.num_labels} names, got {self.id2label}"
-            )
-
-    def _check_positions(self) -> None:
-        flag("axial_pos_embds", self.axial_pos_embds)
-        if not self.axial_pos_embds:
-            return
-        for name in ("axial_pos_shape", "axial_pos_embds_dim"):
-            value = getattr(self, name)
-            if not isinstance(value, list) or len(value) != 2:
-                raise TypeError(f"{name} must be a list of two integers, got {value!r}")
-            for part in value:
-                integer(name, part, 1)
-        if sum(self.axial_pos_embds_dim) != self.hidden_size:
-            raise ValueError(
-                f"axial_pos_embds_dim must add up to hidden_size={self.hidden_size}, "
-                f"got {self.axial_pos_embds_dim}"
-            )
-
-    def _check_attention(self, layer_type: str) -> None:
-        for name, minimum in (
-            ("attn_chunk_length", 1), ("num_chunks_before", 0), ("num_chunks_after", 0),
-        ):  # fmt: skip
-            integer(f"{layer_type}_{name}", self.attention(layer_type, name), minimum)
-        name = "attention_probs_dropout_prob"
-        _real(f"{layer_type}_{name}", self.attention(layer_type, name), 0.0, below=1.0)
-
     def attention(self, layer_type: str, name: str) -> Any:
         """The field `name` of one type of attention: ``attention("lsh", "attn_chunk_length")``."""
         return getattr(self, f"{layer_type}_{name}")
 
-    def _check_hashing(self) -> None:
-        integer("num_hashes", self.num_hashes, 1)
-        if self.hash_seed is not None:
-            integer("hash_seed", self.hash_seed)
-        if self.num_buckets is None:
-            return
-        factors = self.num_buckets if isinstance(self.num_buckets, list) else [self.num_buckets]
-        if not factors:
-            raise ValueError("num_buckets must have at least one factor, got []")
-        for factor in factors:
-            integer("num_buckets", factor, 2)
-            if factor % 2:
-                raise ValueError(f"num_buckets must be even numbers, got {self.num_buckets}")
-
-    def _check_choices(self) -> None:
-        _choice("hidden_act", self.hidden_act, ACTIVATIONS)
-        _choice("attention_scope", self.attention_scope, SCOPES)
-        if self.bucket_cap is not None:
-            integer("bucket_cap", self.bucket_cap, 64)
-            if self.bucket_cap % 64 or self.attention_scope != "bucket":
-                raise ValueError(
-                    f"bucket_cap must be a multiple of 64 with attention_scope='bucket', got "
-                    f"{self.bucket_cap} with attention_scope={self.attention_scope!r}"
-                )
-        if self.softcap is not None:
-            _real("softcap", self.softcap, 0.0)
-            if self.softcap == 0:
-                raise ValueError("softcap must be a number > 0 or None, got 0")
-        if self.matmul_precision is not None:
-            _choice("matmul_precision", self.matmul_precision, PRECISIONS)
-        if self.problem_type is not None:
-            _choice("problem_type", self.problem_type, PROBLEM_TYPES)
-        if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise ValueError(
-                "problem_type must not be 'single_label_classification' with num_labels=1; one "
-                "label is a 'regression', and a yes-or-no question has two"
-            )
-        for name in (
-            "is_decoder", "tie_word_embeddings", "use_cache", "apply_lm_head_bias",
-            "is_encoder_decoder",
-        ):  # fmt: skip
-            flag(name, getattr(self, name))
-        for name in ("output_attentions", "output_hidden_states", "return_dict"):
-            if getattr(self, name) is not None:
-                flag(name, getattr(self, name))
-        for name in ("transformers_version", "dtype"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise TypeError(f"{name} must be a str or None, got {getattr(self, name)!r}")
-        names = self.architectures or []
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError(f"architectures must be a list of names, got {names!r}")
-        # may be outside the vocabulary: checkpoints have -1 for none, and ids of added tokens
-        for name in ("bos_token_id", "pad_token_id"):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name))
-        if self.eos_token_id is not None:
-            ids = self.eos_token_id
-            for i in ids if isinstance(ids, list) else [ids]:
-                integer("eos_token_id", i)
-        if self.memory_budget is not None:
-            check_memory_budget(self.memory_budget)
-        if not isinstance(self.extra, dict):
-            raise TypeError(f"extra must be a dictionary, got {type(self.extra).__name__}")
+    def check(self) -> None:
+        """Raise TypeError or ValueError, naming the field, if a value is invalid."""
+        check_fields(self)
 
 
 # the __init__ generated by dataclass accepts only fields
 ReformerConfig.__init__ = _with_other_fields(ReformerConfig.__init__)  # type: ignore[method-assign]
-
-
-def check_memory_budget(value: Any) -> None:
-    """Raise TypeError or ValueError unless the value is a number >= 0, which may be infinite."""
-    _real("memory_budget", value, 0.0, finite=False)
 
 
 def _plain(value: Any) -> Any:
@@ -686,18 +441,3 @@ def _by_number(names: Mapping[Any, str]) -> dict[Any, str]:
 
 def _numbers(names: Mapping[Any, str]) -> dict[str, Any]:
     return {name: i for i, name in names.items()}
-
-
-def _real(
-    name: str, value: Any, minimum: float, *, below: float = math.inf, finite: bool = True
-) -> None:
-    expected = f"a number >= {minimum:g}" + (f" and < {below:g}" if below < math.inf else "")
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
-    if not (minimum <= float(value) < below or (value == math.inf and not finite)):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def _choice(name: str, value: Any, choices: Any) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..checks import NamedAttributes, did_you_mean, flag, integer, refuse_unknown
-from ..files.checkpoint import write_atomically
 from ..ops.quantized import STORAGES
+from .json_file import JsonFile
 
 __all__ = ["GENERATION_CONFIG", "GenerationConfig", "flat"]
 
@@ -74,7 +71,7 @@ IGNORED = {"max_cache_len", "max_matching_ngram_size"}
 
 
 @dataclass(init=False, repr=False)
-class GenerationConfig(NamedAttributes):
+class GenerationConfig(NamedAttributes, JsonFile):
     """The options of ``generate``, under the names of Hugging Face's ``GenerationConfig``.
 
     An option is taken from the first of these that sets it, where None means not set: the arguments
@@ -103,6 +100,8 @@ class GenerationConfig(NamedAttributes):
     Traceback (most recent call last):
     AttributeError: temprature: GenerationConfig has no such field; did you mean temperature?
     """
+
+    _file_name = GENERATION_CONFIG
 
     max_length: int | None = None
     max_new_tokens: int = UNSET
@@ -180,26 +179,7 @@ class GenerationConfig(NamedAttributes):
         return cls(**known, extra=extra or None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of a generation_config.json that `from_dict` and transformers read."""
-        return (self.extra or {}) | {k: v for k, v in self._set().items() if k != "extra"}
-
-    @classmethod
-    def from_json(cls, path: str | os.PathLike) -> GenerationConfig:
-        """Read a JSON file, or the generation_config.json of a folder."""
-        path = Path(path)
-        path = path / GENERATION_CONFIG if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"path: {os.fspath(path)!r} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise TypeError(
-                f"path: {os.fspath(path)!r} must be a JSON object, got {type(values).__name__}"
-            )
-        return cls.from_dict(values)
-
-    def to_json(self, path: str | os.PathLike) -> None:
-        """Write a JSON file, or the generation_config.json of an existing folder, atomically.
+        """The contents of a generation_config.json that `from_dict` and transformers read.
 
         Examples
         --------
@@ -210,14 +190,7 @@ class GenerationConfig(NamedAttributes):
         ...     GenerationConfig.from_json(folder) == config
         True
         """
-        path = Path(path)
-        path = path / GENERATION_CONFIG if path.is_dir() else path
-        text = self.to_json_string()
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-    def to_json_string(self) -> str:
-        """The text of a generation_config.json."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return (self.extra or {}) | {k: v for k, v in self._set().items() if k != "extra"}
 
     @classmethod
     def from_model_config(cls, values: Mapping[str, Any]) -> GenerationConfig:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import ops
 from ..checks import bucket_factors
 from ..layers.activations import WEIGHTED
-from ..models.config import ACTIVATIONS
+from ..models.config_keys import ACTIVATIONS
 from .operators import (
     array_of,
     draw_key,

@@ -12,7 +12,8 @@ import pytest
 from reference import feed_forward as reference
 
 from reformer_c.models.body import body_shapes
-from reformer_c.models.config import ACTIVATIONS, ReformerConfig
+from reformer_c.models.config import ReformerConfig
+from reformer_c.models.config_keys import ACTIVATIONS
 
 CRIME_AND_PUNISHMENT = {
     "architectures": ["ReformerModelWithLMHead"],

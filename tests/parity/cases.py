@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reformer_c.models.config import ACTIVATIONS
+from reformer_c.models.config_keys import ACTIVATIONS
 
 MODELS = (
     "ReformerModel",

@@ -11,7 +11,8 @@ from small_models import small_config
 
 import reformer_c
 from reformer_c.layers.activations import WEIGHTED
-from reformer_c.models.config import ACTIVATIONS, ReformerConfig
+from reformer_c.models.config import ReformerConfig
+from reformer_c.models.config_keys import ACTIVATIONS
 from reformer_c.ops import feed_forward_backward, feed_forward_forward
 
 from . import ours

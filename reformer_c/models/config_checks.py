@@ -1,0 +1,193 @@
+"""Checks of a configuration's fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from numbers import Real
+from typing import Any
+
+from ..checks import flag, integer
+from ..precision import PRECISIONS
+from .config_keys import ACTIVATIONS
+
+__all__ = ["check_fields", "check_memory_budget"]
+
+LAYER_TYPES = ("local", "lsh")
+SCOPES = ("chunk", "bucket")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def check_fields(config: Any) -> None:
+    """Raise TypeError or ValueError, naming the field, if a value is invalid."""
+    _check_layers(config)
+    _check_sizes(config)
+    _check_labels(config)
+    _check_positions(config)
+    for layer_type in set(config.layer_types):
+        _check_attention(config, layer_type)
+    if "lsh" in config.layer_types:
+        _check_hashing(config)
+    _check_options(config)
+    _check_tokens(config)
+    _check_stored(config)
+
+
+def check_memory_budget(value: Any) -> None:
+    """Raise TypeError or ValueError unless the value is a number >= 0, which may be infinite."""
+    _real("memory_budget", value, 0.0, finite=False)
+
+
+def _each(
+    config: Any,
+    names: str,
+    check: Callable[..., Any],
+    *bounds: Any,
+    optional: bool = False,
+    **options: Any,
+) -> None:
+    """Check each of the fields `names`; with `optional`, they may be None."""
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None or not optional:
+            check(name, value, *bounds, **options)
+
+
+def _check_layers(config: Any) -> None:
+    if not isinstance(config.attn_layers, list) or not config.attn_layers:
+        raise TypeError(f"attn_layers must be a list of layer types, got {config.attn_layers!r}")
+    for layer_type in config.attn_layers:
+        _choice("attn_layers", layer_type, LAYER_TYPES)
+    integer("num_hidden_layers", config.num_hidden_layers, 1)
+    if len(config.layer_types) != config.num_hidden_layers:
+        raise ValueError(
+            f"num_hidden_layers must be at most {len(config.attn_layers)}, the length of "
+            f"attn_layers, which are of two types, got {config.num_hidden_layers}"
+        )
+
+
+def _check_sizes(config: Any) -> None:
+    sizes = (
+        "attention_head_size feed_forward_size hidden_size max_position_embeddings "
+        "num_attention_heads num_labels vocab_size"
+    )
+    _each(config, sizes, integer, 1)
+    _each(config, "chunk_size_lm_head chunk_size_feed_forward", integer, 0)
+    _each(config, "axial_norm_std initializer_range layer_norm_eps", _real, 0.0)
+    _each(config, "hidden_dropout_prob", _real, 0.0, below=1.0)
+    _each(config, "classifier_dropout", _real, 0.0, below=1.0, optional=True)
+
+
+def _check_labels(config: Any) -> None:
+    _each(config, "id2label label2id", _dictionary, optional=True)
+    if config.id2label is not None and len(config.id2label) != config.num_labels:
+        raise ValueError(
+            f"id2label must have num_labels={config.num_labels} names, got {config.id2label}"
+        )
+
+
+def _check_positions(config: Any) -> None:
+    flag("axial_pos_embds", config.axial_pos_embds)
+    if not config.axial_pos_embds:
+        return
+    for name in ("axial_pos_shape", "axial_pos_embds_dim"):
+        value = getattr(config, name)
+        if not isinstance(value, list) or len(value) != 2:
+            raise TypeError(f"{name} must be a list of two integers, got {value!r}")
+        for part in value:
+            integer(name, part, 1)
+    if sum(config.axial_pos_embds_dim) != config.hidden_size:
+        raise ValueError(
+            f"axial_pos_embds_dim must add up to hidden_size={config.hidden_size}, "
+            f"got {config.axial_pos_embds_dim}"
+        )
+
+
+def _check_attention(config: Any, layer_type: str) -> None:
+    _each(config, f"{layer_type}_attn_chunk_length", integer, 1)
+    _each(config, f"{layer_type}_num_chunks_before {layer_type}_num_chunks_after", integer, 0)
+    _each(config, f"{layer_type}_attention_probs_dropout_prob", _real, 0.0, below=1.0)
+
+
+def _check_hashing(config: Any) -> None:
+    integer("num_hashes", config.num_hashes, 1)
+    _each(config, "hash_seed", integer, optional=True)
+    if config.num_buckets is None:
+        return
+    factors = _listed(config.num_buckets)
+    if not factors:
+        raise ValueError("num_buckets must have at least one factor, got []")
+    for factor in factors:
+        integer("num_buckets", factor, 2)
+        if factor % 2:
+            raise ValueError(f"num_buckets must be even numbers, got {config.num_buckets}")
+
+
+def _check_options(config: Any) -> None:
+    _choice("hidden_act", config.hidden_act, ACTIVATIONS)
+    _choice("attention_scope", config.attention_scope, SCOPES)
+    if config.bucket_cap is not None:
+        integer("bucket_cap", config.bucket_cap, 64)
+        if config.bucket_cap % 64 or config.attention_scope != "bucket":
+            raise ValueError(
+                f"bucket_cap must be a multiple of 64 with attention_scope='bucket', got "
+                f"{config.bucket_cap} with attention_scope={config.attention_scope!r}"
+            )
+    _each(config, "softcap", _real, 0.0, optional=True)
+    if config.softcap == 0:
+        raise ValueError("softcap must be a number > 0 or None, got 0")
+    _each(config, "matmul_precision", _choice, PRECISIONS, optional=True)
+    _each(config, "problem_type", _choice, PROBLEM_TYPES, optional=True)
+    if config.problem_type == "single_label_classification" and config.num_labels == 1:
+        raise ValueError(
+            "problem_type must not be 'single_label_classification' with num_labels=1; one "
+            "label is a 'regression', and a yes-or-no question has two"
+        )
+    _each(config, "is_decoder tie_word_embeddings use_cache apply_lm_head_bias", flag)
+    _each(config, "output_attentions output_hidden_states return_dict", flag, optional=True)
+    if config.memory_budget is not None:
+        check_memory_budget(config.memory_budget)
+
+
+def _check_tokens(config: Any) -> None:
+    # may be outside the vocabulary: checkpoints have -1 for none, and ids of added tokens
+    _each(config, "bos_token_id pad_token_id", integer, optional=True)
+    if config.eos_token_id is not None:
+        for token in _listed(config.eos_token_id):
+            integer("eos_token_id", token)
+
+
+def _check_stored(config: Any) -> None:
+    """Check the fields that have no effect here."""
+    flag("is_encoder_decoder", config.is_encoder_decoder)
+    for name in ("transformers_version", "dtype"):
+        if not isinstance(getattr(config, name), (str, type(None))):
+            raise TypeError(f"{name} must be a str or None, got {getattr(config, name)!r}")
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"architectures must be a list of names, got {names!r}")
+    _dictionary("extra", config.extra)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _dictionary(name: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} must be a dictionary, got {type(value).__name__}")
+
+
+def _real(
+    name: str, value: Any, minimum: float, *, below: float = math.inf, finite: bool = True
+) -> None:
+    expected = f"a number >= {minimum:g}" + (f" and < {below:g}" if below < math.inf else "")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if not (minimum <= float(value) < below or (value == math.inf and not finite)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _choice(name: str, value: Any, choices: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
