@@ -35,7 +35,7 @@ try:
 except ModuleNotFoundError as error:
     raise requires_extra("reformer_c.distributed", "mpi4py", "mpi") from error
 
-from .layers.nn import draw_seed, random_key
+from .layers.randomness import draw_seed, random_key
 from .runtime import set_num_threads, show_config, underflow_to_zero
 
 __all__ = ["DataParallel", "Shard", "average", "broadcast", "share_threads"]

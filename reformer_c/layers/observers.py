@@ -9,8 +9,9 @@ import numpy as np
 
 from .. import ops
 from ..ops.attention import AttentionSaved
-from .attention import Attention, Part
-from .nn import Sublayer
+from .attention import Attention
+from .parts import Part
+from .sublayer import Sublayer
 
 __all__ = ["CacheFill", "Caches", "Probabilities"]
 
@@ -97,7 +98,7 @@ class CacheFill:
             self._arrays = [np.empty((b, h, n, x.shape[3]), x.dtype) for x in arrays]
         for whole, array in zip(self._arrays, arrays, strict=True):
             part.place(whole, array)
-        self._missing -= part.sequences * part.own_length * (part.heads.stop - part.heads.start)
+        self._missing -= part.sequences * part.own_length * part.num_heads
         if self._missing == 0:
             self._fill(self._caches.of(layer), *(x[:, :, : self._t] for x in self._arrays))
             self._arrays = []

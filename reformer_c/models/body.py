@@ -17,20 +17,17 @@ import numpy as np
 from .. import ops
 from ..checks import as_array, integer
 from ..layers.activations import WEIGHTED
-from ..layers.attention import LocalAttention, LSHAttention, SelfAttention
-from ..layers.nn import (
-    Embeddings,
-    FeedForward,
-    FinalNorm,
-    Kept,
-    Sublayer,
-    WeightedFeedForward,
-    Weights,
-    blocks,
-    random_key,
-)
+from ..layers.embeddings import Embeddings
+from ..layers.feed_forward import FeedForward, WeightedFeedForward
+from ..layers.layer_norm import FinalNorm
+from ..layers.local_attention import LocalAttention
+from ..layers.lsh_attention import LSHAttention
 from ..layers.observers import Probabilities
+from ..layers.parameters import Weights
+from ..layers.randomness import random_key
 from ..layers.reversible import alternating_backward, alternating_forward
+from ..layers.self_attention import SelfAttention
+from ..layers.sublayer import Kept, Sublayer, blocks
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
 from .config import ReformerConfig

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..checks import did_you_mean, flag, integer, names_keywords, refuse_unknown
-from ..layers.nn import draw_seed
+from ..layers.randomness import draw_seed
 from ..runtime import available_memory, reuse_memory
 from .body import Pass, StepMemory
 from .config_checks import check_memory_budget

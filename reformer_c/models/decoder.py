@@ -21,9 +21,10 @@ from functools import partial
 import numpy as np
 
 from .. import ops
-from ..layers.nn import Step, StepWeights
 from ..layers.observers import CacheFill, Caches
+from ..layers.parameters import StepWeights
 from ..layers.reversible import alternating_forward
+from ..layers.sublayer import Step
 from ..precision import in_own_precision
 from ..runtime import reuse_memory, underflow_to_zero
 from .body import Pass, warn_of_cut

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import flag, integer, names_keywords, refuse_unknown
-from ..layers.attention import EncoderStates
-from ..layers.nn import draw_seed, random_key
+from ..layers.cross_attention import EncoderStates
+from ..layers.randomness import draw_seed, random_key
 from ..runtime import available_memory, reuse_memory
 from .body import Pass, StepMemory, heap_gaps
 from .calls import Reformer

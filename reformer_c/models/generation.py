@@ -13,7 +13,8 @@ import numpy as np
 
 from ..checks import names_keywords, refuse_unknown
 from ..layers.attention import Observer
-from ..layers.nn import StepWeights, draw_seed, random_key
+from ..layers.parameters import StepWeights
+from ..layers.randomness import draw_seed, random_key
 from .body import Pass
 from .config import ReformerConfig
 from .decoder import Decoder, cache_bytes, num_buckets_of

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import ops
 from ..checks import as_array, number
-from ..layers.nn import StepWeights
+from ..layers.parameters import StepWeights
 from ..ops.machine import layer_scratch
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero

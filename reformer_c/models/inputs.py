@@ -14,7 +14,8 @@ from .config import ReformerConfig
 from .outputs import Requested
 
 if TYPE_CHECKING:
-    from ..layers.attention import EncoderStates, Observer
+    from ..layers.attention import Observer
+    from ..layers.cross_attention import EncoderStates
 
 __all__ = [
     "IGNORE",

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..layers.attention import CrossAttention, EncoderStates
-from ..layers.nn import Weights, draw_seed, random_key
+from ..layers.cross_attention import CrossAttention, EncoderStates
 from ..layers.observers import Probabilities
+from ..layers.parameters import Weights
+from ..layers.randomness import draw_seed, random_key
 from ..runtime import reuse_memory
 from .body import Pass, norm_shapes
 from .config import ReformerConfig

@@ -15,7 +15,8 @@ import numpy as np
 from ..checks import NamedAttributes, flag, integer, names_keywords, refuse_unknown
 from ..files.checkpoint import describe_mismatch, load_into, local_folder, read_folder, save_model
 from ..layers.activations import WEIGHTED
-from ..layers.nn import Joined, Parameters, draw_seed, random_key
+from ..layers.parameters import Joined, Parameters
+from ..layers.randomness import draw_seed, random_key
 from ..runtime import underflow_to_zero
 from .body import WORDS, Pass, body_constants, body_shapes
 from .config import ReformerConfig

@@ -91,7 +91,7 @@ def test_a_models_gradients_are_the_slope_of_its_loss(name, chunk):
 def test_chunks_change_nothing_but_rounding(name, monkeypatch):
     ids, results = random_ids((2, 23)), []
     for chunk, block in ((0, 2**18), (1, 2**18), (7, 2**18), (100, 2**18), (0, 50)):
-        monkeypatch.setattr("reformer_c.layers.nn.HIDDEN_BLOCK", block)
+        monkeypatch.setattr("reformer_c.layers.feed_forward.HIDDEN_BLOCK", block)
         config = small_config(hidden_act=name, attn_layers=LAYERS, chunk_size_feed_forward=chunk)
         model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
         results.append((*model.loss_and_gradients(ids, labels=ids, rng=1), model(ids, rng=0)))

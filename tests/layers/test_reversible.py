@@ -9,9 +9,9 @@ from small_models import DROPOUT, largest_difference, random_ids, randomise, sma
 from tolerances import assert_close, assert_each_close
 
 from reformer_c import ops
-from reformer_c.layers.attention import LSHAttention
-from reformer_c.layers.nn import Sublayer
+from reformer_c.layers.lsh_attention import LSHAttention
 from reformer_c.layers.reversible import reversible_backward, reversible_forward
+from reformer_c.layers.sublayer import Sublayer
 from reformer_c.models.encoder_decoder import ReformerEncoderDecoder
 from reformer_c.models.inputs import Call, check_inputs
 from reformer_c.models.model import ReformerForMaskedLM, ReformerModelWithLMHead

@@ -7,7 +7,7 @@ from small_models import random_ids, randomise, small_config
 from tolerances import assert_close
 
 from reformer_c import num_threads, ops
-from reformer_c.layers.nn import draw_seed
+from reformer_c.layers.randomness import draw_seed
 from reformer_c.models.decoder import Decoder, cache_bytes, num_buckets_of
 from reformer_c.models.inputs import Call
 from reformer_c.models.model import ReformerModelWithLMHead

@@ -14,7 +14,7 @@ from tolerances import assert_close, assert_each_close
 
 import reformer_c as rc
 from reformer_c import ops, runtime
-from reformer_c.layers.nn import Sublayer
+from reformer_c.layers.sublayer import Sublayer
 from reformer_c.models.body import Pass
 from reformer_c.models.encoder_decoder import ReformerEncoderDecoder
 from reformer_c.ops import lsh_rotations

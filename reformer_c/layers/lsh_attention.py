@@ -1,0 +1,146 @@
+"""LSH attention: among tokens that hash to the same bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..ops.attention import AttentionSaved, AttentionSpec
+from .parameters import Weights
+from .parts import Part
+from .probabilities import lsh_probabilities
+from .self_attention import WINDOW, SelfAttention
+from .sublayer import blocks
+
+__all__ = ["LSHAttention"]
+
+
+class LSHAttention(SelfAttention):
+    """softmax(q k') v over the tokens that share a bucket (Kitaev et al. 2020, section 2).
+
+    q and v are (b, h, t, d), and k = q / |q|: queries and keys share a projection. See
+    `reformer_c.lsh_attention`.
+
+    The buckets of the forward pass are kept for the backward pass: the recomputed input differs by
+    rounding, and hashing it again could give other buckets.
+
+    A sequence cannot be cut into stretches, but heads are independent: if the arrays of all heads
+    would be large, one or a few heads are computed at a time.
+
+    Parameters
+    ----------
+    rotations : ndarray, (h, d, r, s), or None
+        None draws them from the key `rotations_key`.
+    rotations_key : int
+    choose_num_buckets : callable, optional
+        From the length of a sequence to its number of buckets, if that is not the same for all.
+    weights, **rest
+        As in `Attention`.
+    """
+
+    hashes = True
+    projections = own_projections = ("query_key", "value")
+    # maximum size of a part's array of heads (b, h, t, d), unless it holds a single head
+    max_bytes = 2**25
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        rotations: np.ndarray | None,
+        rotations_key: int,
+        choose_num_buckets: Callable[[int], int | Sequence[int]] | None = None,
+        **rest: Any,
+    ) -> None:
+        super().__init__(weights, **rest)
+        self._drawn, self._rotations_key = rotations, rotations_key
+        self._choose_num_buckets = choose_num_buckets
+        # parts by their first row and head, and after a pass their buckets (b, h, r, t), or None if
+        # the sequence is a single chunk
+        self._buckets: dict[tuple[int, int], tuple[Part, np.ndarray | None]] = {}
+
+    def _split(self, x: np.ndarray) -> list[Part]:
+        b, t, _ = x.shape
+        head = t * self._depth * x.itemsize
+        fitting = self.max_bytes // head
+        if fitting >= self.num_heads:
+            return self._sequences(b, t, fitting // self.num_heads)
+        heads = list(blocks(slice(0, self.num_heads), max(1, fitting)))
+        rows = blocks(slice(0, b * t), t)
+        return [Part(1, own, (own,), some) for own in rows for some in heads]
+
+    def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
+        key = part.own.start, part.heads.start
+        _, buckets = self._buckets.get(key, (part, None))
+        rules = self._rules(part)
+        rotations = None
+        if buckets is None:
+            rotations = self._rotations(rules["num_buckets"])[part.heads]
+        _, saved = ops.lsh_attention_forward(*heads, buckets=buckets, rotations=rotations, **rules)
+        self._buckets[key] = part, saved.buckets
+        return saved
+
+    def probabilities(
+        self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
+    ) -> np.ndarray:
+        return lsh_probabilities(heads[0], saved.buckets, **self._rules(part))
+
+    def _rules(self, part: Part) -> dict[str, Any]:
+        return super()._rules(part) | {"num_buckets": self._num_buckets(part.length)}
+
+    def _num_buckets(self, length: int) -> Any:
+        choose = self._choose_num_buckets
+        return self.rules["num_buckets"] if choose is None else choose(length)
+
+    def _rotations(self, num_buckets: Any) -> np.ndarray:
+        """The rotations of all heads."""
+        if self._drawn is not None:
+            return self._drawn
+        drawn = ops.lsh_rotations(
+            self.num_heads, self._depth, num_hashes=self.rules["num_hashes"],
+            num_buckets=num_buckets, rng=self._rotations_key, dtype=self.weights.dtype,
+        )  # fmt: skip
+        if self._choose_num_buckets is None:
+            self._drawn = drawn
+        return drawn
+
+    def _cache_hashing(self) -> dict[str, Any]:
+        buckets = self.rules["num_buckets"]
+        return {
+            "scope": self.rules["scope"], "bucket_cap": self.rules["bucket_cap"],
+            "rotations": np.ascontiguousarray(self._rotations(buckets)),
+            "num_buckets": (buckets,) if isinstance(buckets, int) else tuple(buckets),
+        }  # fmt: skip
+
+    @property
+    def buckets(self) -> np.ndarray | None:  # type: ignore[override]
+        """(b, h, r, n) after a pass; None if all sequences are single chunks.
+
+        With `lengths`, rows of a single chunk have bucket 0, and padding has the bucket of masked
+        tokens.
+        """
+        (b, n), parts = self.shape, self._buckets.values()
+        if all(ids is None for _, ids in parts):
+            return None
+        found = np.zeros((b, self.num_heads, self.rules["num_hashes"], n), np.int32)
+        for part, ids in parts:
+            if ids is not None:
+                part.place(found.swapaxes(2, 3), ids.swapaxes(2, 3))
+        for row, k in enumerate(() if self.lengths is None else self.lengths.tolist()):
+            found[row, ..., k:] = np.prod(self._num_buckets(k))
+        return found
+
+    def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
+        return ops.lsh_attention_backward(dout, saved)
+
+    def _scratch_spec(self) -> AttentionSpec:
+        names = (*WINDOW, "scope", "num_hashes", "num_buckets")
+        return AttentionSpec("lsh", shared_qk=True, **{name: self.rules[name] for name in names})
+
+    def bucket_bytes(self) -> int:
+        b, n = self.shape
+        one_chunk = n <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
+        return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * n

@@ -1,0 +1,69 @@
+"""What local and LSH attention have in common: chunks, and the cache of decoding steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from .attention import Attention
+from .sublayer import Step
+
+__all__ = ["SelfAttention", "WINDOW"]
+
+# the options of the window of chunks that a token attends to
+WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
+
+
+class SelfAttention(Attention):
+    """Attention within a sequence (b, h, t, d), to the chunks around a token's own: local or LSH.
+
+    With chunks of m tokens, a token attends to a window of (before + 1 + after) m keys.
+    """
+
+    # layer norm's weights and the projections, set in the first decoding step
+    _step_weights: tuple[Any, ...] = ()
+
+    @property
+    def _window(self) -> tuple[int, int, int]:
+        """Chunk length, and the numbers of chunks before and after a token's own."""
+        m, before, after = (self.rules[name] for name in WINDOW)
+        return m, before, after
+
+    @property
+    def probabilities_shape(self) -> tuple[int, ...]:
+        m, before, after = self._window
+        (b, n), rounds = self.shape, self.rules.get("num_hashes", 1)
+        if n <= m or self.rules.get("scope") == "bucket":
+            return b, self.num_heads, n, n
+        return b, self.num_heads, rounds, -(-n // m), m, (before + 1 + after) * m
+
+    def open_cache(self, b: int, longest: int) -> ops.AttentionCache:
+        m, before, _ = self._window
+        return ops.AttentionCache(
+            b, self.num_heads, self._depth, longest=longest, chunk_length=m,
+            num_chunks_before=before, softcap=self.rules["softcap"], eps=self.norm.eps,
+            dtype=self.weights.dtype.type, **self._cache_hashing(),
+        )  # fmt: skip
+
+    def _cache_hashing(self) -> dict[str, Any]:
+        """The arguments of a cache that depend on the kind of attention."""
+        return {"scope": "local"}
+
+    def step_add(
+        self, cache: ops.AttentionCache, step: Step, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        if not self._step_weights:
+            self._step_weights = self._weights_of_steps(step)
+        norm, projections = self._step_weights
+        cache.step(out, x, norm, projections, step.rows, step.positions)
+
+    def _weights_of_steps(self, step: Step) -> tuple[Any, ...]:
+        """Layer norm's weights and the projections, in the order of `AttentionCache.step`."""
+        norm = self.norm.weights["weight"], self.norm.weights["bias"]
+        query, *key, value = (
+            step.weights.matrix(self._projections, f"{name}.weight") for name in self.projections
+        )
+        output = step.weights.matrix(self.weights, "output.dense.weight")
+        return norm, (query, key[0] if key else None, value, output)

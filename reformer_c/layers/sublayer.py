@@ -1,0 +1,223 @@
+"""The branches of a reversible layer: what attention and feed-forward have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from .. import ops
+from .layer_norm import LayerNorm
+from .parameters import StepWeights, Weights
+from .randomness import Dropout, Key
+
+__all__ = ["Kept", "Step", "Sublayer", "blocks", "peaks"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class Step(NamedTuple):
+    """A decoding step: n texts, each continued by one token.
+
+    Attributes
+    ----------
+    rows : ndarray of int, (n,)
+        Indices of the texts in the caches.
+    positions : ndarray of int, (n,)
+        Positions of the new tokens.
+    prompts : ndarray of int, (n,)
+        Indices of the prompts that the texts continue.
+    weights : StepWeights
+    """
+
+    rows: np.ndarray
+    positions: np.ndarray
+    prompts: np.ndarray
+    weights: StepWeights
+
+
+def peaks(*arrays: str) -> Callable[[Method], Method]:
+    """List the arrays that are alive at each peak of a method's memory.
+
+    The names are keys of `Sublayer._sizes`. The memory of a step is predicted from these lists.
+    """
+
+    def mark(method: Method) -> Method:
+        method.peaks = arrays  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+class Sublayer(ABC):
+    """A branch of a reversible layer: out += drop(f(layer_norm(x))), for streams (b, t, c).
+
+    See Kitaev et al. 2020, section 3, "Reversible Transformer". A subclass cuts the work into parts
+    and computes one part at a time. Layer norm and dropout run on a block of rows at a time, so no
+    further array of the streams' size is allocated.
+
+    Weights are looked up when they are used, gradients are accumulated, and every random choice has
+    a key, so `backward_add` repeats `forward_add` exactly.
+
+    Parameters
+    ----------
+    weights : Weights
+        With the prefix of the branch.
+    eps : float
+        Of layer norm.
+    dropout : float
+        Probability of dropout of the output.
+    key : callable
+        From the purpose of a random choice to its key.
+    """
+
+    # whether the branch hashes, and the bucket ids of its last forward pass
+    hashes = False
+    buckets: np.ndarray | None = None
+
+    def __init__(self, weights: Weights, *, eps: float, dropout: float, key: Key) -> None:
+        self.weights, self.key = weights, key
+        self.norm = LayerNorm(weights.below("layer_norm."), eps=eps)
+        self.drop = Dropout(dropout, key)
+
+    def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
+        """Add the branch's value at x (b, t, c) to `out`."""
+        for part in self._parts(x):
+            self._add(part, rows_of(out), rows_of(x), 1.0)
+
+    def backward_add(
+        self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        """Subtract the branch's value from `out`, and add its gradient to dx; all (b, t, c)."""
+        parts = self._parts(x)
+        dx, dout, out, x = map(rows_of, (dx, dout, out, x))
+        for part in parts:
+            self._rebuild(part, dx, dout, out, x)
+
+    # ---- decoding ----
+
+    def open_cache(self, b: int, longest: int) -> Any:
+        """The cache that decoding steps need for b texts of at most `longest` tokens."""
+        return None
+
+    def step_add(self, cache: Any, step: Step, out: np.ndarray, x: np.ndarray) -> None:
+        """Add the value at one new token of each text to `out`; x and `out` are (n, c)."""
+        self.forward_add(out, x)
+
+    # ---- memory ----
+
+    def kept_bytes(self, x: np.ndarray) -> int:
+        """Bytes that `Kept` adds for a stream like x."""
+        return x.nbytes + sum(self._saved_bytes(part, x) for part in self._parts(x))
+
+    def backward_bytes(self, x: np.ndarray, *, kept: bool) -> int:
+        """Peak bytes of `backward_add` for a stream like x, not counting what is already kept."""
+        return max(self._working_bytes(part, x, kept) for part in self._parts(x))
+
+    def _working_bytes(self, part: Any, x: np.ndarray, kept: bool) -> int:
+        sizes = self._sizes(part, x)
+        methods: list[Any] = [self._backward]
+        if not kept:
+            methods = [self._rebuild] if hasattr(self._rebuild, "peaks") else [self._add, *methods]
+        peak = max(
+            sum(sizes[name] for name in arrays.split())
+            for method in methods
+            for arrays in method.peaks
+        )
+        return peak - sizes["saved"] if kept else peak
+
+    def bucket_bytes(self) -> int:
+        """Bytes of the bucket ids, which are kept from forward to backward."""
+        return 0
+
+    # ---- parts ----
+
+    @staticmethod
+    def rows_at_a_time(c: int) -> int:
+        """Rows (n, c) per block: 8 MB of float32, or enough to amortise the packing of wide
+        weights."""
+        return max(8192, 2**21 // c)
+
+    def _add_dropped(self, out: np.ndarray, rows: slice, y: np.ndarray, sign: float) -> None:
+        """out[rows] += sign drop(y), for y (rows, c), which is overwritten."""
+        ops.add_scaled(out[rows], self.drop(y, "output", rows.start, in_place=True), sign)
+
+    def _undropped(self, dout: np.ndarray, rows: slice) -> np.ndarray:
+        """The gradient of y in `_add_dropped`."""
+        return self.drop(dout[rows], "output", rows.start)
+
+    def _rebuild(
+        self, part: Any, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        """Subtract the part's value from `out`, and add its gradient to dx."""
+        self._backward(part, dx, dout, x, self._add(part, out, x, -1.0))
+
+    @abstractmethod
+    def _parts(self, x: np.ndarray) -> list:
+        """The units of work for x (b, t, c); they depend on sizes only."""
+
+    @abstractmethod
+    def _add(self, part: Any, out: np.ndarray, x: np.ndarray, sign: float) -> Any:
+        """Add the part's value, times `sign`, to the rows of `out` (n, c). Returns what `_backward`
+        needs."""
+
+    @abstractmethod
+    def _backward(
+        self, part: Any, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: Any
+    ) -> None:
+        """Add the part's gradient to the rows of dx. Deletes attributes of `saved` after their last
+        use, to free memory early."""
+
+    @abstractmethod
+    def _saved_bytes(self, part: Any, x: np.ndarray) -> int:
+        """Bytes of what `_add` returns."""
+
+    @abstractmethod
+    def _sizes(self, part: Any, x: np.ndarray) -> dict[str, int]:
+        """Bytes of the arrays that `peaks` lists; "saved" is what `_add` returns."""
+
+
+class Kept:
+    """A sublayer that keeps its activations: the stream (b, t, c) that it adds to, and what its
+    parts saved.
+
+    The backward pass restores the stream and recomputes nothing.
+    """
+
+    def __init__(self, sublayer: Sublayer) -> None:
+        self._sublayer = sublayer
+
+    def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
+        layer = self._sublayer
+        self._before = out.copy()
+        self._saved = [layer._add(p, rows_of(out), rows_of(x), 1.0) for p in layer._parts(x)]
+
+    def backward_add(
+        self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
+    ) -> None:
+        out[...] = self._before
+        del self._before
+        parts = self._sublayer._parts(x)
+        dx, dout, x = map(rows_of, (dx, dout, x))
+        for part, saved in zip(parts, self._saved, strict=True):
+            self._sublayer._backward(part, dx, dout, x, saved)
+        del self._saved
+
+
+def blocks(rows: slice, size: int) -> Iterator[slice]:
+    """Cut a slice of rows into slices of at most `size`.
+
+    Examples
+    --------
+    >>> list(blocks(slice(2, 7), 3))
+    [slice(2, 5, None), slice(5, 7, None)]
+    """
+    starts = range(rows.start, rows.stop, size)
+    return (slice(start, min(start + size, rows.stop)) for start in starts)
+
+
+def rows_of(x: np.ndarray) -> np.ndarray:
+    """(b, t, c) -> (b t, c), a view."""
+    return x.reshape(-1, x.shape[-1])
