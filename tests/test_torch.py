@@ -153,7 +153,7 @@ def test_doctests():
         pytest.skip("needs transformers: pip install '.[parity]'")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for module in (rt, rt.operators, rt.models):
+        for module in (rt, rt.attention, rt.layers, rt.registration, rt.models):
             assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
 
 

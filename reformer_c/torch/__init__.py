@@ -25,8 +25,9 @@ from ..checks import requires_extra
 if find_spec("torch") is None:
     raise requires_extra("reformer_c.torch", "torch", "torch")
 
+from .attention import full_attention, local_attention, lsh_attention
+from .layers import feed_forward
 from .models import patch, unpatch
-from .operators import feed_forward, full_attention, local_attention, lsh_attention
 
 __all__ = [
     "feed_forward",

@@ -20,16 +20,9 @@ from .. import ops
 from ..checks import bucket_factors
 from ..layers.activations import WEIGHTED
 from ..models.config_keys import ACTIVATIONS
-from .operators import (
-    array_of,
-    draw_key,
-    feed_forward,
-    full_attention,
-    local_attention,
-    lsh_attention,
-    lsh_attention_results,
-    mask_of,
-)
+from .attention import full_attention, local_attention, lsh_attention, lsh_attention_results
+from .layers import feed_forward
+from .tensors import array_of, draw_key, mask_of
 
 __all__ = ["patch", "unpatch"]
 

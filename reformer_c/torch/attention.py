@@ -1,0 +1,323 @@
+"""Full, local and LSH attention as operators of PyTorch, with one backward pass for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..checks import bucket_factors, count, heads_of
+from ..ops.attention import COUNTS, AttentionSaved, AttentionSpec, bucket_ids
+from .registration import operator, options_of, schema_of
+from .tensors import array_of, checked, like, mask_of, resolved, tensor_of
+
+__all__ = ["full_attention", "local_attention", "lsh_attention", "lsh_attention_results"]
+
+
+# ---- the backward pass of each: an AttentionSaved, field by field ----
+
+
+def _backward(dout, q, k, v, attention_mask, buckets, out, lse, **options):
+    spec, mask, ids = AttentionSpec(**options), mask_of(attention_mask), array_of(buckets)
+    saved = AttentionSaved(
+        spec, array_of(q), array_of(k), array_of(v), mask,
+        0 if ids is None else bucket_ids(ids, spec.num_buckets, mask),
+        ids, array_of(out), array_of(lse),
+    )  # fmt: skip
+    backward = getattr(ops, f"{spec.kind}_attention_backward")
+    dq, *dk, dv = backward(array_of(dout), saved, workers=torch.get_num_threads())
+    # an operator may not return None
+    dk = torch.empty(0, dtype=q.dtype) if k is None else tensor_of(dk[0], k)
+    return tensor_of(dq, q), dk, tensor_of(dv, v)
+
+
+def _fake_backward(dout, q, k, v, attention_mask, buckets, out, lse, **options):
+    return like(q), torch.empty(0, dtype=q.dtype) if k is None else like(k), like(v)
+
+
+_backward_operator = operator(
+    "attention_backward(Tensor dout, Tensor q, Tensor? k, Tensor v, Tensor? attention_mask, "
+    f"Tensor? buckets, Tensor out, Tensor lse, {schema_of(AttentionSpec)}) -> "
+    "(Tensor dq, Tensor dk, Tensor dv)",
+    _backward,
+    _fake_backward,
+)
+_DEFAULTS = {field.name: field.default for field in fields(AttentionSpec)}
+
+
+def _save(ctx, q, k, v, attention_mask, buckets, out, lse, **options):
+    ctx.save_for_backward(q, k, v, attention_mask, buckets, out, lse)
+    ctx.options = {**_DEFAULTS, **options}
+
+
+def _gradients(ctx, dout):
+    """dq, dk and dv; dk is None if the keys are made from the queries."""
+    dq, dk, dv = _backward_operator(dout, *ctx.saved_tensors, **ctx.options)
+    return dq, None if ctx.options["shared_qk"] else dk, dv
+
+
+def _leading(x: Tensor) -> tuple[int, int]:
+    """b and h of (b, h, t, d), (h, t, d) or (t, d)."""
+    b, h = (1, 1, *x.shape[:-2])[-2:]
+    return b, h
+
+
+def _fake(q: Tensor) -> tuple[Tensor, Tensor]:
+    """out and lse of a call, uninitialised."""
+    return like(q), torch.empty((*_leading(q), q.shape[-2]), dtype=q.dtype)
+
+
+def _counted(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with those that count something checked and as int."""
+    counted = {
+        name: count(name, options[name], minimum) for name, minimum in COUNTS if name in options
+    }
+    return {**options, **counted}
+
+
+# ---- full and local attention: of q, k and v ----
+
+
+def _register(kind: str) -> Any:
+    def forward(q, k, v, attention_mask, **options):
+        out = like(q)
+        _, saved = getattr(ops, f"{kind}_attention_forward")(
+            array_of(q), array_of(k), array_of(v), attention_mask=mask_of(attention_mask),
+            out=out.numpy(), workers=torch.get_num_threads(), **options,
+        )  # fmt: skip
+        return out, torch.from_numpy(saved.lse)
+
+    def setup(ctx, inputs, keyword_only_inputs, output):
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        _save(ctx, *inputs, None, out, lse, kind=kind, **keyword_only_inputs)
+
+    return operator(
+        f"{kind}_attention({schema_of(getattr(ops, f'{kind}_attention'))}) -> "
+        "(Tensor out, Tensor lse)",
+        forward,
+        lambda q, *others, **options: _fake(q),
+        setup,
+        lambda ctx, dout, dlse: (*_gradients(ctx, dout), None),
+    )
+
+
+_full = _register("full")
+_local = _register("local")
+
+
+@options_of(ops.full_attention)
+def full_attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """`reformer_c.full_attention` of tensors.
+
+    Parameters
+    ----------
+    q, k, v, attention_mask
+        As in `reformer_c.full_attention`.
+    **options
+        Those of `reformer_c.full_attention` except `out` and `workers`. `dropout_key` is in
+        [0, 2**63), and drawn by PyTorch's generator by default.
+
+    Returns
+    -------
+    Tensor, (b, h, t, d)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, device, shape or range, naming the argument.
+
+    Examples
+    --------
+    >>> q, k, v = torch.zeros(3, 2), torch.zeros(3, 2), torch.eye(3, 2)
+    >>> full_attention(q, k, v, is_causal=True)
+    tensor([[1.0000, 0.0000],
+            [0.5000, 0.5000],
+            [0.3333, 0.3333]])
+    """
+    q, v, k, attention_mask = checked(
+        {"q": q, "v": v}, {"k": k}, {"attention_mask": attention_mask}
+    )
+    return _full(q, k, v, attention_mask, **resolved(**options))[0]
+
+
+@options_of(ops.local_attention)
+def local_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, attention_mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """`reformer_c.local_attention` of tensors.
+
+    Parameters
+    ----------
+    q, k, v, attention_mask
+        As in `reformer_c.local_attention`.
+    **options
+        Those of `reformer_c.local_attention` except `out` and `workers`. `dropout_key` is in
+        [0, 2**63), and drawn by PyTorch's generator by default.
+
+    Returns
+    -------
+    Tensor, (b, h, t, d)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, device, shape or range, naming the argument.
+
+    Examples
+    --------
+    >>> q, k, v = torch.zeros(4, 1), torch.zeros(4, 1), torch.arange(4.0)[:, None]
+    >>> local_attention(q, k, v, chunk_length=2, is_causal=True)[:, 0]
+    tensor([0.0000, 0.5000, 1.0000, 1.5000])
+    """
+    q, k, v, attention_mask = checked(
+        {"q": q, "k": k, "v": v}, {}, {"attention_mask": attention_mask}
+    )
+    return _local(q, k, v, attention_mask, **resolved(**_counted(options)))[0]
+
+
+# ---- LSH attention ----
+
+
+def _lsh_forward(qk, v, attention_mask, rotations, buckets, **options):
+    out = like(qk)
+    _, saved = ops.lsh_attention_forward(
+        array_of(qk), array_of(v), attention_mask=mask_of(attention_mask),
+        rotations=array_of(rotations), buckets=array_of(buckets), out=out.numpy(),
+        workers=torch.get_num_threads(), **options,
+    )  # fmt: skip
+    # empty for one chunk, and for buckets that were given: an operator may not return its input
+    drawn = torch.empty(0, dtype=torch.int32)
+    if buckets is None and saved.buckets is not None:
+        drawn = torch.from_numpy(saved.buckets)
+    return out, torch.from_numpy(saved.lse), drawn
+
+
+def _fake_lsh(
+    qk, v, attention_mask, rotations, buckets, *, num_hashes, chunk_length, scope, **options
+):
+    one_chunk = qk.shape[-2] <= chunk_length and scope == "chunk"
+    given = one_chunk or buckets is not None
+    shape = (0,) if given else (*qk.shape[:-2], num_hashes, qk.shape[-2])
+    return *_fake(qk), torch.empty(shape, dtype=torch.int32)
+
+
+def _setup_lsh(ctx, inputs, keyword_only_inputs, output):
+    qk, v, attention_mask, _, buckets = inputs
+    out, lse, drawn = output
+    ctx.mark_non_differentiable(lse, drawn)
+    if buckets is None and drawn.ndim > 1:
+        buckets = drawn
+    _save(
+        ctx, qk, None, v, attention_mask, buckets, out, lse,
+        kind="lsh", shared_qk=True, **keyword_only_inputs,
+    )  # fmt: skip
+
+
+def _differentiate_lsh(ctx, dout, dlse, dbuckets):
+    dqk, _, dv = _gradients(ctx, dout)
+    return dqk, dv, None, None, None
+
+
+_lsh = operator(
+    f"lsh_attention({schema_of(ops.lsh_attention)}) -> (Tensor out, Tensor lse, Tensor buckets)",
+    _lsh_forward,
+    _fake_lsh,
+    _setup_lsh,
+    _differentiate_lsh,
+)
+
+
+@options_of(ops.lsh_attention)
+def lsh_attention(qk: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """`reformer_c.lsh_attention` of tensors.
+
+    Parameters
+    ----------
+    qk, v
+        As in `reformer_c.lsh_attention`.
+    rng : int, torch.Generator or None
+        Draws the rotations if neither rotations nor buckets are given: an int draws those of
+        `reformer_c.lsh_rotations`; otherwise PyTorch draws them.
+    **options
+        Those of `reformer_c.lsh_attention` except `out` and `workers`. `dropout_key` is in
+        [0, 2**63), and drawn by PyTorch's generator by default.
+
+    Returns
+    -------
+    Tensor, (b, h, t, d)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, device, shape or range, naming the argument.
+    IndexError
+        For a bucket out of range.
+
+    Examples
+    --------
+    >>> qk, v = torch.randn(2, 1, 4, 1000, 32)
+    >>> out = lsh_attention(qk, v, num_hashes=2, rng=0)
+    >>> same = ops.lsh_attention(qk.numpy(), v.numpy(), num_hashes=2, rng=0)
+    >>> bool((out.numpy() == same).all())
+    True
+    """
+    return lsh_attention_results(qk, v, **options)[0]
+
+
+@options_of(ops.lsh_attention)
+def lsh_attention_results(
+    qk: Tensor,
+    v: Tensor,
+    *,
+    num_buckets: int | Sequence[int] | None = None,
+    attention_mask: Tensor | None = None,
+    rotations: Tensor | None = None,
+    buckets: Tensor | None = None,
+    rng: int | torch.Generator | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lsh_attention`, and what else its operator returns: the log-sum-exp (b, h, t), which is -inf
+    for a token that found no key but itself in all of several rounds, and the buckets it drew."""
+    qk, v, rotations, attention_mask, buckets = checked(
+        {"qk": qk, "v": v},
+        {"rotations": rotations},
+        {"attention_mask": attention_mask, "buckets": buckets},
+    )
+    options = _counted(options)
+    if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
+        raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
+    if qk.ndim < 2:
+        heads_of("qk", qk)  # raises
+    factors = None if num_buckets is None else bucket_factors(num_buckets)
+    if rotations is None and buckets is None:
+        chosen = ops.choose_num_buckets(qk.shape[-2], options["chunk_length"])
+        factors = factors or bucket_factors(chosen)
+        rotations = _draw_rotations(qk, options["num_hashes"], factors, rng)
+    return _lsh(
+        qk, v, attention_mask, rotations, buckets, num_buckets=factors, **resolved(**options)
+    )
+
+
+def _draw_rotations(
+    qk: Tensor, num_hashes: int, factors: tuple[int, ...], rng: int | torch.Generator | None
+) -> Tensor:
+    h, d = _leading(qk)[1], qk.shape[-1]
+    if rng is None or isinstance(rng, torch.Generator):
+        shape = (h, d, num_hashes, sum(factors) // 2)
+        return torch.randn(shape, dtype=qk.dtype, generator=rng)
+    kind = np.float64 if qk.dtype == torch.float64 else np.float32
+    drawn = ops.lsh_rotations(h, d, num_hashes=num_hashes, num_buckets=factors, rng=rng, dtype=kind)
+    return torch.from_numpy(drawn)

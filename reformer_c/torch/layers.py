@@ -1,0 +1,98 @@
+"""The feed-forward layer as an operator of PyTorch, with its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..checks import count
+from ..ops.layers import FeedForwardSaved
+from .registration import operator, options_of, schema_of
+from .tensors import array_of, checked, like, resolved, tensor_of
+
+__all__ = ["feed_forward"]
+
+
+def _forward(x, w1, b1, w2, b2, **options):
+    out = like(x)
+    arrays = map(array_of, (x, w1, b1, w2, b2))
+    ops.feed_forward(*arrays, out=out.numpy(), workers=torch.get_num_threads(), **options)
+    return out
+
+
+def _backward(dout, x, w1, b1, w2, b2, **options):
+    inputs = x, w1, b1, w2, b2
+    saved = FeedForwardSaved(*map(array_of, inputs), **options)
+    gradients = ops.feed_forward_backward(array_of(dout), saved, workers=torch.get_num_threads())
+    return tuple(tensor_of(g, tensor) for g, tensor in zip(gradients, inputs, strict=True))
+
+
+def _setup(ctx, inputs, keyword_only_inputs, output):
+    ctx.save_for_backward(*inputs)
+    ctx.options = keyword_only_inputs
+
+
+def _differentiate(ctx, dout):
+    return _backward_operator(dout, *ctx.saved_tensors, **ctx.options)
+
+
+_SCHEMA = schema_of(ops.feed_forward)
+_backward_operator = operator(
+    f"feed_forward_backward(Tensor dout, {_SCHEMA}) -> "
+    "(Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
+    _backward,
+    lambda dout, *inputs, **options: tuple(like(x) for x in inputs),
+)
+_operator = operator(
+    f"feed_forward({_SCHEMA}) -> Tensor",
+    _forward,
+    lambda x, *weights, **options: like(x),
+    _setup,
+    _differentiate,
+)
+
+
+@options_of(ops.feed_forward)
+def feed_forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    chunk_length: int = 0,
+    **options: Any,
+) -> Tensor:
+    """`reformer_c.feed_forward` of tensors: two linear layers, computed in blocks of hidden units.
+
+    Parameters
+    ----------
+    x, w1, b1, w2, b2
+        As in `reformer_c.feed_forward`; w1, b1, w2 and b2 are the weights of two
+        ``torch.nn.Linear``.
+    **options
+        Those of `reformer_c.feed_forward` except `out` and `workers`. `dropout_key` is in
+        [0, 2**63), and drawn by PyTorch's generator by default.
+
+    Returns
+    -------
+    Tensor, (..., c)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, device, shape or range, naming the argument.
+
+    Examples
+    --------
+    >>> w1, w2 = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, 1.0]])
+    >>> feed_forward(torch.tensor([[-2.0], [3.0]]), w1, torch.zeros(2), w2, torch.zeros(1))
+    tensor([[2.],
+            [3.]])
+    """
+    tensors = checked({"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}, {}, {})
+    chunk_length = count("chunk_length", chunk_length, 0)
+    return _operator(*tensors, chunk_length=chunk_length, **resolved(**options))
