@@ -38,8 +38,8 @@ if TYPE_CHECKING:
         ReformerModel,
         ReformerModelWithLMHead,
     )
+    from .text.byte_tokenizer import ByteTokenizer
     from .text.subwords import ReformerTokenizer, ReformerTokenizerFast
-    from .text.tokenizer import ByteTokenizer
     from .tools import plot
     from .tools.report import lsh_report
     from .training.optim import Adafactor, AdamW, clip_gradients, schedules
@@ -57,7 +57,7 @@ _LAZY = {
     "ReformerForSequenceClassification": "models.model",
     "ReformerModel": "models.model",
     "ReformerModelWithLMHead": "models.model",
-    "ByteTokenizer": "text.tokenizer",
+    "ByteTokenizer": "text.byte_tokenizer",
     "ReformerTokenizer": "text.subwords",
     "ReformerTokenizerFast": "text.subwords",
     "Adafactor": "training.optim",

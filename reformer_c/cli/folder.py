@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files.atomic import finish_checkpoint
 from ..models.model import ReformerModelWithLMHead
-from ..text.tokenizer import ByteTokenizer
+from ..text.byte_tokenizer import ByteTokenizer
 from ..text.vocabulary import (
     check_vocabulary,
     folder_tokenizer,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..models.config import ReformerConfig
+from ..text.byte_tokenizer import ByteTokenizer
 from ..text.screen import TextStream
-from ..text.tokenizer import ByteTokenizer
 from ..text.vocabulary import TokenTexts
 from .arguments import NEW_TOKENS
 from .folder import open_folder, unit

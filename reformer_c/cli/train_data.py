@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..models.config import ReformerConfig
-from ..text.tokenizer import ByteTokenizer
+from ..text.byte_tokenizer import ByteTokenizer
 from ..text.vocabulary import folder_tokenizer
 from ..training.data import (
     Sequences,

@@ -8,7 +8,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from ..checks import did_you_mean
-from ..text.tokenizer import ByteTokenizer
+from ..text.byte_tokenizer import ByteTokenizer
 from .config import ReformerConfig
 
 __all__ = ["DROPOUTS", "PRESETS", "Preset", "preset_config"]

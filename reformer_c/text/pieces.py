@@ -15,7 +15,8 @@ from itertools import groupby
 from typing import Any, ClassVar
 
 from ..checks import requires_extra
-from .tokenizer import FIRST, SECOND, Template, utf8
+from .checks import utf8
+from .tokenizer import FIRST, SECOND, Template
 
 __all__ = ["AddedToken", "Reader", "SentencePieces", "TokenizerFile"]
 

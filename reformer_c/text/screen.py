@@ -94,7 +94,7 @@ class TextStream:
     Examples
     --------
     >>> import io
-    >>> from reformer_c.text.tokenizer import ByteTokenizer
+    >>> from reformer_c.text.byte_tokenizer import ByteTokenizer
     >>> screen, tokenizer = io.StringIO(), ByteTokenizer()
     >>> stream = TextStream(tokenizer, screen, prompt=tokenizer.encode("na"))
     >>> for token in tokenizer.encode("\\u00efve"):

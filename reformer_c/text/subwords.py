@@ -17,8 +17,9 @@ import numpy as np
 
 from ..checks import flag, integer, names_keywords, refuse_unknown
 from ..files.checkpoint import local_folder, save_folder, write_atomically
+from .checks import check_token_ids, one_row, utf8
 from .pieces import SPACE, AddedToken, Reader, SentencePieces, TokenizerFile
-from .tokenizer import Template, Tokenizer, check_token_ids, one_row, utf8
+from .tokenizer import Template, Tokenizer
 
 __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..files.checkpoint import local_folder, save_folder
+from .byte_tokenizer import ByteTokenizer
 from .subwords import (
     ADDED,
     CONFIG,
@@ -22,7 +23,7 @@ from .subwords import (
     ReformerTokenizer,
     ReformerTokenizerFast,
 )
-from .tokenizer import ByteTokenizer, Tokenizer
+from .tokenizer import Tokenizer
 
 __all__ = [
     "TokenTexts",

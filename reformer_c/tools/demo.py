@@ -18,8 +18,8 @@ import numpy as np
 from ..checks import names_keywords
 from ..models.model import ReformerModelWithLMHead
 from ..models.presets import PRESETS, preset_config
+from ..text.byte_tokenizer import ByteTokenizer
 from ..text.screen import TextStream, show
-from ..text.tokenizer import ByteTokenizer
 from ..training.data import Windows, split_tokens
 from ..training.optim import AdamW, Schedule, schedules
 from ..training.train import StepReport, Trainer, evaluate, show_progress

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import NamedAttributes, integer, names_keywords, number, positive
-from ..text.tokenizer import ByteTokenizer, Tokenizer
+from ..text.byte_tokenizer import ByteTokenizer
+from ..text.tokenizer import Tokenizer
 
 __all__ = [
     "Sequences",

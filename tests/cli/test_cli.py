@@ -21,7 +21,7 @@ from reformer_c.cli.main import main
 from reformer_c.models import presets
 from reformer_c.models.config import ReformerConfig
 from reformer_c.models.model import ReformerModelWithLMHead
-from reformer_c.text.tokenizer import ByteTokenizer
+from reformer_c.text.byte_tokenizer import ByteTokenizer
 from reformer_c.training.log import read_log
 from reformer_c.training.optim import schedules
 from reformer_c.training.train import evaluate

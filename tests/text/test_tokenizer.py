@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reformer_c as rc
-from reformer_c.text.tokenizer import ByteTokenizer
+from reformer_c.text.byte_tokenizer import ByteTokenizer
 
 tokenizer = ByteTokenizer()
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from reformer_c.text.tokenizer import ByteTokenizer
+from reformer_c.text.byte_tokenizer import ByteTokenizer
 from reformer_c.training.data import (
     Sequences,
     Windows,
