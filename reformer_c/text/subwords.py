@@ -1,7 +1,6 @@
-"""Subword tokenizers of Reformer checkpoints.
+"""Subword tokenizers of Reformer checkpoints: their files, special tokens and texts.
 
-Hugging Face's libraries (extra ``hf``) do the segmentation, see `pieces`. This module chooses
-the file in a folder and handles special tokens, added tokens and batches.
+Hugging Face's libraries (extra ``hf``) do the segmentation, see `pieces`.
 """
 
 from __future__ import annotations
@@ -9,37 +8,39 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..checks import flag, integer, names_keywords, refuse_unknown
+from ..checks import flag, names_keywords, refuse_unknown
 from ..files.checkpoint import local_folder, save_folder, write_atomically
-from .checks import check_token_ids, one_row, utf8
-from .pieces import SPACE, AddedToken, Reader, SentencePieces, TokenizerFile
+from .added_tokens import Vocabulary
+from .checks import one_row, utf8
+from .pieces import Reader, SentencePieces, TokenizerFile
 from .tokenizer import Template, Tokenizer
+from .tokenizer_config import (
+    ADDED,
+    ADDS,
+    CONFIG,
+    DECODER,
+    EXTRA,
+    KNOWN,
+    NAMED,
+    OWN_NAMES,
+    PLAIN,
+    SPECIAL,
+    added_tokens,
+    folder_options,
+    merged,
+)
 
 __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 
 SENTENCEPIECE, TOKENIZERS = SentencePieces.name, TokenizerFile.name
-CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-# named special tokens in transformers' order, with the defaults of Reformer checkpoints
-NAMED = {"bos_token": None, "eos_token": "</s>", "unk_token": "<unk>", "sep_token": None,
-         "pad_token": None, "cls_token": None, "mask_token": None}  # fmt: skip
-# further special tokens: a list, or a dictionary that gives them names
-EXTRA = ("additional_special_tokens", "extra_special_tokens")
 # transformers' class name for a tokenizer.json without a class of its own
 ANY_FILE = "PreTrainedTokenizerFast"
-OWN_NAMES = "model_specific_special_tokens"
-# whether a token is added at the start and the end of each text
-ADDS = ("add_bos_token", "add_eos_token")
-# plain attributes, and further options
-PLAIN = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
-OPTIONS = (*PLAIN, *ADDS, "split_special_tokens")
-DECODER = "added_tokens_decoder"
-KNOWN = (*NAMED, *EXTRA, OWN_NAMES, *OPTIONS, "added_tokens", DECODER)
 
 
 class ReformerTokenizer(Tokenizer):
@@ -81,12 +82,9 @@ class ReformerTokenizer(Tokenizer):
     # special tokens by name, with the folder's own names; and the unnamed ones
     _named: dict[str, str | None]
     _extra: list[str]
-    # the vocabulary of the file, and with added tokens
+    # the contents of the vocabulary file, and its pieces with the added tokens
     _data: bytes
-    _reader: Reader
-    _vocabulary: dict[str, int]
-    _texts: dict[int, str]
-    _added: dict[str, AddedToken]
+    _vocabulary: Vocabulary
     # unused fields of the folder, kept for saving
     _fields: dict[str, Any]
     _split_special: bool
@@ -98,17 +96,15 @@ class ReformerTokenizer(Tokenizer):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
-        reader = TokenizerFile if path.suffix == ".json" else SentencePieces
+        kind = TokenizerFile if path.suffix == ".json" else SentencePieces
         # read once, so that the tokenizer can be saved after the file is gone
         self._data = path.read_bytes()
-        self._reader = reader(self._data)
-        self._vocabulary = dict(self._reader.vocabulary)
-        self._added = {token.content: token for token in self._reader.added}
+        reader = kind(self._data)
         self._fields = {}
-        in_file = {name: value for name, value in self._reader.options.items() if value}
-        if in_file.get("pad_token") not in self._vocabulary:  # some ids belong to other models
+        in_file = {name: value for name, value in reader.options.items() if value}
+        if in_file.get("pad_token") not in reader.vocabulary:  # some ids belong to other models
             in_file.pop("pad_token", None)
-        options = _merged(in_file, options)
+        options = merged(in_file, options)
         super().__init__()
         for name in PLAIN:
             if options.get(name) is not None:
@@ -116,9 +112,9 @@ class ReformerTokenizer(Tokenizer):
         split = "split_special_tokens"
         self._split_special = flag(split, options.get(split), False)
         # the file's setting is the default
-        said = any(options.get(name) is not None for name in ADDS)
-        self._adds = [flag(name, options.get(name), False) for name in ADDS] if said else None
-        self._take_added(options.get("added_tokens") or {}, options.get(DECODER) or {})
+        given = any(options.get(name) is not None for name in ADDS)
+        self._adds = [flag(name, options.get(name), False) for name in ADDS] if given else None
+        self._vocabulary = Vocabulary(reader, added_tokens(options))
         self._take_special(options)
 
     @classmethod
@@ -156,8 +152,8 @@ class ReformerTokenizer(Tokenizer):
         folder = local_folder(folder, revision, [[*names, CONFIG, SPECIAL, ADDED]])
         for name in names:
             if (folder / name).is_file():
-                known, fields = _folder_options(folder)
-                tokenizer = cls(folder / name, **_merged(known, options))
+                known, fields = folder_options(folder)
+                tokenizer = cls(folder / name, **merged(known, options))
                 tokenizer._fields = fields
                 return tokenizer
         raise FileNotFoundError(
@@ -177,7 +173,7 @@ class ReformerTokenizer(Tokenizer):
         """
         # transformers rebuilds the segmentation for classes that it knows; under this class name it
         # opens any tokenizer.json unchanged
-        kind = type(self).__name__ if self._reader.name == SENTENCEPIECE else ANY_FILE
+        kind = type(self).__name__ if self._vocabulary.reader.name == SENTENCEPIECE else ANY_FILE
         values = {"tokenizer_class": kind} | self._fields
         values |= {name: self._named[name] for name in NAMED}
         values["additional_special_tokens"] = self._extra
@@ -189,9 +185,10 @@ class ReformerTokenizer(Tokenizer):
             values |= dict(zip(ADDS, self._adds, strict=True))
         if self._split_special:
             values["split_special_tokens"] = True
-        values[DECODER] = {self._vocabulary[text]: asdict(one) for text, one in self._added.items()}
+        added, ids = self._vocabulary.added, self._vocabulary.ids
+        values[DECODER] = {ids[text]: asdict(token) for text, token in added.items()}
         files = {
-            self._reader.name: lambda path: path.write_bytes(self._data),
+            self._vocabulary.reader.name: lambda path: path.write_bytes(self._data),
             CONFIG: lambda path: path.write_text(json.dumps(values, indent=2) + "\n", "utf-8"),
         }
         save_folder(folder, files)
@@ -228,7 +225,7 @@ class ReformerTokenizer(Tokenizer):
                 f"save_directory: there is no folder {os.fspath(save_directory)!r}"
             )
         prefix = f"{filename_prefix}-" if filename_prefix else ""
-        path = os.path.join(save_directory, prefix + self._reader.name)
+        path = os.path.join(save_directory, prefix + self._vocabulary.reader.name)
         write_atomically(path, lambda part: part.write_bytes(self._data))
         return (path,)
 
@@ -262,7 +259,9 @@ class ReformerTokenizer(Tokenizer):
             raise TypeError(f"new_tokens must be tokens, got {type(new_tokens).__name__}")
         special = flag("special_tokens", special_tokens, False)
         tokens = [new_tokens] if one else list(new_tokens)
-        return self._add([self._token("new_tokens", one, special) for one in tokens])
+        return self._vocabulary.add(
+            self._vocabulary.token("new_tokens", one, special=special) for one in tokens
+        )
 
     @names_keywords
     def add_special_tokens(
@@ -293,73 +292,26 @@ class ReformerTokenizer(Tokenizer):
             raise TypeError(f"special_tokens_dict must be a dictionary, got {kind}")
         refuse_unknown(special_tokens_dict, (*self._named, *EXTRA), "add_special_tokens")
         named = {
-            name: self._token(name, token, True)
+            name: self._vocabulary.token(name, token, special=True)
             for name, token in special_tokens_dict.items()
             if name not in EXTRA
         }
         extra = [
-            self._token(name, token, True)
+            self._vocabulary.token(name, token, special=True)
             for name in EXTRA
             for token in _list(name, special_tokens_dict.get(name, []))
         ]
         replaced = flag("replace_extra_special_tokens", replace_extra_special_tokens, True)
         before = [] if extra and replaced else self._extra
-        count = self._add([*named.values(), *extra])
+        count = self._vocabulary.add([*named.values(), *extra])
         self._named |= {name: token.content for name, token in named.items()}
         self._extra = list(dict.fromkeys([*before, *(token.content for token in extra)]))
         return count
 
-    def _token(self, name: str, value: Any, special: bool) -> AddedToken:
-        """Convert to a token; a str that is already added keeps its matching rules."""
-        token = AddedToken.of(name, value, special=special)
-        before = self._added.get(token.content)
-        if before is None or not isinstance(value, str):
-            return token
-        return replace(before, special=before.special or special)
-
-    def _add(self, tokens: Iterable[AddedToken]) -> int:
-        """Register tokens to be matched in texts; returns the number of new ids."""
-        tokens = list(tokens)
-        new = dict.fromkeys(
-            token.content for token in tokens if token.content not in self._vocabulary
-        )
-        ids = {text: i for i, text in enumerate(new, len(self))}
-        changed = {one.content: one for one in tokens if self._added.get(one.content) != one}
-        self._set_added(changed, self._vocabulary | ids)
-        return len(ids)
-
-    def _set_added(self, changed: Mapping[str, AddedToken], vocabulary: dict[str, int]) -> None:
-        added = {**self._added, **changed}
-        self._reader.add(added, vocabulary)
-        self._added, self._vocabulary = added, vocabulary
-        self._texts = {i: text for text, i in vocabulary.items()}
-
-    def _take_added(self, ids: Any, decoder: Any) -> None:
-        """The added tokens of a folder, with their ids."""
-        for name, given in ((ADDED, ids), (DECODER, decoder)):
-            if not isinstance(given, Mapping):
-                raise TypeError(f"{name} must be a dictionary, got {given!r}")
-        tokens = [(i, AddedToken.of(ADDED, text, special=False)) for text, i in ids.items()]
-        tokens += [(i, AddedToken.of(DECODER, one, special=False)) for i, one in decoder.items()]
-        vocabulary = dict(self._vocabulary)
-        texts = {i: text for text, i in vocabulary.items()}
-        for i, token in sorted((_id(i), token) for i, token in tokens):
-            if vocabulary.setdefault(token.content, i) != i:
-                raise ValueError(
-                    f"{DECODER}: the id of {token.content!r} must be "
-                    f"{vocabulary[token.content]}, got {i}"
-                )
-            if texts.setdefault(i, token.content) != token.content:
-                raise ValueError(
-                    f"{DECODER}: the id of {token.content!r} must be unused, got {i}, the id of "
-                    f"{texts[i]!r}"
-                )
-        self._set_added({token.content: token for _, token in tokens}, vocabulary)
-
     def _take_special(self, options: Mapping[str, Any]) -> None:
         """The special tokens among the options."""
         named = {
-            name: options.get(name, default if default in self._vocabulary else None)
+            name: options.get(name, default if default in self._vocabulary.ids else None)
             for name, default in NAMED.items()
         }
         named |= options.get(OWN_NAMES) or {}
@@ -379,10 +331,10 @@ class ReformerTokenizer(Tokenizer):
     # ---- attributes ----
 
     def __len__(self) -> int:
-        return max(self._vocabulary.values(), default=-1) + 1
+        return len(self._vocabulary)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._reader.name}, {len(self)} pieces)"
+        return f"{type(self).__name__}({self._vocabulary.reader.name}, {len(self)} pieces)"
 
     def __setattr__(self, name: str, value: Any) -> None:
         named = self.__dict__.get("_named", {})
@@ -393,19 +345,10 @@ class ReformerTokenizer(Tokenizer):
         if token != name and value is not None:
             value = self.convert_ids_to_tokens(value)
         if value is not None:
-            known = self._known_token(name, value)
-            self._add([known])
+            known = self._vocabulary.known_token(name, value)
+            self._vocabulary.add([known])
             value = known.content
         named[token] = value
-
-    def _known_token(self, name: str, value: Any) -> AddedToken:
-        token = self._token(name, value, True)
-        if token.content not in self._vocabulary:
-            raise ValueError(
-                f"{name} must be a token of the vocabulary, got {token.content!r}; "
-                "add_special_tokens adds one"
-            )
-        return token
 
     def __getattr__(self, name: str) -> Any:
         named = self.__dict__.get("_named", {})
@@ -414,7 +357,7 @@ class ReformerTokenizer(Tokenizer):
         token = name.removesuffix("_id")
         if token not in named:
             raise self._no_attribute(name)
-        return None if named[token] is None else self._vocabulary[named[token]]
+        return None if named[token] is None else self._vocabulary.ids[named[token]]
 
     def __dir__(self) -> Iterable[str]:
         named = self.__dict__.get("_named", {})
@@ -423,7 +366,7 @@ class ReformerTokenizer(Tokenizer):
     @property
     def pad_token_id(self) -> int | None:
         token = self._named["pad_token"]
-        return None if token is None else self._vocabulary[token]
+        return None if token is None else self._vocabulary.ids[token]
 
     @property
     def additional_special_tokens(self) -> list[str]:
@@ -432,8 +375,8 @@ class ReformerTokenizer(Tokenizer):
     @additional_special_tokens.setter
     def additional_special_tokens(self, tokens: Iterable[Any]) -> None:
         name = EXTRA[0]
-        known = [self._known_token(name, token) for token in _list(name, tokens)]
-        self._add(known)
+        known = [self._vocabulary.known_token(name, token) for token in _list(name, tokens)]
+        self._vocabulary.add(known)
         self._extra = [token.content for token in known]
 
     extra_special_tokens = additional_special_tokens
@@ -441,12 +384,12 @@ class ReformerTokenizer(Tokenizer):
     @property
     def vocabulary(self) -> dict[str, int]:
         """Ids by piece."""
-        return dict(self._vocabulary)
+        return dict(self._vocabulary.ids)
 
     @property
     def vocab_size(self) -> int:
         """Number of pieces in the file, without added tokens."""
-        return self._reader.vocab_size
+        return self._vocabulary.reader.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
         """Ids by piece, including added tokens."""
@@ -454,7 +397,7 @@ class ReformerTokenizer(Tokenizer):
 
     def get_added_vocab(self) -> dict[str, int]:
         """Ids of the tokens that are matched before segmentation."""
-        return {token: self._vocabulary[token] for token in self._added}
+        return {token: self._vocabulary.ids[token] for token in self._vocabulary.added}
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -467,14 +410,14 @@ class ReformerTokenizer(Tokenizer):
 
     @property
     def all_special_ids(self) -> list[int]:
-        return [self._vocabulary[token] for token in self.all_special_tokens]
+        return [self._vocabulary.ids[token] for token in self.all_special_tokens]
 
     # ---- texts ----
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """The id of a piece, or of each of several; unknown pieces give `unk_token_id`."""
         if isinstance(tokens, str):
-            return self._vocabulary.get(tokens, self.unk_token_id)
+            return self._vocabulary.ids.get(tokens, self.unk_token_id)
         if not isinstance(tokens, Iterable) or not all(isinstance(one, str) for one in tokens):
             raise TypeError(f"tokens must be a str or a sequence of str, got {tokens!r}")
         return [self.convert_tokens_to_ids(token) for token in tokens]
@@ -483,10 +426,10 @@ class ReformerTokenizer(Tokenizer):
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The piece of an id, or of each of several."""
         if isinstance(ids, (int, np.integer)):
-            return self._texts[self._known_ids([ids])[0]]
-        skipped = flag("skip_special_tokens", skip_special_tokens, False)
-        hidden = self._hidden() if skipped else set()
-        return [self._texts[i] for i in self._known_ids(ids) if i not in hidden]
+            return self._vocabulary.texts[self._vocabulary.known_ids([ids])[0]]
+        hidden = self._hidden(skip_special_tokens)
+        known = self._vocabulary.known_ids(ids)
+        return [self._vocabulary.texts[i] for i in known if i not in hidden]
 
     def tokenize(
         self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any
@@ -498,11 +441,11 @@ class ReformerTokenizer(Tokenizer):
         if not isinstance(text, str):
             raise TypeError(f"{name} must be a str, got {type(text).__name__}")
         utf8(text, name)
-        return np.array(self._reader.encode(text, self._split_special), np.int64)
+        return np.array(self._vocabulary.reader.encode(text, self._split_special), np.int64)
 
     def _template(self, pair: bool) -> Template:
         if self._adds is None:
-            return self._reader.template(pair) or super()._template(pair)
+            return self._vocabulary.reader.template(pair) or super()._template(pair)
         bos, eos = (
             [i] if adds and i is not None else []
             for adds, i in zip(self._adds, (self.bos_token_id, self.eos_token_id), strict=True)
@@ -511,19 +454,6 @@ class ReformerTokenizer(Tokenizer):
         for what, kind in super()._template(pair):
             template += [(one, kind) for one in (*bos, what, *eos)]
         return template
-
-    def _known_ids(self, ids: Any) -> list[int]:
-        """Check that ids (t,) have pieces."""
-        known = check_token_ids(ids, len(self)).tolist()
-        for i in known:
-            if i not in self._texts:
-                raise ValueError(f"ids must be ids of pieces, got {i}")
-        return known
-
-    def _hidden(self) -> set[int]:
-        """The ids of all special tokens, including replaced ones."""
-        special = {token.content for token in self._added.values() if token.special}
-        return {self._vocabulary[token] for token in special}
 
     @names_keywords
     def decode(
@@ -552,30 +482,13 @@ class ReformerTokenizer(Tokenizer):
             raise ValueError(
                 "clean_up_tokenization_spaces must be False, because pieces preserve spaces"
             )
-        skipped = flag("skip_special_tokens", skip_special_tokens, False)
-        hidden = self._hidden() if skipped else set()
-        whole = {self._vocabulary[token]: one.special for token, one in self._added.items()}
-        run: list[int] = []
-        parts: list[str] = []
-        inside = False  # whether the run follows a word of the text
-        for i in [*self._known_ids(one_row(ids)), None]:
-            if i is not None and i not in whole:
-                run.append(i)
-                continue
-            parts.append(self._decode_run(run, inside=inside, within=bool(parts)))
-            run, inside = [], i is not None and (not whole[i] or i == self.unk_token_id)
-            if i is not None and i not in hidden:
-                parts.append(self._texts[i])
-        return "".join(parts)
+        hidden = self._hidden(skip_special_tokens)
+        return self._vocabulary.decode(one_row(ids), hidden=hidden, unk_token_id=self.unk_token_id)
 
-    def _decode_run(self, run: list[int], *, inside: bool, within: bool) -> str:
-        """The text of pieces; `inside` a text, the leading space of the first piece is kept."""
-        if not run:
-            return ""
-        if within and len(run) == 1 and self._texts[run[0]] == SPACE:
-            return " "
-        space = inside and self._texts[run[0]].startswith(SPACE)
-        return " " * space + self._reader.decode(run)
+    def _hidden(self, skip_special_tokens: bool) -> set[int]:
+        """The ids that `decode` omits."""
+        skipped = flag("skip_special_tokens", skip_special_tokens, False)
+        return self._vocabulary.special_ids() if skipped else set()
 
 
 class ReformerTokenizerFast(ReformerTokenizer):
@@ -584,55 +497,7 @@ class ReformerTokenizerFast(ReformerTokenizer):
     _readers = (TokenizerFile, SentencePieces)
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Merge options; `above` takes precedence. The list of special tokens has two names."""
-    if any(name in above for name in EXTRA):
-        below = {name: below[name] for name in below if name not in EXTRA}
-    return below | above
-
-
-def _folder_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the configuration files of a tokenizer: its options, and all other fields."""
-    values = _json(folder / CONFIG)
-    if DECODER not in values:  # format of older versions of transformers
-        values |= _json(folder / SPECIAL)
-        values["added_tokens"] = _json(folder / ADDED)
-    if "max_len" in values:
-        values.setdefault("model_max_length", values.pop("max_len"))
-    length = values.get("model_max_length")
-    if isinstance(length, float) and length.is_integer():  # 1e30 means no limit
-        values["model_max_length"] = int(length)
-    own_names = {
-        name: values.pop(name)
-        for name, token in list(values.items())
-        if name.endswith("_token") and name not in KNOWN and isinstance(token, (str, Mapping))
-    }
-    if own_names:
-        values[OWN_NAMES] = own_names | (values.get(OWN_NAMES) or {})
-    fields = {name: values.pop(name) for name in list(values) if name not in KNOWN}
-    return values, fields
-
-
-def _id(value: Any) -> int:
-    """An id in a file; keys are str."""
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    return integer(DECODER, value, 0)
-
-
 def _list(name: str, tokens: Any) -> list[Any]:
     if isinstance(tokens, (str, Mapping)) or not isinstance(tokens, Iterable):
         raise TypeError(f"{name} must be a list of tokens, got {tokens!r}")
     return list(tokens)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"folder: {path.name} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"folder: {path.name} must be a dictionary, got {type(values).__name__}")
-    return values

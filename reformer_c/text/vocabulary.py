@@ -14,16 +14,9 @@ import numpy as np
 
 from ..files.checkpoint import local_folder, save_folder
 from .byte_tokenizer import ByteTokenizer
-from .subwords import (
-    ADDED,
-    CONFIG,
-    SENTENCEPIECE,
-    SPECIAL,
-    TOKENIZERS,
-    ReformerTokenizer,
-    ReformerTokenizerFast,
-)
+from .subwords import SENTENCEPIECE, TOKENIZERS, ReformerTokenizer, ReformerTokenizerFast
 from .tokenizer import Tokenizer
+from .tokenizer_config import ADDED, CONFIG, SPECIAL
 
 __all__ = [
     "TokenTexts",
