@@ -8,7 +8,7 @@ from typing import Any
 from ..files.atomic import finish_checkpoint
 from ..models.model import ReformerModelWithLMHead
 from ..text.byte_tokenizer import ByteTokenizer
-from ..text.vocabulary import (
+from ..text.folders import (
     check_vocabulary,
     folder_tokenizer,
     named_tokenizer,

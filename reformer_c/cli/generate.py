@@ -12,7 +12,7 @@ from typing import Any
 from ..models.config import ReformerConfig
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.screen import TextStream
-from ..text.vocabulary import TokenTexts
+from ..text.token_texts import TokenTexts
 from .arguments import NEW_TOKENS
 from .folder import open_folder, unit
 from .sampling import generation_options

@@ -10,7 +10,7 @@ from typing import Any
 from ..checks import requires_extra
 from ..files.atomic import finish_checkpoint
 from ..models.presets import PRESETS
-from ..text.vocabulary import save_tokenizer
+from ..text.folders import save_tokenizer
 from ..training.optim import Adafactor, AdamW, Optimizer, Schedule, schedules
 from ..training.train import Trainer, has_checkpoint, show_progress
 from .train_data import read_data

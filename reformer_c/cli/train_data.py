@@ -11,7 +11,7 @@ import numpy as np
 
 from ..models.config import ReformerConfig
 from ..text.byte_tokenizer import ByteTokenizer
-from ..text.vocabulary import folder_tokenizer
+from ..text.folders import folder_tokenizer
 from ..training.data import (
     Sequences,
     Windows,

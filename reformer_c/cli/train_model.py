@@ -14,7 +14,7 @@ from ..models.model import ReformerModelWithLMHead
 from ..models.presets import DROPOUTS, preset_config
 from ..runtime import available_memory
 from ..text.byte_tokenizer import ByteTokenizer
-from ..text.vocabulary import check_vocabulary
+from ..text.folders import check_vocabulary
 from ..training.data import Sequences, Windows
 from ..training.train import config_differences
 from .values import given

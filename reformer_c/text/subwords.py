@@ -16,7 +16,6 @@ import numpy as np
 
 from ..checks import flag, names_keywords, refuse_unknown
 from ..files.checkpoint import local_folder, save_folder, write_atomically
-from .added_tokens import Vocabulary
 from .checks import one_row, utf8
 from .pieces import Reader, SentencePieces, TokenizerFile
 from .tokenizer import Template, Tokenizer
@@ -35,6 +34,7 @@ from .tokenizer_config import (
     folder_options,
     merged,
 )
+from .vocabulary import Vocabulary
 
 __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 

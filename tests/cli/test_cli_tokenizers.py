@@ -15,8 +15,9 @@ import pytest
 import reformer_c as rc
 from reformer_c.cli.main import main
 from reformer_c.models.presets import preset_config
+from reformer_c.text.folders import folder_tokenizer, named_tokenizer
 from reformer_c.text.screen import TextStream
-from reformer_c.text.vocabulary import TokenTexts, folder_tokenizer, named_tokenizer
+from reformer_c.text.token_texts import TokenTexts
 from reformer_c.training.log import read_log
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the tokenizers library: .[hf]")
