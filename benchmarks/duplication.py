@@ -27,7 +27,7 @@ import reformer_c as rc
 from reformer_c.files.checkpoint import write_atomically
 from reformer_c.tools.bench import describe_machine, print_machine
 from reformer_c.training.log import read_log
-from reformer_c.training.train import has_checkpoint
+from reformer_c.training.state import has_checkpoint
 
 SYMBOLS = 127
 ROUNDS = (8, 4, 2, 1)

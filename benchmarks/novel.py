@@ -24,7 +24,8 @@ from reformer_c.text.subwords import TOKENIZERS
 from reformer_c.tools.bench import describe_machine, print_machine
 from reformer_c.training.data import Sequences, split_tokens
 from reformer_c.training.log import read_log
-from reformer_c.training.train import has_checkpoint, show_progress
+from reformer_c.training.progress import show_progress
+from reformer_c.training.state import has_checkpoint
 
 PIECES = PRESETS["book"].fields["vocab_size"]
 PROMPT = 1000

@@ -14,7 +14,7 @@ from reformer_c.models.presets import preset_config
 from reformer_c.tools.bench import describe_machine, print_machine
 from reformer_c.tools.demo import encode, python_text
 from reformer_c.training.data import Windows, split_tokens
-from reformer_c.training.train import evaluate
+from reformer_c.training.evaluation import evaluate
 
 
 def changed_share(model, ids):

@@ -16,6 +16,7 @@ import warnings
 import numpy as np
 
 import reformer_c as rc
+from reformer_c.runtime import peak_memory
 from reformer_c.tools.bench import (
     describe_machine,
     draw_model,
@@ -23,7 +24,6 @@ from reformer_c.tools.bench import (
     training_operations,
     training_step,
 )
-from reformer_c.training.train import peak_memory
 
 from . import rivals
 from .alone import measure_alone

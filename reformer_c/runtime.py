@@ -255,6 +255,22 @@ def available_memory(
     return max(0, min(free)) + _core.pool_cached() if free else None
 
 
+def peak_memory() -> int | None:
+    """Peak resident size of this process in bytes; None if the system does not report it.
+
+    Examples
+    --------
+    >>> peak_memory() is None or peak_memory() > 1_000_000
+    True
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def _all_memory(
     root: str | Path = "/sys/fs/cgroup",
     own: str | Path = "/proc/self/cgroup",

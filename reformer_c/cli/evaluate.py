@@ -6,7 +6,7 @@ import time
 from argparse import Namespace
 
 from ..training.data import encode_text, read_texts
-from ..training.train import evaluate
+from ..training.evaluation import evaluate
 from .folder import open_folder, unit
 
 

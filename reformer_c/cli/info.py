@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..training.train import peak_memory
+from ..runtime import peak_memory
 from .folder import open_model, open_tokenizer
 
 

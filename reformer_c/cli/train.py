@@ -12,7 +12,9 @@ from ..files.atomic import finish_checkpoint
 from ..models.presets import PRESETS
 from ..text.folders import save_tokenizer
 from ..training.optim import Adafactor, AdamW, Optimizer, Schedule, schedules
-from ..training.train import Trainer, has_checkpoint, show_progress
+from ..training.progress import show_progress
+from ..training.state import has_checkpoint
+from ..training.train import Trainer
 from .train_data import read_data
 from .train_model import make_model
 from .values import given, option

@@ -16,7 +16,7 @@ from ..runtime import available_memory
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.folders import check_vocabulary
 from ..training.data import Sequences, Windows
-from ..training.train import config_differences
+from ..training.state import config_differences
 from .values import given
 
 __all__ = ["make_model"]

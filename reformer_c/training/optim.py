@@ -345,18 +345,24 @@ class Adafactor(NamedAttributes, Optimizer):
         )
 
 
+def not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The name of the first array that contains a NaN or an infinity."""
+    for name, array in arrays.items():
+        # the sum is one fast pass in C; it may overflow, so then check the elements
+        if not math.isfinite(ops.sum_of_squares(array)) and not np.isfinite(array).all():
+            return name
+    return None
+
+
 def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
     """Raise FloatingPointError, naming step and parameter, if a gradient is NaN or infinite."""
-    for name, grad in grads.items():
-        # the sum is one fast pass in C; it may overflow, so then check the elements
-        if math.isfinite(ops.sum_of_squares(grad)):
-            continue
+    if (name := not_finite(grads)) is not None:
+        grad = grads[name]
         bad = grad.size - np.count_nonzero(np.isfinite(grad))
-        if bad:
-            raise FloatingPointError(
-                f"step {step}: the gradient of {name!r} is not finite "
-                f"({bad} of {grad.size} elements are NaN or infinite)"
-            )
+        raise FloatingPointError(
+            f"step {step}: the gradient of {name!r} is not finite "
+            f"({bad} of {grad.size} elements are NaN or infinite)"
+        )
 
 
 @underflow_to_zero()

@@ -1,4 +1,4 @@
-"""Training: steps, held-out evaluation, and checkpoints from which a run resumes bit for bit.
+"""The training loop: steps, held-out evaluation, and a run that resumes bit for bit.
 
 All randomness in step n is derived from (seed, n), so a run's state is its parameters, the
 optimiser's moments and n.
@@ -6,38 +6,29 @@ optimiser's moments and n.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
-from .. import ops
 from ..checks import NamedAttributes, integer, names_keywords, positive
-from ..files.atomic import check_writable, finish_checkpoint, replace_files
-from ..files.checkpoint import read_safetensors, write_atomically, write_safetensors
-from ..models.config import ReformerConfig
-from ..models.inputs import IGNORE
-from ..runtime import underflow_to_zero
+from ..files.atomic import check_writable
+from ..runtime import peak_memory
+from .accumulation import Accumulated, accumulate, arguments_of
 from .data import texts_of
+from .evaluation import Evaluation, evaluate
+from .interruption import Interruption
 from .log import TrainingLog
-from .optim import AdamW, NamedSchedule, Optimizer, Schedule, check_finite, clip_gradients
+from .optim import AdamW, Optimizer, Schedule, check_finite, clip_gradients, not_finite
+from .state import describe_schedule, restore_run, save_run
 
-__all__ = ["Evaluation", "StepReport", "Trainer", "evaluate", "peak_memory"]
-
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_FILE = "trainer_state.json"
-CONFIG_FILE = "config.json"
+__all__ = ["StepReport", "Trainer"]
 
 
 class Data(Protocol):
@@ -83,103 +74,6 @@ class StepReport:
     peak_memory: int | None
     held_out: float | None = None
     targets: int | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model's loss on texts, in nats per token and in bits per byte, and the tokens predicted."""
-
-    loss: float
-    bits_per_byte: float
-    tokens: int
-
-
-@names_keywords
-def evaluate(
-    model: Any,
-    tokens: np.ndarray | Sequence[np.ndarray],
-    length: int,
-    *,
-    stride: int | None = None,
-    bytes_per_token: float = 1.0,
-    seed: int = 0,
-) -> Evaluation:
-    """Mean loss of a language model over texts, computed in windows.
-
-    Parameters
-    ----------
-    model : ReformerModelWithLMHead
-        Anything with ``loss(input_ids, labels=, rng=)``.
-    tokens : ndarray (n,), or a list of them
-        Token ids of each text. A window never crosses texts; all its tokens but the first are
-        predicted, with equal weight.
-    length : int
-        Tokens per window, >= 2; the last window may be shorter.
-    stride : int, optional
-        Below `length`: windows overlap and start `stride` tokens apart; after the first window,
-        only the last `stride` tokens of each are predicted, each with a context of at least
-        ``length - stride`` tokens. None: windows do not overlap.
-    bytes_per_token : float
-        Mean bytes of text per token.
-    seed : int
-        Seed of the LSH rotations, so that an evaluation can be repeated exactly.
-
-    Returns
-    -------
-    Evaluation
-
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is invalid, or no text or window has two tokens.
-    """
-    texts = texts_of("tokens", tokens)
-    bytes_per_token = positive("bytes_per_token", bytes_per_token)
-    length = integer("length", length)
-    longest = max(map(len, texts))
-    if length < 2 or longest < 2:
-        raise ValueError(
-            f"tokens and length must be at least 2, got {longest} tokens in windows of {length}"
-        )
-    if stride is not None and not 1 <= integer("stride", stride) < length:
-        raise ValueError(f"stride must be in [1, {length}), got {stride}")
-    total, count = 0.0, 0
-    for text in texts:
-        for ids, labels, new in _windows(text, length, stride):
-            total += model.loss(ids, labels=labels, rng=seed) * new
-            count += new
-    return Evaluation(total / count, total / count / math.log(2) / bytes_per_token, count)
-
-
-def _windows(
-    text: np.ndarray, length: int, stride: int | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """The windows (1, n) of a text, their labels, and the number of labels not ignored."""
-    end = 0
-    for start in range(0, len(text) - 1, stride or length):
-        ids = np.asarray(text[start : start + length], np.int64)[None]
-        # with a stride, ignore tokens that an earlier window has predicted
-        done = end - start if stride is not None and start > 0 else 1
-        labels, end = ids.copy(), start + ids.shape[1]
-        labels[:, :done] = IGNORE
-        if ids.shape[1] > done:
-            yield ids, labels, ids.shape[1] - done
-
-
-def peak_memory() -> int | None:
-    """Peak resident size of this process in bytes; None if the system does not report it.
-
-    Examples
-    --------
-    >>> peak_memory() is None or peak_memory() > 1_000_000
-    True
-    """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Trainer(NamedAttributes):
@@ -308,6 +202,8 @@ class Trainer(NamedAttributes):
             raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
         if evaluate_every and held_out is None:
             raise ValueError("held_out must be given with evaluate_every")
+        if held_out_bytes_per_token is not None and held_out is None:
+            raise ValueError("held_out must be given with held_out_bytes_per_token")
         if held_out is not None and max(map(len, texts_of("held_out", held_out))) < 2:
             raise ValueError("held_out must have a text of at least 2 tokens")
         if save_every and folder is None:
@@ -321,12 +217,11 @@ class Trainer(NamedAttributes):
         self.max_grad_norm = positive("max_grad_norm", max_grad_norm, infinite=True)
         self.seed = integer("seed", seed, 0)
         self.held_out = held_out
-        self.held_out_bytes_per_token = None
-        if held_out_bytes_per_token is not None:
-            if held_out is None:
-                raise ValueError("held_out must be given with held_out_bytes_per_token")
-            value = positive("held_out_bytes_per_token", held_out_bytes_per_token)
-            self.held_out_bytes_per_token = value
+        self.held_out_bytes_per_token = (
+            None
+            if held_out_bytes_per_token is None
+            else positive("held_out_bytes_per_token", held_out_bytes_per_token)
+        )
         self.evaluate_every = integer("evaluate_every", evaluate_every, 0)
         self.folder = None if folder is None else Path(folder)
         self.save_every = integer("save_every", save_every, 0)
@@ -345,7 +240,7 @@ class Trainer(NamedAttributes):
         )
         # several processes may receive one Ctrl-C twice: from the terminal and from their launcher
         echo = 1.0 if hasattr(self.model, "agree") else 0.0
-        with log, _Interruption(echo) as interruption:
+        with log, Interruption(echo) as interruption:
             while self.steps is None or self.step < self.steps:
                 report = self._take_step_or_save()
                 stop = self._agree(interruption.signal)
@@ -369,7 +264,7 @@ class Trainer(NamedAttributes):
             raise ValueError("held_out must be given to evaluate")
         length = getattr(self.data, "length", None)
         if length is None:
-            length = np.shape(_arguments(self.data.batch(0))["input_ids"])[1]
+            length = np.shape(arguments_of(self.data.batch(0))["input_ids"])[1]
         return evaluate(
             self.model,
             self.held_out,
@@ -390,14 +285,7 @@ class Trainer(NamedAttributes):
         OSError
             The folder cannot be written, or the disk is full; the last checkpoint is kept.
         """
-        text = json.dumps(self._state(self.step), indent=2) + "\n"
-
-        def write(stage: Path) -> None:
-            self.model.save_pretrained(stage)
-            write_safetensors(stage / OPTIMIZER_FILE, self.optimizer.state_dict())
-            write_atomically(stage / STATE_FILE, lambda part: part.write_text(text))
-
-        replace_files(Path(folder), write)
+        save_run(Path(folder), self.model, self.optimizer, self._state(self.step))
 
     def resume(self, folder: str | os.PathLike, *, allow: Collection[str] = ()) -> list[str]:
         """Continue, bit for bit, from what `save` wrote.
@@ -428,42 +316,11 @@ class Trainer(NamedAttributes):
             The checkpoint is that of another run: lists every difference, with the value here and
             the saved one. Nothing has been changed.
         """
-        folder = Path(folder)
-        finish_checkpoint(folder)
-        if not has_checkpoint(folder):
-            raise FileNotFoundError(f"folder: there is no {STATE_FILE} in {os.fspath(folder)!r}")
-        state = json.loads((folder / STATE_FILE).read_text())
-        if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-            raise ValueError(f"resume: {STATE_FILE} in {os.fspath(folder)!r} has no step")
-        own = self._state(state["step"])
-        if own["optimizer"] != state.get("optimizer"):  # its arguments differ as a consequence
-            state.pop("settings", None)
-        found = _differences(json.loads(json.dumps(own)), state)  # tuples are lists in JSON
-        sides = self._saved_configs(folder)
-        for name, (side, config) in sides.items():
-            found += config_differences(side.config, config, f"{name}." if name else "")
-        allow = [allow] if isinstance(allow, str) else allow
-        allowed = [words for words in found if words.split(" is ")[0] in allow]
-        if refused := [words for words in found if words not in allowed]:
-            raise ValueError(f"resume: {'; '.join(refused)} in {os.fspath(folder)!r}")
-        weights = read_safetensors(folder / MODEL_FILE)
-        moments = read_safetensors(folder / OPTIMIZER_FILE)
-        _check_weights(weights, self.model.parameters)
-        self.optimizer.load_state_dict(moments)
-        for name, array in self.model.parameters.items():
-            array[...] = weights[name]
-        for side, config in sides.values():
-            if side.config.num_buckets is None:
-                side.config = replace(side.config, num_buckets=config.num_buckets)
-        self.step = self._saved_step = int(state["step"])
+        self.step, allowed = restore_run(
+            Path(folder), self.model, self.optimizer, self._state, allow
+        )
+        self._saved_step = self.step
         return allowed
-
-    def _saved_configs(self, folder: Path) -> dict[str, tuple[Any, ReformerConfig]]:
-        """By name: each model that has its own configuration, and the saved configuration."""
-        sides = getattr(self.model, "sides", {})  # models of other packages have none
-        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if sides else {}
-        saved = {name: ReformerConfig.from_dict(values.get(name, values)) for name in sides}
-        return {name: (side, saved[name]) for name, side in sides.items()}
 
     @property
     def _bytes_per_token(self) -> float:
@@ -476,7 +333,7 @@ class Trainer(NamedAttributes):
             "step": step,
             "seed": self.seed,
             "accumulate": self.accumulate,
-            "schedule": _describe_schedule(self.schedule, step),
+            "schedule": describe_schedule(self.schedule, step),
             "optimizer": type(self.optimizer).__name__,
             "settings": {
                 **self.optimizer.settings(),
@@ -510,16 +367,8 @@ class Trainer(NamedAttributes):
             raise
 
     def _save_if_good(self) -> None:
-        if self._bad_parameter() is None:
+        if not_finite(self.model.parameters) is None:
             self._save_once()
-
-    def _bad_parameter(self) -> str | None:
-        """The first parameter that contains a NaN or an infinity."""
-        for name, array in self.model.parameters.items():
-            # the sum is one fast pass in C; it may overflow, so then check the elements
-            if not math.isfinite(ops.sum_of_squares(array)) and not np.isfinite(array).all():
-                return name
-        return None
 
     def _take_step(self) -> StepReport:
         begin = time.perf_counter()
@@ -532,11 +381,11 @@ class Trainer(NamedAttributes):
             raise
         self.step += 1
         seconds = time.perf_counter() - begin
-        due = self.evaluate_every and self.step % self.evaluate_every == 0
-        if due or (self.evaluate_every and self.step == self.steps):
+        held_out = None
+        if self.evaluate_every and (
+            self.step % self.evaluate_every == 0 or self.step == self.steps
+        ):
             held_out = self.evaluate().bits_per_byte
-        else:
-            held_out = None
         return StepReport(
             step=self.step,
             loss=loss,
@@ -556,57 +405,28 @@ class Trainer(NamedAttributes):
         factor = 1.0 if self.schedule is None else float(self.schedule(self.step))
         rate = self.optimizer.learning_rate * factor
         self.optimizer.step(grads, lr=rate)
-        if (name := self._bad_parameter()) is not None:
+        if (name := not_finite(self.model.parameters)) is not None:
             raise FloatingPointError(
                 f"step {self.step + 1}: the parameter {name!r} is not finite after an update with "
                 f"the learning rate {rate:g}"
             )
         return norm, rate
 
-    def _loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray], int, int]:
-        """Loss, gradients, number of targets and number of tokens of the next step."""
+    def _loss_and_gradients(self) -> Accumulated:
         first = self.step * self.accumulate
-        batches = [_arguments(self.data.batch(first + i)) for i in range(self.accumulate)]
-        tokens = sum(map(_count_tokens, batches))
-        counts = [_count_targets(self.model, batch) for batch in batches]
-        totals = np.sum(counts, axis=0)
-        if not np.all(totals):  # the loss would be 0 / 0
-            return math.nan, {}, 0, tokens
-        shared = {}
-        if np.ndim(totals):
-            # the loss is a sum of several means, so no single weight per micro-batch is right:
-            # divide each mean by the average count per micro-batch instead
-            counts = [int(any(count)) for count in counts]
-            shared["counts"] = totals / sum(counts)
-        reference = next(filter(None, counts))
-        losses: list[float] = []
-        total: dict[str, np.ndarray] = {}
-        for index, (batch, count) in enumerate(zip(batches, counts, strict=True), first):
-            if count == 0:
-                continue
-            key = np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0]
-            loss, grads = self.model.loss_and_gradients(**batch, rng=int(key), **shared)
-            # relative to the first count, so that gradients of equal counts are added unscaled
-            weight = count / reference
-            losses.append(float(loss) * weight)
-            grads = {name: grads[name] for name in self.optimizer.parameters}
-            if not total:
-                total = grads
-            else:
-                for name, grad in grads.items():
-                    ops.add_scaled(total[name], grad, weight)
-        weights = sum(counts) / reference
-        if len(losses) > 1:
-            with underflow_to_zero():
-                for grad in total.values():
-                    np.multiply(grad, 1.0 / weights, out=grad)
-        return math.fsum(losses) / weights, total, int(np.min(totals)), tokens
+        numbers = range(first, first + self.accumulate)
+        return accumulate(
+            self.model,
+            [self.data.batch(i) for i in numbers],
+            [(self.seed, i) for i in numbers],
+            self.optimizer.parameters,
+        )
 
     def _check_loss(self, loss: float, grads: Mapping[str, np.ndarray]) -> None:
         if math.isfinite(loss):
             return
         step = self.step + 1
-        if (name := self._bad_parameter()) is not None:
+        if (name := not_finite(self.model.parameters)) is not None:
             raise FloatingPointError(
                 f"step {step}: the loss is {loss}, and the parameter {name!r} is not finite"
             )
@@ -618,195 +438,3 @@ def _check_method(name: str, value: Any, method: str) -> None:
     if not callable(getattr(value, method, None)):
         kind = type(value).__name__
         raise TypeError(f"{name} must have a method {method}, got {kind}")
-
-
-def _arguments(batch: Any) -> Mapping[str, Any]:
-    """The arguments of `loss_and_gradients` for a batch of the data."""
-    return batch if isinstance(batch, Mapping) else {"input_ids": batch, "labels": batch}
-
-
-def _count_tokens(batch: Mapping[str, Any]) -> int:
-    if batch.get("inputs_embeds") is not None:
-        return int(np.prod(np.shape(batch["inputs_embeds"])[:2]))
-    return np.size(batch.get("input_ids", ()))
-
-
-def _count_targets(model: Any, batch: Mapping[str, Any]) -> Any:
-    """The number of targets that the loss of a batch averages over; a tuple for several means."""
-    if hasattr(model, "count_targets"):
-        return model.count_targets(**batch)
-    # if labels are the input (causal language model), the first of each row is not predicted
-    labels = np.asarray(batch["labels"])
-    counts = labels != IGNORE
-    ids = np.asarray(batch.get("input_ids"))
-    if ids.shape == labels.shape and (ids == labels)[counts].all():
-        counts = counts[..., 1:]
-    return int(np.count_nonzero(counts))
-
-
-class _Interruption:
-    """Records the first Ctrl-C or SIGTERM; a second one acts at once, unless it comes within `echo`
-    seconds of the first."""
-
-    def __init__(self, echo: float) -> None:
-        self.echo, self.began = echo, 0.0
-
-    def __enter__(self) -> _Interruption:
-        self.signal = 0
-        self._previous: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # an ignored signal (nohup, a background job) stays ignored
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _remember(self, number: int, _frame: object) -> None:
-        if not self.signal:
-            self.signal, self.began = number, time.monotonic()
-            if not self.echo:
-                self.__exit__()
-        elif time.monotonic() - self.began > self.echo:
-            self.__exit__()
-            signal.raise_signal(number)
-
-    @staticmethod
-    def leave(number: int) -> None:
-        if number == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether `Trainer.resume` would find a checkpoint in the folder."""
-    return (folder / STATE_FILE).is_file()
-
-
-def _describe_schedule(schedule: Schedule | None, step: int) -> Any:
-    """A named schedule's name and arguments; for other functions, factors of steps taken."""
-    if schedule is None:
-        return None
-    if isinstance(schedule, NamedSchedule):
-        return {"kind": schedule.kind, **schedule.arguments}
-    steps = {0, step // 2, step - 1} if step else ()
-    return {f"factor of step {i}": float(schedule(i)) for i in sorted(steps)}
-
-
-def _differences(own: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Differences from a saved state, in words; entries that an older state lacks are skipped."""
-    found = []
-    for name, theirs in saved.items():
-        mine = own.get(name)
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            inner = "" if name == "settings" else f"{prefix}{name}."
-            found += _differences(mine, theirs, inner)
-        elif mine != theirs:
-            found.append(f"{prefix}{name} is {mine} here and {theirs}")
-    return found
-
-
-def config_differences(own: ReformerConfig, saved: ReformerConfig, prefix: str = "") -> list[str]:
-    """Differences between two configurations, in words; `memory_budget` is not compared.
-
-    Examples
-    --------
-    >>> config_differences(ReformerConfig(num_hashes=4), ReformerConfig(num_hashes=2))
-    ['num_hashes is 4 here and 2']
-    """
-    mine, theirs = vars(own), vars(saved)
-    # not compared: a number of buckets that the first step determines; who wrote the file; unknown
-    # keys
-    same = {"memory_budget", "architectures", "extra"}
-    same |= {"num_buckets"} if own.num_buckets is None else set()
-    return [
-        f"{prefix}{name} is {value} here and {theirs[name]}"
-        for name, value in mine.items()
-        if name not in same and value != theirs[name]
-    ]
-
-
-def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]) -> None:
-    for name, array in own.items():
-        if name not in weights:
-            raise ValueError(f"resume: the parameter {name!r} is not in the checkpoint")
-        if weights[name].shape != array.shape or weights[name].dtype != array.dtype:
-            raise ValueError(
-                f"resume: the parameter {name!r} is {array.dtype} {array.shape} here and "
-                f"{weights[name].dtype} {weights[name].shape} in the checkpoint"
-            )
-
-
-# ---- progress ----
-
-
-def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[StepReport]:
-    """Yield a trainer's reports, and show progress: a tqdm bar, or a line every five seconds.
-
-    The bar needs tqdm (the extra ``cli``) and a terminal.
-
-    Examples
-    --------
-    >>> report = StepReport(7, 2.0, 2.885, 1e-3, 0.5, 50_000.0, 300_000_000, held_out=3.0)
-    >>> describe(report)
-    '2.885 bits/byte, 50,000 tokens/s, peak 300 MB, held out 3.000'
-    """
-    stream = sys.stderr if stream is None else stream
-    bar = _progress_bar(trainer, stream)
-    report: StepReport | None = None
-    shown = time.monotonic()
-
-    def show_line(report: StepReport) -> None:
-        total = "" if trainer.steps is None else f"/{trainer.steps}"
-        print(f"step {report.step}{total}: {describe(report)}", file=stream, flush=True)
-
-    try:
-        for report in trainer:
-            if bar is not None:
-                bar.total = trainer.steps
-                bar.set_postfix_str(describe(report), refresh=False)
-                bar.update()
-            elif time.monotonic() - shown >= 5.0:
-                show_line(report)
-                shown = time.monotonic()
-            yield report
-    finally:
-        if bar is not None:
-            bar.close()
-        elif report is not None:
-            show_line(report)
-
-
-def describe(report: StepReport) -> str:
-    """Summarise a step in one line."""
-    skipped = report.targets == 0
-    words = ["skipped: no label counts" if skipped else f"{report.bits_per_byte:.3f} bits/byte"]
-    words.append(f"{report.tokens_per_second:,.0f} tokens/s")
-    if report.peak_memory is not None:
-        words.append(f"peak {report.peak_memory / 1e6:,.0f} MB")
-    if report.held_out is not None:
-        words.append(f"held out {report.held_out:.3f}")
-    return ", ".join(words)
-
-
-def _progress_bar(trainer: Trainer, stream: TextIO) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    if not stream.isatty():
-        return None
-    # recorders and containers may report a terminal of 0 rows, for which tqdm draws nothing
-    size = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
-    return tqdm(total=trainer.steps, initial=trainer.step, unit="step", file=stream, **size)
-
-
-def _has_size(stream: TextIO) -> bool:
-    try:
-        return all(os.get_terminal_size(stream.fileno()))
-    except (AttributeError, OSError, ValueError):
-        return False

@@ -22,17 +22,14 @@ from tolerances import assert_close
 import reformer_c as rc
 from reformer_c.files.atomic import finish_checkpoint
 from reformer_c.files.checkpoint import write_safetensors
+from reformer_c.runtime import peak_memory
 from reformer_c.training.data import Sequences, Windows
+from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
 from reformer_c.training.optim import Adafactor, AdamW, schedules
-from reformer_c.training.train import (
-    Trainer,
-    describe,
-    evaluate,
-    has_checkpoint,
-    peak_memory,
-    show_progress,
-)
+from reformer_c.training.progress import describe, show_progress
+from reformer_c.training.state import has_checkpoint
+from reformer_c.training.train import Trainer
 
 # where a program that a test starts finds this module and the helpers
 TESTS = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
@@ -854,8 +851,8 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
     trainer.step = 3
     for step in (
-        "reformer_c.training.train.write_safetensors",
-        "reformer_c.training.train.write_atomically",
+        "reformer_c.training.state.write_safetensors",
+        "reformer_c.training.state.write_atomically",
     ):
         with monkeypatch.context() as patch:
             patch.setattr(step, full_disk)
