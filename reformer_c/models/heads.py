@@ -1,8 +1,8 @@
 """The heads of a Reformer: language model, classifier, question answering.
 
-A head is stateless. It reads the final states of a `Pass` and returns the fields of a model's
-output, or a loss; with ``differentiate=True`` the loss also stores the gradients of the head's
-weights and of the final states in the pass.
+A head is stateless. It reads the final states (b, t, 2 c) of a `Pass` and returns the fields of a
+model's output, or a loss; with ``differentiate=True`` the loss also stores the gradients of the
+head's weights and of the final states in the pass.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..checks import as_array, number
-from ..layers.parameters import StepWeights
+from ..layers.parameters import StepWeights, Weights
+from ..layers.randomness import Dropout
+from ..ops.layers import LinearSaved
 from ..ops.machine import layer_scratch
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
@@ -28,7 +31,11 @@ __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
 
 
 class Head:
-    """No head: the output is the final states, and there is no loss."""
+    """No head: the output is the final states (b, t, 2 c), and there is no loss.
+
+    A subclass implements `_outputs`, `_loss` and `_loss_bytes`, which run in the precision of the
+    pass.
+    """
 
     # keywords of the loss: its targets, and what may be given with them
     targets: tuple[str, ...] = ()
@@ -54,33 +61,50 @@ class Head:
         of several means, a tuple with the number of each."""
         raise TypeError("a model without a head has no loss")
 
+    @in_own_precision
+    @underflow_to_zero()
     def outputs(self, run: Pass) -> dict[str, Any]:
         """The head's fields of a ReformerOutput."""
-        return {"last_hidden_state": last_hidden_state(run)}
+        return self._outputs(run)
 
+    @in_own_precision
+    @underflow_to_zero()
     def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
-        raise TypeError("a model without a head has no loss")
+        """The loss for the targets of `check_targets`."""
+        return self._loss(run, targets, differentiate)
 
+    @in_own_precision
     def loss_bytes(self, run: Pass) -> int:
         """Peak bytes of `loss` with gradients, not counting the gradients of the streams."""
+        return self._loss_bytes(run)
+
+    def _outputs(self, run: Pass) -> dict[str, Any]:
+        return {"last_hidden_state": last_hidden_state(run)}
+
+    def _loss(self, run: Pass, targets: Any, differentiate: bool) -> float:
+        raise TypeError("a model without a head has no loss")
+
+    def _loss_bytes(self, run: Pass) -> int:
         return 0
 
 
 def last_hidden_state(run: Pass) -> np.ndarray:
+    """The final states (b, t, 2 c)."""
     return run.map_final(2 * run.config.hidden_size, lambda h: h)
 
 
 class LanguageModel(Head):
-    """Logits (b, t, v) and their cross-entropy with labels (b, t).
+    """Logits h w' + bias (b, t, v), and their cross-entropy with labels (b, t).
 
-    The logits at a token predict the token `ahead` positions later: by default 1 in a causal model,
+    h are the final states (b, t, 2 c) and w is (v, 2 c); see `reformer_c.cross_entropy_head`. The
+    logits at a token predict the token `shift` positions later: by default 1 in a causal model,
     otherwise 0.
     """
 
     targets = ("labels",)
 
-    def __init__(self, *, causal: bool, ahead: int | None = None) -> None:
-        self.causal, self.ahead = causal, int(causal) if ahead is None else ahead
+    def __init__(self, *, causal: bool, shift: int | None = None) -> None:
+        self.causal, self.shift = causal, int(causal) if shift is None else shift
 
     def check_config(self, config: ReformerConfig) -> None:
         if config.tie_word_embeddings:
@@ -106,16 +130,15 @@ class LanguageModel(Head):
         if labels.shape != (inputs.b, inputs.t):
             raise ValueError(f"labels must have shape {(inputs.b, inputs.t)}, got {labels.shape}")
         at_logits = np.full((inputs.b, inputs.n), IGNORE)
-        at_logits[:, : inputs.t - self.ahead] = labels[:, self.ahead :]
+        at_logits[:, : inputs.t - self.shift] = labels[:, self.shift :]
         return at_logits
 
     def count(self, config: ReformerConfig, arguments: Mapping[str, Any]) -> int:
         """Labels that are not ignored, except the first tokens', which are not predicted."""
         labels = np.atleast_1d(as_array("labels", arguments["labels"]))
-        return int(np.count_nonzero(labels[..., self.ahead :] != IGNORE))
+        return int(np.count_nonzero(labels[..., self.shift :] != IGNORE))
 
-    @in_own_precision
-    def outputs(self, run: Pass) -> dict[str, Any]:
+    def _outputs(self, run: Pass) -> dict[str, Any]:
         h = last_hidden_state(run)
         rows = run.config.chunk_size_lm_head or h.shape[1]
         chunks = [
@@ -140,8 +163,7 @@ class LanguageModel(Head):
     def _bias(self, run: Pass) -> np.ndarray | None:
         return run.weights["lm_head.bias"] if run.config.apply_lm_head_bias else None
 
-    @in_own_precision
-    def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
+    def _loss(self, run: Pass, targets: Any, differentiate: bool) -> float:
         """Cross-entropy, a block of rows at a time: never the logits of all tokens at once."""
         labels, head = targets.reshape(-1), run.weights.below("lm_head.")
         weight, bias = self.decoder(run)
@@ -159,16 +181,14 @@ class LanguageModel(Head):
             )  # fmt: skip
             loss += share * float(mean)
             if differentiate:
-                dh, dweight, dbias = ops.cross_entropy_head_backward(share, saved)
-                head.add_gradient("decoder.weight", dweight)
-                head.add_gradient("bias", dbias)
+                dh, *gradients = ops.cross_entropy_head_backward(share, saved)
+                head.add_gradients(("decoder.weight", "bias"), gradients)
                 run.final_backward(rows, dh, normed)
                 del dh
             del h, normed, saved  # free them before the next block is allocated
         return float(loss)
 
-    @in_own_precision
-    def loss_bytes(self, run: Pass) -> int:
+    def _loss_bytes(self, run: Pass) -> int:
         rows, width = run.block_rows, 2 * run.config.hidden_size
         _, scratch = layer_scratch(
             "cross_entropy_head", rows, width, run.config.vocab_size,
@@ -178,7 +198,10 @@ class LanguageModel(Head):
 
 
 class Classifier(Head):
-    """tanh(h w' + b) of each text's first token, projected to logits (b, num_labels)."""
+    """Logits tanh(h w1' + b1) w2' + b2 (b, num_labels), for the first final state h (b, 2 c).
+
+    w1 is (c, 2 c) and w2 (num_labels, c). The loss is one of `LOSSES`.
+    """
 
     targets = ("labels",)
 
@@ -235,51 +258,42 @@ class Classifier(Head):
             return len(np.atleast_1d(labels))
         return int(np.count_nonzero(labels != IGNORE))
 
-    @in_own_precision
-    def outputs(self, run: Pass) -> dict[str, Any]:
+    def _outputs(self, run: Pass) -> dict[str, Any]:
         return {"logits": self._forward(run)[0]}
 
-    @underflow_to_zero()
     def _forward(self, run: Pass) -> tuple[np.ndarray, tuple]:
-        head = run.weights.below("classifier.")
+        """The logits, and what the backward pass needs."""
+        head, drop = run.weights.below("classifier."), self._dropout(run)
         h, normed = run.final(run.every(0))
-        h = self._drop(run, h, "input")
-        u, dense = ops.linear_forward(h, head["dense.weight"], head["dense.bias"])
+        u, dense = dense_forward(drop(h, "input"), head.below("dense."))
         u = np.tanh(u)
-        logits, projected = ops.linear_forward(
-            self._drop(run, u, "output"), head["out_proj.weight"], head["out_proj.bias"]
-        )
+        logits, projected = dense_forward(drop(u, "output"), head.below("out_proj."))
         return logits, (normed, dense, u, projected)
 
-    def _drop(self, run: Pass, x: np.ndarray, purpose: str) -> np.ndarray:
-        """Dropout; it is linear, so the backward pass applies it too."""
+    def _dropout(self, run: Pass) -> Dropout:
         p = run.config.classifier_dropout
         p = run.config.hidden_dropout_prob if p is None else p
-        if not run.call.training or p == 0.0:
-            return x
-        return ops.dropout(x, p, key=run.key("classifier", purpose))
+        return Dropout(p if run.call.training else 0.0, partial(run.key, "classifier"))
 
-    @in_own_precision
-    @underflow_to_zero()
-    def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
+    def _loss(self, run: Pass, targets: Any, differentiate: bool) -> float:
         problem, labels = targets
-        head = run.weights.below("classifier.")
         logits, (normed, dense, u, projected) = self._forward(run)
         loss, dlogits = LOSSES[problem](logits, labels)
         if differentiate:
-            dz, dweight, dbias = ops.linear_backward(dlogits, projected)
-            head.add_gradient("out_proj.weight", dweight)
-            head.add_gradient("out_proj.bias", dbias)
-            du = self._drop(run, dz, "output") * (1 - u * u)
-            dh, dweight, dbias = ops.linear_backward(du, dense)
-            head.add_gradient("dense.weight", dweight)
-            head.add_gradient("dense.bias", dbias)
-            run.final_backward(run.every(0), self._drop(run, dh, "input"), normed)
+            head, drop = run.weights.below("classifier."), self._dropout(run)
+            du = dense_backward(dlogits, projected, head.below("out_proj."))
+            du = drop(du, "output") * (1 - u * u)
+            dh = dense_backward(du, dense, head.below("dense."))
+            run.final_backward(run.every(0), drop(dh, "input"), normed)
         return loss
 
 
 class QuestionAnswering(Head):
-    """Logits (b, t) of the start of an answer, and of its end."""
+    """Logits (b, t) of the start of an answer, and of its end: the columns of h w' + b.
+
+    h are the final states (b, t, 2 c) and w is (2, 2 c). The loss is the mean of two
+    cross-entropies over the tokens.
+    """
 
     targets = ("start_positions", "end_positions")
     options = ("counts",)
@@ -333,19 +347,16 @@ class QuestionAnswering(Head):
             raise ValueError(f"{name} must be rows of tokens, got shape {shape}")
         return count_each(self._places(arguments, *shape[:2]))
 
-    @in_own_precision
-    def outputs(self, run: Pass) -> dict[str, Any]:
+    def _outputs(self, run: Pass) -> dict[str, Any]:
         start, end = self._logits(run)
         return {"start_logits": start, "end_logits": end}
 
     def _logits(self, run: Pass) -> list[np.ndarray]:
         head = run.weights.below("qa_outputs.")
-        logits = run.map_final(2, lambda h: ops.linear(h, head["weight"], head["bias"]))
+        logits = run.map_final(2, lambda h: dense_forward(h, head)[0])
         return [np.ascontiguousarray(logits[..., i]) for i in range(2)]
 
-    @in_own_precision
-    @underflow_to_zero()
-    def loss(self, run: Pass, targets: Any, *, differentiate: bool) -> float:
+    def _loss(self, run: Pass, targets: Any, differentiate: bool) -> float:
         (start, dstart), (end, dend) = map(cross_entropy, self._logits(run), *targets)
         if differentiate:
             inputs, head = run.inputs, run.weights.below("qa_outputs.")
@@ -354,20 +365,29 @@ class QuestionAnswering(Head):
             dlogits = dlogits.reshape(-1, 2)
             for rows in run.blocks():
                 h, normed = run.final(rows)
-                _, saved = ops.linear_forward(h, head["weight"], head["bias"])
-                dh, dweight, dbias = ops.linear_backward(dlogits[rows], saved)
-                head.add_gradient("weight", dweight)
-                head.add_gradient("bias", dbias)
+                _, saved = dense_forward(h, head)
+                dh = dense_backward(dlogits[rows], saved, head)
                 run.final_backward(rows, dh, normed)
                 del h, normed, saved, dh
         return (start + end) / 2
 
-    @in_own_precision
-    def loss_bytes(self, run: Pass) -> int:
+    def _loss_bytes(self, run: Pass) -> int:
         _, scratch = layer_scratch(
             "linear", run.block_rows, 2 * run.config.hidden_size, 2, dtype=run.weights.dtype
         )
         return blocks_bytes(run, scratch)
+
+
+def dense_forward(x: np.ndarray, weights: Weights) -> tuple[np.ndarray, LinearSaved]:
+    """x w' + b, for x (n, ci) and the weights "weight" (co, ci) and "bias" (co,)."""
+    return ops.linear_forward(x, weights["weight"], weights["bias"])
+
+
+def dense_backward(dy: np.ndarray, saved: LinearSaved, weights: Weights) -> np.ndarray:
+    """dx (n, ci); the gradients of the weights are accumulated."""
+    dx, *gradients = ops.linear_backward(dy, saved)
+    weights.add_gradients(("weight", "bias"), gradients)
+    return dx
 
 
 def blocks_bytes(run: Pass, scratch: int) -> int:

@@ -58,7 +58,7 @@ class DecoderPass(Pass):
 class TextDecoder(ReformerModelWithLMHead):
     """A causal language model that attends to the states of an encoder, given in the `Call`."""
 
-    head: ClassVar[LanguageModel] = LanguageModel(causal=True, ahead=0)
+    head: ClassVar[LanguageModel] = LanguageModel(causal=True, shift=0)
     _width: int
 
     def __init__(self, config: ReformerConfig, width: int, dtype: Any) -> None:
