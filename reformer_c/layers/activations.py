@@ -14,7 +14,10 @@ __all__ = ["WEIGHTED", "WeightedActivation"]
 
 
 class WeightedActivation(NamedTuple):
-    """An activation and its weights; all values are passed to its functions by name."""
+    """An activation act(h), for h of any shape, and its scalar weights.
+
+    Weights and constants are passed to the functions by name.
+    """
 
     # (h, **values) -> act(h)
     forward: Callable[..., np.ndarray]

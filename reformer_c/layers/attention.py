@@ -29,7 +29,7 @@ Observer = Callable[["Attention", Part, list[np.ndarray], AttentionSaved], None]
 
 @dataclass
 class Attended:
-    """What the operation saved of a part."""
+    """What `Attention._add` returns for the backward pass: what the operation saved."""
 
     attention: AttentionSaved
 
@@ -102,7 +102,7 @@ class Attention(Sublayer):
         if self.lengths is None:
             return self._split(x)
         return [
-            part.moved(rows.start * x.shape[1])
+            part.shifted(rows.start * x.shape[1])
             for rows, n in group_rows(self.lengths, x.shape[1])
             for part in self._split(x[rows, :n])
         ]

@@ -166,8 +166,8 @@ class CrossAttention(Attention):
         layer, cached = self.weights.prefix, self.encoder.heads
         if layer not in cached:
             every = slice(0, len(self.encoder.states))
-            whole = Part(every.stop, every, (every,), slice(0, self.num_heads))
-            cached[layer] = self._encoder_heads(whole, every)
+            part = Part(every.stop, every, (every,), slice(0, self.num_heads))
+            cached[layer] = self._encoder_heads(part, every)
         return cached[layer]
 
     def step_add(self, cache: list[np.ndarray], step: Step, out: np.ndarray, x: np.ndarray) -> None:

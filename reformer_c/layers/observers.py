@@ -17,7 +17,10 @@ __all__ = ["CacheFill", "Caches", "Probabilities"]
 
 
 class Probabilities:
-    """Collects the attention probabilities of all layers."""
+    """Collects the attention probabilities of all layers: softmax(q k') of each part.
+
+    A layer's array is (b, h, n, keys), or (b, h, rounds, chunks, m, window) for chunks of m tokens.
+    """
 
     def __init__(self) -> None:
         self._found: dict[str, np.ndarray] = {}
@@ -45,7 +48,8 @@ class Probabilities:
             place[:, :, :, 0, :k, before : before + k] = found[:, :, None]
 
     def layers(self) -> tuple[np.ndarray, ...]:
-        """Those of each layer, in Hugging Face's shapes: rounds and chunks are one dimension."""
+        """The array of each layer, in Hugging Face's shapes: rounds and chunks are one
+        dimension."""
         return tuple(
             p if p.ndim == 4 else p.reshape(*p.shape[:2], -1, *p.shape[4:])
             for p in self._found.values()
@@ -53,7 +57,15 @@ class Probabilities:
 
 
 class Caches:
-    """What the branches of a model keep of b texts, of at most `longest` tokens."""
+    """The caches of a model's branches, each opened at its first use.
+
+    Parameters
+    ----------
+    b : int
+        Number of texts.
+    longest : int
+        Maximum number of tokens of a text.
+    """
 
     def __init__(self, b: int, longest: int) -> None:
         self._size = b, longest
@@ -72,6 +84,9 @@ class Caches:
 class CacheFill:
     """Fills the caches of texts from a forward pass over their prompts, all of one length.
 
+    The keys and values (b, h, t, d) of a layer, and its buckets (b, h, r, t), are collected part by
+    part, and stored in the layer's cache with the last part.
+
     Parameters
     ----------
     caches : Caches
@@ -83,7 +98,7 @@ class CacheFill:
 
     def __init__(self, caches: Caches, rows: np.ndarray, t: int) -> None:
         self._caches, self._rows, self._t = caches, rows, t
-        # (b, h, n, ...) of the layer that is running, and how many (row, head) of it are missing
+        # arrays (b, h, n, ...) of the current layer, and the number of (token, head) still missing
         self._arrays: list[np.ndarray] = []
         self._missing = 0
 
@@ -112,7 +127,7 @@ class CacheFill:
     ) -> None:
         if buckets is not None:
             buckets = buckets.swapaxes(2, 3)
-        elif cache.rotations is not None:  # a text of one chunk was not hashed
+        elif cache.rotations is not None:  # a prompt of one chunk is not hashed by the layer
             buckets = ops.lsh_hash(
                 k, num_hashes=cache.rotations.shape[2], num_buckets=cache.num_buckets,
                 rotations=cache.rotations,

@@ -70,7 +70,7 @@ class Part(NamedTuple):
         own = values[:, :, self.lead : self.lead + self.own_length]
         whole[rows, self.heads, start:stop, ...] = own
 
-    def moved(self, by: int) -> Part:
+    def shifted(self, by: int) -> Part:
         """The same part, shifted by `by` rows."""
         own, *seen = (slice(s.start + by, s.stop + by) for s in (self.own, *self.seen))
         return self._replace(own=own, seen=tuple(seen))

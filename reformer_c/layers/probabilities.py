@@ -12,6 +12,7 @@ import numpy as np
 
 __all__ = ["cross_probabilities", "local_probabilities", "lsh_probabilities"]
 
+# Hugging Face's scores of hidden keys, and of a token's own key if queries and keys are shared
 HIDDEN, ITSELF = -1e9, -1e5
 
 # position of the tokens that pad a chunk
@@ -31,7 +32,7 @@ def local_probabilities(
     softcap: float | None = None,
     **_: Any,
 ) -> np.ndarray:
-    """Probabilities of local attention.
+    """Probabilities of local attention, softmax(q k' / sqrt(d)).
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def lsh_probabilities(
     softcap: float | None = None,
     **_: Any,
 ) -> np.ndarray:
-    """Probabilities of LSH attention.
+    """Probabilities of LSH attention, softmax(q k') with k = q / |q|.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def lsh_probabilities(
 def cross_probabilities(
     q: np.ndarray, k: np.ndarray, attention_mask: np.ndarray | None, softcap: float | None = None
 ) -> np.ndarray:
-    """Probabilities of full attention to another sequence.
+    """Probabilities of full attention to another sequence, softmax(q k' / sqrt(d)).
 
     Parameters
     ----------
@@ -205,7 +206,8 @@ def _capped(scores: np.ndarray, softcap: float | None) -> np.ndarray:
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
-    """With Hugging Face's rounding: if all keys are hidden, in float32, every probability is 1."""
+    """exp(scores - logsumexp(scores)), with Hugging Face's rounding: in float32, if all keys are
+    hidden, every probability is 1."""
     highest = scores.max(axis=-1, keepdims=True)
     total = highest + np.log(np.exp(scores - highest).sum(axis=-1, keepdims=True))
     return np.exp(scores - total)

@@ -20,10 +20,11 @@ __all__ = [
 
 
 class Branch(Protocol):
-    """One residual function of a reversible layer, added to a stream in place.
+    """A residual function f of a reversible layer: ``out += f(x)``, for streams of any shape.
 
-    `backward_add` has to replay the random choices of `forward_add` exactly: draw them from a key
-    that the branch holds, not from a generator whose state advances.
+    See Kitaev et al. 2020, section 3, "Reversible Transformer". `backward_add` has to repeat the
+    random choices of `forward_add` exactly: draw them from a key that the branch holds, not from a
+    generator whose state advances.
     """
 
     def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
