@@ -22,10 +22,11 @@ from reformer_c.models.presets import DROPOUTS, PRESETS, preset_config
 from reformer_c.text.screen import show
 from reformer_c.text.subwords import TOKENIZERS
 from reformer_c.tools.bench import describe_machine, print_machine
-from reformer_c.training.data import Sequences, split_tokens
+from reformer_c.training.data import Sequences
 from reformer_c.training.log import read_log
 from reformer_c.training.progress import show_progress
 from reformer_c.training.state import has_checkpoint
+from reformer_c.training.texts import split_tokens
 
 PIECES = PRESETS["book"].fields["vocab_size"]
 PROMPT = 1000

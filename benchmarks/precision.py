@@ -36,11 +36,12 @@ from reformer_c.tools.bench import (
     write_json,
 )
 from reformer_c.tools.demo import bigram_bits_per_byte, python_text
-from reformer_c.training.data import Windows, encode_text, read_text, split_tokens
+from reformer_c.training.data import Windows
 from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
 from reformer_c.training.progress import show_progress
 from reformer_c.training.state import has_checkpoint
+from reformer_c.training.texts import encode_text, read_text, split_tokens
 
 MAX_LOSS = 0.01  # target: bits per byte of "medium" above "highest"
 HELD_OUT = 16  # windows

@@ -20,9 +20,10 @@ from reformer_c import ops
 from reformer_c.models.presets import DROPOUTS, preset_config
 from reformer_c.tools.bench import describe_machine, print_machine
 from reformer_c.tools.demo import python_text
-from reformer_c.training.data import Windows, encode_text, read_text, split_tokens
+from reformer_c.training.data import Windows
 from reformer_c.training.evaluation import evaluate
 from reformer_c.training.progress import show_progress
+from reformer_c.training.texts import encode_text, read_text, split_tokens
 
 STORAGES = (None, "bfloat16", "int8")
 # required speed-up over float32

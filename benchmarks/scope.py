@@ -13,8 +13,9 @@ import reformer_c as rc
 from reformer_c.models.presets import preset_config
 from reformer_c.tools.bench import describe_machine, print_machine
 from reformer_c.tools.demo import encode, python_text
-from reformer_c.training.data import Windows, split_tokens
+from reformer_c.training.data import Windows
 from reformer_c.training.evaluation import evaluate
+from reformer_c.training.texts import split_tokens
 
 
 def changed_share(model, ids):

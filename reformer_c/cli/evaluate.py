@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 
-from ..training.data import encode_text, read_texts
 from ..training.evaluation import evaluate
+from ..training.texts import encode_text, read_texts
 from .folder import open_folder, unit
 
 

@@ -12,14 +12,8 @@ import numpy as np
 from ..models.config import ReformerConfig
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.folders import folder_tokenizer
-from ..training.data import (
-    Sequences,
-    Windows,
-    count_bytes,
-    encode_text,
-    read_parts,
-    split_parts,
-)
+from ..training.data import Sequences, Windows
+from ..training.texts import count_bytes, encode_text, read_parts, split_parts
 from .arguments import LENGTH
 from .folder import consistent_tokenizer, no_tokenizer
 

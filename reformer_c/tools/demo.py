@@ -20,10 +20,11 @@ from ..models.model import ReformerModelWithLMHead
 from ..models.presets import PRESETS, preset_config
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.screen import TextStream, show
-from ..training.data import Windows, split_tokens
+from ..training.data import Windows
 from ..training.evaluation import evaluate
 from ..training.optim import AdamW, Schedule, schedules
 from ..training.progress import show_progress
+from ..training.texts import split_tokens
 from ..training.train import StepReport, Trainer
 from .bench import describe_machine
 from .report import LSHReport, attention_inputs, lsh_report

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checks import integer, names_keywords, positive
 from ..models.inputs import IGNORE
-from .data import texts_of
+from .texts import texts_of
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from reformer_c.text.byte_tokenizer import ByteTokenizer
-from reformer_c.training.data import (
-    Sequences,
-    Windows,
+from reformer_c.training.data import Sequences, Windows
+from reformer_c.training.texts import (
     read_split,
     read_text,
     read_texts,
