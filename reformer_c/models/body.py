@@ -44,7 +44,7 @@ WORDS = "embeddings.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that a training step takes, in addition to the weights and the optimiser's state.
+    """Bytes that a training step needs, in addition to the weights and the optimiser's state.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        """Their sum: by how much the process grows."""
+        """The sum: by how much the process grows."""
         return self.streams + self.gradients + self.kept + self.working
 
     def check(self, free: int | None, tokens: str) -> None:
@@ -105,7 +105,7 @@ class Pass:
         self.config, self.inputs, self.call = config, inputs, call
         self.key = partial(random_key, call.seed)
         self.gradients: dict[str, np.ndarray] = {}
-        # set if the configuration fixes no number and the sequence is hashed
+        # set if the configuration leaves the number open and the sequence is hashed
         self.chosen_num_buckets: int | Sequence[int] | None = None
         self.weights = Weights(parameters, self.gradients)
         self.body = body = self.weights.below(prefix)
@@ -248,7 +248,7 @@ class Pass:
 
     @property
     def branches(self) -> list[Sublayer]:
-        """Of all layers, in order."""
+        """The branches of all layers, in order."""
         return [branch for layer in self.layers for branch in layer]
 
     # ---- forward ----
@@ -278,7 +278,7 @@ class Pass:
         """Fill the requested fields of an output, after `forward`."""
         requested = self.call.requested
         if requested.hidden_states:
-            # the second stream, before the first layer and after each
+            # the second stream, before the first layer and after each layer
             output.hidden_states = tuple(self._hidden_states)
         if requested.attentions:
             output.attentions = self._probabilities.layers()
@@ -288,10 +288,10 @@ class Pass:
 
     @in_own_precision
     def plan(self, budget: float, head_bytes: int) -> Plan:
-        """Plan a training step whose loss takes `head_bytes`, where kept activations may take
+        """Plan a training step whose loss needs `head_bytes`, and whose kept activations may use
         `budget` bytes."""
         shape = (self.inputs.b, self.inputs.n, self.config.hidden_size)
-        # has the shape of a stream for the size queries below, but takes no memory
+        # stands for a stream in the size queries below, without allocating one
         x = np.broadcast_to(self.weights.dtype.type(0), shape)
         costs = [sum(branch.kept_bytes(x) for branch in layer) for layer in reversed(self.layers)]
         kept_layers = int((np.cumsum(costs) <= budget).sum())
@@ -386,7 +386,7 @@ class Pass:
             streams = alternating_backward(layer, *streams)
         self.dy1, self.dy2 = streams[2:]
         del self.y1, self.y2, streams
-        # both streams start as the embeddings
+        # both streams start as the embeddings, so the gradients add up
         ops.add_scaled(self.dy1, self.dy2, 1.0)
         del self.dy2
         self.embeddings.backward(self.dy1)

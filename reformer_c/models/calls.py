@@ -183,7 +183,7 @@ class Reformer(Weighted):
         """Keep the number of buckets that the first training step chose."""
         chosen = run.chosen_num_buckets
         if self.config.num_buckets is None and chosen is not None:
-            # the caller's configuration stays as it is
+            # the caller's configuration is not changed
             self.config = replace(self.config, num_buckets=chosen)  # type: ignore[arg-type]
 
     @property

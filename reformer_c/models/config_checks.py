@@ -150,7 +150,7 @@ def _check_options(config: Any) -> None:
 
 
 def _check_tokens(config: Any) -> None:
-    # may be outside the vocabulary: checkpoints have -1 for none, and ids of added tokens
+    # not bounded by the vocabulary: checkpoints have -1 for "none", and ids of added tokens
     _each(config, "bos_token_id pad_token_id", integer, optional=True)
     if config.eos_token_id is not None:
         for token in _listed(config.eos_token_id):

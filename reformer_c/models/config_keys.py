@@ -12,7 +12,7 @@ from ..layers.activations import WEIGHTED
 
 __all__ = ["ACTIVATIONS", "misspelling", "split_keys"]
 
-# transformers' names of activations, of which several may mean one function, and ours
+# transformers' names of activations, some of them synonyms, and ours
 ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",

@@ -34,7 +34,7 @@ from .inputs import padded_length
 
 __all__ = ["Decoder", "cache_bytes", "num_buckets_of"]
 
-# steps between checks of what a cap leaves out, once it does
+# once a bucket cap leaves out pairs, steps between checks of how many
 CUT_STEPS = 256
 
 
@@ -50,7 +50,7 @@ class Decoder:
     longest : int
         Maximum number of tokens of a text.
     prompt_index : ndarray of int, (n,), optional
-        The index by which `begin` knows each prompt; 0, 1 ... by default.
+        The index that identifies each prompt to `begin`; 0, 1 ... by default.
     weights : StepWeights, optional
         The weights of the steps after the prompts; the model's by default.
 
@@ -72,12 +72,12 @@ class Decoder:
         self._weights = StepWeights() if weights is None else weights
         self._first_index = prompt_index
         self._caches = Caches(0, longest)
-        # of (step, out, x): one of each branch
+        # one function of (step, out, x) for each branch
         self._functions: list[Callable[..., None]] = []
 
     @property
     def caches(self) -> list[ops.AttentionCache]:
-        """Of the self-attention layers."""
+        """The caches of the self-attention layers."""
         return [cache for cache in self._caches if isinstance(cache, ops.AttentionCache)]
 
     @property
@@ -86,7 +86,7 @@ class Decoder:
 
     @property
     def cut_shares(self) -> tuple[float, ...]:
-        """Of each LSH layer, the share of pairs that ``config.bucket_cap`` has left out."""
+        """For each LSH layer, the share of pairs that ``config.bucket_cap`` has left out."""
         return tuple(cache.cut_share for cache in self.caches if cache.hashes)
 
     @reuse_memory()
@@ -108,7 +108,7 @@ class Decoder:
                 logits = np.empty((len(texts), found.shape[1]), found.dtype)
             logits[rows] = found
         assert logits is not None
-        # steps need the pass, without the streams of the prompt
+        # steps use the pass, but not the streams of the prompt: free them
         del run.y1, run.y2
         self._run = run
         self._prompt = int(self._lengths.min())

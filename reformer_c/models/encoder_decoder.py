@@ -355,7 +355,7 @@ class ReformerEncoderDecoder(TextGeneration):
         assert decoder_pass.call.encoder_states is not None
         states = decoder_pass.call.encoder_states.states.nbytes
         memory = StepMemory(
-            # and the encoder's states, and their gradient
+            # 2 * states: the encoder's states, and their gradient
             streams=encoder.streams + decoder.streams + 2 * states,
             gradients=encoder.gradients + decoder.gradients,
             kept=encoder.kept + decoder.kept,
@@ -398,7 +398,7 @@ class ReformerEncoderDecoder(TextGeneration):
         encoder_pass = self.encoder._pass_of_length("length", length, batch, call)
         if decoder_length is None:
             decoder_length = length
-        # as large as the states, without memory of its own
+        # has the shape of the states for the size queries, without allocating them
         states = np.broadcast_to(self.dtype.type(0), (batch, encoder_pass.inputs.t, 2 * c))
         call = replace(call, encoder_states=EncoderStates(states))
         decoder_pass = self.decoder._pass_of_length("decoder_length", decoder_length, batch, call)

@@ -39,11 +39,11 @@ class Prepared(NamedTuple):
     """A call of `generate`, after all checks."""
 
     ids: np.ndarray
-    # without padding
+    # the rows of ids, without padding
     prompts: list[np.ndarray]
     source: LogitsSource
     rules: Rules
-    # of each text
+    # a random generator for each text
     draws: list[np.random.Generator]
 
 
@@ -211,7 +211,7 @@ class Generation(Weighted):
 
     @staticmethod
     def _write(prepared: Prepared, streamer: Callable[[np.ndarray], Any] | None) -> np.ndarray:
-        """Generate, after all checks."""
+        """The prompts and the generated tokens (b * num_return_sequences, t + new)."""
         ids, prompts, source, rules, draws = prepared
         chosen = rules.options
         if chosen.num_beams > 1:

@@ -40,7 +40,7 @@ FLAGS = ("do_sample", "renormalize_logits", "use_cache")
 # options that are one token, and options that may be several
 TOKEN = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 TOKENS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens")
-# tokens for which checkpoints that lack them have a number outside the vocabulary
+# special tokens: a checkpoint without one may give an id outside the vocabulary
 SPECIAL = {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
 
 # None, typed so that it can be the value of any option
@@ -202,7 +202,7 @@ class GenerationConfig(NamedAttributes, JsonFile):
         _warn_of_unsupported("config.json", {k: v for k, v in values.items() if k not in own})
         return cls(**{name: value for name, value in values.items() if name in names})
 
-    # ---- layers ----
+    # ---- options of a call, over those of a model ----
 
     def over(self, lower: GenerationConfig) -> GenerationConfig:
         """These options; those not set are taken from `lower`."""
@@ -236,7 +236,7 @@ class GenerationConfig(NamedAttributes, JsonFile):
         for name in SPECIAL:
             if lower.get(name) is not None:
                 lower[name] = _inside(lower[name], v)
-        # a length of the call overrides the folder's, with or without the prompt's tokens
+        # a length given in the call overrides the folder's, whether or not it counts the prompt
         for one, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             if call.get(one) is not None and call.get(other) is not None:
                 warnings.warn(f"{one}: {other}={call[other]} overrides it", stacklevel=4)
@@ -248,7 +248,7 @@ class GenerationConfig(NamedAttributes, JsonFile):
         if found.pad_token_id is None and (ends := flat(found.eos_token_id)):
             found.pad_token_id = ends[0]
         found._count_new_tokens(call, t, room)
-        off = {"top_k": 0}  # what None in the call means
+        off = {"top_k": 0}  # None in the call turns an option off
         for name, value in DEFAULTS.items():
             if getattr(found, name) is None:
                 setattr(found, name, off.get(name, value) if name in call else value)

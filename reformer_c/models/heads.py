@@ -37,7 +37,7 @@ class Head:
     pass.
     """
 
-    # keywords of the loss: its targets, and what may be given with them
+    # keyword arguments of the loss: its targets, and its options
     targets: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
@@ -210,7 +210,7 @@ class Classifier(Head):
             warnings.warn(
                 "is_decoder: the first token of a causal model, whose state is classified, attends "
                 "only to itself",
-                stacklevel=5,  # past `_allocate`, and what calls it
+                stacklevel=5,  # the line that creates the model
             )
 
     def check_inputs(self, inputs: Inputs) -> None:

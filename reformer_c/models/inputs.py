@@ -45,21 +45,21 @@ class Call:
     inputs_embeds: Any = None
     num_hashes: Any = None
     rotations: Any = None
-    # of all random choices
+    # seed of all random choices
     seed: int = 0
     training: bool = False
     requested: Requested = field(default_factory=Requested)
-    # begins the arguments' names in errors
+    # prefix of the arguments' names in error messages
     argument_prefix: str = ""
-    # in place of the configuration's
+    # replaces the configuration's
     num_buckets: Any = None
-    # whether each row is computed as if it were alone: see `Pass`; None: if an evaluation chooses
-    # the number of buckets
+    # whether each row is computed as if it were alone, see `Pass`; None means only in an evaluation
+    # that chooses the number of buckets
     rows_alone: bool | None = False
-    # what a decoder attends to, and for each row the index of its states, if not the row's own
+    # what a decoder attends to; the index of each row's states, if it is not the row's own index
     encoder_states: EncoderStates | None = None
     prompt_index: np.ndarray | None = None
-    # of the self-attention layers
+    # they observe the self-attention layers
     observers: tuple[Observer, ...] = ()
 
 

@@ -73,7 +73,7 @@ class ReformerOutput(NamedAttributes, Mapping):
     end_logits: np.ndarray | None = None
     # (b, t, 2 c): both streams, normed
     last_hidden_state: np.ndarray | None = None
-    # (b, t, c) of the second stream, before the first layer and after each
+    # (b, t, c) of the second stream, before the first layer and after each layer
     hidden_states: tuple[np.ndarray, ...] | None = None
     # attention probabilities of each layer: see `Reformer.__call__`
     attentions: tuple[np.ndarray, ...] | None = None

@@ -154,7 +154,7 @@ class Weighted(Model):
             axial = name.startswith("embeddings.position_embeddings.weights")
             scale = self.config.axial_norm_std if axial else self.config.initializer_range
             draw = np.random.default_rng(random_key(seed, "initialise", name))
-            # drawn in float32, so that both dtypes have the same values
+            # drawn in float32, so that the values do not depend on the dtype
             array[...] = scale * draw.standard_normal(array.shape, np.float32)
 
     def _pass(self, inputs: Inputs, call: Call) -> Pass:
@@ -250,7 +250,7 @@ class Weighted(Model):
         return {}
 
     def _read_texts(self, folder: Path, changes: Mapping[str, Any]) -> None:
-        """Read those that exist; `changes` of the configuration take precedence."""
+        """Read the text files that exist; `changes` of the configuration take precedence."""
 
     @classmethod
     def from_pretrained(

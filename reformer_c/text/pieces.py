@@ -61,8 +61,8 @@ class Reader(ABC):
     """Interface to one vocabulary file."""
 
     name: ClassVar[str]
-    # all tokens of the file, the number of pieces among them, and the tokens that the file matches
-    # before segmentation
+    # all tokens of the file; the number of pieces among them; the tokens that are matched before
+    # segmentation
     vocabulary: dict[str, int]
     vocab_size: int
     added: list[AddedToken]
@@ -128,7 +128,7 @@ class SentencePieces(Reader):
 
     def _cut(self, text: str) -> list[int]:
         ids = self._model.encode(text)
-        # the library drops a trailing space, for which transformers has a piece
+        # the library drops a trailing space; transformers encodes it as a piece
         if text and (text[-1].isspace() or text[-1] == SPACE or not text[-1].isprintable()):
             end = "x" + text[-64:]
             inside = self._model.normalize(end + "x").endswith(SPACE + "x")

@@ -125,11 +125,11 @@ class TextStream:
         self._end_tokens, self._end_characters = frozenset(end_tokens), end_characters
 
     def __call__(self, tokens: Any) -> None:
-        """Take the new token of a step, (1,)."""
+        """Add the new token of a step, (1,)."""
         self.write(tokens[:1])
 
     def write(self, ids: Any) -> None:
-        """Take the next tokens (n,) of the text."""
+        """Add the next tokens (n,) of the text."""
         for token in map(int, ids):
             if self._ended:
                 break

@@ -39,7 +39,7 @@ from .vocabulary import Vocabulary
 __all__ = ["ReformerTokenizer", "ReformerTokenizerFast"]
 
 SENTENCEPIECE, TOKENIZERS = SentencePieces.name, TokenizerFile.name
-# transformers' class name for a tokenizer.json without a class of its own
+# transformers' class for a tokenizer.json of any kind
 ANY_FILE = "PreTrainedTokenizerFast"
 
 
@@ -79,7 +79,7 @@ class ReformerTokenizer(Tokenizer):
     sep_token_id: int | None
     cls_token_id: int | None
     mask_token_id: int | None
-    # special tokens by name, with the folder's own names; and the unnamed ones
+    # special tokens by name, including names that only this folder has; and unnamed ones
     _named: dict[str, str | None]
     _extra: list[str]
     # the contents of the vocabulary file, and its pieces with the added tokens
@@ -102,7 +102,7 @@ class ReformerTokenizer(Tokenizer):
         reader = kind(self._data)
         self._fields = {}
         in_file = {name: value for name, value in reader.options.items() if value}
-        if in_file.get("pad_token") not in reader.vocabulary:  # some ids belong to other models
+        if in_file.get("pad_token") not in reader.vocabulary:  # it may be of another model
             in_file.pop("pad_token", None)
         options = merged(in_file, options)
         super().__init__()
@@ -111,7 +111,7 @@ class ReformerTokenizer(Tokenizer):
                 setattr(self, name, options[name])
         split = "split_special_tokens"
         self._split_special = flag(split, options.get(split), False)
-        # the file's setting is the default
+        # None: as the vocabulary file has it
         given = any(options.get(name) is not None for name in ADDS)
         self._adds = [flag(name, options.get(name), False) for name in ADDS] if given else None
         self._vocabulary = Vocabulary(reader, added_tokens(options))
@@ -171,8 +171,8 @@ class ReformerTokenizer(Tokenizer):
         tuple of str
             The paths of both files.
         """
-        # transformers rebuilds the segmentation for classes that it knows; under this class name it
-        # opens any tokenizer.json unchanged
+        # transformers rebuilds the segmentation of a class that it has; with ANY_FILE it uses the
+        # tokenizer.json unchanged
         kind = type(self).__name__ if self._vocabulary.reader.name == SENTENCEPIECE else ANY_FILE
         values = {"tokenizer_class": kind} | self._fields
         values |= {name: self._named[name] for name in NAMED}
@@ -309,7 +309,7 @@ class ReformerTokenizer(Tokenizer):
         return count
 
     def _take_special(self, options: Mapping[str, Any]) -> None:
-        """The special tokens among the options."""
+        """Set the special tokens that the options give."""
         named = {
             name: options.get(name, default if default in self._vocabulary.ids else None)
             for name, default in NAMED.items()

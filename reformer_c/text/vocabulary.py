@@ -1,4 +1,4 @@
-"""Tokens added to the pieces of a vocabulary file."""
+"""The pieces of a vocabulary file, and tokens added to them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Vocabulary:
         return known
 
     def special_ids(self) -> set[int]:
-        """The ids of all special tokens, including those that no name has any more."""
+        """The ids of all special tokens, including those whose name was given to another token."""
         return {self.ids[text] for text, token in self.added.items() if token.special}
 
     def decode(self, ids: Any, *, hidden: set[int], unk_token_id: int | None) -> str:
@@ -87,7 +87,7 @@ class Vocabulary:
         whole = {self.ids[token]: one.special for token, one in self.added.items()}
         run: list[int] = []
         parts: list[str] = []
-        inside = False  # whether the run follows a word of the text
+        inside = False  # whether the run follows other text
         for i in [*self.known_ids(ids), None]:
             if i is not None and i not in whole:
                 run.append(i)
