@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from .text.subwords import ReformerTokenizer, ReformerTokenizerFast
     from .tools import plot
     from .tools.report import lsh_report
-    from .training.optim import Adafactor, AdamW, clip_gradients, schedules
+    from .training.gradients import clip_gradients
+    from .training.optim import Adafactor, AdamW
+    from .training.schedules import schedules
     from .training.train import Trainer
 
 # names that are loaded at their first use, and the modules that they come from
@@ -62,8 +64,8 @@ _LAZY = {
     "ReformerTokenizerFast": "text.subwords",
     "Adafactor": "training.optim",
     "AdamW": "training.optim",
-    "clip_gradients": "training.optim",
-    "schedules": "training.optim",
+    "clip_gradients": "training.gradients",
+    "schedules": "training.schedules",
     "Trainer": "training.train",
     "lsh_report": "tools.report",
 }

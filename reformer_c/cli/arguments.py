@@ -28,7 +28,7 @@ __all__ = ["FAILURE", "parse"]
 
 USAGE_ERROR, FAILURE = 2, 1
 
-# repeated from models/presets.py and training/optim.py, which --help need not load
+# repeated from presets.py, optim.py and schedules.py, which --help need not load
 PRESETS = ("tiny", "book", "enwik8")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")

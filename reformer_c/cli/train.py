@@ -11,8 +11,9 @@ from ..checks import requires_extra
 from ..files.atomic import finish_checkpoint
 from ..models.presets import PRESETS
 from ..text.folders import save_tokenizer
-from ..training.optim import Adafactor, AdamW, Optimizer, Schedule, schedules
+from ..training.optim import Adafactor, AdamW, Optimizer
 from ..training.progress import show_progress
+from ..training.schedules import Schedule, schedules
 from ..training.state import has_checkpoint
 from ..training.train import Trainer
 from .train_data import read_data

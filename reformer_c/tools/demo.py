@@ -22,8 +22,9 @@ from ..text.byte_tokenizer import ByteTokenizer
 from ..text.screen import TextStream, show
 from ..training.data import Windows
 from ..training.evaluation import evaluate
-from ..training.optim import AdamW, Schedule, schedules
+from ..training.optim import AdamW
 from ..training.progress import show_progress
+from ..training.schedules import Schedule, schedules
 from ..training.texts import split_tokens
 from ..training.train import StepReport, Trainer
 from .bench import describe_machine

@@ -1,4 +1,4 @@
-"""Optimisers, gradient clipping and learning-rate schedules.
+"""Optimisers: AdamW and Adafactor.
 
 An optimiser holds a model's own dictionary of parameters, ``{name: array}``, and updates the arrays
 in place; the arithmetic runs in the C core, multithreaded.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import ops
-from ..checks import NamedAttributes, flag, integer, names_keywords, number, positive
-from ..runtime import underflow_to_zero
+from ..checks import NamedAttributes, flag, names_keywords, number, positive
+from .gradients import check_finite, check_float_array
 
-__all__ = ["Adafactor", "AdamW", "Optimizer", "clip_gradients", "schedules"]
-
-Schedule = Callable[[int], float]
+__all__ = ["Adafactor", "AdamW", "Optimizer"]
 
 
 class Optimizer(ABC):
@@ -38,7 +35,7 @@ class Optimizer(ABC):
         if not isinstance(parameters, Mapping) or not parameters:
             raise TypeError("parameters must be a non-empty dictionary of arrays by name")
         for name, array in parameters.items():
-            _check_float_array(f"parameters[{name!r}]", array)
+            check_float_array(f"parameters[{name!r}]", array)
         self.parameters = parameters
         self.steps = 0
         self._kinds = {name: (array.shape, array.dtype) for name, array in parameters.items()}
@@ -114,7 +111,7 @@ class Optimizer(ABC):
     def _check_gradients(self, grads: Mapping[str, np.ndarray]) -> None:
         _check_same_names("grads", grads, self.parameters)
         for name, weight in self.parameters.items():
-            _check_float_array(f"parameters[{name!r}]", weight)
+            check_float_array(f"parameters[{name!r}]", weight)
             _check_like(f"parameters[{name!r}]", weight, *self._kinds[name])
             _check_like(f"grads[{name!r}]", grads[name], *self._kinds[name])
         check_finite(grads, self.steps + 1)
@@ -343,201 +340,6 @@ class Adafactor(NamedAttributes, Optimizer):
             clip_threshold=self.clip_threshold,
             weight_decay=self.weight_decay,
         )
-
-
-def not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """The name of the first array that contains a NaN or an infinity."""
-    for name, array in arrays.items():
-        # the sum is one fast pass in C; it may overflow, so then check the elements
-        if not math.isfinite(ops.sum_of_squares(array)) and not np.isfinite(array).all():
-            return name
-    return None
-
-
-def check_finite(grads: Mapping[str, np.ndarray], step: int) -> None:
-    """Raise FloatingPointError, naming step and parameter, if a gradient is NaN or infinite."""
-    if (name := not_finite(grads)) is not None:
-        grad = grads[name]
-        bad = grad.size - np.count_nonzero(np.isfinite(grad))
-        raise FloatingPointError(
-            f"step {step}: the gradient of {name!r} is not finite "
-            f"({bad} of {grad.size} elements are NaN or infinite)"
-        )
-
-
-@underflow_to_zero()
-def clip_gradients(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
-    """Scale all gradients in place by one factor, to a global Euclidean norm up to `max_norm`.
-
-    The norm is right even where squares overflow or underflow.
-
-    Parameters
-    ----------
-    grads : dict of str to ndarray
-        Gradients by name, float32 or float64, writable.
-    max_norm : float
-        Maximum norm, > 0; ``inf`` does not clip.
-
-    Returns
-    -------
-    float
-        The norm before clipping; ``inf`` if it exceeds float64. If a gradient has a NaN or an
-        infinity, the norm is NaN or infinite and no gradient is scaled: the optimiser raises then.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> grads = {"a": np.array([3.0]), "b": np.array([4.0])}
-    >>> clip_gradients(grads, max_norm=1.0)
-    5.0
-    >>> grads["a"].round(6), grads["b"].round(6)
-    (array([0.6]), array([0.8]))
-    """
-    if not isinstance(grads, Mapping):
-        raise TypeError("grads must be a dictionary of arrays by name")
-    max_norm = positive("max_norm", max_norm, infinite=True)
-    for name, grad in grads.items():
-        _check_float_array(f"grads[{name!r}]", grad)
-    norm, shift = _norm(grads)
-    limit = _ldexp(max_norm, -shift)
-    if math.isfinite(norm) and norm > limit:
-        factor, times = limit / norm, 1
-        if shift or factor < np.finfo(np.float32).tiny:  # the factor may underflow or overflow:
-            # multiply twice by its square root
-            factor, times = math.ldexp(math.sqrt(max_norm) / math.sqrt(norm), -shift // 2), 2
-        for grad in [grad for grad in grads.values() for _ in range(times)]:
-            np.multiply(grad, factor, out=grad)
-    return _ldexp(norm, shift)
-
-
-def _norm(grads: Mapping[str, np.ndarray]) -> tuple[float, int]:
-    """(x, n) where the global norm is x 2^n; n is even, and 0 unless squares over- or underflow."""
-    squares = [ops.sum_of_squares(grad) for grad in grads.values()]
-    total = math.fsum(squares) if max(squares, default=0.0) < 1e300 else math.inf
-    if math.isnan(total) or 1e-280 < total < math.inf:
-        return math.sqrt(total), 0
-    largest = float(np.max([np.abs(grad).max(initial=0.0) for grad in grads.values()], initial=0.0))
-    if largest == 0.0 or not math.isfinite(largest):
-        return largest, 0
-    shift = math.frexp(largest)[1] // 2 * 2
-    scaled = [np.asarray(np.ldexp(grad, -shift)) for grad in grads.values()]
-    return math.sqrt(math.fsum(map(ops.sum_of_squares, scaled))), shift
-
-
-def _ldexp(x: float, n: int) -> float:
-    """x 2^n; infinity on overflow."""
-    try:
-        return math.ldexp(x, n)
-    except OverflowError:
-        return math.inf
-
-
-# ---- schedules: functions from the number of steps already taken to a factor on lr ----
-
-
-class NamedSchedule:
-    """A schedule with its kind and arguments, which determine its factors."""
-
-    def __init__(self, factor: Schedule, kind: str, **arguments: float) -> None:
-        self._factor, self.kind, self.arguments = factor, kind, arguments
-
-    def __call__(self, step: int) -> float:
-        return self._factor(step)
-
-    def __repr__(self) -> str:
-        return f"{self.kind}({', '.join(f'{k}={v}' for k, v in self.arguments.items())})"
-
-
-@names_keywords
-def _constant(*, warmup: int = 0) -> Schedule:
-    """1, after a linear warm-up of `warmup` steps.
-
-    Examples
-    --------
-    >>> [schedules.constant(warmup=2)(step) for step in range(3)]
-    [0.5, 1.0, 1.0]
-    """
-    warmup = integer("warmup", warmup, 0)
-    return NamedSchedule(lambda step: _warm(step, warmup), "constant", warmup=warmup)
-
-
-@names_keywords
-def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
-    """Linear decay from 1 after the warm-up to `floor` after `steps` steps.
-
-    Examples
-    --------
-    >>> [schedules.linear(4)(step) for step in range(5)]
-    [1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    return _decay("linear", lambda progress: 1.0 - progress, steps, warmup, floor)
-
-
-@names_keywords
-def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
-    """Cosine decay from 1 after the warm-up to `floor` (Loshchilov and Hutter 2017, section 3).
-
-    Examples
-    --------
-    >>> [round(schedules.cosine(4, floor=0.1)(step), 3) for step in range(5)]
-    [1.0, 0.868, 0.55, 0.232, 0.1]
-    """
-    return _decay("cosine", lambda x: 0.5 + 0.5 * math.cos(math.pi * x), steps, warmup, floor)
-
-
-@names_keywords
-def _rsqrt(*, warmup: int = 1) -> Schedule:
-    """Linear warm-up, then ``sqrt(warmup / step)`` (Vaswani et al. 2017, section 5.3).
-
-    Examples
-    --------
-    >>> [schedules.rsqrt(warmup=4)(step) for step in (0, 3, 15, 63)]
-    [0.25, 1.0, 0.5, 0.25]
-    """
-    warmup = max(1, integer("warmup", warmup, 0))
-    return NamedSchedule(
-        lambda step: _warm(step, warmup) * math.sqrt(warmup / max(warmup, step + 1)),
-        "rsqrt",
-        warmup=warmup,
-    )
-
-
-def _warm(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
-
-
-def _decay(
-    kind: str, shape: Callable[[float], float], steps: int, warmup: int, floor: float
-) -> Schedule:
-    steps, warmup = integer("steps", steps, 0), integer("warmup", warmup, 0)
-    floor = number("floor", floor, 0.0, 1.0)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return _warm(step, warmup)
-        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return floor + (1.0 - floor) * shape(progress)
-
-    return NamedSchedule(factor, kind, steps=steps, warmup=warmup, floor=floor)
-
-
-schedules = SimpleNamespace(constant=_constant, linear=_linear, cosine=_cosine, rsqrt=_rsqrt)
-"""Learning-rate schedules: each returns a function that maps the number of steps taken to a factor
-on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, floor=0.0)``,
-``cosine(steps, warmup=0, floor=0.0)``, ``rsqrt(warmup=1)``."""
-
-
-# ---- checks ----
-
-
-def _check_float_array(name: str, array: object) -> None:
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        kind = type(array).__name__
-        raise TypeError(f"{name} must be a float32 or float64 array, got {kind}")
-    if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be a float32 or float64 array, got {array.dtype}")
-    if not (array.flags.writeable and array.flags.c_contiguous):
-        raise ValueError(f"{name} must be a writable C-contiguous array")
 
 
 def _check_like(name: str, array: object, shape: tuple[int, ...], dtype: np.dtype) -> None:

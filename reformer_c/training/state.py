@@ -14,9 +14,9 @@ import numpy as np
 from ..files.atomic import finish_checkpoint, replace_files
 from ..files.checkpoint import read_safetensors, write_atomically, write_safetensors
 from ..models.config import ReformerConfig
-from .optim import NamedSchedule, Optimizer, Schedule
+from .optim import Optimizer
 
-__all__ = ["config_differences", "describe_schedule", "has_checkpoint", "restore_run",
+__all__ = ["config_differences", "has_checkpoint", "restore_run",
            "save_run"]  # fmt: skip
 
 MODEL_FILE = "model.safetensors"
@@ -134,13 +134,3 @@ def _check_weights(weights: Mapping[str, np.ndarray], own: Mapping[str, np.ndarr
                 f"resume: the parameter {name!r} is {array.dtype} {array.shape} here and "
                 f"{weights[name].dtype} {weights[name].shape} in the checkpoint"
             )
-
-
-def describe_schedule(schedule: Schedule | None, step: int) -> Any:
-    """A named schedule's name and arguments; for other functions, factors of steps taken."""
-    if schedule is None:
-        return None
-    if isinstance(schedule, NamedSchedule):
-        return {"kind": schedule.kind, **schedule.arguments}
-    steps = {0, step // 2, step - 1} if step else ()
-    return {f"factor of step {i}": float(schedule(i)) for i in sorted(steps)}

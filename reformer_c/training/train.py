@@ -22,10 +22,12 @@ from ..files.atomic import check_writable
 from ..runtime import peak_memory
 from .accumulation import Accumulated, accumulate, arguments_of
 from .evaluation import Evaluation, evaluate
+from .gradients import check_finite, clip_gradients, not_finite
 from .interruption import Interruption
 from .log import TrainingLog
-from .optim import AdamW, Optimizer, Schedule, check_finite, clip_gradients, not_finite
-from .state import describe_schedule, restore_run, save_run
+from .optim import AdamW, Optimizer
+from .schedules import Schedule, describe_schedule
+from .state import restore_run, save_run
 from .texts import texts_of
 
 __all__ = ["StepReport", "Trainer"]

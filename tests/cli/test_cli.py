@@ -24,7 +24,7 @@ from reformer_c.models.model import ReformerModelWithLMHead
 from reformer_c.text.byte_tokenizer import ByteTokenizer
 from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
-from reformer_c.training.optim import schedules
+from reformer_c.training.schedules import schedules
 
 COMMANDS = ["demo", "train", "generate", "evaluate", "info", "bench"]
 SMALL = ["--length", "256", "--layers", "2", "--width", "32", "--threads", "1"]

@@ -10,7 +10,9 @@ from reference.adamw import adamw_step
 
 import reformer_c as rc
 from reformer_c import ops
-from reformer_c.training.optim import Adafactor, AdamW, clip_gradients, schedules
+from reformer_c.training.gradients import clip_gradients
+from reformer_c.training.optim import Adafactor, AdamW
+from reformer_c.training.schedules import schedules
 
 SHAPES = {"scalar": (), "bias": (5,), "weight": (7, 33), "empty": (0, 3), "large": (70, 1001)}
 

@@ -26,8 +26,9 @@ from reformer_c.runtime import peak_memory
 from reformer_c.training.data import Sequences, Windows
 from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
-from reformer_c.training.optim import Adafactor, AdamW, schedules
+from reformer_c.training.optim import Adafactor, AdamW
 from reformer_c.training.progress import describe, show_progress
+from reformer_c.training.schedules import schedules
 from reformer_c.training.state import has_checkpoint
 from reformer_c.training.train import Trainer
 
