@@ -109,7 +109,7 @@ def average(arrays: Mapping[str, np.ndarray], comm: Any = None, *, weight: float
     _check_arrays(arrays)
     for name, array in arrays.items():
         if array.dtype.kind != "f":
-            raise TypeError(f"arrays: expected real numbers, got {array.dtype} of {name!r}")
+            raise TypeError(f"arrays[{name!r}] must be floating-point, got {array.dtype}")
     _check_alike(arrays, comm)
     total = comm.allreduce(weight)
     share = weight / total if total else 0.0
@@ -167,8 +167,7 @@ class Shard:
     def __init__(self, data: Any, comm: Any = None) -> None:
         comm = MPI.COMM_WORLD if comm is None else comm
         if not callable(getattr(data, "batch", None)):
-            kind = type(data).__name__
-            raise TypeError(f"data: expected an object with a method batch, got {kind}")
+            raise TypeError(f"data must have a method batch, got {type(data).__name__}")
         self.data, self.rank, self.size = data, comm.rank, comm.size
 
     def batch(self, step: int) -> Any:
@@ -219,7 +218,7 @@ class DataParallel:
 
     def __init__(self, model: Any, comm: Any = None) -> None:
         if not callable(getattr(model, "count_targets", None)):
-            raise TypeError(f"model: expected one with a loss and count_targets, got {model!r}")
+            raise TypeError(f"model must have a loss and count_targets, got {model!r}")
         self.model, self.comm = model, MPI.COMM_WORLD if comm is None else comm
         self.rank, self.size = self.comm.rank, self.comm.size
         self.synchronise()
@@ -301,13 +300,11 @@ class DataParallel:
 
 def _check_arrays(arrays: Any) -> None:
     if not isinstance(arrays, Mapping):
-        raise TypeError(f"arrays: expected arrays by name, got {type(arrays).__name__}")
+        raise TypeError(f"arrays must be a mapping of names to arrays, got {type(arrays).__name__}")
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             kind = type(array).__name__
-            raise TypeError(f"arrays: expected an array of NumPy for {name!r}, got {kind}")
-        if isinstance(array, np.ma.MaskedArray):
-            raise TypeError(f"arrays: expected arrays without a mask, got a masked one of {name!r}")
+            raise TypeError(f"arrays[{name!r}] must be a NumPy array without a mask, got {kind}")
 
 
 def _check_alike(arrays: Mapping[str, np.ndarray], comm: Any) -> None:
@@ -316,6 +313,6 @@ def _check_alike(arrays: Mapping[str, np.ndarray], comm: Any) -> None:
         if theirs != own:
             differ = sorted({*own} ^ {*theirs})[0]
             raise ValueError(
-                f"arrays: expected the same everywhere, and {differ} is not in process "
-                f"{comm.rank} and in process {rank}"
+                f"arrays must be the same in every process, got {differ} in only one of the "
+                f"processes {comm.rank} and {rank}"
             )

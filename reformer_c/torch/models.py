@@ -341,21 +341,21 @@ def _unsupported(layer: Any) -> str | None:
     ):
         own = "forward" in vars(part) or type(part).forward is not known.forward
         if not isinstance(part, known) or own:
-            return f"{name}: expected a {known.__name__}, got {type(part).__name__}"
+            return f"{name} must be a {known.__name__}, got {type(part).__name__}"
     if not lsh._rehash_each_round:
-        return "rehash_each_round: expected True, got False"
+        return "rehash_each_round must be True, got False"
     if lsh.n_hashes > 1 and lsh._attend_across_buckets and not lsh._allow_duplicate_attention:
         # they do not count what a round's first chunk sees in the round before, and add log 1e9
         return (
-            "allow_duplicate_attention: expected True, or attend_across_buckets=False, "
-            f"for {lsh.n_hashes} hashes, got False"
+            "allow_duplicate_attention must be True, or attend_across_buckets False, with "
+            f"{lsh.n_hashes} hashes, got False"
         )
     if layer.num_mem_kv and lsh.causal:
-        return f"num_mem_kv: expected 0 in a causal layer, got {layer.num_mem_kv}"
+        return f"num_mem_kv must be 0 in a causal layer, got {layer.num_mem_kv}"
     for name, expected in (("shared_qk", True), ("scale", None), ("rel_pos", None),
                            ("exact_windowsize", False), ("autopad", False)):  # fmt: skip
         if layer.n_local_attn_heads and getattr(local, name, expected) != expected:
-            return f"local_attn.{name}: expected {expected}, got {getattr(local, name)}"
+            return f"local_attn.{name} must be {expected}, got {getattr(local, name)}"
     return None
 
 

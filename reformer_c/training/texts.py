@@ -339,7 +339,9 @@ def texts_of(name: str, tokens: Any) -> list[np.ndarray]:
 
 def _check_tokens(name: str, tokens: np.ndarray | Sequence[int]) -> np.ndarray:
     if isinstance(tokens, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be an array without a mask, such as {name}.compressed()")
+        raise TypeError(
+            f"{name} must be an array without a mask, got a masked array: pass {name}.compressed()"
+        )
     tokens = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise TypeError(

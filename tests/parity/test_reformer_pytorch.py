@@ -218,9 +218,9 @@ def test_unpatched_copied_and_saved_models():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"causal": True, "num_mem_kv": 2}, "num_mem_kv: expected 0 in a causal layer, got 2"),
-        ({"rehash_each_round": False}, "rehash_each_round: expected True, got False"),
-        ({"allow_duplicate_attention": False}, "allow_duplicate_attention: expected True, or"),
+        ({"causal": True, "num_mem_kv": 2}, "num_mem_kv must be 0 in a causal layer, got 2"),
+        ({"rehash_each_round": False}, "rehash_each_round must be True, got False"),
+        ({"allow_duplicate_attention": False}, "allow_duplicate_attention must be True, or"),
     ],
 )
 def test_options_without_a_counterpart_are_refused(options, words):
@@ -243,11 +243,11 @@ def test_parts_that_are_somebody_elses_are_refused():
 
     layer = LSHSelfAttention(**LAYER)
     layer.lsh_attn = Own(**{"bucket_size": 8, "n_hashes": 4})
-    with pytest.raises(TypeError, match="lsh_attn: expected a LSHAttention, got Own"):
+    with pytest.raises(TypeError, match="lsh_attn must be a LSHAttention, got Own"):
         rt.patch(layer)
     layer = LSHSelfAttention(**LAYER | {"n_local_attn_heads": 1})
     layer.local_attn.exact_windowsize = True
-    with pytest.raises(TypeError, match=r"local_attn\.exact_windowsize: expected False, got True"):
+    with pytest.raises(TypeError, match=r"local_attn\.exact_windowsize must be False, got True"):
         rt.patch(layer)
     # a model that has no such layer, whatever its name
     named = type("ReformerLM", (torch.nn.Linear,), {})
