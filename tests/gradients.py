@@ -32,7 +32,7 @@ def assert_is_the_derivative(loss, inputs, gradients, rng, step=1e-4):
         expected = slope(loss, inputs, directions, step)
         actual = float((np.float64(gradient) * directions[moved]).sum())
         typical = float(np.sqrt((np.float64(gradient) ** 2).sum()))
-        allowed = tolerance("derivative", "float64") * max(typical, abs(expected)) + 1e-12
+        allowed = tolerance("derivative") * max(typical, abs(expected)) + 1e-12
         assert abs(actual - expected) <= allowed, (
             f"gradient of input {moved}: slope {actual}, by differences {expected}"
         )

@@ -48,6 +48,15 @@ def rotations_for(config, r=None, factors=None, seed=3):
     return [rng.standard_normal(shape) for kind in config.layer_types if kind == "lsh"]
 
 
+def padding_mask(b, t):
+    """A mask (b, t) of rows that are padded on the right, on the left, and in the middle."""
+    mask = np.ones((b, t), int)
+    mask[0, -(t // 4) :] = 0
+    mask[1 % b, : t // 5] = 0
+    mask[2 % b, t // 2] = 0
+    return mask
+
+
 def random_ids(shape, seed=0, v=13):
     return np.random.default_rng(seed).integers(0, v, shape)
 

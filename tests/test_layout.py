@@ -5,12 +5,13 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import reformer_c as rc
 
 ROOT = Path(__file__).parents[1]
-CSRC, PACKAGE = ROOT / "csrc", ROOT / "reformer_c"
+CSRC, PACKAGE, TESTS = ROOT / "csrc", ROOT / "reformer_c", ROOT / "tests"
 
 pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the sources")
 
@@ -260,3 +261,55 @@ def test_every_public_name_is_there_and_documented():
 def test_the_types_are_shipped():
     assert (PACKAGE / "py.typed").exists()
     assert (PACKAGE / "_core.pyi").exists()
+
+
+# ---- tests ----
+
+# arguments of comparisons in NumPy, PyTorch and pytest
+LIMITS = {"rtol", "atol", "rel", "abs"}
+
+
+def has_number(node, largest=np.inf):
+    """Whether an expression has a number in (0, largest), but for the arguments of calls in it."""
+    if isinstance(node, ast.Constant):
+        return isinstance(node.value, float) and 0 < node.value < largest
+    children = () if isinstance(node, ast.Call) else ast.iter_child_nodes(node)
+    return any(has_number(child, largest) for child in children)
+
+
+def comparisons(node):
+    """The outermost comparisons of an expression."""
+    if isinstance(node, ast.Compare):
+        return [node]
+    return [x for child in ast.iter_child_nodes(node) for x in comparisons(child)]
+
+
+def literal_tolerances(code):
+    """Lines with a number as an argument of a comparison, or with a small one that an asserted
+    comparison ends with."""
+    for node in ast.walk(code):
+        if isinstance(node, ast.keyword) and node.arg in LIMITS and has_number(node.value):
+            yield node.lineno
+        if isinstance(node, ast.Assert):
+            for test in comparisons(node.test):
+                if isinstance(test.ops[-1], (ast.Lt, ast.LtE)):
+                    yield from [test.lineno] * has_number(test.comparators[-1], 1e-2)
+
+
+def test_tolerances_are_in_their_table():
+    for path in sorted(TESTS.rglob("*.py")):
+        if path.name != "tolerances.py":
+            lines = [*literal_tolerances(ast.parse(path.read_text()))]
+            assert not lines, (path, lines)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "assert_allclose(a, b, rtol=1e-5)", "assert a == approx(b, abs=2 * 1e-3)",
+        "assert abs(a - b) < 1e-6", "assert all(x < 1e-6 * y for x in z)",
+        "assert 0 < x <= 1e-3 or z",
+    ],
+)  # fmt: skip
+def test_a_literal_tolerance_is_found(code):
+    assert [*literal_tolerances(ast.parse(code))] == [1]

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 from reformer_c import ops
 
@@ -416,6 +417,11 @@ def two_models(name="ReformerModelWithLMHead", dtype=torch.float64, **changes):
     return theirs.eval(), ours.eval()
 
 
+def assert_near(found, expected, kind):
+    assert found.dtype == expected.dtype
+    assert_close(found, expected, kind)
+
+
 def draw_ids(b=2, t=64):
     return torch.randint(2, 30, (b, t), generator=torch.Generator().manual_seed(2))
 
@@ -441,9 +447,7 @@ def test_a_patched_model_gives_the_same_numbers(changes, masked):
         with torch.no_grad():
             theirs, ours = (model(draw_ids(t=t), attention_mask=mask) for model in models)
         real = mask.bool()
-        torch.testing.assert_close(
-            ours.last_hidden_state[real], theirs.last_hidden_state[real], rtol=1e-9, atol=1e-9
-        )
+        assert_near(ours.last_hidden_state[real], theirs.last_hidden_state[real], "model_forward")
 
 
 @needs_transformers
@@ -457,7 +461,7 @@ def test_a_patched_model_trains_with_the_same_gradients(changes):
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-7, atol=1e-9, msg=name)
+        assert_near(gradients[1][name], gradient, "model_backward")
 
 
 @needs_transformers
@@ -475,8 +479,8 @@ def test_dropout_of_the_backward_pass_is_that_of_the_forward_pass():
         grad_attn_output=grads[0], grad_hidden_states=grads[1], buckets=forward.buckets,
     )  # fmt: skip
     # a reversible layer that drops the same again finds its input
-    torch.testing.assert_close(back.attn_output, x, rtol=0, atol=1e-12)
-    torch.testing.assert_close(back.hidden_states, y, rtol=0, atol=1e-12)
+    assert_near(back.attn_output, x, "replay")
+    assert_near(back.hidden_states, y, "replay")
 
 
 @needs_transformers
@@ -528,7 +532,7 @@ def test_linear_layers_that_are_somebody_elses_are_called():
                 parts.output.dense.forward = functools.partial(doubled, parts.output.dense)
         with torch.no_grad():
             expected, found = (model(draw_ids()).logits for model in (theirs, ours))
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        assert_near(found, expected, "model_forward")
     assert len(seen) == 2
 
 
@@ -540,7 +544,7 @@ def test_each_model_of_several_has_its_own_activation():
     with torch.no_grad():
         for (theirs, _), ours in zip(pairs, both, strict=True):
             expected, found = (m(draw_ids()).last_hidden_state for m in (theirs, ours))
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+            assert_near(found, expected, "model_forward")
         # a layer alone has no configuration that would name one
         layer = copy.deepcopy(rt.unpatch(both[0]).encoder.layers[0].feed_forward)
         expected = layer(torch.ones(1, 3, 16, dtype=torch.float64))
@@ -576,7 +580,7 @@ def test_layers_are_known_by_their_class_and_not_by_its_name():
     assert sum("forward" in vars(layer) for layer in ours.modules() if type(layer) is renamed) == 1
     with torch.no_grad():
         expected, found = (model(draw_ids()).logits for model in (theirs, ours))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert_near(found, expected, "model_forward")
 
 
 @needs_transformers
@@ -603,7 +607,7 @@ def test_a_layer_with_other_methods_stays_as_it_is(method, where):
     assert vars(layer).get("forward") is before
     with torch.no_grad():
         expected, found = (model(draw_ids()).logits for model in (theirs, ours))
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        assert_near(found, expected, "model_forward")
         # it differs from what the library computes
         assert (two_models()[0](draw_ids()).logits - found).abs().max() > 1e-6
     rt.unpatch(ours)
@@ -629,7 +633,7 @@ def test_models_in_other_clothes(kind):
         ours = rt.patch(torch.compile(rt.unpatch(ours), backend="eager"))
     with torch.no_grad():
         expected, found = (model(draw_ids()).logits for model in (theirs, ours))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_near(found, expected, "model_forward")
 
 
 @needs_transformers

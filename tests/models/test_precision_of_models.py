@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from small_models import random_ids, randomise, small_config
+from tolerances import tolerance
 
 import reformer_c as rc
 from reformer_c import ReformerEncoderDecoder, ReformerForSequenceClassification
@@ -51,9 +52,9 @@ def test_the_field_is_the_block_is_the_setting(precision, memory_budget):
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_gradients_are_near_those_of_float32(precision):
     exact, rounded = step(language_model("highest")), step(language_model(precision))
-    worst = {"high": 1e-3, "medium": 0.1}[precision]
+    worst = tolerance(f"model_{precision}", "float32")
     for a, e in zip(rounded, exact, strict=True):
-        assert np.linalg.norm(np.subtract(a, e)) <= worst * np.linalg.norm(e) + 1e-6
+        assert np.linalg.norm(np.subtract(a, e)) <= worst * np.linalg.norm(e)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "encoder-decoder"])

@@ -5,6 +5,7 @@ import pytest
 from attention_cases import buckets_of, normal, weights_of
 from gradients import assert_is_the_derivative
 from reference.dropout import assert_bernoulli
+from tolerances import assert_close, tolerance
 
 from reformer_c import ops
 
@@ -38,7 +39,9 @@ def kept_weights(kind, rng, dtype, p, key):
     plain = weights_of(lambda v: kind(qk, k, v), SHAPE, dtype)
     dropped = weights_of(lambda v: kind(qk, k, v, dropout=p, dropout_key=key), SHAPE, dtype)
     keep = dropped != 0
-    np.testing.assert_allclose(dropped[keep], plain[keep] / (1 - p), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        dropped[keep], plain[keep] / (1 - p), rtol=tolerance("attention", dtype)
+    )
     assert not keep[plain == 0].any()
     return np.where(plain != 0, keep, np.nan)
 
@@ -83,7 +86,7 @@ def test_rounds_draw_their_own_bits(isa, rng):
     dropped = weights_of(lambda v: ops.lsh_attention(qk, v, **options, **drop), SHAPE, "float64")
     seen = plain != 0
     share = dropped[seen] / plain[seen] * (1 - p)
-    np.testing.assert_allclose(share, (2 * share).round() / 2, atol=1e-9)
+    assert_close(share, (2 * share).round() / 2, "attention")
     assert_bernoulli(share > 0.75, 1 - (1 - p) ** 2)
     assert_bernoulli(share > 0.25, p**2)
 

@@ -75,7 +75,7 @@ def test_recorded_probabilities_know_the_cap(rng, is_causal):
     found = lsh_probabilities(
         qk, buckets, chunk_length=64, num_chunks_before=1, num_chunks_after=0, **options
     )
-    np.testing.assert_allclose(found, reference.lsh(qk, buckets, **options).weights, atol=1e-12)
+    assert_close(found, reference.lsh(qk, buckets, **options).weights, "attention")
 
 
 @pytest.mark.parametrize("cap", [0, 63, 65, 2.0])

@@ -1,15 +1,11 @@
 """A case through reformer_c, and how its numbers are compared."""
 
 import numpy as np
+from tolerances import tolerance
 
 import reformer_c.models.model
 from reformer_c.models.config import ReformerConfig
 
-# as a share of the largest value of an array; losses absolutely, or relatively above 1
-TOLERANCES = {
-    "float32": {"output": 2e-4, "loss": 1e-5, "gradient": 2e-3, "probability": 2e-4},
-    "float64": {"output": 1e-9, "loss": 1e-9, "gradient": 1e-9, "probability": 1e-9},
-}
 # a gradient whose terms cancel, such as the bias before a softmax, carries their rounding: it is
 # compared with the largest of all
 NOISE = 1e-3
@@ -80,7 +76,6 @@ def train(model, case, rotations):
 
 def assert_same(actual, expected, dtype):
     """Both have the same numbers; the message names the first that differs."""
-    tolerances = TOLERANCES[np.dtype(dtype).name]
     largest_gradient = max(
         (np.abs(x).max() for name, x in expected.items() if name.startswith("gradient.")), default=0
     )
@@ -93,11 +88,10 @@ def assert_same(actual, expected, dtype):
             size, kind = max(1.0, abs(float(theirs))), "loss"
         elif name.startswith("gradient."):
             size, kind = max(size, NOISE * largest_gradient), "gradient"
-        elif name.startswith("attentions."):
-            kind = "probability"
         # a causal loss of texts of one token is the mean of nothing
         np.testing.assert_array_equal(np.isnan(mine), np.isnan(theirs), err_msg=name)
         if np.isnan(theirs).any():
             continue
         error = float(np.abs(np.float64(mine) - np.float64(theirs)).max())
-        assert error <= tolerances[kind] * size + 1e-30, f"{name}: {error / size:.2g} of {size:.2g}"
+        allowed = tolerance(f"parity_{kind}", dtype) * size + 1e-30
+        assert error <= allowed, f"{name}: {error / size:.2g} of {size:.2g}"

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from small_models import small_config
+from tolerances import assert_close, assert_each_close
 
 import reformer_c
 from reformer_c.layers.activations import WEIGHTED
@@ -211,7 +212,7 @@ def test_as_many_layers_as_theirs_builds(tmp_path, kinds, count):
     with live.recorded_rotations(0) as rotations, live.torch.no_grad():
         expected = theirs(live.torch.tensor(ids), use_cache=False)[0].numpy()
     actual = model(ids, rotations=rotations)[0]
-    assert np.abs(actual - expected).max() < 1e-5
+    assert_close(actual, expected, "forward")
 
 
 @pytest.mark.skipif(live.VERSION < (5, 0), reason="of version 5")
@@ -234,18 +235,18 @@ def test_activations_and_their_slopes_are_theirs(name):
         out = WEIGHTED[name].forward(x, **values)
         slope, slopes = WEIGHTED[name].backward(np.ones_like(x), x, **values)
         theirs = {key: weight.grad.item() for key, weight in function.named_parameters()}
-        assert slopes == pytest.approx(theirs, rel=1e-12)
+        assert_each_close(slopes, theirs, "backward")
     else:
         one, none = np.ones((1, 1)), np.zeros(1)
         kind = ReformerConfig(hidden_act=name).activation
         out, saved = feed_forward_forward(x[:, None], one, none, one, none, activation=kind)
         slope = feed_forward_backward(np.ones_like(out), saved)[0][:, 0]
         out = out[:, 0]
-    np.testing.assert_allclose(out, y.detach().numpy(), rtol=1e-9, atol=1e-9)
+    assert_close(out, y.detach(), "model_forward")
     # at a corner either side's slope is right
     smooth = np.abs(np.diff(slope, prepend=slope[0])) < 0.1
     theirs = variable.grad.numpy()
-    np.testing.assert_allclose(slope[smooth], theirs[smooth], rtol=1e-8, atol=2e-9)
+    assert_close(slope[smooth], theirs[smooth], "model_forward")
 
 
 @pytest.mark.parametrize("count", [20, 9])
@@ -422,7 +423,7 @@ def test_the_heads_bias_is_what_versions_differ_in(name):
     for apply in (False, True):
         model.config.apply_lm_head_bias = apply
         logits = ours.evaluate(model, case, rotations)["logits"]
-        np.testing.assert_allclose(logits, without["logits"] + apply * bias, atol=1e-9)
+        assert_close(logits, without["logits"] + apply * bias, "model_forward")
 
 
 # ---- text ----

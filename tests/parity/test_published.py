@@ -7,6 +7,7 @@ the models draw from it are rebuilt here, so that the weights are the same.
 
 import numpy as np
 import pytest
+from tolerances import tolerance
 
 from reformer_c.models.config import ReformerConfig
 from reformer_c.models.model import ReformerForMaskedLM, ReformerModel, ReformerModelWithLMHead
@@ -120,7 +121,7 @@ def rotations(config):
 
 def assert_to_four_places(actual, *expected):
     """Tighter than transformers' own test: what it prints, to its last digit."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=6e-5)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance("four_places"))
 
 
 # ---- the tests, under transformers' names ----

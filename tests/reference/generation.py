@@ -5,6 +5,7 @@ they apply in transformers' order: penalties, bans, then what sampling draws fro
 """
 
 import numpy as np
+from tolerances import tolerance
 
 
 def processed(z, ids, prompt, options, eos):
@@ -52,7 +53,7 @@ def check(ids, prompt, logits_of, options, eos):
             assert drawable(z, options)[ids[t]]
         else:
             # two tokens as likely as each other differ by rounding
-            assert z[ids[t]] >= z.max() - 1e-9
+            assert z[ids[t]] >= z.max() - tolerance("model_backward", "float64")
         if ids[t] == eos:
             return t + 1
     return len(ids)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from small_models import random_ids, randomise, small_config
+from tolerances import tolerance
 
 import reformer_c as rc
 from reformer_c import ops
@@ -108,7 +109,7 @@ def test_a_single_chunk_finds_everything():
     for row in lsh_report(qk, v, chunk_length=32, num_hashes=(1, 2)):
         assert row.recall == pytest.approx(1.0)
         assert row.seen == 1.0
-        assert row.error == pytest.approx(0.0, abs=1e-12)
+        assert row.error < tolerance("forward", "float64")
 
 
 def test_axes_are_optional_and_more_queries_than_there_are_are_all():
@@ -130,7 +131,7 @@ def test_float32_has_the_same_shares_to_its_precision():
         for x, y in [(qk, v), (qk.astype(np.float64), v.astype(np.float64))]
     ]
     # another dtype draws other rotations
-    assert found[0] == pytest.approx(found[1], abs=0.02)
+    assert abs(found[0] - found[1]) < tolerance("share")
 
 
 @pytest.mark.parametrize("causal", [False, True])
