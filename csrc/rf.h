@@ -77,7 +77,8 @@ typedef struct {
     int shared_qk;      // keys are normalised queries, with the self-mask
     int wrap;           // the first chunk looks back at the last one
     int across_buckets; // attend to other buckets in the same chunk; 1 unless scope is CHUNK
-    int duplicates;     // a key found in several rounds counts in each; 1 where nothing is hashed
+    int duplicates;     // a key met in several rounds counts in each, else where it is met first;
+                        // 1 where nothing is hashed
     size_t cap;         // buckets are cut into segments of this many tokens, and queries attend to
                         // their own and adjacent ones; a multiple of 64, or 0 (scope BUCKET)
     double scale;       // of the scores

@@ -103,9 +103,12 @@ static void forward_groups(const attention_arrays *x, thread_scratch *ts, query_
         const size_t end = extent->group_end[g];
         const vec before = vload(tile->max + g * VEC_LANES);
 
-        // 2. row maxima
+        // 2. row maxima, without keys that were met before
+        find_earlier_windows(&ts->windows, x, q, k, g, slot);
+        hide_repeats(s, &ts->windows, k, 0, dense_end);
+        hide_repeats(s, &ts->windows, k, partial_end, end);
         vec max = dense_max(s, k->kunit, 0, dense_end, before);
-        max = partial_scores(s, x, q, k, g, dense_end, partial_end, max);
+        max = partial_scores(s, x, &ts->windows, q, k, g, slot, dense_end, partial_end, max);
         max = dense_max(s, k->kunit, partial_end, end, max);
 
         // 3. lazy rescaling
@@ -141,7 +144,7 @@ static void forward_groups(const attention_arrays *x, thread_scratch *ts, query_
 static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_tile *tile,
                          const block *k, size_t slot) {
     mask_extent extent;
-    find_extent(&extent, x->a, tile->blk, k);
+    find_extent(&extent, x, tile->blk, k);
     if (!extent.max_end) return;
     for (size_t i = 0; i < BLOCK; i++) tile->visible_keys[i] += extent.query_end[i];
 
@@ -334,9 +337,10 @@ static void attention_forward(rf_run *run, const rf_attention *a, const real *q,
                               rf_strides sout, void *scratch) {
     attention_arrays x = {
         .a = a, .q = q, .k = k, .v = v, .mask = attention_mask, .buckets = buckets};
-    x.terms = terms_of(run);
+    x.terms = terms_of(run), x.repeats = may_repeat(a);
     x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
     x.order = make_order(run, a, buckets, &scratch);
+    find_homes(&x.order, buckets, &scratch);
     forward_results f = {out, lse, NULL, sout};
     if (rounds_of(a) > 1) f.sum = take(&scratch, a->b * a->h * a->t, sizeof(real));
     for (size_t round = 0; round < rounds_of(a); round++)
@@ -367,13 +371,7 @@ static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real
             kept = p * keep, ds = dp * keep - delta;
         }
         ds *= p * k->kscale[i];
-        if (partial && softcap > 0) {
-            vec capped = score;
-            if (!x->a->duplicates)
-                capped =
-                    plus_multiplicity(x, q, group, positions, (size_t)k->kpos[i], score, LOG2_E);
-            ds *= soft_cap_slope(capped, softcap);
-        }
+        if (partial && softcap > 0) ds *= soft_cap_slope(score, softcap);
         // a value that is not finite must reach only rows that attend to it: 0 * NaN is NaN
         if (partial) ds = vselect(p == (vec){0}, (vec){0}, ds);
         // the self score is a constant: no gradient flows through it
@@ -390,7 +388,7 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
     const rf_attention *a = x->a;
     const size_t dp = x->dp;
     mask_extent extent;
-    find_extent(&extent, a, q, k);
+    find_extent(&extent, x, q, k);
     if (!extent.max_end) return;
 
     // 1. raw products q k', and dp = dout v'
@@ -406,7 +404,10 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
         real *s = ts->s + g * VEC_LANES, *ds = ts->g + g * VEC_LANES;
         const size_t dense_end = extent.dense_end[g];
         const size_t partial_end = max_size(extent.partial_end[g], dense_end);
-        partial_scores(s, x, q, k, g, dense_end, partial_end, (vec){0});
+        find_earlier_windows(&ts->windows, x, q, k, g, slot);
+        hide_repeats(s, &ts->windows, k, 0, dense_end);
+        hide_repeats(s, &ts->windows, k, partial_end, extent.group_end[g]);
+        partial_scores(s, x, &ts->windows, q, k, g, slot, dense_end, partial_end, (vec){0});
         if (x->terms) prefetch_flush(&ts->queue, ROUNDED_FLUSH);
         backward_keys(x, s, ds, q, k, g, slot, 0, dense_end, 0);
         backward_keys(x, s, ds, q, k, g, slot, dense_end, partial_end, 1);
@@ -627,9 +628,10 @@ static void attention_backward(rf_run *run, const rf_attention *a, const real *q
                                rf_strides sdv, void *scratch) {
     attention_arrays x = {
         .a = a, .q = q, .k = k, .v = v, .mask = attention_mask, .buckets = buckets};
-    x.terms = terms_of(run);
+    x.terms = terms_of(run), x.repeats = may_repeat(a);
     x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
     x.order = make_order(run, a, buckets, &scratch);
+    find_homes(&x.order, buckets, &scratch);
     real *delta = take(&scratch, a->b * a->h * a->t, sizeof(real));
     row_products(run, delta, dout, out, a, sdout, sout);
     x.dout = dout, x.sdout = sdout, x.lse = lse, x.delta = delta;

@@ -38,6 +38,7 @@ typedef struct {
     size_t dp;       // d, padded to whole vectors
     size_t terms;    // of operands rounded to bfloat16; 0: products are not rounded
     int whole_heads; // a task is a head
+    int repeats;     // pairs may meet repeatedly, and count once
 } attention_arrays;
 
 typedef struct {
@@ -51,10 +52,12 @@ typedef struct {
     lane earliest, latest; // positions of the queries
     lane qpos[BLOCK], kpos[BLOCK];
     lane qbucket[BLOCK], kbucket[BLOCK]; // over all rounds; only if buckets are compared
+    lane *homes;                         // r x BLOCK, if pairs must not repeat: see order.h
     uint64_t drop[BLOCK];                // keys of the queries' dropout bits
     real kscale[BLOCK];                  // raw product times kscale = score
     real kunit[BLOCK];                   // the same for scores in units of log 2
-    real lse[BLOCK], delta[BLOCK];       // backward; lse in units of log 2
+    real khidden[BLOCK];           // the raw product of SCORE_HIDDEN, if pairs must not repeat
+    real lse[BLOCK], delta[BLOCK]; // backward; lse in units of log 2
     // rows, dp apart, point into the array, or to a copy in *_space, or are NULL if not needed
     const real *q_rows, *k_rows, *v_rows, *do_rows;
     real *q_space, *k_space, *v_space, *do_space;
@@ -101,14 +104,21 @@ static void operands_place(block *x, real *at, size_t dp, int backward, size_t t
     x->do_right = right_operand(at, terms, BLOCK, dp);
 }
 
+/* Reals of a block's homes, which are as large as reals. */
+static size_t home_reals(const rf_attention *a) {
+    return keeps_homes(a) ? bytes_mul(a->r, BLOCK) : 0;
+}
+
 /* Reals of a block's arrays. */
-static size_t block_reals(size_t dp, int backward, size_t terms) {
-    return bytes_add(bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp)),
-                     operand_reals(dp, backward, terms));
+static size_t block_reals(const rf_attention *a, int backward, size_t terms) {
+    const size_t dp = round_up(a->d, VEC_LANES);
+    const size_t rows = bytes_mul(backward ? 6 : 4, bytes_mul(BLOCK, dp));
+    return bytes_add(bytes_add(rows, operand_reals(dp, backward, terms)), home_reals(a));
 }
 
 /* The padding of rows is cleared here, once: nothing writes to it. */
-static void block_place(block *x, real *at, size_t d, size_t dp, int backward, size_t terms) {
+static void block_place(block *x, real *at, const rf_attention *a, int backward, size_t terms) {
+    const size_t d = a->d, dp = round_up(d, VEC_LANES);
     real **parts[] = {&x->q_columns, &x->q_space,    &x->k_space,
                       &x->v_space,   &x->do_columns, &x->do_space};
     const size_t arrays = backward ? 6 : 4;
@@ -116,7 +126,9 @@ static void block_place(block *x, real *at, size_t d, size_t dp, int backward, s
     memset(x, 0, sizeof *x);
     x->bh = SIZE_MAX;
     for (size_t i = 0; i < arrays; i++) *parts[i] = at + i * BLOCK * dp;
-    if (terms) operands_place(x, at + arrays * BLOCK * dp, dp, backward, terms);
+    at += arrays * BLOCK * dp;
+    if (terms) operands_place(x, at, dp, backward, terms);
+    if (home_reals(a)) x->homes = (lane *)(at + operand_reals(dp, backward, terms));
 }
 
 static inline const real *head_of(const real *base, rf_strides s, const rf_attention *a,
@@ -182,6 +194,11 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     if (!a->across_buckets)
         for (size_t i = 0; i < blk->nk; i++)
             blk->kbucket[i] = blk->qbucket[i] = bucket_of(x, bh, blk->round, (size_t)blk->kpos[i]);
+    // 4. homes, in all rounds
+    for (size_t i = 0; i < blk->nk && blk->homes; i++) {
+        const uint32_t *homes = x->order.homes + (bh * a->t + (size_t)blk->kpos[i]) * a->r;
+        for (size_t r = 0; r < a->r; r++) blk->homes[r * BLOCK + i] = (lane)homes[r];
+    }
 }
 
 /* Rows of n tokens, dp apart. A full block of consecutive tokens is used in place if its rows are
@@ -262,6 +279,12 @@ static void key_scales(const attention_arrays *x, block *blk) {
     for (size_t i = 0; i < blk->nk && a->shared_qk && x->terms; i++)
         blk->kscale[i] *= key_norm(blk->k_rows + i * x->dp, a->d);
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
+    const real least = (real)1e-28; // SCORE_HIDDEN / least is finite
+    for (size_t i = 0; i < BLOCK && x->repeats; i++) {
+        const real unit = blk->kunit[i];
+        blk->khidden[i] = SCORE_HIDDEN / (unit < 0 ? (unit > -least ? -least : unit)
+                                                   : (unit < least ? least : unit));
+    }
 }
 
 /* Keys and values. With shared keys this gathers the queries, too. */
@@ -384,6 +407,11 @@ static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh
 
 /* -------------------------------------------------------------- scores of a pair of blocks ---- */
 
+/* May a query of this block have met a key before? In the first round only across its ends. */
+static inline int may_have_met(const attention_arrays *x, const block *q) {
+    return x->repeats && (q->round > 0 || (x->a->scope == RF_CHUNK && x->a->wrap));
+}
+
 /* Where masks apply to a pair of blocks. For each group of VEC_LANES queries, keys [0, dense_end)
    are visible to all; keys [dense_end, partial_end) to some, so that each score is masked by itself
    (partial_scores); keys [partial_end, group_end) to all; keys from group_end on to none. */
@@ -393,10 +421,12 @@ typedef struct {
     lane query_end[BLOCK]; // for each query, the end of the keys that it may attend to
 } mask_extent;
 
-static void find_extent(mask_extent *extent, const rf_attention *a, const block *q,
+static void find_extent(mask_extent *extent, const attention_arrays *x, const block *q,
                         const block *k) {
+    const rf_attention *a = x->a;
     const size_t visible = k->visible;
-    const int all_partial = !a->across_buckets || !a->duplicates || a->softcap > 0;
+    const int all_partial = !a->across_buckets || a->softcap > 0 ||
+                            (may_have_met(x, q) && (!q->homes || a->scale == 0));
     extent->groups = blocks_of(q->nq, VEC_LANES);
     extent->max_end = 0;
     if (!visible || !q->nq || (a->causal && k->kpos[0] > q->latest)) return;
@@ -521,21 +551,90 @@ static inline vec soft_cap_slope(vec capped, real cap) {
     return 1 - t * t;
 }
 
-/* score + factor log(multiplicity of the key for each query of a group), unless it is hidden. With
-   allow_duplicate_attention=False, which is rare, a key counts once in all rounds together. */
-static inline vec plus_multiplicity(const attention_arrays *x, const block *q, size_t group,
-                                    ivec positions, size_t key, vec score, real factor) {
-    for (size_t j = 0; j < VEC_LANES; j++)
-        if (score[j] > SCORE_HIDDEN / 2 && group * VEC_LANES + j < q->nq)
-            score[j] += factor * (real)log((double)key_multiplicity(&x->order, x->buckets, q->bh,
-                                                                    (size_t)positions[j], key));
-    return score;
+/* A round in which queries of a group may have met keys of a block before: they have, where
+   above - keys[i] is at least 0 and at most the length of the window. */
+typedef struct {
+    ivec above;       // the largest home of a key, for each query
+    const lane *keys; // homes
+} earlier_window;
+
+typedef struct {
+    earlier_window *window;
+    size_t count;
+    uvec length;
+} earlier_windows;
+
+/* The most that one pair of blocks can have: a round's own, and at its ends the neighbours'. */
+static size_t earlier_windows_max(const rf_attention *a) {
+    return keeps_homes(a) ? bytes_mul(3, a->r) : 0;
+}
+
+/* The windows that come before the pair's own round and slot. */
+static void find_earlier_windows(earlier_windows *windows, const attention_arrays *x,
+                                 const block *q, const block *k, size_t group, size_t slot) {
+    const rf_attention *a = x->a;
+    const ptrdiff_t chunks = a->scope == RF_CHUNK ? (ptrdiff_t)chunks_of(a) : 0;
+    const ptrdiff_t below = (ptrdiff_t)home_below(a), above = (ptrdiff_t)home_above(a);
+    const ptrdiff_t rounds = (ptrdiff_t)a->r;
+    windows->count = 0;
+    windows->length = (ulane)(below + above) - (uvec){0};
+    if (!may_have_met(x, q) || !q->homes) return;
+
+    // 1. does this pair cross into the round before or after?
+    ptrdiff_t own = 0;
+    if (a->scope == RF_CHUNK) {
+        const ptrdiff_t to = (ptrdiff_t)(q->start / a->m) + (ptrdiff_t)slot - below;
+        own = to < 0 ? -1 : to >= chunks;
+    }
+    // 2. each earlier round, and at its ends the rounds before and after
+    for (ptrdiff_t r = 0; r <= (ptrdiff_t)q->round; r++) {
+        const ivec homes = iload(q->homes + (size_t)r * BLOCK + group * VEC_LANES);
+        for (ptrdiff_t cross = crosses_rounds(a) ? -1 : 0; cross <= crosses_rounds(a); cross++) {
+            if (r == (ptrdiff_t)q->round && cross >= own) break;
+            const lane first = (lane)(r * chunks + below), last = (lane)((r + 1) * chunks - above);
+            if (cross < 0 && !any(homes < first)) continue;
+            if (cross > 0 && !any(homes >= last)) continue;
+            const ptrdiff_t round = (r + cross + rounds) % rounds;
+            const lane shift = (lane)((round - r - cross) * chunks + above); // around the circle
+            windows->window[windows->count++] =
+                (earlier_window){homes + shift, k->homes + (size_t)round * BLOCK};
+        }
+    }
+}
+
+/* Which queries of a group have met key i of the windows' block before. */
+static ALWAYS_INLINE ivec have_met(const earlier_windows *windows, size_t i) {
+    uvec nearest = ~(uvec){0};
+    for (size_t w = 0; w < windows->count; w++)
+        nearest = uvmin(nearest, (uvec)(windows->window[w].above - windows->window[w].keys[i]));
+    return (ivec)(nearest <= windows->length);
+}
+
+/* The same where blocks have no homes, one query after another. */
+static ivec have_met_by_place(const attention_arrays *x, const block *q, const block *k,
+                              size_t group, size_t i, size_t slot) {
+    ivec met = {0};
+    for (size_t j = 0; j < VEC_LANES && group * VEC_LANES + j < q->nq; j++)
+        met[j] = -has_met(&x->order, x->buckets, q->bh, (size_t)q->qpos[group * VEC_LANES + j],
+                          (size_t)k->kpos[i], q->round, slot);
+    return met;
+}
+
+/* Hides dense keys [i0, i1), which are not masked otherwise, from the queries that have met them.
+ */
+static void hide_repeats(real *s, const earlier_windows *windows, const block *k, size_t i0,
+                         size_t i1) {
+    for (size_t i = i0; i < i1 && windows->count; i++)
+        vstore(s + i * BLOCK,
+               vselect(have_met(windows, i), vset1(k->khidden[i]), vload(s + i * BLOCK)));
 }
 
 /* Replaces the raw products of keys [i0, i1) by masked scores; returns the maximum, as above. */
-static inline vec partial_scores(real *s, const attention_arrays *x, const block *q, const block *k,
-                                 size_t group, size_t i0, size_t i1, vec max) {
+static inline vec partial_scores(real *s, const attention_arrays *x, const earlier_windows *windows,
+                                 const block *q, const block *k, size_t group, size_t slot,
+                                 size_t i0, size_t i1, vec max) {
     const rf_attention *a = x->a;
+    const int by_place = may_have_met(x, q) && !q->homes;
     const ivec positions = iload(q->qpos + group * VEC_LANES);
     const ivec buckets = iload(q->qbucket + group * VEC_LANES);
     for (size_t i = i0; i < i1; i++) {
@@ -546,8 +645,9 @@ static inline vec partial_scores(real *s, const attention_arrays *x, const block
         if (!a->across_buckets)
             score = vselect(k->kbucket[i] - (ivec){0} == buckets, score, vset1(SCORE_HIDDEN));
         if (a->shared_qk) score = vselect(at == positions, vset1(SCORE_SELF), score);
-        if (!a->duplicates)
-            score = plus_multiplicity(x, q, group, positions, (size_t)at[0], score, -LOG2_E);
+        if (windows->count) score = vselect(have_met(windows, i), vset1(SCORE_HIDDEN), score);
+        if (by_place)
+            score = vselect(have_met_by_place(x, q, k, group, i, slot), vset1(SCORE_HIDDEN), score);
         vstore(s + i * BLOCK, score);
         max = vmax(score, max);
     }

@@ -96,11 +96,12 @@ static void list_span(const attention_arrays *x, size_t bh, size_t round, size_t
         if (at % 1024 == 0 && stopped(x->order.run)) return;
         const size_t j = token_at(x, bh, s.round, at);
         const int masked = is_masked(x, bh, round, i, s.round, j);
+        const int counts = !masked || (a->shared_qk && i == j);
+        if (!a->duplicates && counts && has_met(&x->order, x->buckets, bh, i, j, round, slot))
+            continue;
         real score = SCORE_HIDDEN;
         if (!masked) score = soft_capped1(plain_score(x, bh, i, j), (real)a->softcap);
         if (a->shared_qk && i == j) score = SCORE_SELF;
-        if (!a->duplicates && (!masked || (a->shared_qk && i == j)))
-            score -= (real)log((double)key_multiplicity(&x->order, x->buckets, bh, i, j));
         keys->score[keys->n] = score;
         keys->token[keys->n] = (uint32_t)j;
         keys->slot[keys->n++] = (uint32_t)slot;
@@ -188,7 +189,7 @@ static void plain_rounds(const attention_arrays *x, size_t bh, size_t i, hf_scra
     const size_t rounds = rounds_of(x->a);
     for (size_t r = 0; r < rounds; r++) {
         list_keys(x, bh, r, i, &hf->keys);
-        hf->shift[r] = max_of(hf->keys.score, hf->keys.n);
+        hf->shift[r] = hf->keys.n ? max_of(hf->keys.score, hf->keys.n) : REAL_LOWEST;
         hf->weight[r] = exp_sum(hf->keys.score, hf->keys.n, hf->shift[r]);
         hf->others = hf->others || sees_others(&hf->keys, i, hf->shift[r]);
     }

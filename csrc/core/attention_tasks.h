@@ -32,6 +32,7 @@ typedef struct {
     real *dq;                     // backward: of the query span, or of a whole head
     real *dq_next;                // backward: partial sums for the queries of the next chunk
     size_t next_head, next_chunk; // that chunk
+    earlier_windows windows;      // if pairs must not repeat
     prefetch_queue queue;
 } thread_scratch;
 
@@ -81,18 +82,19 @@ static size_t thread_scratch_reals(const rf_run *run, const rf_attention *a, int
 }
 
 static size_t thread_scratch_bytes(const rf_run *run, const rf_attention *a, int backward) {
-    const size_t dp = round_up(a->d, VEC_LANES), blocks = cache_blocks(a, backward);
-    size_t reals = bytes_mul(blocks, block_reals(dp, backward, terms_of(run)));
+    const size_t blocks = cache_blocks(a, backward);
+    size_t reals = bytes_mul(blocks, block_reals(a, backward, terms_of(run)));
     reals = bytes_add(reals, thread_scratch_reals(run, a, backward));
     size_t bytes = bytes_add(bytes_of(reals, sizeof(real)), bytes_of(blocks, sizeof(block)));
     bytes = bytes_add(bytes, bytes_of(queue_capacity(a->d), sizeof(char *)));
+    bytes = bytes_add(bytes, bytes_of(earlier_windows_max(a), sizeof(earlier_window)));
     return bytes_add(bytes, hf_scratch_bytes(a));
 }
 
 static void thread_scratch_place(const rf_run *run, thread_scratch *ts, const rf_attention *a,
                                  void *at, int backward) {
     const size_t dp = round_up(a->d, VEC_LANES), terms = terms_of(run);
-    const size_t each = block_reals(dp, backward, terms);
+    const size_t each = block_reals(a, backward, terms);
     ts->cache.count = cache_blocks(a, backward);
     ts->cache.clock = 0;
     ts->skip_zero_weights = 0;
@@ -103,8 +105,9 @@ static void thread_scratch_place(const rf_run *run, thread_scratch *ts, const rf
         take(&at, ts->cache.count * each + thread_scratch_reals(run, a, backward), sizeof(real));
     ts->cache.blocks = take(&at, ts->cache.count, sizeof(block));
     ts->queue.lines.line = take(&at, queue_capacity(a->d), sizeof(char *));
+    ts->windows.window = take(&at, earlier_windows_max(a), sizeof(earlier_window));
     for (size_t i = 0; i < ts->cache.count; i++, reals += each)
-        block_place(ts->cache.blocks + i, reals, a->d, dp, backward, terms);
+        block_place(ts->cache.blocks + i, reals, a, backward, terms);
     ts->s = reals, reals += BLOCK * BLOCK;
     ts->g = reals, reals += BLOCK * BLOCK;
     ts->left = left_operand(reals, terms, BLOCK, BLOCK);
@@ -128,13 +131,15 @@ static size_t attention_rows(const rf_attention *a) {
 static size_t attention_workspace(const rf_run *run, const rf_attention *a) {
     const size_t sums = rounds_of(a) > 1 ? bytes_of(attention_rows(a), sizeof(real)) : 0;
     const size_t threads = bytes_mul((size_t)run->workers, thread_scratch_bytes(run, a, 0));
-    return bytes_add(order_workspace(a, run->workers), bytes_add(sums, threads));
+    return bytes_add(order_workspace(a, run->workers),
+                     bytes_add(homes_workspace(a), bytes_add(sums, threads)));
 }
 
 static size_t attention_backward_workspace(const rf_run *run, const rf_attention *a) {
     const size_t delta = bytes_of(attention_rows(a), sizeof(real));
     const size_t threads = bytes_mul((size_t)run->workers, thread_scratch_bytes(run, a, 1));
-    return bytes_add(order_workspace(a, run->workers), bytes_add(delta, threads));
+    return bytes_add(order_workspace(a, run->workers),
+                     bytes_add(homes_workspace(a), bytes_add(delta, threads)));
 }
 
 /* Floating-point operations of the two products, if nothing is masked. */

@@ -13,6 +13,7 @@ typedef struct {
     uint32_t *order;  // b h r t: the token at each place; NULL: not sorted
     uint32_t *place;  // b h r t: the place of each token
     uint32_t *starts; // b h r k+2: the first place of each bucket (scope BUCKET)
+    uint32_t *homes;  // b h t r: which part of the round each token is in, see home_of; or NULL
 } layout;
 
 typedef struct {
@@ -70,7 +71,7 @@ static void sort_round(const rf_attention *a, uint32_t *order, uint32_t *place, 
 
 static layout make_order(rf_run *run, const rf_attention *a, const int32_t *buckets,
                          void **scratch) {
-    layout l = {a, run, NULL, NULL, NULL};
+    layout l = {.a = a, .run = run};
     if (!is_sorted_scope(a)) return l;
     const size_t lists = a->b * a->h * a->r, buckets_end = a->k + 2;
     const int bucket_scope = a->scope == RF_BUCKET;
@@ -156,31 +157,110 @@ static inline span bucket_segments(const layout *l, size_t bh, size_t round, int
 
 #define MANY_CHUNKS 4096 // between two polls, where a chunk takes nanoseconds
 
-/* How often key j occurs among the keys of query i, over all rounds; 1 if the run was stopped. */
-static size_t key_multiplicity(const layout *l, const int32_t *buckets, size_t bh, size_t i,
-                               size_t j) {
+/* -------------------------------------------------------------- pairs that meet repeatedly ---- */
+
+/* A query may meet a key in several rounds, and with wrap twice in one. With
+   allow_duplicate_attention=False the pair counts where it meets first: rounds in order, and in
+   each the chunks of the window in order. Each key then counts once, as in the paper, where the
+   attended keys are the union over rounds. */
+
+static int may_repeat(const rf_attention *a) {
+    if (!is_sorted_scope(a) || a->duplicates) return 0;
+    const int meets_itself = a->wrap && a->before + a->after >= chunks_of(a);
+    return a->r > 1 || (a->scope == RF_CHUNK && meets_itself);
+}
+
+/* Does query i meet key j in this round, at this place of its window? */
+static int meets(const layout *l, const int32_t *buckets, size_t bh, size_t i, size_t j,
+                 size_t round, size_t slot) {
     const rf_attention *a = l->a;
-    const size_t chunks = is_window_scope(a) ? chunks_of(a) : 0;
-    size_t count = 0;
-    for (size_t r = 0; r < a->r; r++) {
-        const size_t list = (bh * a->r + r) * a->t;
-        if (a->scope == RF_BUCKET) {
-            if (buckets[list + i] != buckets[list + j]) continue;
-            const size_t start = bucket_span(l, bh, r, buckets[list + i]).start;
-            count += (size_t)segments_touch(l->place[list + i] - start, l->place[list + j] - start,
-                                            a->cap);
-            continue;
-        }
-        for (ptrdiff_t o = -(ptrdiff_t)a->before; o <= (ptrdiff_t)a->after; o++) {
-            size_t at;
-            if (o % MANY_CHUNKS == 0 && o != 0 && stopped(l->run)) return 1;
-            if (!chunk_at(a, r * chunks + l->place[list + i] / a->m, o, &at)) continue;
-            const size_t other = (bh * a->r + at / chunks) * a->t;
-            if (l->place[other + j] / a->m != at % chunks) continue;
-            count += a->across_buckets || (other == list && buckets[list + i] == buckets[list + j]);
-        }
+    const size_t list = (bh * a->r + round) * a->t;
+    const int same_bucket = buckets[list + i] == buckets[list + j];
+    if (a->scope == RF_BUCKET) {
+        const size_t start = bucket_span(l, bh, round, buckets[list + i]).start;
+        return same_bucket &&
+               segments_touch(l->place[list + i] - start, l->place[list + j] - start, a->cap);
     }
-    return count;
+    const size_t chunks = chunks_of(a), chunk = round * chunks + l->place[list + i] / a->m;
+    size_t at;
+    if (!chunk_at(a, chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &at)) return 0;
+    const size_t other = (bh * a->r + at / chunks) * a->t;
+    if (l->place[other + j] / a->m != at % chunks) return 0;
+    return a->across_buckets || (other == list && same_bucket);
+}
+
+/* Did they meet before? By comparing place after place; 1 also if the run was stopped. */
+static int has_met(const layout *l, const int32_t *buckets, size_t bh, size_t i, size_t j,
+                   size_t round, size_t slot) {
+    const size_t slots = l->a->scope == RF_BUCKET ? 1 : l->a->before + l->a->after + 1;
+    for (size_t r = 0; r <= round; r++)
+        for (size_t s = 0; s < (r < round ? slots : slot); s++) {
+            if (s % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(l->run)) return 1;
+            if (meets(l, buckets, bh, i, j, r, s)) return 1;
+        }
+    return 0;
+}
+
+/* The same for whole blocks (repeats_of): each token has a number per round, its home, and a query
+   meets the keys whose homes are near its own. */
+
+/* How far below and above a query's home those of its keys are. */
+static inline size_t home_below(const rf_attention *a) {
+    return a->scope == RF_BUCKET ? a->cap > 0 : a->before;
+}
+
+static inline size_t home_above(const rf_attention *a) {
+    return a->scope == RF_BUCKET ? a->cap > 0 : a->after;
+}
+
+/* Do windows continue in the rounds before and after? There own buckets do not exist. */
+static inline int crosses_rounds(const rf_attention *a) {
+    return a->scope == RF_CHUNK && a->wrap && a->across_buckets;
+}
+
+/* Homes are kept if windows are no longer than a round, and if homes fit into 32 bits. (Nor for one
+   round within buckets, where a window that crosses the round's end meets the same buckets.) */
+static int keeps_homes(const rf_attention *a) {
+    if (!may_repeat(a)) return 0;
+    if (a->scope == RF_BUCKET) return 1; // at most t + 2 k
+    const size_t chunks = chunks_of(a), gap = max_size(a->before, a->after) + 1;
+    if (gap > chunks + 1 || (a->r == 1 && !a->across_buckets)) return 0;
+    const size_t homes =
+        a->across_buckets ? bytes_mul(a->r, chunks) : bytes_add(chunks, bytes_mul(a->k + 1, gap));
+    return homes < INT32_MAX / 2;
+}
+
+/* Chunks, numbered through all rounds, or buckets. If both a bucket and a chunk, or a segment of
+   the bucket, decide, a gap separates the homes of different buckets. */
+static uint32_t home_of(const layout *l, const int32_t *buckets, size_t bh, size_t round,
+                        size_t token) {
+    const rf_attention *a = l->a;
+    const size_t at = (bh * a->r + round) * a->t + token, place = l->place[at];
+    const size_t bucket = (size_t)buckets[at];
+    if (a->scope == RF_CHUNK && a->across_buckets)
+        return (uint32_t)(round * chunks_of(a) + place / a->m);
+    if (a->scope == RF_CHUNK)
+        return (uint32_t)(place / a->m + bucket * (max_size(a->before, a->after) + 1));
+    if (!a->cap) return (uint32_t)bucket;
+    const size_t start = bucket_span(l, bh, round, (int32_t)bucket).start;
+    return (uint32_t)(start / a->cap + 2 * bucket + (place - start) / a->cap);
+}
+
+static size_t homes_workspace(const rf_attention *a) {
+    const size_t homes = bytes_mul(bytes_mul(a->b, a->h), bytes_mul(a->t, a->r));
+    return keeps_homes(a) ? bytes_of(homes, sizeof(uint32_t)) : 0;
+}
+
+static void find_homes(layout *l, const int32_t *buckets, void **scratch) {
+    const rf_attention *a = l->a;
+    if (!keeps_homes(a)) return;
+    const size_t tokens = a->b * a->h * a->t;
+    uint32_t *homes = take(scratch, tokens * a->r, sizeof(uint32_t));
+#pragma omp parallel for num_threads(team(l->run, 10.0 * (double)(tokens * a->r))) schedule(static)
+    for (size_t i = 0; i < tokens; i++)
+        for (size_t r = 0; r < a->r && !is_stopped(l->run); r++)
+            homes[i * a->r + r] = home_of(l, buckets, i / a->t, r, i % a->t);
+    l->homes = homes;
 }
 
 #endif

@@ -71,6 +71,16 @@ static inline vec vmax(vec a, vec b) {
 #endif
 }
 
+static inline uvec uvmin(uvec a, uvec b) {
+#if defined(__AVX512F__)
+    return (uvec) _Generic((lane)0, int32_t: _mm512_min_epu32, int64_t: _mm512_min_epu64)(
+        (__m512i)a, (__m512i)b);
+#else
+    const uvec less = (uvec)(a < b); // one instruction for 32 bits on AVX2 and NEON
+    return (a & less) | (b & ~less);
+#endif
+}
+
 /* A product, rounded before use: keeps the compiler from fusing it with the following sum. Needed
    where the other term of the sum was computed from the same rounded product. */
 static ALWAYS_INLINE vec rounded(vec product) {

@@ -649,7 +649,8 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
     attend_across_buckets : bool
         False hides the keys of a chunk that are in another bucket than the query.
     allow_duplicate_attention : bool
-        False counts a key once that a query meets several times.
+        False: a query's keys are the union over rounds, as in the paper. A key that is met several
+        times counts once, where it is met first.
     wrap : bool
         The chunks of all rounds lie on a circle: the first chunk of a round sees the last of the
         round before. False ends windows at the ends of the round.
