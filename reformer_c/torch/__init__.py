@@ -1,13 +1,13 @@
 """The attention operations and the feed-forward as PyTorch operators, with gradients.
 
-Tensors on the CPU are used where they lie, and results are written where PyTorch will read them.
-`patch` makes a Reformer of transformers or reformer_pytorch run on this core. As many threads work
-as PyTorch uses (``torch.set_num_threads``).
+Tensors on the CPU are read in place, and results are written directly into PyTorch's memory.
+`patch` makes a Reformer of transformers or reformer_pytorch run on these kernels. The number of
+threads is PyTorch's (``torch.set_num_threads``).
 
-Each is an operator of ``torch.ops.reformer_c``, so `torch.compile` takes it as it is; there it
-also returns what its backward pass needs. Derivatives are those of one backward
-pass: forward mode raises NotImplementedError; gradients of gradients, and the grad, vjp and jacrev
-of ``torch.func``, raise RuntimeError. ``torch.func.vmap`` is a loop.
+Each operation is an operator in ``torch.ops.reformer_c``, which `torch.compile` supports; the
+operator also returns what its backward pass needs. Derivatives are first-order, in reverse mode:
+forward mode raises NotImplementedError; gradients of gradients, and ``torch.func.grad``, ``vjp``
+and ``jacrev``, raise RuntimeError. ``torch.func.vmap`` runs a loop.
 
 >>> import torch
 >>> import reformer_c.torch

@@ -1,7 +1,7 @@
-"""Models of transformers and of reformer_pytorch, whose layers run on this core.
+"""Models of transformers and of reformer_pytorch, with layers that run on these kernels.
 
-A layer is known by its class: that of the module where the library defines it, if a program has
-imported it, or a subclass that changes none of its methods. Names prove nothing.
+Layers are recognised by class, not by name: the class that the library's module defines, if the
+program has imported it, or a subclass that overrides none of its methods.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ LUCIDRAINS = "reformer_pytorch.reformer_pytorch"
 
 
 def patch(model: torch.nn.Module) -> torch.nn.Module:
-    """Make a Reformer of transformers or of reformer_pytorch run its layers on this core.
+    """Make a Reformer of transformers or of reformer_pytorch run its layers on these kernels.
 
-    Of transformers' models, the attention and feed-forward layers compute here from now on, forward
-    and backward; of reformer_pytorch's, `LSHSelfAttention` does, its local heads and its full
-    attention included. Everything else stays as it is, weights too. The numbers are the same but
-    for rounding, except:
+    In a model of transformers, this replaces the forward and backward pass of the attention and
+    feed-forward layers; in one of reformer_pytorch, that of `LSHSelfAttention`, with its local
+    heads and its full attention. Weights and everything else are unchanged. Results are equal up to
+    rounding, except:
 
-    - with dropout, the backward pass of transformers' LSH layer now drops what its forward pass
-      dropped, so that the gradients are those of the loss;
-    - reformer_pytorch's layers take any length, without an Autopadder;
-    - with ``attn_chunks`` above 1, the backward pass of reformer_pytorch's reversible blocks now
-      uses the buckets of each part's forward pass, not the last part's for all.
+    - with dropout, the backward pass of transformers' LSH layer drops the same units as its forward
+      pass, so the gradients are those of the loss;
+    - reformer_pytorch's layers accept any length, without an Autopadder;
+    - with ``attn_chunks`` above 1, the backward pass of reformer_pytorch's reversible blocks uses
+      the buckets of each part's forward pass, not those of the last part for all.
 
-    The original code runs where it has to: calls that ask for attention probabilities, that
-    continue a cache, or have tensors other than float32 or float64 on the CPU, and under autocast;
-    a feed-forward layer whose linear layers are replaced or have hooks; and with reformer_pytorch
-    calls with `input_attn_mask` or a `callback`, or with `keys` in a causal layer.
+    The original code still runs calls that return attention probabilities, that continue a cache or
+    whose tensors are not float32 or float64 on the CPU, and calls under autocast; feed-forward
+    layers whose linear layers are replaced or have hooks; and in reformer_pytorch, calls with
+    `input_attn_mask` or a `callback`, and causal calls with `keys`.
 
     Parameters
     ----------
     model : torch.nn.Module
         ReformerModel, ReformerModelWithLMHead ... of transformers, Reformer, ReformerLM ... of
-        reformer_pytorch, one of their layers, or a module that contains them. A layer that has a
-        `forward` of its own, or whose class overrides methods, is not changed. Changed in place;
-        `unpatch` undoes it.
+        reformer_pytorch, one of their layers, or a module that contains them. It is changed in
+        place, except layers that have their own `forward` or whose class overrides methods.
+        `unpatch` restores it.
 
     Returns
     -------
@@ -65,9 +65,9 @@ def patch(model: torch.nn.Module) -> torch.nn.Module:
     Raises
     ------
     TypeError
-        Nothing in it can be patched, or a layer of reformer_pytorch has an option that is not
-        supported (``rehash_each_round=False``; ``num_mem_kv`` in a causal layer): the message names
-        it, and nothing has been changed.
+        It has no layer that can be patched, or a layer of reformer_pytorch has an option that is
+        not supported (``rehash_each_round=False``; ``num_mem_kv`` in a causal layer). The message
+        names the option, and nothing is changed.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def unpatch(model: torch.nn.Module) -> torch.nn.Module:
     Parameters
     ----------
     model : torch.nn.Module
-        Patched or not.
+        A model, patched or not.
 
     Returns
     -------
@@ -119,8 +119,8 @@ def unpatch(model: torch.nn.Module) -> torch.nn.Module:
 def _replacements(
     module: torch.nn.Module, config: Any
 ) -> Iterator[tuple[torch.nn.Module, Callable | None]]:
-    """The known layers of a module and their new forwards, None where a layer is to keep its own;
-    `config` is the nearest configuration above them."""
+    """The recognised layers of a module and their new forwards; None for a layer that keeps its
+    own. `config` is that of the nearest module above that has one."""
     config = getattr(module, "config", config)
     known = _library_class(module)
     if known is not None and _is_unchanged(module, known):
@@ -138,7 +138,7 @@ def _forward_of(layer: torch.nn.Module, known: type, config: Any) -> Callable | 
     if forward is not _feed_forward_layer:
         return partial(forward, layer)
     name = getattr(config, "hidden_act", None)
-    # those with weights of their own, and what is no name, stay with torch
+    # an activation with weights, or one that is not given by name, is left to PyTorch
     activation = ACTIVATIONS.get(name) if isinstance(name, str) else None
     if activation is None or activation in WEIGHTED:
         return None
@@ -178,7 +178,7 @@ def _is_patched(module: torch.nn.Module) -> bool:
 
 
 def _runs_here(x: Tensor) -> bool:
-    # under autocast a layer of theirs gives bfloat16
+    # under autocast the original layers return bfloat16
     real = x.dtype in (torch.float32, torch.float64)
     return real and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
@@ -196,8 +196,8 @@ def _merged(x: Tensor) -> Tensor:
 
 
 def _is_plain(part: Any) -> bool:
-    """Half of a feed-forward layer whose weights may be read past it: its linear layer is nobody's
-    own kind, and neither has hooks or a forward of its own."""
+    """Whether the weights of half of a feed-forward layer can be used without calling it: its
+    linear layer is of PyTorch's own class, and neither has hooks or its own forward."""
     linear = part.dense
     for module in (part, linear):
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
@@ -212,7 +212,7 @@ def _continues(layer: Any, past_buckets_states: Any) -> bool:
 
 
 def _result(name: str, **fields: Any) -> Any:
-    """The tuple that the layer's own forward returns."""
+    """The named tuple that the original forward returns."""
     return getattr(sys.modules[TRANSFORMERS], name)(**fields)
 
 
@@ -265,18 +265,20 @@ def _lsh_forward(
         "num_chunks_before": self.num_chunks_before, "num_chunks_after": self.num_chunks_after,
         "attention_mask": attention_mask, "dropout": self.dropout if self.training else 0.0,
     }  # fmt: skip
-    # before the rotations: the backward pass, seeded alike, is given buckets and draws none
+    # drawn before the rotations: the backward pass starts from the same seed, but gets buckets
+    # instead of drawing rotations
     rules["dropout_key"] = draw_key(rules["dropout"], None)
     t = qk.shape[-2]
     if t > self.chunk_length:
         if self.num_buckets is None:
             self._set_num_buckets(t)
         factors = bucket_factors(self.num_buckets)
-        # theirs count on from round to round, with one more for padding
+        # transformers numbers buckets consecutively over rounds, with one more for padding
         padded = attention_mask is not None and not bool((attention_mask != 0).all())
         steps = torch.arange(rounds)[:, None] * (math.prod(factors) + padded)
         if buckets is None:
-            # in training the draws leave no trace, so that both passes drop alike behind them
+            # in training the generator's state is restored, so that the dropout after it is the
+            # same in both passes
             with torch.random.fork_rng(devices=(), enabled=self.training):
                 buckets = _their_hash(self, qk, rounds, factors, attention_mask) + steps
         rules["buckets"] = buckets.view(*qk.shape[:2], rounds, t) - steps
@@ -296,7 +298,7 @@ def _their_hash(
     factors: tuple[int, ...],
     attention_mask: Tensor | None,
 ) -> Tensor:
-    """The buckets of the rotations that the layer itself would draw."""
+    """The buckets for the rotations that the original layer would draw."""
     if layer.hash_seed is not None:
         torch.manual_seed(layer.hash_seed)
     rotations = torch.randn(
@@ -326,13 +328,13 @@ def _feed_forward_layer(self: Any, attention_output: Tensor, *, activation: str)
 
 # ---- reformer_pytorch ----
 
-# A power of 2 that queries are multiplied by, and scores divided: the smallest norm that a key is
-# divided by is 1e-6 here and 1e-12 there, and large keys do not show it.
+# Queries are multiplied by this power of 2, and scores divided by it. The norm of a key is clamped
+# to 1e-6 here and to 1e-12 in reformer_pytorch; for large keys this makes no difference.
 LARGE = 1024.0
 
 
 def _unsupported(layer: Any) -> str | None:
-    """What of a layer's options has no counterpart here."""
+    """Why a layer cannot be patched: an option that has no counterpart here; None if it can."""
     library, lsh, local = sys.modules[LUCIDRAINS], layer.lsh_attn, layer.local_attn
     for name, part, known in (
         ("lsh_attn", lsh, library.LSHAttention),
@@ -345,7 +347,8 @@ def _unsupported(layer: Any) -> str | None:
     if not lsh._rehash_each_round:
         return "rehash_each_round must be True, got False"
     if lsh.n_hashes > 1 and lsh._attend_across_buckets and not lsh._allow_duplicate_attention:
-        # they do not count what a round's first chunk sees in the round before, and add log 1e9
+        # the original counts the keys of the previous round, which a round's first chunk sees, as
+        # 0 times, and so adds log 1e9 to their scores
         return (
             "allow_duplicate_attention must be True, or attend_across_buckets False, with "
             f"{lsh.n_hashes} hashes, got False"
@@ -381,7 +384,7 @@ def _shared_forward(
             context_mask=context_mask, pos_emb=pos_emb, **kwargs,
         )  # fmt: skip
     t, local = x.shape[1], self.n_local_attn_heads
-    # memory and context follow the sequence, and their own outputs are not used
+    # memory and context are appended to the sequence, and their outputs are dropped
     more = [y.expand(len(x), -1, -1) for y in (self.mem_kv, keys) if y is not None]
     seen = torch.cat((x, *more), dim=1)
     mask = _whole_mask(self, x, keys, input_mask, context_mask)
@@ -397,7 +400,7 @@ def _shared_forward(
             qk, None, v, shared_qk=True, attention_mask=mask,
             dropout=_dropout(self.full_attn.dropout), **rules,
         )  # fmt: skip
-        if mask is not None:  # a token that is masked sees all alike there
+        if mask is not None:  # in the original, a masked token attends to all tokens equally
             out = torch.where(mask.bool()[:, None, :, None], out, v.mean(dim=2, keepdim=True))
     else:
         out = _hashed_heads(self, qk, v, mask, pos_emb, rules, **kwargs)
@@ -409,7 +412,7 @@ def _whole_mask(
     layer: Any, x: Tensor, keys: Tensor | None, input_mask: Tensor | None,
     context_mask: Tensor | None,
 ) -> Tensor | None:  # fmt: skip
-    """Of the sequence, the memory and the context, (b, t + m + c)."""
+    """The mask (b, t + m + c) of the sequence, the memory and the context."""
     if input_mask is None and context_mask is None:
         return None
     lengths = x.shape[1], layer.num_mem_kv, 0 if keys is None else keys.shape[1]
@@ -421,7 +424,7 @@ def _whole_mask(
 
 
 def _scale(qk: Tensor) -> float:
-    # a key of theirs has norm 1, one of ours sqrt(d)
+    # keys have norm 1 in the original, sqrt(d) here
     return 1.0 / (qk.shape[-1] * LARGE)
 
 
@@ -430,8 +433,8 @@ def _dropout(module: Any) -> float:
 
 
 def _local_heads(layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Shared queries and keys in windows of the sequence: LSH attention with a single bucket, whose
-    order is that of the sequence, and without a circle."""
+    """Shared queries and keys in windows of the sequence: LSH attention with all tokens in one
+    bucket, so in the order of the sequence, without wrapping around."""
     local = layer.local_attn
     return lsh_attention(
         qk, v, buckets=torch.zeros(*qk.shape[:2], 1, qk.shape[2], dtype=torch.int32),
@@ -446,7 +449,7 @@ def _hashed_heads(
     *, _reverse: bool = False, _depth: int | None = None,
 ) -> Tensor:  # fmt: skip
     lsh, t = layer.lsh_attn, qk.shape[2]
-    # as many as for the next length that theirs would take
+    # as for the next length that the original accepts
     num_buckets = 2 * -(-t // (2 * lsh.bucket_size))
     buckets = _shared_buckets(layer, qk, num_buckets, _reverse, _depth)
     if pos_emb is not None:
@@ -459,7 +462,7 @@ def _hashed_heads(
         attend_across_buckets=lsh._attend_across_buckets,
         allow_duplicate_attention=lsh._allow_duplicate_attention, **rules,
     )  # fmt: skip
-    # a token that is masked sees itself alone there
+    # in the original, a masked token sees only itself
     alone = torch.zeros_like(lse, dtype=torch.bool) if dropout else lse.isneginf()
     if mask is not None:
         alone = alone | ~mask.bool()[:, None]
@@ -469,14 +472,14 @@ def _hashed_heads(
 
 
 def _weight_alone(lsh: Any, buckets: Tensor, dtype: torch.dtype) -> Tensor:
-    """(b, h, t, 1): what the values of a token weigh together that sees itself alone in all rounds.
+    """The total weight (b, h, t, 1) of the value of a token that sees only itself in every round.
 
-    1, but for rounding, which shows in float32: the score is as large as 5e4.
+    It is 1 up to rounding, which in float32 is visible: the score is as large as 5e4.
     """
     t, m = buckets.shape[-1], lsh.bucket_size
-    times = torch.ones_like(buckets, dtype=dtype)  # that it meets itself in a round
+    times = torch.ones_like(buckets, dtype=dtype)  # how often it sees itself in a round
     if lsh._attend_across_buckets:
-        # twice, where it is in the first chunk, and in the last chunk of the round before
+        # twice if it is in the first chunk, and in the last chunk of the previous round
         places = buckets.long() * t + torch.arange(t)
         edges = (min(m, t), False), ((t - 1) % m + 1, True)
         first, last = (
@@ -495,8 +498,8 @@ def _weight_alone(lsh: Any, buckets: Tensor, dtype: torch.dtype) -> Tensor:
 def _shared_buckets(
     layer: Any, qk: Tensor, num_buckets: int, reverse: bool, depth: int | None
 ) -> Tensor:
-    """(b, h, num_hashes, t): those that the layer itself would draw; the backward pass of a
-    reversible block, which draws again, gets those of its forward pass."""
+    """The buckets (b, h, num_hashes, t) that the original layer would draw. In the backward pass of
+    a reversible block, which runs the layer again, they are those of the forward pass."""
     lsh, merged = layer.lsh_attn, qk.detach().flatten(0, 1)
     parts = merged.chunk(layer.attn_chunks)  # each draws its own rotations
     shape = (*qk.shape[:2], lsh.n_hashes, qk.shape[2])
@@ -509,7 +512,7 @@ def _shared_buckets(
             for i, part in enumerate(parts)
         ]  # fmt: skip
         return torch.cat(ids).view(shape) - num_buckets * torch.arange(lsh.n_hashes)[:, None]
-    # drawn in the backward pass too, so that what is drawn after it is the same
+    # also drawn in the backward pass, so that the numbers drawn after it are the same
     hashes, name = [_draw_hash(lsh, part, num_buckets) for part in parts], f"reformer_c:{depth}"
     if reverse:
         buckets = lsh._cache[name]
@@ -531,15 +534,15 @@ def _shared_buckets(
 
 
 def _draw_hash(lsh: Any, x: Tensor, num_buckets: int) -> tuple[Tensor, Tensor]:
-    """Vectors (b, h, t, d) and rotations (h, d, num_hashes, num_buckets / 2), as PyTorch's
-    generator draws them there: one rotation for all of x (n, t, d), or one for each of n."""
+    """Vectors (b, h, t, d) and rotations (h, d, num_hashes, num_buckets / 2), drawn as in the
+    original: one rotation for all of x (n, t, d), or one for each of n."""
     n = len(x) if lsh._random_rotations_per_head else 1
     rotations = torch.randn((n, x.shape[-1], lsh.n_hashes, num_buckets // 2), dtype=x.dtype)
     x = lsh.dropout_for_hash(x)
     return x[None] if n == len(x) else x[:, None], rotations
 
 
-# of each library's module, the layers that run here
+# for each library's module, the forwards of the layers that are replaced
 _FORWARDS: dict[str, dict[str, Callable]] = {
     TRANSFORMERS: {
         "ChunkReformerFeedForward": _feed_forward_layer,
