@@ -258,9 +258,9 @@ def _mkl():
 
     if not torch.backends.mkl.is_available():
         return "without MKL"
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", "import torch; torch.ones(8, 8) @ torch.ones(8, 8)"],
         env=os.environ | {"MKL_VERBOSE": "1"}, capture_output=True, text=True, check=False,
     ).stdout  # fmt: skip
-    lines = [line for line in said.splitlines() if line.startswith("MKL_VERBOSE ")]
+    lines = [line for line in output.splitlines() if line.startswith("MKL_VERBOSE ")]
     return lines[0].removeprefix("MKL_VERBOSE ").split(", Lnx")[0] if lines else "MKL is silent"

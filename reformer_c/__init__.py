@@ -1,7 +1,7 @@
 """The Reformer on a CPU: LSH attention, reversible layers and chunked feed-forward, in C.
 
 NumPy in, NumPy out. ``reformer_c.ops`` has every operation, forward and backward; models, text and
-training are loaded when they are first asked for.
+training are loaded when they are first used.
 """
 
 from importlib import import_module as _import_module
