@@ -13,7 +13,7 @@
 #ifndef RF_ATTENTION_HF_ROWS_H
 #define RF_ATTENTION_HF_ROWS_H
 
-#include "attention_block.h"
+#include "attention_pair.h"
 
 /* The keys of one query in one round. */
 typedef struct {

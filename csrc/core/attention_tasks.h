@@ -177,6 +177,14 @@ typedef struct {
     size_t first, count;
 } query_span;
 
+/* Does any block of a query span attend to block j of its bucket? */
+static int queries_touch(const rf_attention *a, query_span queries, size_t j) {
+    const size_t cap = a->cap / BLOCK;
+    for (size_t i = 0; i < queries.count; i++)
+        if (segments_touch(queries.first + i, j, cap)) return 1;
+    return 0;
+}
+
 static span places_of(query_span queries) {
     const size_t start = queries.base.start + queries.first * BLOCK;
     return (span){queries.base.round, start,

@@ -1,6 +1,7 @@
 /* table.c: one core. A variant includes this file after it has set its element type; its
    instruction set comes from the compiler's flags. No code of its own. */
-#include "attention.c"
+#include "attention_forward.c"
+#include "attention_backward.c"
 #include "couple.c"
 #include "cross_entropy.c"
 #include "dropout.c"

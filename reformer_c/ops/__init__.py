@@ -5,12 +5,28 @@ Each `op` gives the plain result, ``op_forward`` gives ``(out, saved)``, and
 float64, all of a call alike. Results do not depend on the number of threads, bit for bit.
 """
 
-from . import attention, decoding, hashing, layers, loss, machine, quantized, tables, training
+from . import (
+    attention,
+    decoding,
+    full,
+    hashing,
+    layers,
+    local,
+    loss,
+    lsh,
+    machine,
+    quantized,
+    tables,
+    training,
+)  # fmt: skip
 from .attention import *
 from .decoding import *
+from .full import *
 from .hashing import *
 from .layers import *
+from .local import *
 from .loss import *
+from .lsh import *
 from .machine import *
 from .quantized import *
 from .tables import *
@@ -19,7 +35,8 @@ from .training import *
 __all__ = sorted(
     name
     for module in (
-        attention, decoding, hashing, layers, loss, machine, quantized, tables, training,
+        attention, decoding, full, hashing, layers, local, loss, lsh, machine, quantized, tables,
+        training,
     )
     for name in module.__all__
 )  # fmt: skip

@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import _core
 from ..runtime import resolve_workers, underflow_to_zero
-from .attention import AttentionSpec, cut_of_sizes
+from .attention import AttentionSpec
+from .lsh import cut_of_sizes
 from .quantized import QuantizedWeight
 
 __all__ = ["AttentionCache"]

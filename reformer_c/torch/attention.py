@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .. import ops
 from ..checks import bucket_factors, count, heads_of
-from ..ops.attention import COUNTS, AttentionSaved, AttentionSpec, bucket_ids
+from ..ops.attention import COUNTS, AttentionSaved, AttentionSpec
+from ..ops.lsh import bucket_ids
 from .registration import operator, options_of, schema_of
 from .tensors import array_of, checked, like, mask_of, resolved, tensor_of
 

@@ -1,0 +1,304 @@
+/* attention_backward.c: the gradients of attention_forward.c, a pair of blocks at a time.
+
+   Owner-computes. A query span computes everything that its own tokens receive: as queries from the
+   keys they attend to, and as keys from the queries that attend to them. That repeats two of the
+   five products for pairs of different query spans, and in exchange no two tasks write the same
+   row. Two common cases need no repetition; sums are taken in the same order either way, so the
+   bits are the same:
+   - one chunk of look-back and no look-ahead: the thread that has processed a chunk's queries with
+     the keys before them keeps their dq, since it usually processes that chunk next;
+   - scope FULL, if heads divide evenly among threads: a thread takes a whole head and holds dq of
+     all its queries. */
+#include "attention_tasks.h"
+
+/* Probabilities and score gradients of keys [i0, i1) of one group of lanes: forward was
+   p = 2^(s - lse), then out = sum of p keep v; so ds = p (keep dp - dout out), and s was the raw
+   product times kscale, unless it is a partial score. dp is in g on entry; p keep is left in s,
+   ds kscale in g. */
+static ALWAYS_INLINE void backward_keys(const attention_arrays *x, real *s, real *g, const block *q,
+                                        const block *k, size_t group, size_t slot, size_t i0,
+                                        size_t i1, const int partial) {
+    const vec lse = vload(q->lse + group * VEC_LANES), delta = vload(q->delta + group * VEC_LANES);
+    const ivec positions = iload(q->qpos + group * VEC_LANES);
+    const int drops = x->a->dropout > 0, shared = x->a->shared_qk;
+    const real softcap = (real)x->a->softcap * LOG2_E;
+    for (size_t i = i0; i < i1; i++) {
+        const vec score = partial ? vload(s + i * BLOCK) : vload(s + i * BLOCK) * k->kunit[i];
+        // at most 1, even if rounding a huge log-sum-exp puts it below the score
+        const vec p = vec_exp2(-vmax((vec){0}, lse - score)), dp = vload(g + i * BLOCK);
+        vec kept = p, ds = dp - delta;
+        if (drops) {
+            const vec keep = drop_factors(x->a, q, k->kpos[i], slot, group);
+            kept = p * keep, ds = dp * keep - delta;
+        }
+        ds *= p * k->kscale[i];
+        if (partial && softcap > 0) ds *= soft_cap_slope(score, softcap);
+        // a value that is not finite must reach only rows that attend to it: 0 * NaN is NaN
+        if (partial) ds = vselect(p == (vec){0}, (vec){0}, ds);
+        // the self score is a constant: no gradient flows through it
+        if (partial && shared) ds = vselect(k->kpos[i] - (ivec){0} == positions, (vec){0}, ds);
+        vstore(s + i * BLOCK, kept);
+        vstore(g + i * BLOCK, ds);
+    }
+}
+
+/* Queries q against keys k. dq is NULL if the queries' gradient is not accumulated here, dk and dv
+   if the keys' is not. */
+static void backward_pair(const attention_arrays *x, thread_scratch *ts, const block *q,
+                          const block *k, size_t slot, real *dq, real *dk, real *dv) {
+    const rf_attention *a = x->a;
+    const size_t dp = x->dp;
+    mask_extent extent;
+    find_extent(&extent, x, q, k);
+    if (!extent.max_end) return;
+
+    // 1. raw products q k', and dp = dout v'
+    products_begin(x->terms);
+    raw_scores(ts->s, x, &extent, 0, q, k, &ts->queue);
+    if (x->terms)
+        rounded_staircase(ts->g, &extent, 0, k->v_left, q->do_columns_right, a->d, &ts->queue);
+    else
+        staircase_product(ts->g, &extent, k->v_rows, 1, q->do_columns, a->d, dp, &ts->queue);
+
+    // 2. probabilities and ds
+    for (size_t g = 0; g < extent.groups; g++) {
+        real *s = ts->s + g * VEC_LANES, *ds = ts->g + g * VEC_LANES;
+        const size_t dense_end = extent.dense_end[g];
+        const size_t partial_end = max_size(extent.partial_end[g], dense_end);
+        find_earlier_windows(&ts->windows, x, q, k, g, slot);
+        hide_repeats(s, &ts->windows, k, 0, dense_end);
+        hide_repeats(s, &ts->windows, k, partial_end, extent.group_end[g]);
+        partial_scores(s, x, &ts->windows, q, k, g, slot, dense_end, partial_end, (vec){0});
+        if (x->terms) prefetch_flush(&ts->queue, ROUNDED_FLUSH);
+        backward_keys(x, s, ds, q, k, g, slot, 0, dense_end, 0);
+        backward_keys(x, s, ds, q, k, g, slot, dense_end, partial_end, 1);
+        backward_keys(x, s, ds, q, k, g, slot, partial_end, extent.group_end[g], 0);
+        clear_masked(s, &extent, g);
+        clear_masked(ds, &extent, g);
+        if (x->terms) prefetch_flush(&ts->queue, ROUNDED_FLUSH);
+        if (x->terms && dq) round_scores(ts->left, &extent, ts->g, g, q->nq);
+    }
+
+    // 3. dq += ds k, dv += p' dout, dk += ds' q
+    if (x->terms) {
+        if (dq)
+            rounded_queries_product(dq, &extent, 0, ts->left, k->k_right, q->nq, dp, 1, &ts->queue);
+        if (dk) {
+            rounded_keys_product(dv, &extent, ts->s, ts->left, q->do_right, q->nq, dp, &ts->queue);
+            rounded_keys_product(dk, &extent, ts->g, ts->left, q->q_right, q->nq, dp, &ts->queue);
+        }
+    } else {
+        if (dq) queries_product(dq, &extent, ts->g, k->k_rows, q->nq, dp, 1, &ts->queue);
+        if (dk) {
+            keys_product(dv, &extent, ts->s, q->do_rows, q->nq, dp);
+            keys_product(dk, &extent, ts->g, q->q_rows, q->nq, dp);
+        }
+    }
+    products_end(x->terms);
+}
+
+/* The query span's tokens as queries of another span's keys (as_queries), and as keys of its
+   queries (as_keys). others_dq, if not NULL, receives those queries' gradient, block by block. */
+static void backward_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                          query_span queries, span others, size_t slot, int as_queries, int as_keys,
+                          real *others_dq) {
+    for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
+        if (stopped(x->order.run)) return;
+        const size_t at = x->a->cap ? (others.start - queries.base.start) / BLOCK + j : 0;
+        if (x->a->cap && !queries_touch(x->a, queries, at)) continue;
+        const block *other = span_block(x, ts, bh, others, j, 1);
+        real *dq = others_dq ? others_dq + j * BLOCK * x->dp : NULL;
+        for (size_t i = 0; i < queries.count; i++) {
+            query_tile *tile = ts->tiles + i;
+            if (x->a->cap && !segments_touch(queries.first + i, at, x->a->cap / BLOCK)) continue;
+            if (as_queries) backward_pair(x, ts, tile->blk, other, slot, tile->dq, NULL, NULL);
+            if (as_keys) backward_pair(x, ts, other, tile->blk, slot, dq, tile->dk, tile->dv);
+        }
+    }
+}
+
+static inline void write_row(real *restrict to, const real *restrict from, size_t n, int add) {
+    if (add)
+        add_row(to, from, n);
+    else
+        copy_row(to, from, n);
+}
+
+/* The first round writes rows, later ones add to them: a token is in one query span per round. */
+static void flush_keys(const attention_arrays *x, const query_tile *tile,
+                       const backward_results *g) {
+    const rf_attention *a = x->a;
+    const block *blk = tile->blk;
+    for (size_t i = 0; i < blk->nk; i++) {
+        const size_t token = (size_t)blk->kpos[i], at = i * x->dp;
+        real *dv = (real *)row_of(g->dv, g->sdv, a, blk->bh, token);
+        write_row(dv, tile->dv + at, a->d, blk->round > 0);
+        if (!a->shared_qk)
+            copy_row((real *)row_of(g->dk, g->sdk, a, blk->bh, token), tile->dk + at, a->d);
+    }
+}
+
+/* With shared keys, dk is a part of dq. */
+static void flush_queries(const attention_arrays *x, const query_tile *tile,
+                          const backward_results *g) {
+    const rf_attention *a = x->a;
+    const block *blk = tile->blk;
+    for (size_t i = 0; i < blk->nq; i++) {
+        const size_t token = (size_t)blk->qpos[i], at = i * x->dp;
+        real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, token);
+        write_row(dq, tile->dq + at, a->d, blk->round > 0);
+        if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + at, tile->dk + at);
+    }
+}
+
+/* The query span against itself and the rest of the span that it is part of. Tokens are in order of
+   position, so under the causal mask earlier ones are keys only, and later ones queries only. */
+static void backward_own_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                              query_span queries, size_t slot) {
+    const span all = queries.base, own = places_of(queries);
+    const int both_ways = !x->a->causal;
+    backward_span(x, ts, bh, queries, (span){all.round, all.start, own.start}, slot, 1, both_ways,
+                  NULL);
+    backward_span(x, ts, bh, queries, own, slot, 0, 1, ts->dq);
+    backward_span(x, ts, bh, queries, (span){all.round, own.end, all.end}, slot, both_ways, 1,
+                  NULL);
+}
+
+/* A chunk and its window. If `known`, the task before has already computed what the chunk's queries
+   receive from the keys of the previous chunk. */
+static void backward_window(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                            query_span queries, int known) {
+    const rf_attention *a = x->a;
+    const int one_before = a->before == 1 && a->after == 0 && blocks_per_chunk(a) <= QUERY_TILES;
+    for (size_t slot = 0; slot <= a->before + a->after && !is_stopped(x->order.run); slot++) {
+        const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
+        size_t other;
+        // 1. as queries of the chunk at this offset; of the own chunk, as keys too
+        if (chunk_at(a, queries.chunk, offset, &other)) {
+            if (other == queries.chunk)
+                backward_own_span(x, ts, bh, queries, slot);
+            else if (!known)
+                backward_span(x, ts, bh, queries, chunk_span(a, other), slot, 1, 0, NULL);
+        }
+        // 2. as keys of the chunk that has this one at this offset
+        if (!chunk_seen_from(a, queries.chunk, offset, &other)) continue;
+        if (one_before) {
+            memset(ts->dq_next, 0, blocks_per_chunk(a) * BLOCK * x->dp * sizeof(real));
+            ts->next_head = bh, ts->next_chunk = other;
+        }
+        backward_span(x, ts, bh, queries, chunk_span(a, other), slot, 0, 1,
+                      one_before ? ts->dq_next : NULL);
+    }
+}
+
+/* Query spans of a head come in order. Each is processed as keys: of all queries, or under the
+   causal mask of its own and later ones. */
+static void backward_whole_head(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                                query_span keys) {
+    const size_t first = x->a->causal ? keys.first : 0;
+    span queries = keys.base;
+    queries.start += first * BLOCK;
+    backward_span(x, ts, bh, keys, queries, 0, 0, 1, ts->dq + first * BLOCK * x->dp);
+}
+
+static void backward_query_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                                query_span queries, void *results) {
+    const rf_attention *a = x->a;
+    const backward_results *g = results;
+    const size_t block_size = BLOCK * x->dp;
+
+    // 1. dq: continue what the task before has begun, or start from 0
+    const int known = is_window_scope(a) && ts->next_head == bh && ts->next_chunk == queries.chunk;
+    if (known) {
+        real *dq = ts->dq;
+        ts->dq = ts->dq_next, ts->dq_next = dq;
+    } else if (!x->whole_heads) {
+        memset(ts->dq, 0, queries.count * block_size * sizeof(real));
+    } else if (queries.first == 0) {
+        memset(ts->dq, 0, full_blocks(a) * block_size * sizeof(real));
+    }
+
+    // 2. gather the blocks
+    for (size_t i = 0; i < queries.count; i++) {
+        query_tile *tile = ts->tiles + i;
+        tile->blk = span_block(x, ts, bh, queries.base, queries.first + i, 1);
+        tile->blk->pinned = 1;
+        tile->dq = ts->dq + (x->whole_heads ? queries.first + i : i) * block_size;
+        memset(tile->dk, 0, block_size * sizeof(real));
+        memset(tile->dv, 0, block_size * sizeof(real));
+    }
+    // with shared keys dk is a part of dq
+    const strided written[] = {{g->dq, g->sdq}, {g->dv, g->sdv}, {g->dk, g->sdk}};
+    queue_rows(x, ts, bh, queries, written, a->shared_qk ? 2 : 3);
+
+    // 3. accumulate
+    if (is_window_scope(a)) {
+        backward_window(x, ts, bh, queries, known);
+    } else if (x->whole_heads) {
+        backward_whole_head(x, ts, bh, queries);
+    } else {
+        backward_own_span(x, ts, bh, queries, 0);
+    }
+
+    // 4. write
+    const int unfinished = x->whole_heads && !a->causal; // later keys add to every dq
+    for (size_t i = 0; i < queries.count; i++) {
+        flush_keys(x, ts->tiles + i, g);
+        if (!unfinished) flush_queries(x, ts->tiles + i, g);
+        ts->tiles[i].blk->pinned = 0;
+    }
+    if (unfinished && queries.first + queries.count == full_blocks(a))
+        for (size_t i = 0; i < a->t; i++)
+            copy_row((real *)row_of(g->dq, g->sdq, a, bh, i), ts->dq + i * x->dp, a->d);
+}
+
+/* delta = dout . out, for each row. */
+static void row_products(rf_run *run, real *delta, const real *dout, const real *out,
+                         const rf_attention *a, rf_strides sdout, rf_strides sout) {
+    const size_t rows = a->b * a->h * a->t, step = 1024;
+#pragma omp parallel for num_threads(team(run, 2.0 * (double)(rows * a->d))) schedule(static)
+    for (size_t task = 0; task < blocks_of(rows, step); task++) {
+        if (stopped(run)) continue;
+        for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++)
+            delta[i] = dot(row_of(dout, sdout, a, i / a->t, i % a->t),
+                           row_of(out, sout, a, i / a->t, i % a->t), a->d);
+    }
+}
+
+/* The rows that attended to no key add to gradients anywhere in their windows: a task is a head. */
+static void backward_hf_rows(rf_run *run, const attention_arrays *x, const backward_results *g,
+                             void *scratch) {
+    const rf_attention *a = x->a;
+    const size_t bytes = thread_scratch_bytes(run, a, 1);
+#pragma omp parallel num_threads(team(run, (double)(a->b * a->h * a->t)))
+    {
+        hf_scratch hf = hf_scratch_place(a, (char *)scratch + thread_index() * bytes);
+#pragma omp for schedule(dynamic)
+        for (size_t bh = 0; bh < a->b * a->h; bh++)
+            for (size_t i = 0; i < a->t; i++)
+                if (x->lse[bh * a->t + i] == -(real)INFINITY && !stopped(run))
+                    hf_row_backward(x, g, bh, i, &hf);
+    }
+}
+
+static void attention_backward(rf_run *run, const rf_attention *a, const real *q, const real *k,
+                               const real *v, const uint8_t *attention_mask, const int32_t *buckets,
+                               const real *out, const real *lse, const real *dout, real *dq,
+                               real *dk, real *dv, rf_strides sq, rf_strides sk, rf_strides sv,
+                               rf_strides sout, rf_strides sdout, rf_strides sdq, rf_strides sdk,
+                               rf_strides sdv, void *scratch) {
+    attention_arrays x = {
+        .a = a, .q = q, .k = k, .v = v, .mask = attention_mask, .buckets = buckets};
+    x.terms = terms_of(run), x.repeats = may_repeat(a);
+    x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
+    x.order = make_order(run, a, buckets, &scratch);
+    find_homes(&x.order, buckets, &scratch);
+    real *delta = take(&scratch, a->b * a->h * a->t, sizeof(real));
+    row_products(run, delta, dout, out, a, sdout, sout);
+    x.dout = dout, x.sdout = sdout, x.lse = lse, x.delta = delta;
+    x.whole_heads = takes_whole_heads(a, run->workers);
+    backward_results g = {dq, dk, dv, sdq, sdk, sdv};
+    for (size_t round = 0; round < rounds_of(a); round++)
+        for_round(run, &x, round, scratch, 1, backward_query_span, &g);
+    backward_hf_rows(run, &x, &g, scratch);
+}
