@@ -46,7 +46,7 @@ def test_every_op_is_here_and_its_right_arguments_are_right():
 def test_a_dtype_that_wants_converting_says_so(op, name, dtype):
     wrong = RIGHT[op][name].astype(dtype)
     with pytest.raises(
-        TypeError, match=rf"^{name} must be float32 or float64, got {dtype}|as .* is"
+        TypeError, match=rf"^{name} must be float32 or float64, got {dtype}"
     ):
         call(op, **{name: wrong})
 
@@ -65,7 +65,7 @@ def test_mixed_dtypes_are_named(op, name):
     if len(names) == 1:
         return  # an array alone decides
     with pytest.raises(
-        TypeError, match=rf"^({'|'.join(names)}) must be float(32|64), as .* is, got"
+        TypeError, match=rf"^({'|'.join(names)}) must be float(32|64), as .* is, got float(64|32)$"
     ):
         call(op, **{name: RIGHT[op][name].astype("float64")})
 
@@ -82,7 +82,7 @@ def test_a_wrong_rank_is_named(op, name):
     x = RIGHT[op][name]
     too_few, too_many = x[(0,) * x.ndim], x[None, None, None, None]
     for wrong in [too_few] if (op, name) in ANY_ROWS else [too_few, too_many]:
-        with pytest.raises((ValueError, TypeError), match=r"^\w+ must (have (the )?shape|be )"):
+        with pytest.raises((ValueError, TypeError), match=r"^\w+ must have (the )?shape "):
             call(op, **{name: wrong})
 
 

@@ -46,9 +46,9 @@ def test_a_misspelt_field_is_refused_with_the_nearest_name(model):
      ("max_length", 0), ("extra", [])],
 )  # fmt: skip
 def test_a_wrong_value_is_named_where_it_is_assigned(model, name, value):
-    with pytest.raises((TypeError, ValueError), match=f"^{name}(:| must)"):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must "):
         setattr(model.generation_config, name, value)
-    with pytest.raises((TypeError, ValueError), match=f"^{name}(:| must)"):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must "):
         GenerationConfig(**{name: value})
 
 
@@ -218,7 +218,7 @@ def test_a_folder_of_before_has_its_options_in_config_json(tmp_path, model):
 def test_a_wrong_value_in_a_folder_is_named(tmp_path, model, values):
     model.save_pretrained(tmp_path)
     write(tmp_path, "generation_config.json", **values)
-    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(values))}(:| must)"):
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(values))} must "):
         ReformerModelWithLMHead.from_pretrained(tmp_path)
 
 

@@ -650,7 +650,7 @@ def test_a_resumed_run_hashes_into_as_many_buckets(tmp_path, kind):
         second.model.sides
     )
     assert run(second) == losses[1:]
-    with pytest.raises(ValueError, match=r"^resume: (encoder.)?num_buckets is 8 here and 4(;| in)"):
+    with pytest.raises(ValueError, match=r"^resume: .*num_buckets is 8 here and 4 in '"):
         trainer(7, num_buckets=8).resume(tmp_path)
 
 
