@@ -20,7 +20,7 @@ def assert_forward_and_backward_match(rng, forward, backward, reference, q, k, v
 
 
 def assert_threads_do_not_matter(rng, forward, backward, q, k, v, **options):
-    """Gradients have the same bits however many threads there are, and so however work is cut."""
+    """Gradients have the same bits for any number of threads, and so however work is divided."""
     dout = normal(rng, q.dtype, *q.shape)
     _, saved = forward(q, k, v, **options)
     expected = backward(dout, saved, workers=1)
@@ -30,7 +30,7 @@ def assert_threads_do_not_matter(rng, forward, backward, q, k, v, **options):
 
 
 def mask_of(kind, b, t, rng):
-    """A mask (b, t) whose zeros stand where `kind` says, in the first text at least."""
+    """A mask (b, t) with zeros where `kind` names, in the first sequence at least."""
     if kind == "no mask":
         return None
     mask = np.ones((b, t), np.int64)

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# small models in many threads would mostly wait for each other
+# with many threads, small models would spend their time on synchronization
 os.environ.setdefault("REFORMER_C_NUM_THREADS", "2")
 
-# the same examples in every run, however slow the machine
+# the same examples in every run, and no time limit on slow machines
 settings.register_profile("reformer_c", derandomize=True, deadline=None)
 settings.load_profile("reformer_c")
 
-# a shell's background job ignores Ctrl-C, and so would every process that a test starts
+# a background job of a shell ignores Ctrl-C, and its child processes would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a program, which doctest would import

@@ -41,7 +41,7 @@ def assert_is_the_derivative(loss, inputs, gradients, rng, step=1e-4):
 def assert_backward_is_the_derivative(
     forward, backward, reference, inputs, rng, kind="backward", step=1e-4, compare=1.0
 ):
-    """`backward` is the derivative of `reference` in float64, and says the same in float32.
+    """`backward` is the derivative of `reference` in float64, and agrees with it in float32.
 
     forward(*inputs) -> (out, saved), backward(dout, saved) -> one gradient for each input. Where
     `compare` is 0 an output means something else in float32, and its gradient is not compared.

@@ -1,4 +1,4 @@
-"""What test_distributed.py runs under mpiexec: trains, and writes down what came of it."""
+"""The program that test_distributed.py runs under mpiexec: it trains and writes the results."""
 
 import sys
 
@@ -64,7 +64,7 @@ def main(out):
     trainer = rc.Trainer(model, data, optimizer, steps=4, **keeping)
     losses = [report.loss for report in trainer]
 
-    # labels count, wherever they are; one process has none
+    # labels count on whichever process they are; one process has none
     ids = text()[: 2 * 20 * comm.size].reshape(comm.size, 2, 20)
     labels = ids.copy()
     labels[0, :, 5:] = -100
@@ -76,7 +76,7 @@ def main(out):
     again = [dropping.loss_and_gradients(ids[0], labels=ids[0], rng=3)[0] for _ in range(2)]
     own = make(0, hidden_dropout_prob=0.5).loss_and_gradients(ids[0], labels=ids[0], rng=3)[0]
 
-    # another folder's state, by way of rank 0
+    # another folder's state, broadcast by rank 0
     late = distributed.DataParallel(make(7))
     state = rc.AdamW(late.parameters, lr=1e-2)
     if late.rank == 0:

@@ -1,4 +1,4 @@
-"""Right arguments of every operation: one table, small for checks and large for work in parallel.
+"""Valid arguments of every operation: one table, small for checks and large for work in parallel.
 
 `ARRAYS` gives an operation's arrays from sizes; `small` and `large` are the two sets of sizes.
 `CALLS` are the combinations of options that all promises of operations are tested with.
@@ -51,7 +51,7 @@ ARRAYS["local_attention"] = ARRAYS["full_attention"]
 ARRAYS["quantized_linear"] = ARRAYS["linear"]
 ARRAYS["quantized_feed_forward"] = ARRAYS["feed_forward"]
 
-# op: the other arguments that it cannot do without, or not without randomness
+# op: the other arguments that it requires, or that make it deterministic
 SCALARS = {
     "dropout": dict(p=0.5, key=1),
     "local_attention": dict(chunk_length=3),

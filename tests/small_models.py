@@ -1,4 +1,4 @@
-"""Configurations and inputs that are small enough to check by hand, and hard enough to matter."""
+"""Configurations and inputs that are small, but use every part of a model."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def small_config(**changes):
         "hidden_dropout_prob": 0.0,
         "local_attention_probs_dropout_prob": 0.0,
         "lsh_attention_probs_dropout_prob": 0.0,
-        # far from the first weights' smallness, so that attention has something to choose
+        # larger than the usual initial weights, so that attention is not uniform
         "initializer_range": 0.3,
     }
     return ReformerConfig(**fields | changes)
@@ -62,7 +62,7 @@ def random_ids(shape, seed=0, v=13):
 
 
 def randomise(model, seed=0):
-    """Biases and norms too get values of their own."""
+    """Give biases and norms random values too."""
     rng = np.random.default_rng(seed)
     for name, array in model.parameters.items():
         if name.endswith("bias") or "layer_norm" in name:

@@ -1,4 +1,4 @@
-"""Between Python and C: every wrong argument is named, every layout is taken, nothing leaks."""
+"""Between Python and C: every wrong argument is named, every layout works, nothing leaks."""
 
 import gc
 import sys
@@ -45,9 +45,7 @@ def test_every_op_is_here_and_its_right_arguments_are_right():
 @pytest.mark.parametrize("dtype", ["int32", "int64", "bool", "float16", "uint8"])
 def test_a_dtype_that_wants_converting_says_so(op, name, dtype):
     wrong = RIGHT[op][name].astype(dtype)
-    with pytest.raises(
-        TypeError, match=rf"^{name} must be float32 or float64, got {dtype}"
-    ):
+    with pytest.raises(TypeError, match=rf"^{name} must be float32 or float64, got {dtype}"):
         call(op, **{name: wrong})
 
 
@@ -100,7 +98,7 @@ def test_a_wrong_size_is_named(op, name):
             call(op, **{name: wider})
 
 
-# axes that stand in no other array
+# axes that occur in no other array
 FREE = {
     ("linear", "x", 0), ("linear", "x", 1), ("layer_norm", "x", 0), ("layer_norm", "x", 1),
     ("embedding", "weight", 0), ("embedding", "weight", 1),
@@ -319,7 +317,7 @@ def test_masks_are_checked(op):
     for wrong in [ones(2, 9), ones(3, 8), ones(8), ones(2, 8, 1)]:
         with pytest.raises(ValueError, match=r"^attention_mask must have shape"):
             call(op, attention_mask=wrong)
-    for added in (-1.0, -np.inf, np.nan):  # to scores, as other libraries' masks are
+    for added in (-1.0, -np.inf, np.nan):  # added to scores, as other libraries' masks are
         wrong = np.zeros((2, 8), np.float32)
         wrong[1, 3] = added
         with pytest.raises(ValueError, match=r"^attention_mask must be nonzero for a real token"):
@@ -362,7 +360,7 @@ def test_any_layout_of_out_is_written_to(op):
     ]:  # fmt: skip
         assert call(op, out=out) is out
         np.testing.assert_array_equal(out, expected)
-    # and nothing beside it
+    # and no elements around it
     wide[tuple([np.s_[::-2]] * wide.ndim)] = 77
     wide[tuple([np.s_[::2]] * wide.ndim)] = 77
     assert (wide == 77).all()
@@ -407,7 +405,7 @@ def test_an_out_that_overlaps_itself_is_no_crash():
 
 
 def layouts(x):
-    """The same elements in other places."""
+    """The same elements in another layout."""
     wide = np.full([3 * n + 1 for n in x.shape], np.nan, x.dtype)
     forward = wide[tuple(np.s_[1::3] for _ in x.shape)]
     forward[...] = x
@@ -511,7 +509,7 @@ def test_memory_that_there_is_not_is_an_error_that_says_how_much():
         ops.full_attention(long, long, long)
     x, few = ones(1, 1, 20, 1), np.zeros((1, 1, 1, 20), int)
     few[..., 7] = 2**31 - 3
-    # the counters of that many buckets: 8 GiB, or not to be had
+    # the counters of that many buckets: 8 GiB, or a MemoryError
     with pytest.raises(MemoryError, match=r"attention with .*t = 20.* needs .*[GM]iB of scratch"):
         limit_memory(lambda: ops.lsh_attention(x, x, chunk_length=4, buckets=few))
 

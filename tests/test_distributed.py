@@ -1,4 +1,4 @@
-"""Several processes train what one would: they are run under mpiexec."""
+"""Several processes under mpiexec train as one would."""
 
 import doctest
 import json
@@ -43,7 +43,7 @@ def run(n, *words):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def processes(request, tmp_path_factory):
-    """What each of some processes found."""
+    """The results of each process."""
     folder = tmp_path_factory.mktemp("mpi")
     result = run(request.param, HERE / "mpi_program.py", folder)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The pages in docs/ say what is true: their examples run."""
+"""The examples in docs/ run."""
 
 import doctest
 import re
@@ -12,7 +12,7 @@ from reformer_c.cli.main import main
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-# what they are called with here, in place of what takes minutes
+# arguments that take seconds, in place of those that take minutes
 SMALLER = {"--length": "64", "--steps": "1"}
 
 

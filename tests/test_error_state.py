@@ -1,4 +1,4 @@
-"""Under a program's np.seterr(all="raise") everything works: a share that underflows to 0 is 0.
+"""Everything works under np.seterr(all="raise"): a share that underflows to 0 is 0.
 
 The models' weights are large, so that nearly all probabilities underflow, or small, so that
 products do.

@@ -1,4 +1,4 @@
-"""The house's floors: knowledge points downward only, in C and in Python."""
+"""Layers: C files and Python modules depend only on those below them."""
 
 import ast
 import inspect
@@ -35,24 +35,24 @@ def files(folder, *suffixes):
 # ---- C ----
 
 
-def test_the_core_knows_itself_and_its_face_alone():
+def test_the_core_includes_itself_and_rf_h_alone():
     own = {f'"{path.name}"' for path in files(CSRC / "core", ".c", ".h")}
     c_headers = {"<float.h>", "<math.h>", "<string.h>", "<stdint.h>", "<stddef.h>", "<limits.h>",
                  "<omp.h>", '"../rf.h"'}  # fmt: skip
-    # one file may name a machine's instructions, and one may look at the clock
+    # one file may use intrinsics, and one may read the clock
     more = {"vec.h": {"<immintrin.h>", "<arm_neon.h>"}, "peak.c": {"<time.h>"}}
     for path in files(CSRC / "core", ".c", ".h"):
         assert set(includes(path)) <= own | c_headers | more.get(path.name, set()), path
 
 
-def test_the_face_knows_c_alone():
+def test_rf_h_includes_c_headers_alone():
     assert set(includes(CSRC / "rf.h")) == {
         "<stdatomic.h>", "<stddef.h>", "<stdint.h>", '"ops.h"',
     }  # fmt: skip
     assert includes(CSRC / "ops.h") == []
 
 
-def test_variants_know_the_core():
+def test_variants_include_the_core():
     for path in files(CSRC / "variants", ".c"):
         if path.name == "select.c":
             system = ["<cpuid.h>", "<sys/syscall.h>", "<unistd.h>"]
@@ -65,7 +65,7 @@ def test_a_variant_is_only_its_name():
     names = {path.stem for path in files(CSRC / "variants", ".c")} - {"select"}
     both = {f"{isa}_{real}" for isa in ("base", "avx2", "avx512", "neon")
             for real in ("f32", "f64")}  # fmt: skip
-    # what else multiplies bfloat16 numbers is for float alone
+    # variants that multiply bfloat16 numbers exist for float alone
     assert names == both | {"avx512_bf16_f32", "amx_f32"}
     for name in names:
         code = (CSRC / "variants" / f"{name}.c").read_text()
@@ -74,7 +74,7 @@ def test_a_variant_is_only_its_name():
         assert f"#define RF_REAL {'float' if name.endswith('f32') else 'double'}\n" in code
 
 
-def test_the_module_knows_the_face_and_python():
+def test_the_module_includes_rf_h_and_python():
     own = {f'"{path.name}"' for path in files(CSRC / "module", ".c", ".h")}
     for path in files(CSRC / "module", ".c", ".h"):
         for header in includes(path):
@@ -88,17 +88,17 @@ def test_kernels_never_allocate_print_or_fail():
         assert not found, (path, found)
 
 
-def test_one_place_looks_inside_arrays():
+def test_one_file_reads_the_fields_of_arrays():
     for path in files(CSRC / "module", ".c", ".h"):
         looks = re.search(r"\bPyArray|\bNPY_|numpy/", text_of(path) + "".join(includes(path)))
-        # pool.c gives NumPy the memory that arrays lie in
+        # pool.c allocates NumPy's arrays
         assert bool(looks) == (path.name in ("call.c", "pool.c")), path
 
 
 def test_bindings_have_no_loops_no_arithmetic_and_no_goto():
     for path in CSRC.glob("module/bind_*.c"):
         assert not re.search(r"\b(for|while|do|goto|switch)\b", text_of(path)), path
-        # a pointer's star stands beside its name
+        # a pointer's star has no space after it, so only arithmetic matches
         sums = re.findall(r"\w+ [-*/%+] \w+", text_of(path))
         assert sums in ([], ["d1 + d2", "d1 + d2"]), (path, sums)
         for body in re.split(r"\n(?=PyObject \*bind_)", text_of(path))[1:]:
@@ -219,7 +219,7 @@ def is_module(name):
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_module_knows_the_folders_below_it(module):
+def test_a_module_imports_only_folders_below_it(module):
     for name in imports(modules()[module]):
         assert name.split(".")[0] not in OUTSIDE, f"{module} imports {name}"
         assert FOLDERS.index(folder_of(name)) <= FOLDERS.index(folder_of(module)), (
@@ -236,7 +236,7 @@ def test_no_modules_import_each_other():
         known = {name: found - leaves for name, found in known.items() if name not in leaves}
 
 
-def test_every_folder_says_what_it_is():
+def test_every_folder_has_a_docstring():
     for folder in FOLDERS[2:]:
         assert (PACKAGE / folder / "__init__.py").read_text().startswith('"""'), folder
     assert {p.name for p in PACKAGE.iterdir() if p.is_dir()} - {"__pycache__", "torch"} == {
@@ -244,7 +244,7 @@ def test_every_folder_says_what_it_is():
     }
 
 
-def test_no_drawers_for_odds_and_ends():
+def test_no_files_of_miscellaneous_helpers():
     for path in [*CSRC.rglob("*"), *PACKAGE.rglob("*")]:
         assert path.stem not in {"utils", "util", "common", "misc", "helpers"}, path
 

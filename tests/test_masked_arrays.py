@@ -16,7 +16,7 @@ def masked(x):
 heads = np.ones((1, 2, 6, 4))
 LSH = dict(num_hashes=1, num_buckets=4, chunk_length=2)
 MASK = {"attention_mask": np.ones((2, 8))}
-# op: arrays that it may be given, further to its right arguments
+# op: optional arrays, in addition to its valid arguments
 OPTIONAL = {
     "linear": {"out": ones(2, 5, 3)},
     "dropout": {"out": ones(2, 5)},

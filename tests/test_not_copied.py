@@ -34,8 +34,8 @@ def assert_gradients_are_the_slope(model, ids, **rest):
     assert_close(actual, expected, "derivative")
 
 
-def test_the_way_back_drops_what_the_way_there_dropped_in_lsh_layers_too():
-    """Theirs draws the rotations between seeding and dropping, and on the way back does not."""
+def test_the_backward_pass_drops_what_the_forward_pass_dropped_in_lsh_layers_too():
+    """Theirs draws rotations after seeding dropout in the forward pass, but not in the backward."""
     config = small_config(attn_layers=["lsh"] * 3, **DROPOUT)
     model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
     ids = random_ids((2, 24))
@@ -92,7 +92,7 @@ def test_hash_seed_gives_each_layer_rotations_of_its_own():
 
 
 @pytest.mark.parametrize("num_hashes", [1, 5])
-def test_a_changed_number_of_hashes_is_that_of_the_way_back_too(num_hashes):
+def test_a_changed_number_of_hashes_is_that_of_the_backward_pass_too(num_hashes):
     """Theirs forgets the argument, and fails on the shape of the buckets."""
     config = small_config(attn_layers=["lsh", "local"])
     model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""runtime.reuse_memory: within it large arrays are made of what was freed, and stay right."""
+"""runtime.reuse_memory: large arrays are made from freed memory, and stay correct."""
 
 import os
 import resource
@@ -23,7 +23,7 @@ def address(x):
 
 
 def churn(rng, steps):
-    """Make and free arrays of many sizes, each full of its own number; those that are left."""
+    """Make and free arrays of many sizes, each filled with its own number; return those left."""
     live = []
     for i in range(1, steps):
         if live and rng.random() < 0.3 + 0.02 * len(live):
@@ -64,7 +64,7 @@ def test_free_neighbours_become_one():
         parts = [np.ones(LARGE) for _ in range(4)]
         where = min(map(address, parts))
         wall = np.ones(LARGE)
-        for i in (1, 3, 0, 2):  # each way of having neighbours
+        for i in (1, 3, 0, 2):  # each combination of neighbours
             parts[i] = None
         whole = np.zeros(4 * LARGE)
         assert address(whole) == where
@@ -278,7 +278,7 @@ def test_what_is_kept_is_bounded_by_the_memory_that_there_is():
 
 @needs_proc
 def test_a_high_tide_leaves_no_more_than_it_took():
-    """Many sizes one after another would pile up, if all that is freed waited for its like."""
+    """Successive sizes would accumulate, if freed memory served only its own size."""
     before = resident()
     with reuse_memory():
         for size in range(LARGE, 2 * LARGE, LARGE // 16):
@@ -288,8 +288,8 @@ def test_a_high_tide_leaves_no_more_than_it_took():
 
 
 @needs_proc
-def test_pages_beside_empty_ones_stay():
-    """What is small and comes and goes beside a large gap keeps its pages, and the gap none."""
+def test_pages_next_to_empty_ones_stay():
+    """Small allocations next to a large gap keep their pages; the gap keeps none."""
     with reuse_memory():
         gap, held = np.ones(16 * LARGE), [np.ones(8 * LARGE)]
         del gap

@@ -1,4 +1,4 @@
-"""Threads, forks and Ctrl-C: always the same bits, and always back."""
+"""Threads, forks and Ctrl-C: always the same bits, and every call returns."""
 
 import importlib.util
 import os
@@ -230,14 +230,14 @@ LIMITED = """
     for api, expected in dict(openmp=1, blas=every).items():
         with threadpool_limits(1, user_api=api):
             assert here() == (expected, expected), api
-    # what was said before a limit is bounded by it
+    # a number set before the limit is bounded by it
     rc.set_num_threads(3)
     with threadpool_limits(1):
         assert here() == (1, 1)
     assert here() == (3, 3)
     with rc.num_threads(4), threadpool_limits(1):
         assert here() == (1, 1)
-    # and what is said within it holds there
+    # and a number set within it holds there
     with threadpool_limits(1):
         with rc.num_threads(2):
             assert here() == (2, 2)
@@ -385,7 +385,7 @@ def test_many_python_threads_at_once_get_the_same_as_one():
 
 
 def test_other_python_threads_run_during_a_call():
-    """The call lets go of the GIL: a loop beside it gets on, not only between calls."""
+    """The call releases the GIL: another thread's loop runs during calls, not only between them."""
     during, inside, done = [0], threading.Event(), threading.Event()
 
     def count():
@@ -395,7 +395,7 @@ def test_other_python_threads_run_during_a_call():
     counter = threading.Thread(target=count)
     counter.start()
     x = draw(4096)
-    for _ in range(500):  # more than enough: but a scheduler owes nobody a turn at once
+    for _ in range(500):  # more than enough, but a scheduler gives no guarantee
         inside.set()
         rc.full_attention(x, x, x, workers=1)
         inside.clear()
@@ -552,7 +552,7 @@ def test_ctrl_c_stops_a_call_and_the_process_goes_on(name):
             sent = time.monotonic()
             assert process.stdout.readline() == "interrupted\n"
             seconds = time.monotonic() - sent
-            # not communicate: what came with the line before lies in the buffer of this file
+            # not communicate(): this file's buffer may hold output that followed the last line
             out, err = process.stdout.read(), process.stderr.read()
         finally:
             process.kill()

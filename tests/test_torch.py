@@ -18,7 +18,7 @@ if find_spec("torch") is None:
     pytest.skip("needs torch: pip install '.[torch]'", allow_module_level=True)
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other projects' deprecations are not ours to fail by
+    warnings.simplefilter("ignore")  # deprecations inside other projects are no failures here
     import torch
 
     import reformer_c.torch as rt
@@ -71,7 +71,7 @@ def assert_same_bits(tensor, array):
     np.testing.assert_array_equal(tensor.detach().numpy(), array)
 
 
-# ---- the same as ours ----
+# ---- the same as the operations on arrays ----
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -502,7 +502,7 @@ def test_what_a_patched_model_leaves_to_transformers():
 
 
 @needs_transformers
-def test_linear_layers_that_are_somebody_elses_are_called():
+def test_linear_layers_of_other_classes_are_called():
     class Doubled(torch.nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -612,7 +612,7 @@ def test_a_layer_with_other_methods_stays_as_it_is(method, where):
         assert (two_models()[0](draw_ids()).logits - found).abs().max() > 1e-6
     rt.unpatch(ours)
     assert vars(layer).get("forward") is before
-    # alone, there is nothing to patch
+    # by itself, it has nothing to patch
     with pytest.raises(TypeError, match="whose methods are unchanged"):
         rt.patch(layer)
 

@@ -1,4 +1,4 @@
-"""The command line: what is typed, what comes out, and how it ends."""
+"""The command line: arguments, output, and exit codes."""
 
 import importlib
 import io
@@ -232,15 +232,15 @@ def test_a_folder_says_how_it_is_generated_from_below_the_options(trained, tmp_p
 
     for option, value in (("temperature", 1.7), ("top_k", 3), ("top_p", 0.3), ("min_p", 0.2),
                           ("repetition_penalty", 3.0)):  # fmt: skip
-        asked = written(f"--{option.replace('_', '-')}", str(value))
-        assert written(**{option: value}) == asked
-        assert asked != written()
+        by_option = written(f"--{option.replace('_', '-')}", str(value))
+        assert written(**{option: value}) == by_option
+        assert by_option != written()
         usual = {"temperature": 0.8, "top_k": 0, "top_p": 0.95}.get(option)
         if usual is not None:
             assert written(f"--{option.replace('_', '-')}", str(usual), **{option: value}) == (
                 written()
             )
-    # what there is no option for, and the end of a text
+    # settings without an option, and the end of a text
     assert "e" not in written(suppress_tokens=[ByteTokenizer.offset + ord("e")])[4:]
     ended = written("--until", "a")
     assert written(eos_token_id=ByteTokenizer.offset + ord("a")) == ended
@@ -255,8 +255,8 @@ def test_a_folder_says_how_much_and_with_how_many_beams(trained, tmp_path, capsy
         assert main(["generate", str(folder), "--prompt", "the ", *options]) == code
         return capsys.readouterr()
 
-    def same(asked, **saved):
-        assert written(**saved).out == written(*asked).out
+    def same(options, **saved):
+        assert written(**saved).out == written(*options).out
 
     same(["--length", "7"], max_new_tokens=7)
     same(["--length", "7"], max_length=11)
@@ -275,7 +275,7 @@ def test_a_folder_says_how_much_and_with_how_many_beams(trained, tmp_path, capsy
     assert "--stream cannot be combined with --beams 3" in written("--stream", code=1, **beams).err
     texts = {"num_return_sequences": 2, "max_new_tokens": 9}
     assert "with --texts 2" in written("--stream", code=1, **texts).err
-    # what may not be written, and what may not end it yet
+    # suppressed tokens, and a text that must not end yet
     assert " " not in written("--length", "40", bad_words_ids=[[space]]).out[4:]
     both = written("--length", "40", "--without", "e", bad_words_ids=[[space]]).out[4:]
     assert not {" ", "e"} & set(both)
@@ -332,8 +332,8 @@ def test_options_come_from_a_file_and_the_command_line_comes_first(text, tmp_pat
     expected = {"num_hashes": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
                 "hidden_size": 32}  # fmt: skip
     assert {name: config[name] for name in expected} == expected
-    assert config["memory_budget"] > 1e6  # bytes, so that a resumed run rounds alike
-    # the same command goes on; another model does not
+    assert config["memory_budget"] > 1e6  # bytes, so that a resumed run rounds identically
+    # the same command resumes; one with another model is refused
     command = ["train", "--config", file, "--steps", "5", "--log", log, "--resume"]
     assert main(command) == 0
     assert [line["step"] for line in read_log(log)] == [1, 2, 3, 4, 5]
@@ -408,7 +408,7 @@ def test_held_out_text_of_several_files_is_read_file_by_file(words, text, tmp_pa
     assert [part.tokens for part in alone] == tokens
     expected = np.average([part.bits_per_byte for part in alone], weights=tokens)
     assert read_log(log)[0]["held_out"] == pytest.approx(expected)
-    # ... and so are texts that are named to be evaluated on
+    # the same for texts passed to evaluate
     for path in ([ends], sorted(ends.iterdir())):
         assert main(["evaluate", folder, *map(str, path), "--length", "16"]) == 0
         assert f"{expected:.4f} bits per byte (46 bytes" in capsys.readouterr().out
@@ -461,7 +461,7 @@ def test_what_differs_from_the_saved_run_is_said(trained, text, capsys):
     said = capsys.readouterr().err
     assert "--resume: num_hashes is 9 here and " in said or "; num_hashes is 9 here and " in said
     assert "hidden_act is gelu here and relu" in said
-    # a run that has ended may go on, and its schedule with it
+    # a finished run may be extended, and its schedule with it
     assert main(command[:-2]) == 0
     assert "resumed: schedule.steps is 5 here and 4\n" in capsys.readouterr().out
 
@@ -586,7 +586,7 @@ def test_enwik8_has_the_papers_twelve_layers():
     assert config.axial_pos_embds_dim == [256, 768]
 
 
-# ---- options that would be passed over, and the nearest name of unknown ones ----
+# ---- options that would be ignored, and the nearest name of unknown ones ----
 
 
 @pytest.mark.parametrize(
@@ -668,7 +668,7 @@ def test_no_option_is_taken_and_passed_over(arguments, words, text, trained, cap
     assert words in capsys.readouterr().err
 
 
-def test_a_share_is_held_out_of_training_beside_text_of_its_own(text, capsys):
+def test_a_share_is_held_out_of_training_with_text_of_its_own(text, capsys):
     size = len(Path(text).read_bytes())
     command = ["train", text, *SMALL, "--steps", "1", "--evaluate-on", text]
     for more, count in (([], size), (["--held-out", "0.5"], size - round(size * 0.5))):
@@ -684,7 +684,7 @@ def test_a_model_of_bytes_says_so(text, trained, tmp_path, capsys):
     assert config == {"tokenizer_class": "ByteTokenizer"}
     assert main(["info", trained]) == 0
     assert "tokenizer         ByteTokenizer" in capsys.readouterr().out
-    # 258 is the vocabulary of bytes; of another it cannot be told
+    # 258 is the vocabulary of bytes; any other size has no known tokenizer
     for size, code in ((258, 0), (320, 1)):
         folder = str(tmp_path / str(size))
         config = presets.preset_config("tiny", 64, vocab_size=size)
@@ -743,7 +743,7 @@ WRITTEN = b"a\x1b[2J\x08\x9b\x00\xc2\x9b\r\n\t\xc3\xa9\xffz"
 
 @pytest.fixture(scope="module")
 def escaping(tmp_path_factory):
-    """A model that writes `WRITTEN`: of local layers that see one byte, in any order."""
+    """A model that writes `WRITTEN`: its local layers see one byte."""
     folder = str(tmp_path_factory.mktemp("models") / "escaping")
     config = presets.preset_config("tiny", 64, attn_layers=["local"], num_hidden_layers=1)
     model = ReformerModelWithLMHead(config, rng=0)

@@ -29,7 +29,7 @@ TEXT = " ".join(np.random.default_rng(0).choice(WORDS, 3000))
 
 
 def learn_bytes(folder):
-    """Byte-pair encoding over bytes, whose pieces may end inside of a character."""
+    """Byte-pair encoding over bytes, whose pieces may end inside a character."""
     pieces = tokenizers.Tokenizer(tokenizers.models.BPE())
     pieces.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = tokenizers.decoders.ByteLevel()
@@ -120,7 +120,7 @@ def test_evaluate_counts_the_bytes_of_the_text(trained, tmp_path, capsys):
 
 
 def test_held_out_text_is_measured_as_evaluate_does(pieces, tmp_path, capsys):
-    # the end of the text has other words, and so other pieces, than what is trained on
+    # the end of the text has words, and so pieces, that the training text has not
     data = (TEXT[:4000] + "4 8 #? " * 100).encode()
     border = len(data) - round(len(data) * 0.1)
     for name, part in (("text.txt", data), ("end.txt", data[border:])):
@@ -173,7 +173,7 @@ def test_a_text_ends_at_the_end_token_which_is_not_shown(trained, tmp_path, caps
     model = rc.ReformerModelWithLMHead.from_pretrained(trained)
     tokenizer = folder_tokenizer(trained)
     folder = tmp_path / "model"
-    # nothing but the end is likely
+    # only the end token is likely
     model.parameters["lm_head.bias"][tokenizer.eos_token_id] = 100.0
     shutil.copytree(trained, folder)
     model.save_pretrained(folder)
@@ -248,7 +248,7 @@ def test_a_file_is_named_too_and_arrays_are_counted(pieces, text, tmp_path, caps
     (file,) = (path for path in pieces.iterdir())
     tokenizer = folder_tokenizer(pieces)
     assert named_tokenizer(str(file)).get_vocab() == tokenizer.get_vocab()
-    # another name, from a folder where it does not belong to the other files
+    # another name, in a folder whose other files belong to no tokenizer
     file = Path(shutil.copy(file, tmp_path / f"mine{file.suffix}"))
     (tmp_path / "tokenizer_config.json").write_text("[]")
     np.save(tmp_path / "ids.npy", tokenizer.encode(TEXT))
@@ -301,7 +301,7 @@ def test_a_tokenizer_of_another_model_is_refused(pieces, text, tmp_path, capsys)
     assert main([*train, "--set", f"vocab_size={count - 1}"]) == 1
     said = capsys.readouterr().err
     assert f"vocabulary of {count - 1}" in said or f"got a model of {count - 1}" in said
-    # more ids than pieces are refused where none says that they belong to each other
+    # more ids than pieces are refused if no file relates the two
     folder = str(tmp_path / "more")
     assert main([*train, "--set", f"vocab_size={count + 500}", "--save", folder]) == 0
     command = ["generate", folder, "--prompt", "the", "--length", "30", "--temperature", "9"]
@@ -315,7 +315,7 @@ def test_a_tokenizer_of_another_model_is_refused(pieces, text, tmp_path, capsys)
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "info"])
 def test_a_folder_with_a_tokenizer_is_read_with_no_other(command, trained, text, tmp_path, capsys):
-    # of as many pieces, but others
+    # as many pieces, but different ones
     ids = {f"w{i}": i for i in range(len(folder_tokenizer(trained)))}
     other = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="w0")).save(str(other))

@@ -1,4 +1,4 @@
-"""Folders of weights: whole or not there, and every tensor that does not fit is named."""
+"""Folders of weights: written atomically, and every tensor that does not fit is named."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_arrays_that_are_not_contiguous_keep_their_values(tmp_path):
     path = tmp_path / "a.safetensors"
     write_safetensors(path, tensors)
     assert same(read_safetensors(path), tensors)
-    # and by the format's own description, whatever version of the library wrote and read it
+    # and as the format's specification says, for any version of the library
     data = path.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     header, data = json.loads(data[8 : 8 + size]), data[8 + size :]
@@ -134,7 +134,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path, model):
     ) as e:
         ReformerModelWithLMHead.from_pretrained(tmp_path, strict=False)
     assert "lm_head.bias: int64[13]" in str(e.value)
-    # the others are named beside them
+    # the other tensors are named too
     assert "missing: reformer.encoder.layer_norm.weight" in str(e.value)
     assert "unexpected: pooler.weight" in str(e.value)
 
@@ -151,7 +151,7 @@ def test_the_bias_of_the_head_has_two_names(tmp_path, model):
         write_safetensors(tmp_path / "model.safetensors", only)
         back = ReformerModelWithLMHead.from_pretrained(tmp_path)
         assert same(back.parameters, model.parameters)
-    # of two, that of the decoder, in either order
+    # of the two, the decoder's, in either order
     for order in (sorted(names), sorted(names, reverse=True)):
         tensors = iter([(n, np.full(320, n == "lm_head.decoder.bias", np.float32)) for n in order])
         bias = {"lm_head.bias": np.zeros(320, np.float32)}
@@ -167,7 +167,7 @@ def test_mask_constants_of_old_checkpoints_are_passed_over(tmp_path, model):
     assert same(ReformerModelWithLMHead.from_pretrained(tmp_path).parameters, model.parameters)
 
 
-def test_constants_of_an_activation_are_saved_and_read_beside_its_weights(tmp_path):
+def test_constants_of_an_activation_are_saved_and_read_with_its_weights(tmp_path):
     config = small_config(hidden_act="xielu", attn_layers=["local"])
     model = randomise(ReformerModelWithLMHead(config, rng=0))
     at = "reformer.encoder.layers.0.feed_forward.dense.act_fn."
@@ -258,7 +258,7 @@ def test_a_model_opens_under_another_head(tmp_path, kind, to):
         text = str(warned.pop().message)
         assert text.startswith(f"{to.__name__}.from_pretrained: ")
         assert not warned.list
-        # every tensor that was drawn, and every one that is not used
+        # every tensor that was initialized, and every one that is unused
         assert all(name in text for name in HEADS[kind] + HEADS[to])
         assert ("missing: " in text, "drawn" in text) == (bool(HEADS[to]),) * 2
         assert ("unexpected: " in text, "not used" in text) == (bool(HEADS[kind]),) * 2
@@ -282,7 +282,7 @@ def test_a_part_of_a_head_or_of_the_body_is_not_enough(tmp_path):
         rewrite(tmp_path, lambda tensors, name=name: tensors.pop(name))
         with pytest.raises(ValueError, match=rf"missing: {name}.*strict=False"):
             ReformerForSequenceClassification.from_pretrained(tmp_path)
-    # nor is a body in which something is missing, where the head is drawn
+    # nor may tensors of the body be missing if the head is initialized
     with pytest.raises(ValueError, match=rf"\(missing: {name}\)"):
         ReformerForQuestionAnswering.from_pretrained(tmp_path)
 
@@ -306,7 +306,7 @@ def test_fields_of_the_configuration_may_be_given(tmp_path):
     ):
         model = open_(tmp_path, num_labels=5, ignore_mismatched_sizes=True, rng=5)
     assert model(random_ids((1, 9))).logits.shape == (1, 5)
-    # of the body nothing is passed over
+    # no tensor of the body is ignored
     with pytest.raises(
         ValueError, match=r"embeddings.word_embeddings.weight: .*; resize_token_emb"
     ):
@@ -344,7 +344,7 @@ def test_the_lines_of_transformers_page_on_a_classifier(tmp_path, model):
         ReformerForSequenceClassification.from_pretrained(tmp_path, config={}, num_labels=3)
 
 
-# ---- names with something before them ----
+# ---- names with a prefix ----
 
 PREFIXES = {
     "module.{}": None, "_orig_mod.{}": None, "model.{}": None, "net.{}": None,
@@ -480,7 +480,7 @@ def test_without_the_library_the_extra_is_named(tmp_path, model, monkeypatch):
 
 
 class FakeHub:
-    """huggingface_hub's snapshot_download, of one model that lies in a folder."""
+    """huggingface_hub's snapshot_download of one model, from a local folder."""
 
     def __init__(self, files):
         self.files, self.calls = files, []
@@ -509,7 +509,7 @@ def test_a_name_on_the_hub_is_downloaded_and_opened(hub, model):
     model.save_pretrained(hub.files)
     back = ReformerModelWithLMHead.from_pretrained("someone/reformer", revision="main")
     assert same(back.parameters, model.parameters)
-    # the older file is not asked for where there is a newer one
+    # the older file is not requested if there is a newer one
     ((revision, patterns),) = hub.calls
     assert revision == "main"
     assert not any("bin" in pattern for pattern in patterns)
@@ -538,7 +538,7 @@ def test_without_the_hubs_library_the_extra_is_named(tmp_path, monkeypatch):
         ReformerModelWithLMHead.from_pretrained("a/b")
 
 
-# ---- whole or not there ----
+# ---- atomic writes ----
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

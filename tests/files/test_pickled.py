@@ -1,4 +1,4 @@
-"""torch's files without torch: real ones are read, and hostile ones are refused and run nothing."""
+"""torch's files without torch: real ones are read; hostile ones are refused and run no code."""
 
 import collections
 import io
@@ -42,11 +42,11 @@ def test_torch_is_not_imported():
     assert {name for name in sys.modules if name.split(".")[0] == "torch"} == loaded
 
 
-# ---- files of our own making ----
+# ---- hand-made files ----
 
 
 class Named:
-    """A global that is pickled by a name of our choice, and does not have to exist."""
+    """A global pickled under any name, whether it exists or not."""
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -149,7 +149,7 @@ def test_big_endian_files_are_read(tmp_path):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", ["state_dict", "model_state_dict", "model", "module"])
-def test_weights_may_be_an_entry_beside_others(tmp_path, form, name):
+def test_weights_may_be_an_entry_among_others(tmp_path, form, name):
     moment = tensor(Stored(key="1", kind="LongStorage"), 0, (2,), (1,))
     state = {
         "epoch": 3, "pytorch-lightning_version": "2.6.0", "hyper_parameters": {"lr": 1e-3},
@@ -185,7 +185,7 @@ def test_numbers_that_numpy_does_not_have_are_named_with_their_tensor(tmp_path, 
 
 
 class Trap:
-    """Whoever unpickles this with Python's pickle leaves a file behind."""
+    """Unpickling this with Python's pickle creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -262,7 +262,7 @@ def test_other_instructions_and_broken_programs_are_refused(tmp_path, form, name
 
 
 HUGE = 2**61
-# a few bytes in the file, and a text without an end
+# a few bytes in the file that expand without limit
 NESTED: tuple = ()
 for _ in range(60):
     NESTED = (NESTED, NESTED)

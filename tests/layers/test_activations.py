@@ -20,7 +20,7 @@ LAYERS = ["local", "lsh"]
 
 
 def draw_values(name, rng):
-    """Weights that are not the first ones, and the constants."""
+    """Weights other than the initial ones, and the constants."""
     activation = WEIGHTED[name]
     weights = {weight: float(rng.standard_normal()) for weight in activation.weights}
     return weights, weights | activation.constants
@@ -81,7 +81,7 @@ def test_a_models_gradients_are_the_slope_of_its_loss(name, chunk):
         return model.loss_and_gradients(ids, labels=ids, rng=1)[0]
 
     inputs = [model.parameters[key].copy() for key in moved]
-    # small enough a step that no bucket and few signs change, large enough for slopes of 1e-5
+    # a step small enough that no bucket and few signs change, and large enough for slopes of 1e-5
     assert_is_the_derivative(
         loss, inputs, [gradients[key] for key in moved], np.random.default_rng(0), step=4e-6
     )

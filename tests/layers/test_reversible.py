@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_depth():
     stream = 512 * 64 * 4
     shallow, deep = peak_of_a_step(2), peak_of_a_step(14)
     assert deep - shallow < stream / 4
-    # what the budget buys: a stack that keeps its activations grows by many streams a layer
+    # with a budget, activations are kept: many streams per layer
     assert peak_of_a_step(14, memory_budget=np.inf) - deep > 12 * 4 * stream
 
 
@@ -113,7 +113,7 @@ def test_a_memory_budget_is_kept():
 
 
 def in_parts(monkeypatch, rows):
-    """Layers take so few rows at a time, and LSH attention one head of one sequence."""
+    """Layers process `rows` rows at a time, and LSH attention one head of one sequence."""
     monkeypatch.setattr(Sublayer, "rows_at_a_time", staticmethod(lambda c: rows))
     monkeypatch.setattr(LSHAttention, "max_bytes", 1)
 

@@ -179,7 +179,7 @@ def test_another_number_of_labels_renames_them_as_transformers_does(count):
         assert config.num_labels == count
         assert config.id2label == expected
         assert config.label2id == {label: i for i, label in expected.items()}
-    # and other names, another number
+    # a different number of names sets another number of labels
     config.id2label = names
     assert config.num_labels == 3
     assert config.changed({"id2label": expected}).num_labels == count
@@ -231,7 +231,7 @@ def test_ids_of_special_tokens_of_other_models_are_kept():
 
 
 def test_layers_of_one_type_need_only_one_name():
-    # transformers looks at no place of a list in which all are alike
+    # transformers accepts any length of a list whose elements are all equal
     for kinds, n in ((["local"], 2), (["lsh"], 3), (["local", "local"], 4), (["lsh"] * 3, 2)):
         config = ReformerConfig(attn_layers=kinds, num_hidden_layers=n)
         assert config.layer_types == kinds[:1] * n
@@ -276,7 +276,7 @@ def test_a_configuration_is_made_of_anything_that_is_written(more):
     names = {field.name for field in dataclasses.fields(ReformerConfig)}
     assert config.extra == {k: v for k, v in more.items() if k not in names | {"model_type"}}
     assert ReformerConfig(extra={"a": 1}, b=2).extra == {"a": 1, "b": 2}
-    # with it, nothing else than without it
+    # with it, the same as without it
     same = dataclasses.replace(ReformerConfig(sinusoidal_pos_embds=True), extra={})
     assert same == ReformerConfig()
 
@@ -302,7 +302,7 @@ def test_a_misspelt_field_is_refused_with_the_nearest(wrong, right):
     ):
         with pytest.raises((TypeError, AttributeError), match=f"^{wrong}: .*did you mean {right}"):
             act()
-    # a file keeps what somebody wrote into it
+    # a file keeps fields that others added to it
     with pytest.warns(UserWarning, match=f"^{wrong}: kept, .*did you mean {right}"):
         config = ReformerConfig.from_dict({wrong: 3})
     assert config == ReformerConfig(extra={wrong: 3})

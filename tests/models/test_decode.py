@@ -1,4 +1,4 @@
-"""Decoding with a cache: what it gives beside a forward pass over the text so far."""
+"""Decoding with a cache, compared with a forward pass over the whole text."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def long_config(t, **changes):
 
 
 def decoded(model, ids, prompt, **options):
-    """Logits (b, t - prompt, v) at each step, when ids (b, t) come one after another."""
+    """Logits (b, t - prompt, v) of each step, for ids (b, t) appended one at a time."""
     seen, ids = [], np.asarray(ids)
 
     def force(text, z):
@@ -90,7 +90,7 @@ def test_a_longer_text_never_changes_its_beginning():
 
 
 def test_fixed_chunks_do_change_their_beginning():
-    """What the test above would say of scope="chunk"."""
+    """The test above would fail with scope="chunk"."""
     model = language_model(**long_config(1000))
     _, rotations = rotations_of(model, 1000, 0)
     ids = random_ids((1, 1000))
@@ -153,7 +153,7 @@ def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt, softcap
 
 @pytest.mark.parametrize("rounds", [2, 3, 5])
 def test_a_token_alone_in_its_buckets_is_its_value(isa, rng, rounds):
-    """As the forward pass has it, to the bit, in float32 too."""
+    """Equal to the forward pass bit for bit, in float32 too."""
     d = 8
     wv = rng.standard_normal((d, d)).astype(np.float32)
     x, one, zero = rng.standard_normal((1, d)).astype(np.float32), np.ones(d), np.zeros(d)
@@ -251,7 +251,7 @@ def storage(request):
 
 
 def round_weights(model, storage):
-    """Replace the matrices by what they are once they are quantized."""
+    """Replace the matrices by their dequantized values."""
     for name, weight in model.parameters.items():
         if weight.ndim == 2 and "embeddings" not in name:
             weight[...] = ops.dequantize(ops.quantize(weight, storage), weight.dtype)

@@ -1,4 +1,4 @@
-"""The encoder-decoder against the reference, against itself token by token, and in use."""
+"""The encoder-decoder: against the reference, token by token, and its public methods."""
 
 import copy
 import dataclasses
@@ -135,7 +135,7 @@ def test_kept_activations_give_the_same_gradients(training):
 
 @pytest.mark.parametrize("dropout", [False, True])
 def test_a_batch_in_parts_gives_the_same_gradients(monkeypatch, dropout):
-    # dropout's bits depend on the rows that are taken at a time
+    # dropout's bits depend on how many rows are processed at a time
     model = small_model(attn_layers=["local", "lsh"])
     if dropout:
         model.decoder.config.local_attention_probs_dropout_prob = 0.5
@@ -246,7 +246,7 @@ def test_padding_of_targets_changes_nothing(changes, by):
 @pytest.mark.parametrize("budget", [0, 10**9])
 def test_padding_of_targets_changes_no_gradient(changes, budget):
     model = small_model(**changes)
-    # where the number of buckets is open, a training step chooses it for the whole batch
+    # if the number of buckets is not fixed, a training step chooses one for the whole batch
     training = model.decoder.config.num_buckets is not None
     arguments = {"rng": 3, "memory_budget": budget, "training": training}
     ids, labels = random_ids((len(ENDS), 9)), padded_labels()
@@ -362,7 +362,7 @@ def test_what_a_call_can_give():
     assert vectors.loss == plain.loss
 
 
-# ---- writing ----
+# ---- generation ----
 
 
 @pytest.mark.parametrize("storage", ["int8", "bfloat16"])
@@ -384,7 +384,7 @@ def test_quantized_weights_write_what_the_rounded_weights_write(storage):
     assert exact.shape == quantized.shape
 
 
-# LSH layers in chunks are cut elsewhere as a text grows: docs/generation.md
+# chunk boundaries of LSH layers move as a text grows: docs/generation.md
 @pytest.mark.parametrize(
     ("layers", "scope"),
     [(["local"], "chunk"), (["local"], "bucket"), (["local", "lsh"], "bucket"),
@@ -441,7 +441,7 @@ def test_steps_use_the_encoders_keys_and_values_where_they_are(monkeypatch, choi
         return id(array) if array.base is None else owner(array.base)
 
     assert len(used) > 10
-    # of each layer one array of keys and one of values, in every step
+    # for each layer one array of keys and one of values, the same in every step
     assert len({owner(array) for pair in used for array in pair}) == 4
 
 
@@ -592,7 +592,7 @@ def test_a_step_is_planned_once(monkeypatch):
         return plan(self, *arguments)
 
     for module in ("encoder_decoder", "calls"):
-        # what is free is less at each look
+        # each reading reports less free memory
         monkeypatch.setattr(
             f"reformer_c.models.{module}.available_memory",
             lambda: readings.append(1) or 10**9 // len(readings),
@@ -614,7 +614,7 @@ def test_each_side_has_its_own_budget(monkeypatch):
         steps.append(
             model.loss_and_gradients(random_ids((2, 20)), labels=random_ids((2, 10)), rng=0)
         )
-        # a call's is in place of both
+        # a call's budget replaces both
         assert model.memory(20, 10, 2, memory_budget=0).kept == 0
     assert kept[None, None] == 0
     assert 0 < kept[10**9, None] != kept[None, 10**9] > 0
@@ -623,7 +623,7 @@ def test_each_side_has_its_own_budget(monkeypatch):
         assert_close(loss, steps[0][0], "replay")
         assert_each_close(gradients, steps[0][1], "model_backward")
     assert model.memory(20, 10, 2, memory_budget=10**9).kept == kept[10**9, 10**9]
-    # shares are of what is free, the encoder's of what the decoder has left
+    # shares of free memory; the encoder's is a share of what the decoder leaves
     free = int(1.5 * kept[None, 10**9])
     monkeypatch.setattr("reformer_c.models.encoder_decoder.available_memory", lambda: free)
     assert model.memory(20, 10, 2).kept <= free
@@ -700,7 +700,7 @@ def test_bad_arguments_are_named(changes, error, words):
 
 def test_bad_arguments_of_writing_are_named(monkeypatch):
     model, ids = small_model(), random_ids((2, 5))
-    monkeypatch.setattr(Pass, "forward", None)  # nothing is computed by then
+    monkeypatch.setattr(Pass, "forward", None)  # before anything is computed
     for changes, error, words in [
         ({"max_new_tokens": 50}, ValueError, r"max_new_tokens\b"),
         ({"beams": 2}, TypeError, r"beams\b"),
@@ -734,11 +734,11 @@ def test_bad_arguments_of_writing_are_named(monkeypatch):
         ReformerEncoderDecoder(small_config(is_decoder=False, lsh_num_chunks_after=1))
 
 
-# ---- learning ----
+# ---- training ----
 
 
 def test_it_learns_to_write_backwards():
-    """What an encoder-decoder is for, and no causal model can do before it has read all."""
+    """A task that needs the whole input before the first output."""
     config = small_config(
         attn_layers=["local", "lsh"], hidden_size=32, axial_pos_embds=False, initializer_range=0.05,
         attention_head_size=16, num_buckets=2,

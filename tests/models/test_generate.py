@@ -1,4 +1,4 @@
-"""generate: the rules of choosing a token, and texts that can be repeated."""
+"""generate: the rules of choosing a token, and reproducible texts."""
 
 import itertools
 from dataclasses import replace
@@ -100,7 +100,7 @@ def test_at_a_high_temperature_all_are_alike():
     {"num_beams": 2}, {"num_beams": 2, "do_sample": True, "temperature": 1e-310},
 ])  # fmt: skip
 def test_the_repetition_penalty_has_a_limit_too(penalty, token, rules):
-    """What was said is likeliest, of it the likeliest; or nothing of it comes."""
+    """The likeliest of the earlier tokens is chosen; or none of them is."""
     logits = np.array([[2.0, 1.5, 2.5, 1.0]])
     if "num_beams" in rules:  # there they are log-probabilities: all are negative
         token = 2 if penalty < 1 else 1
@@ -119,7 +119,7 @@ def test_top_k_keeps_the_likeliest():
     np.testing.assert_allclose(probabilities(np.log([0.1, 0.9]), top_k=5), [0.1, 0.9])
 
 
-def test_min_p_leaves_what_is_that_likely_beside_the_likeliest():
+def test_min_p_keeps_tokens_with_that_share_of_the_highest_probability():
     p = probabilities(np.log([0.1, 0.4, 0.2, 0.3]), min_p=0.5)
     np.testing.assert_allclose(p, [0, 4 / 9, 2 / 9, 3 / 9])
 
@@ -182,7 +182,7 @@ def test_no_end_before_the_least_number_of_tokens():
 def test_bad_words_do_not_occur():
     ids = decode(count_up, [[3]], bad_words_ids=[[4]], max_new_tokens=3)
     assert 4 not in ids
-    # only the second token of a word is out of the question, and only after the first
+    # only the second token of a word is banned, and only after the first
     ids = decode(count_up, [[3], [4]], bad_words_ids=[[4, 5], [8, 6]], max_new_tokens=3)
     assert ids[0, :2].tolist() == [3, 4]
     assert [4, 5] not in [row[i : i + 2].tolist() for row in ids for i in range(3)]
@@ -237,7 +237,7 @@ def test_as_many_beams_as_texts_find_the_best_of_all():
 
 
 def short_or_long(**options):
-    """The best text where 0, the end, has probability 0.4 at once, and going on as long as
+    """The best text if 0, the end, has probability 0.4 at the first step, and continuing as long as
     possible 0.6 * 0.8 ** n."""
     table = np.log([[1.0, 1e-30], [0.2, 0.8]])
     first = np.log([[0.4, 0.6]])
@@ -360,7 +360,7 @@ def test_a_row_comes_out_as_it_does_alone(scope, options):
         own = together[row * copies : (row + 1) * copies]
         assert np.array_equal(alone[:, prompt.shape[1] :], own[:, 24:])
         longer = model.generate(prompt, **options | {"max_new_tokens": 12})
-        if "num_beams" not in options:  # else what comes later decides, too
+        if "num_beams" not in options:  # otherwise later tokens decide, too
             assert np.array_equal(longer[:, : alone.shape[1]], alone)
 
 
@@ -416,7 +416,7 @@ def test_the_prompt_s_first_forward_pass_is_the_call_s(cached, t, scope):
 def test_a_prompt_of_one_token_and_no_new_tokens_are_fine(model):
     options = {"eos_token_id": None, "rng": 0}
     assert model.generate([[3]], max_new_tokens=41, **options).shape == (1, 42)
-    assert model.generate([[3]], **options).shape == (1, 42)  # the default of 100 gives way
+    assert model.generate([[3]], **options).shape == (1, 42)  # the default of 100 is reduced
     assert model.generate([[3]], max_new_tokens=0).tolist() == [[3]]
 
 

@@ -1,4 +1,4 @@
-"""GenerationConfig: checked options, the layers in which they count, and the files they are in."""
+"""GenerationConfig: checked options, their order of precedence, and their files."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_the_call_goes_before_the_argument_before_the_model_before_the_defaults(
     assert model.generate([[1]]).shape == (1, 5)
     assert model.generate([[1]], generation_config=given).shape == (1, 4)
     assert model.generate([[1]], generation_config=given, max_new_tokens=2).shape == (1, 3)
-    # None turns off what lower layers say
+    # None turns off an option of lower precedence
     assert model.generate([[1]], generation_config=given, max_new_tokens=None).shape == (1, 42)
 
 

@@ -1,4 +1,4 @@
-"""What a step takes is said before it, and what cannot fit is refused."""
+"""The memory of a step is predicted, and a step that cannot fit is refused."""
 
 import json
 import subprocess
@@ -208,7 +208,7 @@ def free(tmp_path, own):
     group(tmp_path / "proc", meminfo=system + "Committed_AS: 3000 kB\nHugePages_Total: 0\n")
     (tmp_path / "own").write_text(own)
     found = runtime.available_memory(tmp_path / "root", tmp_path / "own", tmp_path / "proc")
-    return found - _core.pool_cached()  # what this process keeps for itself is free, too
+    return found - _core.pool_cached()  # memory that the pool keeps counts as free, too
 
 
 def test_free_memory_is_the_systems_or_less_where_the_group_is_bounded(tmp_path):
@@ -229,7 +229,7 @@ def test_free_memory_is_the_systems_or_less_where_the_group_is_bounded(tmp_path)
     assert free(tmp_path, "4:memory:/c\n1:cpu:/\n") == 450_000
 
 
-def test_where_nobody_tells_nothing_is_refused(tmp_path):
+def test_without_statistics_nothing_is_refused(tmp_path):
     nowhere = tmp_path / "nowhere"
     assert runtime.available_memory(nowhere, nowhere, nowhere) is None
 
@@ -240,7 +240,7 @@ def test_free_memory_is_what_the_group_may_take_without_being_slowed_down(tmp_pa
     assert free(tmp_path, "0::/\n") == 420_000
     group(tmp_path / "root", memory__max="300000\n", memory__high="max\n", **used)
     assert free(tmp_path, "0::/\n") == 220_000
-    # statistics that are missing say that nothing is cached
+    # without statistics nothing counts as cached
     (tmp_path / "root" / "memory.stat").unlink()
     assert free(tmp_path, "0::/\n") == 200_000
 
@@ -341,7 +341,7 @@ print("ok")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_a_process_whose_addresses_are_limited_keeps_them(limit, when):
-    """ulimit -v, ulimit -d: nothing is reserved, and a step that cannot fit is refused."""
+    """ulimit -v, ulimit -d: no memory is reserved, and a step that cannot fit is refused."""
     result = subprocess.run(
         [sys.executable, "-c", LIMITED, limit, when], capture_output=True, text=True
     )

@@ -76,7 +76,7 @@ def test_masked_tokens_are_hidden_as_in_the_reference(changes):
     expected = reference.body(model.parameters, config, ids, attention_mask=mask, hashing=rotations)
     actual = model(ids, mask, rotations=rotations).last_hidden_state
     assert_close(actual[mask == 1], expected[mask == 1], "model_forward")
-    # what stands at a masked place does not matter to the others
+    # ids at masked positions do not affect the others
     other = np.where(mask == 1, ids, (ids + 1) % 13)
     moved = model(other, mask, rotations=rotations).last_hidden_state
     np.testing.assert_array_equal(moved[mask == 1], actual[mask == 1])
@@ -122,7 +122,7 @@ def test_ragged_lengths_are_evaluated_as_if_padded_to_a_common_multiple(changes,
     assert_close(output.last_hidden_state, padded, "model_forward")
     assert output.last_hidden_state.shape[1] == t
     assert all(ids is None or ids.shape == (2, 2, 2, t) for ids in output.buckets)
-    # with a mask of one's own, masked rows too
+    # with a mask passed to the call, masked rows are equal too
     own = padding_mask(2, t)
     mask[:, :t] = own
     padded = model(ids, mask, rotations=rotations).last_hidden_state[:, :t]
@@ -166,7 +166,7 @@ def test_with_exact_buckets_the_future_does_not_change_the_past():
         assert_close(beginning, whole[:, :t], "model_forward")
 
 
-# ---- what a call gives ----
+# ---- outputs ----
 
 
 def test_outputs_that_were_not_asked_for_are_none():
@@ -212,7 +212,7 @@ def test_rounds_of_hashing_may_change_from_call_to_call():
 
 
 def meetings(probabilities, places, t):
-    """Probabilities (n, m, window) of one head, added up where query and key stand: (t, t)."""
+    """Probabilities (n, m, window) of one head, summed by query and key: (t, t)."""
     dense = np.zeros((t, t))
     n, m, window = probabilities.shape
     chunks = places.reshape(n, m)
@@ -243,7 +243,7 @@ def test_attention_probabilities_have_hugging_faces_shapes_and_add_up_to_one():
     dense = meetings(output.attentions[1][0, 0], places, 24)[:22, :22]
     assert not np.triu(dense, 1).any()
     assert (np.diag(dense)[8:] < 1e-3).mean() > 0.5
-    # asking does not change the numbers
+    # recording does not change the numbers
     plain = model(ids, mask, rng=0).last_hidden_state
     np.testing.assert_array_equal(plain, output.last_hidden_state)
 
@@ -836,7 +836,7 @@ def test_targets_are_named_with_what_is_expected(kind, name, wrong, expected):
 
 
 def test_labels_are_taken_for_what_they_are():
-    """One call does not decide for the next, as in transformers it does."""
+    """One call does not affect the next, as it does in transformers."""
     model, call = one_call(ReformerForSequenceClassification)
     classes = model(**call).loss
     several = model(**call | {"labels": [[1.0, 1.0], [0.0, 1.0]]}).loss
@@ -845,7 +845,7 @@ def test_labels_are_taken_for_what_they_are():
 
 
 def test_targets_may_be_columns():
-    """Of one number a row, as transformers takes them."""
+    """One number per row, as in transformers."""
     model, call = one_call(ReformerForSequenceClassification)
     assert model(**call | {"labels": [[0], [1]]}).loss == model(**call).loss
     one = {"input_ids": call["input_ids"][:1], "rng": 0}
@@ -866,7 +866,7 @@ def test_a_class_read_from_padding_is_warned_of(mask):
     call["attention_mask"][1] = np.arange(21) < 18
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(**call)  # on the right it is in nobody's way
+        model(**call)  # padding on the right changes no other token
 
 
 def test_a_text_without_tokens_in_which_an_answer_could_be_is_warned_of():
@@ -881,11 +881,11 @@ def test_a_text_without_tokens_in_which_an_answer_could_be_is_warned_of():
         model(**call, attention_mask=mask)
 
 
-# ---- what a call gives, as transformers' outputs ----
+# ---- outputs, as transformers' ----
 
 
 def one_call(kind, **changes):
-    """A model, and what it is called with to have a loss."""
+    """A model, and arguments that give it a loss."""
     model = kind(small_config(is_decoder=kind is ReformerModelWithLMHead), rng=0)
     ids = random_ids((2, 21))
     targets = {
@@ -911,7 +911,7 @@ def test_an_output_is_a_mapping_and_a_sequence(kind):
     model, call = one_call(kind)
     output = model(**call, output_hidden_states=True, output_attentions=True)
     names = [*FIELDS[kind], "hidden_states", "attentions"]
-    # what transformers' outputs do not have comes last
+    # fields that transformers' outputs do not have come last
     more = ["last_hidden_state"] if "LM" in kind.__name__ else []
     assert list(output) == list(output.keys()) == [*names, *more]
     assert len(output) == len(names + more)
@@ -934,7 +934,7 @@ def test_an_output_is_a_mapping_and_a_sequence(kind):
     assert [*reversed(output)] == [*output][::-1]
     with pytest.raises(TypeError, match="cannot be deleted from an output"):
         del output[next(iter(output))]
-    # without what it was not asked for
+    # without fields that were not requested
     assert [*model(**call)] == [*FIELDS[kind], *more]
 
 
@@ -1079,7 +1079,7 @@ def test_the_first_training_step_chooses_the_number_of_buckets(tmp_path):
         found = model(random_ids((1, t)), rng=0, output_buckets=True).buckets
         return 1 + found[0].max()
 
-    # not trained, a model goes by the length, as transformers' does
+    # before training, the number follows from the length, as in transformers
     assert [buckets(model, t) for t in (40, 100)] == [16, 32]
     model.loss_and_gradients(random_ids((2, 4)), labels=random_ids((2, 4)), rng=0)
     assert model.config is config  # one chunk: nothing was hashed
@@ -1138,7 +1138,7 @@ def test_local_layers_choose_no_number_of_buckets():
     assert model.config.num_buckets is None
 
 
-# ---- another number of words ----
+# ---- resizing the vocabulary ----
 
 
 @pytest.mark.parametrize("kind", FIELDS)

@@ -1,5 +1,5 @@
-"""Options meet: configurations, lengths, masks and the options of a call, of training and of
-generate drawn together, against the references in float64, so that no pair of them is untried."""
+"""Combined options: configurations, lengths, masks and the options of a call, of training and of
+generate are drawn together and compared with the references in float64."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ from reformer_c.models.model import ReformerForMaskedLM, ReformerModelWithLMHead
 
 V = 13
 WORDS = "reformer.embeddings.word_embeddings.weight"
-ASKED = ("output_attentions", "output_hidden_states", "output_buckets")
+REQUESTED = ("output_attentions", "output_hidden_states", "output_buckets")
 LONGEST = 26
 BOOLEANS = st.booleans()
 NUM_BUCKETS = st.sampled_from([None, 2, 4, [2, 2], [2, 4]])
@@ -32,7 +32,7 @@ NUM_BUCKETS = st.sampled_from([None, 2, 4, [2, 2], [2, 4]])
 def configurations(
     draw, activations=("relu", "gelu", "silu"), decoders=BOOLEANS, num_buckets=NUM_BUCKETS
 ):
-    """Small configurations: every field that changes the numbers or the way to them."""
+    """Small configurations: every field that changes results or how they are computed."""
     is_decoder = draw(decoders)
     after = st.just(0) if is_decoder else st.integers(0, 1)
     fields = {
@@ -155,7 +155,7 @@ CALL = dict(
     r=st.sampled_from([None, 1, 2]),
     vectors=st.booleans(),
     with_labels=st.booleans(),
-    asked=st.fixed_dictionaries({name: st.booleans() for name in ASKED}),
+    requested=st.fixed_dictionaries({name: st.booleans() for name in REQUESTED}),
 )
 
 
@@ -171,7 +171,7 @@ def test_padded_rows_have_numbers_of_buckets_of_their_own(config, **call):
     check_a_call(config, True, **call)
 
 
-def check_a_call(config, draws, given_, r, vectors, with_labels, asked):
+def check_a_call(config, draws, given_, r, vectors, with_labels, requested):
     ids, mask, positions, labels = given_
     b, t = ids.shape
     model, rounds = model_of(config), r or config.num_hashes
@@ -182,7 +182,7 @@ def check_a_call(config, draws, given_, r, vectors, with_labels, asked):
         attention_mask=mask, position_ids=positions, num_hashes=r, rotations=rotations, rng=7,
         labels=labels if with_labels else None,
     )  # fmt: skip
-    output = model(**arguments, **asked)
+    output = model(**arguments, **requested)
 
     hashing = model(**arguments, output_buckets=True).buckets if draws else rotations
     expected = expected_logits(model, rounds, ids, mask, positions, hashing, draws)
@@ -195,9 +195,9 @@ def check_a_call(config, draws, given_, r, vectors, with_labels, asked):
         h = expected[:, : targets.shape[1]]
         loss = cross_entropy_head(h, identity, np.zeros(V), targets)
         assert_close(output.loss, loss, "model_forward")
-    for name in ASKED:
+    for name in REQUESTED:
         values = getattr(output, name.removeprefix("output_"))
-        assert (values is not None) == asked[name]
+        assert (values is not None) == requested[name]
     for p in output.attentions or ():
         whole = p.reshape(b, p.shape[1], -1, p.shape[-1]).sum(axis=-1)
         if mask is None:
@@ -311,7 +311,7 @@ def test_gradients_are_the_derivative_whatever_training_is_told(
         if not config.apply_lm_head_bias:
             directions["lm_head.bias"][...] = 0
         assert_close(loss, at(0.0), "model_forward")
-    # so short a step that no token changes its bucket on the way
+    # a step so short that no token changes its bucket
     expected = slope(at, [0.0], [1.0], 1e-7)
     actual = sum(float((g * directions[name]).sum()) for name, g in gradients.items())
     typical = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
@@ -319,7 +319,7 @@ def test_gradients_are_the_derivative_whatever_training_is_told(
 
 
 def counted(labels, mask, is_decoder):
-    """The labels; -100 where they are predicted at a masked place."""
+    """The labels; -100 where they are predicted at a masked position."""
     if mask is None:
         return labels
     at = mask if not is_decoder else np.pad(mask[:, :-1], ((0, 0), (1, 0)))
@@ -400,13 +400,13 @@ def test_texts_follow_the_options_row_by_row(
             text, own = np.append(prompt, row[t:]), own[: len(prompt) + new]
             n = min(len(text), len(own))
             np.testing.assert_array_equal(text[:n], own[:n])
-            # of others that go on, or of rows that ended, there is only padding
+            # the rest is padding: the row has ended, or others are longer
             assert (text[n:] == pad).all() and (own[n:] == pad).all()
             if beams > 1:
                 continue
             circle = "lsh" in config.layer_types or config.local_num_chunks_before > 1
             if use_cache and config.attention_scope == "chunk" and circle:
-                continue  # decoding in chunks is near a forward pass, not the same
+                continue  # decoding in chunks approximates a forward pass
             end = generation.check(
                 text, len(prompt), partial(next_logits, model, len(prompt)), options, eos
             )

@@ -42,7 +42,7 @@ def test_the_field_is_the_block_is_the_setting(precision, memory_budget):
     rc.set_matmul_precision(precision)
     try:
         assert bits(step(model, memory_budget=memory_budget)) == by_field
-        # what a configuration says, counts
+        # the configuration takes precedence
         highest = bits(step(language_model("highest"), memory_budget=memory_budget))
         assert (highest == by_field) == (precision == "highest")
     finally:

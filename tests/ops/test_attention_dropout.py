@@ -34,7 +34,7 @@ KINDS = [full, local, lsh_chunks, lsh_buckets]
 
 
 def kept_weights(kind, rng, dtype, p, key):
-    """Which of the weights that are not 0 were kept (others nan), all kept ones rightly scaled."""
+    """Which nonzero weights were kept (others nan); the kept ones are checked for their scale."""
     qk, k = normal(rng, dtype, *SHAPE), normal(rng, dtype, *SHAPE)
     plain = weights_of(lambda v: kind(qk, k, v), SHAPE, dtype)
     dropped = weights_of(lambda v: kind(qk, k, v, dropout=p, dropout_key=key), SHAPE, dtype)

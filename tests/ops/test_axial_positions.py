@@ -37,7 +37,7 @@ def test_backward_is_the_derivative(isa, dtype, rng, n1, n2, d1, d2, shape):
 
 
 def test_the_row_is_the_quotient_and_the_column_the_remainder(isa, dtype):
-    """Hugging Face's documentation has them the other way round from its code."""
+    """Hugging Face's documentation has the opposite order of its code."""
     w0, w1 = np.array([[10], [20]], dtype), np.array([[1], [2], [3]], dtype)
     y = ops.axial_positions(np.arange(6), w0, w1)
     np.testing.assert_array_equal(y, [[10, 1], [10, 2], [10, 3], [20, 1], [20, 2], [20, 3]])

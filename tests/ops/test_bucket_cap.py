@@ -1,4 +1,4 @@
-"""bucket_cap: large buckets are cut into segments, and what that leaves out is said."""
+"""bucket_cap: large buckets are cut into segments, and the share left out is reported."""
 
 import numpy as np
 import pytest

@@ -21,7 +21,7 @@ def test_a_share_p_is_dropped_and_the_rest_scaled(isa, dtype, rng, p):
     assert y.dtype == x.dtype
     keep = kept(x, y, p)
     assert_bernoulli(keep, p)
-    # nor does any row, column or stride of the bits stand out
+    # the same share in rows, columns and strides
     assert_bernoulli(keep[:, ::2], p)
     assert_bernoulli(keep[::2], p)
     assert_bernoulli(keep.ravel()[3::4], p)

@@ -1,4 +1,4 @@
-"""The promises that every op makes alike: pairs, out=, workers, layouts, untouched inputs."""
+"""What all operations have in common: pairs, out=, workers, layouts, unchanged inputs."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_what_underflows_or_overflows_within_is_no_error(isa, dtype, rng, name, 
 
 @every_call
 def test_a_call_can_be_replayed_bit_for_bit(isa, dtype, rng, name):
-    # reversible layers elsewhere replay other rotations or other dropout than they drew
+    # in other libraries reversible layers replay other rotations or dropout than they drew
     op, inputs, options = arguments(name, rng, dtype)
     out, saved = forward(op, inputs, options)
     dout = output_gradient(op, rng, out)
@@ -83,7 +83,7 @@ def test_a_call_can_be_replayed_bit_for_bit(isa, dtype, rng, name):
     again, saved_again = forward(op, copies, options)
     assert_same_bits([again], [out])
     assert_same_bits(backward(op, dout, saved_again), gradients)
-    # and a gradient may be asked for twice
+    # the backward pass may run twice
     assert_same_bits(backward(op, dout, saved), gradients)
 
 

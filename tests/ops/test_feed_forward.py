@@ -10,9 +10,9 @@ from tolerances import assert_all_close, assert_close, tolerance
 from reformer_c import ops
 
 ACTIVATIONS = sorted(reference.ACTIVATIONS)
-# those with a corner, where a difference has to be small to be a slope
+# those with a corner, which need a small step of differences
 CORNERED = {"relu", "leaky_relu", "relu6", "relu2", "hardswish", "gelu_10"}
-# those that rise like x, and come from 0
+# those that tend to 0 on the left and to x on the right
 RAMPS = {"relu", "gelu", "gelu_new", "hardswish", "mish", "quick_gelu", "silu"}
 SIZES = [0, 1, 3, 4, 5, 6, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]
 SHAPES = [
@@ -49,7 +49,7 @@ def test_every_activation_matches_the_reference(isa, dtype, rng, activation):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_activation_is_right_far_out_on_its_tails(isa, dtype, activation):
-    """Through identity maps nothing hides the small values, and nothing may overflow."""
+    """Identity maps show the activation's own values: small ones are exact, and none overflows."""
     x = np.array([-1e4, -200, -90, -30, -9, -5, -3, -1e-4, 0, 1e-4, 3, 5, 9, 30, 90, 200, 1e4])
     x = x.astype(dtype)[:, None]
     one, none = np.ones((1, 1), dtype), np.zeros(1, dtype)
@@ -61,7 +61,7 @@ def test_an_activation_is_right_far_out_on_its_tails(isa, dtype, activation):
     dx = ops.feed_forward_backward(np.ones_like(x), saved)[0]
     assert np.isfinite(dx).all()
     if activation in RAMPS:
-        limit = tolerance("forward", "float32")  # the slopes are so near it at 30 and beyond
+        limit = tolerance("forward", "float32")  # of the slopes at 30 from their limits
         np.testing.assert_allclose(dx[-4:], 1, rtol=limit)
         np.testing.assert_allclose(dx[:4], 0, atol=limit)
 

@@ -34,7 +34,7 @@ SHAPES = [
     (129, 127, 64), (64, 200, 33), (270, 330, 8), (330, 270, 8),
 ]  # fmt: skip
 
-# what is tested, and what it is held against
+# the operation, and its reference
 FULL = (ops.full_attention_forward, ops.full_attention_backward, reference.full)
 
 
@@ -72,7 +72,7 @@ def test_backward_matches_the_reference(isa, dtype, rng, t, tk, d):
 @pytest.mark.parametrize(("t", "tk"), [(600, 600), (600, 300), (300, 600)])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_whole_heads_and_pieces_of_heads_give_the_same_gradients(isa, dtype, rng, t, tk, is_causal):
-    # two heads are taken whole by one thread or two; three threads share them in pieces
+    # one or two threads process whole heads; three share them in pieces
     q, k, v = draw(rng, dtype, t, tk, 5, b=1)
     options = {"is_causal": is_causal, "attention_mask": rng.random((1, tk)) < 0.9}
     assert_forward_and_backward_match(rng, *FULL, q, k, v, **options)
@@ -88,7 +88,7 @@ def test_whole_heads_and_pieces_of_heads_give_the_same_gradients(isa, dtype, rng
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_as_many_keys_are_seen_as_there_are_queries_but_not_the_same(isa, dtype, rng, is_causal):
-    # 50 queries, and 50 of 64 keys in the same block: what a query reaches has to be counted
+    # 50 queries see 50 of 64 keys in one block: their number does not tell which they are
     q, k, v = draw(rng, dtype, 50, 64, 16, b=1)
     mask = np.ones((1, 64), bool)
     mask[0, 5:19] = False
@@ -256,7 +256,7 @@ def test_a_value_or_key_that_is_not_a_number_reaches_only_the_queries_that_see_i
 
 
 def test_a_masked_key_may_hold_anything(isa, dtype, rng):
-    """What stands in padding is nobody's business."""
+    """Values in padding, NaN included, change no result."""
     q, k, v = draw(rng, dtype, 20, 20, 8)
     mask = np.ones((2, 20))
     mask[:, [3, 4, 17]] = 0

@@ -25,7 +25,7 @@ quick = settings(
 
 CHUNKS = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200]
 
-# what is tested, and what it is held against
+# the operation, and its reference
 LOCAL = (ops.local_attention_forward, ops.local_attention_backward, reference.local)
 
 
@@ -57,7 +57,7 @@ def test_chunks_longer_than_what_one_task_holds_match_the_reference(isa, dtype, 
 @pytest.mark.parametrize("m", [5, 64, 100, 256, 300])
 @pytest.mark.parametrize("wrap", [False, True])
 def test_neighbours_that_meet_once_give_both_what_they_should(isa, dtype, rng, m, wrap):
-    # with one chunk of look-back a chunk leaves dq to the next one, if the same thread takes it
+    # with one chunk of look-back a chunk leaves dq to the next one on the same thread
     q, k, v = draw(rng, dtype, 1, 2, 5 * m // 2, 6)
     options = {"chunk_length": m, "wrap": wrap, "attention_mask": rng.random((1, 5 * m // 2)) < 0.9}
     assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
@@ -139,7 +139,7 @@ def test_backward_is_the_derivative(isa, dtype, rng, is_causal, wrap):
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("mask_kind", MASKS)
 def test_the_circle_is_hugging_faces_padded_evaluation(isa, rng, t, is_causal, mask_kind):
-    """Rows that see nothing included: in float32 they are a sum over all that stands around."""
+    """Including rows that see nothing: in float32 they are the sum over their window."""
     q, k, v = draw(rng, "float32", 2, 2, t, 6)
     options = {
         "chunk_length": 8,

@@ -32,7 +32,7 @@ def assert_matches(rng, dtype, qk, v, buckets, num_buckets, **options):
     assert_close(out[seeing], want[seeing], "attention")
     assert_close(out[~seeing], want[~seeing], "self_only")
 
-    # a gradient of rows that see only themselves is theirs alone: leave it to its own tests
+    # gradients of rows that see only themselves have tests of their own
     dout = normal(rng, dtype, *qk.shape) * seeing[..., None].astype(dtype)
     gradients = ops.lsh_attention_backward(dout, saved)
     assert all(g.dtype == qk.dtype for g in gradients)
@@ -286,9 +286,9 @@ def test_one_bucket_is_full_attention(isa, dtype, rng):
         whole = ops.lsh_attention(
             qk, v, buckets=one, num_buckets=2, scope="bucket", chunk_length=4, **options
         )
-        # a masked query's bucket is that of the masked
-        asked = seeing & (mask[:, None] != 0)
-        assert_close(whole[asked], full[asked], "attention")
+        # a masked query is in the bucket of masked positions
+        visible = seeing & (mask[:, None] != 0)
+        assert_close(whole[visible], full[visible], "attention")
         covered = {
             "chunk_length": 12,
             "num_chunks_after": 1,

@@ -1,4 +1,4 @@
-"""What must hold of rc.lsh_attention whatever its numbers are: who reaches whom, and extremes."""
+"""Properties of rc.lsh_attention for any input: which keys a query sees, and extreme values."""
 
 from functools import partial
 
@@ -45,7 +45,7 @@ def test_causal_outputs_do_not_depend_on_later_tokens(isa, dtype, rng, scope, ac
 
 @pytest.mark.parametrize("allow_duplicate_attention", [True, False])
 def test_whole_buckets_are_strictly_causal(isa, dtype, rng, allow_duplicate_attention):
-    """Where only chunks are, not edges, growing text leaves what was computed as it was."""
+    """A longer text does not change the outputs of its beginning."""
     qk, v = normal(rng, dtype, 2, 2, 60, 8), normal(rng, dtype, 2, 2, 60, 8)
     options = {
         "num_hashes": 3,
@@ -88,7 +88,7 @@ def test_the_weights_of_a_query_sum_to_1(isa, dtype, rng, scope):
 
 
 def test_corrected_duplicates_count_each_pair_once(isa, dtype, rng):
-    """The paper's set: the union over the rounds of the query's buckets, each key once."""
+    """The paper's set: the union of the query's buckets over the rounds, each key once."""
     t, shape = 30, (1, 2, 30, 32)
     qk = normal(rng, dtype, *shape)
     buckets = buckets_of("random", (1, 2, 4, t), 4, None, rng)
@@ -176,7 +176,7 @@ NOT_HUGGING_FACES = [
 def test_such_rows_are_their_value_where_hugging_face_has_no_such_attention(
     isa, dtype, rng, options, r, t
 ):
-    """To the bit: the rounding of Hugging Face's log-sum-exp, 9e-3 in float32, is theirs alone."""
+    """Bit for bit: the rounding of Hugging Face's log-sum-exp, 9e-3 in float32, is not repeated."""
     qk, v, dout = normal(rng, dtype, 3, 1, 2, t, 8)
     mask = np.ones((1, t), bool)
     mask[0, :3] = False
@@ -202,7 +202,7 @@ def test_such_rows_drop_each_meeting_for_itself(isa, dtype, rng):
     out = ops.lsh_attention(
         qk, v, num_hashes=r, buckets=buckets, scope="bucket", dropout=0.5, dropout_key=3
     )
-    share = (out / v)[0, 0, :, 0]  # of three meetings, each 0 or 2 thirds
+    share = (out / v)[0, 0, :, 0]  # of three occurrences, each 0 or 2 thirds
     kept = np.round(share * 1.5)
     np.testing.assert_allclose(share, kept / 1.5, rtol=tolerance("forward", dtype))
     assert set(kept) == {0, 1, 2, 3}
@@ -257,7 +257,7 @@ def test_equal_vectors_share_their_attention_equally(isa, dtype, rng, scope, siz
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-6, 1e-3, 1e2, 1e4, 1e5, 1e6])
 def test_large_and_small_vectors_match_the_reference_in_float64(isa, rng, scope, size):
-    """Past 1e5 a score can fall below a query's score with itself: then itself it attends to."""
+    """Beyond 1e5 scores can be below a query's constant score with itself, which then wins."""
     t = 30
     qk, v = size * normal(rng, "float64", 1, 2, t, 6), normal(rng, "float64", 1, 2, t, 6)
     qk[:, :, ::3] *= 1e-3

@@ -70,7 +70,7 @@ def test_the_first_direction_wins_a_tie(isa, dtype):
     x = np.array([[0, 0], [1, 1], [-1, -1], [1, -1], [-1, 1]], dtype)[None, None]
     rotations = np.eye(2, dtype=dtype)[None, :, None, :]
     found = ops.lsh_hash(x, num_hashes=1, num_buckets=4, rotations=rotations)
-    # the directions in turn: east, north, west, south
+    # the directions in order: east, north, west, south
     np.testing.assert_array_equal(found[0, 0, 0], [0, 0, 2, 0, 1])
 
 

@@ -17,7 +17,7 @@ from reformer_c.ops.machine import layer_scratch
 
 PRECISIONS = ["highest", "high", "medium"]
 ROUNDED = PRECISIONS[1:]
-# around the 16 and 32 rows and columns, and the 32 steps, that the hardware takes together
+# around the hardware's tiles of 16 and 32 rows and columns, and 32 steps
 EDGES = [8, 15, 16, 17, 31, 32, 33, 65]
 
 
@@ -27,7 +27,7 @@ def as_before():
     rc.set_matmul_precision("highest")
 
 
-# ---- what is computed ----
+# ---- results ----
 
 
 def test_the_reference_rounds_as_it_says():
@@ -64,7 +64,7 @@ def test_feed_forward_is_near_the_reference(isa, rng, precision, n, f):
     x, w1, b1, w2, b2 = (
         normal(rng, np.float32, *s) for s in [(n, 24), (f, 24), (f,), (24, f), (24,)]
     )
-    smooth = {"activation": "gelu"}  # rounding may take a unit of relu over its kink
+    smooth = {"activation": "gelu"}  # rounding may change the sign of a unit of relu
     y, saved = ops.feed_forward_forward(x, w1, b1, w2, b2, matmul_precision=precision, **smooth)
     assert_close(y, feed_forward(x, w1, b1, w2, b2, **smooth), precision)
     dy = normal(rng, np.float32, n, 24)
@@ -131,7 +131,7 @@ def test_attention_is_near_the_reference(isa, rng, precision, kind, options, t, 
     assert saved.spec.matmul_precision == precision
     exact = expected()
     gradients = exact.gradients(v, dout)
-    # a row that sees itself alone has weights that move with an ulp of -1e5
+    # weights of a row that sees only itself change with an ulp of -1e5
     alone = "self_only" if kind == "lsh" and precision == "high" else precision
     assert_close(out, exact.output(v), alone)
     scale = max(np.abs(g).max(initial=0) for g in gradients)
@@ -183,7 +183,7 @@ def test_buckets_do_not_depend_on_it(isa, rng):
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
 
-# ---- how it is chosen ----
+# ---- choosing a precision ----
 
 
 def test_the_setting_the_block_and_the_call(rng):

@@ -1,4 +1,4 @@
-"""The references, before anything is measured against them: two opinions, and their slopes."""
+"""The references themselves: two independent implementations agree, and gradients are exact."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_a_hidden_row_is_the_sum_in_float32_and_the_mean_in_float64():
     q, k, v = draw_arrays(rng, 3, 1, 1, 8, 4, "float32")
     mask = [[0, 1, 1, 1, 1, 1, 1, 1]]
     options = {"chunk_length": 4, "is_causal": True, "attention_mask": mask, "wrap": True}
-    window = v[0, 0].sum(axis=0)  # its chunk, and round the circle the last one
+    window = v[0, 0].sum(axis=0)  # its chunk, and the last one, which precedes it on the circle
     assert_close(
         attention.local(q, k, **options).output(v)[0, 0, 0], window, "attention", "float32"
     )

@@ -17,7 +17,7 @@ MODELS = (
 )
 LENGTHS = ("multiple", "ragged", "shorter than a chunk", "one")
 MASKS = ("none", "right", "left", "both")
-# configurations; each goes through every length with every mask
+# configurations; each is combined with every length and every mask
 COUNT = 40
 VOCABULARY = 19
 
@@ -51,7 +51,7 @@ def draw_cases(seed: int, length: str) -> list[Case]:
     t, trains = draw_length(rng, config, length)
     fit_to_length(rng, picker(rng), config, t, trains)
     cases = []
-    # one token is all that there is
+    # there is only one token
     for masked in MASKS if t > 1 else MASKS[:1]:
         rng = np.random.default_rng([seed, LENGTHS.index(length), MASKS.index(masked)])
         b = int(rng.integers(1, 4))
@@ -99,7 +99,7 @@ def draw_config(rng, pick, seed, model):
         "axial_pos_embds_dim": pick([4, 12], [9, 7]),
         "num_labels": labels,
         "problem_type": problem if labels == 3 else None,
-        # far from the first weights' smallness, so that attention has something to choose
+        # larger than the usual initial weights, so that attention is not uniform
         "initializer_range": pick(0.02, 0.3),
         "layer_norm_eps": pick(1e-12, 1e-5),
         "eos_token_id": 2,

@@ -1,4 +1,4 @@
-"""A case through transformers, with its rotations on record."""
+"""A case computed by transformers, with its rotations recorded."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from .ours import evaluation_arguments, training_arguments
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 with warnings.catch_warnings():
-    # other projects' deprecations are not ours to fail by
+    # deprecations inside other projects are no failures here
     warnings.simplefilter("ignore")
     import torch
     import transformers
@@ -33,7 +33,7 @@ transformers.logging.set_verbosity_error()
 
 @contextlib.contextmanager
 def recorded_rotations(seed):
-    """The list fills up with what the hashing layers draw, the same in each run.
+    """The list receives the rotations that the hashing layers draw, the same in each run.
 
     In training the layers seed torch from the machine's entropy: the draws get a generator.
     """

@@ -3,7 +3,7 @@
     PYTHONPATH=tests python -m parity.make_fixtures
 
 writes tests/parity/fixtures/*.npz: the configuration as JSON, weights, inputs, rotations, and
-transformers' outputs, loss and gradients in float32. Beside them two files of torch.save, one in
+transformers' outputs, loss and gradients in float32. It also writes two files of torch.save, one in
 each of its formats, and what is in them.
 """
 

@@ -1,4 +1,4 @@
-"""A case through reformer_c, and how its numbers are compared."""
+"""A case computed by reformer_c, and the comparison of its numbers."""
 
 import numpy as np
 from tolerances import tolerance
@@ -30,7 +30,7 @@ def evaluation_arguments(case, dtype):
 def training_arguments(case, dtype):
     """What a training step is given.
 
-    On the way back transformers forgets num_hashes, and in training its axial positions do not
+    In the backward pass transformers ignores num_hashes, and in training its axial positions do not
     read position_ids.
     """
     names = ["inputs_embeds"] + ["position_ids"] * (not case.config["axial_pos_embds"])

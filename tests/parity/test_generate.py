@@ -78,7 +78,7 @@ RULES = [
     {"forced_eos_token_id": 7},
     {"forced_eos_token_id": [7, 9], "max_new_tokens": 5},
     {"prefix_allowed_tokens_fn": only_even},
-    # what is allowed is forbidden by what comes before
+    # all allowed tokens are banned by other options
     {"prefix_allowed_tokens_fn": lambda row, ids: [5], "bad_words_ids": [[5]],
      "max_new_tokens": 3},
     {"renormalize_logits": True, "repetition_penalty": 1.7},
@@ -138,7 +138,7 @@ def assert_same_until_the_end(ours, written, t, ends):
         ({"repetition_penalty": 1.7, "max_length": 25}, None),
         ({}, {"max_new_tokens": 7, "repetition_penalty": 3.0}),
         ({}, {"max_new_tokens": 30, "eos_token_id": [4, 6, 8], "pad_token_id": 1}),
-        # the one file is in place of the other
+        # one file replaces the other
         ({"repetition_penalty": 1.7}, {"max_new_tokens": 30}),
         ({}, {"max_length": 40, "no_repeat_ngram_size": 2, "num_beams": 2, "eos_token_id": 5}),
     ],
@@ -155,7 +155,7 @@ def test_a_folder_s_options_are_read_as_theirs(tmp_path, config, generation):
     ours = ReformerModelWithLMHead.from_pretrained(tmp_path)
     ours.config.apply_lm_head_bias = live.APPLIES_BIAS
     ids = np.random.default_rng(0).integers(3, 30, (3, 12))
-    # the length of which nobody speaks is another one
+    # without a length in the files, the defaults differ
     length = {} if "length" in str(config) + str(generation) or generation else {"max_length": 50}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -282,7 +282,7 @@ def take_the_likeliest(monkeypatch):
 @pytest.mark.parametrize("options", WARPERS, ids=str)
 @pytest.mark.parametrize("ends", [2, [2, 3, 4, 5]])
 def test_beams_are_drawn_from_their_distribution(monkeypatch, options, ends):
-    """Both take the likeliest of what is to be drawn, in place of a draw."""
+    """Both take the likeliest token instead of drawing."""
     model, theirs = pair(vocab_size=60)
     ids = np.random.default_rng(0).integers(3, 60, (2, 12))
     options = {"max_new_tokens": 15, "eos_token_id": ends, "pad_token_id": 0, "num_beams": 3,

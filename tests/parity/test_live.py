@@ -48,7 +48,7 @@ def test_outputs_and_losses(group, dtype):
 
 
 def trains(group):
-    # a causal language model has nothing to say about a text of one token
+    # a causal language model predicts nothing in a text of one token
     t = group[0].inputs["input_ids"].shape[1]
     silent = group[0].model == "ReformerModelWithLMHead" and t == 1
     return group[0].trains and bool(group[0].targets) and not silent
@@ -116,7 +116,7 @@ def test_a_class_is_read_from_padding_as_theirs_is():
 def test_every_field_has_their_default():
     theirs = live.transformers.ReformerConfig().to_dict()
     ours_ = ReformerConfig().to_dict()
-    # what their library notes about itself, and names of classes that follow from num_labels
+    # metadata of their library, and class names that follow from num_labels
     notes = {
         "transformers_version", "architectures", "dtype", "id2label", "label2id", "_name_or_path",
     }  # fmt: skip
@@ -230,7 +230,7 @@ def test_activations_and_their_slopes_are_theirs(name):
     y.backward(torch.ones_like(y))
     if name in WEIGHTED:
         values = {key: value.item() for key, value in function.state_dict().items()}
-        # theirs are bfloat16, and so are the first values
+        # their initial values are rounded to bfloat16, and so are ours
         assert values == WEIGHTED[name].weights | WEIGHTED[name].constants
         out = WEIGHTED[name].forward(x, **values)
         slope, slopes = WEIGHTED[name].backward(np.ones_like(x), x, **values)
@@ -298,7 +298,7 @@ def test_outputs_have_their_fields_in_their_order(name):
     theirs = getattr(live.transformers, name)(
         live.transformers.ReformerConfig(**model.config.to_dict())
     ).eval()
-    ids, asked = np.arange(12)[None], {"output_hidden_states": True, "output_attentions": True}
+    ids, requested = np.arange(12)[None], {"output_hidden_states": True, "output_attentions": True}
     targets = {
         "ReformerModel": {},
         "ReformerForSequenceClassification": {"labels": np.array([1])},
@@ -306,7 +306,7 @@ def test_outputs_have_their_fields_in_their_order(name):
             "start_positions": np.array([1]), "end_positions": np.array([2])
         },
     }.get(name, {"labels": ids})  # fmt: skip
-    for extra in ({}, asked):
+    for extra in ({}, requested):
         output = model(ids, **targets, **extra)
         with live.torch.no_grad():
             expected = theirs(live.torch.tensor(ids), **live.tensors(targets), **extra)

@@ -1,4 +1,4 @@
-"""AdamW beside torch's, Adafactor beside transformers', over several steps."""
+"""AdamW against torch's and Adafactor against transformers', over several steps."""
 
 import numpy as np
 import pytest

@@ -13,7 +13,7 @@ if find_spec("torch") is None or find_spec("reformer_pytorch") is None:
     pytest.skip("needs reformer_pytorch: pip install '.[parity]'", allow_module_level=True)
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # other projects' deprecations are not ours to fail by
+    warnings.simplefilter("ignore")  # deprecations inside other projects are no failures here
     import torch
     from reformer_pytorch import Autopadder, LSHSelfAttention, Reformer, ReformerLM
     from reformer_pytorch.reformer_pytorch import LSHAttention
@@ -95,7 +95,7 @@ def test_a_context_is_seen():
     mask = torch.arange(16) < torch.tensor([[16], [5]])
     assert_same(theirs, ours, x, keys=keys)
     assert_same(theirs, ours, x, keys=keys, context_mask=mask)
-    # the original code runs where this core has no counterpart
+    # options without a counterpart in this core run the original code
     theirs, ours = two(LSHSelfAttention, **LAYER | {"causal": True})
     assert_same(theirs, ours, x, keys=keys)
     seen = torch.rand(2, 48, 48, generator=torch.Generator().manual_seed(0)) < 0.7
@@ -242,7 +242,7 @@ def test_options_without_a_counterpart_are_refused(options, words):
     assert_same(rt.unpatch(theirs), good, draw(1, 32, 32).float())
 
 
-def test_parts_that_are_somebody_elses_are_refused():
+def test_parts_of_other_classes_are_refused():
     class Own(LSHAttention):
         def forward(self, qk, v, **rest):
             return super().forward(qk, 2 * v, **rest)

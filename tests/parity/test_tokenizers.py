@@ -1,4 +1,4 @@
-"""Ids and types of texts and pairs, and what folders say of them, as theirs."""
+"""Ids and types of texts and pairs, and the files of folders, compared with transformers."""
 
 import io
 import json

@@ -1,6 +1,6 @@
 """Softmax attention, one query at a time.
 
-Full, local and LSH attention differ only in what a query gets to see: a list of key occurrences.
+Full, local and LSH attention differ only in what a query sees: a list of key occurrences.
 Each row of a query's `seen` (n, 3) is one occurrence: the query's round, the key's round, the key's
 position. A key may occur often: once a round, and again where a window reaches round its circle. A
 query's output is ONE softmax over all its occurrences, which is what weighting each round by its
@@ -56,7 +56,7 @@ def see_chunks(orders, m, before, after, wrap):
 def see_buckets(buckets, cap=None):
     """In each round, the keys of the query's own bucket: buckets is (r, t).
 
-    A cap cuts buckets into segments of that many tokens: the query's own and those beside it.
+    A cap cuts buckets into segments of that many tokens: the query's own and its neighbours.
     """
     t = buckets.shape[1]
     seen = [[occurrences(0, 0, [])] for _ in range(t)]
@@ -87,8 +87,8 @@ def log_sum_exp(s):
 def softmax_as_rounded(s, rounds):
     """Hugging Face's arithmetic, in the precision of s: a softmax a round, weighted by its lse.
 
-    It shows where every score is a constant. In float32, -1e9 + log n is -1e9 again, every weight
-    is exp(0) = 1, and the output is the sum of the values rather than their mean.
+    It matters only if every score is a constant. In float32, -1e9 + log n is -1e9 again, every
+    weight is exp(0) = 1, and the output is the sum of the values rather than their mean.
     """
     present = sorted(set(rounds.tolist()))
     lse = np.array([log_sum_exp(s[rounds == r]) for r in present], dtype=s.dtype)

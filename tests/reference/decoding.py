@@ -1,4 +1,4 @@
-"""Attention of a text that comes token by token: each token by itself, from the definitions."""
+"""Attention of a text that grows token by token, computed anew for each from the definitions."""
 
 import numpy as np
 

@@ -1,11 +1,11 @@
-"""What a dropout mask must look like: which bits are drawn is the core's own affair."""
+"""What a dropout mask must look like: which bits are drawn is left to the core."""
 
 import numpy as np
 from tolerances import tolerance
 
 
 def kept(x, y, p):
-    """Where y is x / (1 - p) rather than 0. Says so if y is anything else, or x has zeros."""
+    """Where y is x / (1 - p) rather than 0. Fails if y is anything else, or x has zeros."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     assert np.all(x != 0), "a zero does not tell whether it was kept"
     keep = y != 0

@@ -1,4 +1,4 @@
-"""A second opinion: the same attention as Hugging Face computes it, in whole arrays.
+"""An independent reference: the same attention as Hugging Face computes it, in whole arrays.
 
 Sort, cut into chunks, roll the chunks to look around, one softmax a round by its log-sum-exp, merge
 the rounds, all in the precision of the input. A length that is no multiple of the chunk is padded

@@ -36,7 +36,7 @@ def write_tokenizer_json(folder):
     tokenizer.train_from_iterator(
         LINES, vocab_size=110, special_tokens=["<unk>", "</s>"], show_progress=False
     )
-    tokenizer.enable_padding(length=50)  # ours to do: the file's is switched off
+    tokenizer.enable_padding(length=50)  # done here: the file's own is switched off
     tokenizer.enable_truncation(3)
     tokenizer.save(str(folder / "tokenizer.json"))
 

@@ -1,4 +1,4 @@
-"""The programs that show what the paper claims: they run, go on where they were, and add up."""
+"""The programs that reproduce the paper's claims: they run, resume, and their sums are right."""
 
 import importlib.util
 import json
@@ -61,7 +61,7 @@ def test_the_loss_counts_the_second_word_alone(duplication):
 
 def test_accuracy_is_the_share_of_the_second_word_that_is_right(duplication):
     class Copies:
-        """Right but for the last symbol of each text."""
+        """Predicts all but the last symbol of each text."""
 
         config = duplication.make_model("full", 16, 4, 0).config
 
@@ -84,7 +84,7 @@ def test_the_grid_is_printed_and_the_same_command_goes_on(
     assert len(re.findall("the control", printed)) == 2
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["LSH-2"]["32"]["evaluated"]) == {"full", "LSH-8", "LSH-4", "LSH-2", "LSH-1"}
-    # rows that are done are not done again; the one that is missing goes on from its checkpoint
+    # finished rows are not repeated; a missing one resumes from its checkpoint
     del results["local"]["32"]
     (tmp_path / "results.json").write_text(json.dumps(results))
     monkeypatch.setattr(
@@ -117,7 +117,7 @@ def test_depth_adds_parameters_and_bucket_ids_and_nothing_else(monkeypatch, caps
 
 
 def test_a_duplication_grows_from_what_was_learned_of_a_shorter_one(duplication):
-    """Whoever finds i + 1 - 4 from i of a text of 8 finds i' + 1 - 12 from i' of one of 24."""
+    """A model that finds i + 1 - 4 from i in texts of 8 finds i + 1 - 12 in texts of 24."""
     short, long = (duplication.make_model("full", t, 4, t).parameters for t in (8, 24))
     table = short[duplication.POSITIONS]
     table[:] = 0
@@ -133,7 +133,7 @@ def test_a_duplication_grows_from_what_was_learned_of_a_shorter_one(duplication)
 
 
 @pytest.mark.filterwarnings("default")  # transformers warns about itself
-def test_a_step_is_timed_alone_and_beside_hugging_faces(monkeypatch, capfd):
+def test_a_step_is_timed_alone_and_with_hugging_faces(monkeypatch, capfd):
     from benchmarks import rivals, step
 
     options = ("--lengths", 256, 512, "--compare", 256, "--repeats", 1)

@@ -1,4 +1,4 @@
-"""The benchmarks run, rivals do the same work, and goals are held against what was measured."""
+"""The benchmarks run, rivals do the same work, and measurements are compared with goals."""
 
 import json
 from functools import partial
@@ -49,7 +49,7 @@ def test_every_group_is_measured_and_written(tmp_path, capsys):
         assert (goal["measured"] is not None) == there, goal
 
 
-def test_only_the_groups_asked_for_are_measured(tmp_path):
+def test_only_the_named_groups_are_measured(tmp_path):
     file = tmp_path / "figures.json"
     main(["--quick", "--only", "scope", "--threads", "1", "--json", str(file)])
     result = json.loads(file.read_text())

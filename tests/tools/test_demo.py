@@ -1,4 +1,4 @@
-"""The demo: what it prints is computed, and a seed repeats it."""
+"""The demo: its output is computed, and a seed reproduces it."""
 
 import io
 
@@ -98,7 +98,7 @@ def test_bigrams_do_not_predict_the_first_byte_of_a_window():
     train = encode(b"abcd" * 500)
     joined = encode(b"abcdabxd")
     assert bigram_bits_per_byte(train, joined[:6], length=6) < 0.1
-    # x begins a window and is given; what follows it is not foreseen
+    # x begins a window and is given; the next byte is not predicted
     expected = (5 * -np.log2(500.1 / 525.8) + np.log2(258)) / 6
     assert abs(bigram_bits_per_byte(train, joined, length=6) - expected) < tolerance("three_digits")
 

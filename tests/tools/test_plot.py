@@ -1,4 +1,4 @@
-"""Pictures: what they show is what was given, in the axes that were given."""
+"""Plots: they show the data, in the axes that were passed."""
 
 import subprocess
 import sys
@@ -91,7 +91,7 @@ def test_red_is_what_lsh_attention_does_not_look_at(scope, causal, ax):
     buckets = rc.lsh_hash(qk, num_hashes=2, num_buckets=8, rng=0)
     rules = dict(chunk_length=16, is_causal=causal, scope=scope)
     rc.plot.attention_pattern(qk, buckets, ax, **rules)
-    # a value that only one key has: who sees it gets some of it
+    # only one key has this value: a query that sees it gets part of it
     seen = np.stack([
         rc.lsh_attention(qk, np.eye(len(qk))[:, j : j + 16], buckets=buckets, num_hashes=2,
                          num_buckets=8, **rules)

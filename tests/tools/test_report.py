@@ -16,7 +16,7 @@ def draw(t, d=8, heads=2, dtype=np.float64, seed=0):
 
 
 def meetings(buckets, m, before, after):
-    """{(query, key): how often they meet} in the windows of all rounds."""
+    """{(query, key): how often the key is in the query's window}, over all rounds."""
     t = buckets.shape[-1]
     chunks = []
     for row in buckets:

@@ -1,4 +1,4 @@
-"""Text files to tokens, tokens to windows that (seed, step) decide."""
+"""Text files to tokens, and tokens to windows that depend on (seed, step) alone."""
 
 import io
 import math

@@ -340,7 +340,7 @@ def test_clipping_keeps_its_bits():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("other", [5.0, 1e200])
-def test_a_gradient_that_is_not_finite_beside_a_large_one_is_left(bad, other):
+def test_a_gradient_that_is_not_finite_next_to_a_large_one_is_left(bad, other):
     for values in ([bad, other], [other, bad]):
         grads = {str(i): np.array([value]) for i, value in enumerate(values)}
         assert not math.isfinite(clip_gradients(grads, 1.0))

@@ -32,7 +32,7 @@ from reformer_c.training.schedules import schedules
 from reformer_c.training.state import has_checkpoint
 from reformer_c.training.train import Trainer
 
-# where a program that a test starts finds this module and the helpers
+# import paths for the programs that tests start
 TESTS = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
 
 TEXT = np.random.default_rng(0).integers(0, 5, 4000).cumsum() % 23
@@ -215,7 +215,7 @@ KINDS = [
 
 
 def local_model(kind, **changes):
-    # a row does not feel how long it is padded: no chunk looks round the circle
+    # padding does not change a row: no chunk wraps around the circle
     fields = {"attn_layers": ["local"], "local_num_chunks_before": 0}
     fields["is_decoder"] = kind is rc.ReformerModelWithLMHead
     if kind is rc.ReformerForSequenceClassification:
@@ -417,7 +417,7 @@ def test_a_step_in_which_nothing_counts_is_skipped(kind, tmp_path):
     assert ["loss" in line for line in lines] == [True, False, True]
 
 
-def test_a_real_nan_beside_a_batch_in_which_nothing_counts_ends_the_run():
+def test_a_real_nan_next_to_a_batch_in_which_nothing_counts_ends_the_run():
     model = local_model(rc.ReformerForMaskedLM)
     good = arguments(rc.ReformerForMaskedLM, ROWS[0])
     model.parameters["lm_head.bias"][3] = math.nan
@@ -734,7 +734,7 @@ def test_all_that_differs_is_named_at_once(tmp_path):
     }
     assert other.step == 0
     assert not model.parameters["table"].any()
-    # what is evaluated and saved, and where the run ends, may change
+    # evaluation, saving and the last step may change
     again = make(steps=20, held_out=TEXT[:100], evaluate_every=3, save_every=1,
                  folder=tmp_path / "other", log=tmp_path / "log")  # fmt: skip
     again.resume(tmp_path)
@@ -817,7 +817,7 @@ def test_a_model_of_another_configuration_is_refused(tmp_path):
     same = small_reformer()
     same.config.memory_budget = 10**6
     make(same).resume(tmp_path)
-    # the saved model has found its number of buckets
+    # the saved model has its chosen number of buckets
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_buckets": 8}))
     later = small_reformer()
@@ -1097,7 +1097,7 @@ def test_killed_at_any_instant_the_last_checkpoint_is_good(tmp_path, optimizer):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    # it got on, from kill to kill
+    # it made progress between kills
     assert int(result.stdout) > 3
 
 
@@ -1217,7 +1217,7 @@ def test_a_misspelt_attribute_is_refused_with_the_nearest():
             setattr(owner, wrong, 1)
 
     class Noted(AdamW):
-        """A program's own class has what attributes it likes."""
+        """A user's class may have any attributes."""
 
     Noted(model.parameters).notes = []
 
