@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import operator
@@ -258,6 +257,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("x", ["top_k"])
     ''
     """
+    import difflib  # only errors need it
+
     in_lower_case = {other.lower(): other for other in known}
     nearest = difflib.get_close_matches(name.lower(), in_lower_case, n=1)
     return f"; did you mean {in_lower_case[nearest[0]]}?" if nearest else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 __all__ = ["loading_openmp"]
 
@@ -46,12 +45,12 @@ def _places() -> set[int]:
     try:
         import ctypes
 
-        maps = Path("/proc/self/maps").read_text()
+        with open("/proc/self/maps") as file:
+            paths = {line.split(maxsplit=5)[-1].rstrip("\n") for line in file}
     except (ImportError, OSError):
         return set()
     places: set[int] = set()
-    paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines()}
-    for path in sorted(path for path in paths if Path(path).name.startswith(LIBRARIES)):
+    for path in sorted(path for path in paths if os.path.basename(path).startswith(LIBRARIES)):
         try:
             library = ctypes.CDLL(path)
             count = library.omp_get_num_places() if library.omp_get_proc_bind() else 0

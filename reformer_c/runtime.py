@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import os  # not pathlib, whose import would take a tenth of ours
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
 from . import _core
+from ._core import openmp_threads
 from .checks import integer
 
 __all__ = ["get_num_threads", "num_threads", "release_memory", "set_num_threads", "show_config"]
@@ -120,7 +120,11 @@ def resolve_workers(workers: int | None) -> int:
     ValueError: workers must not be 0: pass None for the default, or a number of threads
     """
     if workers is None:
-        return (_block_threads.get() or _process_threads).here()
+        threads, openmp = _block_threads.get() or _process_threads
+        limit = openmp_threads()
+        # OpenMP may have been limited since; threads without a limit have its initial number
+        unlimited = limit in (openmp, _initial_openmp_threads)
+        return threads if unlimited else min(threads, limit)
     return _count_from_end(workers, "workers")
 
 
@@ -141,16 +145,7 @@ class _Setting(NamedTuple):
 
     @classmethod
     def of(cls, threads: int) -> _Setting:
-        return cls(threads, _core.openmp_threads())
-
-    def here(self) -> int:
-        """The number that applies to the calling thread: OpenMP may have been limited since.
-
-        In threads without a limit, OpenMP has its initial number.
-        """
-        limit = _core.openmp_threads()
-        unlimited = limit in (self.openmp, _initial_openmp_threads)
-        return self.threads if unlimited else min(self.threads, limit)
+        return cls(threads, openmp_threads())
 
 
 def _in_a_new_thread(function: Callable[[], int]) -> int:
@@ -184,16 +179,18 @@ def _allowed_processors() -> int:
     return min(count for count in counts if count)
 
 
-def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup"):
+def _cgroup_quota(
+    root: str | os.PathLike = "/sys/fs/cgroup", own: str | os.PathLike = "/proc/self/cgroup"
+):
     """The control group's CPU quota in processors, rounded up; None without a limit.
 
     The parents' limits apply too. Version 2 has a single hierarchy and one file ``cpu.max`` with
     quota and period; version 1 has a hierarchy per controller and a file for each number.
     """
     quotas = []
-    for folder, version in _cgroup_folders(Path(root), Path(own)):
+    for folder, version in _cgroup_folders(root, own):
         names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        numbers = " ".join(_read(folder / name) for name in names).split()
+        numbers = " ".join(_read(folder, name) for name in names).split()
         # "max", or -1, is no limit
         if len(numbers) == 2 and all(x.isdigit() and int(x) > 0 for x in numbers):
             quota, period = map(int, numbers)
@@ -201,7 +198,9 @@ def _cgroup_quota(root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/
     return min(quotas, default=None)
 
 
-def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[tuple[Path, int]]:
+def _cgroup_folders(
+    root: str | os.PathLike, own: str | os.PathLike, controller: str = "cpu"
+) -> Iterator[tuple[str, int]]:
     """The folders of this process's control group and its parents: (folder, version)."""
     for line in _read(own).splitlines():
         _, _, rest = line.partition(":")
@@ -209,26 +208,24 @@ def _cgroup_folders(root: Path, own: Path, controller: str = "cpu") -> Iterator[
         if not separator:
             continue  # not in Linux's format
         if controllers == "":
-            tops, version = [root, root / "unified"], 2
+            tops, version = ["", "unified"], 2
         elif controller in controllers.split(","):
-            tops, version = [root / controller, root / controllers], 1
+            tops, version = [controller, controllers], 1
         else:
             continue
+        names = [name for name in path.split("/") if name]
         for top in tops:
-            folder = top / path.lstrip("/")
-            yield folder, version
-            while folder != top and top in folder.parents:
-                folder = folder.parent
-                yield folder, version
+            for depth in range(len(names), -1, -1):
+                yield os.path.join(root, top, *names[:depth]), version
 
 
 # ---- memory ----
 
 
 def available_memory(
-    root: str | Path = "/sys/fs/cgroup",
-    own: str | Path = "/proc/self/cgroup",
-    proc: str | Path = "/proc",
+    root: str | os.PathLike = "/sys/fs/cgroup",
+    own: str | os.PathLike = "/proc/self/cgroup",
+    proc: str | os.PathLike = "/proc",
 ) -> int | None:
     """Bytes that this process can still allocate; None if the system does not report it.
 
@@ -242,16 +239,15 @@ def available_memory(
     >>> available_memory() is None or available_memory() > 0
     True
     """
-    proc = Path(proc)
-    system, process = _kilobytes(proc / "meminfo"), _kilobytes(proc / "self/status")
+    system, process = _kilobytes(proc, "meminfo"), _kilobytes(proc, "self/status")
     free = [system["MemAvailable"]] if "MemAvailable" in system else []
-    if _read(proc / "sys/vm/overcommit_memory").strip() == "2" and "CommitLimit" in system:
+    if _read(proc, "sys/vm/overcommit_memory").strip() == "2" and "CommitLimit" in system:
         free.append(system["CommitLimit"] - system.get("Committed_AS", 0))
     for limit, size in (("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")):
         bound = _process_limit(limit)
         if bound is not None and size in process:
             free.append(bound - process[size])
-    free += [limit - used for limit, used in _cgroup_memory(Path(root), Path(own))]
+    free += [limit - used for limit, used in _cgroup_memory(root, own)]
     return max(0, min(free)) + _core.pool_cached() if free else None
 
 
@@ -272,19 +268,19 @@ def peak_memory() -> int | None:
 
 
 def _all_memory(
-    root: str | Path = "/sys/fs/cgroup",
-    own: str | Path = "/proc/self/cgroup",
-    proc: str | Path = "/proc",
+    root: str | os.PathLike = "/sys/fs/cgroup",
+    own: str | os.PathLike = "/proc/self/cgroup",
+    proc: str | os.PathLike = "/proc",
 ) -> int:
     """Bytes of memory of the machine, or of the container if that is less."""
-    total = _kilobytes(Path(proc) / "meminfo").get("MemTotal")
+    total = _kilobytes(proc, "meminfo").get("MemTotal")
     if total is None and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [limit for limit, _ in _cgroup_memory(Path(root), Path(own))]
+    limits = [limit for limit, _ in _cgroup_memory(root, own)]
     return min([total or 0, *limits])
 
 
-def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
+def _cgroup_memory(root: str | os.PathLike, own: str | os.PathLike) -> Iterator[tuple[int, int]]:
     """For this process's control group and each parent that has a limit: the limit, and the bytes
     in use without the page cache. ``memory.high`` is a limit too: above it, the kernel throttles
     the group and reclaims memory."""
@@ -292,12 +288,10 @@ def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
         names = (["memory.max", "memory.high"], "memory.current", "inactive_file")
         if version == 1:
             names = (["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file")
-        limits = [
-            int(x) for x in (_read(folder / name) for name in names[0]) if x.strip().isdigit()
-        ]
-        used = _read(folder / names[1]).strip()
+        limits = [int(x) for x in (_read(folder, name) for name in names[0]) if x.strip().isdigit()]
+        used = _read(folder, names[1]).strip()
         if limits and used.isdigit():
-            entries = (line.split() for line in _read(folder / "memory.stat").splitlines())
+            entries = (line.split() for line in _read(folder, "memory.stat").splitlines())
             cached = sum(
                 int(entry[1]) for entry in entries if len(entry) == 2 and entry[0] == names[2]
             )
@@ -314,16 +308,17 @@ def _process_limit(name: str) -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def _kilobytes(path: Path) -> dict[str, int]:
+def _kilobytes(*path: str | os.PathLike) -> dict[str, int]:
     """Bytes by name, from lines like ``VmSize:   12 kB``."""
-    lines = (line.split() for line in _read(path).splitlines())
+    lines = (line.split() for line in _read(*path).splitlines())
     return {x[0][:-1]: 1024 * int(x[1]) for x in lines if len(x) == 3 and x[2] == "kB"}
 
 
-def _read(path: Path) -> str:
+def _read(*path: str | os.PathLike) -> str:
     """A file's text; empty if it cannot be read."""
     try:
-        return path.read_text()
+        with open(os.path.join(*path)) as file:
+            return file.read()
     except (OSError, ValueError):
         return ""
 
