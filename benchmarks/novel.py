@@ -50,11 +50,11 @@ def learn_pieces(text, folder):
 def make_trainer(train, held_out, pieces, bytes_per_token, options):
     # the vocabulary has no end token
     fields = {**dict.fromkeys(DROPOUTS, 0.0), "vocab_size": pieces, "eos_token_id": None}
-    config = preset_config("book", len(train), **fields)
+    config = preset_config("book", len(train) + options.offset, **fields)
     model = rc.ReformerModelWithLMHead(config, rng=options.seed)
     return rc.Trainer(
         model,
-        Sequences([train], bytes_per_token=bytes_per_token),
+        Sequences([train], offset=options.offset, bytes_per_token=bytes_per_token),
         rc.AdamW(model.parameters, lr=options.lr, weight_decay=0.0),
         steps=options.steps,
         schedule=rc.schedules.linear(options.steps, warmup=3, floor=0.1),
@@ -85,6 +85,8 @@ def main():
     add("--steps", type=int, default=55, help="training steps; 55 take an hour on two cores (55)")
     add("--eval-every", type=int, default=5, help="steps between evaluations and saves (5)")
     add("--lr", type=float, default=1.2e-3)
+    add("--offset", type=int, default=0,
+        help="start the positions of each step at a random one from 0 to N (0)")  # fmt: skip
     add("--write", type=int, default=300, help="tokens to generate at the end (300)")
     add("--seed", type=int, default=0)
     add("--plot", metavar="FILE", help="plot the loss to this file")

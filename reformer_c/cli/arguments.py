@@ -135,6 +135,8 @@ def _train_data(add: Callable[..., Any]) -> None:
     add("--batch", **COUNT, default=1, help="sequences per micro-batch (1)")
     add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
     add("--whole-files", action="store_true", help="each file is one sequence")
+    add("--offset", **WHOLE, default=0,
+        help="start the positions of each sequence at a random one from 0 to N (0)")  # fmt: skip
     add("--held-out", **SHARE_BELOW_1,
         help="share of each file, at its end, to evaluate on (0.1; 0 with --evaluate-on)",
     )  # fmt: skip

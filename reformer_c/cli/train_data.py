@@ -57,6 +57,7 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
     common = {
         "order": options.order,
         "seed": options.seed,
+        "offset": options.offset,
         "bytes_per_token": _bytes_per_token(parts, train, tokenizer, options),
     }
     data: Windows | Sequences

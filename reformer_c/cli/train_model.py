@@ -36,8 +36,9 @@ def make_model(
         num_hashes=options.hashes,
     )
     fields |= dict(options.set)
+    positions = data.length + data.offset
     config = preset_config(
-        options.preset, data.length, layers=options.layers, width=options.width, **fields
+        options.preset, positions, layers=options.layers, width=options.width, **fields
     )
     parts = [part for part in (*data.tokens, *held_out) if len(part)]
     smallest, largest = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Data(NamedAttributes):
     tokens: list[np.ndarray]
     order: str
     seed: int
+    offset: int
     bytes_per_token: float
 
     def __init__(
@@ -35,6 +37,7 @@ class Data(NamedAttributes):
         *,
         order: str,
         seed: int,
+        offset: int,
         bytes_per_token: float,
     ) -> None:
         self.tokens = texts_of("tokens", tokens)
@@ -42,6 +45,7 @@ class Data(NamedAttributes):
             raise ValueError(f"order must be 'random' or 'sequential', got {order!r}")
         self.order = order
         self.seed = integer("seed", seed, 0)
+        self.offset = integer("offset", offset, 0)
         self.bytes_per_token = positive("bytes_per_token", bytes_per_token)
 
     def __repr__(self) -> str:
@@ -61,7 +65,17 @@ class Data(NamedAttributes):
             "batch": self.batch_size,
             "order": self.order,
             "seed": self.seed,
+            "offset": self.offset,
         }
+
+    def _at_random_positions(self, ids: np.ndarray, step: int) -> np.ndarray | dict[str, Any]:
+        """ids (b, t) of a step; with an offset, the arguments of a model whose rows begin there."""
+        if not self.offset:
+            return ids
+        # four words of entropy: the streams that choose the rows have fewer
+        rng = np.random.default_rng((self.seed, step, 0, 1))
+        first = rng.integers(0, self.offset, (len(ids), 1), endpoint=True)
+        return {"input_ids": ids, "labels": ids, "position_ids": first + np.arange(ids.shape[1])}
 
     @cached_property
     def _checksum(self) -> int:
@@ -91,7 +105,11 @@ class Windows(Data):
         Random windows begin anywhere; sequential ones follow each other, and wrap around after the
         last full window.
     seed : int
-        Seed of the random order.
+        Seed of the random order and positions.
+    offset : int
+        Each window's first position is drawn from [0, offset], so that a model sees all its
+        positions and learns none by heart; it needs ``length + offset`` of them. 0: positions start
+        at 0.
     bytes_per_token : float
         Bytes of text per token, for losses in bits per byte; 1 for bytes.
 
@@ -112,6 +130,8 @@ class Windows(Data):
            [4, 5, 6, 7]])
     >>> len(windows)
     2
+    >>> Windows(np.arange(10), length=4, offset=100).batch(0)["position_ids"]
+    array([[39, 40, 41, 42]])
     """
 
     # valid starts of windows, and non-overlapping windows, within each array
@@ -127,9 +147,12 @@ class Windows(Data):
         batch: int = 1,
         order: str = "random",
         seed: int = 0,
+        offset: int = 0,
         bytes_per_token: float = 1.0,
     ) -> None:
-        super().__init__(tokens, order=order, seed=seed, bytes_per_token=bytes_per_token)
+        super().__init__(
+            tokens, order=order, seed=seed, offset=offset, bytes_per_token=bytes_per_token
+        )
         self.length = integer("length", length, 1)
         self.batch_size = integer("batch", batch, 1)
         longest = max(map(len, self.tokens))
@@ -145,8 +168,11 @@ class Windows(Data):
         """The number of full, non-overlapping windows."""
         return int(self._full[-1])
 
-    def batch(self, step: int) -> np.ndarray:
-        """The windows of one step, int64 (batch, length); steps count from 0."""
+    def batch(self, step: int) -> np.ndarray | dict[str, Any]:
+        """The windows of one step, int64 (batch, length); steps count from 0.
+
+        With an offset, a dictionary of them and their "position_ids": see `Trainer`.
+        """
         if self.order == "sequential":
             first = step * self.batch_size
             places = (first + np.arange(self.batch_size)) % len(self)
@@ -160,7 +186,7 @@ class Windows(Data):
             part = int(np.searchsorted(ends, place, side="right"))
             start = int(place - (ends[part - 1] if part else 0)) * stride
             rows.append(self.tokens[part][start : start + self.length])
-        return np.stack(rows).astype(np.int64)
+        return self._at_random_positions(np.stack(rows).astype(np.int64), step)
 
 
 class Sequences(Data):
@@ -176,7 +202,9 @@ class Sequences(Data):
     order : {"random", "sequential"}
         Random: a new permutation of all texts in each pass.
     seed : int
-        Seed of the random order and of the windows.
+        Seed of the random order, windows and positions.
+    offset : int
+        As in `Windows`.
     bytes_per_token : float
         Bytes of text per token.
 
@@ -202,9 +230,12 @@ class Sequences(Data):
         *,
         order: str = "random",
         seed: int = 0,
+        offset: int = 0,
         bytes_per_token: float = 1.0,
     ) -> None:
-        super().__init__(tokens, order=order, seed=seed, bytes_per_token=bytes_per_token)
+        super().__init__(
+            tokens, order=order, seed=seed, offset=offset, bytes_per_token=bytes_per_token
+        )
         for i, part in enumerate(self.tokens):
             if len(part) < 2:
                 raise ValueError(f"tokens[{i}] must have at least 2 tokens, got {len(part)}")
@@ -217,8 +248,8 @@ class Sequences(Data):
         """The number of texts."""
         return len(self.tokens)
 
-    def batch(self, step: int) -> np.ndarray:
-        """The text of one step, int64 (1, n); steps count from 0."""
+    def batch(self, step: int) -> np.ndarray | dict[str, Any]:
+        """The text of one step, int64 (1, n), as of `Windows`; steps count from 0."""
         epoch, place = divmod(step, len(self))
         start = 0
         if self.order == "random":
@@ -227,4 +258,5 @@ class Sequences(Data):
         if self.order == "random" and len(part) > self.length:
             rng = np.random.default_rng((self.seed, epoch, int(place)))
             start = int(rng.integers(0, len(part) - self.length + 1))
-        return part[start : start + self.length].astype(np.int64)[None]
+        ids = part[start : start + self.length].astype(np.int64)[None]
+        return self._at_random_positions(ids, step)

@@ -89,9 +89,10 @@ class Trainer(NamedAttributes):
         targets are the labels that are not -100; if labels equal the input ids (a causal language
         model), except the first of each row.
     data : Windows or Sequences
-        Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length`` and
-        ``bytes_per_token`` are used if present. For models other than a causal language model, a
-        dictionary of arguments, such as ``{"input_ids": ids, "labels": labels}``.
+        Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length``,
+        ``offset`` and ``bytes_per_token`` are used if present. For models other than a causal
+        language model, a dictionary of arguments, such as
+        ``{"input_ids": ids, "labels": labels}``.
     optimizer : AdamW or Adafactor, optional
         ``AdamW(model.parameters)`` by default. Parameters that it does not hold are frozen.
     steps : int, optional
@@ -198,6 +199,7 @@ class Trainer(NamedAttributes):
     ) -> None:
         _check_method("model", model, "loss_and_gradients")
         _check_method("data", data, "batch")
+        _check_offset(model, data)
         if optimizer is not None:
             _check_method("optimizer", optimizer, "step")
         if schedule is not None and not callable(schedule):
@@ -434,6 +436,17 @@ class Trainer(NamedAttributes):
             )
         check_finite(grads, step)
         raise FloatingPointError(f"step {step}: the loss is {loss}")
+
+
+def _check_offset(model: Any, data: Any) -> None:
+    """Refuse random positions of which only some steps would exceed the model's."""
+    offset, length = getattr(data, "offset", 0), getattr(data, "length", 0)
+    positions = getattr(getattr(model, "config", None), "num_positions", math.inf)
+    if offset and length + offset > positions:
+        raise ValueError(
+            f"data must have an offset of at most {max(0, positions - length)}: the model has "
+            f"{positions} positions for sequences of {length} tokens, got {offset}"
+        )
 
 
 def _check_method(name: str, value: Any, method: str) -> None:

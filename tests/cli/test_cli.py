@@ -552,6 +552,21 @@ def test_presets_make_models_for_any_length(name, length):
     assert list(config.attn_layers) == list(presets.PRESETS[name].layers)
 
 
+def test_positions_at_random_are_an_option_and_are_part_of_a_run(text, tmp_path, capsys):
+    folder = str(tmp_path / "model")
+    command = ["train", text, *SMALL, "--save", folder, "--steps"]
+    assert main([*command, "2", "--offset", "44"]) == 0
+    assert ReformerConfig.from_json(folder).max_position_embeddings == 300
+    assert main([*command, "3", "--offset", "44", "--resume"]) == 0
+    assert main([*command, "4", "--offset", "43", "--resume"]) == 1
+    assert "max_position_embeddings is 299 here and 300" in capsys.readouterr().err
+    many = ["--set", "max_position_embeddings=300", "--resume"]
+    assert main([*command, "4", "--offset", "43", *many]) == 1
+    assert "data.offset is 43 here and 44" in capsys.readouterr().err
+    assert main([*command, "4", "--offset", "45", *many]) == 1
+    assert "data must have an offset of at most 44" in capsys.readouterr().err
+
+
 def test_presets_change_width_depth_and_rounds():
     config = presets.preset_config("book", 100, layers=3, width=33, num_hashes=4)
     assert config.attn_layers == ["local", "lsh", "local"]

@@ -155,6 +155,26 @@ def test_windows_never_reach_from_one_array_into_the_next(order):
     assert seen == (everywhere if order == "random" else {0, 200, 210})
 
 
+@pytest.mark.parametrize("make", [Windows, Sequences])
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_positions_start_at_random_ones_that_depend_on_seed_and_step_alone(make, order):
+    shape = {"batch": 3} if make is Windows else {}
+    plain = make([TOKENS], 20, order=order, seed=5, **shape)
+    data = make([TOKENS], 20, order=order, seed=5, offset=4, **shape)
+    starts = set()
+    for step in range(60):
+        batch = data.batch(step)
+        assert np.array_equal(batch["input_ids"], plain.batch(step))
+        assert batch["labels"] is batch["input_ids"]
+        positions = batch["position_ids"]
+        assert np.array_equal(positions, positions[:, :1] + np.arange(20))
+        starts |= set(positions[:, 0].tolist())
+    assert starts == {0, 1, 2, 3, 4}
+    again = make([TOKENS], 20, order=order, seed=5, offset=4, **shape)
+    assert np.array_equal(again.batch(7)["position_ids"], data.batch(7)["position_ids"])
+    assert data.describe() == plain.describe() | {"offset": 4}
+
+
 def test_whole_texts_come_in_order_or_all_once_in_a_random_one():
     parts = [np.arange(n) for n in (3, 7, 5, 2)]
     texts = Sequences(parts, order="sequential")
@@ -235,6 +255,8 @@ def test_tokens_may_be_of_any_integer_dtype_and_read_only(dtype, tmp_path):
         ({"batch": 0}, ValueError, "batch"),
         ({"order": "shuffled"}, ValueError, "order"),
         ({"seed": -1}, ValueError, "seed"),
+        ({"offset": -1}, ValueError, "offset"),
+        ({"offset": 0.5}, TypeError, "offset"),
         ({"bytes_per_token": 0}, ValueError, "bytes_per_token"),
         ({"bytes_per_token": math.inf}, ValueError, "bytes_per_token"),
         ({"bytes_per_token": "2"}, TypeError, "bytes_per_token"),

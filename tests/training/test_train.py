@@ -95,6 +95,26 @@ def run(trainer):
 # ---- steps ----
 
 
+def test_positions_at_random_are_those_that_a_model_is_trained_on():
+    model = rc.ReformerModelWithLMHead(small_config(vocab_size=23), rng=0)
+    length = model.config.num_positions - 9
+    data = Windows(TEXT, length, batch=2, offset=9)
+    batch = data.batch(0)
+    assert batch["position_ids"][:, 0].tolist() == [3, 2]
+    loss, _ = model.loss_and_gradients(**batch, rng=0)
+    moved, _ = model.loss_and_gradients(batch["input_ids"], labels=batch["labels"], rng=0)
+    assert loss != moved
+    rows = [
+        model.loss_and_gradients(**{name: ids[i : i + 1] for name, ids in batch.items()}, rng=0)
+        for i in range(2)
+    ]
+    assert_close(loss, np.mean([loss for loss, _ in rows]), "forward", "float32")
+    (report,) = Trainer(model, data, steps=1)
+    assert report.targets == 2 * (length - 1)
+    with pytest.raises(ValueError, match=r"data must have an offset of at most 9: .* got 10"):
+        Trainer(model, Windows(TEXT, length, offset=10))
+
+
 def test_a_trainer_learns_and_reports():
     trainer = make(steps=50, schedule=None)
     reports = list(trainer)
