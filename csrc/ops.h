@@ -119,7 +119,8 @@ typedef struct {
                                   size_t n, size_t c, size_t f, void *scratch);
 
     /* Cross-entropy of softmax(h weight' + bias): loss[0] = sum over the rows whose label is not
-       ignored, loss[1] = their number. Processes `chunk_length` rows at a time, never all n v
+       ignored, loss[1] = their number. The target is 1 - label_smoothing for the label, plus
+       label_smoothing / v for every class. Processes `chunk_length` rows at a time, never all n v
        logits. */
     size_t (*cross_entropy_head_workspace)(const rf_run *run, size_t n, size_t c, size_t v,
                                            size_t chunk_length);
@@ -128,7 +129,8 @@ typedef struct {
                                        const real *weight,    // v c
                                        const real *bias,      // v, or NULL
                                        const int64_t *labels, // n
-                                       int64_t ignore_index, size_t chunk_length,
+                                       int64_t ignore_index, double label_smoothing,
+                                       size_t chunk_length,
                                        double *loss, // 2
                                        size_t n, size_t c, size_t v, void *scratch);
     /* `dloss` is the gradient of the sum: 1 / loss[1] for the mean. */
@@ -137,7 +139,8 @@ typedef struct {
                                         const real *weight,    // v c
                                         const real *bias,      // v, or NULL
                                         const int64_t *labels, // n
-                                        int64_t ignore_index, size_t chunk_length, double dloss,
+                                        int64_t ignore_index, double label_smoothing,
+                                        size_t chunk_length, double dloss,
                                         real *dh,      // n c
                                         real *dweight, // v c, added to
                                         real *dbias,   // v, added to, or NULL

@@ -120,6 +120,7 @@ CALLS = {
     "cross_entropy_head, high": ("cross_entropy_head", {"matmul_precision": "high"}),
     "cross_entropy_head": ("cross_entropy_head", {}),
     "cross_entropy_head, chunks": ("cross_entropy_head", {"chunk_length": 37}),
+    "cross_entropy_head, smoothing": ("cross_entropy_head", {"label_smoothing": 0.1}),
     "full": ("full_attention", {}),
     "full, causal": ("full_attention", dict(is_causal=True, attention_mask=MASK, **DROP)),
     "local": ("local_attention", {"chunk_length": 32, "is_causal": True}),

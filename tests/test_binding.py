@@ -166,6 +166,7 @@ SCALARS = {
     ("feed_forward", "dropout_key"): [-1],
     ("cross_entropy_head", "chunk_length"): [-1, 1.5],
     ("cross_entropy_head", "ignore_index"): [0.5, 2**70],
+    ("cross_entropy_head", "label_smoothing"): [-0.1, 1.0, np.nan, "x"],
     ("adamw_step", "lr"): ["x", np.nan],
     ("adamw_step", "beta1"): [1.0, -0.1, "x"],
     ("adamw_step", "beta2"): [1.0, np.nan],

@@ -29,9 +29,20 @@ static inline real exp_and_sum(real *x, real max, size_t n) {
     return vsum(sum) + tail;
 }
 
-/* Online softmax of a row: running maximum, sum of exp(logit - max), and the label's logit. */
+static inline real logits_sum(const real *x, size_t n) {
+    vec sum = {0};
+    size_t i = 0;
+    for (; i + VEC_LANES <= n; i += VEC_LANES) sum += vload(x + i);
+    real tail = 0;
+    for (; i < n; i++) tail += x[i];
+    return vsum(sum) + tail;
+}
+
+/* Online softmax of a row: running maximum, sum of exp(logit - max), the label's logit, and, if
+   labels are smoothed, the sum of all logits. */
 typedef struct {
     real max, sum, label;
+    double total;
 } row_state;
 
 static void add_piece(row_state *state, real *logits, size_t width) {
@@ -52,14 +63,14 @@ static size_t cross_entropy_task_bytes(const rf_run *run, size_t rows, size_t c)
 /* One task: the losses of its rows, loss[0] their sum and loss[1] their number. */
 static void cross_entropy_rows(const rf_run *run, double *loss, const real *x, packed_matrix packed,
                                const real *bias, const int64_t *labels, size_t rows, size_t c,
-                               size_t v, int64_t ignore, void *scratch) {
+                               size_t v, int64_t ignore, double smoothing, void *scratch) {
     const size_t ld = padded(LOGITS_PIECE);
     row_state state[TASK_ROWS];
     // 1. copy the rows to scratch
     void *at = take(&scratch, left_bytes(run, rows, c), 1);
     const left_matrix left = left_at(run, at, x, rows, c);
     real *logits = scratch;
-    for (size_t i = 0; i < rows; i++) state[i] = (row_state){(real)-INFINITY, 0, 0};
+    for (size_t i = 0; i < rows; i++) state[i] = (row_state){.max = (real)-INFINITY};
 
     // 2. logits, a piece of the vocabulary at a time
     for (size_t j = 0; j < v; j += LOGITS_PIECE) {
@@ -72,6 +83,7 @@ static void cross_entropy_rows(const rf_run *run, double *loss, const real *x, p
             real *row = logits + i * ld;
             const size_t label = (size_t)labels[i] - j; // huge if it is before the piece
             if (label < width) state[i].label = row[label];
+            if (smoothing > 0) state[i].total += (double)logits_sum(row, width);
             add_piece(&state[i], row, width);
         }
     }
@@ -80,7 +92,9 @@ static void cross_entropy_rows(const rf_run *run, double *loss, const real *x, p
     loss[0] = loss[1] = 0;
     for (size_t i = 0; i < rows; i++) {
         if (labels[i] == ignore) continue;
-        loss[0] += (double)state[i].max + log((double)state[i].sum) - (double)state[i].label;
+        const double expected =
+            (1 - smoothing) * (double)state[i].label + smoothing / (double)v * state[i].total;
+        loss[0] += (double)state[i].max + log((double)state[i].sum) - expected;
         loss[1] += 1;
     }
 }
@@ -131,8 +145,9 @@ static size_t cross_entropy_head_workspace(const rf_run *run, size_t n, size_t c
 
 static void cross_entropy_head_forward(rf_run *run, const real *h, const real *weight,
                                        const real *bias, const int64_t *labels,
-                                       int64_t ignore_index, size_t chunk_length, double *loss,
-                                       size_t n, size_t c, size_t v, void *scratch) {
+                                       int64_t ignore_index, double label_smoothing,
+                                       size_t chunk_length, double *loss, size_t n, size_t c,
+                                       size_t v, void *scratch) {
     const size_t task = task_rows(run, n, chunk_length), tasks = blocks_of(n, task);
     const size_t own = cross_entropy_task_bytes(run, task, c);
     const packed_matrix packed = take_packed(&scratch, run, c, v);
@@ -146,7 +161,7 @@ static void cross_entropy_head_forward(rf_run *run, const real *h, const real *w
         if (stopped(run)) continue;
         const size_t row = block * task;
         cross_entropy_rows(run, losses + 2 * block, h + row * c, packed, bias, labels + row,
-                           min_size(task, n - row), c, v, ignore_index,
+                           min_size(task, n - row), c, v, ignore_index, label_smoothing,
                            threads + thread_index() * own);
     }
 
@@ -158,32 +173,34 @@ static void cross_entropy_head_forward(rf_run *run, const real *h, const real *w
     }
 }
 
-/* logits = their gradient, (softmax - onehot) * scale. */
-static void logits_backward(real *restrict logits, int64_t label, int64_t ignore, real scale,
-                            size_t v) {
+/* logits = their gradient, (softmax - (1 - smoothing) onehot - smoothing / v) * scale. */
+static void logits_backward(real *restrict logits, int64_t label, int64_t ignore, double smoothing,
+                            real scale, size_t v) {
     if (label == ignore) {
         memset(logits, 0, v * sizeof(real));
         return;
     }
     const real factor = scale / exp_and_sum(logits, row_max(logits, v), v);
+    const real share = (real)(smoothing / (double)v) * scale;
 #pragma omp simd
-    for (size_t j = 0; j < v; j++) logits[j] *= factor;
-    logits[label] -= scale;
+    for (size_t j = 0; j < v; j++) logits[j] = logits[j] * factor - share;
+    logits[label] -= (real)(1 - smoothing) * scale;
 }
 
 /* One task: dx, and the gradient of its logits, for w's. `at` is its first row in the chunk. */
 static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx, const real *x,
                                         const real *bias, const int64_t *labels, size_t row,
                                         size_t at, size_t rows, size_t c, size_t v, int64_t ignore,
-                                        real scale) {
+                                        double smoothing, real scale) {
     const size_t ldx = padded(c);
     real *xr = s->rows + thread_index() * s->task * ldx, *logits = s->logits + at * s->ldl;
     copy_rows(xr, ldx, x + row * c, c, rows, c);
     gemm_packed(logits, s->ldl, xr, (ptrdiff_t)ldx, 1, &s->wt, rows, 0);
     if (bias) add_bias(logits, s->ldl, logits, s->ldl, bias, rows, v);
-    // forward was loss = sum of log(sum(exp(logits))) - logits[label]
+    // forward was loss = sum of log(sum(exp(logits))) - (1 - smoothing) logits[label]
+    // - smoothing mean(logits)
     for (size_t i = 0; i < rows; i++)
-        logits_backward(logits + i * s->ldl, labels[row + i], ignore, scale, v);
+        logits_backward(logits + i * s->ldl, labels[row + i], ignore, smoothing, scale, v);
     // forward was logits = x w' + bias
     gemm_packed(xr, ldx, logits, (ptrdiff_t)s->ldl, 1, &s->w, rows, 0);
     copy_rows(dx + row * c, c, xr, ldx, rows, c);
@@ -192,9 +209,9 @@ static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx
 
 static void cross_entropy_head_backward(rf_run *run, const real *h, const real *weight,
                                         const real *bias, const int64_t *labels,
-                                        int64_t ignore_index, size_t chunk_length, double dloss,
-                                        real *dh, real *dweight, real *dbias, size_t n, size_t c,
-                                        size_t v, void *scratch) {
+                                        int64_t ignore_index, double label_smoothing,
+                                        size_t chunk_length, double dloss, real *dh, real *dweight,
+                                        real *dbias, size_t n, size_t c, size_t v, void *scratch) {
     const cross_entropy_scratch s = cross_entropy_scratch_of(run, scratch, n, c, v, chunk_length);
     pack_parallel(run, s.wt, weight, 1, (ptrdiff_t)c);
     pack_parallel(run, s.w, weight, (ptrdiff_t)c, 1);
@@ -208,7 +225,7 @@ static void cross_entropy_head_backward(rf_run *run, const real *h, const real *
             const size_t at = block * s.task;
             cross_entropy_rows_backward(&s, dh, h, bias, labels, first + at, at,
                                         min_size(s.task, rows - at), c, v, ignore_index,
-                                        (real)dloss);
+                                        label_smoothing, (real)dloss);
         }
         if (stopped(run)) return;
         // forward was logits = h weight' + bias

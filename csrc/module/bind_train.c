@@ -10,6 +10,7 @@ PyObject *bind_cross_entropy_head_forward(PyObject *module, PyObject *const *arg
     const void *bias = rf_in_or_none(&c, "bias", "v");
     const int64_t *labels = rf_in_ids(&c, "labels", "n...");
     const int64_t ignore_index = rf_int64(&c, "ignore_index");
+    const double label_smoothing = rf_probability(&c, "label_smoothing");
     const size_t chunk_length = rf_count(&c, "chunk_length");
     rf_check_labels(&c, "labels", rf_size(&c, "v"), ignore_index);
     rf_precision_of(&c);
@@ -19,8 +20,8 @@ PyObject *bind_cross_entropy_head_forward(PyObject *module, PyObject *const *arg
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
     void *scratch = rf_scratch(
         &c, RF_CALL(&c, cross_entropy_head_workspace, &c.run, n, width, v, chunk_length));
-    RF_RUN(&c, cross_entropy_head_forward, h, weight, bias, labels, ignore_index, chunk_length,
-           loss, n, width, v, scratch);
+    RF_RUN(&c, cross_entropy_head_forward, h, weight, bias, labels, ignore_index, label_smoothing,
+           chunk_length, loss, n, width, v, scratch);
     return rf_return_doubles(&c, loss, 2);
 }
 
@@ -33,6 +34,7 @@ PyObject *bind_cross_entropy_head_backward(PyObject *module, PyObject *const *ar
     const void *bias = rf_in_or_none(&c, "bias", "v");
     const int64_t *labels = rf_in_ids(&c, "labels", "n...");
     const int64_t ignore_index = rf_int64(&c, "ignore_index");
+    const double label_smoothing = rf_probability(&c, "label_smoothing");
     const size_t chunk_length = rf_count(&c, "chunk_length");
     const double dloss = rf_double(&c, "dloss");
     void *dh = rf_new(&c, "n... c");
@@ -45,8 +47,8 @@ PyObject *bind_cross_entropy_head_backward(PyObject *module, PyObject *const *ar
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), v = rf_size(&c, "v");
     void *scratch = rf_scratch(
         &c, RF_CALL(&c, cross_entropy_head_workspace, &c.run, n, width, v, chunk_length));
-    RF_RUN(&c, cross_entropy_head_backward, h, weight, bias, labels, ignore_index, chunk_length,
-           dloss, dh, dweight, dbias, n, width, v, scratch);
+    RF_RUN(&c, cross_entropy_head_backward, h, weight, bias, labels, ignore_index, label_smoothing,
+           chunk_length, dloss, dh, dweight, dbias, n, width, v, scratch);
     return rf_return(&c);
 }
 

@@ -265,7 +265,7 @@ class ReformerWithLoss(Reformer):
         rng : int, numpy Generator or None
             Draws dropout and rotations: an integer reproduces them, bit for bit.
         training : bool
-            False: without dropout.
+            False: without dropout and label smoothing.
         **targets
             The targets of the loss: see the model.
 

@@ -24,7 +24,7 @@ from .json_file import JsonFile
 __all__ = ["ReformerConfig"]
 
 OURS = ("attention_scope", "bucket_cap", "softcap", "matmul_precision", "memory_budget",
-        "apply_lm_head_bias")  # fmt: skip
+        "apply_lm_head_bias", "label_smoothing")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -51,10 +51,11 @@ def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
 class ReformerConfig(NamedAttributes, JsonFile):
     """The configuration of a model.
 
-    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Six more are our own:
-    ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision`` and ``memory_budget``
-    have no effect by default, and ``apply_lm_head_bias`` is True. A field of a layer type that does
-    not occur may be None. Other keys that transformers writes are accepted and kept in `extra`.
+    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Seven more are our own:
+    ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision``, ``memory_budget`` and
+    ``label_smoothing`` have no effect by default, and ``apply_lm_head_bias`` is True. A field of a
+    layer type that does not occur may be None. Other keys that transformers writes are accepted and
+    kept in `extra`.
 
     Attributes
     ----------
@@ -158,6 +159,9 @@ class ReformerConfig(NamedAttributes, JsonFile):
         float up to 1 a share of the free memory; None: recompute all.
     apply_lm_head_bias : bool
         False: lm_head.bias is not added, as in transformers 5.0 to 5.23.
+    label_smoothing : float
+        Language models, in training: the share of the target that is spread evenly over the
+        vocabulary, see `reformer_c.cross_entropy_head`. Losses without `training` do not have it.
     extra : dict
         Other keys, kept unchanged.
 
@@ -239,6 +243,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     matmul_precision: str | None = None
     memory_budget: int | float | None = None
     apply_lm_head_bias: bool = True
+    label_smoothing: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

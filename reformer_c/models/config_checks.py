@@ -74,7 +74,7 @@ def _check_sizes(config: Any) -> None:
     _each(config, sizes, integer, 1)
     _each(config, "chunk_size_lm_head chunk_size_feed_forward", integer, 0)
     _each(config, "axial_norm_std initializer_range layer_norm_eps", _real, 0.0)
-    _each(config, "hidden_dropout_prob", _real, 0.0, below=1.0)
+    _each(config, "hidden_dropout_prob label_smoothing", _real, 0.0, below=1.0)
     _each(config, "classifier_dropout", _real, 0.0, below=1.0, optional=True)
 
 

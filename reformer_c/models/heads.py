@@ -167,6 +167,7 @@ class LanguageModel(Head):
         """Cross-entropy, a block of rows at a time: never the logits of all tokens at once."""
         labels, head = targets.reshape(-1), run.weights.below("lm_head.")
         weight, bias = self.decoder(run)
+        smoothing = run.config.label_smoothing if run.call.training else 0.0
         total, loss = np.count_nonzero(labels != IGNORE), 0.0
         if total == 0:
             return math.nan
@@ -176,7 +177,7 @@ class LanguageModel(Head):
                 continue
             h, normed = run.final(rows)
             mean, saved = ops.cross_entropy_head_forward(
-                h, weight, bias, labels[rows], ignore_index=IGNORE,
+                h, weight, bias, labels[rows], ignore_index=IGNORE, label_smoothing=smoothing,
                 chunk_length=run.config.chunk_size_lm_head,
             )  # fmt: skip
             loss += share * float(mean)

@@ -24,6 +24,7 @@ class CrossEntropySaved(NamedTuple):
     bias: np.ndarray | None
     labels: np.ndarray
     ignore_index: int
+    label_smoothing: float
     chunk_length: int
     counted: float
     matmul_precision: str
@@ -36,6 +37,7 @@ def cross_entropy_head(
     labels: np.ndarray,
     *,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
     chunk_length: int = 0,
     matmul_precision: str | None = None,
     workers: int | None = None,
@@ -52,6 +54,9 @@ def cross_entropy_head(
         At least 0 and below v, or `ignore_index`.
     ignore_index : int
         Rows with this label count for nothing.
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread evenly over all v classes, as
+        PyTorch's ``cross_entropy`` does.
     chunk_length : int
         Rows whose logits are in memory at a time; 0 chooses. The loss may change by rounding.
     matmul_precision : {"highest", "high", "medium"}, optional
@@ -76,7 +81,8 @@ def cross_entropy_head(
     References
     ----------
     Reformer (Kitaev et al. 2020), section 3, "Chunking": the log-probabilities of large
-    vocabularies are computed for sections of the sequence at a time.
+    vocabularies are computed for sections of the sequence at a time. Label smoothing: Szegedy et
+    al. 2016, section 7.
 
     Examples
     --------
@@ -87,8 +93,8 @@ def cross_entropy_head(
     0.3133
     """
     return cross_entropy_head_forward(
-        h, weight, bias, labels, ignore_index=ignore_index, chunk_length=chunk_length,
-        matmul_precision=matmul_precision, workers=workers,
+        h, weight, bias, labels, ignore_index=ignore_index, label_smoothing=label_smoothing,
+        chunk_length=chunk_length, matmul_precision=matmul_precision, workers=workers,
     )[0]  # fmt: skip
 
 
@@ -99,6 +105,7 @@ def cross_entropy_head_forward(
     labels: np.ndarray,
     *,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
     chunk_length: int = 0,
     matmul_precision: str | None = None,
     workers: int | None = None,
@@ -119,11 +126,12 @@ def cross_entropy_head_forward(
     """
     precision = resolve_precision(matmul_precision)
     total, count = _core.cross_entropy_head_forward(
-        h, weight, bias, labels, ignore_index, chunk_length, precision, resolve_workers(workers)
-    )
+        h, weight, bias, labels, ignore_index, label_smoothing, chunk_length, precision,
+        resolve_workers(workers),
+    )  # fmt: skip
     saved = CrossEntropySaved(
-        np.asarray(h), np.asarray(weight), bias, np.asarray(labels), ignore_index, chunk_length,
-        count, precision,
+        np.asarray(h), np.asarray(weight), bias, np.asarray(labels), ignore_index,
+        label_smoothing, chunk_length, count, precision,
     )  # fmt: skip
     return (total / count if count else math.nan), saved
 
@@ -157,13 +165,13 @@ def cross_entropy_head_backward(
     array([[-0.1345,  0.1345],
            [ 0.1345, -0.1345]])
     """
-    h, weight, bias, labels, ignore_index, chunk_length, count, precision = saved_by(
+    h, weight, bias, labels, ignore_index, smoothing, chunk_length, count, precision = saved_by(
         CrossEntropySaved, saved
     )
     dweight = zeros_for(weight)
     dbias = None if bias is None else np.zeros(len(weight), dweight.dtype)
     dh = _core.cross_entropy_head_backward(
-        h, weight, bias, labels, ignore_index, chunk_length, dloss / count if count else 0.0,
-        dweight, dbias, precision, resolve_workers(workers),
+        h, weight, bias, labels, ignore_index, smoothing, chunk_length,
+        dloss / count if count else 0.0, dweight, dbias, precision, resolve_workers(workers),
     )  # fmt: skip
     return dh, dweight, dbias

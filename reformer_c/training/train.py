@@ -50,7 +50,8 @@ class StepReport:
         Steps taken so far, this one included.
     loss : float
         Mean cross-entropy of the batch in nats per token, before the update, over the labels of all
-        micro-batches that are not ignored. NaN if there are none.
+        micro-batches that are not ignored. NaN if there are none. With label smoothing, if the
+        model has it.
     bits_per_byte : float
         The same in bits per byte of text.
     learning_rate, gradient_norm : float

@@ -15,7 +15,7 @@ typedef struct {
     rf_storage storage;
     rf_attention a;
     rf_strides strides; // of q, k, v and what belongs to them
-    double dropout, tolerance;
+    double dropout, smoothing, tolerance;
     int one_product; // results are sums of products of inputs
 } problem;
 
@@ -192,18 +192,19 @@ static void run_cross_entropy(const rf_ops *ops, rf_run *run, const problem *p, 
     const size_t bytes = ops->cross_entropy_head_workspace(run, n, c, v, p->chunk);
     real *const *in = p->in;
     double *loss = buffer(2 * sizeof *loss);
-    ops->cross_entropy_head_forward(run, in[0], in[1], in[2], p->ids, -100, p->chunk, loss, n, c, v,
-                                    scratch_of(bytes));
+    ops->cross_entropy_head_forward(run, in[0], in[1], in[2], p->ids, -100, p->smoothing, p->chunk,
+                                    loss, n, c, v, scratch_of(bytes));
     real *rounded = result(to, 0, 2, NULL);
     rounded[0] = (real)loss[0], rounded[1] = (real)loss[1];
     real *dx = result(to, 1, n * c, NULL), *dw = result(to, 2, v * c, in[1]);
     real *dbias = result(to, 3, v, in[2]);
-    ops->cross_entropy_head_backward(run, in[0], in[1], in[2], p->ids, -100, p->chunk, 0.5, dx, dw,
-                                     dbias, n, c, v, scratch_of(bytes));
+    ops->cross_entropy_head_backward(run, in[0], in[1], in[2], p->ids, -100, p->smoothing, p->chunk,
+                                     0.5, dx, dw, dbias, n, c, v, scratch_of(bytes));
 }
 
-static void test_cross_entropy(size_t n, size_t c, size_t v, size_t chunk) {
+static void test_cross_entropy(size_t n, size_t c, size_t v, size_t chunk, double smoothing) {
     problem p = {.n = n, .ci = c, .co = v, .chunk = chunk, .tolerance = 10 * rounding};
+    p.smoothing = smoothing;
     p.ids = buffer(n * sizeof *p.ids);
     for (size_t i = 0; i < n; i++) p.ids[i] = below(5) ? (int64_t)below(v) : -100;
     const size_t sizes[] = {n * c, v * c, v};
@@ -438,7 +439,7 @@ static void test_all(void) {
             what = "quantized layers";
             test_quantized(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1));
             what = "cross-entropy";
-            if (size[2]) test_cross_entropy(size[0], size[1], size[2], below(9));
+            if (size[2]) test_cross_entropy(size[0], size[1], size[2], below(9), 0.1);
             what = "LSH hash";
             const size_t b = 1 + below(2), h = 1 + below(2), rounds = 1 + below(3);
             test_hash(b, h, size[0], size[1], rounds, 2 + 2 * (int)below(9),
@@ -449,7 +450,8 @@ static void test_all(void) {
     test_layer_norm(3000, 40);
     test_tables(4000, 50, 33);
     test_feed_forward(300, 40, 130, RF_GELU, 37, 0.2);
-    test_cross_entropy(300, 40, 130, 37);
+    test_cross_entropy(300, 40, 130, 37, 0);
+    test_cross_entropy(300, 40, 130, 37, 0.1);
     what = "elements";
     for (int i = 0; i < EDGES; i++) test_elements(edges[i], below(2) * 0.4);
     test_elements(100001, 0.3);

@@ -83,9 +83,11 @@ def test_our_own_fields_are_off_by_default_and_written_only_when_on():
     assert config.attention_scope == "chunk"
     assert config.memory_budget is None
     assert config.apply_lm_head_bias is True
+    assert config.label_smoothing == 0.0
     config = ReformerConfig(
-        attention_scope="bucket", memory_budget=math.inf, apply_lm_head_bias=False
-    )
+        attention_scope="bucket", memory_budget=math.inf, apply_lm_head_bias=False,
+        label_smoothing=0.1,
+    )  # fmt: skip
     written = config.to_dict()
     assert written["memory_budget"] == "inf"
     assert written["attention_scope"] == "bucket"
@@ -367,6 +369,7 @@ WRONG = {
     "is_decoder": ["yes"],
     "attention_scope": ["global"],
     "softcap": [0, -1.0, "1", float("inf")],
+    "label_smoothing": [1.0, -0.1, "0.1", None],
     "memory_budget": [-1, "2 GB"],
     "problem_type": ["ranking", 1],
     "vocab_size": [0],

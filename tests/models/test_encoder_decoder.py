@@ -70,10 +70,11 @@ def test_logits_and_loss_are_the_references(layers, s, t, masked, dtype):
     assert_close(alone, loss, "model_forward", dtype)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
-def test_gradients_are_the_derivative_of_the_reference(layers, masked):
-    model = small_model(attn_layers=layers)
+def test_gradients_are_the_derivative_of_the_reference(layers, masked, smoothing):
+    model = small_model(attn_layers=layers, label_smoothing=smoothing)
     ids, labels = random_ids((2, 11)), random_ids((2, 7), 1)
     labels[1, 4:] = -100
     mask = padding_mask(2, 11) if masked else None
@@ -90,12 +91,24 @@ def test_gradients_are_the_derivative_of_the_reference(layers, masked):
     def loss(*arrays):
         return reference.encoder_decoder_loss(
             dict(zip(names, arrays, strict=True)), model.encoder.config, model.decoder.config,
-            ids, written, labels, attention_mask=mask, hashing=buckets,
+            ids, written, labels, attention_mask=mask, hashing=buckets, label_smoothing=smoothing,
         )  # fmt: skip
 
     arrays = [model.parameters[name] for name in names]
     found = [gradients[name] for name in names]
     assert_is_the_derivative(loss, arrays, found, np.random.default_rng(0))
+
+
+def test_labels_are_smoothed_in_training_only():
+    plain, smoothed = small_model(), small_model(label_smoothing=0.1)
+    arguments = {"input_ids": random_ids((2, 11)), "labels": random_ids((2, 7), 1), "rng": 3}
+    expected = plain.loss_and_gradients(**arguments)[0]
+    assert smoothed.loss_and_gradients(**arguments)[0] != expected
+    assert (
+        smoothed.loss_and_gradients(**arguments, training=False)[0]
+        == (plain.loss_and_gradients(**arguments, training=False)[0])
+    )
+    assert smoothed.loss(**arguments) == plain.loss(**arguments) == smoothed(**arguments).loss
 
 
 def test_gradients_are_exact_for_the_dropout_that_was_drawn():

@@ -57,6 +57,7 @@ def configurations(
         "chunk_size_feed_forward": draw(st.sampled_from([0, 1, 3])),
         "chunk_size_lm_head": draw(st.sampled_from([0, 2])),
         "apply_lm_head_bias": draw(st.booleans()),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.2])),
         "memory_budget": draw(st.sampled_from([None, 4000, 10**9])),
     }
     if fields["attention_scope"] == "bucket":
@@ -305,7 +306,7 @@ def test_gradients_are_the_derivative_whatever_training_is_told(
         def at(distance):
             return reference.language_model_loss(
                 moved(head, distance, directions), config, padded, targets, hashing=rotations,
-                **rest,
+                label_smoothing=config.label_smoothing if training else 0.0, **rest,
             )  # fmt: skip
 
         if not config.apply_lm_head_bias:

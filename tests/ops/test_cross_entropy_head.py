@@ -59,6 +59,45 @@ def test_chunks_of_any_length_change_nothing(isa, dtype, rng, chunk_length):
     assert_all_close(gradients_of(inputs, labels, chunk_length=chunk_length), whole, "backward")
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+@pytest.mark.parametrize(("n", "c", "v"), [(0, 5, 7), (1, 1, 2), (6, 5, 17), (66, 64, 320)])
+def test_smoothed_labels_match_the_reference(isa, dtype, rng, n, c, v, smoothing):
+    inputs, labels = draw(rng, dtype, n, c, v)
+    labels[1:][rng.random(max(0, n - 1)) < 0.3] = -100
+    loss = ops.cross_entropy_head(*inputs, labels, label_smoothing=smoothing)
+    expected = reference.cross_entropy_head(*inputs, labels, label_smoothing=smoothing)
+    assert_close(loss, expected, "forward", dtype)
+    if n == 0:
+        assert not any(g.any() for g in gradients_of(inputs, labels, label_smoothing=smoothing))
+        return
+    exact = gradients_of([np.float64(a) for a in inputs], labels, 1.7, label_smoothing=smoothing)
+
+    def smoothed(*inputs):
+        return 1.7 * reference.cross_entropy_head(*inputs, labels, label_smoothing=smoothing)
+
+    assert_is_the_derivative(smoothed, inputs, exact, rng)
+    actual = gradients_of(inputs, labels, 1.7, label_smoothing=smoothing)
+    assert_all_close(actual, exact, "backward", dtype)
+
+
+def test_smoothed_labels_match_torch(isa, rng):
+    torch = pytest.importorskip("torch")
+    inputs, labels = draw(rng, np.float64, 60, 12, 2000)
+    labels[rng.random(60) < 0.3] = -100
+    tensors = [torch.tensor(a, requires_grad=True) for a in inputs]
+    loss = torch.nn.functional.cross_entropy(
+        torch.nn.functional.linear(*tensors), torch.tensor(labels), label_smoothing=0.1
+    )
+    loss.backward()
+    actual = ops.cross_entropy_head(*inputs, labels, label_smoothing=0.1)
+    assert_close(actual, loss.item(), "forward")
+    assert_all_close(
+        gradients_of(inputs, labels, label_smoothing=0.1),
+        [tensor.grad.numpy() for tensor in tensors],
+        "backward",
+    )
+
+
 def test_without_bias_there_is_no_gradient_of_it(isa, dtype, rng):
     (h, weight, _), labels = draw(rng, dtype, 9, 4, 6)
     assert gradients_of((h, weight, None), labels)[2] is None

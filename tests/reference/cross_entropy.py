@@ -5,7 +5,7 @@ import numpy as np
 from .linear import linear
 
 
-def cross_entropy_head(h, weight, bias, labels, ignore_index=-100):
+def cross_entropy_head(h, weight, bias, labels, ignore_index=-100, label_smoothing=0.0):
     """h (..., c), weight (v, c), bias (v,) or None, labels (...) -> float; nan if none counts."""
     logits = linear(h, weight, bias)
     losses = []
@@ -13,5 +13,6 @@ def cross_entropy_head(h, weight, bias, labels, ignore_index=-100):
         label, row = labels[place], logits[place]
         if label != ignore_index:
             top = row.max()
-            losses.append(top + np.log(np.exp(row - top).sum()) - row[label])
+            target = (1 - label_smoothing) * row[label] + label_smoothing * row.mean()
+            losses.append(top + np.log(np.exp(row - top).sum()) - target)
     return float(np.mean(losses)) if losses else float("nan")

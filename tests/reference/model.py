@@ -55,12 +55,13 @@ def body(
     return layer_norm(both, *dense(w, "encoder.layer_norm"), config.layer_norm_eps)
 
 
-def language_model_loss(w, config, ids, labels, **rest):
+def language_model_loss(w, config, ids, labels, label_smoothing=0.0, **rest):
     """The loss of a model with a language model's head; causal where config.is_decoder."""
     h = body(below(w, "reformer."), config, ids, **rest)
     if config.is_decoder:
         h, labels = h[:, :-1], np.asarray(labels)[:, 1:]
-    return cross_entropy_head(h, w["lm_head.decoder.weight"], w["lm_head.bias"], labels)
+    weight, bias = w["lm_head.decoder.weight"], w["lm_head.bias"]
+    return cross_entropy_head(h, weight, bias, labels, label_smoothing=label_smoothing)
 
 
 def language_model_logits(w, config, ids, **rest):
@@ -85,11 +86,13 @@ def encoder_decoder_logits(w, encoder, decoder, ids, written, *, attention_mask=
     return linear(h, w["lm_head.decoder.weight"], w["lm_head.bias"])
 
 
-def encoder_decoder_loss(w, encoder, decoder, ids, written, labels, **rest):
+def encoder_decoder_loss(w, encoder, decoder, ids, written, labels, label_smoothing=0.0, **rest):
     """Cross-entropy of the logits with labels (b, t) in their own places."""
     logits = encoder_decoder_logits(w, encoder, decoder, ids, written, **rest)
     identity = np.eye(logits.shape[-1])
-    return cross_entropy_head(logits, identity, np.zeros(len(identity)), labels)
+    return cross_entropy_head(
+        logits, identity, np.zeros(len(identity)), labels, label_smoothing=label_smoothing
+    )
 
 
 # ---- pieces ----
