@@ -1,4 +1,4 @@
-"""Evaluation of a language model on texts."""
+"""Evaluation of a language model on texts, and of an encoder-decoder on pairs of texts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from ..checks import integer, names_keywords, positive
 from ..models.inputs import IGNORE
+from .pairs import Pairs
 from .texts import texts_of
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "evaluate_pairs"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,32 @@ def evaluate(
             total += model.loss(ids, labels=labels, rng=seed) * new
             count += new
     return Evaluation(total / count, total / count / math.log(2) / bytes_per_token, count)
+
+
+@names_keywords
+def evaluate_pairs(model: Any, pairs: Pairs, *, seed: int = 0) -> Evaluation:
+    """Mean loss of an encoder-decoder over the tokens of all targets, with equal weight.
+
+    Parameters
+    ----------
+    model : ReformerEncoderDecoder
+        Anything with ``loss(input_ids, attention_mask, labels=, rng=)``.
+    pairs : Pairs
+        Every pair is evaluated once.
+    seed : int
+        Seed of the LSH rotations, so that an evaluation can be repeated exactly.
+
+    Returns
+    -------
+    Evaluation
+    """
+    total, count = 0.0, 0
+    for step in range(pairs.num_batches):
+        batch = pairs.batch(step)
+        new = int(np.count_nonzero(batch["labels"] != IGNORE))
+        total += model.loss(**batch, rng=seed) * new
+        count += new
+    return Evaluation(total / count, total / count / math.log(2) / pairs.bytes_per_token, count)
 
 
 def _windows(
