@@ -95,9 +95,10 @@ typedef struct {
     size_t r, k;       // hash rounds, buckets
     size_t m, before;  // chunk length, chunks of look-back (scopes LOCAL and CHUNK)
     size_t cap;        // tokens of a segment (scope BUCKET), or 0
-    double scale;      // of the scores
-    double softcap;    // as in rf_attention
-    double eps;        // of the layer norm
+    int across_buckets, duplicates; // as in rf_attention
+    double scale;                   // of the scores
+    double softcap;                 // as in rf_attention
+    double eps;                     // of the layer norm
 } rf_decoding;
 
 #define real float

@@ -17,6 +17,7 @@ typedef struct {
     const real *q, *keys, *values; // d; s d of this head
     size_t self, others;           // the query's own token; how many keys were not that
     size_t n, token[KEYS_PENDING]; // keys not yet processed
+    uint64_t *met;                 // a bit for each token that has been attended to, or NULL
     real max, sum, *out;           // running maximum, denominator, numerator (d)
 } online_softmax;
 
@@ -54,6 +55,11 @@ static void flush(online_softmax *sm) {
 }
 
 static inline void attend(online_softmax *sm, size_t token) {
+    if (sm->met) {
+        const uint64_t bit = (uint64_t)1 << token % 64, before = sm->met[token / 64];
+        if (before & bit) return;
+        sm->met[token / 64] = before | bit;
+    }
     sm->others += token != sm->self;
     sm->token[sm->n++] = token;
     if (sm->n == KEYS_PENDING) flush(sm);
@@ -70,6 +76,26 @@ typedef struct {
     const int32_t *factors;
     size_t nf, columns;
 } decode_arrays;
+
+/* One thread's scratch. */
+typedef struct {
+    real *hash;    // columns
+    uint64_t *met; // a bit for each token of the cache, if a key counts once in all rounds
+} decode_scratch;
+
+static size_t met_words(const rf_decoding *a) {
+    return a->scope == RF_LOCAL || a->duplicates ? 0 : blocks_of(a->s, 64);
+}
+
+static size_t decode_scratch_bytes(const rf_decoding *a, size_t columns) {
+    return bytes_add(bytes_of(columns, sizeof(real)), bytes_of(met_words(a), sizeof(uint64_t)));
+}
+
+static decode_scratch decode_scratch_place(const rf_decoding *a, size_t columns, void *at) {
+    decode_scratch s = {.hash = take(&at, columns, sizeof(real))};
+    s.met = met_words(a) ? take(&at, met_words(a), sizeof(uint64_t)) : NULL;
+    return s;
+}
 
 /* ------------------------------------------------------------------------------- buckets ---- */
 
@@ -138,6 +164,7 @@ static void attend_window(online_softmax *sm, const hash_round *round, int32_t b
     attend(sm, sm->self);
     size_t n = min_size(before, (size_t)buckets[2 * bucket + 1] - 1);
     attend_chain(sm, round, round->previous[sm->self], n);
+    if (!a->across_buckets) return;
     before -= n;
     for (int32_t j = bucket; before > 0; before -= n) {
         j = j > 0 ? j - 1 : k - 1;
@@ -182,7 +209,8 @@ static size_t attend_hashed(online_softmax *sm, const decode_arrays *x, size_t b
 }
 
 /* Append the key and value of one new token to the cache, and attend with its query. */
-static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t head, real *u) {
+static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t head,
+                        decode_scratch scratch) {
     const rf_decoding *a = x->a;
     const size_t d = a->d, at = (i * a->h + head) * d;
     const size_t bh = (size_t)x->rows[i] * a->h + head, t = (size_t)x->positions[i];
@@ -198,6 +226,8 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     // 2. attend
     online_softmax sm = {.a = a, .run = run, .q = q, .keys = keys, .values = values};
     sm.self = local ? slot : t;
+    sm.met = scratch.met;
+    if (sm.met) memset(sm.met, 0, blocks_of(t + 1, 64) * sizeof(uint64_t));
     sm.max = REAL_LOWEST;
     sm.out = x->out + at;
     memset(sm.out, 0, d * sizeof(real));
@@ -205,11 +235,12 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     if (local)
         attend_range(&sm, (t / a->m - min_size(t / a->m, a->before)) * a->m, t + 1, a->s);
     else
-        rounds = attend_hashed(&sm, x, bh, u);
+        rounds = attend_hashed(&sm, x, bh, scratch.hash);
     flush(&sm);
     // 3. normalise. A token that attended only to itself gets what a forward pass over all tokens
-    // gives it: its value or, in scopes of Hugging Face's model, that with -1e5 + log n rounded
-    if (a->scope == RF_BUCKET && !sm.others) {
+    // gives it: its value or, in Hugging Face's model, that with -1e5 + log n rounded
+    const int hugging_face = a->scope == RF_CHUNK && a->duplicates && a->across_buckets;
+    if (!local && !hugging_face && !sm.others) {
         copy_row(sm.out, x->v + at, d);
         return;
     }
@@ -227,7 +258,7 @@ static size_t decode_attention_workspace(const rf_run *run, const rf_decoding *a
     const size_t width = bytes_of(bytes_mul(a->n, bytes_mul(a->h, a->d)), sizeof(real));
     const size_t rows = bytes_add(bytes_of(bytes_mul(a->n, a->c), sizeof(real)),
                                   bytes_mul(2, bytes_of(a->n, sizeof(real))));
-    const size_t each = bytes_mul((size_t)run->workers, bytes_of(columns, sizeof(real)));
+    const size_t each = bytes_mul((size_t)run->workers, decode_scratch_bytes(a, columns));
     return bytes_add(bytes_add(bytes_mul(4, width), rows), each);
 }
 
@@ -244,8 +275,7 @@ static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, c
     real *q = take(&scratch, n * width, sizeof(real)), *k = take(&scratch, n * width, sizeof(real));
     real *v = take(&scratch, n * width, sizeof(real)),
          *out = take(&scratch, n * width, sizeof(real));
-    const size_t each = bytes_of(columns, sizeof(real)) / sizeof(real);
-    real *hashes = scratch;
+    const size_t each = decode_scratch_bytes(a, columns);
     const decode_arrays arrays = {a, keys, values, buckets,   previous,    rotations, q,      k,
                                   v, out,  rows,   positions, num_buckets, nf,        columns};
 
@@ -261,7 +291,8 @@ static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, c
     schedule(static)
     for (size_t task = 0; task < n * a->h; task++)
         if (!stopped(run))
-            decode_head(run, &arrays, task / a->h, task % a->h, hashes + thread_index() * each);
+            decode_head(run, &arrays, task / a->h, task % a->h,
+                        decode_scratch_place(a, columns, (char *)scratch + thread_index() * each));
     // 4. output projection and residual
     linear_small_batch(run, out, wo, NULL, norm, n, width, c);
     for (size_t i = 0; i < n * c; i++) y[i] += norm[i];

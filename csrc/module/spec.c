@@ -168,6 +168,8 @@ rf_decoding rf_decoding_of(rf_call *c) {
                          .m = spec.m,
                          .before = spec.before,
                          .cap = spec.cap,
+                         .across_buckets = spec.across_buckets,
+                         .duplicates = spec.duplicates,
                          .softcap = spec.softcap,
                          .eps = rf_double(c, "eps")};
 }

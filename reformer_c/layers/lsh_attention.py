@@ -17,6 +17,9 @@ from .sublayer import blocks
 
 __all__ = ["LSHAttention"]
 
+# the options that decide which keys of a window are attended to, and how often they count
+ATTENDED = ("attend_across_buckets", "allow_duplicate_attention")
+
 
 class LSHAttention(SelfAttention):
     """softmax(q k') v over the tokens that share a bucket (Kitaev et al. 2020, section 2).
@@ -110,7 +113,7 @@ class LSHAttention(SelfAttention):
     def _cache_hashing(self) -> dict[str, Any]:
         buckets = self.rules["num_buckets"]
         return {
-            "scope": self.rules["scope"], "bucket_cap": self.rules["bucket_cap"],
+            **{name: self.rules[name] for name in ("scope", "bucket_cap", *ATTENDED)},
             "rotations": np.ascontiguousarray(self._rotations(buckets)),
             "num_buckets": (buckets,) if isinstance(buckets, int) else tuple(buckets),
         }  # fmt: skip
@@ -137,7 +140,7 @@ class LSHAttention(SelfAttention):
         return ops.lsh_attention_backward(dout, saved)
 
     def _scratch_spec(self) -> AttentionSpec:
-        names = (*WINDOW, "scope", "num_hashes", "num_buckets")
+        names = (*WINDOW, *ATTENDED, "scope", "num_hashes", "num_buckets")
         return AttentionSpec("lsh", shared_qk=True, **{name: self.rules[name] for name in names})
 
     def bucket_bytes(self) -> int:

@@ -77,6 +77,8 @@ def lsh_probabilities(
     attention_mask: np.ndarray | None,
     bucket_cap: int | None = None,
     softcap: float | None = None,
+    attend_across_buckets: bool = True,
+    allow_duplicate_attention: bool = True,
     **_: Any,
 ) -> np.ndarray:
     """Probabilities of LSH attention, softmax(q k') with k = q / |q|.
@@ -98,19 +100,27 @@ def lsh_probabilities(
     norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
     k = qk / norm * qk.dtype.type(d**-0.5)
     if scope == "bucket" and buckets is not None:
-        return _bucket_probabilities(qk, k, buckets, bucket_cap, is_causal, attention_mask, softcap)
+        return _bucket_probabilities(
+            qk, k, buckets, bucket_cap, is_causal, attention_mask, softcap,
+            allow_duplicate_attention,
+        )  # fmt: skip
     b, h, t, _ = qk.shape
     positions = np.broadcast_to(np.arange(t), (b, h, t))
     neighbours = (0, 0)
+    elsewhere = met = None
     if buckets is not None:
         # rounds are concatenated, each sorted by bucket and then by position
         positions = np.argsort(buckets, axis=-1, kind="stable").reshape(b, h, -1)
         q, k = (np.take_along_axis(x, positions[..., None], axis=2) for x in (qk, k))
         qk, k, positions = (_chunks(x, chunk_length) for x in (q, k, positions))
         neighbours = (num_chunks_before, num_chunks_after)
+        pairs = _Pairs(positions, buckets, neighbours)
+        elsewhere = None if attend_across_buckets else pairs.in_other_buckets()
+        met = None if allow_duplicate_attention else pairs.met_before(elsewhere)
     return _probabilities(
-        qk, k, positions, neighbours, is_causal, attention_mask, softcap, shared_qk=True
-    )
+        qk, k, positions, neighbours, is_causal, attention_mask, softcap, shared_qk=True,
+        elsewhere=elsewhere, met=met,
+    )  # fmt: skip
 
 
 def cross_probabilities(
@@ -166,8 +176,14 @@ def _probabilities(
     *,
     shared_qk: bool,
     wrap: bool = True,
+    elsewhere: np.ndarray | None = None,
+    met: np.ndarray | None = None,
 ) -> np.ndarray:
-    """q, k (b, h, [n,] m, d) and positions (b, 1 or h, [n,] m) -> (b, h, [n,] m, window)."""
+    """q, k (b, h, [n,] m, d) and positions (b, 1 or h, [n,] m) -> (b, h, [n,] m, window).
+
+    `elsewhere` and `met` (b, h, n, m, window): keys of other buckets, which are masked, and keys
+    that count where they were met first.
+    """
     positions_k = positions
     if q.ndim == 5:
         k, positions_k = (_windows(x, *neighbours) for x in (k, positions))
@@ -180,16 +196,88 @@ def _probabilities(
         hidden = ~attention_mask[rows, positions_k][..., None, :]
     if is_causal:
         hidden = hidden | (positions_k[..., None, :] > positions[..., :, None])
+    if elsewhere is not None:
+        hidden = hidden | elsewhere
     scores = np.where(hidden, scores.dtype.type(HIDDEN), scores)
     if shared_qk:
         itself = positions_k[..., None, :] == positions[..., :, None]
         scores = np.where(itself, scores.dtype.type(ITSELF), scores)
+    if met is not None:
+        # rows whose keys have all been met before are 0
+        left = np.where(met, -np.inf, scores)
+        none = met.all(axis=-1, keepdims=True)
+        return np.where(none, scores.dtype.type(0), _softmax(np.where(none, 0, left)))
     if (positions_k >= 0).all():
         return _softmax(scores)
     present = positions[..., :, None] >= 0
     # a padding row could have no key in its window: its scores stay finite, the row is zeroed
     absent = (positions_k < 0)[..., None, :] & present
     return np.where(present, _softmax(np.where(absent, -np.inf, scores)), scores.dtype.type(0))
+
+
+class _Pairs:
+    """The queries and keys of all rounds' windows: positions (b, h, n, m) in chunks of the hash
+    order, of all rounds together."""
+
+    def __init__(
+        self, positions: np.ndarray, buckets: np.ndarray, neighbours: tuple[int, int]
+    ) -> None:
+        self.buckets, (b, h, self.rounds, t) = buckets, buckets.shape
+        n, m = positions.shape[2:]
+        before, after = neighbours
+        self.steps = [o if abs(o) <= n else 0 for o in range(-before, after + 1)]
+        self.chunk = np.arange(n)[:, None, None]
+        self.slot = np.repeat(np.arange(len(self.steps)), m)
+        self.queries, self.keys = (
+            positions[..., None],
+            _windows(positions, *neighbours)[..., None, :],
+        )
+        # (r, b, h, t): the chunk of each token in each round, numbered through all rounds
+        self.homes = np.zeros((self.rounds, b, h, t), int)
+        chunks = np.broadcast_to(self.chunk[..., 0], positions.shape).reshape(b, h, self.rounds, t)
+        np.put_along_axis(
+            self.homes, np.moveaxis(positions.reshape(b, h, self.rounds, t), 2, 0),
+            np.moveaxis(chunks, 2, 0), axis=3,
+        )  # fmt: skip
+        self.per_round = n // self.rounds
+
+    def _of(self, values: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """values (b, h, t) of tokens (b, h, ...)."""
+        flat = tokens.reshape(*tokens.shape[:2], -1)
+        return np.take_along_axis(values, flat, axis=2).reshape(tokens.shape)
+
+    def in_other_buckets(self) -> np.ndarray:
+        """Keys of another round's bucket, or of another bucket of the round."""
+        n = self.chunk.size
+        other = np.zeros(np.broadcast_shapes(self.queries.shape, self.keys.shape), bool)
+        for r in range(self.rounds):
+            own = slice(r * self.per_round, (r + 1) * self.per_round)
+            ids = self.buckets[:, :, r]
+            other[:, :, own] = self._of(ids, self.queries[:, :, own]) != self._of(
+                ids, self.keys[:, :, own]
+            )
+        key_chunk = (self.chunk + np.take(self.steps, self.slot)) % n
+        return other | (key_chunk // self.per_round != self.chunk // self.per_round)
+
+    def met_before(self, elsewhere: np.ndarray | None) -> np.ndarray:
+        """Keys that the query has met in an earlier round, or earlier in its window."""
+        n = self.chunk.size
+        met = np.zeros(np.broadcast_shapes(self.queries.shape, self.keys.shape), bool)
+        for r in range(self.rounds):
+            home = self._of(self.homes[r], self.queries)
+            for slot, step in enumerate(self.steps):
+                to = (home + step) % n
+                found = np.zeros(met.shape, bool)
+                for other in range(self.rounds):
+                    found |= self._of(self.homes[other], self.keys) == to
+                if elsewhere is not None:
+                    ids = self.buckets[:, :, r]
+                    found &= self._of(ids, self.queries) == self._of(ids, self.keys)
+                    found &= to // self.per_round == r
+                round_of = self.chunk // self.per_round
+                earlier = (r < round_of) | ((r == round_of) & (slot < self.slot))
+                met |= found & earlier
+        return met
 
 
 def _past_the_ends(q: np.ndarray, neighbours: tuple[int, int]) -> np.ndarray:
@@ -221,9 +309,10 @@ def _bucket_probabilities(
     is_causal: bool,
     attention_mask: np.ndarray | None,
     softcap: float | None,
+    allow_duplicate_attention: bool,
 ) -> np.ndarray:
-    """One softmax over the keys of all rounds; a pair that shares a bucket in several rounds counts
-    once for each."""
+    """One softmax over the keys of all rounds. A pair that shares a bucket in several rounds counts
+    once for each, or with allow_duplicate_attention=False once."""
     t = q.shape[2]
     scores = _capped((q @ k.swapaxes(-1, -2)).astype(np.float64), softcap)
     itself = np.eye(t, dtype=bool)
@@ -233,7 +322,7 @@ def _bucket_probabilities(
         # a token's rank in its bucket is the number of earlier tokens in it
         segments = np.tril(shared, -1).sum(axis=-1) // bucket_cap
         shared &= np.abs(segments[..., :, None] - segments[..., None, :]) <= 1
-    counts = shared.sum(axis=2)
+    counts = shared.sum(axis=2) if allow_duplicate_attention else shared.any(axis=2).astype(int)
     visible = np.ones((1, 1, t, t), bool) if attention_mask is None else (
         attention_mask[:, None, None, :]
     )  # fmt: skip

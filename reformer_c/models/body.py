@@ -215,6 +215,8 @@ class Pass:
             "num_buckets": num_buckets,
             "scope": config.attention_scope,
             "bucket_cap": config.bucket_cap,
+            "attend_across_buckets": config.lsh_attend_across_buckets,
+            "allow_duplicate_attention": config.lsh_allow_duplicate_attention,
         }
         if rotations is None:
             return {i: rules | {"rotations": None} for i in layers}

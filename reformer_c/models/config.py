@@ -23,7 +23,8 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("attention_scope", "bucket_cap", "softcap", "matmul_precision", "memory_budget",
+OURS = ("attention_scope", "bucket_cap", "lsh_attend_across_buckets",
+        "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
         "apply_lm_head_bias", "label_smoothing")  # fmt: skip
 
 
@@ -144,10 +145,17 @@ class ReformerConfig(NamedAttributes, JsonFile):
     num_hidden_layers : int
         Number of layers; their types are the first of attn_layers. None: all of them.
     attention_scope : str
-        "chunk": fixed-size chunks as in Hugging Face; "bucket": the exact buckets of the paper.
+        "chunk": fixed-size chunks as in Hugging Face; "bucket": whole buckets, of any size. The
+        attended set of the paper's section 2 is "bucket" with lsh_allow_duplicate_attention=False.
     bucket_cap : int, optional
         With "bucket": size of the segments that larger buckets are cut into, a multiple of 64, see
         lsh_attention; None: no limit.
+    lsh_attend_across_buckets : bool
+        False: with "chunk", keys of another bucket than the query's are not attended to, as in the
+        paper. With "bucket" they never are.
+    lsh_allow_duplicate_attention : bool
+        False: a key that is met in several hash rounds counts once, as in the paper, where the
+        attended keys are the union over rounds. True counts each meeting, as Hugging Face does.
     softcap : float, optional
         Attention scores s become ``softcap * tanh(s / softcap)`` in every layer (Gemma Team 2024,
         section 2); None: no soft cap.
@@ -239,6 +247,8 @@ class ReformerConfig(NamedAttributes, JsonFile):
     # ours
     attention_scope: str = "chunk"
     bucket_cap: int | None = None
+    lsh_attend_across_buckets: bool = True
+    lsh_allow_duplicate_attention: bool = True
     softcap: float | None = None
     matmul_precision: str | None = None
     memory_budget: int | float | None = None

@@ -42,6 +42,8 @@ class AttentionCache:
         Factors of the number of buckets.
     chunk_length, num_chunks_before, bucket_cap, softcap
         As in `lsh_attention` and `local_attention`.
+    attend_across_buckets, allow_duplicate_attention
+        As in `lsh_attention`.
     eps : float
         Of the layer norm.
     dtype : float32 or float64
@@ -72,6 +74,8 @@ class AttentionCache:
         num_chunks_before: int = 1,
         bucket_cap: int | None = None,
         softcap: float | None = None,
+        attend_across_buckets: bool = True,
+        allow_duplicate_attention: bool = True,
         eps: float = 1e-12,
         dtype: type = np.float32,
     ) -> None:
@@ -81,6 +85,8 @@ class AttentionCache:
             "lsh" if self.hashes else "local", chunk_length=chunk_length,
             num_chunks_before=num_chunks_before, scope=scope if self.hashes else "chunk",
             bucket_cap=bucket_cap, softcap=softcap, shared_qk=self.hashes,
+            attend_across_buckets=attend_across_buckets,
+            allow_duplicate_attention=allow_duplicate_attention,
         )  # fmt: skip
         self.scale, self.eps = 1 / math.sqrt(d), eps
         # fresh zeros take no memory until they are written

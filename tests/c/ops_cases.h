@@ -378,8 +378,23 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
     const size_t n = of->b, c = p->ci, h = of->h, d = of->d, columns = 1 + of->k / 4;
     const int local = of->scope == RF_LOCAL;
     const size_t s = local ? (of->before + 1) * of->m : of->t;
-    const rf_decoding a = {of->scope, n,     c,          h,       d,   n,           s,   of->r,
-                           of->k,     of->m, of->before, of->cap, 0.3, of->softcap, 1e-6};
+    const rf_decoding a = {.scope = of->scope,
+                           .n = n,
+                           .c = c,
+                           .h = h,
+                           .d = d,
+                           .b = n,
+                           .s = s,
+                           .r = of->r,
+                           .k = of->k,
+                           .m = of->m,
+                           .before = of->before,
+                           .cap = of->cap,
+                           .across_buckets = of->across_buckets,
+                           .duplicates = of->duplicates,
+                           .scale = 0.3,
+                           .softcap = of->softcap,
+                           .eps = 1e-6};
     const size_t lists = n * h * of->r;
     real *y = result(to, 0, n * c, p->in[0]);
     real *keys = buffer(n * h * s * d * sizeof *keys),
@@ -467,6 +482,7 @@ static void test_all(void) {
         a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
         a.r = 1 + below(3), a.k = 4 * (1 + below(4)), a.m = 1 + below(20), a.before = below(3);
         a.cap = a.scope == RF_BUCKET && below(2) ? 1 + below(20) : 0;
+        a.across_buckets = (int)below(2), a.duplicates = (int)below(2);
         test_decode(a, 1 + below(20));
     }
 

@@ -127,8 +127,13 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
 
 @pytest.mark.parametrize("scope", ["local", "chunk", "bucket"])
 @pytest.mark.parametrize("prompt", [1, 5, 8, 30])
-@pytest.mark.parametrize("softcap", [None, 0.5])
-def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt, softcap):
+@pytest.mark.parametrize(
+    ("softcap", "across", "duplicates"),
+    [(None, True, True), (0.5, True, False), (None, False, True), (None, False, False)],
+)
+def test_one_layer_matches_the_reference(
+    isa, dtype, rng, scope, prompt, softcap, across, duplicates
+):
     t, b, h, d, c, m, before, rounds = 70, 2, 2, 5, 12, 8, 1, 3
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
     x, norm = draw(b, t, c), (1 + 0.1 * draw(c), 0.1 * draw(c))
@@ -136,11 +141,12 @@ def test_one_layer_matches_the_reference(isa, dtype, rng, scope, prompt, softcap
     rotations = None if scope == "local" else draw(h, d, rounds, 3)
     expected = reference.outputs(
         x, norm, (wq, wk if scope == "local" else None, wv, wo), rotations, (2, 4), scope=scope,
-        h=h, m=m, before=before, softcap=softcap,
+        h=h, m=m, before=before, softcap=softcap, across=across, duplicates=duplicates,
     )  # fmt: skip
     cache = ops.AttentionCache(
         b, h, d, scope=scope, longest=t, rotations=rotations, num_buckets=(2, 4), chunk_length=m,
-        num_chunks_before=before, softcap=softcap, dtype=dtype,
+        num_chunks_before=before, softcap=softcap, dtype=dtype, attend_across_buckets=across,
+        allow_duplicate_attention=duplicates,
     )  # fmt: skip
     rows = np.arange(b)
     cache.fill(rows, *reference.projections(x[:, :prompt], norm, wq, wk, wv, rotations, (2, 4), h))
@@ -263,6 +269,8 @@ def round_weights(model, storage):
     [
         {},
         {"attention_scope": "bucket", "softcap": 1.0},
+        {"attention_scope": "bucket", "lsh_allow_duplicate_attention": False},
+        {"lsh_allow_duplicate_attention": False, "lsh_attend_across_buckets": False},
         {"attn_layers": ["local"], "hidden_act": "gelu", "apply_lm_head_bias": False},
         {"hidden_act": "prelu"},
         {"matmul_precision": "medium"},

@@ -33,7 +33,10 @@ def window(ids, i, m, before):
     return order[np.arange(first, first + (1 + before) * m) % (i + 1)]
 
 
-def outputs(x, norm, weights, rotations, num_buckets, *, scope, h, m, before, softcap=None):
+def outputs(
+    x, norm, weights, rotations, num_buckets, *, scope, h, m, before, softcap=None, across=True,
+    duplicates=True,
+):  # fmt: skip
     """(b, t, c): row i is what a cache that holds the tokens before gives for token i."""
     wq, wk, wv, wo = (None if w is None else np.float64(w) for w in weights)
     n = normed(x, norm)
@@ -54,13 +57,20 @@ def outputs(x, norm, weights, rotations, num_buckets, *, scope, h, m, before, so
                 met = np.concatenate(
                     [np.flatnonzero(round_[: i + 1] == round_[i]) for round_ in ids[at]]
                 )
+            if scope == "chunk" and i >= m and not across:
+                seen = [(round_, np.unique(window(round_, i, m, before))) for round_ in ids[at]]
+                met = np.concatenate([own[round_[own] == round_[i]] for round_, own in seen])
+            if scope != "local" and not duplicates:
+                met = np.unique(met)
             s = k[at][met] @ q[at][i] / np.sqrt(d)
             if softcap is not None:
                 s = softcap * np.tanh(s / softcap)
             if scope != "local":
                 s = np.where(met == i, attention.SELF, s)
             p = attention.softmax(s)
-            if scope == "chunk" and (met == i).all():  # constants, as Hugging Face rounds them
+            if (
+                scope == "chunk" and across and duplicates and (met == i).all()
+            ):  # constants, as Hugging Face rounds them
                 rounds = np.arange(len(met))
                 p = attention.softmax_as_rounded(s.astype(np.asarray(x).dtype), rounds)
             out[at][i] = p @ v[at][met]

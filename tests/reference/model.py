@@ -163,6 +163,8 @@ def lsh(n, w, config, attention_mask, hashing):
     scope = {
         "scope": config.attention_scope,
         "bucket_cap": config.bucket_cap,
+        "attend_across_buckets": config.lsh_attend_across_buckets,
+        "allow_duplicate_attention": config.lsh_allow_duplicate_attention,
         **rules(config, "lsh", attention_mask),
     }
     return attention.lsh(qk, hashing, **scope).output(v)
