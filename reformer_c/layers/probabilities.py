@@ -203,9 +203,9 @@ def _probabilities(
         itself = positions_k[..., None, :] == positions[..., :, None]
         scores = np.where(itself, scores.dtype.type(ITSELF), scores)
     if met is not None:
-        # rows whose keys have all been met before are 0
+        # a row that has met all its visible keys before, itself among them, is 0
         left = np.where(met, -np.inf, scores)
-        none = met.all(axis=-1, keepdims=True)
+        none = (met | (hidden & ~itself)).all(axis=-1, keepdims=True)
         return np.where(none, scores.dtype.type(0), _softmax(np.where(none, 0, left)))
     if (positions_k >= 0).all():
         return _softmax(scores)
