@@ -451,6 +451,39 @@ def test_a_patched_model_gives_the_same_numbers(changes, masked):
 
 
 @needs_transformers
+@pytest.mark.parametrize("name", ["attend_across_buckets", "allow_duplicate_attention"])
+def test_options_that_transformers_does_not_have(name):
+    theirs, _ = two_models(is_decoder=True, num_hashes=2)
+    model = rt.patch(theirs, **{name: False})
+    layer = model.reformer.encoder.layers[1].attention.self_attention
+    x = torch.randn(2, 48, 16, dtype=torch.float64)
+    with torch.no_grad():
+        result = layer(x)
+    qk, v = (rt.models._heads(f(x), 2).detach() for f in (layer.query_key, layer.value))
+    steps = torch.arange(2)[:, None] * 4
+    expected = rt.lsh_attention(
+        qk, v, buckets=result.buckets.view(2, 2, 2, 48) - steps, num_hashes=2, num_buckets=4,
+        chunk_length=layer.chunk_length, is_causal=True, **{name: False},
+    )  # fmt: skip
+    assert_near(result.hidden_states, rt.models._merged(expected), "forward")
+    default = rt.lsh_attention(
+        qk, v, buckets=result.buckets.view(2, 2, 2, 48) - steps, num_hashes=2, num_buckets=4,
+        chunk_length=layer.chunk_length, is_causal=True,
+    )  # fmt: skip
+    assert not torch.equal(expected, default)
+    with pytest.raises(TypeError, match=f"^{name}=False is not known to transformers' own code"):
+        model(draw_ids(), output_attentions=True)
+    loss = model.train()(draw_ids(), labels=draw_ids()).loss
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    local, _ = two_models(is_decoder=True, attn_layers=["local"])
+    with pytest.raises(TypeError, match=f"^{name} must be True for a model without an LSH layer"):
+        rt.patch(local, **{name: False})
+    with pytest.raises(TypeError, match=f"^{name} must be True or False"):
+        rt.patch(model, **{name: 3})
+
+
+@needs_transformers
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_a_patched_model_trains_with_the_same_gradients(changes):
     changes = {"is_decoder": True} | changes

@@ -30,16 +30,18 @@ from ..training.optim import Adafactor
 __all__ = ["Measurement", "measure", "run_bench"]
 
 HEADS, DEPTH, CHUNK = 8, 64, 64
+ROUNDS = 4  # of the rows that compare the two ways of counting keys of several rounds
 WINDOW: dict[str, Any] = {"chunk_length": CHUNK, "is_causal": True}
 PEAK_SECONDS, TURN_SECONDS = 0.02, 0.05
 EXPLANATION = f"""
-float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round; best of {{repeats}} turns.
-Operations are those of the dense windows (full attention: of the visible half); a backward pass
-counts as 2.5 forward passes in attention and 2 in linear layers. Hashing, sorting, softmax and
-recomputation in the backward pass are included in the time but not in the count. Forward results
-are written into an existing array (out=), those of a backward pass into reused memory. The training
-step is that of two layers, with Adafactor. On the right: speed-up with matmul_precision="high" and
-"medium" (operands rounded to bfloat16), on the instruction set named.
+float32, {HEADS} heads of {DEPTH}, chunks of {CHUNK}, causal, one round unless another number is
+given; best of {{repeats}} turns. Operations are those of the dense windows (full attention: of the
+visible half); a backward pass counts as 2.5 forward passes in attention and 2 in linear layers.
+Hashing, sorting, softmax and recomputation in the backward pass are included in the time but not
+in the count. Forward results are written into an existing array (out=), those of a backward pass
+into reused memory. The training step is that of two layers, with Adafactor. On the right: speed-up
+with matmul_precision="high" and "medium" (operands rounded to bfloat16), on the instruction set
+named.
 """
 
 
@@ -200,9 +202,15 @@ def cases(t: int, threads: int) -> Iterator[Case]:
     c, f = 256, 512
     x, *weights = draw_feed_forward(t, c, f)
     hidden, again = np.empty((t, f), np.float32), reuse_memory()
+    in_rounds = partial(ops.lsh_attention_forward, qk, v, rng=0, num_hashes=ROUNDS, **WINDOW)
     for name, operations, share, forward, backward in (
         ("LSH attention", window_operations(t), 2.5,
          partial(ops.lsh_attention_forward, qk, v, rng=0, out=np.empty_like(v), **WINDOW),
+         partial(ops.lsh_attention_backward, dout)),
+        (f"LSH, {ROUNDS} rounds", ROUNDS * window_operations(t), 2.5,
+         partial(in_rounds, out=np.empty_like(v)), partial(ops.lsh_attention_backward, dout)),
+        ("  keys count once", ROUNDS * window_operations(t), 2.5,
+         partial(in_rounds, out=np.empty_like(v), allow_duplicate_attention=False),
          partial(ops.lsh_attention_backward, dout)),
         ("local attention", window_operations(t), 2.5,
          partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..checks import bucket_factors
+from ..checks import bucket_factors, flag
 from ..layers.activations import WEIGHTED
 from ..models.config_keys import ACTIVATIONS
 from .attention import full_attention, local_attention, lsh_attention, lsh_attention_results
@@ -30,7 +30,12 @@ TRANSFORMERS = "transformers.models.reformer.modeling_reformer"
 LUCIDRAINS = "reformer_pytorch.reformer_pytorch"
 
 
-def patch(model: torch.nn.Module) -> torch.nn.Module:
+def patch(
+    model: torch.nn.Module,
+    *,
+    attend_across_buckets: bool = True,
+    allow_duplicate_attention: bool = True,
+) -> torch.nn.Module:
     """Make a Reformer of transformers or of reformer_pytorch run its layers on these kernels.
 
     In a model of transformers, this replaces the forward and backward pass of the attention and
@@ -56,6 +61,10 @@ def patch(model: torch.nn.Module) -> torch.nn.Module:
         reformer_pytorch, one of their layers, or a module that contains them. It is changed in
         place, except layers that have their own `forward` or whose class overrides methods.
         `unpatch` restores it.
+    attend_across_buckets, allow_duplicate_attention : bool
+        Of transformers' LSH layers, see `lsh_attention`; their own code has both. If one is False,
+        calls that the original code would run are refused. (Layers of reformer_pytorch have options
+        of these names.)
 
     Returns
     -------
@@ -84,6 +93,18 @@ def patch(model: torch.nn.Module) -> torch.nn.Module:
             "model must be a Reformer of transformers or of reformer_pytorch, got "
             f"{type(model).__name__} without a layer of theirs whose methods are unchanged"
         )
+    attended = {
+        "attend_across_buckets": flag("attend_across_buckets", attend_across_buckets),
+        "allow_duplicate_attention": flag("allow_duplicate_attention", allow_duplicate_attention),
+    }
+    changed = [name for name, value in attended.items() if not value]
+    hashing = [new for _, new in found if new is not None and new.func is _lsh_forward]
+    if changed and not hashing:
+        raise TypeError(
+            f"{changed[0]} must be True for a model without an LSH layer of transformers, got False"
+        )
+    for new in hashing:
+        new.keywords["attended"] = attended
     for layer, forward in found:
         if forward is not None:
             layer.forward = forward
@@ -118,7 +139,7 @@ def unpatch(model: torch.nn.Module) -> torch.nn.Module:
 
 def _replacements(
     module: torch.nn.Module, config: Any
-) -> Iterator[tuple[torch.nn.Module, Callable | None]]:
+) -> Iterator[tuple[torch.nn.Module, partial | None]]:
     """The recognised layers of a module and their new forwards; None for a layer that keeps its
     own. `config` is that of the nearest module above that has one."""
     config = getattr(module, "config", config)
@@ -129,7 +150,7 @@ def _replacements(
         yield from _replacements(child, config)
 
 
-def _forward_of(layer: torch.nn.Module, known: type, config: Any) -> Callable | None:
+def _forward_of(layer: torch.nn.Module, known: type, config: Any) -> partial | None:
     forward = _FORWARDS[known.__module__][known.__name__]
     if forward is _shared_forward:
         reason = _unsupported(layer)
@@ -249,9 +270,17 @@ def _lsh_forward(
     past_buckets_states: Any = None,
     use_cache: bool = False,
     output_attentions: bool = False,
+    *,
+    attended: dict[str, bool],
     **kwargs: Any,
 ) -> Any:
     if output_attentions or _continues(self, past_buckets_states) or not _runs_here(hidden_states):
+        for name in (name for name, value in attended.items() if not value):
+            raise TypeError(
+                f"{name}=False is not known to transformers' own code, which would run this call: "
+                "hidden_states must be float32 or float64 on the CPU, without autocast, and "
+                "output_attentions and past_buckets_states must not be given"
+            )
         return type(self).forward(
             self, hidden_states, attention_mask=attention_mask, num_hashes=num_hashes,
             buckets=buckets, past_buckets_states=past_buckets_states, use_cache=use_cache,
@@ -264,6 +293,7 @@ def _lsh_forward(
         "num_hashes": rounds, "chunk_length": self.chunk_length, "is_causal": self.is_decoder,
         "num_chunks_before": self.num_chunks_before, "num_chunks_after": self.num_chunks_after,
         "attention_mask": attention_mask, "dropout": self.dropout if self.training else 0.0,
+        **attended,
     }  # fmt: skip
     # drawn before the rotations: the backward pass starts from the same seed, but gets buckets
     # instead of drawing rotations
