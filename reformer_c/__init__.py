@@ -42,11 +42,14 @@ if TYPE_CHECKING:
     from .text.subwords import ReformerTokenizer, ReformerTokenizerFast
     from .tools import plot
     from .tools.report import lsh_report
+    from .training import data
     from .training.gradients import clip_gradients
     from .training.optim import Adafactor, AdamW
     from .training.schedules import schedules
     from .training.train import Trainer
 
+# modules that are loaded at their first use
+_LAZY_MODULES = {"data": "training.data", "plot": "tools.plot"}
 # names that are loaded at their first use, and the modules that they come from
 _LAZY = {
     "reversible_backward": "layers.reversible",
@@ -72,6 +75,7 @@ _LAZY = {
 
 __all__ = [
     *ops.__all__,
+    "data",
     "get_matmul_precision",
     "get_num_threads",
     "matmul_precision",
@@ -88,8 +92,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plot":
-        return _import_module(".tools.plot", __name__)
+    if name in _LAZY_MODULES:
+        return _import_module(f".{_LAZY_MODULES[name]}", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(_import_module(f".{_LAZY[name]}", __name__), name)

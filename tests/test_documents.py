@@ -19,6 +19,8 @@ SMALLER = {"--length": "64", "--steps": "1"}
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
 def test_examples_run(page):
     pytest.importorskip("safetensors", reason="the pages save models")
+    if page.stem == "pictures":
+        pytest.importorskip("PIL", reason="its examples need Pillow")
     if page.stem == "in_pytorch":
         for library in ("torch", "transformers", "reformer_pytorch"):
             pytest.importorskip(library, reason=f"its examples need {library}")
@@ -50,6 +52,8 @@ def test_commands_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("BOOK.txt", "OTHER.txt"):
         Path(name).write_text("At the beginning of the text there is a word. " * 40)
+    if page.stem == "pictures":
+        draw_pictures("PICTURES")
     for line in commands(page):
         program, *words = shlex.split(line)
         if program != ".venv/bin/reformer-c":
@@ -60,6 +64,14 @@ def test_commands_run(page, tmp_path, monkeypatch):
             if option in words:
                 words[words.index(option) + 1] = value if words[0] == "train" else "5"
         assert main(words) == 0
+
+
+def draw_pictures(folder):
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    Path(folder).mkdir()
+    for i in range(4):
+        image.new("RGB", (6, 4), (60 * i, 80, 90)).save(f"{folder}/{i}.png")
+    Path("PICTURE.png").write_bytes(Path(folder, "0.png").read_bytes())
 
 
 def learn_pieces(folder):

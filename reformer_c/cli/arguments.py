@@ -19,6 +19,7 @@ from .values import (
     POSITIVE_OR_INF,
     SHARE,
     SHARE_BELOW_1,
+    SHARE_INSIDE,
     SHARE_OR_0,
     TEXT,
     WHOLE,
@@ -29,9 +30,10 @@ __all__ = ["FAILURE", "parse"]
 USAGE_ERROR, FAILURE = 2, 1
 
 # repeated from presets.py, optim.py and schedules.py, which --help need not load
-PRESETS = ("tiny", "book", "enwik8")
+PRESETS = ("tiny", "book", "enwik8", "imagenet64", "cifar10")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
+TASKS = ("lm", "image")
 # default tokens per window, and per generated text
 LENGTH = 8192
 NEW_TOKENS = 200
@@ -85,11 +87,14 @@ def _parser() -> ArgumentParser:
     for name, add_arguments, about, example in (
         ("demo", _demo, "train on text that comes with Python, and generate: two minutes",
          "--seed 1"),
-        ("train", _train, "train a language model on text files",
+        ("train", _train, "train a language model on text files, or on pictures",
          "book.txt --length 8192 --steps 1000 --save model"),
         ("generate", _generate, "continue a text with a trained model",
          'model --prompt "It was " --length 200 --stream'),
-        ("evaluate", _evaluate, "bits per byte of a model on text files", "model held_out.txt"),
+        ("complete", _complete, "complete pictures with a model trained on pictures",
+         "model picture.png --keep 0.5 --output completions.png"),
+        ("evaluate", _evaluate, "bits per byte of text files, or bits per dim of pictures",
+         "model held_out.txt"),
         ("info", _info, "size, tokenizer and speed of a saved model",
          "model --lengths 1024 8192"),
         ("bench", _bench, "time the operations as a share of the machine's peak",
@@ -118,7 +123,8 @@ def _demo(command: ArgumentParser) -> None:
 def _train(command: ArgumentParser) -> None:
     add = command.add_argument
     add("files", nargs="*", metavar="FILE",
-        help="text file, folder, .npy array of token ids, or - for standard input")  # fmt: skip
+        help="text file, folder, .npy array of token ids, or - for standard input; with --task "
+        "image, picture, folder of pictures, or .npy array of them")  # fmt: skip
     add("--config", metavar="FILE",
         help='JSON: {"length": 65536, "model": {"num_hashes": 2}, ...}, or a model\'s config.json; '
         "options of the command line override it")  # fmt: skip
@@ -129,6 +135,9 @@ def _train(command: ArgumentParser) -> None:
 
 
 def _train_data(add: Callable[..., Any]) -> None:
+    add("--task", choices=TASKS, default="lm", help="what FILE contains: text or pictures (lm)")
+    add("--channels", type=int, choices=(1, 3),
+        help="of pictures: 1 reads them as grey, 3 as colours (3)")  # fmt: skip
     add("--length", **COUNT,
         help=f"tokens per sequence ({LENGTH}; with --whole-files the longest file)")  # fmt: skip
     add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
@@ -138,10 +147,11 @@ def _train_data(add: Callable[..., Any]) -> None:
     add("--offset", **WHOLE, default=0,
         help="start the positions of each sequence at a random one from 0 to N (0)")  # fmt: skip
     add("--held-out", **SHARE_BELOW_1,
-        help="share of each file, at its end, to evaluate on (0.1; 0 with --evaluate-on)",
+        help="share of each file, at its end, or of the pictures, to evaluate on (0.1; 0 with "
+        "--evaluate-on)",
     )  # fmt: skip
     add("--evaluate-on", metavar="FILE", action="append",
-        help="a separate held-out text; may be repeated")  # fmt: skip
+        help="a separate held-out text, or pictures; may be repeated")  # fmt: skip
     add("--eval-every", **WHOLE, default=0, help="steps between evaluations (only at the end)")
     add("--bytes-per-token", **POSITIVE,
         help="of .npy arrays without a tokenizer, for losses in bits per byte")  # fmt: skip
@@ -210,10 +220,32 @@ def _generate(command: ArgumentParser) -> None:
     add("--stream", action="store_true", help="print the text while it is generated")
 
 
+def _complete(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("model", metavar="DIR", help="folder of a model trained with --task image")
+    add("files", nargs="+", metavar="IMAGE", help="picture, folder, or .npy array of pictures")
+    add("--keep", **SHARE_INSIDE, default=0.5,
+        help="share of the rows that is kept, at the top; at least one row (0.5)")  # fmt: skip
+    add("--samples", **COUNT, default=4, help="completions of each picture (4)")
+    add("--temperature", **NONNEGATIVE, default=1.0,
+        help="of sampling; 0 takes the likeliest bytes (1)")  # fmt: skip
+    add("--top-p", **SHARE, default=1.0,
+        help="sample from the fewest bytes with this probability in all (1)")  # fmt: skip
+    add("--top-k", **WHOLE, default=0, help="sample from the N likeliest bytes (0: all)")
+    add("--output", metavar="FILE", default="completions.png",
+        help="PNG: a line for each picture: what is kept, the completions, and the picture "
+        "(completions.png)")  # fmt: skip
+
+
 def _evaluate(command: ArgumentParser) -> None:
     add = command.add_argument
     _model_folder(command)
-    add("files", nargs="+", metavar="FILE", help="text file, folder, or -")
+    add(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="text file, folder, or -; for a model of pictures, as for train --task image",
+    )
     add("--length", **COUNT, help="tokens per window (the model's maximum)")
     add("--sliding", **COUNT,
         help="windows overlap and start N tokens apart; only the last N tokens of each are scored",

@@ -1,20 +1,45 @@
-"""``reformer-c evaluate``: bits per byte of a model on text files."""
+"""``reformer-c evaluate``: bits per byte of text files, or per dim of pictures."""
 
 from __future__ import annotations
 
+import math
 import time
 from argparse import Namespace
+from typing import Any
 
 from ..training.evaluation import evaluate
 from ..training.texts import encode_text, read_texts
-from .folder import open_folder, unit
+from .folder import open_model, open_tokenizer, unit
+from .pictures import describe_bits, read_pictures_for, sequences
+from .values import option
 
 
 def run(options: Namespace) -> None:
+    model = open_model(options.model)
+    if model.config.image_shape is None:
+        _evaluate_texts(model, options)
+    else:
+        _evaluate_pictures(model, options)
+
+
+def _evaluate_pictures(model: Any, options: Namespace) -> None:
+    for name in ("tokenizer", "length", "sliding"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{option(name)} cannot be combined with a model of pictures")
+    shape = model.config.image_shape
+    pictures = read_pictures_for(shape, options.files)
+    begin = time.perf_counter()
+    result = evaluate(model, sequences(pictures), math.prod(shape), seed=options.seed)
+    seconds = time.perf_counter() - begin
+    bits = describe_bits(result.bits_per_byte, shape, digits=4)
+    print(f"{bits} ({len(pictures):,} pictures, {seconds:.1f} s)")
+
+
+def _evaluate_texts(model: Any, options: Namespace) -> None:
     for file in options.files:
         if file.endswith(".npy"):
             raise ValueError(f"FILE must be text, got token ids in {file!r}")
-    tokenizer, model = open_folder(options.model, options.tokenizer)
+    tokenizer = open_tokenizer(options.model, options.tokenizer, model.config.vocab_size)
     units = unit(tokenizer)
     # texts are kept apart, so that no window crosses from one into the next
     texts = read_texts(options.files, utf8=units != "bytes")

@@ -24,9 +24,13 @@ def run(options: Namespace) -> None:
     for name, array in model.parameters.items():
         groups[_group(name)] += array.size
     tokenizer = _describe_tokenizer(options, config.vocab_size)
+    shape = config.image_shape
     print(repr(model))
     print(f"longest sequence  {longest:,} tokens, vocabulary {config.vocab_size}")
-    print(f"tokenizer         {tokenizer}")
+    if shape is None:
+        print(f"tokenizer         {tokenizer}")
+    else:
+        print(f"pictures          {shape[1]} x {shape[0]} pixels, {shape[2]} channels")
     for group, count in groups.items():
         print(f"{group:40} {count:12,} parameters")
     total = sum(groups.values())

@@ -1,4 +1,4 @@
-"""``reformer-c train``: train a language model on text files."""
+"""``reformer-c train``: train a language model on text files or pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..training.progress import show_progress
 from ..training.schedules import Schedule, schedules
 from ..training.state import has_checkpoint
 from ..training.train import Trainer
+from .pictures import describe_bits, read_picture_data
 from .train_data import read_data
 from .train_model import make_model
 from .values import given, option
@@ -25,9 +26,10 @@ def run(options: Namespace) -> None:
     folder = Path(options.save) if options.save else None
     _check_options(options)
     _check_folder(folder, options)
-    data, held_out, held_out_bytes, tokenizer = read_data(folder, options)
-    model = make_model(folder, data, held_out, tokenizer, options)
-    if tokenizer is None and options.bytes_per_token is None:
+    found = read_picture_data(options) if options.task == "image" else read_data(folder, options)
+    data, held_out, held_out_bytes, tokenizer, _ = found
+    model = make_model(folder, found, options)
+    if tokenizer is None and options.bytes_per_token is None and options.task != "image":
         raise ValueError(
             "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "
             "--tokenizer, if the tokens were made by one: DIR, FILE or bytes"
@@ -70,13 +72,15 @@ def run(options: Namespace) -> None:
         raise
     if held_out:
         bits = trainer.evaluate().bits_per_byte if bits is None else bits
-        print(f"held out: {bits:.3f} bits per byte")
+        print(f"held out: {describe_bits(bits, model.config.image_shape)}")
     if folder is not None:
         print(f"saved: {folder}")
 
 
 def _check_options(options: Namespace) -> None:
     """Refuse an option that would have no effect."""
+    if options.channels is not None and options.task != "image":
+        raise ValueError("--channels needs --task image")
     if options.eval_every and not options.evaluate_on and options.held_out == 0:
         raise ValueError("--eval-every needs held-out text, got --held-out 0")
     if options.floor is not None and options.schedule not in ("cosine", "linear"):

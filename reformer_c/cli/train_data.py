@@ -16,18 +16,21 @@ from ..training.data import Sequences, Windows
 from ..training.texts import count_bytes, encode_text, read_parts, split_parts
 from .arguments import LENGTH
 from .folder import consistent_tokenizer, no_tokenizer
+from .values import given
 
-__all__ = ["read_data"]
+__all__ = ["TrainingData", "read_data"]
 
 
 class TrainingData(NamedTuple):
     """The training data; the held-out texts of at least two tokens, and their bytes per token; the
-    tokenizer, which is None if all files contain token ids and none is given."""
+    tokenizer, which is None if all files contain token ids and none is given; and the fields of the
+    model's configuration that all these determine."""
 
     train: Windows | Sequences
     held_out: list[np.ndarray]
     held_out_bytes_per_token: float
     tokenizer: Any
+    fields: dict[str, Any]
 
 
 def read_data(folder: Path | None, options: Namespace) -> TrainingData:
@@ -73,7 +76,7 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
     else:
         data = Sequences(train, options.length, **common)
     held_out_bytes = _bytes_per_token([part for part, _ in pairs], held_out, tokenizer, options)
-    return TrainingData(data, held_out, held_out_bytes, tokenizer)
+    return TrainingData(data, held_out, held_out_bytes, tokenizer, _token_fields(tokenizer))
 
 
 def _default_tokenizer(folder: Path | None, options: Namespace) -> Any:
@@ -84,6 +87,14 @@ def _default_tokenizer(folder: Path | None, options: Namespace) -> Any:
     if tokenizer is None:
         raise no_tokenizer(folder)
     return tokenizer
+
+
+def _token_fields(tokenizer: Any) -> dict[str, Any]:
+    """Fields of the configuration that a tokenizer determines; presets are for `ByteTokenizer`."""
+    if isinstance(tokenizer, ByteTokenizer | None):
+        return {}
+    ends = {"eos_token_id": tokenizer.eos_token_id}
+    return {"vocab_size": len(tokenizer)} | ends | given(pad_token_id=tokenizer.pad_token_id)
 
 
 def _bytes_per_token(

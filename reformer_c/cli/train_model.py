@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..models.config import ReformerConfig
 from ..models.model import ReformerModelWithLMHead
 from ..models.presets import DROPOUTS, preset_config
 from ..runtime import available_memory
-from ..text.byte_tokenizer import ByteTokenizer
 from ..text.folders import check_vocabulary
-from ..training.data import Sequences, Windows
 from ..training.state import config_differences
+from .train_data import TrainingData
 from .values import given
 
 __all__ = ["make_model"]
 
 
 def make_model(
-    folder: Path | None,
-    data: Windows | Sequences,
-    held_out: Sequence[np.ndarray],
-    tokenizer: Any,
-    options: Namespace,
+    folder: Path | None, training_data: TrainingData, options: Namespace
 ) -> ReformerModelWithLMHead:
     """The model of the preset and the options, after a check that it can read the tokens."""
-    fields = _token_fields(tokenizer) | given(
+    data, held_out, _, tokenizer, determined = training_data
+    fields = determined | given(
         **dict.fromkeys(DROPOUTS, options.dropout),
         memory_budget=_bytes_of(options.memory_budget),
         num_hashes=options.hashes,
@@ -60,14 +52,6 @@ def make_model(
     if found := config_differences(config, ReformerConfig.from_json(folder)):
         raise ValueError(f"--resume: {'; '.join(found)} in {str(folder)!r}")
     return ReformerModelWithLMHead.from_pretrained(folder)
-
-
-def _token_fields(tokenizer: Any) -> dict[str, Any]:
-    """Fields of the configuration that a tokenizer determines; presets are for `ByteTokenizer`."""
-    if isinstance(tokenizer, ByteTokenizer | None):
-        return {}
-    ends = {"eos_token_id": tokenizer.eos_token_id}
-    return {"vocab_size": len(tokenizer)} | ends | given(pad_token_id=tokenizer.pad_token_id)
 
 
 def _bytes_of(budget: float | None) -> int | None:

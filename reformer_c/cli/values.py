@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 __all__ = ["ASCII", "COUNT", "FIELD", "FINITE", "NONNEGATIVE", "POSITIVE", "POSITIVE_OR_INF",
-           "SHARE", "SHARE_BELOW_1", "SHARE_OR_0", "TEXT", "WHOLE", "given", "option"]  # fmt: skip
+           "SHARE", "SHARE_BELOW_1", "SHARE_INSIDE", "SHARE_OR_0", "TEXT", "WHOLE", "given",
+           "option"]  # fmt: skip
 
 
 def _value(
@@ -48,6 +49,7 @@ POSITIVE = _value("X", float, lambda x: 0 < x < math.inf, "a number > 0")
 POSITIVE_OR_INF = _value("X", float, lambda x: x > 0, "a number > 0")
 SHARE = _value("X", float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 SHARE_OR_0 = _value("X", float, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+SHARE_INSIDE = _value("X", float, lambda x: 0 < x < 1, "a number in (0, 1)")
 SHARE_BELOW_1 = _value("X", float, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 

@@ -25,7 +25,7 @@ __all__ = ["ReformerConfig"]
 
 OURS = ("attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
-        "apply_lm_head_bias", "label_smoothing")  # fmt: skip
+        "apply_lm_head_bias", "label_smoothing", "image_shape")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -52,11 +52,10 @@ def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
 class ReformerConfig(NamedAttributes, JsonFile):
     """The configuration of a model.
 
-    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Seven more are our own:
-    ``attention_scope``, ``bucket_cap``, ``softcap``, ``matmul_precision``, ``memory_budget`` and
-    ``label_smoothing`` have no effect by default, and ``apply_lm_head_bias`` is True. A field of a
-    layer type that does not occur may be None. Other keys that transformers writes are accepted and
-    kept in `extra`.
+    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Those from
+    ``attention_scope`` on are our own; by default they have no effect, except that
+    ``apply_lm_head_bias`` is True. A field of a layer type that does not occur may be None. Other
+    keys that transformers writes are accepted and kept in `extra`.
 
     Attributes
     ----------
@@ -170,6 +169,9 @@ class ReformerConfig(NamedAttributes, JsonFile):
     label_smoothing : float
         Language models, in training: the share of the target that is spread evenly over the
         vocabulary, see `reformer_c.cross_entropy_head`. Losses without `training` do not have it.
+    image_shape : list of int, optional
+        Height, width and channels of the pictures that a model's sequences are, with a vocabulary
+        of 256 bytes; None: its sequences are not pictures.
     extra : dict
         Other keys, kept unchanged.
 
@@ -254,6 +256,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     memory_budget: int | float | None = None
     apply_lm_head_bias: bool = True
     label_smoothing: float = 0.0
+    image_shape: list[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -148,6 +148,24 @@ def _check_options(config: Any) -> None:
     _each(config, "output_attentions output_hidden_states return_dict", flag, optional=True)
     if config.memory_budget is not None:
         check_memory_budget(config.memory_budget)
+    if config.image_shape is not None:
+        _check_pictures(config)
+
+
+def _check_pictures(config: Any) -> None:
+    shape = config.image_shape
+    if not isinstance(shape, list) or len(shape) != 3:
+        raise TypeError(f"image_shape must be a list of three integers or None, got {shape!r}")
+    for part in shape:
+        integer("image_shape", part, 1)
+    if math.prod(shape) > config.num_positions:
+        raise ValueError(
+            f"image_shape must have at most {config.num_positions} values (positions), got {shape}"
+        )
+    if config.vocab_size != 256:
+        raise ValueError(
+            f"image_shape must be None, or vocab_size 256, got {shape} and {config.vocab_size}"
+        )
 
 
 def _check_tokens(config: Any) -> None:

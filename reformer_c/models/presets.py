@@ -27,13 +27,15 @@ class Preset:
     """The size of a model: a layer pattern, fields of its configuration, and training settings.
 
     `lr` is AdamW's peak; `rows` is the fraction of `hidden_size` that encodes the row of a position
-    in the axial grid, the rest encodes the column.
+    in the axial grid, the rest encodes the column. `image_shape` is that of the pictures that a
+    preset is meant for: height, width and channels.
     """
 
     layers: tuple[str, ...]
     lr: float
     optimizer: str = "adamw"
     rows: float = 0.5
+    image_shape: tuple[int, int, int] | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,6 +95,49 @@ PRESETS = {
             "lsh_attention_probs_dropout_prob": 0.1,
         },
     ),
+    # the model of the paper's experiment on pictures, as its authors published it in trax
+    "imagenet64": Preset(
+        layers=("lsh",) * 6,
+        lr=3.5e-4,
+        rows=0.375,
+        image_shape=(64, 64, 3),
+        fields={
+            "vocab_size": 256,
+            "eos_token_id": None,
+            "hidden_size": 1024,
+            "feed_forward_size": 4096,
+            "num_attention_heads": 8,
+            "attention_head_size": 64,
+            "lsh_attn_chunk_length": 128,
+            "num_hashes": 2,
+            "num_buckets": 192,
+            "hidden_act": "gelu_new",
+            "hidden_dropout_prob": 0.0,
+            "lsh_attention_probs_dropout_prob": 0.2,
+        },
+    ),
+    # trax's nine layers with LSH attention; its buckets there, 192 for 12,288 values, in proportion
+    "cifar10": Preset(
+        layers=("lsh",) * 9,
+        lr=3.5e-4,
+        optimizer="adafactor",
+        rows=0.375,
+        image_shape=(32, 32, 3),
+        fields={
+            "vocab_size": 256,
+            "eos_token_id": None,
+            "hidden_size": 1024,
+            "feed_forward_size": 4096,
+            "num_attention_heads": 8,
+            "attention_head_size": 64,
+            "lsh_attn_chunk_length": 128,
+            "num_hashes": 2,
+            "num_buckets": 48,
+            "hidden_act": "gelu_new",
+            "hidden_dropout_prob": 0.1,
+            "lsh_attention_probs_dropout_prob": 0.0,
+        },
+    ),
 }
 
 
@@ -112,7 +157,8 @@ def preset_config(
     name : str
         One of `PRESETS`.
     length : int
-        Maximum sequence length.
+        Maximum sequence length. That of the pictures that the preset is meant for sets their
+        `image_shape`.
     layers : int, optional
         Number of layers, repeating the preset's pattern.
     width : int, optional
@@ -146,11 +192,12 @@ def preset_config(
         values |= {"hidden_size": width, "feed_forward_size": math.ceil(ratio * width)}
     if num_hashes is not None:
         values["num_hashes"] = num_hashes
+    if preset.image_shape is not None and length == math.prod(preset.image_shape):
+        values["image_shape"] = list(preset.image_shape)
     count = len(preset.layers) if layers is None else layers
-    columns = 2 ** math.ceil(math.log2(length) / 2)
     values |= {
         "attn_layers": [preset.layers[i % len(preset.layers)] for i in range(count)],
-        "axial_pos_shape": [-(-length // columns), columns],
+        "axial_pos_shape": _grid(length, fields.get("image_shape", values.get("image_shape"))),
         # positions initialised with the deviation of words (0.02) would dominate the first steps
         "axial_norm_std": 0.005,
         "max_position_embeddings": length,
@@ -161,3 +208,12 @@ def preset_config(
         rows = max(1, int(preset.rows * values["hidden_size"]))
         values.setdefault("axial_pos_embds_dim", [rows, values["hidden_size"] - rows])
     return ReformerConfig(**values)
+
+
+def _grid(length: int, image_shape: Any) -> list[int]:
+    """The axial grid of `length` positions: almost a square, or the rows of a picture."""
+    if isinstance(image_shape, (list, tuple)) and len(image_shape) == 3:
+        height, width, channels = image_shape
+        return [height, width * channels]
+    columns = 2 ** math.ceil(math.log2(length) / 2)
+    return [-(-length // columns), columns]

@@ -1,4 +1,4 @@
-"""Token ids to the batches that a model trains on.
+"""Files to token ids, and token ids to the batches that a model trains on: ``reformer_c.data``.
 
 The data of a training step is a function of (seed, step) alone: a run resumed at step n sees
 exactly the windows that it would have seen without interruption.
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..checks import NamedAttributes, integer, names_keywords, positive
-from .texts import texts_of
+from .pictures import read_pictures
+from .texts import read_split, read_text, read_texts, read_tokens, texts_of
 
-__all__ = ["Sequences", "Windows"]
+__all__ = ["Sequences", "Windows", "read_pictures", "read_split", "read_text", "read_texts",
+           "read_tokens"]  # fmt: skip
 
 
 class Data(NamedAttributes):

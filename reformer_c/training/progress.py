@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from .train import StepReport, Trainer
 
-__all__ = ["describe", "show_progress"]
+__all__ = ["describe", "progress_bar", "show_progress"]
 
 
 def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[StepReport]:
@@ -25,7 +25,7 @@ def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[St
     '2.885 bits/byte, 50,000 tokens/s, peak 300 MB, held out 3.000'
     """
     stream = sys.stderr if stream is None else stream
-    bar = _progress_bar(trainer, stream)
+    bar = progress_bar(trainer.steps, trainer.step, "step", stream)
     report: StepReport | None = None
     shown = time.monotonic()
 
@@ -62,7 +62,8 @@ def describe(report: StepReport) -> str:
     return ", ".join(words)
 
 
-def _progress_bar(trainer: Trainer, stream: TextIO) -> Any:
+def progress_bar(total: int | None, initial: int, unit: str, stream: TextIO) -> Any:
+    """A tqdm bar, or None without tqdm or a terminal."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -71,7 +72,7 @@ def _progress_bar(trainer: Trainer, stream: TextIO) -> Any:
         return None
     # recorders and containers may report a terminal of 0 rows, for which tqdm draws nothing
     size = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
-    return tqdm(total=trainer.steps, initial=trainer.step, unit="step", file=stream, **size)
+    return tqdm(total=total, initial=initial, unit=unit, file=stream, **size)
 
 
 def _has_size(stream: TextIO) -> bool:

@@ -14,8 +14,9 @@ from ..checks import number
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.tokenizer import Tokenizer
 
-__all__ = ["TextSource", "count_bytes", "encode_text", "read_parts", "read_split", "read_text",
-           "read_texts", "read_tokens", "split_parts", "split_tokens", "texts_of"]  # fmt: skip
+__all__ = ["TextSource", "count_bytes", "encode_text", "files_of", "read_parts", "read_split",
+           "read_text", "read_texts", "read_tokens", "split_parts", "split_tokens",
+           "texts_of"]  # fmt: skip
 
 TextSource = str | os.PathLike
 
@@ -255,7 +256,7 @@ def _read(
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     for source in sources:
-        files = [(Path("-"), True)] if source == "-" else _files_of(Path(source))
+        files = [(Path("-"), True)] if source == "-" else files_of(Path(source))
         for file, named in files:
             if arrays and file.suffix == ".npy":
                 yield _map(file)
@@ -281,7 +282,7 @@ def _map(file: Path) -> np.ndarray:
     return _check_tokens(str(file), array)
 
 
-def _files_of(path: Path) -> Iterator[tuple[Path, bool]]:
+def files_of(path: Path) -> Iterator[tuple[Path, bool]]:
     """The files of a path, and whether they were named explicitly."""
     if not path.is_dir():
         yield path, True

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
 from reformer_c.training.schedules import schedules
 
-COMMANDS = ["demo", "train", "generate", "evaluate", "info", "bench"]
+COMMANDS = ["demo", "train", "generate", "complete", "evaluate", "info", "bench"]
 SMALL = ["--length", "256", "--layers", "2", "--width", "32", "--threads", "1"]
 
 
@@ -546,8 +547,7 @@ def test_bench_prints_shares_of_the_peak_and_writes_them(tmp_path, capsys):
 @pytest.mark.parametrize("length", [1, 2, 1000, 8192, 524_288])
 def test_presets_make_models_for_any_length(name, length):
     config = presets.preset_config(name, length)
-    rows, columns = config.axial_pos_shape
-    assert rows * columns >= length
+    assert math.prod(config.axial_pos_shape) >= length
     assert config.max_position_embeddings == length
     assert list(config.attn_layers) == list(presets.PRESETS[name].layers)
 
@@ -599,6 +599,27 @@ def test_enwik8_has_the_papers_twelve_layers():
     assert config.attn_layers.count("lsh") == 3
     assert config.num_hidden_layers == 12
     assert config.axial_pos_embds_dim == [256, 768]
+
+
+def test_presets_of_pictures_have_their_shape_where_the_length_is_that_of_a_picture():
+    config = presets.preset_config("imagenet64", 12_288)
+    published = ReformerConfig(
+        attn_layers=["lsh"] * 6, hidden_size=1024, feed_forward_size=4096, num_attention_heads=8,
+        attention_head_size=64, lsh_attn_chunk_length=128, num_hashes=2, num_buckets=192,
+        vocab_size=256, hidden_act="gelu_new", hidden_dropout_prob=0.0,
+        lsh_attention_probs_dropout_prob=0.2, max_position_embeddings=12_288, is_decoder=True,
+        axial_pos_shape=[64, 192], axial_pos_embds_dim=[384, 640], eos_token_id=None,
+        image_shape=[64, 64, 3], axial_norm_std=config.axial_norm_std,
+    )  # fmt: skip
+    assert config == published
+    config = presets.preset_config("cifar10", 3072)
+    assert config.image_shape == [32, 32, 3]
+    assert config.axial_pos_shape == [32, 96]
+    assert presets.preset_config("cifar10", 3071).image_shape is None
+    config = presets.preset_config("cifar10", 192, image_shape=[8, 24, 1])
+    assert (config.image_shape, config.axial_pos_shape) == ([8, 24, 1], [8, 24])
+    with pytest.raises(TypeError, match="image_shape must be a list of three"):
+        presets.preset_config("cifar10", 192, image_shape=[8, 24])
 
 
 # ---- options that would be ignored, and the nearest name of unknown ones ----

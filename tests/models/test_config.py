@@ -371,6 +371,7 @@ WRONG = {
     "softcap": [0, -1.0, "1", float("inf")],
     "label_smoothing": [1.0, -0.1, "0.1", None],
     "memory_budget": [-1, "2 GB"],
+    "image_shape": [[8, 8], [8, 0, 3], 192, [64, 64, 3], [8, 8, 3]],
     "problem_type": ["ranking", 1],
     "vocab_size": [0],
     "pad_token_id": ["0", 1.5],
