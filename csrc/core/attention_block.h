@@ -14,7 +14,7 @@
 #define LANE_GROUPS (BLOCK / VEC_LANES)
 
 #define SCORE_HIDDEN (-(real)1e9) // Hugging Face's constants: a masked key,
-#define SCORE_SELF (-(real)1e5)   // and, with shared_qk, the query itself
+#define SCORE_SELF (-(real)1e5)   // and, with shared_qk, the query itself: the self-mask
 #define SCORE_NO_KEY (-(real)5e4) // maxima below this: no key but itself, or extremely low scores
 /* Marks the log-sum-exp of a row that attends only to itself. SCORE_SELF would not do: converted to
    natural units and back it is not always the same number. */

@@ -1,11 +1,13 @@
 /* attention_hf_rows.h: rows in Hugging Face's own rounding: those that attend to no key, or in
    several rounds only to themselves.
 
-   Their scores are constants as large as 1e9, and the rounding of their log-sum-exp is visible: in
-   float32, lse = -1e9 + log(n) rounds to -1e9, so each of n masked keys gets probability 1 and the
-   row is the SUM of the window's values. An exact softmax would give their mean, but parity of
-   models needs the sum. The block kernels mark such rows with lse = -inf (also rows whose scores
-   are all below -5e4, which are treated alike), and here they are computed one at a time.
+   Their scores are constants, -1e9 for a hidden key and -1e5 for the query itself (with shared_qk,
+   even if it is padding: such a row is its own value), and the rounding of their log-sum-exp is
+   visible: in float32, lse = -1e9 + log(n) rounds to -1e9, so each of n masked keys gets
+   probability 1 and the row is the SUM of the window's values. An exact softmax would give their
+   mean, but parity of models needs the sum. The block kernels mark such rows with lse = -inf (also
+   rows whose scores are all below -5e4, which are treated alike), and here they are computed one at
+   a time.
 
    Scope BUCKET, and scope CHUNK without wrap, without duplicates or within buckets only, do not
    exist in Hugging Face's model. There the softmax is exact, and a row that attends only to itself
@@ -101,7 +103,7 @@ static void list_span(const attention_arrays *x, size_t bh, size_t round, size_t
             continue;
         real score = SCORE_HIDDEN;
         if (!masked) score = soft_capped1(plain_score(x, bh, i, j), (real)a->softcap);
-        if (a->shared_qk && i == j) score = SCORE_SELF;
+        if (a->shared_qk && i == j) score = SCORE_SELF; // the self-mask
         keys->score[keys->n] = score;
         keys->token[keys->n] = (uint32_t)j;
         keys->slot[keys->n++] = (uint32_t)slot;

@@ -209,7 +209,7 @@ static void find_earlier_windows(earlier_windows *windows, const attention_array
 }
 
 /* Which queries of a group have met key i of the windows' block before. */
-static ALWAYS_INLINE ivec have_met(const earlier_windows *windows, size_t i) {
+static ALWAYS_INLINE ivec met_by_home(const earlier_windows *windows, size_t i) {
     uvec nearest = ~(uvec){0};
     for (size_t w = 0; w < windows->count; w++)
         nearest = uvmin(nearest, (uvec)(windows->window[w].above - windows->window[w].keys[i]));
@@ -217,8 +217,8 @@ static ALWAYS_INLINE ivec have_met(const earlier_windows *windows, size_t i) {
 }
 
 /* The same where blocks have no homes, one query after another. */
-static ivec have_met_by_place(const attention_arrays *x, const block *q, const block *k,
-                              size_t group, size_t i, size_t slot) {
+static ivec met_by_place(const attention_arrays *x, const block *q, const block *k, size_t group,
+                         size_t i, size_t slot) {
     ivec met = {0};
     for (size_t j = 0; j < VEC_LANES && group * VEC_LANES + j < q->nq; j++)
         met[j] = -has_met(&x->order, x->buckets, q->bh, (size_t)q->qpos[group * VEC_LANES + j],
@@ -232,7 +232,7 @@ static void hide_repeats(real *s, const earlier_windows *windows, const block *k
                          size_t i1) {
     for (size_t i = i0; i < i1 && windows->count; i++)
         vstore(s + i * BLOCK,
-               vselect(have_met(windows, i), vset1(k->khidden[i]), vload(s + i * BLOCK)));
+               vselect(met_by_home(windows, i), vset1(k->khidden[i]), vload(s + i * BLOCK)));
 }
 
 /* Replaces the raw products of keys [i0, i1) by masked scores; returns the maximum, as above. */
@@ -250,10 +250,11 @@ static inline vec partial_scores(real *s, const attention_arrays *x, const earli
         if (a->causal) score = vselect(at <= positions, score, vset1(SCORE_HIDDEN));
         if (!a->across_buckets)
             score = vselect(k->kbucket[i] - (ivec){0} == buckets, score, vset1(SCORE_HIDDEN));
-        if (a->shared_qk) score = vselect(at == positions, vset1(SCORE_SELF), score);
-        if (windows->count) score = vselect(have_met(windows, i), vset1(SCORE_HIDDEN), score);
+        if (a->shared_qk) // the self-mask
+            score = vselect(at == positions, vset1(SCORE_SELF), score);
+        if (windows->count) score = vselect(met_by_home(windows, i), vset1(SCORE_HIDDEN), score);
         if (by_place)
-            score = vselect(have_met_by_place(x, q, k, group, i, slot), vset1(SCORE_HIDDEN), score);
+            score = vselect(met_by_place(x, q, k, group, i, slot), vset1(SCORE_HIDDEN), score);
         vstore(s + i * BLOCK, score);
         max = vmax(score, max);
     }

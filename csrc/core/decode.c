@@ -31,7 +31,8 @@ static void flush(online_softmax *sm) {
     real max = sm->max;
     for (size_t i = 0; i < sm->n; i++) {
         score[i] = soft_capped1(dot(sm->q, sm->keys + sm->token[i] * d, d), (real)sm->a->softcap);
-        if (sm->a->scope != RF_LOCAL && sm->token[i] == sm->self) score[i] = SCORE_SELF;
+        if (sm->a->scope != RF_LOCAL && sm->token[i] == sm->self) // the self-mask
+            score[i] = SCORE_SELF;
         max = score[i] > max ? score[i] : max;
     }
     // 2. rescale what has been accumulated
@@ -105,6 +106,7 @@ typedef struct {
     int32_t *previous; // s: the previous token of the same bucket
 } hash_round;
 
+/* The hash of lsh_hash.c, for one vector: change both. */
 static int32_t decode_hash(const rf_decoding *a, const real *q, const real *rotation,
                            const int32_t *factors, size_t nf, size_t columns, real *restrict u) {
     memset(u, 0, columns * sizeof(real));

@@ -1,4 +1,5 @@
-/* lsh_hash.c: angular LSH (Reformer, section 2, "LSH attention"): the bucket of each token. */
+/* lsh_hash.c: angular LSH (Reformer, section 2, "LSH attention"): the bucket of each token.
+   decode.c hashes a single token. */
 #include "gemm_tile.h"
 
 #define HASH_ROWS 64 // tokens of a block, one per lane

@@ -41,9 +41,10 @@ class ReformerModelWithLMHead(Generation, ReformerWithLoss):
     """A causal language model: logits (b, t, v) for the next token.
 
     `labels` (b, t) are the tokens themselves; they are shifted here, as in Hugging Face's model.
-    -100 is ignored by the loss only: padding is defined by `attention_mask`. ``lm_head.bias`` is
-    added to the logits, as in the original and in transformers except versions 5.0 to 5.23;
-    ``config.apply_lm_head_bias=False`` leaves it out.
+    A label of -100 is ignored by the loss. `attention_mask` hides padding from attention, not from
+    the loss: give padding the label -100. ``lm_head.bias`` is added to the logits, as in the
+    original and in transformers except versions 5.0 to 5.23; ``config.apply_lm_head_bias=False``
+    leaves it out.
 
     Examples
     --------
