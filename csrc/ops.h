@@ -42,19 +42,18 @@ typedef struct {
                                real *dweight,      // v c, added to
                                size_t n, size_t c);
 
-    /* Axial positions: out[i] = w0[j / n2] followed by w1[j % n2], with j = position_ids[i]. */
+    /* Axial positions: j = position_ids[i] is a point of a grid in row-major order. out[i] is the
+       concatenation of one row of each axis' table: that of j's index along the axis. */
     void (*axial_positions_forward)(rf_run *run,
                                     const int64_t *position_ids, // n
-                                    const real *w0,              // n1 d1
-                                    const real *w1,              // n2 d2
-                                    real *out,                   // n d1+d2
-                                    size_t n, size_t n2, size_t d1, size_t d2);
+                                    const rf_axis *axes,         // count
+                                    real *out,                   // n c, c the sum of the widths
+                                    size_t n, size_t count);
     void (*axial_positions_backward)(rf_run *run,
                                      const int64_t *position_ids, // n
-                                     const real *dout,            // n d1+d2
-                                     real *dw0,                   // n1 d1, added to
-                                     real *dw1,                   // n2 d2, added to
-                                     size_t n, size_t n2, size_t d1, size_t d2);
+                                     const real *dout,            // n c
+                                     const rf_axis *axes,         // count
+                                     size_t n, size_t count);
 
     /* Normalise each row: out = (x - mean) * rstd * weight + bias. */
     void (*layer_norm_forward)(rf_run *run,

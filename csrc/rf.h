@@ -101,6 +101,16 @@ typedef struct {
     double eps;                     // of the layer norm
 } rf_decoding;
 
+/* An axis of axial positions: its size, and its table (size, width), which the forward pass reads
+   (w) and the backward pass adds to (dw). */
+enum { RF_MAX_AXES = 8 };
+
+typedef struct {
+    const void *w;
+    void *dw;
+    size_t size, width;
+} rf_axis;
+
 #define real float
 #define rf_ops rf_ops_f32
 #include "ops.h"

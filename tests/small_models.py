@@ -4,6 +4,14 @@ import numpy as np
 
 from reformer_c.models.config import ReformerConfig
 
+# fields of the kinds of positions, for `small_config`
+POSITIONS = {
+    "two axes": {},
+    "one axis": {"axial_pos_shape": [42], "axial_pos_embds_dim": [16]},
+    "three axes": {"axial_pos_shape": [3, 7, 2], "axial_pos_embds_dim": [1, 10, 5]},
+    "table": {"axial_pos_embds": False},
+}
+
 
 def small_config(**changes):
     """Local and LSH layers, two rounds, chunks of 4, axial positions 6 x 7, no dropout."""

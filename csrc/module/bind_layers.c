@@ -63,36 +63,27 @@ PyObject *bind_embedding_backward(PyObject *module, PyObject *const *args, Py_ss
 
 PyObject *bind_axial_positions_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
+    rf_axis axes[RF_MAX_AXES];
     rf_begin(&c, module, args, nargs, "axial_positions");
     const int64_t *position_ids = rf_in_ids(&c, "position_ids", "n...");
-    const void *w0 = rf_in(&c, "w0", "n1 d1");
-    const void *w1 = rf_in(&c, "w1", "n2 d2");
-    const size_t n1 = rf_size(&c, "n1"), n2 = rf_size(&c, "n2");
-    const size_t d1 = rf_size(&c, "d1"), d2 = rf_size(&c, "d2");
-    rf_let(&c, "c", d1 + d2, "w0 and w1");
+    const size_t count = rf_in_axes(&c, axes, 2);
     void *out = rf_out(&c, "out", "n... c");
-    rf_check_ids(&c, "position_ids", rf_product(n1, n2));
     rf_workers(&c);
 
-    RF_RUN(&c, axial_positions_forward, position_ids, w0, w1, out, rf_size(&c, "n"), n2, d1, d2);
+    RF_RUN(&c, axial_positions_forward, position_ids, axes, out, rf_size(&c, "n"), count);
     return rf_return(&c);
 }
 
 PyObject *bind_axial_positions_backward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
+    rf_axis axes[RF_MAX_AXES];
     rf_begin(&c, module, args, nargs, "axial_positions_backward");
     const int64_t *position_ids = rf_in_ids(&c, "position_ids", "n...");
     const void *dout = rf_in(&c, "dout", "n... c");
-    void *dw0 = rf_inout(&c, "dw0", "n1 d1");
-    void *dw1 = rf_inout(&c, "dw1", "n2 d2");
-    const size_t n1 = rf_size(&c, "n1"), n2 = rf_size(&c, "n2");
-    const size_t d1 = rf_size(&c, "d1"), d2 = rf_size(&c, "d2");
-    rf_let(&c, "c", d1 + d2, "w0 and w1");
-    rf_check_ids(&c, "position_ids", rf_product(n1, n2));
+    const size_t count = rf_inout_axes(&c, axes, 1);
     rf_workers(&c);
 
-    RF_RUN(&c, axial_positions_backward, position_ids, dout, dw0, dw1, rf_size(&c, "n"), n2, d1,
-           d2);
+    RF_RUN(&c, axial_positions_backward, position_ids, dout, axes, rf_size(&c, "n"), count);
     return rf_return(&c);
 }
 

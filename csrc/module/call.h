@@ -24,7 +24,7 @@
 #include "../rf.h"
 
 enum {
-    RF_MAX_SIZES = 16,
+    RF_MAX_SIZES = 2 + 2 * RF_MAX_AXES, // axial positions have the most
     RF_MAX_ARRAYS = 24,
     RF_MAX_FACTORS = 16,
     RF_TEXT = 512, // of a message
@@ -113,6 +113,11 @@ void *rf_nothing(rf_strides *strides); // NULL
 void *rf_inout(rf_call *c, const char *name, const char *shape);
 void *rf_inout_or_none(rf_call *c, const char *name, const char *shape);
 int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape);
+
+/* axes.c: the tables w0, w1, ... of axial positions: all arguments but the last `after`. Returns
+   their number; defines c, the sum of the widths, and checks position_ids. */
+size_t rf_in_axes(rf_call *c, rf_axis *axes, size_t after);
+size_t rf_inout_axes(rf_call *c, rf_axis *axes, size_t after);
 
 /* Scalars. Floating-point ones are finite. */
 double rf_double(rf_call *c, const char *name);

@@ -24,7 +24,8 @@ from ..layers.local_attention import LocalAttention
 from ..layers.lsh_attention import LSHAttention
 from ..layers.observers import Probabilities
 from ..layers.parameters import Weights
-from ..layers.randomness import random_key
+from ..layers.positions import AxialPositions, PositionTable
+from ..layers.randomness import Dropout, random_key
 from ..layers.reversible import alternating_backward, alternating_forward
 from ..layers.self_attention import SelfAttention
 from ..layers.sublayer import Kept, Sublayer, blocks
@@ -110,10 +111,7 @@ class Pass:
         self.weights = Weights(parameters, self.gradients)
         self.body = body = self.weights.below(prefix)
         common = {"dropout": config.hidden_dropout_prob if call.training else 0.0}
-        self.embeddings = Embeddings(
-            body.below("embeddings."), axial=config.axial_pos_embds,
-            key=partial(self.key, "embeddings"), **common,
-        )  # fmt: skip
+        self.embeddings = self._embeddings(body.below("embeddings."), common["dropout"])
         common["eps"] = config.layer_norm_eps
         self._observers, self._probabilities = call.observers, Probabilities()
         if call.requested.attentions:
@@ -128,6 +126,15 @@ class Pass:
             for i, kind in enumerate(config.layer_types)
         ]
         self.norm = FinalNorm(body.below("encoder.layer_norm."), key=self.key, **common)
+
+    def _embeddings(self, weights: Weights, dropout: float) -> Embeddings:
+        drop = Dropout(dropout, partial(self.key, "embeddings"))
+        below, config = weights.below("position_embeddings."), self.config
+        positions = (
+            AxialPositions(below, drop, len(config.axial_pos_shape)) if config.axial_pos_embds
+            else PositionTable(below, drop)
+        )  # fmt: skip
+        return Embeddings(weights.below("word_embeddings."), drop, positions)
 
     def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
         """The branches of a layer: attention, and feed-forward."""
@@ -419,9 +426,11 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
     width = config.num_attention_heads * config.attention_head_size
     shapes: dict[str, tuple[int, ...]] = {WORDS: (config.vocab_size, c)}
     if config.axial_pos_embds:
-        (n1, n2), (d1, d2) = config.axial_pos_shape, config.axial_pos_embds_dim
-        shapes["embeddings.position_embeddings.weights.0"] = (n1, 1, d1)
-        shapes["embeddings.position_embeddings.weights.1"] = (1, n2, d2)
+        grid = config.axial_pos_shape
+        for a, (n, d) in enumerate(zip(grid, config.axial_pos_embds_dim, strict=True)):
+            # the axis' own size; 1 along the others
+            shape = [n if b == a else 1 for b in range(len(grid))]
+            shapes[f"embeddings.position_embeddings.weights.{a}"] = (*shape, d)
     else:
         name = "embeddings.position_embeddings.embedding.weight"
         shapes[name] = (config.max_position_embeddings, c)

@@ -67,11 +67,13 @@ class ReformerConfig(NamedAttributes, JsonFile):
     axial_norm_std : float
         Standard deviation of axial position embeddings at initialisation.
     axial_pos_embds : bool
-        Axial position embeddings, two small tables (True), or one row per position (False).
+        Axial position embeddings, a small table for each axis of a grid (True), or one row per
+        position (False).
     axial_pos_shape : list of int
-        Rows and columns of the grid that the positions fill, row by row.
+        Sizes of the grid's axes; the positions fill it in row-major order. Hugging Face's models
+        have two axes, here any number up to 8.
     axial_pos_embds_dim : list of int
-        Widths of the row's and of the column's embedding; their sum is hidden_size.
+        Width of each axis' embedding; their sum is hidden_size.
     chunk_size_lm_head : int
         Rows of logits in memory at a time; 0 chooses.
     chunk_size_feed_forward : int

@@ -14,6 +14,7 @@ from .config_keys import ACTIVATIONS
 __all__ = ["check_fields", "check_memory_budget"]
 
 LAYER_TYPES = ("local", "lsh")
+MAX_AXES = 8  # of the operation axial_positions
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -90,12 +91,19 @@ def _check_positions(config: Any) -> None:
     flag("axial_pos_embds", config.axial_pos_embds)
     if not config.axial_pos_embds:
         return
-    for name in ("axial_pos_shape", "axial_pos_embds_dim"):
+    names = "axial_pos_shape", "axial_pos_embds_dim"
+    for name in names:
         value = getattr(config, name)
-        if not isinstance(value, list) or len(value) != 2:
-            raise TypeError(f"{name} must be a list of two integers, got {value!r}")
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_AXES:
+            raise TypeError(f"{name} must be a list of 1 to {MAX_AXES} integers, got {value!r}")
         for part in value:
             integer(name, part, 1)
+    shorter, longer = sorted(names, key=lambda name: len(getattr(config, name)))
+    if len(getattr(config, shorter)) != len(getattr(config, longer)):
+        raise ValueError(
+            f"{shorter} must have as many axes as {longer}={getattr(config, longer)}, "
+            f"got {getattr(config, shorter)}"
+        )
     if sum(config.axial_pos_embds_dim) != config.hidden_size:
         raise ValueError(
             f"axial_pos_embds_dim must add up to hidden_size={config.hidden_size}, "

@@ -1,8 +1,9 @@
-"""Rows of tables: word embeddings, and positions from two small tables."""
+"""Rows of tables: word embeddings, and positions from a small table for each axis of a grid."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -135,34 +136,38 @@ class AxialPositionsSaved(NamedTuple):
     """What the backward pass of `axial_positions` needs: its inputs, not copied."""
 
     position_ids: np.ndarray
-    w0: np.ndarray
-    w1: np.ndarray
+    weights: tuple[np.ndarray, ...]
 
 
 def axial_positions(
     position_ids: np.ndarray,
     w0: np.ndarray,
-    w1: np.ndarray,
-    *,
+    w1: np.ndarray | None = None,
+    *more: np.ndarray,
     out: np.ndarray | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
-    """Vectors of positions from two small tables: position j has ``w0[j // n2], w1[j % n2]``.
+    """Vectors of positions from a small table for each axis of a grid.
+
+    The positions fill the grid (n1, n2, ...) in row-major order. A position's vector is the
+    concatenation of one row of each table: ``w0[j // n2], w1[j % n2]`` with two axes.
 
     Parameters
     ----------
     position_ids : (...) of any integer dtype
-        At least 0 and below n1 * n2.
-    w0 : (n1, d1) or (n1, 1, d1), float32 or float64
-    w1 : (n2, d2) or (1, n2, d2), same dtype
-    out : (..., d1 + d2) same dtype, optional
+        At least 0 and below n1 * n2 * ...
+    w0 : (n1, d1) or (n1, 1, ..., d1), float32 or float64
+    w1 : (n2, d2) or (1, n2, ..., d2), same dtype, optional
+    *more : (n3, d3) or (1, 1, n3, ..., d3) ..., same dtype
+        The tables of further axes, 8 in all.
+    out : (..., d1 + d2 + ...) same dtype, optional
         Where to write the result.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
     Returns
     -------
-    (..., d1 + d2)
+    (..., d1 + d2 + ...)
 
     Raises
     ------
@@ -173,7 +178,7 @@ def axial_positions(
 
     Notes
     -----
-    Any length up to n1 * n2 may be looked up, in training as well.
+    Any length up to n1 * n2 * ... may be looked up, in training as well.
 
     References
     ----------
@@ -188,20 +193,15 @@ def axial_positions(
            [20.,  1.],
            [20.,  2.]])
     """
-    return _core.axial_positions_forward(
-        position_ids,
-        _table(w0, 1, "w0", "(n1, d1) or (n1, 1, d1)"),
-        _table(w1, 0, "w1", "(n2, d2) or (1, n2, d2)"),
-        out,
-        resolve_workers(workers),
-    )
+    tables = _squeezed(_listed(w0, w1, more))
+    return _core.axial_positions_forward(position_ids, *tables, out, resolve_workers(workers))
 
 
 def axial_positions_forward(
     position_ids: np.ndarray,
     w0: np.ndarray,
-    w1: np.ndarray,
-    *,
+    w1: np.ndarray | None = None,
+    *more: np.ndarray,
     out: np.ndarray | None = None,
     workers: int | None = None,
 ) -> tuple[np.ndarray, AxialPositionsSaved]:
@@ -209,7 +209,7 @@ def axial_positions_forward(
 
     Returns
     -------
-    out : (..., d1 + d2)
+    out : (..., d1 + d2 + ...)
     saved : AxialPositionsSaved
         References, no copies.
 
@@ -219,18 +219,19 @@ def axial_positions_forward(
     >>> out.shape
     (4, 8)
     """
-    y = axial_positions(position_ids, w0, w1, out=out, workers=workers)
-    return y, AxialPositionsSaved(np.asarray(position_ids), np.asarray(w0), np.asarray(w1))
+    y = axial_positions(position_ids, w0, w1, *more, out=out, workers=workers)
+    weights = tuple(np.asarray(w) for w in _listed(w0, w1, more))
+    return y, AxialPositionsSaved(np.asarray(position_ids), weights)
 
 
 def axial_positions_backward(
     dout: np.ndarray, saved: AxialPositionsSaved, *, workers: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Gradients of `axial_positions` with respect to its tables.
 
     Parameters
     ----------
-    dout : (..., d1 + d2)
+    dout : (..., d1 + d2 + ...)
         Gradient of its output.
     saved : AxialPositionsSaved
         Of `axial_positions_forward`.
@@ -239,8 +240,8 @@ def axial_positions_backward(
 
     Returns
     -------
-    dw0, dw1
-        With the shapes of w0 and w1.
+    dw0, dw1, ...
+        With the shapes of the tables.
 
     Examples
     --------
@@ -251,22 +252,27 @@ def axial_positions_backward(
            [1.]]))
     """
     saved = saved_by(AxialPositionsSaved, saved)
-    dw0, dw1 = zeros_for(saved.w0), zeros_for(saved.w1)
+    gradients = tuple(map(zeros_for, saved.weights))
     _core.axial_positions_backward(
-        saved.position_ids,
-        dout,
-        _table(dw0, 1, "w0", ""),
-        _table(dw1, 0, "w1", ""),
-        resolve_workers(workers),
+        saved.position_ids, dout, *_squeezed(gradients), resolve_workers(workers)
     )
-    return dw0, dw1
+    return gradients
 
 
-def _table(w: np.ndarray, axis: int, name: str, shapes: str) -> np.ndarray:
-    """Without the axis of length 1 that Hugging Face's parameters have."""
-    w = as_array(name, w)
-    if w.ndim == 3 and w.shape[axis] == 1:
-        return w[:, 0] if axis else w[0]
-    if w.ndim != 2:
-        raise ValueError(f"{name} must have shape {shapes}, got {w.shape}")
-    return w
+def _listed(w0: np.ndarray, w1: np.ndarray | None, more: Sequence[np.ndarray]) -> list[Any]:
+    return [w0] if w1 is None and not more else [w0, w1, *more]
+
+
+def _squeezed(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Without the other axes, of length 1, that Hugging Face's parameters have."""
+    tables = []
+    for a, w in enumerate(weights):
+        w = as_array(f"w{a}", w)
+        if w.ndim == len(weights) + 1 and w.size == w.shape[a] * w.shape[-1]:
+            w = w.reshape(w.shape[a], w.shape[-1])
+        if w.ndim != 2:
+            n, d = f"n{a + 1}", f"d{a + 1}"
+            whole = ", ".join(n if b == a else "1" for b in range(len(weights)))
+            raise ValueError(f"w{a} must have shape ({n}, {d}) or ({whole}, {d}), got {w.shape}")
+        tables.append(w)
+    return tables

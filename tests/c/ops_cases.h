@@ -143,22 +143,26 @@ static void test_layer_norm(size_t n, size_t c) {
 }
 
 static void run_tables(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
-    const size_t n = p->n, v = p->ci, c = p->co, n2 = 3, n1 = v / n2 + 1;
+    const size_t n = p->n, v = p->ci, c = p->co;
     real *const *in = p->in;
     ops->embedding_forward(run, p->ids, in[0], result(to, 0, n * c, NULL), n, c);
     ops->embedding_backward(run, p->ids, in[1], result(to, 1, v * c, in[0]), n, c);
-    ops->axial_positions_forward(run, p->ids, in[2], in[3], result(to, 2, n * (c + 2), NULL), n, n2,
-                                 c, 2);
-    real *dw0 = result(to, 3, n1 * c, in[2]), *dw1 = result(to, 4, n2 * 2, in[3]);
-    ops->axial_positions_backward(run, p->ids, in[4], dw0, dw1, n, n2, c, 2);
+    rf_axis axes[] = {
+        {.size = v / 6 + 1, .width = c}, {.size = 2, .width = 1}, {.size = 3, .width = 2}};
+    for (int a = 0; a < 3; a++) {
+        axes[a].w = in[3 + a];
+        axes[a].dw = result(to, 3 + a, axes[a].size * axes[a].width, in[3 + a]);
+    }
+    ops->axial_positions_forward(run, p->ids, axes, result(to, 2, n * (c + 3), NULL), n, 3);
+    ops->axial_positions_backward(run, p->ids, in[2], axes, n, 3);
 }
 
 static void test_tables(size_t n, size_t v, size_t c) {
     problem p = {.n = n, .ci = v, .co = c, .tolerance = rounding};
     p.ids = buffer(n * sizeof *p.ids);
     for (size_t i = 0; i < n; i++) p.ids[i] = (int64_t)below(v);
-    const size_t sizes[] = {v * c, n * c, (v / 3 + 1) * c, 3 * 2, n * (c + 2)};
-    for (int i = 0; i < 5; i++) p.in[i] = random_reals(sizes[i]);
+    const size_t sizes[] = {v * c, n * c, n * (c + 3), (v / 6 + 1) * c, 2 * 1, 3 * 2};
+    for (int i = 0; i < 6; i++) p.in[i] = random_reals(sizes[i]);
     check_case(&p, run_tables);
 }
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_models import random_ids, randomise, small_config
+from small_models import POSITIONS, random_ids, randomise, small_config
 
 from reformer_c.files import checkpoint
 from reformer_c.files.checkpoint import (
@@ -43,9 +43,9 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("axial", [True, False])
-def test_a_model_comes_back_bit_for_bit(tmp_path, dtype, axial):
-    config = small_config(axial_pos_embds=axial)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_model_comes_back_bit_for_bit(tmp_path, dtype, positions):
+    config = small_config(**POSITIONS[positions])
     model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=dtype))
     model.save_pretrained(tmp_path / "new" / "folder")
     back = ReformerModelWithLMHead.from_pretrained(tmp_path / "new" / "folder", dtype=dtype)

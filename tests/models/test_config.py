@@ -341,6 +341,22 @@ def test_positions_are_bounded_by_the_table_and_by_the_configuration():
     assert ReformerConfig(axial_pos_embds=False).num_positions == 4096
 
 
+def test_a_grid_of_positions_has_any_number_of_axes():
+    grid = {"axial_pos_shape": (8, 4, 3), "axial_pos_embds_dim": (128, 100, 28)}
+    config = ReformerConfig(**grid)
+    assert config.num_positions == 96
+    name = "embeddings.position_embeddings.weights."
+    shapes = {k: v for k, v in body_shapes(config).items() if k.startswith(name)}
+    assert shapes == {
+        f"{name}0": (8, 1, 1, 128), f"{name}1": (1, 4, 1, 100), f"{name}2": (1, 1, 3, 28)
+    }  # fmt: skip
+    line = ReformerConfig(axial_pos_shape=[50], axial_pos_embds_dim=[256])
+    assert body_shapes(line)[f"{name}0"] == (50, 256)
+    message = r"^axial_pos_embds_dim must have as many axes as axial_pos_shape=\[8, 4, 3\], got \["
+    with pytest.raises(ValueError, match=message):
+        ReformerConfig(**grid | {"axial_pos_embds_dim": [128, 128]})
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_answer_to_the_names_of_transformers(name):
     expected = {"gelu_python": "gelu", "gelu_fast": "gelu_new", "swish": "silu"}
@@ -354,8 +370,8 @@ WRONG = {
     "num_hidden_layers": [7, 0, "6"],
     "attention_head_size": [0, 1.5, True],
     "hidden_size": [-1, "256"],
-    "axial_pos_shape": [[64], [64, 0], 4096],
-    "axial_pos_embds_dim": [[64, 64], [256]],
+    "axial_pos_shape": [[64], [64, 0], 4096, [], [2] * 9],
+    "axial_pos_embds_dim": [[64, 64], [256], [], [16] * 9],
     "axial_pos_embds": [1],
     "num_buckets": [3, [2, 5], [], 0, "auto"],
     "num_hashes": [0, None],

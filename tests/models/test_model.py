@@ -13,6 +13,7 @@ from gradients import assert_is_the_derivative, slope
 from reference import model as reference
 from small_models import (
     DROPOUT,
+    POSITIONS,
     padding_mask,
     random_ids,
     randomise,
@@ -352,12 +353,12 @@ def check_slope(model, ids, mask, **rest):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("axial", [True, False])
-def test_gradients_are_exact_for_the_dropout_that_was_drawn(kind, axial):
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_gradients_are_exact_for_the_dropout_that_was_drawn(kind, positions):
     causal = kind is ReformerModelWithLMHead
     labels = 3 if kind is ReformerForSequenceClassification else 2
     config = small_config(
-        **DROPOUT, is_decoder=causal, axial_pos_embds=axial, num_labels=labels,
+        **DROPOUT, is_decoder=causal, **POSITIONS[positions], num_labels=labels,
         chunk_size_feed_forward=5, chunk_size_lm_head=4, classifier_dropout=0.3,
         local_attn_chunk_length=5,
     )  # fmt: skip
@@ -538,21 +539,26 @@ def test_evaluation_has_no_dropout():
     assert model.loss_and_gradients(ids, labels=ids, rng=0)[0] != plain
 
 
-def test_axial_positions_drop_whole_columns_of_their_rectangle():
-    config = small_config(axial_pos_shape=[5, 8], max_position_embeddings=40, **DROPOUT)
+@pytest.mark.parametrize("more", [[], [3]])
+def test_axial_positions_drop_whole_columns_of_their_rectangle(more):
+    shape = [5, 8, *more]
+    widths, t = [6, 10 - sum(more), *more], int(np.prod(shape))
+    config = small_config(
+        axial_pos_shape=shape, axial_pos_embds_dim=widths, max_position_embeddings=t, **DROPOUT
+    )
     config.hidden_dropout_prob = 0.4
     model = ReformerModel(config, rng=0)
     model.parameters["embeddings.word_embeddings.weight"][...] = 0
-    for i in range(2):
+    for i in range(len(shape)):
         model.parameters[f"embeddings.position_embeddings.weights.{i}"][...] = 1
     from reformer_c.models.inputs import Call, check_inputs
 
-    ids = np.zeros((200, 40), int)
+    ids = np.zeros((200, t), int)
     call = Call(ids, training=True)
     inputs = check_inputs(config, model.dtype, None, call)
     run = model._pass(inputs, call)
     x = run.embeddings.forward(ids, None, inputs.positions)
-    kept = x.reshape(200, 5, 8, 16)
+    kept = x.reshape(200, 5, 8, -1)
     assert set(np.unique(kept)) == {0, np.float32(1 / 0.6)}
     assert (kept == kept[:, :1, :, :1]).all()
     assert 0.35 < (kept[:, 0, :, 0] == 0).mean() < 0.45

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference import generation
 from reference import model as reference
 from reference.cross_entropy import cross_entropy_head
-from small_models import DROPOUT, random_ids, randomise, rotations_for, small_config
+from small_models import DROPOUT, POSITIONS, random_ids, randomise, rotations_for, small_config
 from tolerances import assert_close, tolerance
 
 import reformer_c as rc
@@ -54,7 +54,7 @@ def configurations(
         "matmul_precision": draw(st.sampled_from([None, "medium"])),
         "hash_seed": draw(st.sampled_from([None, 5])),
         "num_attention_heads": draw(st.sampled_from([1, 2])),
-        "axial_pos_embds": draw(st.booleans()),
+        **draw(st.sampled_from([*POSITIONS.values()])),
         "hidden_act": draw(st.sampled_from(activations)),
         "chunk_size_feed_forward": draw(st.sampled_from([0, 1, 3])),
         "chunk_size_lm_head": draw(st.sampled_from([0, 2])),

@@ -14,7 +14,7 @@ import reformer_c
 from reformer_c.layers.activations import WEIGHTED
 from reformer_c.models.config import ReformerConfig
 from reformer_c.models.config_keys import ACTIVATIONS
-from reformer_c.ops import feed_forward_backward, feed_forward_forward
+from reformer_c.ops import axial_positions, feed_forward_backward, feed_forward_forward
 
 from . import ours
 from .cases import COUNT, LENGTHS, MASKS, MODELS, draw_cases
@@ -452,3 +452,20 @@ def test_tokenizers_cut_text_as_theirs(tmp_path, kind):
     ids = theirs.encode("that \N{SNOWMAN} in")
     assert tokenizer.decode(ids) == theirs.decode(ids) == "that <unk> in"
     assert tokenizer.eos_token_id == theirs.eos_token_id
+
+
+@pytest.mark.parametrize("shape", [[4, 8], [4, 2, 4], [2, 2, 2, 4]])
+def test_axial_positions_of_more_than_two_axes_are_those_of_a_whole_grid(shape):
+    """In training, with the length of the grid, the code of transformers is right for any number
+    of axes."""
+    import torch
+    from transformers.models.reformer.modeling_reformer import AxialPositionEmbeddings
+
+    widths = [3, 5, 7, 2][: len(shape)]
+    config = small_config(
+        axial_pos_shape=shape, axial_pos_embds_dim=widths, hidden_size=sum(widths)
+    )
+    theirs = AxialPositionEmbeddings(live.transformers.ReformerConfig(**config.to_dict())).train()
+    tables = [torch.nn.init.normal_(w).detach().numpy() for w in theirs.weights]
+    expected = theirs(torch.arange(32)[None])[0].detach().numpy()
+    np.testing.assert_array_equal(axial_positions(np.arange(32), *tables), expected)

@@ -1,4 +1,4 @@
-"""Rows of a table, and axial positions made of two small tables."""
+"""Rows of a table, and axial positions made of a small table for each axis."""
 
 import numpy as np
 
@@ -8,12 +8,13 @@ def embedding(ids, weight):
     return np.asarray(weight, np.float64)[ids]
 
 
-def axial_positions(position_ids, w0, w1):
-    """position_ids (...), w0 (n1, d1), w1 (n2, d2) -> (..., d1 + d2).
+def axial_positions(position_ids, *weights):
+    """position_ids (...), weights (n1, d1), (n2, d2), ... -> (..., d1 + d2 + ...).
 
-    Position j stands in row j // n2 and column j % n2 of an n1 x n2 rectangle; its vector is the
-    row's vector followed by the column's.
+    Position j is a point of an n1 x n2 x ... grid, row by row: with two axes, in row j // n2 and
+    column j % n2. Its vector is the concatenation of its row of each table.
     """
-    n2 = len(w1)
-    row, column = np.asarray(position_ids) // n2, np.asarray(position_ids) % n2
-    return np.concatenate([embedding(row, w0), embedding(column, w1)], axis=-1)
+    point = np.unravel_index(np.asarray(position_ids), [len(w) for w in weights])
+    return np.concatenate(
+        [embedding(index, w) for index, w in zip(point, weights, strict=True)], axis=-1
+    )

@@ -114,8 +114,9 @@ def position_vectors(w, positions):
     table = below(w, "embeddings.position_embeddings.")
     if "embedding.weight" in table:
         return embedding(positions, table["embedding.weight"])
-    # (n1, 1, d1) and (1, n2, d2)
-    return axial_positions(positions, table["weights.0"][:, 0], table["weights.1"][0])
+    # (n1, 1, d1), (1, n2, d2)
+    weights = [table[f"weights.{a}"] for a in range(len(table))]
+    return axial_positions(positions, *(w.reshape(w.shape[a], -1) for a, w in enumerate(weights)))
 
 
 def projected(n, w, name, config, inner="self_attention"):
