@@ -35,6 +35,12 @@ def commands(page):
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def programs(page):
+    """The Python programs of a page, which make data; examples have a prompt."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [block for block in blocks if ">>>" not in block]
+
+
 def test_commands_name_what_a_fresh_shell_has():
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for line in commands(page):
@@ -54,6 +60,8 @@ def test_commands_run(page, tmp_path, monkeypatch):
         Path(name).write_text("At the beginning of the text there is a word. " * 40)
     if page.stem == "pictures":
         draw_pictures("PICTURES")
+    for program in programs(page):
+        exec(program, {})
     for line in commands(page):
         program, *words = shlex.split(line)
         if program != ".venv/bin/reformer-c":

@@ -29,11 +29,12 @@ __all__ = ["FAILURE", "parse"]
 
 USAGE_ERROR, FAILURE = 2, 1
 
-# repeated from presets.py, optim.py and schedules.py, which --help need not load
+# repeated from presets.py, optim.py, schedules.py and classification.py, which --help need not load
 PRESETS = ("tiny", "book", "enwik8", "imagenet64", "cifar10")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
-TASKS = ("lm", "image")
+TASKS = ("lm", "classification", "image")
+PROBLEMS = ("single-label", "multi-label", "regression")
 # default tokens per window, and per generated text
 LENGTH = 8192
 NEW_TOKENS = 200
@@ -87,14 +88,16 @@ def _parser() -> ArgumentParser:
     for name, add_arguments, about, example in (
         ("demo", _demo, "train on text that comes with Python, and generate: two minutes",
          "--seed 1"),
-        ("train", _train, "train a language model on text files, or on pictures",
+        ("train", _train, "train a language model on text files, or a model for another --task",
          "book.txt --length 8192 --steps 1000 --save model"),
         ("generate", _generate, "continue a text with a trained model",
          'model --prompt "It was " --length 200 --stream'),
         ("complete", _complete, "complete pictures with a model trained on pictures",
          "model picture.png --keep 0.5 --output completions.png"),
-        ("evaluate", _evaluate, "bits per byte of text files, or bits per dim of pictures",
+        ("evaluate", _evaluate, "measure a model on files: bits per byte or dim, accuracy, F1",
          "model held_out.txt"),
+        ("predict", _predict, "predict the labels of texts, as a line of JSON each",
+         "model reviews.csv"),
         ("info", _info, "size, tokenizer and speed of a saved model",
          "model --lengths 1024 8192"),
         ("bench", _bench, "time the operations as a share of the machine's peak",
@@ -124,11 +127,13 @@ def _train(command: ArgumentParser) -> None:
     add = command.add_argument
     add("files", nargs="*", metavar="FILE",
         help="text file, folder, .npy array of token ids, or - for standard input; with --task "
-        "image, picture, folder of pictures, or .npy array of them")  # fmt: skip
+        "image, picture, folder of pictures, or .npy array of them; with --task classification "
+        ".csv, .tsv, .jsonl or .json")  # fmt: skip
     add("--config", metavar="FILE",
         help='JSON: {"length": 65536, "model": {"num_hashes": 2}, ...}, or a model\'s config.json; '
         "options of the command line override it")  # fmt: skip
     _train_data(command.add_argument_group("data").add_argument)
+    _train_examples(command.add_argument_group("examples").add_argument)
     _train_model(command.add_argument_group("model").add_argument)
     _train_steps(command.add_argument_group("steps").add_argument)
     _train_output(command.add_argument_group("output").add_argument)
@@ -139,22 +144,33 @@ def _train_data(add: Callable[..., Any]) -> None:
     add("--channels", type=int, choices=(1, 3),
         help="of pictures: 1 reads them as grey, 3 as colours (3)")  # fmt: skip
     add("--length", **COUNT,
-        help=f"tokens per sequence ({LENGTH}; with --whole-files the longest file)")  # fmt: skip
+        help=f"tokens per sequence ({LENGTH}; with --whole-files the longest file; of "
+        f"classification the longest text, at most {LENGTH})")  # fmt: skip
     add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
-    add("--batch", **COUNT, default=1, help="sequences per micro-batch (1)")
+    add("--batch", **COUNT, help="sequences per micro-batch (1; 16 of classification)")
     add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
     add("--whole-files", action="store_true", help="each file is one sequence")
     add("--offset", **WHOLE, default=0,
         help="start the positions of each sequence at a random one from 0 to N (0)")  # fmt: skip
     add("--held-out", **SHARE_BELOW_1,
-        help="share of each file, at its end, or of the pictures, to evaluate on (0.1; 0 with "
-        "--evaluate-on)",
+        help="share of each file, at its end, or of the examples or pictures, to evaluate on (0.1; "
+        "0 with --evaluate-on)",
     )  # fmt: skip
     add("--evaluate-on", metavar="FILE", action="append",
         help="a separate held-out text, or pictures; may be repeated")  # fmt: skip
     add("--eval-every", **WHOLE, default=0, help="steps between evaluations (only at the end)")
     add("--bytes-per-token", **POSITIVE,
         help="of .npy arrays without a tokenizer, for losses in bits per byte")  # fmt: skip
+
+
+def _train_examples(add: Callable[..., Any]) -> None:
+    add("--problem", choices=PROBLEMS, help="kind of label (single-label)")
+    _columns(add)
+
+
+def _columns(add: Callable[..., Any]) -> None:
+    add("--text-column", metavar="NAME", help="column of the text (text)")
+    add("--label-column", metavar="NAME", help="column of the label (label)")
 
 
 def _train_model(add: Callable[..., Any]) -> None:
@@ -240,16 +256,23 @@ def _complete(command: ArgumentParser) -> None:
 def _evaluate(command: ArgumentParser) -> None:
     add = command.add_argument
     _model_folder(command)
-    add(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="text file, folder, or -; for a model of pictures, as for train --task image",
-    )
-    add("--length", **COUNT, help="tokens per window (the model's maximum)")
+    add("files", nargs="+", metavar="FILE",
+        help="text file, folder, or -; for a model of another task, as for train")  # fmt: skip
+    add("--length", **COUNT, help="tokens per window, or per text (the model's maximum)")
     add("--sliding", **COUNT,
         help="windows overlap and start N tokens apart; only the last N tokens of each are scored",
     )  # fmt: skip
+    _columns(add)
+
+
+def _predict(command: ArgumentParser) -> None:
+    add = command.add_argument
+    _model_folder(command)
+    add("files", nargs="+", metavar="FILE",
+        help=".csv, .tsv, .jsonl, .json, or .txt with a text per line; - is JSON lines from "
+        "standard input")  # fmt: skip
+    add("--length", **COUNT, help="tokens per text (the model's maximum)")
+    add("--text-column", metavar="NAME", help="column of the text (text)")
 
 
 def _info(command: ArgumentParser) -> None:

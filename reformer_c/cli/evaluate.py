@@ -1,4 +1,5 @@
-"""``reformer-c evaluate``: bits per byte of text files, or per dim of pictures."""
+"""``reformer-c evaluate``: bits per byte of text files, or per dim of pictures, or the metrics of a
+model for another task."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ import time
 from argparse import Namespace
 from typing import Any
 
+from ..models.model import ReformerModelWithLMHead
 from ..training.evaluation import evaluate
 from ..training.texts import encode_text, read_texts
+from . import tasks
 from .folder import open_model, open_tokenizer, unit
 from .pictures import describe_bits, read_pictures_for, sequences
 from .values import option
@@ -16,6 +19,12 @@ from .values import option
 
 def run(options: Namespace) -> None:
     model = open_model(options.model)
+    if not isinstance(model, ReformerModelWithLMHead):
+        tasks.evaluate(model, options)
+        return
+    for name in ("text_column", "label_column"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{option(name)} needs a classifier")
     if model.config.image_shape is None:
         _evaluate_texts(model, options)
     else:

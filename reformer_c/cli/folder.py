@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic import finish_checkpoint
-from ..models.model import ReformerModelWithLMHead
+from ..models.config import ReformerConfig
+from ..models.model import (
+    ReformerForMaskedLM,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerModelWithLMHead,
+)
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.folders import (
     check_vocabulary,
@@ -18,16 +24,31 @@ from ..text.folders import (
 __all__ = ["consistent_tokenizer", "no_tokenizer", "open_folder", "open_model", "open_tokenizer",
            "unit"]  # fmt: skip
 
+# the models that can be opened, by their names in config.json
+CLASSES = {
+    kind.__name__: kind
+    for kind in (
+        ReformerModelWithLMHead,
+        ReformerForMaskedLM,
+        ReformerForSequenceClassification,
+        ReformerForQuestionAnswering,
+    )
+}
+
 
 def open_folder(folder: str, tokenizer: str | None) -> tuple[Any, Any]:
     """The tokenizer and the language model of a folder."""
     model = open_model(folder)
+    if not isinstance(model, ReformerModelWithLMHead):
+        raise ValueError(f"DIR must be a language model, got {type(model).__name__} in {folder!r}")
     return open_tokenizer(folder, tokenizer, model.config.vocab_size), model
 
 
 def open_model(folder: str) -> Any:
+    """The model of a folder, of the class that its config.json names."""
     finish_checkpoint(Path(folder))
-    return ReformerModelWithLMHead.from_pretrained(folder)
+    names = ReformerConfig.from_pretrained(folder).architectures or [""]
+    return CLASSES.get(names[0], ReformerModelWithLMHead).from_pretrained(folder)
 
 
 def open_tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:

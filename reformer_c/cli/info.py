@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.model import ReformerModelWithLMHead
 from ..runtime import peak_memory
 from .folder import open_model, open_tokenizer
 
@@ -17,6 +18,8 @@ def run(options: Namespace) -> None:
     model = open_model(options.model)
     config = model.config
     longest = config.num_positions
+    if options.lengths and not isinstance(model, ReformerModelWithLMHead):
+        raise ValueError(f"--lengths needs a language model, got {type(model).__name__}")
     for length in options.lengths:
         if length > longest:
             raise ValueError(f"--lengths must be at most the model's {longest} positions")

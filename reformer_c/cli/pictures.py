@@ -33,7 +33,7 @@ def read_picture_data(options: Namespace) -> TrainingData:
         held_out = read_pictures(options.evaluate_on, channels=channels, size=size)
     shape = list(pictures[0].shape)
     data = Windows(
-        sequences(train), math.prod(shape), batch=options.batch, order=options.order,
+        sequences(train), math.prod(shape), batch=options.batch or 1, order=options.order,
         seed=options.seed,
     )  # fmt: skip
     fields = {"vocab_size": 256, "eos_token_id": None, "image_shape": shape}

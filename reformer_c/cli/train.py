@@ -1,8 +1,10 @@
-"""``reformer-c train``: train a language model on text files or pictures."""
+"""``reformer-c train``: train a language model on text files or pictures, or a model for another
+task."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from ..checks import requires_extra
 from ..files.atomic import finish_checkpoint
 from ..models.presets import PRESETS
 from ..text.folders import save_tokenizer
+from ..training.metrics import describe_metrics
 from ..training.optim import Adafactor, AdamW, Optimizer
 from ..training.progress import show_progress
 from ..training.schedules import Schedule, schedules
 from ..training.state import has_checkpoint
 from ..training.train import Trainer
+from . import tasks
 from .pictures import describe_bits, read_picture_data
+from .prepared import Prepared
 from .train_data import read_data
 from .train_model import make_model
 from .values import given, option
@@ -26,25 +31,19 @@ def run(options: Namespace) -> None:
     folder = Path(options.save) if options.save else None
     _check_options(options)
     _check_folder(folder, options)
-    found = read_picture_data(options) if options.task == "image" else read_data(folder, options)
-    data, held_out, held_out_bytes, tokenizer, _ = found
-    model = make_model(folder, found, options)
-    if tokenizer is None and options.bytes_per_token is None and options.task != "image":
-        raise ValueError(
-            "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "
-            "--tokenizer, if the tokens were made by one: DIR, FILE or bytes"
-        )
+    prepare = tasks.prepare if options.task in tasks.TASKS else _prepare
+    run = prepare(folder, options)
     trainer = Trainer(
-        model,
-        data,
-        _optimizer(model, options),
+        run.model,
+        run.data,
+        _optimizer(run.model, options),
         steps=options.steps,
         schedule=_schedule(options),
         accumulate=options.accumulate,
         max_grad_norm=options.clip,
         seed=options.seed,
-        held_out=held_out or None,
-        held_out_bytes_per_token=held_out_bytes if held_out else None,
+        held_out=run.held_out,
+        held_out_bytes_per_token=run.held_out_bytes_per_token,
         evaluate_every=options.eval_every,
         folder=folder,
         save_every=options.save_every,
@@ -55,32 +54,53 @@ def run(options: Namespace) -> None:
         derived = ["schedule.steps", *(["schedule.warmup"] if options.warmup is None else [])]
         for changed in trainer.resume(folder, allow=derived):
             print(f"resumed: {changed}")
-    if tokenizer is not None and folder is not None:
+    if run.tokenizer is not None and folder is not None:
         # before the first step, so that every checkpoint has it
-        save_tokenizer(tokenizer, folder)
-    count, held = (sum(map(len, texts)) for texts in (data.tokens, held_out))
-    print(f"{model!r}\n{count:,} tokens to train on, {held:,} held out", flush=True)
-    if data.bytes_per_token != 1.0:
-        print(f"{tokenizer or 'tokens'}, {data.bytes_per_token:.2f} bytes each", flush=True)
-    bits = None
+        save_tokenizer(run.tokenizer, folder)
+    print(f"{run.model!r}\n{run.summary}", flush=True)
+    found = None
     try:
         for report in show_progress(trainer):
-            bits = report.held_out
+            found = report.held_out
     except (KeyboardInterrupt, SystemExit):
         if folder is not None:
             print(f"saved: {folder}, step {trainer.step}", flush=True)
         raise
-    if held_out:
-        bits = trainer.evaluate().bits_per_byte if bits is None else bits
-        print(f"held out: {describe_bits(bits, model.config.image_shape)}")
+    if run.held_out is not None:
+        found = trainer.measure_held_out() if found is None else found
+        if isinstance(found, Mapping):
+            print(f"held out: {describe_metrics(found)}")
+        else:
+            print(f"held out: {describe_bits(found, run.model.config.image_shape)}")
     if folder is not None:
         print(f"saved: {folder}")
+
+
+def _prepare(folder: Path | None, options: Namespace) -> Prepared:
+    """The run of a language model of texts or pictures."""
+    found = read_picture_data(options) if options.task == "image" else read_data(folder, options)
+    data, held_out, held_out_bytes, tokenizer, _ = found
+    model = make_model(folder, found, options)
+    if tokenizer is None and options.bytes_per_token is None and options.task != "image":
+        raise ValueError(
+            "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "
+            "--tokenizer, if the tokens were made by one: DIR, FILE or bytes"
+        )
+    count, held = (sum(map(len, texts)) for texts in (data.tokens, held_out))
+    summary = f"{count:,} tokens to train on, {held:,} held out"
+    if data.bytes_per_token != 1.0:
+        summary += f"\n{tokenizer or 'tokens'}, {data.bytes_per_token:.2f} bytes each"
+    ratio = held_out_bytes if held_out else None
+    return Prepared(model, data, held_out or None, tokenizer, summary, ratio)
 
 
 def _check_options(options: Namespace) -> None:
     """Refuse an option that would have no effect."""
     if options.channels is not None and options.task != "image":
         raise ValueError("--channels needs --task image")
+    for name in ("problem", "text_column", "label_column"):
+        if getattr(options, name) is not None and options.task != "classification":
+            raise ValueError(f"{option(name)} cannot be combined with --task {options.task}")
     if options.eval_every and not options.evaluate_on and options.held_out == 0:
         raise ValueError("--eval-every needs held-out text, got --held-out 0")
     if options.floor is not None and options.schedule not in ("cosine", "linear"):

@@ -18,7 +18,7 @@ from .arguments import LENGTH
 from .folder import consistent_tokenizer, no_tokenizer
 from .values import given
 
-__all__ = ["TrainingData", "read_data"]
+__all__ = ["TrainingData", "default_tokenizer", "read_data", "read_tokenizer", "token_fields"]
 
 
 class TrainingData(NamedTuple):
@@ -35,14 +35,12 @@ class TrainingData(NamedTuple):
 
 def read_data(folder: Path | None, options: Namespace) -> TrainingData:
     """Read and tokenize the files; `folder` is where the model is saved."""
-    # by default, the tokenizer of the folder
-    saved = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
-    tokenizer = consistent_tokenizer(options.tokenizer, saved, folder)
+    tokenizer = read_tokenizer(folder, options)
     utf8 = not isinstance(tokenizer, ByteTokenizer | None)
     parts = read_parts(options.files, utf8=utf8)
     apart = read_parts(options.evaluate_on, utf8=utf8) if options.evaluate_on else []
     if tokenizer is None and any(isinstance(part, bytes) for part in parts + apart):
-        tokenizer = _default_tokenizer(folder, options)
+        tokenizer = default_tokenizer(folder, options)
     if tokenizer is not None and options.bytes_per_token is not None:
         raise ValueError(
             "--bytes-per-token cannot be combined with a tokenizer or text, whose bytes are counted"
@@ -65,8 +63,8 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
     }
     data: Windows | Sequences
     if not options.whole_files:
-        data = Windows(train, options.length or LENGTH, batch=options.batch, **common)
-    elif options.batch > 1:
+        data = Windows(train, options.length or LENGTH, batch=options.batch or 1, **common)
+    elif (options.batch or 1) > 1:
         raise ValueError("--batch must be 1 with --whole-files; --accumulate N uses N files a step")
     elif short := [len(tokens) for tokens in train if len(tokens) < 2]:
         raise ValueError(
@@ -76,10 +74,16 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
     else:
         data = Sequences(train, options.length, **common)
     held_out_bytes = _bytes_per_token([part for part, _ in pairs], held_out, tokenizer, options)
-    return TrainingData(data, held_out, held_out_bytes, tokenizer, _token_fields(tokenizer))
+    return TrainingData(data, held_out, held_out_bytes, tokenizer, token_fields(tokenizer))
 
 
-def _default_tokenizer(folder: Path | None, options: Namespace) -> Any:
+def read_tokenizer(folder: Path | None, options: Namespace) -> Any:
+    """The tokenizer of --tokenizer, by default that of the folder, if it has one."""
+    saved = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
+    return consistent_tokenizer(options.tokenizer, saved, folder)
+
+
+def default_tokenizer(folder: Path | None, options: Namespace) -> Any:
     """The tokenizer of texts: `ByteTokenizer`, unless a resumed model may have another."""
     if not options.resume or folder is None:
         return ByteTokenizer()
@@ -89,7 +93,7 @@ def _default_tokenizer(folder: Path | None, options: Namespace) -> Any:
     return tokenizer
 
 
-def _token_fields(tokenizer: Any) -> dict[str, Any]:
+def token_fields(tokenizer: Any) -> dict[str, Any]:
     """Fields of the configuration that a tokenizer determines; presets are for `ByteTokenizer`."""
     if isinstance(tokenizer, ByteTokenizer | None):
         return {}

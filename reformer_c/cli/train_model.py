@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any, TypeVar
 
+from ..models.calls import ReformerWithLoss
 from ..models.config import ReformerConfig
 from ..models.model import ReformerModelWithLMHead
 from ..models.presets import DROPOUTS, preset_config
@@ -14,24 +16,17 @@ from ..training.state import config_differences
 from .train_data import TrainingData
 from .values import given
 
-__all__ = ["make_model"]
+__all__ = ["create_or_open", "make_config", "make_model"]
+
+Model = TypeVar("Model", bound=ReformerWithLoss)
 
 
 def make_model(
     folder: Path | None, training_data: TrainingData, options: Namespace
 ) -> ReformerModelWithLMHead:
-    """The model of the preset and the options, after a check that it can read the tokens."""
-    data, held_out, _, tokenizer, determined = training_data
-    fields = determined | given(
-        **dict.fromkeys(DROPOUTS, options.dropout),
-        memory_budget=_bytes_of(options.memory_budget),
-        num_hashes=options.hashes,
-    )
-    fields |= dict(options.set)
-    positions = data.length + data.offset
-    config = preset_config(
-        options.preset, positions, layers=options.layers, width=options.width, **fields
-    )
+    """The language model of the options, after a check that it can read the tokens."""
+    data, held_out, _, tokenizer, fields = training_data
+    config = make_config(data.length + data.offset, options, fields)
     parts = [part for part in (*data.tokens, *held_out) if len(part)]
     smallest, largest = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
     if smallest < 0:
@@ -43,15 +38,36 @@ def make_model(
         )
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size)
+    return create_or_open(ReformerModelWithLMHead, folder, config, options)
+
+
+def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> ReformerConfig:
+    """The configuration of the preset and the options, with the fields that data determines."""
+    fields = determined | given(
+        **dict.fromkeys(DROPOUTS, options.dropout),
+        memory_budget=_bytes_of(options.memory_budget),
+        num_hashes=options.hashes,
+    )
+    fields |= dict(options.set)
+    config = preset_config(
+        options.preset, length, layers=options.layers, width=options.width, **fields
+    )
     if options.hashes is not None and "lsh" not in config.attn_layers:
         raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")
+    return config
+
+
+def create_or_open(
+    kind: type[Model], folder: Path | None, config: ReformerConfig, options: Namespace
+) -> Model:
+    """A new model, or that of the folder if the run resumes."""
     if not options.resume or folder is None:
-        return ReformerModelWithLMHead(config, rng=options.seed)
+        return kind(config, rng=options.seed)
     # the saved memory budget is used: a share of today's free memory would be other bytes, and
     # results would round differently
     if found := config_differences(config, ReformerConfig.from_json(folder)):
         raise ValueError(f"--resume: {'; '.join(found)} in {str(folder)!r}")
-    return ReformerModelWithLMHead.from_pretrained(folder)
+    return kind.from_pretrained(folder)
 
 
 def _bytes_of(budget: float | None) -> int | None:

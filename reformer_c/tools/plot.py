@@ -243,7 +243,7 @@ def _against_length(figures: Mapping[str, Mapping[int, float]], ax: Any, ylabel:
 
 
 def training(log: str | os.PathLike | Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
-    """Plot a training run: bits per byte of every step, running mean, and held-out text.
+    """Plot a training run: bits per byte or loss of every step, running mean, and held-out data.
 
     Parameters
     ----------
@@ -268,23 +268,31 @@ def training(log: str | os.PathLike | Sequence[Mapping[str, Any]], ax: Any = Non
     >>> from matplotlib.figure import Figure
     >>> [line.get_label() for line in training(lines, Figure().subplots()).lines]
     ['step', 'mean of 1', 'held out']
+    >>> task = [{"step": 1, "loss": 0.7, "held_out": {"accuracy": 0.5, "loss": 0.8}}]
+    >>> training(task, Figure().subplots()).get_ylabel()
+    'loss'
     """
     lines = read_log(log) if isinstance(log, (str, os.PathLike)) else list(log)
-    # skipped steps have no loss
-    taken = [line for line in lines if "bits_per_byte" in line]
+    # tasks other than language models have only a loss, and skipped steps do not
+    name = "bits_per_byte" if any("bits_per_byte" in line for line in lines) else "loss"
+    taken = [line for line in lines if name in line]
     if not taken:
         raise ValueError("log must have steps")
     ax = _axes(ax)
     steps = np.array([line["step"] for line in taken])
-    bits = np.array([line["bits_per_byte"] for line in taken])
-    window = max(1, len(bits) // 50)
-    ax.plot(steps, bits, color="C0", linewidth=0.5, alpha=0.4, label="step")
-    mean = np.convolve(bits, np.full(window, 1 / window), mode="valid")
+    values = np.array([line[name] for line in taken])
+    window = max(1, len(values) // 50)
+    ax.plot(steps, values, color="C0", linewidth=0.5, alpha=0.4, label="step")
+    mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
     ax.plot(steps[window - 1 :], mean, color="C0", label=f"mean of {window}")
-    held_out = [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
+    held_out = [
+        (line["step"], found["loss"] if isinstance(found := line["held_out"], dict) else found)
+        for line in lines
+        if "held_out" in line
+    ]
     if held_out:
         ax.plot(*zip(*held_out, strict=True), "o-", color="C1", markersize=4, label="held out")
-    ax.set(xlabel="step", ylabel="bits per byte")
+    ax.set(xlabel="step", ylabel=name.replace("_", " "))
     ax.legend()
     return ax
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
+from .metrics import describe_metrics
 from .train import StepReport, Trainer
 
 __all__ = ["describe", "progress_bar", "show_progress"]
@@ -52,13 +53,20 @@ def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[St
 
 def describe(report: StepReport) -> str:
     """Summarise a step in one line."""
-    skipped = report.targets == 0
-    words = ["skipped: no label counts" if skipped else f"{report.bits_per_byte:.3f} bits/byte"]
+    if report.targets == 0:
+        words = ["skipped: no label counts"]
+    elif report.bits_per_byte is None:
+        words = [f"loss {report.loss:.4f}"]
+    else:
+        words = [f"{report.bits_per_byte:.3f} bits/byte"]
     words.append(f"{report.tokens_per_second:,.0f} tokens/s")
     if report.peak_memory is not None:
         words.append(f"peak {report.peak_memory / 1e6:,.0f} MB")
     if report.held_out is not None:
-        words.append(f"held out {report.held_out:.3f}")
+        found = report.held_out
+        words.append(
+            f"held out {describe_metrics(found) if isinstance(found, Mapping) else f'{found:.3f}'}"
+        )
     return ", ".join(words)
 
 

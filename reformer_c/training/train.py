@@ -40,6 +40,12 @@ class Data(Protocol):
     def batch(self, step: int) -> np.ndarray | Mapping[str, Any]: ...
 
 
+class Metrics(Protocol):
+    """An evaluation of a model: metrics by name."""
+
+    def __call__(self, model: Any, *, seed: int) -> Mapping[str, float]: ...
+
+
 @dataclass(frozen=True)
 class StepReport:
     """Measurements of one training step.
@@ -52,8 +58,9 @@ class StepReport:
         Mean cross-entropy of the batch in nats per token, before the update, over the labels of all
         micro-batches that are not ignored. NaN if there are none. With label smoothing, if the
         model has it.
-    bits_per_byte : float
-        The same in bits per byte of text.
+    bits_per_byte : float or None
+        The same in bits per byte of text; None if the data's ``bytes_per_token`` is None, as for
+        tasks other than language models.
     learning_rate, gradient_norm : float
         Step size used, and the gradient's norm before clipping.
     tokens_per_second : float
@@ -61,8 +68,9 @@ class StepReport:
         training, this process's tokens.
     peak_memory : int or None
         Peak resident size of the process in bytes; None if the system does not report it.
-    held_out : float or None
-        Bits per byte of the held-out text after this step, if it was evaluated.
+    held_out : float, dict or None
+        Bits per byte of the held-out text after this step, if it was evaluated; or the metrics by
+        name, if `Trainer` was given a function.
     targets : int or None
         Number of targets in the loss: labels, rows of a classifier, or starts or ends of answers,
         whichever are fewer. 0: the step was skipped.
@@ -70,12 +78,12 @@ class StepReport:
 
     step: int
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     learning_rate: float
     gradient_norm: float
     tokens_per_second: float
     peak_memory: int | None
-    held_out: float | None = None
+    held_out: float | Mapping[str, float] | None = None
     targets: int | None = None
 
 
@@ -108,9 +116,10 @@ class Trainer(NamedAttributes):
         Gradients are clipped to this global norm; ``inf`` does not clip.
     seed : int
         Seed of dropout and of the LSH rotations, combined with the step.
-    held_out : ndarray (n,) or a list of them, optional
+    held_out : ndarray (n,), a list of them, or a function, optional
         Texts to evaluate every `evaluate_every` steps and after the last step, in windows of
-        `data.length`.
+        `data.length`. A function is called as ``held_out(model, seed=seed)`` and returns metrics
+        by name.
     held_out_bytes_per_token : float, optional
         Mean bytes per token of `held_out`; ``data.bytes_per_token`` by default.
     evaluate_every : int
@@ -170,7 +179,7 @@ class Trainer(NamedAttributes):
     accumulate: int
     max_grad_norm: float
     seed: int
-    held_out: np.ndarray | Sequence[np.ndarray] | None
+    held_out: np.ndarray | Sequence[np.ndarray] | Metrics | None
     held_out_bytes_per_token: float | None
     evaluate_every: int
     folder: Path | None
@@ -191,7 +200,7 @@ class Trainer(NamedAttributes):
         accumulate: int = 1,
         max_grad_norm: float = 1.0,
         seed: int = 0,
-        held_out: np.ndarray | Sequence[np.ndarray] | None = None,
+        held_out: np.ndarray | Sequence[np.ndarray] | Metrics | None = None,
         held_out_bytes_per_token: float | None = None,
         evaluate_every: int = 0,
         folder: str | os.PathLike | None = None,
@@ -209,7 +218,8 @@ class Trainer(NamedAttributes):
             raise ValueError("held_out must be given with evaluate_every")
         if held_out_bytes_per_token is not None and held_out is None:
             raise ValueError("held_out must be given with held_out_bytes_per_token")
-        if held_out is not None and max(map(len, texts_of("held_out", held_out))) < 2:
+        texts = [] if held_out is None or callable(held_out) else texts_of("held_out", held_out)
+        if texts and max(map(len, texts)) < 2:
             raise ValueError("held_out must have a text of at least 2 tokens")
         if save_every and folder is None:
             raise ValueError("folder must be given with save_every")
@@ -263,10 +273,12 @@ class Trainer(NamedAttributes):
         """The largest `number` of all processes (collective: all must call it equally often)."""
         return self.model.agree(number) if hasattr(self.model, "agree") else number
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate the model on the held-out texts."""
+    def evaluate(self) -> Evaluation | Mapping[str, float]:
+        """Evaluate the model on the held-out texts, or call the function `held_out`."""
         if self.held_out is None:
             raise ValueError("held_out must be given to evaluate")
+        if callable(self.held_out):
+            return self.held_out(self.model, seed=self.seed)
         length = getattr(self.data, "length", None)
         if length is None:
             length = np.shape(arguments_of(self.data.batch(0))["input_ids"])[1]
@@ -274,9 +286,14 @@ class Trainer(NamedAttributes):
             self.model,
             self.held_out,
             length,
-            bytes_per_token=self.held_out_bytes_per_token or self._bytes_per_token,
+            bytes_per_token=self.held_out_bytes_per_token or self._bytes_per_token or 1.0,
             seed=self.seed,
         )
+
+    def measure_held_out(self) -> float | Mapping[str, float]:
+        """The result of `evaluate` as a report has it: bits per byte, or metrics by name."""
+        found = self.evaluate()
+        return found.bits_per_byte if isinstance(found, Evaluation) else found
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the model, the optimiser's state and the step, for `resume`.
@@ -328,7 +345,7 @@ class Trainer(NamedAttributes):
         return allowed
 
     @property
-    def _bytes_per_token(self) -> float:
+    def _bytes_per_token(self) -> float | None:
         return getattr(self.data, "bytes_per_token", 1.0)
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -390,11 +407,12 @@ class Trainer(NamedAttributes):
         if self.evaluate_every and (
             self.step % self.evaluate_every == 0 or self.step == self.steps
         ):
-            held_out = self.evaluate().bits_per_byte
+            held_out = self.measure_held_out()
+        ratio = self._bytes_per_token
         return StepReport(
             step=self.step,
             loss=loss,
-            bits_per_byte=loss / math.log(2) / self._bytes_per_token,
+            bits_per_byte=None if ratio is None else loss / math.log(2) / ratio,
             learning_rate=rate,
             gradient_norm=norm,
             tokens_per_second=tokens / seconds,

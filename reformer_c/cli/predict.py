@@ -1,0 +1,19 @@
+"""``reformer-c predict``: the predictions of a model, one line of JSON for each example."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+from ..training.records import read_records
+from .folder import open_model
+from .tasks import open_task
+
+
+def run(options: Namespace) -> None:
+    model = open_model(options.model)
+    task = open_task(model, options)
+    records = read_records(options.files)
+    for record, found in zip(records, task.predict(model, records, seed=options.seed), strict=True):
+        own = {"id": record.values["id"]} if "id" in record.values else {}
+        print(json.dumps(own | found, ensure_ascii=False))

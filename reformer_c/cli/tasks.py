@@ -1,0 +1,164 @@
+"""Tasks other than language models: the runs that train them, and the tasks of saved models."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..models.model import ReformerForSequenceClassification
+from ..ops.hashing import choose_num_buckets
+from ..text.folders import check_vocabulary
+from ..training.classification import PROBLEMS, Classification, find_labels
+from ..training.examples import Examples, split_examples
+from ..training.records import Record, read_records
+from .arguments import LENGTH
+from .folder import open_tokenizer
+from .prepared import Prepared
+from .train_data import default_tokenizer, read_tokenizer, token_fields
+from .train_model import create_or_open, make_config
+from .values import given, option
+
+__all__ = ["evaluate", "open_task", "prepare"]
+
+# examples per micro-batch
+BATCH = 16
+# a task's layers see both sides of a token
+FIELDS = {"is_decoder": False, "local_num_chunks_after": 1}
+
+
+def prepare(folder: Path | None, options: Namespace) -> Prepared:
+    """The run of --task, after a check of the options that it does not use."""
+    for name in ("whole_files", "bytes_per_token", "offset"):
+        if getattr(options, name):
+            raise ValueError(f"{option(name)} cannot be combined with --task {options.task}")
+    return TASKS[options.task](folder, options)
+
+
+def _prepare_classification(folder: Path | None, options: Namespace) -> Prepared:
+    columns = _columns(options)
+    column = columns.get("label_column", "label")
+    records, held_out = _read_examples(options, columns.get("text_column", "text"), column)
+    tokenizer = read_tokenizer(folder, options) or default_tokenizer(folder, options)
+    problem = PROBLEMS[options.problem or "single-label"]
+    if problem == "regression":
+        labels = [column]
+    else:
+        # with the share that is held out, whose classes may be rare
+        labels = find_labels(records + ([] if options.evaluate_on else held_out), column, problem)
+        least = 2 if problem == PROBLEMS["single-label"] else 1
+        if len(labels) < least:
+            raise ValueError(f"FILE must have at least {least} labels in {column!r}, got {labels}")
+    task = Classification(tokenizer, problem, labels, options.length or LENGTH, **columns)
+    train, held = task.examples(records), task.examples(held_out)
+    data = _examples(train, tokenizer, options)
+    fields = {
+        "problem_type": problem,
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
+    model = _model(
+        ReformerForSequenceClassification, folder, data.length, tokenizer, options, fields
+    )
+    summary = f"{len(train):,} examples to train on, {len(held):,} held out"
+    if problem != "regression":
+        summary += f"; {len(labels)} labels: {', '.join(labels[:8])}" + ", ..." * (len(labels) > 8)
+    if cut := sum(len(example.ids) == task.length for example in train):
+        summary += f"\n{cut:,} texts have {data.length:,} tokens or more, and are truncated"
+    return Prepared(model, data, _measure(task, held), tokenizer, summary)
+
+
+def _read_examples(options: Namespace, *columns: str) -> tuple[list[Record], list[Record]]:
+    """The examples to train on, and those held out."""
+    records = read_records(options.files)
+    for column in columns:
+        records[0][column]  # the error for a wrong column names the first line
+    apart = read_records(options.evaluate_on) if options.evaluate_on else []
+    share = options.held_out
+    if share is None:
+        share = 0.0 if apart else 0.1
+    train, held = split_examples(len(records), share, options.seed)
+    return [records[i] for i in train], apart or [records[i] for i in held]
+
+
+def _examples(train: Sequence[Any], tokenizer: Any, options: Namespace) -> Examples:
+    return Examples(
+        train,
+        batch=options.batch or BATCH,
+        order=options.order,
+        seed=options.seed,
+        pad_token_id=tokenizer.pad_token_id or 0,
+    )
+
+
+def _model(
+    kind: Any, folder: Path | None, length: int, tokenizer: Any, options: Namespace,
+    fields: dict[str, Any],
+) -> Any:  # fmt: skip
+    """The model of a task, for sequences of at most `length` tokens."""
+    config = make_config(length, options, FIELDS | token_fields(tokenizer) | fields)
+    check_vocabulary(tokenizer, config.vocab_size)
+    chunk = config.lsh_attn_chunk_length
+    hashes = config.num_buckets is None and "lsh" in config.layer_types
+    if hashes and chunk is not None and length > chunk:
+        # the first batch, which may have only short texts, would choose it
+        config = config.changed({"num_buckets": choose_num_buckets(length, chunk, length)})
+    return create_or_open(kind, folder, config, options)
+
+
+def _measure(task: Any, examples: Sequence[Any]) -> Callable[..., dict[str, float]] | None:
+    """The evaluation of held-out examples, as `Trainer` calls it."""
+    if not examples:
+        return None
+    return lambda model, *, seed: task.evaluate(model, examples, seed=seed)
+
+
+def _columns(options: Namespace) -> dict[str, str]:
+    names = ("text_column", "label_column")
+    return given(**{name: getattr(options, name, None) for name in names})
+
+
+# ---- the task of a saved model ----
+
+
+def open_task(model: Any, options: Namespace) -> Any:
+    """The task of a model, with the tokenizer of its folder."""
+    config = model.config
+    if not isinstance(model, ReformerForSequenceClassification):
+        raise ValueError(
+            f"DIR must be a classifier, got {type(model).__name__} in {options.model!r}"
+        )
+    tokenizer = open_tokenizer(options.model, options.tokenizer, config.vocab_size)
+    length = _length(config, options)
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    problem = config.problem_type
+    if problem is None:
+        problem = PROBLEMS["regression" if config.num_labels == 1 else "single-label"]
+    return Classification(tokenizer, problem, names, length, **_columns(options))
+
+
+def _length(config: Any, options: Namespace) -> int:
+    longest = config.num_positions
+    if options.length is not None and options.length > longest:
+        raise ValueError(f"--length must be at most the model's {longest} positions")
+    return options.length or longest
+
+
+def evaluate(model: Any, options: Namespace) -> None:
+    """Print the metrics of a model on files of examples."""
+    if options.sliding is not None:
+        raise ValueError("--sliding needs a language model")
+    task = open_task(model, options)
+    examples = task.examples(read_records(options.files))
+    begin = time.perf_counter()
+    metrics = task.evaluate(model, examples, seed=options.seed)
+    seconds = time.perf_counter() - begin
+    for name, value in metrics.items():
+        print(f"{name:20} {value:.4f}")
+    print(f"{len(examples):,} examples, {seconds:.1f} s")
+
+
+TASKS = {"classification": _prepare_classification}

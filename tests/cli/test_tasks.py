@@ -1,0 +1,174 @@
+"""The command line for tasks other than language models."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from reformer_c.cli.arguments import PROBLEMS
+from reformer_c.cli.main import main
+from reformer_c.training import classification
+from reformer_c.training.log import read_log
+
+SMALL = ["--layers", "2", "--width", "32", "--threads", "1"]
+WORDS = {"good": ["fine", "superb"], "bad": ["awful", "dull"]}
+
+
+def write_table(file, rows):
+    with open(file, "w", newline="") as out:
+        csv.writer(out).writerows(rows)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    rows = [("text", "label")]
+    for _ in range(200):
+        label = str(rng.choice(["good", "bad"]))
+        rows.append((f"It was {rng.choice(WORDS[label])}.", label))
+    return write_table(tmp_path_factory.mktemp("data") / "reviews.csv", rows)
+
+
+@pytest.fixture(scope="module")
+def trained(reviews, tmp_path_factory):
+    pytest.importorskip("safetensors", reason="saves a model")
+    folder = str(tmp_path_factory.mktemp("models") / "model")
+    command = ["train", reviews, "--task", "classification", *SMALL, "--save", folder]
+    assert main([*command, "--steps", "120", "--log", f"{folder}.log", "--eval-every", "60"]) == 0
+    return folder
+
+
+def metrics_of(printed):
+    return {
+        name: float(x)
+        for name, x in re.findall(r"^([a-z]\S*(?: \S+)*?) +([-\d.]+)$", printed, re.M)
+    }
+
+
+def test_a_classifier_is_trained_evaluated_and_predicts(trained, reviews, tmp_path, capsys):
+    lines = read_log(f"{trained}.log")
+    assert [line["step"] for line in lines if "held_out" in line] == [60, 120]
+    assert lines[-1]["held_out"]["accuracy"] == 1.0
+    assert "bits_per_byte" not in lines[-1]
+    capsys.readouterr()
+    assert main(["evaluate", trained, reviews]) == 0
+    printed = capsys.readouterr().out
+    found = metrics_of(printed)
+    assert found["accuracy"] == found["f1"] == 1.0
+    assert 0 < found["loss"] < 0.7
+    assert "\n200 examples, " in printed
+    (tmp_path / "new.jsonl").write_text(
+        '{"id": 7, "text": "It was dull."}\n{"text": "It was fine."}'
+    )
+    assert main(["predict", trained, str(tmp_path / "new.jsonl")]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["id"], first["prediction"], second["prediction"]) == (7, "bad", "good")
+    assert sum(first["scores"].values()) == pytest.approx(1.0)
+    (tmp_path / "new.txt").write_text("It was dull.\nIt was fine.\n")
+    assert main(["predict", trained, str(tmp_path / "new.txt")]) == 0
+    assert [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()] == [
+        "bad", "good",
+    ]  # fmt: skip
+    assert main(["info", trained]) == 0
+    assert "classifier.out_proj" in capsys.readouterr().out
+
+
+def test_other_columns_and_problems(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"review": f"It is {a} {b}.", "tags": ["a"] * a + ["b"] * b, "stars": a + b}
+        for a, b in rng.integers(0, 2, (60, 2)).tolist()
+    ]  # fmt: skip
+    file = tmp_path / "reviews.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    columns = ["--text-column", "review", "--label-column"]
+    for problem, column, names in (
+        ("multi-label", "tags", {"accuracy", "f1", "loss"}),
+        ("regression", "stars", {"mean absolute error", "pearson", "loss"}),
+        ("single-label", "stars", {"accuracy", "f1", "loss"}),
+    ):
+        folder = str(tmp_path / problem)
+        command = ["train", str(file), "--task", "classification", "--problem", problem, *SMALL]
+        assert main([*command, *columns, column, "--steps", "5", "--save", folder]) == 0
+        printed = capsys.readouterr().out
+        assert "54 examples to train on, 6 held out" in printed
+        assert main(["evaluate", folder, str(file), *columns, column]) == 0
+        assert metrics_of(capsys.readouterr().out).keys() == names
+        assert main(["predict", folder, str(file), "--text-column", "review"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[0])
+        kind = {"multi-label": list, "regression": float, "single-label": str}[problem]
+        assert isinstance(found["prediction"], kind)
+
+
+def test_resuming_continues_bit_for_bit(reviews, tmp_path):
+    command = ["train", reviews, "--task", "classification", *SMALL, "--dropout", "0.1"]
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert main([*command, "--steps", "4", "--save", str(once), "--schedule", "constant"]) == 0
+    command += ["--schedule", "constant", "--warmup", "0", "--save", str(twice)]
+    shutil.rmtree(once)
+    assert main([*command[:-1], str(once), "--steps", "4"]) == 0
+    assert main([*command, "--steps", "2"]) == 0
+    assert main([*command, "--steps", "4", "--resume"]) == 0
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
+        assert (once / name).read_bytes() == (twice / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "REVIEWS", "--task", "classification", "--label-column", "lable"],
+         "reviews.csv:2: columns must include 'lable', got 'text', 'label'; did you mean label?"),
+        (["train", "REVIEWS", "--task", "classification", "--text-column", "x"],
+         "columns must include 'x'"),
+        (["train", "EMPTY", "--task", "classification"], "empty.csv: must have at least one"),
+        (["train", "ONE", "--task", "classification"], "FILE must have at least 2 labels"),
+        (["train", "REVIEWS", "--task", "classification", "--evaluate-on", "OTHER"],
+         "other.csv:3: label must be one of bad, good, got 'god'; did you mean good?"),
+        (["train", "REVIEWS", "--task", "classification", "--whole-files"],
+         "--whole-files cannot be combined with --task classification"),
+        (["train", "REVIEWS", "--problem", "regression"],
+         "--problem cannot be combined with --task lm"),
+        (["train", "REVIEWS", "--task", "classification", "--problem", "regression"],
+         "reviews.csv:"),
+        (["evaluate", "MODEL", "OTHER"], "other.csv:3: label must be one of bad, good, got 'god'"),
+        (["evaluate", "MODEL", "REVIEWS", "--length", "5000"], "--length must be at most"),
+        (["evaluate", "MODEL", "REVIEWS", "--sliding", "4"], "--sliding needs a language model"),
+        (["predict", "MODEL", "EMPTY"], "empty.csv: must have at least one example, got none"),
+        (["generate", "MODEL", "--prompt", "a"], "DIR must be a language model, got Reformer"),
+        (["info", "MODEL", "--lengths", "5"], "--lengths needs a language model, got Reformer"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line(arguments, words, reviews, trained, tmp_path, capsys):
+    files = {
+        "REVIEWS": reviews,
+        "MODEL": trained,
+        "EMPTY": write_table(tmp_path / "empty.csv", [("text", "label")]),
+        "ONE": write_table(tmp_path / "one.csv", [("text", "label"), *[("a b", "x")] * 20]),
+        "OTHER": write_table(
+            tmp_path / "other.csv", [("text", "label"), ("a", "good"), ("b", "god")]
+        ),
+    }
+    capsys.readouterr()
+    assert main([files.get(word, word) for word in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+def test_a_language_model_does_not_classify(tmp_path, reviews, capsys):
+    folder = str(tmp_path / "model")
+    assert main(["train", reviews, *SMALL, "--length", "32", "--steps", "1", "--save", folder]) == 0
+    for command, words in (
+        (["predict", folder, reviews], "DIR must be a classifier, got ReformerModelWithLMHead"),
+        (["evaluate", folder, reviews, "--text-column", "x"], "--text-column needs a classifier"),
+    ):
+        assert main(command) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_the_command_line_offers_all_problems():
+    assert set(classification.PROBLEMS) == set(PROBLEMS)
