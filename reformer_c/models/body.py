@@ -307,6 +307,9 @@ class Pass:
         kept = sum(costs[:kept_layers])
         # the backward pass frees kept activations and adds gradients, layer by layer
         gradients = self.weights.nbytes - self.body.nbytes
+        # the head's gradient of the word vectors, to which that of the embeddings is added
+        shared = self.body[WORDS].nbytes if self.config.shared_embeddings else 0
+        gradients += shared
         peak, still = kept + gradients + head_bytes, kept
         for i, layer in enumerate(reversed(self.layers)):
             for branch in reversed(layer):
@@ -314,6 +317,7 @@ class Pass:
                 backward = branch.backward_bytes(x, kept=i < kept_layers)
                 peak = max(peak, still + gradients + backward)
                 still -= branch.kept_bytes(x) if i < kept_layers else 0
+        peak = max(peak, shared + self.weights.nbytes)
         buckets = sum(attention.bucket_bytes() for attention, *_ in self.layers)
         memory = StepMemory(
             # 16 bytes per token: positions, and labels shifted to the logits that predict them

@@ -25,7 +25,7 @@ __all__ = ["ReformerConfig"]
 
 OURS = ("attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
-        "apply_lm_head_bias", "label_smoothing", "image_shape")  # fmt: skip
+        "apply_lm_head_bias", "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -171,6 +171,10 @@ class ReformerConfig(NamedAttributes, JsonFile):
     label_smoothing : float
         Language models, in training: the share of the target that is spread evenly over the
         vocabulary, see `reformer_c.cross_entropy_head`. Losses without `training` do not have it.
+    shared_embeddings : bool
+        Language models: the output layer has no weight of its own and uses the word vectors, once
+        for each stream: logits are ``(h1 + h2) words' + bias``. In a `ReformerEncoderDecoder` both
+        sides also have one table of word vectors. transformers cannot open such a model.
     image_shape : list of int, optional
         Height, width and channels of the pictures that a model's sequences are, with a vocabulary
         of 256 bytes; None: its sequences are not pictures.
@@ -258,6 +262,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     memory_budget: int | float | None = None
     apply_lm_head_bias: bool = True
     label_smoothing: float = 0.0
+    shared_embeddings: bool = False
     image_shape: list[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -153,6 +153,7 @@ def _check_options(config: Any) -> None:
         )
     _each(config, "is_decoder tie_word_embeddings use_cache apply_lm_head_bias", flag)
     _each(config, "lsh_attend_across_buckets lsh_allow_duplicate_attention", flag)
+    flag("shared_embeddings", config.shared_embeddings)
     _each(config, "output_attentions output_hidden_states return_dict", flag, optional=True)
     if config.memory_budget is not None:
         check_memory_budget(config.memory_budget)

@@ -20,7 +20,7 @@ from ..checks import flag, integer, names_keywords, refuse_unknown
 from ..layers.cross_attention import EncoderStates
 from ..layers.randomness import draw_seed, random_key
 from ..runtime import available_memory, reuse_memory
-from .body import Pass, StepMemory, heap_gaps
+from .body import WORDS, Pass, StepMemory, heap_gaps
 from .calls import Reformer
 from .config import ReformerConfig
 from .heads import blocks_bytes
@@ -110,7 +110,15 @@ class ReformerEncoderDecoder(TextGeneration):
 
     def _make_sides(self, config: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
         self.encoder = ReformerModel._without_numbers(replace(config, is_decoder=False), dtype)
-        self.decoder = TextDecoder(replace(decoder, is_decoder=True), 2 * config.hidden_size, dtype)
+        if config.shared_embeddings or decoder.shared_embeddings:
+            for name in ("shared_embeddings", "vocab_size", "hidden_size"):
+                expected, found = getattr(config, name), getattr(decoder, name)
+                if expected != found:
+                    raise ValueError(
+                        f"decoder.{name} must be {expected} as the encoder's to share embeddings, "
+                        f"got {found}"
+                    )
+        self.decoder = TextDecoder(replace(decoder, is_decoder=True), self.encoder, dtype)
 
     @property
     def sides(self) -> dict[str, Reformer]:
@@ -313,6 +321,9 @@ class ReformerEncoderDecoder(TextGeneration):
         encode(encoder_pass, states, differentiate=True, kept_layers=kept[0])
         states.gradient = np.zeros_like(states.states)
         loss = self.decoder._differentiate(decoder_pass, targets, kept[1])
+        if self.decoder.config.shared_embeddings:
+            words = decoder_pass.gradients.pop(self.decoder.prefix + WORDS)
+            encoder_pass.body.add_gradient(WORDS, words)
         encoder_pass.states_backward(states.take_gradient())
         encoder_pass.backward()
         sides = {"encoder": encoder_pass, "decoder": decoder_pass}

@@ -23,11 +23,15 @@ from ..ops.layers import LinearSaved
 from ..ops.machine import layer_scratch
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
-from .body import Pass, dense_shapes
+from .body import WORDS, Pass, dense_shapes
 from .config import ReformerConfig
 from .inputs import IGNORE, Inputs, check_ids
 
 __all__ = ["Classifier", "Head", "LanguageModel", "QuestionAnswering"]
+
+
+# the weight of a language model's output layer
+OUTPUT = "lm_head.decoder.weight"
 
 
 class Head:
@@ -96,9 +100,10 @@ def last_hidden_state(run: Pass) -> np.ndarray:
 class LanguageModel(Head):
     """Logits h w' + bias (b, t, v), and their cross-entropy with labels (b, t).
 
-    h are the final states (b, t, 2 c) and w is (v, 2 c); see `reformer_c.cross_entropy_head`. The
-    logits at a token predict the token `shift` positions later: by default 1 in a causal model,
-    otherwise 0.
+    h are the final states (b, t, 2 c) and w is (v, 2 c); see `reformer_c.cross_entropy_head`. With
+    ``config.shared_embeddings``, w is the table of word vectors (v, c), and h is the sum of the two
+    halves of the final states. The logits at a token predict the token `shift` positions later: by
+    default 1 in a causal model, otherwise 0.
     """
 
     targets = ("labels",)
@@ -121,7 +126,8 @@ class LanguageModel(Head):
 
     def shapes(self, config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         v = config.vocab_size
-        return {"lm_head.decoder.weight": (v, 2 * config.hidden_size), "lm_head.bias": (v,)}
+        weight = {} if config.shared_embeddings else {OUTPUT: (v, 2 * config.hidden_size)}
+        return {**weight, "lm_head.bias": (v,)}
 
     def check_targets(
         self, config: ReformerConfig, inputs: Inputs, targets: Mapping[str, Any]
@@ -142,7 +148,7 @@ class LanguageModel(Head):
         h = last_hidden_state(run)
         rows = run.config.chunk_size_lm_head or h.shape[1]
         chunks = [
-            ops.linear(np.ascontiguousarray(h[:, i : i + rows]), *self.decoder(run))
+            ops.linear(self._read(run, h[:, i : i + rows]), *self.decoder(run))
             for i in range(0, h.shape[1], rows)
         ]
         return {"last_hidden_state": h, "logits": np.concatenate(chunks, axis=1)}
@@ -151,21 +157,33 @@ class LanguageModel(Head):
     def next_logits(self, run: Pass) -> np.ndarray:
         """Logits (b, v) at the last token of each sequence."""
         h, _ = run.final(run.every(run.inputs.t - 1))
-        return ops.linear(h, *self.decoder(run))
+        return ops.linear(self._read(run, h), *self.decoder(run))
 
     def decoder(self, run: Pass) -> tuple[np.ndarray, np.ndarray | None]:
-        return run.weights["lm_head.decoder.weight"], self._bias(run)
+        weights, name = self._matrix(run)
+        return weights[name], self._bias(run)
+
+    def _matrix(self, run: Pass) -> tuple[Weights, str]:
+        """Where the matrix of the output layer is, and its name."""
+        return (run.body, WORDS) if run.config.shared_embeddings else (run.weights, OUTPUT)
+
+    def _read(self, run: Pass, h: np.ndarray) -> np.ndarray:
+        """What the output layer multiplies, of the final states (..., 2 c)."""
+        if not run.config.shared_embeddings:
+            return np.ascontiguousarray(h)
+        c = run.config.hidden_size
+        return h[..., :c] + h[..., c:]
 
     def step_logits(self, run: Pass, weights: StepWeights, h: np.ndarray) -> np.ndarray:
         """Logits (n, v) of the final states (n, 2 c) of decoded tokens."""
-        return weights.linear(h, run.weights, "lm_head.decoder.weight", self._bias(run))
+        return weights.linear(self._read(run, h), *self._matrix(run), self._bias(run))
 
     def _bias(self, run: Pass) -> np.ndarray | None:
         return run.weights["lm_head.bias"] if run.config.apply_lm_head_bias else None
 
     def _loss(self, run: Pass, targets: Any, differentiate: bool) -> float:
         """Cross-entropy, a block of rows at a time: never the logits of all tokens at once."""
-        labels, head = targets.reshape(-1), run.weights.below("lm_head.")
+        labels, (weights, name) = targets.reshape(-1), self._matrix(run)
         weight, bias = self.decoder(run)
         smoothing = run.config.label_smoothing if run.call.training else 0.0
         total, loss = np.count_nonzero(labels != IGNORE), 0.0
@@ -177,25 +195,31 @@ class LanguageModel(Head):
                 continue
             h, normed = run.final(rows)
             mean, saved = ops.cross_entropy_head_forward(
-                h, weight, bias, labels[rows], ignore_index=IGNORE, label_smoothing=smoothing,
-                chunk_length=run.config.chunk_size_lm_head,
+                self._read(run, h), weight, bias, labels[rows], ignore_index=IGNORE,
+                label_smoothing=smoothing, chunk_length=run.config.chunk_size_lm_head,
             )  # fmt: skip
             loss += share * float(mean)
             if differentiate:
-                dh, *gradients = ops.cross_entropy_head_backward(share, saved)
-                head.add_gradients(("decoder.weight", "bias"), gradients)
+                dh, dweight, dbias = ops.cross_entropy_head_backward(share, saved)
+                weights.add_gradient(name, dweight)
+                run.weights.add_gradient("lm_head.bias", dbias)
+                if run.config.shared_embeddings:
+                    dh = np.concatenate([dh, dh], axis=-1)
                 run.final_backward(rows, dh, normed)
                 del dh
             del h, normed, saved  # free them before the next block is allocated
         return float(loss)
 
     def _loss_bytes(self, run: Pass) -> int:
-        rows, width = run.block_rows, 2 * run.config.hidden_size
+        rows, shared = run.block_rows, run.config.shared_embeddings
+        width = run.config.hidden_size * (1 if shared else 2)
         _, scratch = layer_scratch(
             "cross_entropy_head", rows, width, run.config.vocab_size,
             chunk_length=run.config.chunk_size_lm_head, dtype=run.weights.dtype,
         )  # fmt: skip
-        return blocks_bytes(run, scratch)
+        # of shared embeddings, the sum of the halves and its gradient
+        halves = 2 * rows * width * run.weights.dtype.itemsize * shared
+        return blocks_bytes(run, scratch) + halves
 
 
 class Classifier(Head):

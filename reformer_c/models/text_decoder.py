@@ -12,10 +12,10 @@ import numpy as np
 
 from ..layers.cross_attention import CrossAttention, EncoderStates
 from ..layers.observers import Probabilities
-from ..layers.parameters import Weights
+from ..layers.parameters import Parameters, Weights
 from ..layers.randomness import draw_seed, random_key
 from ..runtime import reuse_memory
-from .body import Pass, norm_shapes
+from .body import WORDS, Pass, norm_shapes
 from .config import ReformerConfig
 from .generation_config import GenerationConfig
 from .heads import LanguageModel
@@ -56,14 +56,35 @@ class DecoderPass(Pass):
 
 
 class TextDecoder(ReformerModelWithLMHead):
-    """A causal language model that attends to the states of an encoder, given in the `Call`."""
+    """A causal language model that attends to the states of an encoder, given in the `Call`.
+
+    With ``config.shared_embeddings``, the word vectors are the encoder's: see `words`.
+    """
 
     head: ClassVar[LanguageModel] = LanguageModel(causal=True, shift=0)
+    # of the encoder's final states
     _width: int
+    _encoder_parameters: Parameters
 
-    def __init__(self, config: ReformerConfig, width: int, dtype: Any) -> None:
-        self._width = width  # of the encoder's final states
+    def __init__(self, config: ReformerConfig, encoder: ReformerModel, dtype: Any) -> None:
+        self._width = 2 * encoder.config.hidden_size
+        self._encoder_parameters = encoder.parameters
         self._allocate(config, dtype)
+
+    @property
+    def words(self) -> np.ndarray:
+        """The word vectors (v, c)."""
+        if self.config.shared_embeddings:
+            return self._encoder_parameters[WORDS]
+        return self.parameters[self.prefix + WORDS]
+
+    def _pad_vector(self) -> np.ndarray:
+        return self.words[self.config.padding_id]
+
+    def resize_token_embeddings(self, *arguments: Any, **options: Any) -> np.ndarray:
+        if self.config.shared_embeddings:
+            raise ValueError("shared_embeddings must be False to resize one side's word vectors")
+        return super().resize_token_embeddings(*arguments, **options)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         config, c, shapes = self.config, self.config.hidden_size, super()._shapes()
@@ -75,6 +96,8 @@ class TextDecoder(ReformerModelWithLMHead):
                 width = c if projection in CrossAttention.own_projections else self._width
                 shapes[f"{name}{CrossAttention.inner}.{projection}.weight"] = (heads, width)
             shapes[f"{name}output.dense.weight"] = (c, heads)
+        if config.shared_embeddings:
+            del shapes[self.prefix + WORDS]
         return shapes
 
     def shift_right(
@@ -100,7 +123,7 @@ class TextDecoder(ReformerModelWithLMHead):
     def _pass(self, inputs: Inputs, call: Call) -> DecoderPass:
         if call.encoder_states is None:
             raise TypeError("the decoder needs encoder states: call the ReformerEncoderDecoder")
-        parameters = {**self.parameters, **self.buffers}
+        parameters = {**self.parameters, **self.buffers, self.prefix + WORDS: self.words}
         return DecoderPass(self.config, parameters, self.prefix, inputs, call)
 
 

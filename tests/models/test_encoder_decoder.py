@@ -51,10 +51,13 @@ def rotations_of_both(model):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize(("s", "t"), [(1, 1), (3, 9), (13, 4), (21, 22)])
-def test_logits_and_loss_are_the_references(layers, s, t, masked, dtype):
-    model = small_model(dtype, attn_layers=layers, decoder={"feed_forward_size": 12})
+def test_logits_and_loss_are_the_references(layers, s, t, masked, shared, dtype):
+    model = small_model(
+        dtype, attn_layers=layers, decoder={"feed_forward_size": 12}, shared_embeddings=shared
+    )
     ids, written, labels = random_ids((2, s)), random_ids((2, t), 1), random_ids((2, t), 2)
     mask = padding_mask(2, s) if masked and s > 2 else None
     rotations = rotations_of_both(model)
@@ -70,11 +73,11 @@ def test_logits_and_loss_are_the_references(layers, s, t, masked, dtype):
     assert_close(alone, loss, "model_forward", dtype)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("smoothing", "shared"), [(0.0, False), (0.1, False), (0.1, True)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
-def test_gradients_are_the_derivative_of_the_reference(layers, masked, smoothing):
-    model = small_model(attn_layers=layers, label_smoothing=smoothing)
+def test_gradients_are_the_derivative_of_the_reference(layers, masked, smoothing, shared):
+    model = small_model(attn_layers=layers, label_smoothing=smoothing, shared_embeddings=shared)
     ids, labels = random_ids((2, 11)), random_ids((2, 7), 1)
     labels[1, 4:] = -100
     mask = padding_mask(2, 11) if masked else None
@@ -532,6 +535,51 @@ def test_the_first_training_step_chooses_both_sides_numbers_of_buckets():
     assert [side.config.num_buckets for side in model.sides.values()] == [16, 4]
     model.loss_and_gradients(random_ids((2, 9)), labels=random_ids((2, 40)), rng=0)
     assert [side.config.num_buckets for side in model.sides.values()] == [16, 4]
+
+
+# ---- shared embeddings ----
+
+
+def test_shared_embeddings_are_one_table_in_memory_and_in_files(tmp_path):
+    model, separate = small_model(shared_embeddings=True), small_model()
+    words = "encoder.embeddings.word_embeddings.weight"
+    own = {"decoder.reformer.embeddings.word_embeddings.weight", "decoder.lm_head.decoder.weight"}
+    assert separate.parameters.keys() - model.parameters.keys() == own
+    assert model.decoder.words is model.parameters[words]
+    model.save_pretrained(tmp_path)
+    again = ReformerEncoderDecoder.from_pretrained(tmp_path, dtype=np.float64)
+    assert again.decoder.config.shared_embeddings
+    ids = random_ids((2, 9))
+    written = model.generate(ids, max_new_tokens=5, num_beams=2, rng=0)
+    np.testing.assert_array_equal(
+        again.generate(ids, max_new_tokens=5, num_beams=2, rng=0), written
+    )
+    again.parameters[words] *= 2.0
+    assert not np.array_equal(
+        again(ids, labels=ids, rng=0).logits, model(ids, labels=ids, rng=0).logits
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_step_with_shared_embeddings_is_the_same_for_any_number_of_threads(training):
+    model = small_model(np.float32, shared_embeddings=True, **DROPOUT)
+    arguments = dict(labels=random_ids((2, 7), 1), rng=5, training=training)
+    with rc.num_threads(1):
+        loss, expected = model.loss_and_gradients(random_ids((2, 11)), **arguments)
+    with rc.num_threads(3):
+        again, found = model.loss_and_gradients(random_ids((2, 11)), **arguments)
+    assert again == loss
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(found[name], gradient)
+
+
+def test_embeddings_that_cannot_be_shared_are_refused():
+    for changes in ({"vocab_size": 14}, {"shared_embeddings": False}):
+        name, value = next(iter(changes.items()))
+        with pytest.raises(ValueError, match=rf"^decoder\.{name} must be .* got {value}"):
+            small_model(decoder=changes, shared_embeddings=True)
+    with pytest.raises(ValueError, match=r"^shared_embeddings must be False"):
+        small_model(shared_embeddings=True).decoder.resize_token_embeddings(20)
 
 
 # ---- files, memory, errors ----

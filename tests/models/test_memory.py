@@ -57,6 +57,7 @@ def can_measure():
         ("tiny", {}, 4096, 4, 2**30),
         ("book", {}, 4096, 1, 0),
         ("book", {}, 2048, 2, 100_000_000),
+        ("tiny", {"shared_embeddings": True, "vocab_size": 50_000}, 2048, 1, 0),
         # activations in NumPy, of all hidden units at once
         ("book", WIDE | {"hidden_act": "xielu"}, 2048, 1, 0),
         ("book", WIDE | {"hidden_act": "prelu"}, 2048, 1, 0),
@@ -77,9 +78,16 @@ def measure(kind, name, changes, *numbers):
 
 
 @pytest.mark.skipif(not can_measure(), reason="needs a system that tells the peak of a process")
-@pytest.mark.parametrize(("length", "batch", "budget"), [(4096, 1, 0), (2048, 2, 100_000_000)])
-def test_an_encoder_decoder_takes_no_more_than_was_said(length, batch, budget):
-    measured, said = measure("ReformerEncoderDecoder", "book", {}, length, batch, budget)
+@pytest.mark.parametrize(
+    ("changes", "length", "batch", "budget"),
+    [
+        ({}, 4096, 1, 0),
+        ({}, 2048, 2, 100_000_000),
+        ({"shared_embeddings": True, "vocab_size": 10_000}, 2048, 1, 0),
+    ],
+)
+def test_an_encoder_decoder_takes_no_more_than_was_said(changes, length, batch, budget):
+    measured, said = measure("ReformerEncoderDecoder", "book", changes, length, batch, budget)
     assert 0.75 * said < measured < 1.1 * said
 
 

@@ -59,6 +59,7 @@ def configurations(
         "chunk_size_feed_forward": draw(st.sampled_from([0, 1, 3])),
         "chunk_size_lm_head": draw(st.sampled_from([0, 2])),
         "apply_lm_head_bias": draw(st.booleans()),
+        "shared_embeddings": draw(st.booleans()),
         "label_smoothing": draw(st.sampled_from([0.0, 0.2])),
         "memory_budget": draw(st.sampled_from([None, 4000, 10**9])),
     }

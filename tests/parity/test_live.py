@@ -170,7 +170,13 @@ def test_configurations_go_both_ways_and_keep_unknown_fields(tmp_path, changes):
     config.save_pretrained(tmp_path / "ours")
     back = live.transformers.ReformerConfig.from_pretrained(tmp_path / "ours")
     assert back.task == "prose"
-    own = ("attention_scope", "memory_budget", "apply_lm_head_bias", "label_smoothing")
+    own = (
+        "attention_scope",
+        "memory_budget",
+        "apply_lm_head_bias",
+        "label_smoothing",
+        "shared_embeddings",
+    )
     assert not any(hasattr(back, name) for name in own)
     before, after = theirs.to_dict(), back.to_dict()
     assert {name: after[name] for name in before} == before

@@ -60,13 +60,19 @@ def language_model_loss(w, config, ids, labels, label_smoothing=0.0, **rest):
     h = body(below(w, "reformer."), config, ids, **rest)
     if config.is_decoder:
         h, labels = h[:, :-1], np.asarray(labels)[:, 1:]
-    weight, bias = w["lm_head.decoder.weight"], w["lm_head.bias"]
-    return cross_entropy_head(h, weight, bias, labels, label_smoothing=label_smoothing)
+    bias = w["lm_head.bias"]
+    return cross_entropy_head(h, output_weight(w), bias, labels, label_smoothing=label_smoothing)
 
 
 def language_model_logits(w, config, ids, **rest):
     h = body(below(w, "reformer."), config, ids, **rest)
-    return linear(h, w["lm_head.decoder.weight"], w["lm_head.bias"])
+    return linear(h, output_weight(w), w["lm_head.bias"])
+
+
+def output_weight(w):
+    """The weight of the output layer (v, 2 c); of shared embeddings, the words for each stream."""
+    words = w["reformer.embeddings.word_embeddings.weight"]
+    return w.get("lm_head.decoder.weight", np.concatenate([words, words], axis=1))
 
 
 def encoder_decoder_logits(w, encoder, decoder, ids, written, *, attention_mask=None, hashing=()):
@@ -78,12 +84,13 @@ def encoder_decoder_logits(w, encoder, decoder, ids, written, *, attention_mask=
     memory = body(
         below(w, "encoder."), encoder, ids, attention_mask=attention_mask, hashing=hashing[:count]
     )
-    w = below(w, "decoder.")
+    words = "embeddings.word_embeddings.weight"
+    w = {f"reformer.{words}": w[f"encoder.{words}"], **below(w, "decoder.")}
     h = body(
         below(w, "reformer."), decoder, written, hashing=hashing[count:], memory=memory,
         memory_mask=attention_mask,
     )  # fmt: skip
-    return linear(h, w["lm_head.decoder.weight"], w["lm_head.bias"])
+    return linear(h, output_weight(w), w["lm_head.bias"])
 
 
 def encoder_decoder_loss(w, encoder, decoder, ids, written, labels, label_smoothing=0.0, **rest):
