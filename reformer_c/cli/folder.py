@@ -41,6 +41,11 @@ def open_folder(folder: str, tokenizer: str | None) -> tuple[Any, Any]:
     model = open_model(folder)
     if not isinstance(model, ReformerModelWithLMHead):
         raise ValueError(f"DIR must be a language model, got {type(model).__name__} in {folder!r}")
+    if model.config.image_shape is not None:
+        raise ValueError(
+            f"DIR must have a model of text, got a model of pictures in {folder!r}, for "
+            "reformer-c complete"
+        )
     return open_tokenizer(folder, tokenizer, model.config.vocab_size), model
 
 

@@ -26,9 +26,9 @@ DROPOUTS = (
 class Preset:
     """The size of a model: a layer pattern, fields of its configuration, and training settings.
 
-    `lr` is AdamW's peak; `rows` is the fraction of `hidden_size` that encodes the row of a position
-    in the axial grid, the rest encodes the column. `image_shape` is that of the pictures that a
-    preset is meant for: height, width and channels.
+    `lr` is AdamW's peak; `rows` is the fraction of `hidden_size` that encodes the row of a token in
+    the axial grid of a text, the rest encodes the column. `image_shape` is that of the pictures
+    that a preset is meant for: height, width and channels.
     """
 
     layers: tuple[str, ...]
@@ -99,7 +99,6 @@ PRESETS = {
     "imagenet64": Preset(
         layers=("lsh",) * 6,
         lr=3.5e-4,
-        rows=0.375,
         image_shape=(64, 64, 3),
         fields={
             "vocab_size": 256,
@@ -121,7 +120,6 @@ PRESETS = {
         layers=("lsh",) * 9,
         lr=3.5e-4,
         optimizer="adafactor",
-        rows=0.375,
         image_shape=(32, 32, 3),
         fields={
             "vocab_size": 256,
@@ -194,10 +192,11 @@ def preset_config(
         values["num_hashes"] = num_hashes
     if preset.image_shape is not None and length == math.prod(preset.image_shape):
         values["image_shape"] = list(preset.image_shape)
+    grid, shares = _axes(preset, length, fields.get("image_shape", values.get("image_shape")))
     count = len(preset.layers) if layers is None else layers
     values |= {
         "attn_layers": [preset.layers[i % len(preset.layers)] for i in range(count)],
-        "axial_pos_shape": _grid(length, fields.get("image_shape", values.get("image_shape"))),
+        "axial_pos_shape": grid,
         # positions initialised with the deviation of words (0.02) would dominate the first steps
         "axial_norm_std": 0.005,
         "max_position_embeddings": length,
@@ -205,15 +204,17 @@ def preset_config(
     }
     values |= fields
     if values.get("axial_pos_embds", True) and isinstance(values["hidden_size"], int):
-        rows = max(1, int(preset.rows * values["hidden_size"]))
-        values.setdefault("axial_pos_embds_dim", [rows, values["hidden_size"] - rows])
+        widths = [max(1, int(share * values["hidden_size"])) for share in shares]
+        values.setdefault("axial_pos_embds_dim", [*widths, values["hidden_size"] - sum(widths)])
     return ReformerConfig(**values)
 
 
-def _grid(length: int, image_shape: Any) -> list[int]:
-    """The axial grid of `length` positions: almost a square, or the rows of a picture."""
-    if isinstance(image_shape, (list, tuple)) and len(image_shape) == 3:
-        height, width, channels = image_shape
-        return [height, width * channels]
-    columns = 2 ** math.ceil(math.log2(length) / 2)
-    return [-(-length // columns), columns]
+def _axes(preset: Preset, length: int, image_shape: Any) -> tuple[list[int], list[float]]:
+    """The axial grid of `length` positions, almost a square or that of a picture; and the fraction
+    of `hidden_size` that encodes each axis but the last."""
+    if not isinstance(image_shape, (list, tuple)) or len(image_shape) != 3:
+        columns = 2 ** math.ceil(math.log2(length) / 2)
+        return [-(-length // columns), columns], [preset.rows]
+    if image_shape[2] == 1:
+        return list(image_shape[:2]), [0.5]
+    return list(image_shape), [0.375, 0.375]

@@ -608,13 +608,13 @@ def test_presets_of_pictures_have_their_shape_where_the_length_is_that_of_a_pict
         attention_head_size=64, lsh_attn_chunk_length=128, num_hashes=2, num_buckets=192,
         vocab_size=256, hidden_act="gelu_new", hidden_dropout_prob=0.0,
         lsh_attention_probs_dropout_prob=0.2, max_position_embeddings=12_288, is_decoder=True,
-        axial_pos_shape=[64, 192], axial_pos_embds_dim=[384, 640], eos_token_id=None,
+        axial_pos_shape=[64, 64, 3], axial_pos_embds_dim=[384, 384, 256], eos_token_id=None,
         image_shape=[64, 64, 3], axial_norm_std=config.axial_norm_std,
     )  # fmt: skip
     assert config == published
     config = presets.preset_config("cifar10", 3072)
     assert config.image_shape == [32, 32, 3]
-    assert config.axial_pos_shape == [32, 96]
+    assert config.axial_pos_shape == [32, 32, 3]
     assert presets.preset_config("cifar10", 3071).image_shape is None
     config = presets.preset_config("cifar10", 192, image_shape=[8, 24, 1])
     assert (config.image_shape, config.axial_pos_shape) == ([8, 24, 1], [8, 24])

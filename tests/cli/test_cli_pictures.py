@@ -40,7 +40,7 @@ def test_a_model_of_pictures_is_trained_evaluated_and_described(trained, picture
     config = json.loads(Path(trained, "config.json").read_text())
     assert config["image_shape"] == [HEIGHT, WIDTH, 3]
     assert (config["vocab_size"], config["max_position_embeddings"]) == (256, 90)
-    assert config["axial_pos_shape"] == [HEIGHT, 3 * WIDTH]
+    assert config["axial_pos_shape"] == [HEIGHT, WIDTH, 3]
     assert main(["evaluate", trained, str(pictures)]) == 0
     printed = capsys.readouterr().out
     model = ReformerModelWithLMHead.from_pretrained(trained)
@@ -148,6 +148,7 @@ def test_grey_pictures(tmp_path, capsys):
         (["complete", "MODEL", "PICTURES", "--output", "a.jpg"], "--output must be a .png file"),
         (["complete", "MODEL", "PICTURES", "--output", "no/a.png"], "there is no folder 'no'"),
         (["complete", "MODEL", "PICTURES", "--temperature", "0"], "--samples must be at most 1"),
+        (["generate", "MODEL", "--prompt", "a"], "DIR must have a model of text, got a model of"),
         (["complete", "TEXT", "PICTURES"], "DIR must have a model of pictures, got"),
     ],
 )  # fmt: skip
