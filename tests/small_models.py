@@ -10,6 +10,8 @@ POSITIONS = {
     "one axis": {"axial_pos_shape": [42], "axial_pos_embds_dim": [16]},
     "three axes": {"axial_pos_shape": [3, 7, 2], "axial_pos_embds_dim": [1, 10, 5]},
     "table": {"axial_pos_embds": False},
+    "sinusoidal": {"position_embedding_type": "sinusoidal", "axial_norm_std": 0.5},
+    "none": {"position_embedding_type": "none"},
 }
 
 

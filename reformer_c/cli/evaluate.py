@@ -58,7 +58,8 @@ def _evaluate_texts(model: Any, options: Namespace) -> None:
     tokens = [ids for _, ids in pairs]
     bytes_per_token = sum(len(text) for text, _ in pairs) / max(1, sum(map(len, tokens)))
     longest = model.config.num_positions
-    length = options.length or min(max(map(len, tokens)), longest)
+    usual = min(longest, model.config.max_position_embeddings)
+    length = options.length or min(max(map(len, tokens)), usual)
     if length > longest:
         raise ValueError(f"--length must be at most the model's {longest} positions")
     if options.sliding is not None and options.sliding >= length:

@@ -29,7 +29,9 @@ def run(options: Namespace) -> None:
     tokenizer = _describe_tokenizer(options, config.vocab_size)
     shape = config.image_shape
     print(repr(model))
-    print(f"longest sequence  {longest:,} tokens, vocabulary {config.vocab_size}")
+    learned = config.position_embedding_type == "absolute"
+    limit = f"{longest:,} tokens" if learned else "of any length"
+    print(f"longest sequence  {limit}, vocabulary {config.vocab_size}")
     if shape is None:
         print(f"tokenizer         {tokenizer}")
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import ops
 from .parameters import Weights
-from .positions import PositionTable
+from .positions import Positions
 from .randomness import Dropout
 
 __all__ = ["Embeddings"]
@@ -15,15 +17,17 @@ __all__ = ["Embeddings"]
 class Embeddings:
     """x = drop(words[ids]) + drop(position vectors): ids (b, t) to the first stream (b, t, c).
 
+    Without `positions` nothing is added to the words.
+
     Parameters
     ----------
     words : Weights
         With the prefix ``embeddings.word_embeddings.``.
     dropout : Dropout
-    positions : PositionTable
+    positions : Positions, optional
     """
 
-    def __init__(self, words: Weights, dropout: Dropout, positions: PositionTable) -> None:
+    def __init__(self, words: Weights, dropout: Dropout, positions: Positions | None) -> None:
         self.words, self._drop, self.positions = words, dropout, positions
         self._saved: tuple = ()
 
@@ -37,21 +41,37 @@ class Embeddings:
         else:
             x = np.array(inputs_embeds, order="C")
         self._drop(x, "words", in_place=True)
-        drop = self.positions.dropout(len(x))
-        tables = []
-        for row, stream in enumerate(x):
-            at = positions[min(row, len(positions) - 1)]
-            if row < len(positions):
-                vectors, table = self.positions.forward(at)
-                tables.append(table)
-            ops.add_scaled(stream, drop(vectors, row, at), 1.0)
+        tables = [] if self.positions is None else self._add(self.positions, x, positions)
         self._saved = words, positions, tables
         return x
 
     def backward(self, dx: np.ndarray) -> None:
         """Accumulate the gradients of the tables from dx (b, t, c)."""
         words, positions, tables = self._saved
-        drop = self.positions.dropout(len(dx))
+        if self.positions is not None and self.positions.learned:
+            self._positions_backward(self.positions, dx, positions, tables)
+        if words is not None:
+            dwords = ops.embedding_backward(self._drop(dx, "words"), words)
+            self.words.add_gradient("weight", dwords)
+
+    @staticmethod
+    def _add(kind: Positions, x: np.ndarray, positions: np.ndarray) -> list[Any]:
+        """Add the vectors of positions to x (b, t, c); what each lookup saved."""
+        drop = kind.dropout(len(x))
+        tables = []
+        for row, stream in enumerate(x):
+            at = positions[min(row, len(positions) - 1)]
+            if row < len(positions):
+                vectors, table = kind.forward(at)
+                tables.append(table)
+            ops.add_scaled(stream, drop(vectors, row, at), 1.0)
+        return tables
+
+    @staticmethod
+    def _positions_backward(
+        kind: Positions, dx: np.ndarray, positions: np.ndarray, tables: list[Any]
+    ) -> None:
+        drop = kind.dropout(len(dx))
         total = None
         for row, gradient in enumerate(dx):
             at = min(row, len(positions) - 1)
@@ -62,8 +82,5 @@ class Embeddings:
                 ops.add_scaled(total, part, 1.0)
             # rows with the same positions share one lookup
             if len(positions) > 1 or row == len(dx) - 1:
-                self.positions.backward(total, tables[at])
+                kind.backward(total, tables[at])
                 total = None
-        if words is not None:
-            dwords = ops.embedding_backward(self._drop(dx, "words"), words)
-            self.words.add_gradient("weight", dwords)

@@ -3,22 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import ops
 from .parameters import Weights
 from .randomness import Dropout
+from .sublayer import blocks
 
-__all__ = ["AxialPositions", "PositionTable"]
+__all__ = ["AxialPositions", "PositionTable", "Positions", "SinusoidalPositions"]
 
 # dropout of the vectors (t, c) at a row of the batch and its positions (t,); the backward pass
 # applies it to their gradients
 Drop = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 
 
-class PositionTable:
+class Positions:
+    """A kind of positions: their vectors, the gradients of its weights, if any, and dropout."""
+
+    learned: ClassVar[bool] = True
+
+    def __init__(self, dropout: Dropout) -> None:
+        self._dropout = dropout
+
+    def forward(self, positions: np.ndarray) -> tuple[np.ndarray, Any]:
+        """positions (t,) -> (t, c), and what the backward pass needs."""
+        raise NotImplementedError
+
+    def backward(self, gradient: np.ndarray, saved: Any) -> None:
+        """Accumulate the gradients of the weights from that of the vectors (t, c)."""
+        raise NotImplementedError
+
+    def dropout(self, b: int) -> Drop:
+        """Dropout of single elements, for a batch of b rows."""
+        return lambda vectors, row, positions: self._dropout(vectors, "positions", row)
+
+
+class SinusoidalPositions(Positions):
+    """Sines and cosines of the position, with wavelengths from 2 pi to 20,000 pi.
+
+    Element 2i of a vector is ``scale * sin(j / 10000**(2i / c))`` and element 2i + 1 the cosine
+    (Vaswani et al. 2017, section 3.5). They have no weights, and any position has a vector.
+
+    Parameters
+    ----------
+    dropout : Dropout
+    c : int
+    dtype : dtype
+    scale : float
+
+    Examples
+    --------
+    >>> positions = SinusoidalPositions(Dropout(0.0, lambda purpose: 0), 2, np.float64, 1.0)
+    >>> positions.forward(np.array([0, 1]))[0].round(3)
+    array([[0.   , 1.   ],
+           [0.841, 0.54 ]])
+    """
+
+    learned = False
+
+    def __init__(self, dropout: Dropout, c: int, dtype: np.dtype, scale: float) -> None:
+        super().__init__(dropout)
+        self._c, self._dtype, self._scale = c, dtype, scale
+
+    def forward(self, positions: np.ndarray) -> tuple[np.ndarray, Any]:
+        frequencies = 10000.0 ** (-np.arange(0, self._c, 2) / self._c)
+        out = np.empty((len(positions), self._c), self._dtype)
+        # angles are float64: float32 has too few digits for large positions
+        for rows in blocks(slice(0, len(positions)), 256):
+            angles = positions[rows, None] * frequencies
+            out[rows, 0::2] = self._scale * np.sin(angles)
+            out[rows, 1::2] = self._scale * np.cos(angles[:, : self._c // 2])
+        return out, None
+
+
+class PositionTable(Positions):
     """A learned table with a row for each position.
 
     Parameters
@@ -29,23 +89,18 @@ class PositionTable:
     """
 
     def __init__(self, weights: Weights, dropout: Dropout) -> None:
-        self._weights, self._dropout = weights, dropout
+        super().__init__(dropout)
+        self._weights = weights
 
     def forward(self, positions: np.ndarray) -> tuple[np.ndarray, Any]:
-        """positions (t,) -> (t, c), and what the backward pass needs."""
         return ops.embedding_forward(positions, self._weights["embedding.weight"])
 
     def backward(self, gradient: np.ndarray, saved: Any) -> None:
-        """Accumulate the gradient of the weights from that of the vectors (t, c)."""
         dweight = ops.embedding_backward(gradient, saved)
         self._weights.add_gradient("embedding.weight", dweight)
 
-    def dropout(self, b: int) -> Drop:
-        """Dropout of single elements, for a batch of b rows."""
-        return lambda vectors, row, positions: self._dropout(vectors, "positions", row)
 
-
-class AxialPositions(PositionTable):
+class AxialPositions(Positions):
     """A small learned table for each axis of a grid, see `reformer_c.axial_positions`.
 
     Dropout acts on all positions that have the same index along the second axis, as in Hugging
@@ -61,7 +116,8 @@ class AxialPositions(PositionTable):
     """
 
     def __init__(self, weights: Weights, dropout: Dropout, axes: int) -> None:
-        super().__init__(weights, dropout)
+        super().__init__(dropout)
+        self._weights = weights
         self._names = [f"weights.{a}" for a in range(axes)]
 
     def forward(self, positions: np.ndarray) -> tuple[np.ndarray, Any]:

@@ -24,7 +24,7 @@ from ..layers.local_attention import LocalAttention
 from ..layers.lsh_attention import LSHAttention
 from ..layers.observers import Probabilities
 from ..layers.parameters import Weights
-from ..layers.positions import AxialPositions, PositionTable
+from ..layers.positions import AxialPositions, Positions, PositionTable, SinusoidalPositions
 from ..layers.randomness import Dropout, random_key
 from ..layers.reversible import alternating_backward, alternating_forward
 from ..layers.self_attention import SelfAttention
@@ -130,10 +130,15 @@ class Pass:
     def _embeddings(self, weights: Weights, dropout: float) -> Embeddings:
         drop = Dropout(dropout, partial(self.key, "embeddings"))
         below, config = weights.below("position_embeddings."), self.config
-        positions = (
-            AxialPositions(below, drop, len(config.axial_pos_shape)) if config.axial_pos_embds
-            else PositionTable(below, drop)
-        )  # fmt: skip
+        positions: Positions | None = None
+        if config.position_embedding_type == "sinusoidal":
+            c, scale = config.hidden_size, config.axial_norm_std
+            positions = SinusoidalPositions(drop, c, weights.dtype, scale)
+        elif config.position_embedding_type == "absolute":
+            positions = (
+                AxialPositions(below, drop, len(config.axial_pos_shape)) if config.axial_pos_embds
+                else PositionTable(below, drop)
+            )  # fmt: skip
         return Embeddings(weights.below("word_embeddings."), drop, positions)
 
     def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
@@ -429,15 +434,7 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
     c, f = config.hidden_size, config.feed_forward_size
     width = config.num_attention_heads * config.attention_head_size
     shapes: dict[str, tuple[int, ...]] = {WORDS: (config.vocab_size, c)}
-    if config.axial_pos_embds:
-        grid = config.axial_pos_shape
-        for a, (n, d) in enumerate(zip(grid, config.axial_pos_embds_dim, strict=True)):
-            # the axis' own size; 1 along the others
-            shape = [n if b == a else 1 for b in range(len(grid))]
-            shapes[f"embeddings.position_embeddings.weights.{a}"] = (*shape, d)
-    else:
-        name = "embeddings.position_embeddings.embedding.weight"
-        shapes[name] = (config.max_position_embeddings, c)
+    shapes |= position_shapes(config)
     for i, kind in enumerate(config.layer_types):
         layer = f"encoder.layers.{i}."
         attention = LocalAttention if kind == "local" else LSHAttention
@@ -452,6 +449,20 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         shapes |= dense_shapes(f"{layer}feed_forward.dense.dense", f, c)
         shapes |= dense_shapes(f"{layer}feed_forward.output.dense", c, f)
     return shapes | norm_shapes("encoder.layer_norm", 2 * c)
+
+
+def position_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+    name = "embeddings.position_embeddings."
+    if config.position_embedding_type != "absolute":
+        return {}
+    if not config.axial_pos_embds:
+        return {f"{name}embedding.weight": (config.max_position_embeddings, config.hidden_size)}
+    grid = config.axial_pos_shape
+    return {
+        # the axis' own size; 1 along the others
+        f"{name}weights.{a}": (*(n if b == a else 1 for b in range(len(grid))), d)
+        for a, (n, d) in enumerate(zip(grid, config.axial_pos_embds_dim, strict=True))
+    }
 
 
 def body_constants(config: ReformerConfig) -> dict[str, float]:

@@ -23,7 +23,7 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("attention_scope", "bucket_cap", "lsh_attend_across_buckets",
+OURS = ("position_embedding_type", "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
         "apply_lm_head_bias", "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
 
@@ -53,7 +53,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     """The configuration of a model.
 
     Fields and defaults are those of Hugging Face's ``ReformerConfig``. Those from
-    ``attention_scope`` on are our own; by default they have no effect, except that
+    ``position_embedding_type`` on are our own; by default they have no effect, except that
     ``apply_lm_head_bias`` is True. A field of a layer type that does not occur may be None. Other
     keys that transformers writes are accepted and kept in `extra`.
 
@@ -65,7 +65,8 @@ class ReformerConfig(NamedAttributes, JsonFile):
         Type of each layer's attention: "local" or "lsh". If all are the same, num_hidden_layers
         may be larger than the list.
     axial_norm_std : float
-        Standard deviation of axial position embeddings at initialisation.
+        Standard deviation of axial position embeddings at initialisation, and the amplitude of
+        sinusoidal ones.
     axial_pos_embds : bool
         Axial position embeddings, a small table for each axis of a grid (True), or one row per
         position (False).
@@ -113,7 +114,8 @@ class ReformerConfig(NamedAttributes, JsonFile):
     lsh_num_chunks_before, lsh_num_chunks_after : int, optional
         LSH attention: chunks of look-back and of look-ahead.
     max_position_embeddings : int
-        Maximum sequence length; the automatic num_buckets depends on it too.
+        Maximum sequence length, if positions are learned; the automatic num_buckets depends on it
+        too.
     num_attention_heads : int
         Heads of every attention layer.
     num_buckets : int or list of int, optional
@@ -145,6 +147,10 @@ class ReformerConfig(NamedAttributes, JsonFile):
         Only stored: transformers records itself and the model's class in them.
     num_hidden_layers : int
         Number of layers; their types are the first of attn_layers. None: all of them.
+    position_embedding_type : {"absolute", "sinusoidal", "none"}
+        "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
+        section 3.5), in layers.positions; "none": causal attention alone tells the order. The last
+        two have no weights, and sequences may be longer than max_position_embeddings.
     attention_scope : str
         "chunk": fixed-size chunks as in Hugging Face; "bucket": whole buckets, of any size. The
         attended set of the paper's section 2 is "bucket" with lsh_allow_duplicate_attention=False.
@@ -253,6 +259,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     num_hidden_layers: int = None  # type: ignore[assignment]
 
     # ours
+    position_embedding_type: str = "absolute"
     attention_scope: str = "chunk"
     bucket_cap: int | None = None
     lsh_attend_across_buckets: bool = True
@@ -421,7 +428,9 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
     @property
     def num_positions(self) -> int:
-        """Number of positions: the maximum sequence length."""
+        """Number of positions: the maximum sequence length. Only learned tables bound it."""
+        if self.position_embedding_type != "absolute":
+            return 2**53  # floating-point numbers hold all integers up to this one
         if self.axial_pos_embds:
             return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
         return self.max_position_embeddings

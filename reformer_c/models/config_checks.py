@@ -14,6 +14,7 @@ from .config_keys import ACTIVATIONS
 __all__ = ["check_fields", "check_memory_budget"]
 
 LAYER_TYPES = ("local", "lsh")
+POSITION_TYPES = ("absolute", "sinusoidal", "none")
 MAX_AXES = 8  # of the operation axial_positions
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -88,8 +89,9 @@ def _check_labels(config: Any) -> None:
 
 
 def _check_positions(config: Any) -> None:
+    _choice("position_embedding_type", config.position_embedding_type, POSITION_TYPES)
     flag("axial_pos_embds", config.axial_pos_embds)
-    if not config.axial_pos_embds:
+    if config.position_embedding_type != "absolute" or not config.axial_pos_embds:
         return
     names = "axial_pos_shape", "axial_pos_embds_dim"
     for name in names:

@@ -169,6 +169,20 @@ def test_a_trained_model_evaluates_generates_and_tells_about_itself(trained, tex
     assert "256 tokens" in told
 
 
+def test_a_model_without_learned_positions_has_no_longest_text(text, tmp_path, capsys):
+    folder = str(tmp_path / "model")
+    kind = ["--set", "position_embedding_type=sinusoidal"]
+    assert main(["train", text, *SMALL, *kind, "--steps", "1", "--save", folder]) == 0
+    for command in (
+        ["evaluate", folder, text], ["evaluate", folder, text, "--length", "400"],
+        ["info", folder, "--lengths", "300"],
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert main(command) == 0
+    assert "longest sequence  of any length" in capsys.readouterr().out
+    assert main(["generate", folder, "--prompt", "the ", "--length", "300", "--until", "~"]) == 0
+
+
 def test_a_prompt_comes_from_an_argument_a_file_or_standard_input(
     trained, tmp_path, capsys, monkeypatch
 ):

@@ -8,6 +8,13 @@ def embedding(ids, weight):
     return np.asarray(weight, np.float64)[ids]
 
 
+def sinusoidal_positions(position_ids, c):
+    """position_ids (...) -> (..., c): sines at even places and cosines at odd ones."""
+    place = np.arange(c)
+    angles = np.asarray(position_ids)[..., None] / 10000 ** (2 * (place // 2) / c)
+    return np.where(place % 2 == 0, np.sin(angles), np.cos(angles))
+
+
 def axial_positions(position_ids, *weights):
     """position_ids (...), weights (n1, d1), (n2, d2), ... -> (..., d1 + d2 + ...).
 

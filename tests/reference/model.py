@@ -8,7 +8,7 @@ import numpy as np
 
 from . import attention
 from .cross_entropy import cross_entropy_head
-from .embedding import axial_positions, embedding
+from .embedding import axial_positions, embedding, sinusoidal_positions
 from .feed_forward import feed_forward
 from .hashing import lsh_hash
 from .layer_norm import layer_norm
@@ -28,9 +28,8 @@ def body(
     b, t = np.shape(ids)
     positions = np.broadcast_to(np.arange(t) if position_ids is None else position_ids, (b, t))
     hashing = iter(hashing or ())
-    x1 = x2 = embedding(ids, w["embeddings.word_embeddings.weight"]) + position_vectors(
-        w, positions
-    )
+    words = embedding(ids, w["embeddings.word_embeddings.weight"])
+    x1 = x2 = words + position_vectors(w, config, positions)
     for i, kind in enumerate(config.layer_types):
         layer = below(w, f"encoder.layers.{i}.")
         n = normed(x2, below(layer, "attention."), config)
@@ -117,7 +116,11 @@ def normed(x, w, config):
     return layer_norm(x, *dense(w, "layer_norm"), config.layer_norm_eps)
 
 
-def position_vectors(w, positions):
+def position_vectors(w, config, positions):
+    if config.position_embedding_type == "none":
+        return 0.0
+    if config.position_embedding_type == "sinusoidal":
+        return config.axial_norm_std * sinusoidal_positions(positions, config.hidden_size)
     table = below(w, "embeddings.position_embeddings.")
     if "embedding.weight" in table:
         return embedding(positions, table["embedding.weight"])
