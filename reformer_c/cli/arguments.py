@@ -33,7 +33,7 @@ USAGE_ERROR, FAILURE = 2, 1
 PRESETS = ("tiny", "book", "enwik8", "imagenet64", "cifar10")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
-TASKS = ("lm", "classification", "image")
+TASKS = ("lm", "mlm", "classification", "image")
 PROBLEMS = ("single-label", "multi-label", "regression")
 # default tokens per window, and per generated text
 LENGTH = 8192
@@ -96,7 +96,7 @@ def _parser() -> ArgumentParser:
          "model picture.png --keep 0.5 --output completions.png"),
         ("evaluate", _evaluate, "measure a model on files: bits per byte or dim, accuracy, F1",
          "model held_out.txt"),
-        ("predict", _predict, "predict the labels of texts, as a line of JSON each",
+        ("predict", _predict, "predict labels or masked tokens, a line of JSON for each text",
          "model reviews.csv"),
         ("info", _info, "size, tokenizer and speed of a saved model",
          "model --lengths 1024 8192"),
@@ -140,7 +140,7 @@ def _train(command: ArgumentParser) -> None:
 
 
 def _train_data(add: Callable[..., Any]) -> None:
-    add("--task", choices=TASKS, default="lm", help="what FILE contains: text or pictures (lm)")
+    add("--task", choices=TASKS, default="lm", help="what the model is for (lm, a language model)")
     add("--channels", type=int, choices=(1, 3),
         help="of pictures: 1 reads them as grey, 3 as colours (3)")  # fmt: skip
     add("--length", **COUNT,

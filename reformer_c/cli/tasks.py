@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..models.model import ReformerForSequenceClassification
+from ..models.model import ReformerForMaskedLM, ReformerForSequenceClassification
 from ..ops.hashing import choose_num_buckets
 from ..text.folders import check_vocabulary
 from ..training.classification import PROBLEMS, Classification, find_labels
 from ..training.examples import Examples, split_examples
+from ..training.masking import Masked, MaskedLanguageModel
 from ..training.records import Record, read_records
 from .arguments import LENGTH
 from .folder import open_tokenizer
 from .prepared import Prepared
-from .train_data import default_tokenizer, read_tokenizer, token_fields
-from .train_model import create_or_open, make_config
+from .train_data import default_tokenizer, read_data, read_tokenizer, token_fields
+from .train_model import create_or_open, make_config, make_model
 from .values import given, option
 
 __all__ = ["evaluate", "open_task", "prepare"]
@@ -31,7 +32,9 @@ FIELDS = {"is_decoder": False, "local_num_chunks_after": 1}
 
 def prepare(folder: Path | None, options: Namespace) -> Prepared:
     """The run of --task, after a check of the options that it does not use."""
-    for name in ("whole_files", "bytes_per_token", "offset"):
+    unused = ["bytes_per_token"]
+    unused += ["whole_files", "offset"] if options.task != "mlm" else []
+    for name in unused:
         if getattr(options, name):
             raise ValueError(f"{option(name)} cannot be combined with --task {options.task}")
     return TASKS[options.task](folder, options)
@@ -69,6 +72,18 @@ def _prepare_classification(folder: Path | None, options: Namespace) -> Prepared
     if cut := sum(len(example.ids) == task.length for example in train):
         summary += f"\n{cut:,} texts have {data.length:,} tokens or more, and are truncated"
     return Prepared(model, data, _measure(task, held), tokenizer, summary)
+
+
+def _prepare_masked(folder: Path | None, options: Namespace) -> Prepared:
+    texts = read_data(folder, options)
+    if texts.tokenizer is None:
+        raise ValueError("--task mlm needs --tokenizer with .npy files")
+    task = MaskedLanguageModel(texts.tokenizer, texts.train.length)
+    data = Masked(texts.train, task)
+    model = make_model(folder, texts, options, ReformerForMaskedLM, **FIELDS)
+    count, held = (sum(map(len, part)) for part in (data.tokens, texts.held_out))
+    summary = f"{count:,} tokens to train on, {held:,} held out; {task.mask_token} is the mask"
+    return Prepared(model, data, _measure(task, texts.held_out), texts.tokenizer, summary)
 
 
 def _read_examples(options: Namespace, *columns: str) -> tuple[list[Record], list[Record]]:
@@ -126,13 +141,20 @@ def _columns(options: Namespace) -> dict[str, str]:
 
 def open_task(model: Any, options: Namespace) -> Any:
     """The task of a model, with the tokenizer of its folder."""
-    config = model.config
-    if not isinstance(model, ReformerForSequenceClassification):
+    opened = {ReformerForSequenceClassification: _classification, ReformerForMaskedLM: _masked}
+    if type(model) not in opened:
+        kind = type(model).__name__
         raise ValueError(
-            f"DIR must be a classifier, got {type(model).__name__} in {options.model!r}"
+            f"DIR must be a classifier or a masked language model, got {kind} in {options.model!r}"
         )
-    tokenizer = open_tokenizer(options.model, options.tokenizer, config.vocab_size)
-    length = _length(config, options)
+    longest = model.config.num_positions
+    if options.length is not None and options.length > longest:
+        raise ValueError(f"--length must be at most the model's {longest} positions")
+    tokenizer = open_tokenizer(options.model, options.tokenizer, model.config.vocab_size)
+    return opened[type(model)](model.config, tokenizer, options.length or longest, options)
+
+
+def _classification(config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:
     names = [config.id2label[i] for i in range(config.num_labels)]
     problem = config.problem_type
     if problem is None:
@@ -140,25 +162,27 @@ def open_task(model: Any, options: Namespace) -> Any:
     return Classification(tokenizer, problem, names, length, **_columns(options))
 
 
-def _length(config: Any, options: Namespace) -> int:
-    longest = config.num_positions
-    if options.length is not None and options.length > longest:
-        raise ValueError(f"--length must be at most the model's {longest} positions")
-    return options.length or longest
+def _masked(config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:
+    columns = _columns(options)
+    if "label_column" in columns:
+        raise ValueError("--label-column needs a classifier")
+    return MaskedLanguageModel(tokenizer, length, **columns)
 
 
 def evaluate(model: Any, options: Namespace) -> None:
-    """Print the metrics of a model on files of examples."""
+    """Print the metrics of a model on files."""
     if options.sliding is not None:
-        raise ValueError("--sliding needs a language model")
+        raise ValueError("--sliding needs a language model that is not masked")
     task = open_task(model, options)
-    examples = task.examples(read_records(options.files))
+    examples = task.read(options.files)
     begin = time.perf_counter()
     metrics = task.evaluate(model, examples, seed=options.seed)
     seconds = time.perf_counter() - begin
     for name, value in metrics.items():
         print(f"{name:20} {value:.4f}")
-    print(f"{len(examples):,} examples, {seconds:.1f} s")
+    print(f"{len(examples):,} {task.unit}, {seconds:.1f} s")
 
 
-TASKS = {"classification": _prepare_classification}
+# ---- the runs of --task ----
+
+TASKS = {"classification": _prepare_classification, "mlm": _prepare_masked}

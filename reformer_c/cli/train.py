@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checks import requires_extra
 from ..files.atomic import finish_checkpoint
+from ..models.model import ReformerModelWithLMHead
 from ..models.presets import PRESETS
 from ..text.folders import save_tokenizer
 from ..training.metrics import describe_metrics
@@ -80,7 +81,7 @@ def _prepare(folder: Path | None, options: Namespace) -> Prepared:
     """The run of a language model of texts or pictures."""
     found = read_picture_data(options) if options.task == "image" else read_data(folder, options)
     data, held_out, held_out_bytes, tokenizer, _ = found
-    model = make_model(folder, found, options)
+    model = make_model(folder, found, options, ReformerModelWithLMHead)
     if tokenizer is None and options.bytes_per_token is None and options.task != "image":
         raise ValueError(
             "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from ..models.calls import ReformerWithLoss
 from ..models.config import ReformerConfig
-from ..models.model import ReformerModelWithLMHead
 from ..models.presets import DROPOUTS, preset_config
 from ..runtime import available_memory
 from ..text.folders import check_vocabulary
@@ -22,11 +21,15 @@ Model = TypeVar("Model", bound=ReformerWithLoss)
 
 
 def make_model(
-    folder: Path | None, training_data: TrainingData, options: Namespace
-) -> ReformerModelWithLMHead:
+    folder: Path | None,
+    training_data: TrainingData,
+    options: Namespace,
+    kind: type[Model],
+    **task_fields: Any,
+) -> Model:
     """The language model of the options, after a check that it can read the tokens."""
     data, held_out, _, tokenizer, fields = training_data
-    config = make_config(data.length + data.offset, options, fields)
+    config = make_config(data.length + data.offset, options, fields | task_fields)
     parts = [part for part in (*data.tokens, *held_out) if len(part)]
     smallest, largest = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
     if smallest < 0:
@@ -38,7 +41,7 @@ def make_model(
         )
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size)
-    return create_or_open(ReformerModelWithLMHead, folder, config, options)
+    return create_or_open(kind, folder, config, options)
 
 
 def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> ReformerConfig:

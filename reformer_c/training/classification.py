@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ..checks import did_you_mean
 from ..models.heads import LOSSES
 from .examples import Example, batches_of
 from .metrics import accuracy, macro_f1, mean_absolute_error, micro_f1, pearson
-from .records import Record
+from .records import Record, read_records
 
 __all__ = ["PROBLEMS", "Classification", "find_labels"]
 
@@ -87,6 +87,12 @@ class Classification:
     length: int
     text_column: str = "text"
     label_column: str = "label"
+    # what `read` returns, in the plural
+    unit: ClassVar[str] = "examples"
+
+    def read(self, files: Sequence[str]) -> list[Example]:
+        """The examples of files, with their labels."""
+        return self.examples(read_records(files))
 
     def encode(self, record: Record) -> np.ndarray:
         """The token ids (t,) of a record's text, at most `length`."""

@@ -163,8 +163,11 @@ def test_a_language_model_does_not_classify(tmp_path, reviews, capsys):
     folder = str(tmp_path / "model")
     assert main(["train", reviews, *SMALL, "--length", "32", "--steps", "1", "--save", folder]) == 0
     for command, words in (
-        (["predict", folder, reviews], "DIR must be a classifier, got ReformerModelWithLMHead"),
-        (["evaluate", folder, reviews, "--text-column", "x"], "--text-column needs a classifier"),
+        (
+            ["predict", folder, reviews],
+            "DIR must be a classifier or a masked language model, got Refor",
+        ),
+        (["evaluate", folder, reviews, "--text-column", "x"], "--text-column needs a"),
     ):
         assert main(command) == 1
         assert words in capsys.readouterr().err
@@ -172,3 +175,67 @@ def test_a_language_model_does_not_classify(tmp_path, reviews, capsys):
 
 def test_the_command_line_offers_all_problems():
     assert set(classification.PROBLEMS) == set(PROBLEMS)
+
+
+# ---- masked language models ----
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    pytest.importorskip("safetensors", reason="saves a model")
+    folder = tmp_path_factory.mktemp("masked")
+    (folder / "text.txt").write_text("the cat sat on the mat " * 40)
+    command = ["train", str(folder / "text.txt"), "--task", "mlm", *SMALL, "--length", "48"]
+    command += ["--batch", "2", "--offset", "16", "--save", str(folder / "model")]
+    assert main([*command, "--steps", "2", "--log", str(folder / "log")]) == 0
+    assert main([*command, "--steps", "3", "--log", str(folder / "log"), "--resume"]) == 0
+    return folder
+
+
+def test_a_masked_model_is_trained_evaluated_and_predicts(masked, tmp_path, capsys):
+    assert [line["step"] for line in read_log(masked / "log")] == [1, 2, 3]
+    folder, text = str(masked / "model"), str(masked / "text.txt")
+    assert json.loads((masked / "model" / "config.json").read_text())["architectures"] == [
+        "ReformerForMaskedLM"
+    ]
+    found = []
+    for options in ([], [], ["--seed", "1"], ["--length", "16"]):
+        capsys.readouterr()
+        assert main(["evaluate", folder, text, *options]) == 0
+        printed = capsys.readouterr().out
+        assert "\n1 texts, " in printed
+        found.append(metrics_of(printed))
+    assert found[0].keys() == {"accuracy", "loss", "perplexity"}
+    assert found[0] == found[1]
+    assert found[0]["loss"] not in (found[2]["loss"], found[3]["loss"])
+    (tmp_path / "new.txt").write_text("the c[MASK]t\n")
+    assert main(["predict", folder, str(tmp_path / "new.txt")]) == 0
+    prediction = json.loads(capsys.readouterr().out)["prediction"]
+    assert prediction.startswith("the c")
+    assert "[MASK]" not in prediction
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "IDS", "--task", "mlm", "--length", "9"],
+         "--task mlm needs --tokenizer with .npy files"),
+        (["train", "TEXT", "--task", "mlm", "--bytes-per-token", "2"],
+         "--bytes-per-token cannot be combined with"),
+        (["train", "TEXT", "--task", "mlm", "--text-column", "x"],
+         "--text-column cannot be combined with --task mlm"),
+        (["predict", "MODEL", "TEXT"], "text.txt:1: text must contain [MASK], got"),
+        (["evaluate", "MODEL", "TEXT", "--label-column", "x"], "--label-column needs a classifier"),
+        (["evaluate", "MODEL", "TEXT", "--sliding", "2"], "--sliding needs a language model that"),
+        (["generate", "MODEL", "--prompt", "a"], "DIR must be a language model, got ReformerForM"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_masked_models_is_one_line(arguments, words, masked, tmp_path, capsys):
+    np.save(tmp_path / "ids.npy", np.arange(2, 100))
+    files = {"TEXT": str(masked / "text.txt"), "MODEL": str(masked / "model"),
+             "IDS": str(tmp_path / "ids.npy")}  # fmt: skip
+    capsys.readouterr()
+    assert main([files.get(word, word) for word in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
