@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..training.pictures import write_pictures
 from ..training.progress import progress_bar
 from .folder import open_model
-from .pictures import image_shape_of, read_pictures_for, sequences
+from .pictures import image_shape_of, read_pictures_for
 
 
 def run(options: Namespace) -> None:
@@ -29,13 +30,25 @@ def run(options: Namespace) -> None:
     if height < 2:
         raise ValueError(f"DIR must have a model of pictures of at least 2 rows, got {height}")
     rows = min(height - 1, max(1, round(options.keep * height)))
-    kept = rows * width * channels
-    prompts = np.stack(sequences(pictures))[:, :kept].astype(np.int64)
-    missing = height * width * channels - kept
-    bar = progress_bar(missing, 0, "byte", sys.stderr)
+    missing = (height - rows) * width * channels
+    bar = progress_bar(missing * len(pictures), 0, "byte", sys.stderr)
+    streamer = None if bar is None else lambda _: bar.update()
+    # one at a time: the caches of all samples of many pictures might exceed the memory
+    lines = [_complete(model, picture, rows, options, streamer) for picture in pictures]
+    if bar is not None:
+        bar.close()
+    write_pictures(output, lines)
+    print(f"saved: {output}: {rows} of {height} rows kept, {options.samples} completions, original")
+
+
+def _complete(
+    model: Any, picture: np.ndarray, rows: int, options: Namespace, streamer: Any
+) -> list[np.ndarray]:
+    """The first rows of a picture, completions of them, and the picture."""
+    prompt = picture[:rows].reshape(1, -1).astype(np.int64)
     ids = model.generate(
-        prompts,
-        max_new_tokens=missing,
+        prompt,
+        max_new_tokens=picture.size - prompt.size,
         do_sample=options.temperature > 0,
         temperature=options.temperature or 1.0,
         top_k=options.top_k,
@@ -43,16 +56,8 @@ def run(options: Namespace) -> None:
         num_return_sequences=options.samples,
         eos_token_id=None,
         rng=options.seed,
-        streamer=None if bar is None else lambda _: bar.update(),
+        streamer=streamer,
     )
-    if bar is not None:
-        bar.close()
-    completed = ids.astype(np.uint8).reshape(len(pictures), options.samples, *shape)
-    beginnings = np.stack(pictures)
-    beginnings[:, rows:] = 128
-    lines = [
-        [beginning, *samples, picture]
-        for beginning, samples, picture in zip(beginnings, completed, pictures, strict=True)
-    ]
-    write_pictures(output, lines)
-    print(f"saved: {output}: {rows} of {height} rows kept, {options.samples} completions, original")
+    kept = np.full_like(picture, 128)
+    kept[:rows] = picture[:rows]
+    return [kept, *ids.astype(np.uint8).reshape(-1, *picture.shape), picture]

@@ -100,6 +100,17 @@ def test_completions_keep_the_rows_at_the_top_and_are_repeatable(trained, pictur
         assert not np.array_equal(samples[0], samples[1])
 
 
+def test_a_picture_is_completed_as_if_it_were_alone(trained, pictures, tmp_path):
+    found = []
+    for name, files in (("both", ["2.png", "5.png"]), ("alone", ["5.png"])):
+        output = str(tmp_path / f"{name}.png")
+        command = ["complete", trained, *(str(pictures / file) for file in files)]
+        assert main([*command, "--samples", "2", "--output", output]) == 0
+        found.append(read_pictures(output)[0])
+    both, alone = found
+    assert np.array_equal(both[HEIGHT + GAP :], alone)
+
+
 def test_completions_are_those_of_generate(trained, pictures, tmp_path):
     file = str(pictures / "0.png")
     output = str(tmp_path / "a.png")

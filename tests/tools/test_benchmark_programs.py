@@ -233,6 +233,25 @@ def test_quantized_weights_are_compared_with_those_of_the_model(monkeypatch, cap
     assert speeds[0][1] == "1.00"
 
 
+def test_a_novel_starts_at_random_positions_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    for library in ("tokenizers", "safetensors"):
+        pytest.importorskip(library)
+    novel = program("novel")
+    text = "".join(np.random.default_rng(0).choice(list("once upon a time"), 1000))
+    (tmp_path / "novel.txt").write_text(text)
+    command = [tmp_path / "novel.txt", "--save", tmp_path / "run", "--eval-every", 1, "--write", 2]
+    printed = run(novel, monkeypatch, capsys, *command, "--steps", 1, "--offset", 9)
+    length = int(re.search(r"^(\d+) tokens to train on", printed, re.MULTILINE)[1])
+    config = rc.ReformerConfig.from_json(tmp_path / "run")
+    assert config.max_position_embeddings == length + 9
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["data"]["offset"] == 9
+    printed = run(novel, monkeypatch, capsys, *command, "--steps", 1, "--offset", 9)
+    assert printed.count("1 steps, ") == 1
+
+
 @pytest.mark.parametrize("library", ["tokenizers", "safetensors", "matplotlib"])
 def test_a_novel_needs_its_libraries_before_any_work(library, tmp_path, monkeypatch, capsys):
     novel = program("novel")
