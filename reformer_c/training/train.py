@@ -458,9 +458,15 @@ class Trainer(NamedAttributes):
 
 
 def _check_offset(model: Any, data: Any) -> None:
-    """Refuse random positions of which only some steps would exceed the model's."""
+    """Refuse an offset without effect, and one of which only some steps would exceed the model's
+    positions."""
     offset, length = getattr(data, "offset", 0), getattr(data, "length", 0)
-    positions = getattr(getattr(model, "config", None), "num_positions", math.inf)
+    config = getattr(model, "config", None)
+    positions = getattr(config, "num_positions", math.inf)
+    if offset and getattr(config, "position_embedding_type", "absolute") == "none":
+        raise ValueError(
+            f"data must have an offset of 0 with position_embedding_type='none', got {offset}"
+        )
     if offset and length + offset > positions:
         raise ValueError(
             f"data must have an offset of at most {max(0, positions - length)}: the model has "

@@ -113,6 +113,11 @@ def test_positions_at_random_are_those_that_a_model_is_trained_on():
     assert report.targets == 2 * (length - 1)
     with pytest.raises(ValueError, match=r"data must have an offset of at most 9: .* got 10"):
         Trainer(model, Windows(TEXT, length, offset=10))
+    without = rc.ReformerModelWithLMHead(
+        small_config(vocab_size=23, position_embedding_type="none"), rng=0
+    )
+    with pytest.raises(ValueError, match=r"data must have an offset of 0 with .*'none', got 9"):
+        Trainer(without, data)
 
 
 def test_a_trainer_learns_and_reports():
