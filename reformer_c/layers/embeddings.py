@@ -45,14 +45,16 @@ class Embeddings:
         self._saved = words, positions, tables
         return x
 
-    def backward(self, dx: np.ndarray) -> None:
-        """Accumulate the gradients of the tables from dx (b, t, c)."""
+    def backward(self, dx: np.ndarray) -> np.ndarray | None:
+        """Accumulate the gradients of the tables from dx (b, t, c). Returns the gradient of the
+        vectors, if `forward` was called with vectors, in the memory of dx."""
         words, positions, tables = self._saved
         if self.positions is not None and self.positions.learned:
             self._positions_backward(self.positions, dx, positions, tables)
-        if words is not None:
-            dwords = ops.embedding_backward(self._drop(dx, "words"), words)
-            self.words.add_gradient("weight", dwords)
+        if words is None:
+            return self._drop(dx, "words", in_place=True)
+        self.words.add_gradient("weight", ops.embedding_backward(self._drop(dx, "words"), words))
+        return None
 
     @staticmethod
     def _add(kind: Positions, x: np.ndarray, positions: np.ndarray) -> list[Any]:

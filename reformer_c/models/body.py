@@ -1,6 +1,6 @@
 """The body of a Reformer, for one pass: embeddings, reversible layers, final norm.
 
-A `Pass` lives for one call: it runs forward and, for gradients, backward. It holds the keys of its
+A `Pass` lives for one step: it runs forward and, for gradients, backward. It holds the keys of its
 random bits, so the backward pass replays them.
 """
 
@@ -35,7 +35,7 @@ from .config import ReformerConfig
 from .inputs import Call, Inputs, own_lengths
 from .outputs import ReformerOutput
 
-__all__ = ["Pass", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
+__all__ = ["Pass", "Plan", "StepMemory", "body_constants", "body_shapes", "dense_shapes"]
 
 # elements of final states computed at a time: 16 MB of float32
 HEAD_BLOCK = 2**22
@@ -397,8 +397,9 @@ class Pass:
 
     @in_own_precision
     @underflow_to_zero()
-    def backward(self) -> None:
-        """Propagate dy1 and dy2 to the gradients of the body's weights."""
+    def backward(self) -> np.ndarray | None:
+        """Propagate dy1 and dy2 to the gradients of the body's weights. Returns that of
+        `inputs_embeds` (b, t, c), if these are the inputs."""
         streams = self.y1, self.y2, self.dy1, self.dy2
         for layer in reversed(self._branches):
             streams = alternating_backward(layer, *streams)
@@ -407,7 +408,8 @@ class Pass:
         # both streams start as the embeddings, so the gradients add up
         ops.add_scaled(self.dy1, self.dy2, 1.0)
         del self.dy2
-        self.embeddings.backward(self.dy1)
+        dx = self.embeddings.backward(self.dy1)
+        return None if dx is None else np.ascontiguousarray(dx[:, : self.inputs.t])
 
 
 def heap_gaps(nbytes: int) -> int:

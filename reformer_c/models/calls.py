@@ -1,7 +1,7 @@
 """Calls of a model: evaluation, loss, gradients, and the memory of a training step.
 
 A model is a configuration, its weights and a head. Each call runs a `Pass` over them and keeps no
-state.
+state; only `ReformerModel.forward` holds its pass, for `backward`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..checks import did_you_mean, flag, integer, names_keywords, refuse_unknown
 from ..layers.randomness import draw_seed
 from ..runtime import available_memory, reuse_memory
-from .body import Pass, StepMemory
+from .body import Pass, Plan, StepMemory
 from .config_checks import check_memory_budget
 from .inputs import Call, Inputs, check_inputs
 from .outputs import Loss, ReformerOutput, Requested
@@ -202,6 +202,66 @@ class Reformer(Weighted):
             return memory_budget * (free or 0)
         return memory_budget
 
+    # ---- memory ----
+
+    @names_keywords
+    def memory(
+        self,
+        length: int,
+        batch: int = 1,
+        *,
+        num_hashes: int | None = None,
+        memory_budget: float | None = None,
+    ) -> StepMemory:
+        """Predict the memory of a training step: `loss_and_gradients` of (batch, length).
+
+        Parameters
+        ----------
+        length, batch : int
+            Tokens per sequence, and number of sequences.
+        num_hashes : int, optional
+            Rounds of LSH attention, in place of ``config.num_hashes``.
+        memory_budget : int or float, optional
+            In place of ``config.memory_budget``.
+
+        Returns
+        -------
+        StepMemory
+            Bytes by part, and their `total`. Weights and the optimiser's state are not included:
+            they exist already and are updated in place.
+
+        Raises
+        ------
+        TypeError
+            A size is not an integer, or the budget is not a number.
+        ValueError
+            A size or the budget is too small, or `length` exceeds the model's positions.
+
+        Examples
+        --------
+        >>> from reformer_c import ReformerConfig, ReformerForMaskedLM
+        >>> config = ReformerConfig(attn_layers=["local", "lsh"], num_attention_heads=2)
+        >>> deeper = ReformerConfig(attn_layers=["local", "lsh"] * 4, num_attention_heads=2)
+        >>> shallow, deep = (ReformerForMaskedLM(c, rng=0).memory(4096) for c in (config, deeper))
+        >>> deep.working <= shallow.working, deep.total < 1.5 * shallow.total
+        (True, True)
+        """
+        call = Call(num_hashes=num_hashes, training=True)
+        run = self._pass_of_length("length", length, integer("batch", batch, 1), call)
+        return self._plan(run, memory_budget, available_memory()).memory
+
+    def _plan(self, run: Pass, memory_budget: float | None, free: int | None) -> Plan:
+        """Plan a training step, if `free` bytes are available."""
+        return run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
+
+    def _kept_layers(self, run: Pass, memory_budget: float | None) -> int:
+        """The number of layers that keep their activations in a training step; MemoryError if it
+        does not fit into memory."""
+        free = available_memory()
+        plan = self._plan(run, memory_budget, free)
+        plan.memory.check(free, f"{run.inputs.b} x {run.inputs.t} tokens")
+        return plan.kept_layers
+
 
 class ReformerWithLoss(Reformer):
     """A model whose head has a loss."""
@@ -292,10 +352,7 @@ class ReformerWithLoss(Reformer):
             draw_seed(rng), flag("training", training),
         )  # fmt: skip
         run, checked = self._begin(call, targets, needs_loss=True)
-        free = available_memory()
-        plan = run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
-        plan.memory.check(free, f"{run.inputs.b} x {run.inputs.t} tokens")
-        loss = self._differentiate(run, checked, plan.kept_layers)
+        loss = self._differentiate(run, checked, self._kept_layers(run, memory_budget))
         return loss, self._gradients(run)
 
     def count_targets(
@@ -341,50 +398,3 @@ class ReformerWithLoss(Reformer):
         loss = self.head.loss(run, targets, differentiate=True)
         run.backward()
         return loss
-
-    @names_keywords
-    def memory(
-        self,
-        length: int,
-        batch: int = 1,
-        *,
-        num_hashes: int | None = None,
-        memory_budget: float | None = None,
-    ) -> StepMemory:
-        """Predict the memory of a training step: `loss_and_gradients` of (batch, length).
-
-        Parameters
-        ----------
-        length, batch : int
-            Tokens per sequence, and number of sequences.
-        num_hashes : int, optional
-            Rounds of LSH attention, in place of ``config.num_hashes``.
-        memory_budget : int or float, optional
-            In place of ``config.memory_budget``.
-
-        Returns
-        -------
-        StepMemory
-            Bytes by part, and their `total`. Weights and the optimiser's state are not included:
-            they exist already and are updated in place.
-
-        Raises
-        ------
-        TypeError
-            A size is not an integer, or the budget is not a number.
-        ValueError
-            A size or the budget is too small, or `length` exceeds the model's positions.
-
-        Examples
-        --------
-        >>> from reformer_c import ReformerConfig, ReformerForMaskedLM
-        >>> config = ReformerConfig(attn_layers=["local", "lsh"], num_attention_heads=2)
-        >>> deeper = ReformerConfig(attn_layers=["local", "lsh"] * 4, num_attention_heads=2)
-        >>> shallow, deep = (ReformerForMaskedLM(c, rng=0).memory(4096) for c in (config, deeper))
-        >>> deep.working <= shallow.working, deep.total < 1.5 * shallow.total
-        (True, True)
-        """
-        call = Call(num_hashes=num_hashes, training=True)
-        run = self._pass_of_length("length", length, integer("batch", batch, 1), call)
-        budget = self._budget(memory_budget, available_memory())
-        return run.plan(budget, self.head.loss_bytes(run)).memory

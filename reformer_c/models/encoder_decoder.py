@@ -23,7 +23,6 @@ from ..runtime import available_memory, reuse_memory
 from .body import WORDS, Pass, StepMemory, heap_gaps
 from .calls import Reformer
 from .config import ReformerConfig
-from .heads import blocks_bytes
 from .inputs import Call
 from .model import ReformerModel
 from .outputs import EncoderDecoderOutput, ReformerOutput, Requested
@@ -362,7 +361,7 @@ class ReformerEncoderDecoder(TextGeneration):
             left = self.encoder._budget(None, None if free is None else free - int(decoder.kept))
         else:
             left = own - decoder.kept
-        encoder, of_encoder = encoder_pass.plan(left, blocks_bytes(encoder_pass, 0))
+        encoder, of_encoder = encoder_pass.plan(left, self.encoder.head.loss_bytes(encoder_pass))
         assert decoder_pass.call.encoder_states is not None
         states = decoder_pass.call.encoder_states.states.nbytes
         memory = StepMemory(

@@ -89,7 +89,7 @@ class Head:
         raise TypeError("a model without a head has no loss")
 
     def _loss_bytes(self, run: Pass) -> int:
-        return 0
+        return blocks_bytes(run, 0)
 
 
 def last_hidden_state(run: Pass) -> np.ndarray:

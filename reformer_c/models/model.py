@@ -6,11 +6,12 @@ from typing import ClassVar
 
 import numpy as np  # noqa: F401 (for the examples)
 
-from .calls import Reformer, ReformerWithLoss
+from .calls import ReformerWithLoss
 from .config import ReformerConfig  # noqa: F401 (for the examples)
 from .generation import Generation
 from .heads import Classifier, Head, LanguageModel, QuestionAnswering
 from .outputs import ReformerOutput
+from .own_heads import OwnHeads
 
 __all__ = [
     "ReformerForMaskedLM",
@@ -22,8 +23,11 @@ __all__ = [
 ]
 
 
-class ReformerModel(Reformer):
+class ReformerModel(OwnHeads):
     """The bare Reformer (Kitaev et al. 2020): its output is `last_hidden_state` (b, t, 2 c).
+
+    `forward` and `backward`, or `loss_and_gradients` with a function of the final states, train it
+    with a head of your own.
 
     Examples
     --------

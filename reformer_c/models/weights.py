@@ -83,6 +83,12 @@ class Model(NamedAttributes):
             )
         return self
 
+    def _no_such(self, name: str) -> AttributeError:
+        if name in ("forward", "backward"):
+            kind = type(self).__name__
+            return AttributeError(f"{name}: only a ReformerModel has this method, got a {kind}")
+        return super()._no_such(name)
+
 
 class Weighted(Model):
     """The weights of a Reformer: allocated, initialised, resized, saved and loaded."""

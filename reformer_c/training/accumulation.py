@@ -92,6 +92,9 @@ def _count_targets(model: Any, batch: Mapping[str, Any]) -> Any:
     """The number of targets that the loss of a batch averages over; a tuple for several means."""
     if hasattr(model, "count_targets"):
         return model.count_targets(**batch)
+    if callable(batch.get("loss")):  # the user's, as the mean over the rows
+        name = "input_ids" if batch.get("inputs_embeds") is None else "inputs_embeds"
+        return len(batch[name])
     # if labels are the input (causal language model), the first of each row is not predicted
     labels = np.asarray(batch["labels"])
     counts = labels != IGNORE

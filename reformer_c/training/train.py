@@ -96,12 +96,13 @@ class Trainer(NamedAttributes):
         Anything with ``parameters``, ``loss_and_gradients(input_ids, labels=, rng=)`` and
         ``save_pretrained(folder)``, as every model of this package. Without ``count_targets``, the
         targets are the labels that are not -100; if labels equal the input ids (a causal language
-        model), except the first of each row.
+        model), except the first of each row; if the batch has a `loss` (of a `ReformerModel`), the
+        rows.
     data : Windows or Sequences
         Anything with ``batch(step)`` that gives token ids (b, t); ``describe()``, ``length``,
         ``offset`` and ``bytes_per_token`` are used if present. For models other than a causal
-        language model, a dictionary of arguments, such as
-        ``{"input_ids": ids, "labels": labels}``.
+        language model, a dictionary of arguments, such as ``{"input_ids": ids, "labels": labels}``,
+        or for a `ReformerModel` ``{"input_ids": ids, "loss": function}``.
     optimizer : AdamW or Adafactor, optional
         ``AdamW(model.parameters)`` by default. Parameters that it does not hold are frozen.
     steps : int, optional
@@ -219,6 +220,8 @@ class Trainer(NamedAttributes):
         if held_out_bytes_per_token is not None and held_out is None:
             raise ValueError("held_out must be given with held_out_bytes_per_token")
         texts = [] if held_out is None or callable(held_out) else texts_of("held_out", held_out)
+        if texts:
+            _check_method("model", model, "loss")
         if texts and max(map(len, texts)) < 2:
             raise ValueError("held_out must have a text of at least 2 tokens")
         if save_every and folder is None:

@@ -322,6 +322,61 @@ def test_gradients_are_the_derivative_whatever_training_is_told(
     assert abs(actual - expected) < tolerance("derivative") * max(typical, abs(expected))
 
 
+@settings(max_examples=60)
+@given(
+    config=configurations(),
+    given_=inputs(),
+    training=st.booleans(),
+    dropout=st.booleans(),
+    vectors=st.booleans(),
+    budget=st.sampled_from([None, 0, 3000, 0.5, 10**9]),
+)
+def test_a_language_models_head_of_the_users_has_the_same_bits(
+    config, given_, training, dropout, vectors, budget
+):
+    ids, mask, positions, labels = given_
+    if dropout:
+        config = replace(config, **DROPOUT)
+    whole, body = model_of(config), rc.ReformerModel(config, dtype=np.float64)
+    for name in body.parameters:
+        body.parameters[name] = whole.parameters[f"reformer.{name}"]
+    words = {"inputs_embeds": whole.parameters[WORDS][ids]} if vectors else {"input_ids": ids}
+    arguments = words | dict(
+        attention_mask=mask, position_ids=positions, rng=7, training=training, memory_budget=budget
+    )
+    ahead = int(config.is_decoder)
+    targets = np.full(ids.shape, -100)
+    targets[:, : ids.shape[1] - ahead] = labels[:, ahead:]
+    assume((targets != -100).any())
+    loss, gradients = whole.loss_and_gradients(**arguments, labels=labels)
+    shared, of_matrix = config.shared_embeddings, []
+
+    def head(states):
+        c = config.hidden_size
+        mean, saved = ops.cross_entropy_head_forward(
+            states[..., :c] + states[..., c:] if shared else states,
+            whole.parameters[WORDS if shared else "lm_head.decoder.weight"],
+            head_of(whole)["lm_head.bias"], targets, chunk_length=config.chunk_size_lm_head,
+            label_smoothing=config.label_smoothing if training else 0.0,
+        )  # fmt: skip
+        d_states, d_matrix, _ = ops.cross_entropy_head_backward(1.0, saved)
+        of_matrix.append(d_matrix)
+        return mean, np.concatenate([d_states] * 2, axis=-1) if shared else d_states
+
+    own_loss, own = body.loss_and_gradients(**arguments, loss=head)
+    assert_close(own_loss, loss, "model_forward")
+    states = body.forward(**arguments)
+    again, d_inputs_embeds = body.backward(head(states)[1])
+    assert (d_inputs_embeds is not None) == vectors
+    for name, gradient in own.items():
+        np.testing.assert_array_equal(gradient, again[name])
+        expected = gradients[f"reformer.{name}"]
+        if shared and f"reformer.{name}" == WORDS:
+            assert_close(gradient + of_matrix[0], expected, "replay")
+        else:
+            np.testing.assert_array_equal(gradient, expected)
+
+
 def counted(labels, mask, is_decoder):
     """The labels; -100 where they are predicted at a masked position."""
     if mask is None:
