@@ -190,7 +190,7 @@ def test_recorded_states_are_the_second_stream():
     ids = random_ids((1, 9))
     first, last = model(ids, output_hidden_states=True).hidden_states
     words = model.parameters["embeddings.word_embeddings.weight"][ids]
-    places = reference.position_vectors(model.parameters, np.arange(9)[None])
+    places = reference.position_vectors(model.parameters, config, np.arange(9)[None])
     np.testing.assert_allclose(first, words + places)
     # the final norm's second half is made of it
     config.num_hidden_layers = 1
