@@ -33,7 +33,7 @@ USAGE_ERROR, FAILURE = 2, 1
 PRESETS = ("tiny", "book", "enwik8", "imagenet64", "cifar10")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
-TASKS = ("lm", "mlm", "classification", "image")
+TASKS = ("lm", "mlm", "classification", "question-answering", "image")
 PROBLEMS = ("single-label", "multi-label", "regression")
 # default tokens per window, and per generated text
 LENGTH = 8192
@@ -96,7 +96,7 @@ def _parser() -> ArgumentParser:
          "model picture.png --keep 0.5 --output completions.png"),
         ("evaluate", _evaluate, "measure a model on files: bits per byte or dim, accuracy, F1",
          "model held_out.txt"),
-        ("predict", _predict, "predict labels or masked tokens, a line of JSON for each text",
+        ("predict", _predict, "predict labels, answers or masked tokens, as lines of JSON",
          "model reviews.csv"),
         ("info", _info, "size, tokenizer and speed of a saved model",
          "model --lengths 1024 8192"),
@@ -128,7 +128,7 @@ def _train(command: ArgumentParser) -> None:
     add("files", nargs="*", metavar="FILE",
         help="text file, folder, .npy array of token ids, or - for standard input; with --task "
         "image, picture, folder of pictures, or .npy array of them; with --task classification "
-        ".csv, .tsv, .jsonl or .json")  # fmt: skip
+        "or question-answering .csv, .tsv, .jsonl or .json")  # fmt: skip
     add("--config", metavar="FILE",
         help='JSON: {"length": 65536, "model": {"num_hashes": 2}, ...}, or a model\'s config.json; '
         "options of the command line override it")  # fmt: skip
@@ -145,9 +145,9 @@ def _train_data(add: Callable[..., Any]) -> None:
         help="of pictures: 1 reads them as grey, 3 as colours (3)")  # fmt: skip
     add("--length", **COUNT,
         help=f"tokens per sequence ({LENGTH}; with --whole-files the longest file; of "
-        f"classification the longest text, at most {LENGTH})")  # fmt: skip
+        f"examples the longest, at most {LENGTH})")  # fmt: skip
     add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
-    add("--batch", **COUNT, help="sequences per micro-batch (1; 16 of classification)")
+    add("--batch", **COUNT, help="sequences per micro-batch (1; 16 of examples)")
     add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
     add("--whole-files", action="store_true", help="each file is one sequence")
     add("--offset", **WHOLE, default=0,

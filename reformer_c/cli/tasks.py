@@ -8,12 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..models.model import ReformerForMaskedLM, ReformerForSequenceClassification
+from ..models.model import (
+    ReformerForMaskedLM,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+)
 from ..ops.hashing import choose_num_buckets
 from ..text.folders import check_vocabulary
 from ..training.classification import PROBLEMS, Classification, find_labels
 from ..training.examples import Examples, split_examples
 from ..training.masking import Masked, MaskedLanguageModel
+from ..training.question_answering import QuestionAnswering
 from ..training.records import Record, read_records
 from .arguments import LENGTH
 from .folder import open_tokenizer
@@ -86,6 +91,20 @@ def _prepare_masked(folder: Path | None, options: Namespace) -> Prepared:
     return Prepared(model, data, _measure(task, texts.held_out), texts.tokenizer, summary)
 
 
+def _prepare_questions(folder: Path | None, options: Namespace) -> Prepared:
+    records, held_out = _read_examples(options, "question", "context")
+    tokenizer = read_tokenizer(folder, options) or default_tokenizer(folder, options)
+    task = QuestionAnswering(tokenizer, options.length or LENGTH)
+    questions, held = task.questions(records), task.questions(held_out)
+    data = _examples(task.examples(questions), tokenizer, options)
+    fields = {"num_labels": 2}
+    model = _model(ReformerForQuestionAnswering, folder, data.length, tokenizer, options, fields)
+    summary = f"{len(questions):,} questions to train on, {len(held):,} held out"
+    if len(data) > len(questions):
+        summary += f"\n{len(data):,} windows of at most {data.length:,} tokens"
+    return Prepared(model, data, _measure(task, held), tokenizer, summary)
+
+
 def _read_examples(options: Namespace, *columns: str) -> tuple[list[Record], list[Record]]:
     """The examples to train on, and those held out."""
     records = read_records(options.files)
@@ -141,11 +160,15 @@ def _columns(options: Namespace) -> dict[str, str]:
 
 def open_task(model: Any, options: Namespace) -> Any:
     """The task of a model, with the tokenizer of its folder."""
-    opened = {ReformerForSequenceClassification: _classification, ReformerForMaskedLM: _masked}
+    opened: dict[type, Callable[..., Any]] = {
+        ReformerForSequenceClassification: _classification,
+        ReformerForMaskedLM: _masked,
+        ReformerForQuestionAnswering: _questions,
+    }
     if type(model) not in opened:
-        kind = type(model).__name__
+        names = ", ".join(kind.__name__ for kind in opened)
         raise ValueError(
-            f"DIR must be a classifier or a masked language model, got {kind} in {options.model!r}"
+            f"DIR must have one of {names}, got {type(model).__name__} in {options.model!r}"
         )
     longest = model.config.num_positions
     if options.length is not None and options.length > longest:
@@ -169,6 +192,12 @@ def _masked(config: Any, tokenizer: Any, length: int, options: Namespace) -> Any
     return MaskedLanguageModel(tokenizer, length, **columns)
 
 
+def _questions(_config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:
+    for name in _columns(options):
+        raise ValueError(f"{option(name)} needs a model of another task")
+    return QuestionAnswering(tokenizer, length)
+
+
 def evaluate(model: Any, options: Namespace) -> None:
     """Print the metrics of a model on files."""
     if options.sliding is not None:
@@ -185,4 +214,8 @@ def evaluate(model: Any, options: Namespace) -> None:
 
 # ---- the runs of --task ----
 
-TASKS = {"classification": _prepare_classification, "mlm": _prepare_masked}
+TASKS = {
+    "classification": _prepare_classification,
+    "mlm": _prepare_masked,
+    "question-answering": _prepare_questions,
+}

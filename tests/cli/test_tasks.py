@@ -165,7 +165,7 @@ def test_a_language_model_does_not_classify(tmp_path, reviews, capsys):
     for command, words in (
         (
             ["predict", folder, reviews],
-            "DIR must be a classifier or a masked language model, got Refor",
+            "DIR must have one of Refor",
         ),
         (["evaluate", folder, reviews, "--text-column", "x"], "--text-column needs a"),
     ):
@@ -234,6 +234,86 @@ def test_what_is_wrong_with_masked_models_is_one_line(arguments, words, masked, 
     np.save(tmp_path / "ids.npy", np.arange(2, 100))
     files = {"TEXT": str(masked / "text.txt"), "MODEL": str(masked / "model"),
              "IDS": str(tmp_path / "ids.npy")}  # fmt: skip
+    capsys.readouterr()
+    assert main([files.get(word, word) for word in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+# ---- question answering ----
+
+SQUAD = [
+    {"id": f"q{i}", "question": "Who?", "answers": [{"text": name, "answer_start": 8}],
+     "context": f"It was: {name}, in {1900 + i}."}
+    for i, name in enumerate(["Anna", "Bob", "Cleo", "Dora"] * 8)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    pytest.importorskip("safetensors", reason="saves a model")
+    folder = tmp_path_factory.mktemp("reader")
+    nested = {"data": [{"paragraphs": [
+        {"context": row["context"], "qas": [{name: row[name] for name in row if name != "context"}]}
+        for row in SQUAD
+    ]}]}  # fmt: skip
+    (folder / "questions.json").write_text(json.dumps(nested))
+    (folder / "flat.json").write_text(json.dumps(SQUAD))
+    command = ["train", str(folder / "questions.json"), "--task", "question-answering", *SMALL]
+    command += ["--save", str(folder / "model"), "--eval-every", "40", "--log", str(folder / "log")]
+    assert main([*command, "--steps", "40"]) == 0
+    assert main([*command, "--steps", "80", "--resume"]) == 0
+    return folder
+
+
+def test_a_reader_is_trained_evaluated_and_predicts(reader, tmp_path, capsys):
+    lines = read_log(reader / "log")
+    assert [line["held_out"].keys() for line in lines if "held_out" in line] == [
+        {"exact match", "f1", "loss"}
+    ] * 2
+    folder = str(reader / "model")
+    found = []
+    for file in ("questions.json", "flat.json"):
+        capsys.readouterr()
+        assert main(["evaluate", folder, str(reader / file)]) == 0
+        found.append(metrics_of(capsys.readouterr().out))
+    assert found[0] == found[1]
+    assert found[0].keys() == {"exact match", "f1", "loss"}
+    assert found[0]["f1"] >= found[0]["exact match"] > 0.5
+    asked = tmp_path / "asked.csv"
+    write_table(asked, [("id", "question", "context"), ("7", "Who?", "It was: Cleo, in 1999.")])
+    assert main(["predict", folder, str(asked)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["id"] == "7"
+    assert answer["prediction"] == "It was: Cleo, in 1999."[answer["start"] : answer["end"]]
+    # windows of a context that is too long
+    assert main(["evaluate", folder, str(reader / "flat.json"), "--length", "16"]) == 0
+    assert metrics_of(capsys.readouterr().out).keys() == found[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "REVIEWS", "--task", "question-answering"],
+         "reviews.csv:2: columns must include 'question', got 'text', 'label'"),
+        (["train", "WRONG", "--task", "question-answering"],
+         "wrong.jsonl:1: an answer must be a part of the context, got 'Eve'"),
+        (["train", "FLAT", "--task", "question-answering", "--length", "5"],
+         "question must have fewer than 5 tokens, got 5"),
+        (["train", "FLAT", "--task", "question-answering", "--problem", "regression"],
+         "--problem cannot be combined with --task question-answering"),
+        (["evaluate", "MODEL", "FLAT", "--text-column", "x"], "--text-column needs a model of an"),
+        (["predict", "MODEL", "REVIEWS"], "reviews.csv:2: columns must include 'question'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_questions_is_one_line(
+    arguments, words, reader, reviews, tmp_path, capsys
+):
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"question": "Who?", "context": "Anna", "answers": ["Eve"]}\n')
+    files = {"REVIEWS": reviews, "WRONG": str(wrong), "FLAT": str(reader / "flat.json"),
+             "MODEL": str(reader / "model")}  # fmt: skip
     capsys.readouterr()
     assert main([files.get(word, word) for word in arguments]) == 1
     said = capsys.readouterr().err
