@@ -33,7 +33,7 @@ USAGE_ERROR, FAILURE = 2, 1
 PRESETS = ("tiny", "book", "enwik8", "imagenet64", "cifar10")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
-TASKS = ("lm", "mlm", "classification", "question-answering", "image")
+TASKS = ("lm", "mlm", "classification", "question-answering", "image", "translation")
 PROBLEMS = ("single-label", "multi-label", "regression")
 # default tokens per window, and per generated text
 LENGTH = 8192
@@ -53,9 +53,19 @@ def parse(arguments: Sequence[str]) -> Namespace:
         named = options.files
         options = _parse_known(parser, [options.command, *words, *arguments[1:]])
         options.files = named or files
-    if not getattr(options, "files", True):
-        options.parser.error("FILE is missing")
+    if options.command == "train":
+        _take_pairs(options)
+        if not options.files:
+            options.parser.error("FILE is missing")
     return options
+
+
+def _take_pairs(options: Namespace) -> None:
+    """Make the files of --pairs those of --task translation."""
+    if options.pairs:
+        if options.files or options.task not in ("lm", "translation"):
+            options.parser.error("--pairs cannot be combined with FILE or another --task")
+        options.task, options.files = "translation", options.pairs
 
 
 def _parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -94,10 +104,12 @@ def _parser() -> ArgumentParser:
          'model --prompt "It was " --length 200 --stream'),
         ("complete", _complete, "complete pictures with a model trained on pictures",
          "model picture.png --keep 0.5 --output completions.png"),
-        ("evaluate", _evaluate, "measure a model on files: bits per byte or dim, accuracy, F1",
+        ("evaluate", _evaluate, "measure a model on files: bits per byte, accuracy, F1, BLEU",
          "model held_out.txt"),
         ("predict", _predict, "predict labels, answers or masked tokens, as lines of JSON",
          "model reviews.csv"),
+        ("translate", _translate, "translate texts, line by line, with a model trained on --pairs",
+         'model --text "Guten Morgen"'),
         ("info", _info, "size, tokenizer and speed of a saved model",
          "model --lengths 1024 8192"),
         ("bench", _bench, "time the operations as a share of the machine's peak",
@@ -125,10 +137,14 @@ def _demo(command: ArgumentParser) -> None:
 
 def _train(command: ArgumentParser) -> None:
     add = command.add_argument
-    add("files", nargs="*", metavar="FILE",
+    add(
+        "files",
+        nargs="*",
+        metavar="FILE",
         help="text file, folder, .npy array of token ids, or - for standard input; with --task "
         "image, picture, folder of pictures, or .npy array of them; with --task classification "
-        "or question-answering .csv, .tsv, .jsonl or .json")  # fmt: skip
+        "or question-answering .csv, .tsv, .jsonl or .json; with --task translation as --pairs",
+    )
     add("--config", metavar="FILE",
         help='JSON: {"length": 65536, "model": {"num_hashes": 2}, ...}, or a model\'s config.json; '
         "options of the command line override it")  # fmt: skip
@@ -141,6 +157,9 @@ def _train(command: ArgumentParser) -> None:
 
 def _train_data(add: Callable[..., Any]) -> None:
     add("--task", choices=TASKS, default="lm", help="what the model is for (lm, a language model)")
+    add("--pairs", metavar="FILE", nargs="+", action="extend", default=[],
+        help="--task translation FILE: texts and their translations in .tsv, .jsonl, or two files "
+        "that are aligned line by line")  # fmt: skip
     add("--channels", type=int, choices=(1, 3),
         help="of pictures: 1 reads them as grey, 3 as colours (3)")  # fmt: skip
     add("--length", **COUNT,
@@ -153,11 +172,11 @@ def _train_data(add: Callable[..., Any]) -> None:
     add("--offset", **WHOLE, default=0,
         help="start the positions of each sequence at a random one from 0 to N (0)")  # fmt: skip
     add("--held-out", **SHARE_BELOW_1,
-        help="share of each file, at its end, or of the examples or pictures, to evaluate on (0.1; "
+        help="share of each file, at its end, or of the examples, to evaluate on (0.1; "
         "0 with --evaluate-on)",
     )  # fmt: skip
     add("--evaluate-on", metavar="FILE", action="append",
-        help="a separate held-out text, or pictures; may be repeated")  # fmt: skip
+        help="a separate held-out FILE of the same kind; may be repeated")  # fmt: skip
     add("--eval-every", **WHOLE, default=0, help="steps between evaluations (only at the end)")
     add("--bytes-per-token", **POSITIVE,
         help="of .npy arrays without a tokenizer, for losses in bits per byte")  # fmt: skip
@@ -263,6 +282,19 @@ def _evaluate(command: ArgumentParser) -> None:
         help="windows overlap and start N tokens apart; only the last N tokens of each are scored",
     )  # fmt: skip
     _columns(add)
+
+
+def _translate(command: ArgumentParser) -> None:
+    add = command.add_argument
+    _model_folder(command)
+    source = command.add_mutually_exclusive_group().add_argument
+    source("--text", **TEXT, help="text to translate")
+    source("--text-file", metavar="FILE",
+        help="file with a text in each line (default and -: standard input)")  # fmt: skip
+    add("--beams", **COUNT, help="beams of the search; 1 takes the likeliest token (4)")
+    add("--length-penalty", **FINITE, help="above 0 favours long translations (0.6)")
+    add("--length", **COUNT, help="maximum tokens (50 more than twice those of the longest text)")
+    add("--batch", **COUNT, help="texts that are translated together (16)")
 
 
 def _predict(command: ArgumentParser) -> None:

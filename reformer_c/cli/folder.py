@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ..files.atomic import finish_checkpoint
-from ..models.config import ReformerConfig
+from ..files.checkpoint import local_folder
+from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import (
     ReformerForMaskedLM,
     ReformerForQuestionAnswering,
@@ -32,6 +34,7 @@ CLASSES = {
         ReformerForMaskedLM,
         ReformerForSequenceClassification,
         ReformerForQuestionAnswering,
+        ReformerEncoderDecoder,
     )
 }
 
@@ -52,8 +55,16 @@ def open_folder(folder: str, tokenizer: str | None) -> tuple[Any, Any]:
 def open_model(folder: str) -> Any:
     """The model of a folder, of the class that its config.json names."""
     finish_checkpoint(Path(folder))
-    names = ReformerConfig.from_pretrained(folder).architectures or [""]
-    return CLASSES.get(names[0], ReformerModelWithLMHead).from_pretrained(folder)
+    return CLASSES.get(_class_name(folder), ReformerModelWithLMHead).from_pretrained(folder)
+
+
+def _class_name(folder: str) -> str:
+    """The first of the architectures in config.json, or an empty str."""
+    path = local_folder(folder, None, [["config.json"]]) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, TypeError, LookupError):
+        return ""  # from_pretrained names the fault, if it is one
 
 
 def open_tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import ReformerModelWithLMHead
 from ..runtime import peak_memory
 from .folder import open_model, open_tokenizer
@@ -16,16 +17,16 @@ from .folder import open_model, open_tokenizer
 
 def run(options: Namespace) -> None:
     model = open_model(options.model)
-    config = model.config
-    longest = config.num_positions
     if options.lengths and not isinstance(model, ReformerModelWithLMHead):
         raise ValueError(f"--lengths needs a language model, got {type(model).__name__}")
+    if isinstance(model, ReformerEncoderDecoder):
+        _describe_encoder_decoder(model, options)
+        return
+    config = model.config
+    longest = config.num_positions
     for length in options.lengths:
         if length > longest:
             raise ValueError(f"--lengths must be at most the model's {longest} positions")
-    groups: Counter[str] = Counter()
-    for name, array in model.parameters.items():
-        groups[_group(name)] += array.size
     tokenizer = _describe_tokenizer(options, config.vocab_size)
     shape = config.image_shape
     print(repr(model))
@@ -36,15 +37,31 @@ def run(options: Namespace) -> None:
         print(f"tokenizer         {tokenizer}")
     else:
         print(f"pictures          {shape[1]} x {shape[0]} pixels, {shape[2]} channels")
-    for group, count in groups.items():
-        print(f"{group:40} {count:12,} parameters")
-    total = sum(groups.values())
-    print(f"{'all':40} {total:12,} parameters, {4 * total / 2**20:,.1f} MB")
+    _print_parameters(model)
     if options.lengths:
         print("\nmeasured: a forward pass over a text of that length, then tokens decoded after it")
         print(f"{'length':>10} {'read':>16} {'written':>16} {'cache':>10} {'peak memory':>12}")
     for length in options.lengths:
         _measure(model, length, options.seed)
+
+
+def _describe_encoder_decoder(model: ReformerEncoderDecoder, options: Namespace) -> None:
+    source, target = (side.config for side in model.sides.values())
+    print(repr(model))
+    print(f"longest source    {source.num_positions:,} tokens, vocabulary {source.vocab_size}")
+    print(f"longest target    {target.num_positions:,} tokens, vocabulary {target.vocab_size}")
+    print(f"tokenizer         {_describe_tokenizer(options, target.vocab_size)}")
+    _print_parameters(model)
+
+
+def _print_parameters(model: Any) -> None:
+    groups: Counter[str] = Counter()
+    for name, array in model.parameters.items():
+        groups[_group(name)] += array.size
+    for group, count in groups.items():
+        print(f"{group:40} {count:12,} parameters")
+    total = sum(groups.values())
+    print(f"{'all':40} {total:12,} parameters, {4 * total / 2**20:,.1f} MB")
 
 
 def _group(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..models.model import ReformerModelWithLMHead
 from ..training.data import Windows
 from ..training.pictures import bits_per_dim, read_pictures, split_pictures
 from .train_data import TrainingData
@@ -47,7 +48,8 @@ def sequences(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def image_shape_of(model: Any, folder: str) -> list[int]:
     """Height, width and channels of a model's pictures."""
-    shape = model.config.image_shape
+    language_model = isinstance(model, ReformerModelWithLMHead)
+    shape = model.config.image_shape if language_model else None
     if shape is None:
         raise ValueError(f"DIR must have a model of pictures, got a model of text in {folder!r}")
     return shape

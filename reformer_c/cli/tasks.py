@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import (
     ReformerForMaskedLM,
     ReformerForQuestionAnswering,
     ReformerForSequenceClassification,
 )
-from ..ops.hashing import choose_num_buckets
 from ..text.folders import check_vocabulary
 from ..training.classification import PROBLEMS, Classification, find_labels
 from ..training.examples import Examples, split_examples
@@ -24,7 +24,8 @@ from .arguments import LENGTH
 from .folder import open_tokenizer
 from .prepared import Prepared
 from .train_data import default_tokenizer, read_data, read_tokenizer, token_fields
-from .train_model import create_or_open, make_config, make_model
+from .train_model import create_or_open, fix_num_buckets, make_config, make_model
+from .translation import evaluate_translation, prepare_translation
 from .values import given, option
 
 __all__ = ["evaluate", "open_task", "prepare"]
@@ -135,12 +136,7 @@ def _model(
     """The model of a task, for sequences of at most `length` tokens."""
     config = make_config(length, options, FIELDS | token_fields(tokenizer) | fields)
     check_vocabulary(tokenizer, config.vocab_size)
-    chunk = config.lsh_attn_chunk_length
-    hashes = config.num_buckets is None and "lsh" in config.layer_types
-    if hashes and chunk is not None and length > chunk:
-        # the first batch, which may have only short texts, would choose it
-        config = config.changed({"num_buckets": choose_num_buckets(length, chunk, length)})
-    return create_or_open(kind, folder, config, options)
+    return create_or_open(kind, folder, fix_num_buckets(config, length), options)
 
 
 def _measure(task: Any, examples: Sequence[Any]) -> Callable[..., dict[str, float]] | None:
@@ -200,6 +196,9 @@ def _questions(_config: Any, tokenizer: Any, length: int, options: Namespace) ->
 
 def evaluate(model: Any, options: Namespace) -> None:
     """Print the metrics of a model on files."""
+    if isinstance(model, ReformerEncoderDecoder):
+        evaluate_translation(model, options)
+        return
     if options.sliding is not None:
         raise ValueError("--sliding needs a language model that is not masked")
     task = open_task(model, options)
@@ -218,4 +217,5 @@ TASKS = {
     "classification": _prepare_classification,
     "mlm": _prepare_masked,
     "question-answering": _prepare_questions,
+    "translation": prepare_translation,
 }

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 from ..models.calls import ReformerWithLoss
 from ..models.config import ReformerConfig
 from ..models.presets import DROPOUTS, preset_config
+from ..ops.hashing import choose_num_buckets
 from ..runtime import available_memory
 from ..text.folders import check_vocabulary
 from ..training.state import config_differences
 from .train_data import TrainingData
 from .values import given
 
-__all__ = ["create_or_open", "make_config", "make_model"]
+__all__ = ["create_or_open", "fix_num_buckets", "make_config", "make_model"]
 
 Model = TypeVar("Model", bound=ReformerWithLoss)
 
@@ -58,6 +59,17 @@ def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> 
     if options.hashes is not None and "lsh" not in config.attn_layers:
         raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")
     return config
+
+
+def fix_num_buckets(config: ReformerConfig, length: int) -> ReformerConfig:
+    """The configuration with the number of buckets of sequences of `length` tokens, which the first
+    batch would choose, although it may have only short ones."""
+    chunk = config.lsh_attn_chunk_length
+    if config.num_buckets is not None or "lsh" not in config.layer_types:
+        return config
+    if chunk is None or length <= chunk:
+        return config
+    return config.changed({"num_buckets": choose_num_buckets(length, chunk, length)})
 
 
 def create_or_open(

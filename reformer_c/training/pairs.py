@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,8 @@ from ..text.tokenizer import Tokenizer
 from .data import Data
 from .texts import texts_of
 
-__all__ = ["Pairs", "TextPair", "encode_pairs", "encode_source", "end_token_of", "read_pairs"]
+__all__ = ["Pairs", "TextPair", "encode_pairs", "encode_source", "end_token_of", "read_lines",
+           "read_pairs"]  # fmt: skip
 
 # ByteTokenizer's id that stands for no byte and is not padding
 BYTES_END = 1
@@ -67,7 +69,7 @@ def read_pairs(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[T
         if reader is None:
             found = _aligned(name, next(names, None))
         else:
-            found = [reader(f"{name}:{i}", line) for i, line in enumerate(_lines(name), 1)]
+            found = [reader(f"{name}:{i}", line) for i, line in enumerate(read_lines(name), 1)]
         if not found:
             raise ValueError(f"{name}: must have at least one pair, got none")
         pairs += found
@@ -76,9 +78,10 @@ def read_pairs(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[T
     return pairs
 
 
-def _lines(name: str) -> list[str]:
-    """The lines of a file; only a newline ends one, so that files of any text stay aligned."""
-    data = Path(name).read_bytes()
+def read_lines(name: str) -> list[str]:
+    """The lines of a text file, or of standard input ("-"); only a newline ends a line, so that
+    files of any text stay aligned."""
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -95,7 +98,7 @@ def _aligned(source: str, target: str | None) -> list[TextPair]:
         raise ValueError(
             f"files must be .tsv, .jsonl, or two aligned files, got {source!r} without its target"
         )
-    sources, targets = _lines(source), _lines(target)
+    sources, targets = read_lines(source), read_lines(target)
     if len(sources) != len(targets):
         short, long = (source, target) if len(sources) < len(targets) else (target, source)
         count, more = sorted((len(sources), len(targets)))
