@@ -192,24 +192,25 @@ typedef struct {
        queries. With scope LOCAL token t is in slot t % s. previous[t] is the token before t in its
        bucket. `columns` is the sum of num_buckets / 2. */
     size_t (*decode_attention_workspace)(const rf_run *run, const rf_decoding *a, size_t columns);
-    void (*decode_attention)(rf_run *run, const rf_decoding *a,
-                             const real *x,       // n c
-                             const real *weight,  // c
-                             const real *bias,    // c
-                             const rf_matrix *wq, // hd c
-                             const rf_matrix *wk, // hd c; NULL unless LOCAL
-                             const rf_matrix *wv, // hd c
-                             const rf_matrix *wo, // c hd
-                             const int32_t *num_buckets, size_t nf,
-                             const real *rotations, // h d r k/2, or NULL (LOCAL)
-                             real *keys,            // b h s d, appended to
-                             real *values,          // b h s d, appended to
-                             int32_t *buckets,    // b h r k 2: newest token, count; or NULL (LOCAL)
-                             int32_t *previous,   // b h r s, or NULL (LOCAL)
-                             const int64_t *rows, // n, texts of the cache, distinct
-                             const int64_t *positions, // n, of the new tokens
-                             real *y,                  // n c, added to
-                             size_t columns, void *scratch);
+    void (*decode_attention)(
+        rf_run *run, const rf_decoding *a,
+        const real *x,       // n c
+        const real *weight,  // c
+        const real *bias,    // c
+        const rf_matrix *wq, // hd c
+        const rf_matrix *wk, // hd c; NULL with shared_qk
+        const rf_matrix *wv, // hd c
+        const rf_matrix *wo, // c hd
+        const int32_t *num_buckets, size_t nf,
+        const real *rotations,    // h d r k/2, or NULL unless it hashes
+        real *keys,               // b h s d, appended to
+        real *values,             // b h s d, appended to
+        int32_t *buckets,         // b h r k 2: newest token, count; or NULL unless it hashes
+        int32_t *previous,        // b h r s, or NULL unless it hashes
+        const int64_t *rows,      // n, texts of the cache, distinct
+        const int64_t *positions, // n, of the new tokens
+        real *y,                  // n c, added to
+        size_t columns, void *scratch);
 
     /* The linear and the feed-forward layer of decoding: few rows, weights in any storage. */
     void (*quantized_linear)(rf_run *run,

@@ -89,16 +89,16 @@ typedef struct {
 
 /* Attention for one new token of each text, to the cache of a layer. */
 typedef struct {
-    rf_scope scope;    // LOCAL, CHUNK or BUCKET
+    rf_scope scope;    // FULL: all earlier tokens; LOCAL: a ring buffer of the last chunks
     size_t n, c, h, d; // new tokens, one per text; channels, heads, depth of a head
     size_t b, s;       // texts of the cache; its capacity in tokens (LOCAL: a ring buffer)
     size_t r, k;       // hash rounds, buckets
     size_t m, before;  // chunk length, chunks of look-back (scopes LOCAL and CHUNK)
     size_t cap;        // tokens of a segment (scope BUCKET), or 0
-    int across_buckets, duplicates; // as in rf_attention
-    double scale;                   // of the scores
-    double softcap;                 // as in rf_attention
-    double eps;                     // of the layer norm
+    int shared_qk, across_buckets, duplicates; // as in rf_attention
+    double scale;                              // of the scores
+    double softcap;                            // as in rf_attention
+    double eps;                                // of the layer norm
 } rf_decoding;
 
 /* An axis of axial positions: its size, and its table (size, width), which the forward pass reads

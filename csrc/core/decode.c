@@ -1,9 +1,9 @@
 /* decode.c: attention for one new token of each text, to a cache of the tokens before it.
 
-   The cache of a layer holds the keys, scaled and, with shared queries and keys, normalised, and
-   the values. A layer that hashes also keeps each bucket as a linked list: its newest token, its
-   size, and for each token the previous one of its bucket. Appending a token takes two writes. A
-   local layer keeps only its window, in a ring buffer. */
+   The cache of a layer holds the keys, scaled and, with shared_qk, normalised, and the values. A
+   layer that hashes also keeps each bucket as a linked list: its newest token, its size, and for
+   each token the previous one of its bucket. Appending a token takes two writes. A local layer
+   keeps only its window, in a ring buffer. */
 #include "attention_hf_rows.h"
 #include "rows.h"
 #include "small_batch.h"
@@ -31,7 +31,7 @@ static void flush(online_softmax *sm) {
     real max = sm->max;
     for (size_t i = 0; i < sm->n; i++) {
         score[i] = soft_capped1(dot(sm->q, sm->keys + sm->token[i] * d, d), (real)sm->a->softcap);
-        if (sm->a->scope != RF_LOCAL && sm->token[i] == sm->self) // the self-mask
+        if (sm->a->shared_qk && sm->token[i] == sm->self) // the self-mask
             score[i] = SCORE_SELF;
         max = score[i] > max ? score[i] : max;
     }
@@ -85,7 +85,7 @@ typedef struct {
 } decode_scratch;
 
 static size_t met_words(const rf_decoding *a) {
-    return a->scope == RF_LOCAL || a->duplicates ? 0 : blocks_of(a->s, 64);
+    return a->scope < RF_CHUNK || a->duplicates ? 0 : blocks_of(a->s, 64);
 }
 
 static size_t decode_scratch_bytes(const rf_decoding *a, size_t columns) {
@@ -216,10 +216,10 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     const rf_decoding *a = x->a;
     const size_t d = a->d, at = (i * a->h + head) * d;
     const size_t bh = (size_t)x->rows[i] * a->h + head, t = (size_t)x->positions[i];
-    const int local = a->scope == RF_LOCAL;
+    const int local = a->scope == RF_LOCAL, hashes = a->scope >= RF_CHUNK;
     real *keys = x->keys + bh * a->s * d, *values = x->values + bh * a->s * d;
-    const real *q = x->q + at, *k = local ? x->k + at : q;
-    const real scale = (real)a->scale * (local ? (real)1 : key_norm(q, d));
+    const real *q = x->q + at, *k = a->shared_qk ? q : x->k + at;
+    const real scale = (real)a->scale * (a->shared_qk ? key_norm(q, d) : (real)1);
     // 1. append
     const size_t slot = t % a->s; // of the ring buffer; other scopes have s > t
     for (size_t j = 0; j < d; j++) keys[slot * d + j] = k[j] * scale;
@@ -236,18 +236,20 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     size_t rounds = 1;
     if (local)
         attend_range(&sm, (t / a->m - min_size(t / a->m, a->before)) * a->m, t + 1, a->s);
+    else if (!hashes)
+        attend_range(&sm, 0, t + 1, a->s);
     else
         rounds = attend_hashed(&sm, x, bh, scratch.hash);
     flush(&sm);
     // 3. normalise. A token that attended only to itself gets what a forward pass over all tokens
     // gives it: its value or, in Hugging Face's model, that with -1e5 + log n rounded
     const int hugging_face = a->scope == RF_CHUNK && a->duplicates && a->across_buckets;
-    if (!local && !hugging_face && !sm.others) {
+    if (hashes && !hugging_face && !sm.others) {
         copy_row(sm.out, x->v + at, d);
         return;
     }
     real share = 1 / sm.sum;
-    if (!local && !sm.others) {
+    if (hashes && !sm.others) {
         const real lse = rounds > 1 ? SCORE_SELF + (real)log((double)rounds) : SCORE_SELF;
         share = libm_exp(SCORE_SELF - lse) * (real)rounds / sm.sum;
     }
@@ -287,8 +289,8 @@ static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, c
     if (wk) linear_small_batch(run, norm, wk, NULL, k, n, c, width);
     linear_small_batch(run, norm, wv, NULL, v, n, c, width);
     // 3. attention
-    const size_t keys_per_token =
-        a->scope == RF_BUCKET ? 64 * a->r : (a->before + 1) * a->m * max_size(1, a->r);
+    const size_t window = a->scope == RF_FULL ? a->s : (a->before + 1) * a->m;
+    const size_t keys_per_token = a->scope == RF_BUCKET ? 64 * a->r : window * max_size(1, a->r);
 #pragma omp parallel for num_threads(team(run, 4.0 * (double)(n * width * keys_per_token)))        \
     schedule(static)
     for (size_t task = 0; task < n * a->h; task++)

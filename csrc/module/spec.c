@@ -162,12 +162,11 @@ void rf_attention_sizes(rf_call *c, rf_attention *a) {
 rf_decoding rf_decoding_of(rf_call *c) {
     const char *query, *keys, *mask;
     const rf_attention spec = rf_attention_of(c, &query, &keys, &mask);
-    if (!c->failed && spec.scope == RF_FULL)
-        RF_FAIL(c, PyExc_ValueError, "spec must be of local or LSH attention");
     return (rf_decoding){.scope = spec.scope,
                          .m = spec.m,
                          .before = spec.before,
                          .cap = spec.cap,
+                         .shared_qk = spec.shared_qk,
                          .across_buckets = spec.across_buckets,
                          .duplicates = spec.duplicates,
                          .softcap = spec.softcap,
@@ -184,10 +183,10 @@ void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets
     a->r = rf_size(c, "r");
     a->k = rf_size(c, "k");
     a->scale = default_scale(a->d);
-    const int local = a->scope == RF_LOCAL;
-    if (!c->failed && (has_keys != local || (!local && !has_buckets)))
+    const int local = a->scope == RF_LOCAL, hashes = a->scope >= RF_CHUNK;
+    if (!c->failed && (has_keys == a->shared_qk || has_buckets != hashes))
         RF_FAIL(c, PyExc_TypeError,
-                "wk belongs to local layers; rotations, buckets and previous to "
+                "wk belongs to layers without shared_qk; rotations, buckets and previous to "
                 "those that hash");
     if (!c->failed && rf_size(c, "hd") != rf_product(a->h, a->d))
         RF_FAIL(c, PyExc_ValueError, "wq must have as many rows as keys have h d, %zu, got %zu",

@@ -12,8 +12,7 @@ from ..ops.attention import AttentionSaved, AttentionSpec
 from .parameters import Weights
 from .parts import Part
 from .probabilities import lsh_probabilities
-from .self_attention import WINDOW, SelfAttention
-from .sublayer import blocks
+from .self_attention import WINDOW, WholeSequences
 
 __all__ = ["LSHAttention"]
 
@@ -21,7 +20,7 @@ __all__ = ["LSHAttention"]
 ATTENDED = ("attend_across_buckets", "allow_duplicate_attention")
 
 
-class LSHAttention(SelfAttention):
+class LSHAttention(WholeSequences):
     """softmax(q k') v over the tokens that share a bucket (Kitaev et al. 2020, section 2).
 
     q and v are (b, h, t, d), and k = q / |q|: queries and keys share a projection. See
@@ -29,9 +28,6 @@ class LSHAttention(SelfAttention):
 
     The buckets of the forward pass are kept for the backward pass: the recomputed input differs by
     rounding, and hashing it again could give other buckets.
-
-    A sequence cannot be cut into stretches, but heads are independent: if the arrays of all heads
-    would be large, one or a few heads are computed at a time.
 
     Parameters
     ----------
@@ -46,8 +42,6 @@ class LSHAttention(SelfAttention):
 
     hashes = True
     projections = own_projections = ("query_key", "value")
-    # maximum size of a part's array of heads (b, h, t, d), unless it holds a single head
-    max_bytes = 2**25
 
     def __init__(
         self,
@@ -64,16 +58,6 @@ class LSHAttention(SelfAttention):
         # parts by their first row and head, and after a pass their buckets (b, h, r, t), or None if
         # the sequence is a single chunk
         self._buckets: dict[tuple[int, int], tuple[Part, np.ndarray | None]] = {}
-
-    def _split(self, x: np.ndarray) -> list[Part]:
-        b, t, _ = x.shape
-        head = t * self._depth * x.itemsize
-        fitting = self.max_bytes // head
-        if fitting >= self.num_heads:
-            return self._sequences(b, t, fitting // self.num_heads)
-        heads = list(blocks(slice(0, self.num_heads), max(1, fitting)))
-        rows = blocks(slice(0, b * t), t)
-        return [Part(1, own, (own,), some) for own in rows for some in heads]
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         key = part.own.start, part.heads.start

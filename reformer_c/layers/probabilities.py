@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["cross_probabilities", "local_probabilities", "lsh_probabilities"]
+__all__ = ["cross_probabilities", "full_probabilities", "local_probabilities", "lsh_probabilities"]
 
 # Hugging Face's scores of hidden keys, and of a token's own key if queries and keys are shared
 HIDDEN, ITSELF = -1e9, -1e5
@@ -96,9 +96,7 @@ def lsh_probabilities(
         in the sorted order of the round; (b, h, t, t) if t <= m. In scope "bucket" (b, h, t, t),
         over all rounds.
     """
-    d = qk.shape[-1]
-    norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
-    k = qk / norm * qk.dtype.type(d**-0.5)
+    k = _shared_keys(qk)
     if scope == "bucket" and buckets is not None:
         return _bucket_probabilities(
             qk, k, buckets, bucket_cap, is_causal, attention_mask, softcap,
@@ -121,6 +119,40 @@ def lsh_probabilities(
         qk, k, positions, neighbours, is_causal, attention_mask, softcap, shared_qk=True,
         elsewhere=elsewhere, met=met,
     )  # fmt: skip
+
+
+def full_probabilities(
+    q: np.ndarray,
+    k: np.ndarray | None,
+    *,
+    is_causal: bool,
+    attention_mask: np.ndarray | None,
+    softcap: float | None = None,
+    **_: Any,
+) -> np.ndarray:
+    """Probabilities of full attention, softmax(q k' / sqrt(d)); k is None with shared_qk.
+
+    Parameters
+    ----------
+    q, k : (b, h, t, d)
+
+    Returns
+    -------
+    ndarray, of the dtype of q
+        (b, h, t, t)
+    """
+    shared_qk = k is None
+    k = _shared_keys(q) if k is None else k * q.dtype.type(q.shape[-1] ** -0.5)
+    positions = np.broadcast_to(np.arange(q.shape[2]), q.shape[:3])
+    return _probabilities(
+        q, k, positions, (0, 0), is_causal, attention_mask, softcap, shared_qk=shared_qk
+    )
+
+
+def _shared_keys(qk: np.ndarray) -> np.ndarray:
+    """Queries divided by their root mean square, and by sqrt(d)."""
+    norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
+    return qk / norm * qk.dtype.type(qk.shape[-1] ** -0.5)
 
 
 def cross_probabilities(

@@ -1,4 +1,4 @@
-"""What local and LSH attention have in common: chunks, and the cache of decoding steps."""
+"""What attention within a sequence has in common: windows of chunks, and the cache of decoding."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from .. import ops
 from .attention import Attention
-from .sublayer import Step
+from .parts import Part
+from .sublayer import Step, blocks
 
-__all__ = ["SelfAttention", "WINDOW"]
+__all__ = ["SelfAttention", "WholeSequences", "WINDOW"]
 
 # the options of the window of chunks that a token attends to
 WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
 
 
 class SelfAttention(Attention):
-    """Attention within a sequence (b, h, t, d), to the chunks around a token's own: local or LSH.
-
-    With chunks of m tokens, a token attends to a window of (before + 1 + after) m keys.
+    """Attention within a sequence (b, h, t, d). Local and LSH attention are to the chunks around a
+    token's own: with chunks of m tokens, to a window of (before + 1 + after) m keys.
     """
 
     # layer norm's weights and the projections, set in the first decoding step
@@ -67,3 +67,21 @@ class SelfAttention(Attention):
         )
         output = step.weights.matrix(self.weights, "output.dense.weight")
         return norm, (query, key[0] if key else None, value, output)
+
+
+class WholeSequences(SelfAttention):
+    """Attention that cannot be cut into stretches of a sequence. But heads are independent: if the
+    arrays of all heads would be large, one or a few heads are computed at a time."""
+
+    # maximum size of a part's array of heads (b, h, t, d), unless it holds a single head
+    max_bytes = 2**25
+
+    def _split(self, x: np.ndarray) -> list[Part]:
+        b, t, _ = x.shape
+        head = t * self._depth * x.itemsize
+        fitting = self.max_bytes // head
+        if fitting >= self.num_heads:
+            return self._sequences(b, t, fitting // self.num_heads)
+        heads = list(blocks(slice(0, self.num_heads), max(1, fitting)))
+        rows = blocks(slice(0, b * t), t)
+        return [Part(1, own, (own,), some) for own in rows for some in heads]

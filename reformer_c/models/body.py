@@ -19,6 +19,7 @@ from ..checks import as_array, integer
 from ..layers.activations import WEIGHTED
 from ..layers.embeddings import Embeddings
 from ..layers.feed_forward import FeedForward, WeightedFeedForward
+from ..layers.full_attention import FullAttention, FullSharedAttention
 from ..layers.layer_norm import FinalNorm
 from ..layers.local_attention import LocalAttention
 from ..layers.lsh_attention import LSHAttention
@@ -41,6 +42,13 @@ __all__ = ["Pass", "Plan", "StepMemory", "body_constants", "body_shapes", "dense
 HEAD_BLOCK = 2**22
 # the name of the word vectors
 WORDS = "embeddings.word_embeddings.weight"
+# the type of a layer: its attention
+ATTENTION: dict[str, type[SelfAttention]] = {
+    "local": LocalAttention,
+    "lsh": LSHAttention,
+    "full": FullAttention,
+    "full_shared": FullSharedAttention,
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ class Pass:
     def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
         """The branches of a layer: attention, and feed-forward."""
         config, key = self.config, partial(self.key, "layer", i)
-        rules = {
+        rules: dict[str, Any] = {
             "num_heads": config.num_attention_heads,
             "shape": (self.inputs.b, self.inputs.n),
             "lengths": self._lengths,
@@ -155,16 +163,21 @@ class Pass:
                 if self.call.training
                 else 0.0
             ),
-            "chunk_length": config.attention(kind, "attn_chunk_length"),
-            "num_chunks_before": config.attention(kind, "num_chunks_before"),
-            "num_chunks_after": config.attention(kind, "num_chunks_after"),
             "is_causal": config.is_decoder,
             "softcap": config.softcap,
             "key": partial(key, "attention"),
         }
+        if kind in config.windows:
+            rules |= {
+                "chunk_length": config.attention(kind, "attn_chunk_length"),
+                "num_chunks_before": config.attention(kind, "num_chunks_before"),
+                "num_chunks_after": config.attention(kind, "num_chunks_after"),
+            }
         attend = weights.below("attention.")
         attention: SelfAttention
-        if kind == "local":
+        if kind not in config.windows:
+            attention = ATTENTION[kind](attend, **rules, **common)
+        elif kind == "local":
             # in a causal model a circle can only repeat chunks: off if strictly causal
             wrap = not (config.is_decoder and config.attention_scope == "bucket")
             attention = LocalAttention(attend, wrap=wrap, **rules, **common)
@@ -439,7 +452,7 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
     shapes |= position_shapes(config)
     for i, kind in enumerate(config.layer_types):
         layer = f"encoder.layers.{i}."
-        attention = LocalAttention if kind == "local" else LSHAttention
+        attention = ATTENTION[kind]
         shapes |= norm_shapes(f"{layer}attention.layer_norm", c)
         for projection in attention.projections:
             shapes[f"{layer}attention.self_attention.{projection}.weight"] = (width, c)

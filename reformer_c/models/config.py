@@ -23,9 +23,10 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("position_embedding_type", "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
-        "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
-        "apply_lm_head_bias", "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
+OURS = ("full_attention_probs_dropout_prob", "position_embedding_type", "attention_scope",
+        "bucket_cap", "lsh_attend_across_buckets", "lsh_allow_duplicate_attention", "softcap",
+        "matmul_precision", "memory_budget", "apply_lm_head_bias", "label_smoothing",
+        "shared_embeddings", "image_shape")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -62,8 +63,9 @@ class ReformerConfig(NamedAttributes, JsonFile):
     attention_head_size : int
         Depth of a head; heads times depth need not equal hidden_size.
     attn_layers : list of str
-        Type of each layer's attention: "local" or "lsh". If all are the same, num_hidden_layers
-        may be larger than the list.
+        Type of each layer's attention: "local", "lsh", "full" (to all tokens) or "full_shared" (to
+        all, with shared queries and keys as in "lsh"). If all are the same, num_hidden_layers may
+        be larger than the list.
     axial_norm_std : float
         Standard deviation of axial position embeddings at initialisation, and the amplitude of
         sinusoidal ones.
@@ -151,6 +153,8 @@ class ReformerConfig(NamedAttributes, JsonFile):
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
         section 3.5), in layers.positions; "none": causal attention alone tells the order. The last
         two have no weights, and sequences may be longer than max_position_embeddings.
+    full_attention_probs_dropout_prob : float
+        As local_attention_probs_dropout_prob, of "full" and "full_shared" layers.
     attention_scope : str
         "chunk": fixed-size chunks as in Hugging Face; "bucket": whole buckets, of any size. The
         attended set of the paper's section 2 is "bucket" with lsh_allow_duplicate_attention=False.
@@ -260,6 +264,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
     # ours
     position_embedding_type: str = "absolute"
+    full_attention_probs_dropout_prob: float = 0.0
     attention_scope: str = "chunk"
     bucket_cap: int | None = None
     lsh_attend_across_buckets: bool = True
@@ -435,9 +440,14 @@ class ReformerConfig(NamedAttributes, JsonFile):
             return min(self.max_position_embeddings, math.prod(self.axial_pos_shape))
         return self.max_position_embeddings
 
+    @property
+    def windows(self) -> list[str]:
+        """The types among `layer_types` that attend to chunks, "local" and "lsh", each once."""
+        return [kind for kind in ("local", "lsh") if kind in self.layer_types]
+
     def attention(self, layer_type: str, name: str) -> Any:
         """The field `name` of one type of attention: ``attention("lsh", "attn_chunk_length")``."""
-        return getattr(self, f"{layer_type}_{name}")
+        return getattr(self, f"{layer_type.removesuffix('_shared')}_{name}")
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the field, if a value is invalid."""

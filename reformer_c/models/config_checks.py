@@ -13,8 +13,8 @@ from .config_keys import ACTIVATIONS
 
 __all__ = ["check_fields", "check_memory_budget"]
 
-LAYER_TYPES = ("local", "lsh")
 POSITION_TYPES = ("absolute", "sinusoidal", "none")
+LAYER_TYPES = ("local", "lsh", "full", "full_shared")
 MAX_AXES = 8  # of the operation axial_positions
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -26,8 +26,10 @@ def check_fields(config: Any) -> None:
     _check_sizes(config)
     _check_labels(config)
     _check_positions(config)
-    for layer_type in set(config.layer_types):
+    for layer_type in config.windows:
         _check_attention(config, layer_type)
+    _real("full_attention_probs_dropout_prob", config.full_attention_probs_dropout_prob, 0.0,
+          below=1.0)  # fmt: skip
     if "lsh" in config.layer_types:
         _check_hashing(config)
     _check_options(config)
@@ -64,7 +66,7 @@ def _check_layers(config: Any) -> None:
     if len(config.layer_types) != config.num_hidden_layers:
         raise ValueError(
             f"num_hidden_layers must be at most {len(config.attn_layers)}, the length of "
-            f"attn_layers, which are of two types, got {config.num_hidden_layers}"
+            f"attn_layers, which are of several types, got {config.num_hidden_layers}"
         )
 
 

@@ -183,8 +183,10 @@ def cache_bytes(
     h, d = config.num_attention_heads, config.attention_head_size
     total = 0
     for kind in config.layer_types:
-        m = config.attention(kind, "attn_chunk_length")
-        room = t if kind == "lsh" else (config.attention(kind, "num_chunks_before") + 1) * m
+        room = t
+        if kind == "local":
+            before = config.attention(kind, "num_chunks_before")
+            room = (before + 1) * config.attention(kind, "attn_chunk_length")
         total += 2 * h * room * d * itemsize
         if kind == "lsh":
             buckets = num_buckets_of(config, t if prompt is None else prompt)

@@ -120,7 +120,7 @@ class LanguageModel(Head):
         if config.is_decoder != self.causal:
             kind = "a causal" if self.causal else "a masked (bidirectional)"
             raise ValueError(f"is_decoder must be {self.causal} for {kind} language model")
-        for kind in set(config.layer_types) if self.causal else ():
+        for kind in config.windows if self.causal else ():
             if config.attention(kind, "num_chunks_after") != 0:
                 raise ValueError(f"{kind}_num_chunks_after must be 0 for a causal language model")
 

@@ -89,8 +89,8 @@ def padded_length(config: ReformerConfig, t: int, *, masked: bool) -> int:
     one looks back to, and the automatic number of buckets; and except for the output of a masked
     token that sees no real token, which depends on the padding.
     """
-    lengths = {kind: config.attention(kind, "attn_chunk_length") for kind in config.layer_types}
-    if t <= min(lengths.values()) or config.attention_scope == "bucket":
+    lengths = {kind: config.attention(kind, "attn_chunk_length") for kind in config.windows}
+    if not lengths or t <= min(lengths.values()) or config.attention_scope == "bucket":
         return t
     n = _round_up(t, math.lcm(*lengths.values()))
     # causal local attention does not see the chunks that wrap around

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class AttentionCache:
     ----------
     b, h, d : int
         Texts, heads, depth of a head.
-    scope : {"local", "chunk", "bucket"}
+    scope : {"full", "local", "chunk", "bucket"}
+        "full": a token attends to all tokens before it.
         "bucket": a token attends to the tokens of its bucket that came before it, as
         `lsh_attention` with ``scope="bucket", is_causal=True``. "chunk": to the chunk of the
         sorted tokens that it falls into when it is hashed, and `num_chunks_before` more, as Hugging
@@ -44,6 +46,8 @@ class AttentionCache:
         As in `lsh_attention` and `local_attention`.
     attend_across_buckets, allow_duplicate_attention
         As in `lsh_attention`.
+    shared_qk : bool
+        With scope "full": as in `full_attention`. A layer that hashes always shares them.
     eps : float
         Of the layer norm.
     dtype : float32 or float64
@@ -76,21 +80,23 @@ class AttentionCache:
         softcap: float | None = None,
         attend_across_buckets: bool = True,
         allow_duplicate_attention: bool = True,
+        shared_qk: bool = False,
         eps: float = 1e-12,
         dtype: type = np.float32,
     ) -> None:
         self.longest, self.rotations, self.num_buckets = longest, rotations, num_buckets
         self.hashes = rotations is not None
         self.spec = AttentionSpec(
-            "lsh" if self.hashes else "local", chunk_length=chunk_length,
+            "lsh" if self.hashes else scope, chunk_length=chunk_length,
             num_chunks_before=num_chunks_before, scope=scope if self.hashes else "chunk",
-            bucket_cap=bucket_cap, softcap=softcap, shared_qk=self.hashes,
+            bucket_cap=bucket_cap, softcap=softcap,
+            shared_qk=shared_qk or self.hashes,
             attend_across_buckets=attend_across_buckets,
             allow_duplicate_attention=allow_duplicate_attention,
         )  # fmt: skip
         self.scale, self.eps = 1 / math.sqrt(d), eps
         # fresh zeros take no memory until they are written
-        room = longest if self.hashes else (num_chunks_before + 1) * chunk_length
+        room = (num_chunks_before + 1) * chunk_length if scope == "local" else longest
         self.keys: np.ndarray = np.zeros((b, h, room, d), dtype)
         self.values: np.ndarray = np.zeros_like(self.keys)
         self.buckets: np.ndarray | None = None
@@ -136,14 +142,16 @@ class AttentionCache:
         t, room = k.shape[2], self.keys.shape[2]
         for i, row in enumerate(rows):
             keys, values = self.keys[row], self.values[row]
-            if buckets is None:
+            if self.spec.kind == "local":
                 kept = np.arange(max(0, t - room), t)
                 keys[:, kept % room] = k[i][:, kept] * k.dtype.type(self.scale)
                 values[:, kept % room] = v[i][:, kept]
                 continue
-            square = np.einsum("htd,htd->ht", k[i], k[i]) / k.shape[3]
-            scale = k.dtype.type(self.scale) / np.sqrt(square + k.dtype.type(1e-6))
-            np.multiply(k[i], scale[..., None], out=keys[:, :t])
+            scale: Any = k.dtype.type(self.scale)
+            if self.spec.shared_qk:
+                square = np.einsum("htd,htd->ht", k[i], k[i]) / k.shape[3]
+                scale = (scale / np.sqrt(square + k.dtype.type(1e-6)))[..., None]
+            np.multiply(k[i], scale, out=keys[:, :t])
             values[:, :t] = v[i]
         if buckets is not None:
             self._fill_buckets(rows, buckets)
@@ -174,7 +182,8 @@ class AttentionCache:
         changed = np.flatnonzero(parents != np.arange(len(parents)))
         if len(changed) == 0:
             return
-        parents, tokens = parents[changed], slice(start, end) if self.hashes else slice(None)
+        local = self.spec.kind == "local"
+        parents, tokens = parents[changed], slice(None) if local else slice(start, end)
         for array in (self.keys, self.values):
             array[changed, :, tokens] = array[parents, :, tokens]
         if self.previous is not None and self.buckets is not None:

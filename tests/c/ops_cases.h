@@ -380,7 +380,7 @@ static void test_quantized(size_t n, size_t c, size_t f, rf_activation activatio
 static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const rf_attention *of = &p->a;
     const size_t n = of->b, c = p->ci, h = of->h, d = of->d, columns = 1 + of->k / 4;
-    const int local = of->scope == RF_LOCAL;
+    const int local = of->scope == RF_LOCAL, hashes = of->scope >= RF_CHUNK;
     const size_t s = local ? (of->before + 1) * of->m : of->t;
     const rf_decoding a = {.scope = of->scope,
                            .n = n,
@@ -394,6 +394,7 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
                            .m = of->m,
                            .before = of->before,
                            .cap = of->cap,
+                           .shared_qk = of->shared_qk,
                            .across_buckets = of->across_buckets,
                            .duplicates = of->duplicates,
                            .scale = 0.3,
@@ -415,10 +416,10 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
     void *scratch = scratch_of(ops->decode_attention_workspace(run, &a, columns));
     for (size_t t = 0; t < of->t; t++) {
         for (size_t i = 0; i < n; i++) rows[i] = (int64_t)(n - 1 - i), positions[i] = (int64_t)t;
-        ops->decode_attention(run, &a, in[1] + t * n * c, in[2], in[3], &wq, local ? &wk : NULL,
-                              &wv, &wo, p->factors, 2, local ? NULL : in[8], keys, values,
-                              local ? NULL : buckets, local ? NULL : previous, rows, positions, y,
-                              columns, scratch);
+        ops->decode_attention(run, &a, in[1] + t * n * c, in[2], in[3], &wq,
+                              a.shared_qk ? NULL : &wk, &wv, &wo, p->factors, 2,
+                              hashes ? in[8] : NULL, keys, values, hashes ? buckets : NULL,
+                              hashes ? previous : NULL, rows, positions, y, columns, scratch);
     }
 }
 
@@ -480,8 +481,9 @@ static void test_all(void) {
     test_adafactor(3, 50, 2100);
 
     what = "decoding";
-    for (int i = 0; i < 60; i++) {
-        rf_attention a = {.scope = (rf_scope)(1 + i % 3)};
+    for (int i = 0; i < 80; i++) {
+        rf_attention a = {.scope = (rf_scope)(i % 4)};
+        a.shared_qk = a.scope >= RF_CHUNK || (a.scope == RF_FULL && below(2));
         a.b = below(4), a.h = 1 + below(3);
         a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
         a.r = 1 + below(3), a.k = 4 * (1 + below(4)), a.m = 1 + below(20), a.before = below(3);

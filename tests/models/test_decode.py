@@ -100,8 +100,10 @@ def test_fixed_chunks_do_change_their_beginning():
     assert (np.abs(one - two).max(axis=-1) > 1e-3).mean() > 0.5
 
 
-@pytest.mark.parametrize("kinds", [["local"], ["local", "local", "local"]])
-def test_local_layers_give_what_the_full_forward_gives(kinds):
+@pytest.mark.parametrize(
+    "kinds", [["local"], ["local", "local", "local"], ["full", "full_shared", "local"]]
+)
+def test_layers_that_do_not_hash_give_what_the_full_forward_gives(kinds):
     model = language_model(**long_config(400, attn_layers=kinds))
     ids = random_ids((2, 399))
     for prompt in [1, 16, 40]:
@@ -125,7 +127,7 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
     assert np.array_equal(cached, model.generate(ids, use_cache=False, **options))
 
 
-@pytest.mark.parametrize("scope", ["local", "chunk", "bucket"])
+@pytest.mark.parametrize("scope", ["local", "chunk", "bucket", "full", "full_shared"])
 @pytest.mark.parametrize("prompt", [1, 5, 8, 30])
 @pytest.mark.parametrize(
     ("softcap", "across", "duplicates"),
@@ -138,21 +140,24 @@ def test_one_layer_matches_the_reference(
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
     x, norm = draw(b, t, c), (1 + 0.1 * draw(c), 0.1 * draw(c))
     wq, wk, wv, wo = draw(h * d, c), draw(h * d, c), draw(h * d, c), draw(c, h * d)
-    rotations = None if scope == "local" else draw(h, d, rounds, 3)
+    scope, shared = scope.removesuffix("_shared"), scope not in ("local", "full")
+    rotations = draw(h, d, rounds, 3) if scope in ("chunk", "bucket") else None
     expected = reference.outputs(
-        x, norm, (wq, wk if scope == "local" else None, wv, wo), rotations, (2, 4), scope=scope,
+        x, norm, (wq, None if shared else wk, wv, wo), rotations, (2, 4), scope=scope,
         h=h, m=m, before=before, softcap=softcap, across=across, duplicates=duplicates,
     )  # fmt: skip
     cache = ops.AttentionCache(
         b, h, d, scope=scope, longest=t, rotations=rotations, num_buckets=(2, 4), chunk_length=m,
         num_chunks_before=before, softcap=softcap, dtype=dtype, attend_across_buckets=across,
-        allow_duplicate_attention=duplicates,
+        allow_duplicate_attention=duplicates, shared_qk=shared and rotations is None,
     )  # fmt: skip
     rows = np.arange(b)
-    cache.fill(rows, *reference.projections(x[:, :prompt], norm, wq, wk, wv, rotations, (2, 4), h))
+    key = None if shared else wk
+    filled = reference.projections(x[:, :prompt], norm, wq, key, wv, rotations, (2, 4), h)
+    cache.fill(rows, *filled)
     for i in range(prompt, t):
         y = np.zeros((b, c), dtype)
-        weights = (wq, wk if scope == "local" else None, wv, wo)
+        weights = (wq, None if shared else wk, wv, wo)
         cache.step(y, x[:, i].copy(), norm, weights, rows, np.full(b, i))
         assert_close(y, expected[:, i], "replay")
 
@@ -199,7 +204,7 @@ def test_a_cache_names_what_does_not_fit(rng):
     cache = ops.AttentionCache(1, 2, 3, scope="local", longest=9, chunk_length=4, dtype=np.float64)
     x, norm = np.zeros((1, 5)), (np.ones(5), np.zeros(5))
     w, wo, at = np.zeros((6, 5)), np.zeros((5, 6)), np.array([0])
-    with pytest.raises(TypeError, match="wk belongs to local layers"):
+    with pytest.raises(TypeError, match="wk belongs to layers without shared_qk"):
         cache.step(np.zeros((1, 5)), x, norm, (w, None, w, wo), at, at)
     with pytest.raises(ValueError, match="wq must have as many rows"):
         cache.step(np.zeros((1, 5)), x, norm, (w[:4], w[:4], w[:4], wo[:, :4]), at, at)
@@ -270,6 +275,7 @@ def round_weights(model, storage):
         {},
         {"attention_scope": "bucket", "softcap": 1.0},
         {"attention_scope": "bucket", "lsh_allow_duplicate_attention": False},
+        {"attn_layers": ["full", "full_shared", "lsh"], "softcap": 1.0},
         {"lsh_allow_duplicate_attention": False, "lsh_attend_across_buckets": False},
         {"attn_layers": ["local"], "hidden_act": "gelu", "apply_lm_head_bias": False},
         {"hidden_act": "prelu"},

@@ -37,7 +37,11 @@ def configurations(
     after = st.just(0) if is_decoder else st.integers(0, 1)
     fields = {
         "is_decoder": is_decoder,
-        "attn_layers": draw(st.lists(st.sampled_from(["local", "lsh"]), min_size=1, max_size=3)),
+        "attn_layers": draw(
+            st.lists(
+                st.sampled_from(["local", "lsh", "full", "full_shared"]), min_size=1, max_size=3
+            )
+        ),
         "attention_scope": draw(st.sampled_from(["chunk", "bucket"])),
         "local_attn_chunk_length": draw(st.sampled_from([2, 3, 4, 8])),
         "lsh_attn_chunk_length": draw(st.sampled_from([2, 4, 5])),
@@ -108,8 +112,8 @@ def chooses_num_buckets(config, n):
 
 def evaluated_length(config, t):
     """The length that Hugging Face pads to in evaluation: a common multiple of the chunks."""
-    lengths = [config.attention(kind, "attn_chunk_length") for kind in config.layer_types]
-    if config.attention_scope == "bucket" or t <= min(lengths):
+    lengths = [config.attention(kind, "attn_chunk_length") for kind in config.windows]
+    if config.attention_scope == "bucket" or t <= min(lengths, default=t):
         return t
     return -(-t // math.lcm(*lengths)) * math.lcm(*lengths)
 

@@ -8,7 +8,7 @@ from reference import attention, hashing
 def projections(x, norm, wq, wk, wv, rotations, num_buckets, h):
     """Keys or shared queries, values (b, h, t, d), and bucket ids (b, h, r, t) or None."""
     n = normed(x, norm)
-    k, v = heads(n @ (wk if rotations is None else wq).T, h), heads(n @ wv.T, h)
+    k, v = heads(n @ (wq if wk is None or rotations is not None else wk).T, h), heads(n @ wv.T, h)
     if rotations is None:
         return k.astype(wv.dtype), v.astype(wv.dtype), None
     ids = hashing.lsh_hash(k, rotations, num_buckets)
@@ -47,7 +47,9 @@ def outputs(
     out = np.zeros(q.shape)
     for at in np.ndindex(b, h):
         for i in range(t):
-            if scope == "local":
+            if scope == "full":
+                met = np.arange(i + 1)
+            elif scope == "local":
                 met = np.arange(max(0, i // m - before) * m, i + 1)
             elif scope == "chunk" and i < m:
                 met = np.arange(i + 1)
@@ -65,7 +67,7 @@ def outputs(
             s = k[at][met] @ q[at][i] / np.sqrt(d)
             if softcap is not None:
                 s = softcap * np.tanh(s / softcap)
-            if scope != "local":
+            if wk is None:
                 s = np.where(met == i, attention.SELF, s)
             p = attention.softmax(s)
             if (

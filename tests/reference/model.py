@@ -33,7 +33,9 @@ def body(
     for i, kind in enumerate(config.layer_types):
         layer = below(w, f"encoder.layers.{i}.")
         n = normed(x2, below(layer, "attention."), config)
-        if kind == "local":
+        if kind.startswith("full"):
+            heads = full(n, below(layer, "attention."), config, attention_mask, kind)
+        elif kind == "local":
             heads = local(n, below(layer, "attention."), config, attention_mask)
         else:
             heads = lsh(n, below(layer, "attention."), config, attention_mask, next(hashing))
@@ -154,6 +156,15 @@ def rules(config, kind, attention_mask):
         # with exact buckets a causal model is strictly causal: no window repeats on a circle
         "wrap": not (config.is_decoder and config.attention_scope == "bucket"),
     }
+
+
+def full(n, w, config, attention_mask, kind):
+    names = ("query", "key", "value") if kind == "full" else ("query_key", "value")
+    q, *k, v = (projected(n, w, name, config) for name in names)
+    options = {"is_causal": config.is_decoder, "softcap": config.softcap}
+    return attention.full(q, k[0] if k else None, attention_mask=attention_mask, **options).output(
+        v
+    )
 
 
 def local(n, w, config, attention_mask):
