@@ -75,8 +75,8 @@ def _prepare_classification(folder: Path | None, options: Namespace) -> Prepared
     summary = f"{len(train):,} examples to train on, {len(held):,} held out"
     if problem != "regression":
         summary += f"; {len(labels)} labels: {', '.join(labels[:8])}" + ", ..." * (len(labels) > 8)
-    if cut := sum(len(example.ids) == task.length for example in train):
-        summary += f"\n{cut:,} texts have {data.length:,} tokens or more, and are truncated"
+    if note := task.note(example.ids for example in train):
+        summary += f"\n{note}"
     return Prepared(model, data, _measure(task, held), tokenizer, summary)
 
 
@@ -169,8 +169,9 @@ def open_task(model: Any, options: Namespace) -> Any:
     longest = model.config.num_positions
     if options.length is not None and options.length > longest:
         raise ValueError(f"--length must be at most the model's {longest} positions")
+    length = options.length or min(longest, model.config.max_position_embeddings)
     tokenizer = open_tokenizer(options.model, options.tokenizer, model.config.vocab_size)
-    return opened[type(model)](model.config, tokenizer, options.length or longest, options)
+    return opened[type(model)](model.config, tokenizer, length, options)
 
 
 def _classification(config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:
@@ -209,6 +210,8 @@ def evaluate(model: Any, options: Namespace) -> None:
     for name, value in metrics.items():
         print(f"{name:20} {value:.4f}")
     print(f"{len(examples):,} {task.unit}, {seconds:.1f} s")
+    if isinstance(task, Classification) and (note := task.note(one.ids for one in examples)):
+        print(note)
 
 
 # ---- the runs of --task ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -123,6 +123,11 @@ class Classification:
         if self.problem == SINGLE:
             return self.labels.index(names[0])
         return np.isin(self.labels, names).astype(np.float32)
+
+    def note(self, rows: Iterable[np.ndarray]) -> str:
+        """A warning about rows that were truncated; empty if there are none."""
+        cut = sum(len(ids) == self.length for ids in rows)
+        return f"{cut:,} texts of {self.length:,} tokens or more, truncated" if cut else ""
 
     def logits(self, model: Any, rows: Sequence[np.ndarray], *, seed: int) -> np.ndarray:
         """The model's logits (n, k) for rows of token ids."""

@@ -154,8 +154,10 @@ def padded_ids(rows: Sequence[np.ndarray], pad_token_id: int) -> dict[str, np.nd
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def batches_of(rows: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All rows in batches for evaluation: their indices, and their ids (b, t).
+def batches_of(
+    rows: Sequence[np.ndarray], tokens: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All rows in batches of at most `tokens` for evaluation: their indices, and their ids (b, t).
 
     Rows of a batch have one length. Padding takes part in hashing, so that predictions for a text
     would depend on the texts that it is evaluated with.
@@ -169,7 +171,7 @@ def batches_of(rows: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndar
     lengths = np.array([len(row) for row in rows], np.int64)
     for length in np.unique(lengths):
         same = np.flatnonzero(lengths == length)
-        count = max(1, BATCH_TOKENS // int(length))
+        count = max(1, (tokens or BATCH_TOKENS) // int(length))
         for start in range(0, len(same), count):
             index = same[start : start + count]
             yield index, np.stack([rows[i] for i in index])

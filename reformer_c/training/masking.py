@@ -29,6 +29,8 @@ CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1
 BYTE_MASK, BYTE_MASK_ID = "[MASK]", 1
 # tokens that are listed for each mask
 CANDIDATES = 5
+# logits of a batch in evaluation
+LOGITS = 2**22
 
 
 def mask_tokens(
@@ -130,7 +132,8 @@ class MaskedLanguageModel:
             for start in range(0, len(text), self.length)
         ]
         loss, right, count = 0.0, 0, 0
-        for step, (_, ids) in enumerate(batches_of(windows)):
+        tokens = max(1, LOGITS // model.config.vocab_size)
+        for step, (_, ids) in enumerate(batches_of(windows, tokens)):
             rng = np.random.default_rng((seed, step))
             masked, labels = mask_tokens(ids, self.mask_token_id, self.replacements, rng)
             places = labels != IGNORE
