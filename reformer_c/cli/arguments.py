@@ -110,6 +110,8 @@ def _parser() -> ArgumentParser:
          "model reviews.csv"),
         ("translate", _translate, "translate texts, line by line, with a model trained on --pairs",
          'model --text "Guten Morgen"'),
+        ("average", _average, "average the weights of several checkpoints of a run",
+         "model --output averaged"),
         ("info", _info, "size, tokenizer and speed of a saved model",
          "model --lengths 1024 8192"),
         ("bench", _bench, "time the operations as a share of the machine's peak",
@@ -221,6 +223,9 @@ def _train_steps(add: Callable[..., Any]) -> None:
 def _train_output(add: Callable[..., Any]) -> None:
     add("--save", metavar="DIR", help="folder for the model and the state that --resume needs")
     add("--save-every", **WHOLE, default=0, help="steps between checkpoints (only at the end)")
+    add("--keep", **WHOLE, default=0,
+        help="keep the models of the last N checkpoints in DIR/checkpoint-STEP, to average (0)",
+    )  # fmt: skip
     add("--resume", action="store_true",
         help="continue the run in DIR bit for bit: same options, except that --steps may be more",
     )  # fmt: skip
@@ -305,6 +310,13 @@ def _predict(command: ArgumentParser) -> None:
         "standard input")  # fmt: skip
     add("--length", **COUNT, help="tokens per text (the model's maximum)")
     add("--text-column", metavar="NAME", help="column of the text (text)")
+
+
+def _average(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("models", nargs="+", metavar="DIR",
+        help="folder of a model, or of a run with --keep, whose kept models are taken")  # fmt: skip
+    add("--output", metavar="DIR", required=True, help="folder for the mean")
 
 
 def _info(command: ArgumentParser) -> None:

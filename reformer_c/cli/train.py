@@ -48,6 +48,7 @@ def run(options: Namespace) -> None:
         evaluate_every=options.eval_every,
         folder=folder,
         save_every=options.save_every,
+        keep=options.keep,
         log=options.log,
     )
     if options.resume and folder is not None:
@@ -117,7 +118,7 @@ def _check_options(options: Namespace) -> None:
 
 def _check_folder(folder: Path | None, options: Namespace) -> None:
     if folder is None:
-        for name in ("resume", "save_every"):
+        for name in ("resume", "save_every", "keep"):
             if getattr(options, name):
                 raise ValueError(f"{option(name)} needs --save DIR")
         return

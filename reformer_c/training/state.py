@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,15 @@ from ..files.checkpoint import read_safetensors, write_atomically, write_safeten
 from ..models.config import ReformerConfig
 from .optim import Optimizer
 
-__all__ = ["config_differences", "has_checkpoint", "restore_run",
+__all__ = ["config_differences", "has_checkpoint", "keep_model", "kept_models", "restore_run",
            "save_run"]  # fmt: skip
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "config.json"
+# and the step: as transformers' Trainer calls them
+KEPT = "checkpoint-"
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -40,6 +43,19 @@ def save_run(folder: Path, model: Any, optimizer: Optimizer, state: Mapping[str,
         write_atomically(stage / STATE_FILE, lambda part: part.write_text(text))
 
     replace_files(folder, write)
+
+
+def keep_model(folder: Path, model: Any, step: int, limit: int) -> None:
+    """Save the model of a step below the folder, and remove all but the last `limit` of them."""
+    model.save_pretrained(folder / f"{KEPT}{step}")
+    for old in kept_models(folder)[:-limit]:
+        shutil.rmtree(old)
+
+
+def kept_models(folder: Path) -> list[Path]:
+    """The folders that `keep_model` made, in the order of their steps."""
+    found = [path for path in folder.glob(f"{KEPT}*") if path.name[len(KEPT) :].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[len(KEPT) :]))
 
 
 def restore_run(

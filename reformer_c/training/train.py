@@ -27,7 +27,7 @@ from .interruption import Interruption
 from .log import TrainingLog
 from .optim import AdamW, Optimizer
 from .schedules import Schedule, describe_schedule
-from .state import restore_run, save_run
+from .state import keep_model, restore_run, save_run
 from .texts import texts_of
 
 __all__ = ["StepReport", "Trainer"]
@@ -129,6 +129,9 @@ class Trainer(NamedAttributes):
         Where to `save` every `save_every` steps, after the last step and on interruption.
     save_every : int
         0 saves only after the last step and on interruption.
+    keep : int
+        The models of the last `keep` checkpoints are kept in ``folder/checkpoint-STEP``, without
+        the optimiser's state, for ``reformer_c.training.averaging.average_models``.
     log : path, optional
         File that receives one line of JSON per step: the fields of `StepReport`.
 
@@ -185,6 +188,7 @@ class Trainer(NamedAttributes):
     evaluate_every: int
     folder: Path | None
     save_every: int
+    keep: int
     step: int
     _saved_step: int
     _log: TrainingLog | None
@@ -206,6 +210,7 @@ class Trainer(NamedAttributes):
         evaluate_every: int = 0,
         folder: str | os.PathLike | None = None,
         save_every: int = 0,
+        keep: int = 0,
         log: str | os.PathLike | None = None,
     ) -> None:
         _check_method("model", model, "loss_and_gradients")
@@ -226,6 +231,8 @@ class Trainer(NamedAttributes):
             raise ValueError("held_out must have a text of at least 2 tokens")
         if save_every and folder is None:
             raise ValueError("folder must be given with save_every")
+        if keep and folder is None:
+            raise ValueError("folder must be given with keep")
         self.model = model
         self.data = data
         self.optimizer = AdamW(model.parameters) if optimizer is None else optimizer
@@ -243,10 +250,12 @@ class Trainer(NamedAttributes):
         self.evaluate_every = integer("evaluate_every", evaluate_every, 0)
         self.folder = None if folder is None else Path(folder)
         self.save_every = integer("save_every", save_every, 0)
+        self.keep = integer("keep", keep, 0)
         self.step = 0
         self._saved_step = -1
         if self.folder is not None:
             arrays = [*model.parameters.values(), *self.optimizer.state_dict().values()]
+            arrays += self.keep * [*model.parameters.values()]
             check_writable(self.folder, sum(array.nbytes for array in arrays))
         self._log = None if log is None else TrainingLog(log)
 
@@ -372,6 +381,8 @@ class Trainer(NamedAttributes):
             return
         try:
             self.save(self.folder)
+            if self.keep:
+                keep_model(self.folder, self.model, self.step, self.keep)
         except OSError as error:
             last = f"that of step {self._saved_step} is" if self._saved_step >= 0 else "none is"
             raise OSError(

@@ -27,8 +27,8 @@ from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
 from reformer_c.training.schedules import schedules
 
-COMMANDS = ["demo", "train", "generate", "complete", "evaluate", "predict", "translate", "info",
-            "bench"]  # fmt: skip
+COMMANDS = ["demo", "train", "generate", "complete", "evaluate", "predict", "translate", "average",
+            "info", "bench"]  # fmt: skip
 SMALL = ["--length", "256", "--layers", "2", "--width", "32", "--threads", "1"]
 
 
