@@ -204,6 +204,7 @@ def layer_norm(
     >>> layer_norm(np.array([[1.0, 2.0, 3.0]]), np.ones(3), np.zeros(3)).round(4)
     array([[-1.2247,  0.    ,  1.2247]])
     """
+    eps = number("eps", eps, 0.0)
     return _core.layer_norm_forward(x, weight, bias, eps, out, resolve_workers(workers))[0]
 
 
