@@ -144,9 +144,10 @@ def translate(
                 f"line {number} must have at most {longest} tokens (positions), got {len(ids)}"
             )
     end = end_token_of(tokenizer)
+    # of all texts, so that a translation does not depend on its batch
+    new = length or 2 * max(map(len, sources), default=0) + 50
     for start in range(0, len(sources), batch):
         rows = tokenizer.pad(sources[start : start + batch], padding_side="right")
-        new = length or 2 * rows["input_ids"].shape[1] + 50
         written = model.generate(
             **rows, **beams, do_sample=False, eos_token_id=end, rng=seed,
             # the start token has a position too
