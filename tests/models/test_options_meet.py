@@ -392,6 +392,49 @@ def test_a_language_models_head_of_the_users_has_the_same_bits(
             np.testing.assert_array_equal(gradient, expected)
 
 
+@settings(max_examples=40)
+@given(
+    config=configurations(activations=["gelu", "silu"], decoders=st.just(False)),
+    lengths=st.tuples(st.integers(1, LONGEST), st.integers(1, LONGEST)),
+    training=st.booleans(),
+    dropout=st.booleans(),
+    padded=st.booleans(),
+    budget=st.sampled_from([None, 3000, 10**9]),
+)
+def test_gradients_of_an_encoder_decoder_are_the_derivative(
+    config, lengths, training, dropout, padded, budget
+):
+    s, t = lengths
+    if dropout:
+        config = replace(config, **DROPOUT)
+    causal = {"local_num_chunks_after": 0, "lsh_num_chunks_after": 0}
+    decoder = replace(config, **causal)
+    model = rc.ReformerEncoderDecoder(config, decoder=decoder, rng=0, dtype=np.float64)
+    randomise(model)
+    ids, labels, mask = random_ids((2, s)), random_ids((2, t), 1), None
+    if padded:
+        mask = np.ones((2, s), int)
+        mask[1, s // 2 + 1 :] = 0
+        labels[0, t // 2 + 1 :] = -100
+    arguments = dict(labels=labels, rng=7, training=training, memory_budget=budget)
+    model.loss_and_gradients(ids, mask, **arguments)  # chooses the numbers of buckets
+    _, gradients = model.loss_and_gradients(ids, mask, **arguments)
+    assert list(gradients) == list(model.parameters)
+    w, rng = model.parameters, np.random.default_rng(1)
+    start = {name: x.copy() for name, x in w.items()}
+    directions = {name: rng.standard_normal(x.shape) for name, x in w.items()}
+
+    def at(distance):
+        for name, x in moved(start, distance, directions).items():
+            w[name][...] = x
+        return model.loss_and_gradients(ids, mask, **arguments)[0]
+
+    expected = slope(at, [0.0], [1.0], 1e-7)
+    actual = sum(float((g * directions[name]).sum()) for name, g in gradients.items())
+    typical = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
+    assert abs(actual - expected) < tolerance("derivative") * max(typical, abs(expected))
+
+
 def counted(labels, mask, is_decoder):
     """The labels; -100 where they are predicted at a masked position."""
     if mask is None:
