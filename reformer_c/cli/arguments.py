@@ -195,7 +195,10 @@ def _columns(add: Callable[..., Any]) -> None:
 
 
 def _train_model(add: Callable[..., Any]) -> None:
-    add("--preset", choices=PRESETS, default="tiny", help="size of the model (tiny)")
+    add("--from", dest="start", metavar="DIR",
+        help="start from the weights and the tokenizer of this model; a head for another task is "
+        "new")  # fmt: skip
+    add("--preset", choices=PRESETS, help="size of the model (tiny)")
     add("--layers", **COUNT, help="number of layers (the preset's)")
     add("--width", **COUNT, help="channels of the model (the preset's)")
     add("--hashes", **COUNT, help="rounds of LSH attention (the preset's)")

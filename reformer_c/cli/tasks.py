@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..models.config import ReformerConfig
 from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import (
     ReformerForMaskedLM,
@@ -60,7 +61,7 @@ def _prepare_classification(folder: Path | None, options: Namespace) -> Prepared
         least = 2 if problem == PROBLEMS["single-label"] else 1
         if len(labels) < least:
             raise ValueError(f"FILE must have at least {least} labels in {column!r}, got {labels}")
-    task = Classification(tokenizer, problem, labels, options.length or LENGTH, **columns)
+    task = Classification(tokenizer, problem, labels, _longest(options), **columns)
     train, held = task.examples(records), task.examples(held_out)
     data = _examples(train, tokenizer, options)
     fields = {
@@ -95,7 +96,7 @@ def _prepare_masked(folder: Path | None, options: Namespace) -> Prepared:
 def _prepare_questions(folder: Path | None, options: Namespace) -> Prepared:
     records, held_out = _read_examples(options, "question", "context")
     tokenizer = read_tokenizer(folder, options) or default_tokenizer(folder, options)
-    task = QuestionAnswering(tokenizer, options.length or LENGTH)
+    task = QuestionAnswering(tokenizer, _longest(options))
     questions, held = task.questions(records), task.questions(held_out)
     data = _examples(task.examples(questions), tokenizer, options)
     fields = {"num_labels": 2}
@@ -104,6 +105,13 @@ def _prepare_questions(folder: Path | None, options: Namespace) -> Prepared:
     if len(data) > len(questions):
         summary += f"\n{len(data):,} windows of at most {data.length:,} tokens"
     return Prepared(model, data, _measure(task, held), tokenizer, summary)
+
+
+def _longest(options: Namespace) -> int:
+    """The most tokens of a row."""
+    if options.length is None and options.start is not None:
+        return min(LENGTH, ReformerConfig.from_pretrained(options.start).num_positions)
+    return options.length or LENGTH
 
 
 def _read_examples(options: Namespace, *columns: str) -> tuple[list[Record], list[Record]]:

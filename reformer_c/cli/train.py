@@ -24,7 +24,7 @@ from . import tasks
 from .pictures import describe_bits, read_picture_data
 from .prepared import Prepared
 from .train_data import read_data
-from .train_model import make_model
+from .train_model import PRESET, make_model
 from .values import given, option
 
 
@@ -103,6 +103,11 @@ def _check_options(options: Namespace) -> None:
     for name in ("problem", "text_column", "label_column"):
         if getattr(options, name) is not None and options.task != "classification":
             raise ValueError(f"{option(name)} cannot be combined with --task {options.task}")
+    for name in ("preset", "layers", "width") if options.start is not None else ():
+        if getattr(options, name) is not None:
+            raise ValueError(f"{option(name)} cannot be combined with --from")
+    if options.start is not None and options.task == "translation":
+        raise ValueError("--from cannot be combined with pairs")
     if options.eval_every and not options.evaluate_on and options.held_out == 0:
         raise ValueError("--eval-every needs held-out text, got --held-out 0")
     if options.floor is not None and options.schedule not in ("cosine", "linear"):
@@ -141,7 +146,7 @@ def _check_folder(folder: Path | None, options: Namespace) -> None:
 
 
 def _optimizer(model: Any, options: Namespace) -> Optimizer:
-    preset = PRESETS[options.preset]
+    preset = PRESETS[options.preset or PRESET]
     settings = given(lr=options.lr, weight_decay=options.weight_decay)
     if (options.optimizer or preset.optimizer) == "adamw":
         return AdamW(model.parameters, **{"lr": preset.lr} | settings)

@@ -78,13 +78,20 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
 
 
 def read_tokenizer(folder: Path | None, options: Namespace) -> Any:
-    """The tokenizer of --tokenizer, by default that of the folder, if it has one."""
+    """The tokenizer of --tokenizer, by default that of the folder, if it has one, or of --from."""
     saved = folder_tokenizer(folder) if folder is not None and folder.is_dir() else None
-    return consistent_tokenizer(options.tokenizer, saved, folder)
+    if saved is not None or options.start is None:
+        return consistent_tokenizer(options.tokenizer, saved, folder)
+    # guess from the vocabulary's size only if no tokenizer is named
+    size = ReformerConfig.from_pretrained(options.start).vocab_size
+    saved = folder_tokenizer(options.start, size if options.tokenizer is None else None)
+    return consistent_tokenizer(options.tokenizer, saved, options.start)
 
 
 def default_tokenizer(folder: Path | None, options: Namespace) -> Any:
-    """The tokenizer of texts: `ByteTokenizer`, unless a resumed model may have another."""
+    """The tokenizer of texts: `ByteTokenizer`, unless an earlier model may have another."""
+    if options.start is not None:
+        raise no_tokenizer(options.start)
     if not options.resume or folder is None:
         return ByteTokenizer()
     tokenizer = folder_tokenizer(folder, ReformerConfig.from_json(folder).vocab_size)

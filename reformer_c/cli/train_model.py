@@ -1,7 +1,8 @@
-"""The model that ``reformer-c train`` trains: new, or that of the folder if it resumes."""
+"""The model that ``reformer-c train`` trains: new, of --from, or of the folder if it resumes."""
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,13 @@ from ..training.state import config_differences
 from .train_data import TrainingData
 from .values import given
 
-__all__ = ["create_or_open", "fix_num_buckets", "make_config", "make_model"]
+__all__ = ["PRESET", "create_or_open", "fix_num_buckets", "make_config", "make_model"]
+
+# the default of --preset
+PRESET = "tiny"
+# of a model that is trained further, what stays whatever the data or the task would determine: the
+# size of its vocabulary, and what its local layers see
+KEPT = ("vocab_size", "local_num_chunks_after")
 
 Model = TypeVar("Model", bound=ReformerWithLoss)
 
@@ -46,16 +53,26 @@ def make_model(
 
 
 def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> ReformerConfig:
-    """The configuration of the preset and the options, with the fields that data determines."""
+    """The configuration of the preset or of --from, with what data and options determine."""
+    if options.start is not None:
+        determined = {name: x for name, x in determined.items() if name not in KEPT}
     fields = determined | given(
         **dict.fromkeys(DROPOUTS, options.dropout),
         memory_budget=_bytes_of(options.memory_budget),
         num_hashes=options.hashes,
     )
     fields |= dict(options.set)
-    config = preset_config(
-        options.preset, length, layers=options.layers, width=options.width, **fields
-    )
+    if options.start is not None:
+        config = ReformerConfig.from_pretrained(options.start).changed(fields)
+        if length > config.num_positions:
+            raise ValueError(
+                f"--length must be at most the {config.num_positions} positions of "
+                f"{options.start!r}, got {length}"
+            )
+    else:
+        config = preset_config(
+            options.preset or PRESET, length, layers=options.layers, width=options.width, **fields
+        )
     if options.hashes is not None and "lsh" not in config.attn_layers:
         raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")
     return config
@@ -75,9 +92,18 @@ def fix_num_buckets(config: ReformerConfig, length: int) -> ReformerConfig:
 def create_or_open(
     kind: type[Model], folder: Path | None, config: ReformerConfig, options: Namespace
 ) -> Model:
-    """A new model, or that of the folder if the run resumes."""
+    """A new model, that of --from, or that of the folder if the run resumes."""
     if not options.resume or folder is None:
-        return kind(config, rng=options.seed)
+        if options.start is None:
+            return kind(config, rng=options.seed)
+        with warnings.catch_warnings(record=True) as caught:  # about the head of another task
+            warnings.simplefilter("always")
+            model = kind.from_pretrained(
+                options.start, config=config, rng=options.seed, ignore_mismatched_sizes=True
+            )
+        for warning in caught:
+            print(f"--from: {warning.message}")
+        return model
     # the saved memory budget is used: a share of today's free memory would be other bytes, and
     # results would round differently
     if found := config_differences(config, ReformerConfig.from_json(folder)):

@@ -4,10 +4,12 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import reformer_c as rc
 from reformer_c.cli.arguments import PROBLEMS
 from reformer_c.cli.main import main
 from reformer_c.training import classification
@@ -316,6 +318,70 @@ def test_what_is_wrong_with_questions_is_one_line(
              "MODEL": str(reader / "model")}  # fmt: skip
     capsys.readouterr()
     assert main([files.get(word, word) for word in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+# ---- training further ----
+
+TUNE = ["--task", "classification", "--from"]
+
+
+def test_a_model_is_trained_further_for_another_task(masked, reviews, tmp_path, capsys):
+    start, folder = str(masked / "model"), str(tmp_path / "tuned")
+    command = ["train", reviews, *TUNE, start, "--save", folder, "--threads", "1"]
+    # a step that changes nothing
+    assert main([*command, "--steps", "1", "--lr", "1e-30", "--weight-decay", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "--from: ReformerForSequenceClassification.from_pretrained: " in printed
+    before = rc.ReformerForMaskedLM.from_pretrained(start)
+    after = rc.ReformerForSequenceClassification.from_pretrained(folder)
+    shared = [name for name in after.parameters if name.startswith("reformer.")]
+    assert shared
+    for name in shared:
+        np.testing.assert_array_equal(after.parameters[name], before.parameters[name])
+    assert after.config.num_positions == before.config.num_positions
+    assert [after.config.id2label[i] for i in range(2)] == ["bad", "good"]
+    # and further, and resumed bit for bit
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    command = ["train", reviews, *TUNE, folder, "--schedule", "constant", "--warmup", "0"]
+    assert main([*command, "--save", str(once), "--steps", "3", "--threads", "1"]) == 0
+    assert main([*command, "--save", str(twice), "--steps", "2", "--threads", "1"]) == 0
+    assert main([*command, "--save", str(twice), "--steps", "3", "--resume"]) == 0
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
+        assert (once / name).read_bytes() == (twice / name).read_bytes()
+    assert "--from: " not in capsys.readouterr().out
+
+
+def test_a_language_model_is_trained_further(tmp_path, reviews, capsys):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    command = ["train", reviews, "--length", "32", "--steps", "1", "--threads", "1"]
+    assert main([*command, *SMALL, "--set", "vocab_size=300", "--save", first]) == 0
+    assert main([*command, "--from", first, "--save", second]) == 0
+    config = json.loads(Path(second, "config.json").read_text())
+    assert (config["vocab_size"], config["hidden_size"]) == (300, 32)
+    Path(first, "tokenizer_config.json").unlink()  # then 300 ids may be those of any tokenizer
+    assert main([*command, "--from", first]) == 1
+    assert "--tokenizer must be DIR, FILE or bytes" in capsys.readouterr().err
+    assert main([*command, "--from", first, "--tokenizer", "bytes"]) == 0
+    # texts are cut to the positions that there are
+    assert main(["train", reviews, *TUNE, second, "--steps", "1", "--threads", "1"]) == 0
+    assert main([*command, "--from", second, "--length", "64"]) == 1
+    assert "--length must be at most the 32 positions of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--layers", "2"], "--layers cannot be combined with --from"),
+        (["--preset", "tiny"], "--preset cannot be combined with --from"),
+        (["--set", "hidden_size=64", "--set", "axial_pos_embds_dim=[32, 32]"], "are not those of"),
+    ],
+)
+def test_what_a_model_cannot_become_is_one_line(options, words, masked, reviews, capsys):
+    command = ["train", reviews, *TUNE, str(masked / "model"), *options, "--steps", "1"]
+    assert main(command) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said
