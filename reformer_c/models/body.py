@@ -27,6 +27,7 @@ from ..layers.observers import Probabilities
 from ..layers.parameters import Weights
 from ..layers.positions import AxialPositions, Positions, PositionTable, SinusoidalPositions
 from ..layers.randomness import Dropout, random_key
+from ..layers.residual import Residual
 from ..layers.reversible import alternating_backward, alternating_forward
 from ..layers.self_attention import SelfAttention
 from ..layers.sublayer import Kept, Sublayer, blocks
@@ -283,17 +284,27 @@ class Pass:
     @in_own_precision
     @underflow_to_zero()
     def forward(self, *, differentiate: bool = False, kept_layers: int = 0) -> None:
-        """Run the layers; the last `kept_layers` keep their activations for the backward pass."""
+        """Run the layers; the last `kept_layers` keep their activations for the backward pass.
+
+        Without ``config.reversible`` both streams are the same array.
+        """
         inputs, record = self.inputs, self.call.requested.hidden_states
         y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
-        y2 = y1.copy()
+        y2 = y1.copy() if self.config.reversible else y1
         self._hidden_states = [y2[:, : inputs.t].copy()] if record else []
-        first_kept = len(self.layers) - kept_layers
-        self._branches = [
-            layer if i < first_kept else [*map(Kept, layer)] for i, layer in enumerate(self.layers)
-        ]
-        for layer in self._branches:
-            y1, y2 = alternating_forward([branch.forward_add for branch in layer], y1, y2)
+        self._branches: list[Sequence[Any]] = []
+        for i, layer in enumerate(self.layers):
+            kept = i >= len(self.layers) - kept_layers
+            branches: Sequence[Any]
+            if self.config.reversible:
+                branches = [*map(Kept, layer)] if kept else layer
+                y1, y2 = alternating_forward([branch.forward_add for branch in branches], y1, y2)
+            else:
+                branches = [Residual(branch, keep=kept) for branch in layer]
+                for branch in branches:
+                    branch.forward_add(y1)
+            if differentiate:
+                self._branches.append(branches)
             if record:
                 self._hidden_states.append(y2[:, : inputs.t].copy())
         self.y1, self.y2 = y1, y2
@@ -320,9 +331,14 @@ class Pass:
         shape = (self.inputs.b, self.inputs.n, self.config.hidden_size)
         # stands for a stream in the size queries below, without allocating one
         x = np.broadcast_to(self.weights.dtype.type(0), shape)
-        costs = [sum(branch.kept_bytes(x) for branch in layer) for layer in reversed(self.layers)]
+        # one stream is kept before each branch in any case
+        before = 0 if self.config.reversible else x.nbytes
+        costs = [
+            sum(branch.kept_bytes(x) - before for branch in layer)
+            for layer in reversed(self.layers)
+        ]
         kept_layers = int((np.cumsum(costs) <= budget).sum())
-        kept = sum(costs[:kept_layers])
+        kept = sum(costs[:kept_layers]) + before * len(self.branches)
         # the backward pass frees kept activations and adds gradients, layer by layer
         gradients = self.weights.nbytes - self.body.nbytes
         # the head's gradient of the word vectors, to which that of the embeddings is added
@@ -334,12 +350,14 @@ class Pass:
                 gradients += branch.weights.nbytes
                 backward = branch.backward_bytes(x, kept=i < kept_layers)
                 peak = max(peak, still + gradients + backward)
-                still -= branch.kept_bytes(x) if i < kept_layers else 0
+                still -= branch.kept_bytes(x) if i < kept_layers else before
         peak = max(peak, shared + self.weights.nbytes)
         buckets = sum(attention.bucket_bytes() for attention, *_ in self.layers)
         memory = StepMemory(
             # 16 bytes per token: positions, and labels shifted to the logits that predict them
-            streams=4 * x.nbytes + 16 * self.inputs.b * self.inputs.n + buckets,
+            streams=(4 if self.config.reversible else 3) * x.nbytes
+            + 16 * self.inputs.b * self.inputs.n
+            + buckets,
             gradients=self.weights.nbytes,
             kept=kept,
             working=max(0, peak - kept - self.weights.nbytes) + heap_gaps(x.nbytes),
@@ -413,14 +431,20 @@ class Pass:
     def backward(self) -> np.ndarray | None:
         """Propagate dy1 and dy2 to the gradients of the body's weights. Returns that of
         `inputs_embeds` (b, t, c), if these are the inputs."""
-        streams = self.y1, self.y2, self.dy1, self.dy2
-        for layer in reversed(self._branches):
-            streams = alternating_backward(layer, *streams)
-        self.dy1, self.dy2 = streams[2:]
-        del self.y1, self.y2, streams
-        # both streams start as the embeddings, so the gradients add up
+        if self.config.reversible:
+            streams = self.y1, self.y2, self.dy1, self.dy2
+            for layer in reversed(self._branches):
+                streams = alternating_backward(layer, *streams)
+            self.dy1, self.dy2 = streams[2:]
+            del streams
+        # both streams start as the embeddings, or are one: the gradients add up
         ops.add_scaled(self.dy1, self.dy2, 1.0)
         del self.dy2
+        if not self.config.reversible:
+            for layer in reversed(self._branches):
+                for branch in reversed(layer):
+                    branch.backward_add(self.dy1, self.y1)
+        del self.y1, self.y2
         dx = self.embeddings.backward(self.dy1)
         return None if dx is None else np.ascontiguousarray(dx[:, : self.inputs.t])
 

@@ -23,10 +23,10 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("full_attention_probs_dropout_prob", "position_embedding_type", "attention_scope",
-        "bucket_cap", "lsh_attend_across_buckets", "lsh_allow_duplicate_attention", "softcap",
-        "matmul_precision", "memory_budget", "apply_lm_head_bias", "label_smoothing",
-        "shared_embeddings", "image_shape")  # fmt: skip
+OURS = ("reversible", "full_attention_probs_dropout_prob", "position_embedding_type",
+        "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
+        "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
+        "apply_lm_head_bias", "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -153,6 +153,11 @@ class ReformerConfig(NamedAttributes, JsonFile):
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
         section 3.5), in layers.positions; "none": causal attention alone tells the order. The last
         two have no weights, and sequences may be longer than max_position_embeddings.
+    reversible : bool
+        False: one stream, ``x += f(x)`` for each branch, as in an ordinary pre-norm Transformer
+        with the same parameters. Memory then grows with depth: training keeps the stream before
+        each branch, and with memory_budget what the branches would recompute. The final states are
+        the stream twice, as wide as two streams.
     full_attention_probs_dropout_prob : float
         As local_attention_probs_dropout_prob, of "full" and "full_shared" layers.
     attention_scope : str
@@ -263,6 +268,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     num_hidden_layers: int = None  # type: ignore[assignment]
 
     # ours
+    reversible: bool = True
     position_embedding_type: str = "absolute"
     full_attention_probs_dropout_prob: float = 0.0
     attention_scope: str = "chunk"

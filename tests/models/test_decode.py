@@ -103,8 +103,9 @@ def test_fixed_chunks_do_change_their_beginning():
 @pytest.mark.parametrize(
     "kinds", [["local"], ["local", "local", "local"], ["full", "full_shared", "local"]]
 )
-def test_layers_that_do_not_hash_give_what_the_full_forward_gives(kinds):
-    model = language_model(**long_config(400, attn_layers=kinds))
+@pytest.mark.parametrize("reversible", [True, False])
+def test_layers_that_do_not_hash_give_what_the_full_forward_gives(kinds, reversible):
+    model = language_model(**long_config(400, attn_layers=kinds, reversible=reversible))
     ids = random_ids((2, 399))
     for prompt in [1, 16, 40]:
         logits = decoded(model, ids, prompt)

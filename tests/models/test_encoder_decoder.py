@@ -29,6 +29,7 @@ LAYERS = {
     "one layer": ["local"],
     "two layers": ["local", "lsh"],
     "three layers": ["lsh", "local", "lsh"],
+    "full": ["full", "full_shared"],
 }
 
 
@@ -75,9 +76,15 @@ def test_logits_and_loss_are_the_references(layers, s, t, masked, shared, dtype)
 
 @pytest.mark.parametrize(("smoothing", "shared"), [(0.0, False), (0.1, False), (0.1, True)])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reversible", [True, False])
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
-def test_gradients_are_the_derivative_of_the_reference(layers, masked, smoothing, shared):
-    model = small_model(attn_layers=layers, label_smoothing=smoothing, shared_embeddings=shared)
+def test_gradients_are_the_derivative_of_the_reference(
+    layers, reversible, masked, smoothing, shared
+):
+    model = small_model(
+        attn_layers=layers, label_smoothing=smoothing, shared_embeddings=shared,
+        reversible=reversible,
+    )  # fmt: skip
     ids, labels = random_ids((2, 11)), random_ids((2, 7), 1)
     labels[1, 4:] = -100
     mask = padding_mask(2, 11) if masked else None

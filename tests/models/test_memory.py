@@ -60,6 +60,8 @@ def can_measure():
         ("tiny", {}, 16_384, 1, 0),
         ("tiny", {}, 4096, 4, 2**30),
         ("book", {}, 4096, 1, 0),
+        ("book", {"reversible": False}, 4096, 1, 0),
+        ("book", {"reversible": False}, 2048, 2, 100_000_000),
         ("book", {"attn_layers": ["full", "full_shared"], "num_hidden_layers": 2}, 2048, 1, 0),
         ("book", {}, 2048, 2, 100_000_000),
         ("tiny", {"shared_embeddings": True, "vocab_size": 50_000}, 2048, 1, 0),

@@ -52,6 +52,7 @@ def configurations(
         "num_hashes": draw(st.integers(1, 3)),
         "num_buckets": draw(num_buckets),
         "softcap": draw(st.sampled_from([None, 0.5])),
+        "reversible": draw(st.booleans()),
         "lsh_attend_across_buckets": draw(st.booleans()),
         "lsh_allow_duplicate_attention": draw(st.booleans()),
         # models of float64 are never rounded

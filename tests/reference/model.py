@@ -40,11 +40,13 @@ def body(
         else:
             heads = lsh(n, below(layer, "attention."), config, attention_mask, next(hashing))
         x1 = x1 + linear(side_by_side(heads), layer["attention.output.dense.weight"])
+        x1, x2 = streams(config, x1, x2)
         if memory is not None:
             part = below(layer, "cross_attention.")
             heads = cross(normed(x1, part, config), memory, part, config, memory_mask)
             x2 = x2 + linear(side_by_side(heads), part["output.dense.weight"])
             x1, x2 = x2, x1
+            x1, x2 = streams(config, x1, x2)
         n = normed(x1, below(layer, "feed_forward."), config)
         x2 = x2 + feed_forward(
             n,
@@ -52,6 +54,7 @@ def body(
             *dense(layer, "feed_forward.output.dense"),
             config.activation,
         )
+        x2, x1 = streams(config, x2, x1)
     both = np.concatenate([x1, x2], axis=-1)
     return layer_norm(both, *dense(w, "encoder.layer_norm"), config.layer_norm_eps)
 
@@ -104,6 +107,11 @@ def encoder_decoder_loss(w, encoder, decoder, ids, written, labels, label_smooth
 
 
 # ---- pieces ----
+
+
+def streams(config, updated, other):
+    """Two streams, or twice the one that was updated last."""
+    return (updated, other) if config.reversible else (updated, updated)
 
 
 def below(w, prefix):
