@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 from typing import Any
 
-from ..models.model import ReformerModelWithLMHead
+from ..models.model import ReformerForSequenceClassification, ReformerModelWithLMHead
 from ..training.evaluation import evaluate
 from ..training.texts import encode_text, read_texts
 from . import tasks
@@ -19,12 +19,13 @@ from .values import option
 
 def run(options: Namespace) -> None:
     model = open_model(options.model)
+    if not isinstance(model, ReformerForSequenceClassification):
+        for name in ("text_column", "label_column"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{option(name)} needs a classifier")
     if not isinstance(model, ReformerModelWithLMHead):
         tasks.evaluate(model, options)
         return
-    for name in ("text_column", "label_column"):
-        if getattr(options, name) is not None:
-            raise ValueError(f"{option(name)} needs a classifier")
     if model.config.image_shape is None:
         _evaluate_texts(model, options)
     else:

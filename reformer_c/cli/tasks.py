@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -141,8 +142,15 @@ def _model(
     kind: Any, folder: Path | None, length: int, tokenizer: Any, options: Namespace,
     fields: dict[str, Any],
 ) -> Any:  # fmt: skip
-    """The model of a task, for sequences of at most `length` tokens."""
-    config = make_config(length, options, FIELDS | token_fields(tokenizer) | fields)
+    """The model of a task, for sequences of at least `length` tokens."""
+    fields = FIELDS | token_fields(tokenizer) | fields
+    config = make_config(length, options, fields)
+    if options.length is None and options.start is None:
+        # whole chunks, which transformers pads sequences to
+        chunks = [config.attention(kind, "attn_chunk_length") for kind in config.layer_types]
+        multiple = math.lcm(*chunks) if all(chunks) else 1
+        length = -(-length // multiple) * multiple
+        config = make_config(length, options, fields)
     check_vocabulary(tokenizer, config.vocab_size)
     return create_or_open(kind, folder, fix_num_buckets(config, length), options)
 
@@ -191,10 +199,7 @@ def _classification(config: Any, tokenizer: Any, length: int, options: Namespace
 
 
 def _masked(config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:
-    columns = _columns(options)
-    if "label_column" in columns:
-        raise ValueError("--label-column needs a classifier")
-    return MaskedLanguageModel(tokenizer, length, **columns)
+    return MaskedLanguageModel(tokenizer, length, **_columns(options))
 
 
 def _questions(_config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:

@@ -76,7 +76,10 @@ def test_a_classifier_is_trained_evaluated_and_predicts(trained, reviews, tmp_pa
         "bad", "good",
     ]  # fmt: skip
     assert main(["info", trained]) == 0
-    assert "classifier.out_proj" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "classifier.out_proj" in printed
+    # whole chunks of texts of 15 bytes
+    assert "longest sequence  64 tokens" in printed
 
 
 def test_other_columns_and_problems(tmp_path, capsys):
@@ -228,6 +231,7 @@ def test_a_masked_model_is_trained_evaluated_and_predicts(masked, tmp_path, caps
          "--text-column cannot be combined with --task mlm"),
         (["predict", "MODEL", "TEXT"], "text.txt:1: text must contain [MASK], got"),
         (["evaluate", "MODEL", "TEXT", "--label-column", "x"], "--label-column needs a classifier"),
+        (["evaluate", "MODEL", "TEXT", "--text-column", "x"], "--text-column needs a classifier"),
         (["evaluate", "MODEL", "TEXT", "--sliding", "2"], "--sliding needs a language model that"),
         (["generate", "MODEL", "--prompt", "a"], "DIR must be a language model, got ReformerForM"),
     ],
@@ -305,7 +309,8 @@ def test_a_reader_is_trained_evaluated_and_predicts(reader, tmp_path, capsys):
          "question must have fewer than 5 tokens, got 5"),
         (["train", "FLAT", "--task", "question-answering", "--problem", "regression"],
          "--problem cannot be combined with --task question-answering"),
-        (["evaluate", "MODEL", "FLAT", "--text-column", "x"], "--text-column needs a model of an"),
+        (["evaluate", "MODEL", "FLAT", "--text-column", "x"], "--text-column needs a classifier"),
+        (["predict", "MODEL", "FLAT", "--text-column", "x"], "--text-column needs a model of an"),
         (["predict", "MODEL", "REVIEWS"], "reviews.csv:2: columns must include 'question'"),
     ],
 )  # fmt: skip
