@@ -147,7 +147,7 @@ def _model(
     config = make_config(length, options, fields)
     if options.length is None and options.start is None:
         # whole chunks, which transformers pads sequences to
-        chunks = [config.attention(kind, "attn_chunk_length") for kind in config.layer_types]
+        chunks = [config.attention(kind, "attn_chunk_length") for kind in config.windows]
         multiple = math.lcm(*chunks) if all(chunks) else 1
         length = -(-length // multiple) * multiple
         config = make_config(length, options, fields)

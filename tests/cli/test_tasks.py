@@ -109,6 +109,24 @@ def test_other_columns_and_problems(tmp_path, capsys):
         assert isinstance(found["prediction"], kind)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ['attn_layers=["full", "full_shared"]'],
+        ['attn_layers=["local", "full"]', "position_embedding_type=sinusoidal"],
+        ["num_buckets=4", "lsh_allow_duplicate_attention=false"],
+    ],
+)
+def test_other_layers_classify_too(fields, reviews, tmp_path, capsys):
+    folder = str(tmp_path / "model")
+    command = ["train", reviews, "--task", "classification", "--steps", "1", "--threads", "1"]
+    sets = [word for field in fields for word in ("--set", field)]
+    assert main([*command, "--save", folder, *sets]) == 0
+    assert main(["evaluate", folder, reviews]) == 0
+    assert main(["predict", folder, reviews]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 200
+
+
 def test_resuming_continues_bit_for_bit(reviews, tmp_path):
     command = ["train", reviews, "--task", "classification", *SMALL, "--dropout", "0.1"]
     once, twice = tmp_path / "once", tmp_path / "twice"
