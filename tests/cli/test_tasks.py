@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 import reformer_c as rc
 from reformer_c.cli.arguments import PROBLEMS
@@ -408,3 +409,20 @@ def test_what_a_model_cannot_become_is_one_line(options, words, masked, reviews,
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said
+
+
+def test_saved_models_open_in_transformers(trained, masked, reader):
+    torch = pytest.importorskip("torch", reason="needs torch: .[parity]")
+    transformers = pytest.importorskip("transformers", reason="needs transformers: .[parity]")
+    folders = {
+        "ReformerForSequenceClassification": (trained, "logits"),
+        "ReformerForMaskedLM": (masked / "model", "logits"),
+        "ReformerForQuestionAnswering": (reader / "model", "end_logits"),
+    }
+    ids = rc.ByteTokenizer().encode("It was fine.")[None]
+    for name, (folder, logits) in folders.items():
+        theirs = getattr(transformers, name).from_pretrained(folder).eval()
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(ids))[logits].numpy()
+        assert_close(getattr(rc, name).from_pretrained(folder)(ids)[logits], expected,
+                     "parity_output")  # fmt: skip
