@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.encoder_decoder import ReformerEncoderDecoder
+from ..models.presets import PRESETS
 from ..text.folders import check_vocabulary
 from ..training.bleu import bleu, check_bleu
 from ..training.evaluation import evaluate_pairs
@@ -19,7 +20,7 @@ from ..training.state import config_differences
 from .folder import open_tokenizer
 from .prepared import Prepared
 from .train_data import default_tokenizer, read_tokenizer, token_fields
-from .train_model import fix_num_buckets, make_config
+from .train_model import PRESET, fix_num_buckets, make_config
 
 __all__ = ["BATCH", "beam_options", "evaluate_translation", "prepare_translation", "translate"]
 
@@ -81,7 +82,12 @@ def _model(
     folder: Path | None, length: int, tokenizer: Any, options: Namespace
 ) -> ReformerEncoderDecoder:
     """A new model of the options, or that of the folder if the run resumes."""
-    fields = token_fields(tokenizer) | {"eos_token_id": end_token_of(tokenizer)}
+    layers = options.layers or len(PRESETS[options.preset or PRESET].layers)
+    fields = token_fields(tokenizer) | {
+        "eos_token_id": end_token_of(tokenizer),
+        # as the authors' models of WMT: sentences are shorter than a chunk of LSH attention
+        "attn_layers": ["full"] * layers,
+    }
     decoder = fix_num_buckets(make_config(length, options, fields), length)
     check_vocabulary(tokenizer, decoder.vocab_size)
     # the encoder's layers see both sides of a token

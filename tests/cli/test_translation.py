@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 from reformer_c.cli.main import main
 from reformer_c.cli.translation import beam_options, translate
@@ -104,6 +105,27 @@ def test_the_sides_are_an_encoder_and_a_causal_decoder(trained):
     assert (encoder.is_decoder, encoder.local_num_chunks_after) == (False, 1)
     assert (decoder.is_decoder, decoder.local_num_chunks_after) == (True, 0)
     assert decoder.eos_token_id == end_token_of(ByteTokenizer())
+    assert encoder.attn_layers == decoder.attn_layers == ["full"] * 2
+
+
+def test_other_layers_can_be_chosen(pairs, tmp_path, capsys):
+    folder = str(tmp_path / "model")
+    arguments = ["--pairs", f"{pairs}/pairs.tsv", "--set", 'attn_layers=["local", "lsh"]']
+    arguments += ["--hashes", "2", "--width", "16", "--steps", "1", "--save", folder]
+    assert main(["train", *arguments]) == 0
+    for side in ReformerEncoderDecoder.from_pretrained(folder).sides.values():
+        assert (side.config.attn_layers, side.config.num_hashes) == (["local", "lsh"], 2)
+    assert main(["translate", folder, "--text", "ein Haus"]) == 0
+
+
+def test_what_is_held_out_does_not_depend_on_padding(pairs, tmp_path, capsys):
+    arguments = ["train", "--pairs", f"{pairs}/pairs.tsv", *SMALL, "--steps", "2", "--lr", "1e-9"]
+    found = []
+    for batch in ("1", "16"):
+        log = tmp_path / f"{batch}.jsonl"
+        assert main([*arguments, "--batch", batch, "--eval-every", "1", "--log", str(log)]) == 0
+        found += [step["held_out"]["bits per byte"] for step in read_log(log)]
+    assert_close(found, np.full(len(found), found[0]), "model_forward", np.float32)
 
 
 def test_long_pairs_are_left_out(pairs, tmp_path, capsys):
