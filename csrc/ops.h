@@ -55,6 +55,21 @@ typedef struct {
                                      const rf_axis *axes,         // count
                                      size_t n, size_t count);
 
+    /* Rotary positions: channels j and j + d / 2 of each head are rotated as a point, by the angle
+       position_ids[i] theta^(-2 j / d). The backward pass rotates back. out may be the input. */
+    void (*rotary_positions_forward)(rf_run *run,
+                                     const real *x,               // n h d
+                                     const int64_t *position_ids, // n
+                                     double theta,
+                                     real *out, // n h d
+                                     size_t n, size_t h, size_t d);
+    void (*rotary_positions_backward)(rf_run *run,
+                                      const int64_t *position_ids, // n
+                                      double theta,
+                                      const real *dout, // n h d
+                                      real *out,        // n h d
+                                      size_t n, size_t h, size_t d);
+
     /* Normalise each row: out = (x - mean) * rstd * weight + bias. */
     void (*layer_norm_forward)(rf_run *run,
                                const real *x,      // n c

@@ -99,6 +99,7 @@ typedef struct {
     double scale;                              // of the scores
     double softcap;                            // as in rf_attention
     double eps;                                // of the layer norm
+    double theta;                              // of rotary positions; 0: none
 } rf_decoding;
 
 /* An axis of axial positions: its size, and its table (size, width), which the forward pass reads

@@ -50,6 +50,12 @@ def axial_positions_forward(
 def axial_positions_backward(
     position_ids: Integers, dout: Real, /, *dtables_workers: Real | int
 ) -> None: ...
+def rotary_positions_forward(
+    x: Real, position_ids: Integers, theta: float, out: Real | None, workers: int, /
+) -> Real: ...
+def rotary_positions_backward(
+    position_ids: Integers, theta: float, dout: Real, out: Real | None, workers: int, /
+) -> Real: ...
 def layer_norm_forward(
     x: Real, weight: Real, bias: Real, eps: float, out: Real | None, workers: int, /
 ) -> tuple[Real, Real, Real]: ...
@@ -166,6 +172,7 @@ def attention_backward(
 def decode_attention(
     spec: AttentionSpec,
     eps: float,
+    theta: float,
     x: Real,
     weight: Real,
     bias: Real,

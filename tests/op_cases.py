@@ -24,6 +24,9 @@ ARRAYS = {
     "axial_positions": lambda real, ids, b=2, t=3, n1=2, n2=2, c1=3, c2=5: dict(
         position_ids=ids(n1 * n2, b, t), w0=real(n1, c1), w1=real(n2, c2)
     ),
+    "rotary_positions": lambda real, ids, b=2, t=3, h=2, d=5: dict(
+        x=real(b, t, h, d), position_ids=ids(9, b, t)
+    ),
     "dropout": lambda real, ids, n=2, c=5: dict(x=real(n, c)),
     "feed_forward": lambda real, ids, b=2, t=5, c=4, f=6: dict(
         x=real(b, t, c), w1=real(f, c), b1=real(f), w2=real(c, f), b2=real(c)
@@ -70,6 +73,7 @@ LARGE = {
     "layer_norm": dict(t=3000, c=48),
     "embedding": dict(t=5000, v=50, c=33),
     "axial_positions": dict(t=5000, n1=6, n2=10, c1=20, c2=13),
+    "rotary_positions": dict(t=700, h=3, d=70),
     "dropout": dict(n=300, c=1000),
     "feed_forward": dict(t=150, c=48, f=70),
     "cross_entropy_head": dict(t=150, c=48, v=90),
@@ -110,6 +114,7 @@ CALLS = {
     "layer_norm": ("layer_norm", {}),
     "embedding": ("embedding", {}),
     "axial_positions": ("axial_positions", {}),
+    "rotary_positions": ("rotary_positions", {"theta": 100.0}),
     "dropout": ("dropout", {"p": 0.2, "key": 3}),
     "feed_forward": ("feed_forward", {}),
     "feed_forward, chunks, dropout": (

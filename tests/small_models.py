@@ -11,6 +11,7 @@ POSITIONS = {
     "three axes": {"axial_pos_shape": [3, 7, 2], "axial_pos_embds_dim": [1, 10, 5]},
     "table": {"axial_pos_embds": False},
     "sinusoidal": {"position_embedding_type": "sinusoidal", "axial_norm_std": 0.5},
+    "rotary": {"position_embedding_type": "rotary", "rope_theta": 50.0},
     "none": {"position_embedding_type": "none"},
 }
 

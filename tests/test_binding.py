@@ -103,6 +103,7 @@ FREE = {
     ("linear", "x", 0), ("linear", "x", 1), ("layer_norm", "x", 0), ("layer_norm", "x", 1),
     ("embedding", "weight", 0), ("embedding", "weight", 1),
     *((("axial_positions", w, axis)) for w in ("w0", "w1") for axis in (0, 1)),
+    ("rotary_positions", "x", 2), ("rotary_positions", "x", 3),
     ("feed_forward", "x", 0), ("feed_forward", "x", 1),
     *((f"quantized_{op}", "x", axis) for op in ("linear", "feed_forward") for axis in (0, 1)),
     ("full_attention", "q", 2), ("lsh_hash", "x", 0), ("lsh_hash", "x", 2),

@@ -152,7 +152,7 @@ def test_arguments_have_one_name_and_one_order_in_c_in_the_extension_and_in_pyth
         if isinstance(node, ast.FunctionDef) and node.name in in_c
     }
     # what C takes in its structures, and what only names an argument or a type
-    by_structure = {"spec", "w0", "w1", "eps", "bucket_ids", "matmul_precision", "workers"}
+    by_structure = {"spec", "w0", "w1", "eps", "theta", "bucket_ids", "matmul_precision", "workers"}
     for op, arguments in bound.items():
         only_here = by_structure | {"name", "like"} | ({"p"} if op == "lsh_hash" else set())
         shared = [name for name in arguments if name not in only_here or name in in_c[op]]

@@ -288,6 +288,10 @@ static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, c
     linear_small_batch(run, norm, wq, NULL, q, n, c, width);
     if (wk) linear_small_batch(run, norm, wk, NULL, k, n, c, width);
     linear_small_batch(run, norm, wv, NULL, v, n, c, width);
+    if (a->theta > 0) {
+        rotate(run, q, positions, a->theta, 1, q, n, a->h, a->d);
+        if (wk) rotate(run, k, positions, a->theta, 1, k, n, a->h, a->d);
+    }
     // 3. attention
     const size_t window = a->scope == RF_FULL ? a->s : (a->before + 1) * a->m;
     const size_t keys_per_token = a->scope == RF_BUCKET ? 64 * a->r : window * max_size(1, a->r);

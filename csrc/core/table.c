@@ -8,7 +8,8 @@
 #include "embedding.c"
 #include "layer_norm.c"
 #include "linear.c"
-#include "decode.c" // calls layer_norm.c
+#include "rotary.c"
+#include "decode.c" // calls layer_norm.c and rotary.c
 #include "feed_forward.c"
 #include "lsh_hash.c"
 #include "optimizer.c"
@@ -22,6 +23,8 @@ const RF_OPS RF_TABLE = {
     .embedding_backward = embedding_backward,
     .axial_positions_forward = axial_positions_forward,
     .axial_positions_backward = axial_positions_backward,
+    .rotary_positions_forward = rotary_positions_forward,
+    .rotary_positions_backward = rotary_positions_backward,
     .layer_norm_forward = layer_norm_forward,
     .layer_norm_backward_workspace = layer_norm_backward_workspace,
     .layer_norm_backward = layer_norm_backward,

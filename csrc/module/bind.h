@@ -11,6 +11,8 @@
     BINDING(embedding_backward)                                                                    \
     BINDING(axial_positions_forward)                                                               \
     BINDING(axial_positions_backward)                                                              \
+    BINDING(rotary_positions_forward)                                                              \
+    BINDING(rotary_positions_backward)                                                             \
     BINDING(layer_norm_forward)                                                                    \
     BINDING(layer_norm_backward)                                                                   \
     BINDING(dropout)                                                                               \

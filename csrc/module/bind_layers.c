@@ -87,6 +87,37 @@ PyObject *bind_axial_positions_backward(PyObject *module, PyObject *const *args,
     return rf_return(&c);
 }
 
+PyObject *bind_rotary_positions_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "rotary_positions");
+    const void *x = rf_in(&c, "x", "n... h d");
+    const int64_t *position_ids = rf_in_ids(&c, "position_ids", "n...");
+    rf_check_ids(&c, "position_ids", RF_MAX_POSITIONS);
+    const double theta = rf_double(&c, "theta");
+    void *out = rf_out_over(&c, "out", "n... h d");
+    rf_workers(&c);
+
+    RF_RUN(&c, rotary_positions_forward, x, position_ids, theta, out, rf_size(&c, "n"),
+           rf_size(&c, "h"), rf_size(&c, "d"));
+    return rf_return(&c);
+}
+
+PyObject *bind_rotary_positions_backward(PyObject *module, PyObject *const *args,
+                                         Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "rotary_positions_backward");
+    const int64_t *position_ids = rf_in_ids(&c, "position_ids", "n...");
+    rf_check_ids(&c, "position_ids", RF_MAX_POSITIONS);
+    const double theta = rf_double(&c, "theta");
+    const void *dout = rf_in(&c, "dout", "n... h d");
+    void *out = rf_out_over(&c, "out", "n... h d");
+    rf_workers(&c);
+
+    RF_RUN(&c, rotary_positions_backward, position_ids, theta, dout, out, rf_size(&c, "n"),
+           rf_size(&c, "h"), rf_size(&c, "d"));
+    return rf_return(&c);
+}
+
 PyObject *bind_layer_norm_forward(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "layer_norm");

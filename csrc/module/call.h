@@ -30,6 +30,9 @@ enum {
     RF_TEXT = 512, // of a message
 };
 
+/* Floating-point numbers hold all integers up to this one. */
+#define RF_MAX_POSITIONS ((size_t)1 << 53)
+
 /* A letter, and the size that the first array with it has. */
 typedef struct {
     const char *name;

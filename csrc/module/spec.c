@@ -170,7 +170,8 @@ rf_decoding rf_decoding_of(rf_call *c) {
                          .across_buckets = spec.across_buckets,
                          .duplicates = spec.duplicates,
                          .softcap = spec.softcap,
-                         .eps = rf_double(c, "eps")};
+                         .eps = rf_double(c, "eps"),
+                         .theta = rf_double(c, "theta")};
 }
 
 void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets) {

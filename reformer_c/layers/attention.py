@@ -16,11 +16,14 @@ from ..ops.layers import LinearSaved
 from ..ops.machine import layer_scratch
 from .parameters import Weights
 from .parts import Part, group_rows
+from .positions import Rotary
 from .randomness import Key
 from .sublayer import Sublayer, blocks, peaks
 
 __all__ = ["Attention", "Observer"]
 
+# the projections that rotary positions rotate
+ROTATED = ("query", "key")
 
 # called in the forward pass with a layer, a part of it, the heads (b, h, t, d) of each projection,
 # and what the operation saved
@@ -62,6 +65,8 @@ class Attention(Sublayer):
         (b,): length of each sequence, if some are shorter than the stream; see `_parts`.
     observers : sequence of callable
         See `Observer`.
+    rotary : Rotary, optional
+        Rotates the queries and keys projected from the stream.
     rules : keyword arguments
         Passed to the op: chunk_length, num_chunks_before, is_causal ...
     """
@@ -83,6 +88,7 @@ class Attention(Sublayer):
         softcap: float | None,
         lengths: np.ndarray | None = None,
         observers: Sequence[Observer] = (),
+        rotary: Rotary | None = None,
         eps: float,
         dropout: float,
         key: Key,
@@ -91,7 +97,7 @@ class Attention(Sublayer):
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
         self._projections = weights.below(f"{self.inner}.")
         self.num_heads, self.shape, self.mask = num_heads, shape, attention_mask
-        self.lengths, self.observers = lengths, observers
+        self.lengths, self.observers, self._rotary = lengths, observers, rotary
         self.rules = rules | {"dropout": attention_dropout, "softcap": softcap}
 
     # ---- parts ----
@@ -163,6 +169,8 @@ class Attention(Sublayer):
             n, _ = self.norm.forward(x[rows])
             for name, head in zip(self.own_projections, heads, strict=True):
                 ops.linear(n, self._projection_weight(name, part), out=head[at])
+                if self._rotary is not None and name in ROTATED:
+                    self._rotary.forward(head[at], rows, part.num_heads)
         return [self._split_heads(part, head) for head in heads]
 
     @peaks(
@@ -189,6 +197,9 @@ class Attention(Sublayer):
         """Propagate the gradients of the heads projected from the stream to the stream."""
         for at, rows in part.blocks(self.rows_at_a_time(x.shape[-1])):
             n, norm = self.norm.forward(x[rows])
+            for name, dhead in zip(self.own_projections, dheads, strict=True):
+                if self._rotary is not None and name in ROTATED:
+                    self._rotary.backward(dhead[at], rows, part.num_heads)
             first, *others = (
                 partial(self._project_backward, part, name, n, dhead[at])
                 for name, dhead in zip(self.own_projections, dheads, strict=True)

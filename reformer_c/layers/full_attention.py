@@ -32,7 +32,7 @@ class FullAttention(WholeSequences):
         return ops.AttentionCache(
             b, self.num_heads, self._depth, scope="full", longest=longest,
             shared_qk=self.shared_qk, softcap=self.rules["softcap"], eps=self.norm.eps,
-            dtype=self.weights.dtype.type,
+            rope_theta=self._rope_theta, dtype=self.weights.dtype.type,
         )  # fmt: skip
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
+from ..ops.rotary import RotaryPositionsSaved
 from .parameters import Weights
 from .randomness import Dropout
 from .sublayer import blocks
 
-__all__ = ["AxialPositions", "PositionTable", "Positions", "SinusoidalPositions"]
+__all__ = ["AxialPositions", "PositionTable", "Positions", "Rotary", "SinusoidalPositions"]
 
 # dropout of the vectors (t, c) at a row of the batch and its positions (t,); the backward pass
 # applies it to their gradients
@@ -138,3 +139,33 @@ class AxialPositions(Positions):
 
     def _tables(self) -> list[np.ndarray]:
         return [self._weights[name] for name in self._names]
+
+
+class Rotary:
+    """Rotates the queries and keys of an attention layer in place, see
+    `reformer_c.ops.rotary_positions`.
+
+    Parameters
+    ----------
+    positions : ndarray of int, (1 or b, n)
+        Positions of the tokens of a stream (b, n, c).
+    theta : float
+    """
+
+    def __init__(self, positions: np.ndarray, theta: float) -> None:
+        self._positions, self.theta = positions.reshape(-1), theta
+
+    def forward(self, heads: np.ndarray, rows: slice, h: int) -> None:
+        """heads (rows, h d), of some rows of the stream (b n, c)."""
+        x = heads.reshape(len(heads), h, -1)
+        ops.rotary_positions(x, self._at(rows), theta=self.theta, out=x)
+
+    def backward(self, dheads: np.ndarray, rows: slice, h: int) -> None:
+        """The gradient of what `forward` was given, from that of its result."""
+        dx = dheads.reshape(len(dheads), h, -1)
+        saved = RotaryPositionsSaved(self._at(rows), self.theta)
+        ops.rotary_positions_backward(dx, saved, out=dx)
+
+    def _at(self, rows: slice) -> np.ndarray:
+        # sequences that share their positions repeat them
+        return self._positions.take(np.arange(rows.start, rows.stop), mode="wrap")

@@ -39,11 +39,16 @@ class SelfAttention(Attention):
             return b, self.num_heads, n, n
         return b, self.num_heads, rounds, -(-n // m), m, (before + 1 + after) * m
 
+    @property
+    def _rope_theta(self) -> float | None:
+        return None if self._rotary is None else self._rotary.theta
+
     def open_cache(self, b: int, longest: int) -> ops.AttentionCache:
         m, before, _ = self._window
         return ops.AttentionCache(
             b, self.num_heads, self._depth, longest=longest, chunk_length=m,
             num_chunks_before=before, softcap=self.rules["softcap"], eps=self.norm.eps,
+            rope_theta=self._rope_theta,
             dtype=self.weights.dtype.type, **self._cache_hashing(),
         )  # fmt: skip
 

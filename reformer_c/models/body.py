@@ -25,7 +25,13 @@ from ..layers.local_attention import LocalAttention
 from ..layers.lsh_attention import LSHAttention
 from ..layers.observers import Probabilities
 from ..layers.parameters import Weights
-from ..layers.positions import AxialPositions, Positions, PositionTable, SinusoidalPositions
+from ..layers.positions import (
+    AxialPositions,
+    Positions,
+    PositionTable,
+    Rotary,
+    SinusoidalPositions,
+)
 from ..layers.randomness import Dropout, random_key
 from ..layers.residual import Residual
 from ..layers.reversible import alternating_backward, alternating_forward
@@ -174,6 +180,9 @@ class Pass:
                 "num_chunks_before": config.attention(kind, "num_chunks_before"),
                 "num_chunks_after": config.attention(kind, "num_chunks_after"),
             }
+        # with shared queries and keys, a token is found by content
+        if config.position_embedding_type == "rotary" and kind in ("local", "full"):
+            rules["rotary"] = Rotary(self.inputs.positions, config.rope_theta)
         attend = weights.below("attention.")
         attention: SelfAttention
         if kind not in config.windows:

@@ -23,7 +23,7 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("reversible", "full_attention_probs_dropout_prob", "position_embedding_type",
+OURS = ("reversible", "rope_theta", "full_attention_probs_dropout_prob", "position_embedding_type",
         "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
         "apply_lm_head_bias", "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
@@ -149,10 +149,14 @@ class ReformerConfig(NamedAttributes, JsonFile):
         Only stored: transformers records itself and the model's class in them.
     num_hidden_layers : int
         Number of layers; their types are the first of attn_layers. None: all of them.
-    position_embedding_type : {"absolute", "sinusoidal", "none"}
+    position_embedding_type : {"absolute", "sinusoidal", "rotary", "none"}
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
-        section 3.5), in layers.positions; "none": causal attention alone tells the order. The last
-        two have no weights, and sequences may be longer than max_position_embeddings.
+        section 3.5), in layers.positions; "rotary": queries and keys of "local" and "full" layers
+        are rotated, see `reformer_c.rotary_positions`; "none": causal attention alone tells the
+        order. Only "absolute" has weights; with the others, sequences may be longer than
+        max_position_embeddings.
+    rope_theta : float
+        theta of rotary positions.
     reversible : bool
         False: one stream, ``x += f(x)`` for each branch, as in an ordinary pre-norm Transformer
         with the same parameters. Memory then grows with depth: training keeps the stream before
@@ -270,6 +274,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     # ours
     reversible: bool = True
     position_embedding_type: str = "absolute"
+    rope_theta: float = 10000.0
     full_attention_probs_dropout_prob: float = 0.0
     attention_scope: str = "chunk"
     bucket_cap: int | None = None

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection
 from numbers import Real
 from typing import Any
 
-from ..checks import flag, integer
+from ..checks import flag, integer, positive
 from ..precision import PRECISIONS
 from .config_keys import ACTIVATIONS
 
 __all__ = ["check_fields", "check_memory_budget"]
 
-POSITION_TYPES = ("absolute", "sinusoidal", "none")
+POSITION_TYPES = ("absolute", "sinusoidal", "rotary", "none")
 LAYER_TYPES = ("local", "lsh", "full", "full_shared")
 MAX_AXES = 8  # of the operation axial_positions
 SCOPES = ("chunk", "bucket")
@@ -92,6 +92,14 @@ def _check_labels(config: Any) -> None:
 
 def _check_positions(config: Any) -> None:
     _choice("position_embedding_type", config.position_embedding_type, POSITION_TYPES)
+    positive("rope_theta", config.rope_theta)
+    if config.position_embedding_type == "rotary" and not (
+        {"local", "full"} & set(config.layer_types)
+    ):
+        raise ValueError(
+            "position_embedding_type must not be 'rotary' without a local or full layer, got "
+            f"attn_layers={config.attn_layers}"
+        )
     flag("axial_pos_embds", config.axial_pos_embds)
     if config.position_embedding_type != "absolute" or not config.axial_pos_embds:
         return

@@ -16,6 +16,7 @@ from . import (
     lsh,
     machine,
     quantized,
+    rotary,
     tables,
     training,
 )  # fmt: skip
@@ -29,14 +30,15 @@ from .loss import *
 from .lsh import *
 from .machine import *
 from .quantized import *
+from .rotary import *
 from .tables import *
 from .training import *
 
 __all__ = sorted(
     name
     for module in (
-        attention, decoding, full, hashing, layers, local, loss, lsh, machine, quantized, tables,
-        training,
+        attention, decoding, full, hashing, layers, local, loss, lsh, machine, quantized, rotary,
+        tables, training,
     )
     for name in module.__all__
 )  # fmt: skip

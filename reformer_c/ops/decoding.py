@@ -50,6 +50,8 @@ class AttentionCache:
         With scope "full": as in `full_attention`. A layer that hashes always shares them.
     eps : float
         Of the layer norm.
+    rope_theta : float, optional
+        Rotate queries and keys as `rotary_positions` with this theta; None: not.
     dtype : float32 or float64
 
     Notes
@@ -82,6 +84,7 @@ class AttentionCache:
         allow_duplicate_attention: bool = True,
         shared_qk: bool = False,
         eps: float = 1e-12,
+        rope_theta: float | None = None,
         dtype: type = np.float32,
     ) -> None:
         self.longest, self.rotations, self.num_buckets = longest, rotations, num_buckets
@@ -95,6 +98,7 @@ class AttentionCache:
             allow_duplicate_attention=allow_duplicate_attention,
         )  # fmt: skip
         self.scale, self.eps = 1 / math.sqrt(d), eps
+        self.rope_theta = 0.0 if rope_theta is None else rope_theta
         # fresh zeros take no memory until they are written
         room = (num_chunks_before + 1) * chunk_length if scope == "local" else longest
         self.keys: np.ndarray = np.zeros((b, h, room, d), dtype)
@@ -219,7 +223,7 @@ class AttentionCache:
         """
         (weight, bias), (wq, wk, wv, wo) = norm, projections
         _core.decode_attention(
-            self.spec, self.eps, x, weight, bias, wq, wk, wv, wo, self.num_buckets, self.rotations,
-            self.keys, self.values, self.buckets, self.previous, rows, positions, y,
-            resolve_workers(workers),
+            self.spec, self.eps, self.rope_theta, x, weight, bias, wq, wk, wv, wo,
+            self.num_buckets, self.rotations, self.keys, self.values, self.buckets, self.previous,
+            rows, positions, y, resolve_workers(workers),
         )  # fmt: skip

@@ -226,6 +226,11 @@ def cases(t: int, threads: int) -> Iterator[Case]:
         undo = {p: again(partial(backward, call()[1])) for p, call in calls.items()}
         yield from in_each_precision(name, t, operations, threads, calls)
         yield from in_each_precision("  backward", t, share * operations, threads, undo)
+    heads, places = np.ascontiguousarray(qk[0].swapaxes(0, 1)), np.arange(t)
+    rotate = partial(ops.rotary_positions, heads, places, out=np.empty_like(heads))
+    yield from in_each_precision(
+        "rotary positions", t, 3.0 * heads.size, threads, dict.fromkeys(PRECISIONS, rotate)
+    )
     for n in (1024, 4096):
         if n <= t:
             q, values = qk[:, :, :n], v[:, :, :n]

@@ -166,6 +166,20 @@ static void test_tables(size_t n, size_t v, size_t c) {
     check_case(&p, run_tables);
 }
 
+static void run_rotary(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
+    const size_t n = p->n, h = p->ci, d = p->co, size = n * h * d;
+    ops->rotary_positions_forward(run, p->in[0], p->ids, 100, result(to, 0, size, NULL), n, h, d);
+    ops->rotary_positions_backward(run, p->ids, 100, p->in[1], result(to, 1, size, NULL), n, h, d);
+}
+
+static void test_rotary(size_t n, size_t h, size_t d) {
+    problem p = {.n = n, .ci = h, .co = d, .tolerance = rounding};
+    p.ids = buffer(n * sizeof *p.ids);
+    for (size_t i = 0; i < n; i++) p.ids[i] = (int64_t)below(5000);
+    for (int i = 0; i < 2; i++) p.in[i] = random_reals(n * h * d);
+    check_case(&p, run_rotary);
+}
+
 static void run_feed_forward(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci, f = p->f;
     real *const *in = p->in;
@@ -399,7 +413,8 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
                            .duplicates = of->duplicates,
                            .scale = 0.3,
                            .softcap = of->softcap,
-                           .eps = 1e-6};
+                           .eps = 1e-6,
+                           .theta = local && h > 1 ? 100 : 0};
     const size_t lists = n * h * of->r;
     real *y = result(to, 0, n * c, p->in[0]);
     real *keys = buffer(n * h * s * d * sizeof *keys),
@@ -451,6 +466,8 @@ static void test_all(void) {
             if (size[1]) test_layer_norm(size[0], size[1]);
             what = "embedding and axial positions";
             if (size[1]) test_tables(size[0], size[1], size[2]);
+            what = "rotary positions";
+            test_rotary(size[0], size[1], size[2]);
             what = "feed-forward";
             // each draw in a statement of its own: all compilers then test the same cases
             const size_t chunk = below(9);
@@ -469,6 +486,7 @@ static void test_all(void) {
     test_linear(1000, 48, 40);
     test_layer_norm(3000, 40);
     test_tables(4000, 50, 33);
+    test_rotary(1000, 3, 70);
     test_feed_forward(300, 40, 130, RF_GELU, 37, 0.2);
     test_cross_entropy(300, 40, 130, 37, 0);
     test_cross_entropy(300, 40, 130, 37, 0.1);

@@ -68,6 +68,8 @@ def configurations(
         "label_smoothing": draw(st.sampled_from([0.0, 0.2])),
         "memory_budget": draw(st.sampled_from([None, 4000, 10**9])),
     }
+    if fields.get("position_embedding_type") == "rotary":
+        fields["attn_layers"][0] = draw(st.sampled_from(["local", "full"]))
     if fields["attention_scope"] == "bucket":
         fields["bucket_cap"] = draw(st.sampled_from([None, 64]))
     return small_config(**fields)

@@ -1,5 +1,5 @@
-"""Kinds of positions without weights: sines and cosines, and none. Texts may be longer than
-max_position_embeddings."""
+"""Kinds of positions without weights: sines and cosines, rotary ones, and none. Texts may be longer
+than max_position_embeddings."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,10 @@ from tolerances import assert_close
 from reformer_c import ReformerConfig, ReformerEncoderDecoder, num_threads
 from reformer_c.layers.positions import SinusoidalPositions
 from reformer_c.layers.randomness import Dropout
-from reformer_c.models.model import ReformerModelWithLMHead
+from reformer_c.layers.sublayer import Sublayer
+from reformer_c.models.model import ReformerModel, ReformerModelWithLMHead
 
-KINDS = ["sinusoidal", "none"]
+KINDS = ["sinusoidal", "rotary", "none"]
 T = 100  # small_config has 42 positions
 
 
@@ -90,9 +91,17 @@ def test_without_positions_position_ids_change_nothing():
     ids = random_ids((2, 30))
     moved = model(ids, position_ids=np.arange(30)[::-1] + 10**9, rng=0).logits
     np.testing.assert_array_equal(moved, model(ids, rng=0).logits)
-    model = language_model("sinusoidal")
-    moved = model(ids, position_ids=np.arange(30)[::-1] + 10**9, rng=0).logits
-    assert np.abs(moved - model(ids, rng=0).logits).max() > 0.01
+    for kind in ("sinusoidal", "rotary"):
+        model = language_model(kind)
+        moved = model(ids, position_ids=np.arange(30)[::-1] + 10**9, rng=0).logits
+        assert np.abs(moved - model(ids, rng=0).logits).max() > 0.01
+
+
+def test_rotary_positions_tell_differences_only():
+    model = language_model("rotary")
+    ids = random_ids((2, 30))
+    moved = model(ids, position_ids=np.arange(30) + 1000, rng=0).logits
+    assert_close(moved, model(ids, rng=0).logits, "model_forward")
 
 
 def test_position_ids_are_bounded_by_the_integers_that_floats_hold():
@@ -130,3 +139,38 @@ def test_the_field_is_written_where_it_is_not_the_default():
     assert ReformerConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match=r"^position_embedding_type must be one of absolute, "):
         ReformerConfig(position_embedding_type="relative_key")
+
+
+def test_rotary_positions_need_a_layer_that_they_rotate():
+    message = r"^position_embedding_type must not be 'rotary' without a local or full layer, got "
+    with pytest.raises(ValueError, match=message):
+        ReformerConfig(position_embedding_type="rotary", attn_layers=["lsh", "full_shared"])
+    for wrong in (0, -1.0, "x"):
+        with pytest.raises((TypeError, ValueError), match=r"^rope_theta must be "):
+            ReformerConfig(rope_theta=wrong)
+
+
+@pytest.mark.parametrize("prompt", [1, 3, 40])
+@pytest.mark.parametrize("padded", [False, True])
+def test_rotary_positions_are_those_of_the_text_in_every_step(prompt, padded):
+    """Batches of prompts of different lengths, and a window that has wrapped around in its ring."""
+    model = language_model("rotary", attn_layers=["local", "full", "full_shared"])
+    ids, mask = random_ids((2, prompt)), np.ones((2, prompt), int)
+    if padded:
+        mask[0, : prompt // 2] = 0
+    options = dict(attention_mask=mask, max_new_tokens=30, eos_token_id=None, rng=3)
+    for more in ({"do_sample": True}, {"num_beams": 3}):
+        found = model.generate(ids, **options, **more)
+        expected = model.generate(ids, **options, **more, use_cache=False)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_rotary_positions_are_the_same_in_stretches_of_a_long_text(monkeypatch):
+    """Local layers compute long texts in stretches, whose rows are not those of the whole text."""
+    config = small_config(attn_layers=["local"] * 2, is_decoder=False, **POSITIONS["rotary"])
+    model = randomise(ReformerModel(config, rng=0, dtype=np.float64))
+    ids = random_ids((2, 602))
+    whole = model(ids).last_hidden_state
+    assert_close(whole, reference.body(model.parameters, config, ids), "model_forward")
+    monkeypatch.setattr(Sublayer, "rows_at_a_time", staticmethod(lambda c: 16))
+    assert_close(model(ids).last_hidden_state, whole, "replay")

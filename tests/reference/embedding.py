@@ -15,6 +15,17 @@ def sinusoidal_positions(position_ids, c):
     return np.where(place % 2 == 0, np.sin(angles), np.cos(angles))
 
 
+def rotary_positions(x, position_ids, theta=10000.0):
+    """x (..., h, d), position_ids (...): complex numbers x[..., :d / 2] + i x[..., d / 2:], times
+    exp(i angle)."""
+    x = np.asarray(x, np.float64)
+    d = x.shape[-1]
+    half = d // 2
+    angles = np.asarray(position_ids)[..., None, None] * theta ** (-2 * np.arange(half) / d)
+    z = (x[..., :half] + 1j * x[..., half : 2 * half]) * np.exp(1j * angles)
+    return np.concatenate([z.real, z.imag, x[..., 2 * half :]], axis=-1)
+
+
 def axial_positions(position_ids, *weights):
     """position_ids (...), weights (n1, d1), (n2, d2), ... -> (..., d1 + d2 + ...).
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import attention
 from .cross_entropy import cross_entropy_head
-from .embedding import axial_positions, embedding, sinusoidal_positions
+from .embedding import axial_positions, embedding, rotary_positions, sinusoidal_positions
 from .feed_forward import feed_forward
 from .hashing import lsh_hash
 from .layer_norm import layer_norm
@@ -33,10 +33,11 @@ def body(
     for i, kind in enumerate(config.layer_types):
         layer = below(w, f"encoder.layers.{i}.")
         n = normed(x2, below(layer, "attention."), config)
+        part = below(layer, "attention.")
         if kind.startswith("full"):
-            heads = full(n, below(layer, "attention."), config, attention_mask, kind)
+            heads = full(n, part, config, attention_mask, kind, positions)
         elif kind == "local":
-            heads = local(n, below(layer, "attention."), config, attention_mask)
+            heads = local(n, part, config, attention_mask, positions)
         else:
             heads = lsh(n, below(layer, "attention."), config, attention_mask, next(hashing))
         x1 = x1 + linear(side_by_side(heads), layer["attention.output.dense.weight"])
@@ -127,7 +128,7 @@ def normed(x, w, config):
 
 
 def position_vectors(w, config, positions):
-    if config.position_embedding_type == "none":
+    if config.position_embedding_type in ("none", "rotary"):
         return 0.0
     if config.position_embedding_type == "sinusoidal":
         return config.axial_norm_std * sinusoidal_positions(positions, config.hidden_size)
@@ -166,18 +167,28 @@ def rules(config, kind, attention_mask):
     }
 
 
-def full(n, w, config, attention_mask, kind):
+def full(n, w, config, attention_mask, kind, positions):
     names = ("query", "key", "value") if kind == "full" else ("query_key", "value")
     q, *k, v = (projected(n, w, name, config) for name in names)
+    if kind == "full" and config.position_embedding_type == "rotary":
+        q, k = rotated(q, config, positions), [rotated(k[0], config, positions)]
     options = {"is_causal": config.is_decoder, "softcap": config.softcap}
     return attention.full(q, k[0] if k else None, attention_mask=attention_mask, **options).output(
         v
     )
 
 
-def local(n, w, config, attention_mask):
+def local(n, w, config, attention_mask, positions):
     q, k, v = (projected(n, w, name, config) for name in ("query", "key", "value"))
+    if config.position_embedding_type == "rotary":
+        q, k = (rotated(x, config, positions) for x in (q, k))
     return attention.local(q, k, **rules(config, "local", attention_mask)).output(v)
+
+
+def rotated(x, config, positions):
+    """(b, h, t, d), in the precision of x."""
+    y = rotary_positions(x.swapaxes(1, 2), positions, config.rope_theta)
+    return y.swapaxes(1, 2).astype(x.dtype)
 
 
 def cross(n, memory, w, config, memory_mask):
