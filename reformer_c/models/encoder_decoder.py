@@ -20,13 +20,20 @@ from ..checks import flag, integer, names_keywords, refuse_unknown
 from ..layers.cross_attention import EncoderStates
 from ..layers.randomness import draw_seed, random_key
 from ..runtime import available_memory, reuse_memory
-from .body import WORDS, Pass, StepMemory, heap_gaps
+from .body import WORDS, Pass, StepMemory
 from .calls import Reformer
 from .config import ReformerConfig
 from .inputs import Call
 from .model import ReformerModel
 from .outputs import EncoderDecoderOutput, ReformerOutput, Requested
-from .text_decoder import TextDecoder, TextGeneration, check_rows, decoder_call_of, encode
+from .text_decoder import (
+    TextDecoder,
+    TextGeneration,
+    check_rows,
+    decoder_call_of,
+    encode,
+    plan_both,
+)  # fmt: skip
 
 __all__ = ["EncoderDecoderOutput", "ReformerEncoderDecoder"]
 
@@ -313,7 +320,8 @@ class ReformerEncoderDecoder(TextGeneration):
             call, decoder_call, labels, needs_loss=True
         )
         free, inputs = available_memory(), encoder_pass.inputs
-        needed, kept = self._plan(encoder_pass, decoder_pass, memory_budget, free)
+        passes = encoder_pass, decoder_pass
+        needed, kept = plan_both(self.encoder, self.decoder, passes, memory_budget, free)
         tokens = f"{inputs.b} x {inputs.t} tokens and {decoder_pass.inputs.t} to write"
         needed.check(free, tokens)
         self.encoder._keep_num_buckets(encoder_pass)
@@ -346,32 +354,6 @@ class ReformerEncoderDecoder(TextGeneration):
     def _check_labels(self, labels: Any) -> None:
         if labels is None:
             raise TypeError(f"labels must be given for a loss of {type(self).__name__}")
-
-    def _plan(
-        self, encoder_pass: Pass, decoder_pass: Pass, budget: float | None, free: int | None
-    ) -> tuple[StepMemory, tuple[int, int]]:
-        """The memory of a step, and the numbers of layers of the encoder and of the decoder that
-        keep their activations.
-
-        `budget` is for both sides together; if None, each has its own. `free` bytes are available.
-        """
-        own = self.decoder._budget(budget, free)
-        decoder, of_decoder = decoder_pass.plan(own, self.decoder.head.loss_bytes(decoder_pass))
-        if budget is None:
-            left = self.encoder._budget(None, None if free is None else free - int(decoder.kept))
-        else:
-            left = own - decoder.kept
-        encoder, of_encoder = encoder_pass.plan(left, self.encoder.head.loss_bytes(encoder_pass))
-        assert decoder_pass.call.encoder_states is not None
-        states = decoder_pass.call.encoder_states.states.nbytes
-        memory = StepMemory(
-            # 2 * states: the encoder's states, and their gradient
-            streams=encoder.streams + decoder.streams + 2 * states,
-            gradients=encoder.gradients + decoder.gradients,
-            kept=encoder.kept + decoder.kept,
-            working=max(encoder.working, decoder.working + heap_gaps(states)),
-        )
-        return memory, (of_encoder, of_decoder)
 
     @names_keywords
     def memory(
@@ -412,4 +394,5 @@ class ReformerEncoderDecoder(TextGeneration):
         states = np.broadcast_to(self.dtype.type(0), (batch, encoder_pass.inputs.t, 2 * c))
         call = replace(call, encoder_states=EncoderStates(states))
         decoder_pass = self.decoder._pass_of_length("decoder_length", decoder_length, batch, call)
-        return self._plan(encoder_pass, decoder_pass, memory_budget, available_memory())[0]
+        passes, free = (encoder_pass, decoder_pass), available_memory()
+        return plan_both(self.encoder, self.decoder, passes, memory_budget, free)[0]

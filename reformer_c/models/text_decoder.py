@@ -15,7 +15,7 @@ from ..layers.observers import Probabilities
 from ..layers.parameters import Parameters, Weights
 from ..layers.randomness import draw_seed, random_key
 from ..runtime import reuse_memory
-from .body import WORDS, Pass, norm_shapes
+from .body import WORDS, Pass, StepMemory, heap_gaps, norm_shapes
 from .config import ReformerConfig
 from .generation_config import GenerationConfig
 from .heads import LanguageModel
@@ -24,7 +24,7 @@ from .model import ReformerModel, ReformerModelWithLMHead
 from .outputs import EncoderDecoderOutput, ReformerOutput
 from .weights import TwoSided
 
-__all__ = ["TextDecoder", "TextGeneration", "check_rows", "decoder_call_of", "encode"]
+__all__ = ["TextDecoder", "TextGeneration", "check_rows", "decoder_call_of", "encode", "plan_both"]
 
 
 class DecoderPass(Pass):
@@ -254,6 +254,38 @@ def encode(encoder_pass: Pass, states: EncoderStates, **options: Any) -> np.ndar
     encoder_pass.forward(**options)
     states.states[...] = encoder_pass.map_final(states.states.shape[-1], lambda h: h)
     return states.states
+
+
+def plan_both(
+    encoder: ReformerModel,
+    decoder: TextDecoder,
+    passes: tuple[Pass, Pass],
+    budget: float | None,
+    free: int | None,
+) -> tuple[StepMemory, tuple[int, int]]:
+    """The memory of a step, and the numbers of layers of the encoder and of the decoder that keep
+    their activations.
+
+    `budget` is for both sides together; if None, each has its own. `free` bytes are available.
+    """
+    encoder_pass, decoder_pass = passes
+    own = decoder._budget(budget, free)
+    late, of_decoder = decoder_pass.plan(own, decoder.head.loss_bytes(decoder_pass))
+    if budget is None:
+        left = encoder._budget(None, None if free is None else free - int(late.kept))
+    else:
+        left = own - late.kept
+    early, of_encoder = encoder_pass.plan(left, encoder.head.loss_bytes(encoder_pass))
+    assert decoder_pass.call.encoder_states is not None
+    states = decoder_pass.call.encoder_states.states.nbytes
+    memory = StepMemory(
+        # 2 * states: the encoder's states, and their gradient
+        streams=early.streams + late.streams + 2 * states,
+        gradients=early.gradients + late.gradients,
+        kept=early.kept + late.kept,
+        working=max(early.working, late.working + heap_gaps(states)),
+    )
+    return memory, (of_encoder, of_decoder)
 
 
 def _row_keys(inputs: Inputs) -> list[str]:
