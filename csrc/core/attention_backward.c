@@ -287,12 +287,8 @@ static void attention_backward(rf_run *run, const rf_attention *a, const real *q
                                real *dk, real *dv, rf_strides sq, rf_strides sk, rf_strides sv,
                                rf_strides sout, rf_strides sdout, rf_strides sdq, rf_strides sdk,
                                rf_strides sdv, void *scratch) {
-    attention_arrays x = {
-        .a = a, .q = q, .k = k, .v = v, .mask = attention_mask, .buckets = buckets};
-    x.terms = terms_of(run), x.repeats = may_repeat(a);
-    x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
-    x.order = make_order(run, a, buckets, &scratch);
-    find_homes(&x.order, buckets, &scratch);
+    attention_arrays x =
+        attention_begin(run, a, q, k, v, attention_mask, buckets, sq, sk, sv, &scratch);
     real *delta = take(&scratch, a->b * a->h * a->t, sizeof(real));
     row_products(run, delta, dout, out, a, sdout, sout);
     x.dout = dout, x.sdout = sdout, x.lse = lse, x.delta = delta;

@@ -315,12 +315,8 @@ static void attention_forward(rf_run *run, const rf_attention *a, const real *q,
                               const real *v, const uint8_t *attention_mask, const int32_t *buckets,
                               real *out, real *lse, rf_strides sq, rf_strides sk, rf_strides sv,
                               rf_strides sout, void *scratch) {
-    attention_arrays x = {
-        .a = a, .q = q, .k = k, .v = v, .mask = attention_mask, .buckets = buckets};
-    x.terms = terms_of(run), x.repeats = may_repeat(a);
-    x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
-    x.order = make_order(run, a, buckets, &scratch);
-    find_homes(&x.order, buckets, &scratch);
+    attention_arrays x =
+        attention_begin(run, a, q, k, v, attention_mask, buckets, sq, sk, sv, &scratch);
     forward_results f = {out, lse, NULL, sout};
     if (rounds_of(a) > 1) f.sum = take(&scratch, a->b * a->h * a->t, sizeof(real));
     for (size_t round = 0; round < rounds_of(a); round++)

@@ -149,6 +149,19 @@ static double attention_work(const rf_attention *a) {
     return 4 * rows * (double)a->d * (double)(a->scope == RF_BUCKET ? 64 : window);
 }
 
+/* What both passes begin with: the arrays that they read, and the order of the tokens. */
+static attention_arrays attention_begin(rf_run *run, const rf_attention *a, const real *q,
+                                        const real *k, const real *v, const uint8_t *mask,
+                                        const int32_t *buckets, rf_strides sq, rf_strides sk,
+                                        rf_strides sv, void **scratch) {
+    attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
+    x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
+    x.terms = terms_of(run), x.repeats = may_repeat(a);
+    x.order = make_order(run, a, buckets, scratch);
+    find_homes(&x.order, buckets, scratch);
+    return x;
+}
+
 /* -------------------------------------------------------------------------------- tasks ----- */
 
 /* Work items of one round of one head: a query span each, except in scope BUCKET. There an item is
