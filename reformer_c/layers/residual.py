@@ -6,13 +6,14 @@ Figure 3, right): ``x += f(x)`` for each branch f, which begins with a layer nor
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .sublayer import Sublayer, rows_of
+from .sublayer import Sublayer
 
-__all__ = ["Residual"]
+__all__ = ["Residual", "residual_forward"]
 
 
 class Residual:
@@ -26,28 +27,34 @@ class Residual:
         Keep its activations, too, so that the backward pass recomputes nothing.
     """
 
+    _before: np.ndarray
+    _saved: list[Any]
+
     def __init__(self, sublayer: Sublayer, *, keep: bool) -> None:
         self._sublayer, self._keep = sublayer, keep
 
     def forward_add(self, x: np.ndarray) -> None:
         """``x += f(x)``, in place."""
-        layer, before = self._sublayer, x.copy()
-        self._before, self._saved = before, list[Any]()
+        self._before = x.copy()
         if self._keep:
-            parts = layer._parts(before)
-            self._saved = [layer._add(p, rows_of(x), rows_of(before), 1.0) for p in parts]
+            self._saved = self._sublayer.add_and_save(x, self._before)
         else:
-            layer.forward_add(x, before)
+            self._sublayer.forward_add(x, self._before)
 
     def backward_add(self, dx: np.ndarray, x: np.ndarray) -> None:
         """``dx += (df/dx)' dx``, in place. The contents of x (b, t, c) are lost."""
-        layer, before, dout = self._sublayer, self._before, dx.copy()
+        dout = dx.copy()
+        if self._keep:
+            self._sublayer.backward_saved(dx, dout, self._before, self._saved)
+            del self._saved
+        else:
+            self._sublayer.backward_add(dx, dout, x, self._before)
         del self._before
-        if not self._keep:
-            layer.backward_add(dx, dout, x, before)
-            return
-        parts = layer._parts(before)
-        dx, dout, before = map(rows_of, (dx, dout, before))
-        for part, saved in zip(parts, self._saved, strict=True):
-            layer._backward(part, dx, dout, before, saved)
-        del self._saved
+
+
+def residual_forward(
+    functions: Sequence[Callable[[np.ndarray, np.ndarray], None]], x: np.ndarray
+) -> None:
+    """Functions of (out, x) add to x (..., c), one after another, in place."""
+    for add in functions:
+        add(x, x.copy())

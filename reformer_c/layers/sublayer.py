@@ -96,6 +96,19 @@ class Sublayer(ABC):
         for part in parts:
             self._rebuild(part, dx, dout, out, x)
 
+    def add_and_save(self, out: np.ndarray, x: np.ndarray) -> list[Any]:
+        """`forward_add`. Returns what its parts saved, for `backward_saved`."""
+        return [self._add(part, rows_of(out), rows_of(x), 1.0) for part in self._parts(x)]
+
+    def backward_saved(
+        self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list[Any]
+    ) -> None:
+        """Add the branch's gradient to dx (b, t, c), from what `add_and_save` returned."""
+        parts = self._parts(x)
+        dx, dout, x = map(rows_of, (dx, dout, x))
+        for part, of_part in zip(parts, saved, strict=True):
+            self._backward(part, dx, dout, x, of_part)
+
     # ---- decoding ----
 
     def open_cache(self, b: int, longest: int) -> Any:
@@ -190,19 +203,15 @@ class Kept:
         self._sublayer = sublayer
 
     def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
-        layer = self._sublayer
         self._before = out.copy()
-        self._saved = [layer._add(p, rows_of(out), rows_of(x), 1.0) for p in layer._parts(x)]
+        self._saved = self._sublayer.add_and_save(out, x)
 
     def backward_add(
         self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
     ) -> None:
         out[...] = self._before
         del self._before
-        parts = self._sublayer._parts(x)
-        dx, dout, x = map(rows_of, (dx, dout, x))
-        for part, saved in zip(parts, self._saved, strict=True):
-            self._sublayer._backward(part, dx, dout, x, saved)
+        self._sublayer.backward_saved(dx, dout, x, self._saved)
         del self._saved
 
 

@@ -23,6 +23,8 @@ import numpy as np
 from .. import ops
 from ..layers.observers import CacheFill, Caches
 from ..layers.parameters import StepWeights
+from ..layers.residual import residual_forward
+from ..layers.reversible import alternating_forward
 from ..layers.sublayer import Step
 from ..precision import in_own_precision
 from ..runtime import reuse_memory, underflow_to_zero
@@ -125,17 +127,15 @@ class Decoder:
         """Append a token to each of the texts `rows`; logits (n, v) of the next ones."""
         positions, run = self._lengths[rows], self._run
         y1 = run.embeddings.forward(tokens[None], None, positions[None])[0]
-        y2 = y1.copy()
-        reversible = run.config.reversible
         if not self._functions:
             self._functions = [partial(f.step_add, self._caches.of(f)) for f in run.branches]
         step = Step(rows, positions, self._prompt_index[rows], self._weights)
-        for add in self._functions:
-            add(step, y1, y2)
-            if reversible:
-                y1, y2 = y2, y1
-            else:
-                y2[...] = y1
+        functions = [partial(add, step) for add in self._functions]
+        if run.config.reversible:
+            y1, y2 = alternating_forward(functions, y1, y1.copy())
+        else:
+            residual_forward(functions, y1)
+            y2 = y1
         self._lengths[rows] += 1
         self._steps_unchecked -= 1
         if self._steps_unchecked < 0:
