@@ -12,7 +12,7 @@ from ..models.model import ReformerForSequenceClassification, ReformerModelWithL
 from ..training.evaluation import evaluate
 from ..training.texts import encode_text, read_texts
 from . import tasks
-from .folder import open_model, open_tokenizer, unit
+from .folder import check_length, open_model, open_tokenizer, unit
 from .pictures import describe_bits, read_pictures_for, sequences
 from .values import option
 
@@ -61,8 +61,7 @@ def _evaluate_texts(model: Any, options: Namespace) -> None:
     longest = model.config.num_positions
     usual = min(longest, model.config.max_position_embeddings)
     length = options.length or min(max(map(len, tokens)), usual)
-    if length > longest:
-        raise ValueError(f"--length must be at most the model's {longest} positions")
+    check_length(options, longest)
     if options.sliding is not None and options.sliding >= length:
         raise ValueError(f"--sliding must be less than the {length} {units} of a window")
     begin = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from ..text.folders import (
     same_tokenizer,
 )
 
-__all__ = ["consistent_tokenizer", "no_tokenizer", "open_folder", "open_model", "open_tokenizer",
-           "unit"]  # fmt: skip
+__all__ = ["check_length", "consistent_tokenizer", "no_tokenizer", "open_folder", "open_model",
+           "open_tokenizer", "unit"]  # fmt: skip
 
 # the models that can be opened, by their names in config.json
 CLASSES = {
@@ -65,6 +66,12 @@ def _class_name(folder: str) -> str:
         return json.loads(path.read_text(encoding="utf-8"))["architectures"][0]
     except (OSError, ValueError, TypeError, LookupError):
         return ""  # from_pretrained names the fault, if it is one
+
+
+def check_length(options: Namespace, longest: int) -> None:
+    """Refuse a --length beyond the `longest` that a model has positions for."""
+    if options.length is not None and options.length > longest:
+        raise ValueError(f"--length must be at most the model's {longest} positions")
 
 
 def open_tokenizer(folder: str, name: str | None, vocab_size: int) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from ..models.model import ReformerModelWithLMHead
 from ..training.data import Windows
 from ..training.pictures import bits_per_dim, read_pictures, split_pictures
-from .train_data import TrainingData
+from .train_data import TrainingData, held_out_share
 from .values import option
 
 __all__ = ["describe_bits", "image_shape_of", "read_picture_data", "read_pictures_for", "sequences"]
@@ -25,10 +25,7 @@ def read_picture_data(options: Namespace) -> TrainingData:
             raise ValueError(f"{option(name)} cannot be combined with --task image")
     channels = options.channels or 3
     pictures = read_pictures(options.files, channels=channels)
-    share = options.held_out
-    if share is None:
-        share = 0.0 if options.evaluate_on else 0.1
-    train, held_out = split_pictures(pictures, share)
+    train, held_out = split_pictures(pictures, held_out_share(options))
     if options.evaluate_on:
         size = pictures[0].shape[:2]
         held_out = read_pictures(options.evaluate_on, channels=channels, size=size)

@@ -18,14 +18,14 @@ from ..models.model import (
 )
 from ..text.folders import check_vocabulary
 from ..training.classification import PROBLEMS, Classification, find_labels
-from ..training.examples import Examples, split_examples
+from ..training.examples import Examples
 from ..training.masking import Masked, MaskedLanguageModel
 from ..training.question_answering import QuestionAnswering
 from ..training.records import Record, read_records
 from .arguments import LENGTH
-from .folder import open_tokenizer
+from .folder import check_length, open_tokenizer
 from .prepared import Prepared
-from .train_data import default_tokenizer, read_data, read_tokenizer, token_fields
+from .train_data import default_tokenizer, hold_out, read_data, read_tokenizer, token_fields
 from .train_model import create_or_open, fix_num_buckets, make_config, make_model
 from .translation import evaluate_translation, prepare_translation
 from .values import given, option
@@ -121,11 +121,7 @@ def _read_examples(options: Namespace, *columns: str) -> tuple[list[Record], lis
     for column in columns:
         records[0][column]  # the error for a wrong column names the first line
     apart = read_records(options.evaluate_on) if options.evaluate_on else []
-    share = options.held_out
-    if share is None:
-        share = 0.0 if apart else 0.1
-    train, held = split_examples(len(records), share, options.seed)
-    return [records[i] for i in train], apart or [records[i] for i in held]
+    return hold_out(records, apart, options)
 
 
 def _examples(train: Sequence[Any], tokenizer: Any, options: Namespace) -> Examples:
@@ -183,8 +179,7 @@ def open_task(model: Any, options: Namespace) -> Any:
             f"DIR must have one of {names}, got {type(model).__name__} in {options.model!r}"
         )
     longest = model.config.num_positions
-    if options.length is not None and options.length > longest:
-        raise ValueError(f"--length must be at most the model's {longest} positions")
+    check_length(options, longest)
     length = options.length or min(longest, model.config.max_position_embeddings)
     tokenizer = open_tokenizer(options.model, options.tokenizer, model.config.vocab_size)
     return opened[type(model)](model.config, tokenizer, length, options)

@@ -13,12 +13,14 @@ from ..models.config import ReformerConfig
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.folders import folder_tokenizer
 from ..training.data import Sequences, Windows
+from ..training.examples import split_examples
 from ..training.texts import count_bytes, encode_text, read_parts, split_parts
 from .arguments import LENGTH
 from .folder import consistent_tokenizer, no_tokenizer
 from .values import given
 
-__all__ = ["TrainingData", "default_tokenizer", "read_data", "read_tokenizer", "token_fields"]
+__all__ = ["TrainingData", "default_tokenizer", "held_out_share", "hold_out", "read_data",
+           "read_tokenizer", "token_fields"]  # fmt: skip
 
 
 class TrainingData(NamedTuple):
@@ -45,9 +47,7 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
         raise ValueError(
             "--bytes-per-token cannot be combined with a tokenizer or text, whose bytes are counted"
         )
-    share = options.held_out
-    if share is None:
-        share = 0.0 if options.evaluate_on else 0.1
+    share = held_out_share(options)
     parts, ends = split_parts(parts, share, tokenizer, whole_files=options.whole_files)
     train = [encode_text(part, tokenizer) for part in parts]
     pairs = [(part, encode_text(part, tokenizer)) for part in apart or ends]
@@ -98,6 +98,21 @@ def default_tokenizer(folder: Path | None, options: Namespace) -> Any:
     if tokenizer is None:
         raise no_tokenizer(folder)
     return tokenizer
+
+
+def held_out_share(options: Namespace) -> float:
+    """The share of FILE to hold out: of --held-out, or nothing with --evaluate-on, or a tenth."""
+    if options.held_out is not None:
+        return options.held_out
+    return 0.0 if options.evaluate_on else 0.1
+
+
+def hold_out(
+    examples: Sequence[Any], apart: Sequence[Any], options: Namespace
+) -> tuple[list[Any], list[Any]]:
+    """The examples to train on, and those held out: `apart`, if there are any, or drawn ones."""
+    train, held = split_examples(len(examples), held_out_share(options), options.seed)
+    return [examples[i] for i in train], [*apart] or [examples[i] for i in held]
 
 
 def token_fields(tokenizer: Any) -> dict[str, Any]:

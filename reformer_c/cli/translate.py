@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..training.pairs import read_lines
-from .folder import open_model, open_tokenizer
+from .folder import check_length, open_model, open_tokenizer
 from .translation import BATCH, beam_options, translate
 
 
@@ -21,8 +21,7 @@ def run(options: Namespace) -> None:
     tokenizer = open_tokenizer(options.model, options.tokenizer, model.decoder.config.vocab_size)
     texts = [options.text] if options.text else read_lines(options.text_file or "-")
     longest = model.decoder.config.num_positions - 1
-    if options.length is not None and options.length > longest:
-        raise ValueError(f"--length must be at most the model's {longest} positions")
+    check_length(options, longest)
     found = translate(
         model, tokenizer, texts, batch=options.batch or BATCH, length=options.length,
         seed=options.seed, **beam_options(model, options.beams, options.length_penalty),

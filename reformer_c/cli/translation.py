@@ -14,12 +14,11 @@ from ..models.presets import PRESETS
 from ..text.folders import check_vocabulary
 from ..training.bleu import bleu, check_bleu
 from ..training.evaluation import evaluate_pairs
-from ..training.examples import split_examples
 from ..training.pairs import Pairs, TextPair, encode_pairs, encode_source, end_token_of, read_pairs
 from ..training.state import config_differences
-from .folder import open_tokenizer
+from .folder import check_length, open_tokenizer
 from .prepared import Prepared
-from .train_data import default_tokenizer, read_tokenizer, token_fields
+from .train_data import default_tokenizer, hold_out, read_tokenizer, token_fields
 from .train_model import PRESET, fix_num_buckets, make_config
 
 __all__ = ["BATCH", "beam_options", "evaluate_translation", "prepare_translation", "translate"]
@@ -58,11 +57,7 @@ def _split_pairs(options: Namespace) -> tuple[list[TextPair], list[TextPair]]:
     """The pairs to train on, and those held out."""
     pairs = read_pairs(options.files)
     apart = read_pairs(options.evaluate_on) if options.evaluate_on else []
-    share = options.held_out
-    if share is None:
-        share = 0.0 if apart else 0.1
-    train, held = split_examples(len(pairs), share, options.seed)
-    return [pairs[i] for i in train], apart or [pairs[i] for i in held]
+    return hold_out(pairs, apart, options)
 
 
 def _pairs(
@@ -173,8 +168,7 @@ def evaluate_translation(model: ReformerEncoderDecoder, options: Namespace) -> N
     tokenizer = open_tokenizer(options.model, options.tokenizer, model.decoder.config.vocab_size)
     pairs = read_pairs(options.files)
     longest = min(side.config.num_positions for side in model.sides.values())
-    if options.length is not None and options.length > longest:
-        raise ValueError(f"--length must be at most the model's {longest} positions")
+    check_length(options, longest)
     data = _pairs(pairs, tokenizer, options, length=options.length or longest)
     begin = time.perf_counter()
     sources, targets = zip(*pairs, strict=True)

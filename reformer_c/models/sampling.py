@@ -105,10 +105,11 @@ def kth_largest(z: np.ndarray, k: int) -> float:
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
+    """Of each row of z (..., v)."""
     # probabilities may underflow to 0
     with np.errstate(under="ignore", over="ignore"):
-        p = np.exp(z - z.max())
-        return p / p.sum()
+        p = np.exp(z - z.max(axis=-1, keepdims=True))
+        return p / p.sum(axis=-1, keepdims=True)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

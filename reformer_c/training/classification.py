@@ -11,6 +11,7 @@ import numpy as np
 
 from ..checks import did_you_mean
 from ..models.heads import LOSSES
+from ..models.sampling import softmax
 from .examples import Example, batches_of
 from .metrics import accuracy, macro_f1, mean_absolute_error, micro_f1, pearson
 from .records import Record, read_records
@@ -174,8 +175,7 @@ class Classification:
             return [{"prediction": float(row[0])} for row in logits]
         logits = logits.astype(np.float64)
         if self.problem == SINGLE:
-            p = np.exp(logits - logits.max(axis=1, keepdims=True))
-            p /= p.sum(axis=1, keepdims=True)
+            p = softmax(logits)
             found: list[Any] = [self.labels[i] for i in p.argmax(axis=1)]
         else:
             p = np.exp(-np.logaddexp(0, -logits))

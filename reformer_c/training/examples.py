@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checks import NamedAttributes, integer, names_keywords
 
-__all__ = ["Example", "Examples", "batches_of", "padded_ids", "split_examples"]
+__all__ = ["Example", "Examples", "batches_of", "padded", "padded_ids", "split_examples"]
 
 # tokens of a batch in evaluation
 BATCH_TOKENS = 2**14
@@ -146,12 +146,16 @@ def padded_ids(rows: Sequence[np.ndarray], pad_token_id: int) -> dict[str, np.nd
     array([[5, 0],
            [6, 7]])
     """
-    shape = len(rows), max(map(len, rows))
-    ids, mask = np.full(shape, pad_token_id, np.int64), np.zeros(shape, np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    mask = padded([np.ones(len(row), np.int64) for row in rows], 0)
+    return {"input_ids": padded(rows, pad_token_id), "attention_mask": mask}
+
+
+def padded(rows: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """Rows of integers (t_i,) as int64 (b, t), padded on the right."""
+    out = np.full((len(rows), max(map(len, rows))), fill, np.int64)
+    for to, row in zip(out, rows, strict=True):
+        to[: len(row)] = row
+    return out
 
 
 def batches_of(

@@ -13,6 +13,7 @@ import numpy as np
 from ..checks import NamedAttributes
 from ..models.heads import cross_entropy
 from ..models.inputs import IGNORE
+from ..models.sampling import softmax
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.token_texts import TokenTexts
 from .accumulation import arguments_of
@@ -172,8 +173,7 @@ class MaskedLanguageModel:
             places = np.flatnonzero(ids == self.mask_token_id)
             logits = model(ids[None], rng=seed).logits[0, places].astype(np.float64)
             logits = logits[:, self.replacements]
-            p = np.exp(logits - logits.max(axis=1, keepdims=True))
-            p /= p.sum(axis=1, keepdims=True)
+            p = softmax(logits)
             best = np.argsort(-p, axis=1, kind="stable")[:, :CANDIDATES]
             filled = ids.copy()
             filled[places] = self.replacements[best[:, 0]]

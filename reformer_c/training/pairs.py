@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +14,8 @@ from ..models.inputs import IGNORE
 from ..text.byte_tokenizer import ByteTokenizer
 from ..text.tokenizer import Tokenizer
 from .data import Data
+from .examples import padded, padded_ids
+from .records import parse_json, read_utf8
 from .texts import texts_of
 
 __all__ = ["Pairs", "TextPair", "encode_pairs", "encode_source", "end_token_of", "read_lines",
@@ -81,13 +81,7 @@ def read_pairs(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[T
 def read_lines(name: str) -> list[str]:
     """The lines of a text file, or of standard input ("-"); only a newline ends a line, so that
     files of any text stay aligned."""
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{name}:{line}: must be UTF-8: {error}") from error
-    lines = text.split("\n")
+    lines = read_utf8(name).split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
@@ -118,10 +112,7 @@ def _tabbed(where: str, line: str) -> TextPair:
 
 
 def _json(where: str, line: str) -> TextPair:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: must be JSON: {error}") from error
+    values = parse_json(where, line)
     if isinstance(values, dict):
         source, target = values.get("source"), values.get("target")
         if isinstance(source, str) and isinstance(target, str):
@@ -303,10 +294,8 @@ class Pairs(Data):
         if self._pass[0] != number:
             self._pass = number, self._batches_of(number)
         rows = self._pass[1][place]
-        input_ids = _padded([self._sources[i] for i in rows], self.pad_token_id)
-        mask = _padded([np.ones(len(self._sources[i]), np.int64) for i in rows], 0)
-        labels = _padded([self._targets[i] for i in rows], IGNORE)
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        sources = padded_ids([self._sources[i] for i in rows], self.pad_token_id)
+        return sources | {"labels": padded([self._targets[i] for i in rows], IGNORE)}
 
     def _batches_of(self, number: int) -> list[np.ndarray]:
         """The numbers of the pairs of each batch of a pass."""
@@ -317,10 +306,3 @@ class Pairs(Data):
         drawn = rng.permutation(len(self))
         batches = np.split(drawn[np.argsort(self._lengths[drawn], kind="stable")], starts)
         return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def _padded(rows: Sequence[np.ndarray], fill: int) -> np.ndarray:
-    out = np.full((len(rows), max(map(len, rows))), fill, np.int64)
-    for row, ids in zip(out, rows, strict=True):
-        row[: len(ids)] = ids
-    return out

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..checks import did_you_mean
 
-__all__ = ["Record", "read_records"]
+__all__ = ["Record", "parse_json", "read_records", "read_utf8"]
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,20 @@ def _read(name: str) -> list[Record]:
     suffix = ".jsonl" if name == "-" else Path(name).suffix.lower()
     if suffix not in readers:
         raise ValueError(f"FILE must end in {', '.join(readers)}, got {name!r}")
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{name}:{line}: must be UTF-8: {error}") from error
-    records = [*readers[suffix](name, text)]
+    records = [*readers[suffix](name, read_utf8(name))]
     if not records:
         raise ValueError(f"{name}: must have at least one example, got none")
     return records
+
+
+def read_utf8(name: str) -> str:
+    """The text of a file, or of standard input ("-"); an error names the line."""
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{name}:{line}: must be UTF-8: {error}") from error
 
 
 def _read_table(name: str, text: str) -> Iterator[Record]:
@@ -138,11 +142,11 @@ def _read_lines(name: str, text: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{name}:{number}"
-            yield _record(where, _parse(where, line))
+            yield _record(where, parse_json(where, line))
 
 
 def _read_json(name: str, text: str) -> Iterator[Record]:
-    values = _parse(name, text)
+    values = parse_json(name, text)
     if isinstance(values, dict) and isinstance(values.get("data"), list):
         yield from _read_squad(name, values["data"])
         return
@@ -175,7 +179,8 @@ def _read_text(name: str, text: str) -> Iterator[Record]:
             yield Record(f"{name}:{number}", {"text": line})
 
 
-def _parse(where: str, text: str) -> Any:
+def parse_json(where: str, text: str) -> Any:
+    """The value of a text of JSON; an error begins with `where` it is."""
     try:
         return json.loads(text)
     except ValueError as error:
