@@ -15,6 +15,7 @@
 typedef struct {
     /* out = x weight' + bias. */
     size_t (*linear_workspace)(const rf_run *run, size_t n, size_t ci, size_t co);
+    size_t (*linear_backward_workspace)(const rf_run *run, size_t n, size_t ci, size_t co);
     void (*linear_forward)(rf_run *run,
                            const real *x,      // n ci
                            const real *weight, // co ci

@@ -122,9 +122,10 @@ def resolve_workers(workers: int | None) -> int:
     if workers is None:
         threads, openmp = _block_threads.get() or _process_threads
         limit = openmp_threads()
-        # OpenMP may have been limited since; threads without a limit have its initial number
-        unlimited = limit in (openmp, _initial_openmp_threads)
-        return threads if unlimited else min(threads, limit)
+        if limit == openmp:
+            return threads
+        # OpenMP was limited since; or this is a thread without a limit: it has the initial number
+        return threads if limit == _initial_openmp_threads else min(threads, limit)
     return _count_from_end(workers, "workers")
 
 

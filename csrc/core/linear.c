@@ -16,9 +16,12 @@ static size_t linear_product_workspace(const rf_run *run, size_t m, size_t k) {
 }
 
 static size_t linear_workspace(const rf_run *run, size_t n, size_t ci, size_t co) {
-    const size_t forward = linear_product_workspace(run, co, ci);
-    const size_t backward = linear_product_workspace(run, ci, co);
-    return max_size(max_size(forward, backward), weight_gradient_workspace(run, n, co, ci));
+    return n < SMALL_BATCH ? 0 : linear_product_workspace(run, co, ci);
+}
+
+static size_t linear_backward_workspace(const rf_run *run, size_t n, size_t ci, size_t co) {
+    return max_size(linear_product_workspace(run, ci, co),
+                    weight_gradient_workspace(run, n, co, ci));
 }
 
 /* y = x + bias, which may be NULL. */

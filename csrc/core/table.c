@@ -17,6 +17,7 @@
 
 const RF_OPS RF_TABLE = {
     .linear_workspace = linear_workspace,
+    .linear_backward_workspace = linear_backward_workspace,
     .linear_forward = linear_forward,
     .linear_backward = linear_backward,
     .embedding_forward = embedding_forward,

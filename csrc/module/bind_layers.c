@@ -30,7 +30,7 @@ PyObject *bind_linear_backward(PyObject *module, PyObject *const *args, Py_ssize
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), ci = rf_size(&c, "ci"), co = rf_size(&c, "co");
-    void *scratch = rf_scratch(&c, RF_CALL(&c, linear_workspace, &c.run, n, ci, co));
+    void *scratch = rf_scratch(&c, RF_CALL(&c, linear_backward_workspace, &c.run, n, ci, co));
     RF_RUN(&c, linear_backward, x, weight, dout, dx, dweight, dbias, n, ci, co, scratch);
     return rf_return(&c);
 }

@@ -20,7 +20,8 @@ PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t n
     if (c.failed) {
         // the error is set
     } else if (strcmp(op, "linear") == 0) {
-        bytes[0] = bytes[1] = bytes_of(RF_CALL(&c, linear_workspace, &c.run, n, in, out));
+        bytes[0] = bytes_of(RF_CALL(&c, linear_workspace, &c.run, n, in, out));
+        bytes[1] = bytes_of(RF_CALL(&c, linear_backward_workspace, &c.run, n, in, out));
     } else if (strcmp(op, "feed_forward") == 0) {
         bytes[0] = bytes_of(RF_CALL(&c, feed_forward_workspace, &c.run, n, in, out, chunk));
         bytes[1] =

@@ -284,7 +284,7 @@ class Attention(Sublayer):
         rows = min(part.rows, self.rows_at_a_time(c))
         block = rows * c * x.itemsize
         shape = (part.sequences, h, self._longest(part), d)
-        linear, _ = layer_scratch("linear", rows, c, h * d, dtype=x.dtype)
+        linear = max(layer_scratch("linear", rows, c, h * d, dtype=x.dtype))
         forward, backward = attention_scratch(self._scratch_spec(), shape, dtype=x.dtype)
         return {
             "saved": self._saved_bytes(part, x),

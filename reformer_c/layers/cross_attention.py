@@ -198,7 +198,7 @@ class CrossAttention(Attention):
     def _sizes(self, part: Part, x: np.ndarray) -> dict[str, int]:
         s, c = self.encoder.states.shape[1:]
         rows, width = part.sequences * s, part.num_heads * self._depth
-        linear, _ = layer_scratch("linear", rows, c, width, dtype=x.dtype)
+        linear = max(layer_scratch("linear", rows, c, width, dtype=x.dtype))
         own = {"states": rows * c * x.itemsize, "encoder_linear": linear}
         return super()._sizes(part, x) | own
 

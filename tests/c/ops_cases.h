@@ -102,13 +102,13 @@ static void check_case(const problem *p, runner *run_case) {
 
 static void run_linear(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, ci = p->ci, co = p->co;
-    const size_t bytes = ops->linear_workspace(run, n, ci, co);
     real *const *in = p->in;
     ops->linear_forward(run, in[0], in[1], in[2], result(to, 0, n * co, NULL), n, ci, co,
-                        scratch_of(bytes));
+                        scratch_of(ops->linear_workspace(run, n, ci, co)));
     real *dx = result(to, 1, n * ci, NULL), *dw = result(to, 2, co * ci, in[4]);
     real *dbias = result(to, 3, co, in[5]);
-    ops->linear_backward(run, in[0], in[1], in[3], dx, dw, dbias, n, ci, co, scratch_of(bytes));
+    ops->linear_backward(run, in[0], in[1], in[3], dx, dw, dbias, n, ci, co,
+                         scratch_of(ops->linear_backward_workspace(run, n, ci, co)));
 }
 
 static void test_linear(size_t n, size_t ci, size_t co) {
