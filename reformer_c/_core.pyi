@@ -13,104 +13,106 @@ from numpy.typing import NDArray
 from .ops.attention import AttentionSpec
 from .ops.quantized import QuantizedWeight
 
-Real = NDArray[np.floating[Any]]
-Matrix = Real | QuantizedWeight
-Integers = NDArray[np.integer[Any]]
-Mask = NDArray[Any] | None
+_Real = NDArray[np.floating[Any]]
+_Matrix = _Real | QuantizedWeight
+_Integers = NDArray[np.integer[Any]]
+_Mask = NDArray[Any] | None
 
 compiler: str
 openmp: int
 openmp_thread_limit: int
 
 def linear_forward(
-    x: Real,
-    weight: Real,
-    bias: Real | None,
-    out: Real | None,
+    x: _Real,
+    weight: _Real,
+    bias: _Real | None,
+    out: _Real | None,
     matmul_precision: str,
     workers: int,
     /,
-) -> Real: ...
+) -> _Real: ...
 def linear_backward(
-    x: Real,
-    weight: Real,
-    dout: Real,
-    dx: Real | None,
-    dweight: Real,
-    dbias: Real | None,
+    x: _Real,
+    weight: _Real,
+    dout: _Real,
+    dx: _Real | None,
+    dweight: _Real,
+    dbias: _Real | None,
     matmul_precision: str,
     workers: int,
     /,
-) -> Real: ...
-def embedding_forward(ids: Integers, weight: Real, out: Real | None, workers: int, /) -> Real: ...
-def embedding_backward(ids: Integers, dout: Real, dweight: Real, workers: int, /) -> None: ...
+) -> _Real: ...
+def embedding_forward(
+    ids: _Integers, weight: _Real, out: _Real | None, workers: int, /
+) -> _Real: ...
+def embedding_backward(ids: _Integers, dout: _Real, dweight: _Real, workers: int, /) -> None: ...
 def axial_positions_forward(
-    position_ids: Integers, /, *tables_out_workers: Real | int | None
-) -> Real: ...
+    position_ids: _Integers, /, *tables_out_workers: _Real | int | None
+) -> _Real: ...
 def axial_positions_backward(
-    position_ids: Integers, dout: Real, /, *dtables_workers: Real | int
+    position_ids: _Integers, dout: _Real, /, *dtables_workers: _Real | int
 ) -> None: ...
 def rotary_positions_forward(
-    x: Real, position_ids: Integers, theta: float, out: Real | None, workers: int, /
-) -> Real: ...
+    x: _Real, position_ids: _Integers, theta: float, out: _Real | None, workers: int, /
+) -> _Real: ...
 def rotary_positions_backward(
-    position_ids: Integers, theta: float, dout: Real, out: Real | None, workers: int, /
-) -> Real: ...
+    position_ids: _Integers, theta: float, dout: _Real, out: _Real | None, workers: int, /
+) -> _Real: ...
 def layer_norm_forward(
-    x: Real, weight: Real, bias: Real, eps: float, out: Real | None, workers: int, /
-) -> tuple[Real, Real, Real]: ...
+    x: _Real, weight: _Real, bias: _Real, eps: float, out: _Real | None, workers: int, /
+) -> tuple[_Real, _Real, _Real]: ...
 def layer_norm_backward(
-    x: Real,
-    weight: Real,
-    mean: Real,
-    rstd: Real,
-    dout: Real,
-    dweight: Real,
-    dbias: Real,
+    x: _Real,
+    weight: _Real,
+    mean: _Real,
+    rstd: _Real,
+    dout: _Real,
+    dweight: _Real,
+    dbias: _Real,
     workers: int,
     /,
-) -> Real: ...
-def dropout(x: Real, p: float, key: int, out: Real | None, workers: int, /) -> Real: ...
+) -> _Real: ...
+def dropout(x: _Real, p: float, key: int, out: _Real | None, workers: int, /) -> _Real: ...
 def feed_forward_forward(
-    x: Real,
-    w1: Real,
-    b1: Real,
-    w2: Real,
-    b2: Real,
+    x: _Real,
+    w1: _Real,
+    b1: _Real,
+    w2: _Real,
+    b2: _Real,
     activation: str,
     chunk_length: int,
     dropout: float,
     dropout_key: int,
-    out: Real | None,
+    out: _Real | None,
     matmul_precision: str,
     workers: int,
     /,
-) -> Real: ...
+) -> _Real: ...
 def feed_forward_backward(
-    x: Real,
-    w1: Real,
-    b1: Real,
-    w2: Real,
-    b2: Real,
+    x: _Real,
+    w1: _Real,
+    b1: _Real,
+    w2: _Real,
+    b2: _Real,
     activation: str,
     chunk_length: int,
     dropout: float,
     dropout_key: int,
-    dout: Real,
-    value_out: Real | None,
-    dw1: Real,
-    db1: Real,
-    dw2: Real,
-    db2: Real,
+    dout: _Real,
+    value_out: _Real | None,
+    dw1: _Real,
+    db1: _Real,
+    dw2: _Real,
+    db2: _Real,
     matmul_precision: str,
     workers: int,
     /,
-) -> Real: ...
+) -> _Real: ...
 def cross_entropy_head_forward(
-    h: Real,
-    weight: Real,
-    bias: Real | None,
-    labels: Integers,
+    h: _Real,
+    weight: _Real,
+    bias: _Real | None,
+    labels: _Integers,
     ignore_index: int,
     label_smoothing: float,
     chunk_length: int,
@@ -119,105 +121,105 @@ def cross_entropy_head_forward(
     /,
 ) -> tuple[float, float]: ...
 def cross_entropy_head_backward(
-    h: Real,
-    weight: Real,
-    bias: Real | None,
-    labels: Integers,
+    h: _Real,
+    weight: _Real,
+    bias: _Real | None,
+    labels: _Integers,
     ignore_index: int,
     label_smoothing: float,
     chunk_length: int,
     dloss: float,
-    dweight: Real,
-    dbias: Real | None,
+    dweight: _Real,
+    dbias: _Real | None,
     matmul_precision: str,
     workers: int,
     /,
-) -> Real: ...
+) -> _Real: ...
 def lsh_hash(
     name: str,
-    x: Real,
+    x: _Real,
     num_buckets: tuple[int, ...],
-    rotations: Real,
-    attention_mask: Mask,
+    rotations: _Real,
+    attention_mask: _Mask,
     out: NDArray[np.int32] | None,
     workers: int,
     /,
 ) -> NDArray[np.int32]: ...
 def attention_forward(
     spec: AttentionSpec,
-    q: Real,
-    k: Real | None,
-    v: Real,
-    attention_mask: Mask,
+    q: _Real,
+    k: _Real | None,
+    v: _Real,
+    attention_mask: _Mask,
     bucket_ids: int,
-    buckets: Integers | None,
-    out: Real | None,
+    buckets: _Integers | None,
+    out: _Real | None,
     workers: int,
     /,
-) -> tuple[Real, Real]: ...
+) -> tuple[_Real, _Real]: ...
 def attention_backward(
     spec: AttentionSpec,
-    q: Real,
-    k: Real | None,
-    v: Real,
-    attention_mask: Mask,
+    q: _Real,
+    k: _Real | None,
+    v: _Real,
+    attention_mask: _Mask,
     bucket_ids: int,
-    buckets: Integers | None,
-    out: Real,
-    lse: Real,
-    dout: Real,
+    buckets: _Integers | None,
+    out: _Real,
+    lse: _Real,
+    dout: _Real,
     workers: int,
     /,
-) -> tuple[Real, ...]: ...
+) -> tuple[_Real, ...]: ...
 def decode_attention(
     spec: AttentionSpec,
     eps: float,
     theta: float,
-    x: Real,
-    weight: Real,
-    bias: Real,
-    wq: Matrix,
-    wk: Matrix | None,
-    wv: Matrix,
-    wo: Matrix,
+    x: _Real,
+    weight: _Real,
+    bias: _Real,
+    wq: _Matrix,
+    wk: _Matrix | None,
+    wv: _Matrix,
+    wo: _Matrix,
     num_buckets: tuple[int, ...],
-    rotations: Real | None,
-    keys: Real,
-    values: Real,
+    rotations: _Real | None,
+    keys: _Real,
+    values: _Real,
     buckets: NDArray[np.int32] | None,
     previous: NDArray[np.int32] | None,
-    rows: Integers,
-    positions: Integers,
-    y: Real,
+    rows: _Integers,
+    positions: _Integers,
+    y: _Real,
     workers: int,
     /,
 ) -> None: ...
 def quantized_linear(
-    x: Real,
-    weight: Matrix,
-    bias: Real | None,
-    out: Real | None,
+    x: _Real,
+    weight: _Matrix,
+    bias: _Real | None,
+    out: _Real | None,
     workers: int,
     /,
-) -> Real: ...
+) -> _Real: ...
 def quantized_feed_forward(
-    x: Real,
-    w1: Matrix,
-    b1: Real,
-    w2: Matrix,
-    b2: Real,
+    x: _Real,
+    w1: _Matrix,
+    b1: _Real,
+    w2: _Matrix,
+    b2: _Real,
     activation: str,
-    out: Real | None,
+    out: _Real | None,
     workers: int,
     /,
-) -> Real: ...
-def add_scaled(y: Real, x: Real, alpha: float, workers: int, /) -> None: ...
-def sum_of_squares(x: Real, workers: int, /) -> float: ...
+) -> _Real: ...
+def add_scaled(y: _Real, x: _Real, alpha: float, workers: int, /) -> None: ...
+def sum_of_squares(x: _Real, workers: int, /) -> float: ...
 def adamw_step(
-    w: Real,
-    m: Real,
-    s: Real,
-    g: Real,
+    w: _Real,
+    m: _Real,
+    s: _Real,
+    g: _Real,
     lr: float,
     beta1: float,
     beta2: float,
@@ -229,12 +231,12 @@ def adamw_step(
     /,
 ) -> None: ...
 def adafactor_step(
-    w: Real,
-    g: Real,
-    row: Real | None,
-    column: Real | None,
-    s: Real | None,
-    m: Real | None,
+    w: _Real,
+    g: _Real,
+    row: _Real | None,
+    column: _Real | None,
+    s: _Real | None,
+    m: _Real | None,
     lr: float,
     beta1: float,
     beta2: float,
@@ -244,9 +246,9 @@ def adafactor_step(
     workers: int,
     /,
 ) -> None: ...
-def fma_peak(like: Real, seconds: float, workers: int, /) -> float: ...
+def fma_peak(like: _Real, seconds: float, workers: int, /) -> float: ...
 def layer_scratch(
-    like: Real,
+    like: _Real,
     op: str,
     n: int,
     columns_in: int,
@@ -257,7 +259,7 @@ def layer_scratch(
     /,
 ) -> tuple[float, float]: ...
 def attention_scratch(
-    like: Real,
+    like: _Real,
     spec: AttentionSpec,
     b: int,
     h: int,

@@ -125,7 +125,7 @@ def positive(name: str, value: Any, *, infinite: bool = False) -> float:
 
 def _float(name: str, value: Any) -> float:
     try:
-        if not isinstance(value, (bool, str, bytes)) and not getattr(value, "ndim", 0):
+        if not issubclass(type(value), (bool, str, bytes)) and not getattr(value, "ndim", 0):
             return float(value)
     except OverflowError:
         return math.copysign(math.inf, value)
@@ -202,9 +202,9 @@ def heads_of(name: str, x: Any) -> tuple[np.ndarray, int, int, int]:
     """An array of attention heads, with its (h, t, d)."""
     array = as_array(name, x)
     shape = array.shape
-    if not 2 <= len(shape) <= 4:
+    if not 2 <= array.ndim <= 4:
         raise ValueError(f"{name} must have shape (b, h, t, d), (h, t, d) or (t, d), got {shape}")
-    return array, shape[-3] if len(shape) > 2 else 1, shape[-2], shape[-1]
+    return array, shape[-3] if array.ndim > 2 else 1, shape[-2], shape[-1]
 
 
 def real_type(name: str, array: np.ndarray) -> type[np.floating[Any]]:

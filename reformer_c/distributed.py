@@ -141,7 +141,7 @@ def share_threads(comm: Any = None) -> int:
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
     sharing = here.allgather(own).count(own)
     here.Free()
-    threads = max(1, config["Threads"]["available"] // sharing)
+    threads: int = max(1, config["Threads"]["available"] // sharing)
     set_num_threads(threads)
     return threads
 
@@ -264,7 +264,8 @@ class DataParallel:
 
     def agree(self, number: int) -> int:
         """The maximum over all processes, each of which must call it; used to agree on stopping."""
-        return self.comm.allreduce(number, op=MPI.MAX)
+        largest: int = self.comm.allreduce(number, op=MPI.MAX)
+        return largest
 
     @property
     def _sides(self) -> list[Any]:

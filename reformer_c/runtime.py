@@ -181,8 +181,9 @@ def _allowed_processors() -> int:
 
 
 def _cgroup_quota(
-    root: str | os.PathLike = "/sys/fs/cgroup", own: str | os.PathLike = "/proc/self/cgroup"
-):
+    root: str | os.PathLike[str] = "/sys/fs/cgroup",
+    own: str | os.PathLike[str] = "/proc/self/cgroup",
+) -> int | None:
     """The control group's CPU quota in processors, rounded up; None without a limit.
 
     The parents' limits apply too. Version 2 has a single hierarchy and one file ``cpu.max`` with
@@ -200,7 +201,7 @@ def _cgroup_quota(
 
 
 def _cgroup_folders(
-    root: str | os.PathLike, own: str | os.PathLike, controller: str = "cpu"
+    root: str | os.PathLike[str], own: str | os.PathLike[str], controller: str = "cpu"
 ) -> Iterator[tuple[str, int]]:
     """The folders of this process's control group and its parents: (folder, version)."""
     for line in _read(own).splitlines():
@@ -224,9 +225,9 @@ def _cgroup_folders(
 
 
 def available_memory(
-    root: str | os.PathLike = "/sys/fs/cgroup",
-    own: str | os.PathLike = "/proc/self/cgroup",
-    proc: str | os.PathLike = "/proc",
+    root: str | os.PathLike[str] = "/sys/fs/cgroup",
+    own: str | os.PathLike[str] = "/proc/self/cgroup",
+    proc: str | os.PathLike[str] = "/proc",
 ) -> int | None:
     """Bytes that this process can still allocate; None if the system does not report it.
 
@@ -269,9 +270,9 @@ def peak_memory() -> int | None:
 
 
 def _all_memory(
-    root: str | os.PathLike = "/sys/fs/cgroup",
-    own: str | os.PathLike = "/proc/self/cgroup",
-    proc: str | os.PathLike = "/proc",
+    root: str | os.PathLike[str] = "/sys/fs/cgroup",
+    own: str | os.PathLike[str] = "/proc/self/cgroup",
+    proc: str | os.PathLike[str] = "/proc",
 ) -> int:
     """Bytes of memory of the machine, or of the container if that is less."""
     total = _kilobytes(proc, "meminfo").get("MemTotal")
@@ -281,7 +282,9 @@ def _all_memory(
     return min([total or 0, *limits])
 
 
-def _cgroup_memory(root: str | os.PathLike, own: str | os.PathLike) -> Iterator[tuple[int, int]]:
+def _cgroup_memory(
+    root: str | os.PathLike[str], own: str | os.PathLike[str]
+) -> Iterator[tuple[int, int]]:
     """For this process's control group and each parent that has a limit: the limit, and the bytes
     in use without the page cache. ``memory.high`` is a limit too: above it, the kernel throttles
     the group and reclaims memory."""
@@ -309,13 +312,13 @@ def _process_limit(name: str) -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def _kilobytes(*path: str | os.PathLike) -> dict[str, int]:
+def _kilobytes(*path: str | os.PathLike[str]) -> dict[str, int]:
     """Bytes by name, from lines like ``VmSize:   12 kB``."""
     lines = (line.split() for line in _read(*path).splitlines())
     return {x[0][:-1]: 1024 * int(x[1]) for x in lines if len(x) == 3 and x[2] == "kB"}
 
 
-def _read(*path: str | os.PathLike) -> str:
+def _read(*path: str | os.PathLike[str]) -> str:
     """A file's text; empty if it cannot be read."""
     try:
         with open(os.path.join(*path)) as file:

@@ -63,7 +63,8 @@ def _class_name(folder: str) -> str:
     """The first of the architectures in config.json, or an empty str."""
     path = local_folder(folder, None, [["config.json"]]) / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["architectures"][0]
+        name: str = json.loads(path.read_text(encoding="utf-8"))["architectures"][0]
+        return name
     except (OSError, ValueError, TypeError, LookupError):
         return ""  # from_pretrained names the fault, if it is one
 

@@ -46,7 +46,7 @@ def sequences(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
 def image_shape_of(model: Any, folder: str) -> list[int]:
     """Height, width and channels of a model's pictures."""
     language_model = isinstance(model, ReformerModelWithLMHead)
-    shape = model.config.image_shape if language_model else None
+    shape: list[int] | None = model.config.image_shape if language_model else None
     if shape is None:
         raise ValueError(f"DIR must have a model of pictures, got a model of text in {folder!r}")
     return shape

@@ -149,7 +149,7 @@ def _optimizer(model: Any, options: Namespace) -> Optimizer:
     preset = PRESETS[options.preset or PRESET]
     settings = given(lr=options.lr, weight_decay=options.weight_decay)
     if (options.optimizer or preset.optimizer) == "adamw":
-        return AdamW(model.parameters, **{"lr": preset.lr} | settings)
+        return AdamW(model.parameters, **given(lr=preset.lr) | settings)
     if options.lr is not None:
         # a given rate turns off Adafactor's own step sizes
         settings |= {"relative_step": False, "scale_parameter": False}
@@ -160,5 +160,8 @@ def _schedule(options: Namespace) -> Schedule:
     make = getattr(schedules, options.schedule)
     warmup = min(100, options.steps // 10) if options.warmup is None else options.warmup
     if options.schedule in ("constant", "rsqrt"):
-        return make(warmup=warmup)
-    return make(options.steps, warmup=warmup, floor=0.1 if options.floor is None else options.floor)
+        schedule: Schedule = make(warmup=warmup)
+    else:
+        floor = 0.1 if options.floor is None else options.floor
+        schedule = make(options.steps, warmup=warmup, floor=floor)
+    return schedule

@@ -103,7 +103,8 @@ def default_tokenizer(folder: Path | None, options: Namespace) -> Any:
 def held_out_share(options: Namespace) -> float:
     """The share of FILE to hold out: of --held-out, or nothing with --evaluate-on, or a tenth."""
     if options.held_out is not None:
-        return options.held_out
+        share: float = options.held_out
+        return share
     return 0.0 if options.evaluate_on else 0.1
 
 

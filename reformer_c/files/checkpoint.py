@@ -48,7 +48,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # ---- atomic writes ----
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
     """Call `write` with a temporary name in the same folder, then rename the result to `path`.
 
     A concurrent reader, or one after a crash, finds either the old file or the new one, complete.
@@ -75,7 +75,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> N
     _sync(path.parent)
 
 
-def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], Any]]) -> None:
+def save_folder(folder: str | os.PathLike[str], files: Mapping[str, Callable[[Path], Any]]) -> None:
     """Write `files`, {name: function that writes a path}, into a folder that may be new.
 
     All are written before the first is renamed: a full disk leaves the folder unchanged. A new
@@ -106,7 +106,7 @@ def save_folder(folder: str | os.PathLike, files: Mapping[str, Callable[[Path], 
 
 
 def save_model(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     config: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
     texts: Mapping[str, str] | None = None,
@@ -145,7 +145,7 @@ def _sync(path: Path) -> None:
 # ---- safetensors ----
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name, atomically, in the format that transformers reads.
 
     Raises
@@ -181,7 +181,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     write_atomically(path, save)
 
 
-def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file by name; bfloat16 is converted to float32.
 
     Raises
@@ -227,7 +227,7 @@ def _bfloat16_tensors(library: ModuleType, path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _safetensors() -> ModuleType:
+def _safetensors() -> Any:
     try:
         import safetensors
     except ImportError as error:
@@ -238,7 +238,7 @@ def _safetensors() -> ModuleType:
 # ---- folders of weights ----
 
 
-def read_folder(folder: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+def read_folder(folder: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Iterate over the tensors of a model folder, from a single file or from indexed shards.
 
     Raises
@@ -287,7 +287,7 @@ def _iterate_shards(folder: Path, index: str) -> Iterator[tuple[str, np.ndarray]
 
 
 def local_folder(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     revision: str | None,
     either: Sequence[Sequence[str]],
     always: Sequence[str] = (),

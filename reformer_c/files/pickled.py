@@ -295,7 +295,7 @@ def parameter_of(tensor: Any, *_: Any) -> Tensor:
     return tensor
 
 
-def ordered_dict(*arguments: Any) -> dict:
+def ordered_dict(*arguments: Any) -> dict[Any, Any]:
     if arguments:
         raise Refused("an OrderedDict with arguments")
     return {}
@@ -330,7 +330,7 @@ def shown(value: Any) -> str:
 # ---- files ----
 
 
-def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_torch_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read the tensors of a dictionary written by ``torch.save``.
 
     It may be an entry of another dictionary, as in training checkpoints: ``state_dict``,
@@ -350,7 +350,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return {name: tensor.copy() for name, tensor in iterate_torch_file(path)}
 
 
-def iterate_torch_file(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
+def iterate_torch_file(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Like `read_torch_file`, one tensor at a time: views of the data read from the file."""
     path = Path(path)
     if not path.is_file():
@@ -406,7 +406,9 @@ def _iterate_legacy(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield from _tensors(state, order, read)
 
 
-def _legacy_offsets(data: mmap.mmap, state: Any, keys: list, order: str) -> dict[str, tuple]:
+def _legacy_offsets(
+    data: mmap.mmap, state: Any, keys: list[Any], order: str
+) -> dict[str, tuple[int, int]]:
     """Offset and size in bytes of each storage: consecutive, each preceded by its length."""
     _check_state(state)
     kinds = {storage.key: storage.kind for storage in _storages(state)}
@@ -425,13 +427,14 @@ def _legacy_offsets(data: mmap.mmap, state: Any, keys: list, order: str) -> dict
     return offsets
 
 
-def _check_state(state: Any) -> dict[str, Tensor]:
+def _check_state(pickled: Any) -> dict[str, Tensor]:
     """The named tensors of a file that may contain other entries too."""
-    if not isinstance(state, dict):
+    if not isinstance(pickled, dict):
         raise Refused("no dictionary of tensors")
+    state: dict[str, Tensor] = pickled
     for name in STATE_NAMES:
-        if isinstance(state.get(name), dict):
-            state = state[name]
+        if isinstance(pickled.get(name), dict):
+            state = pickled[name]
             break
     kinds: dict[str, str] = {}
     for name, value in state.items():

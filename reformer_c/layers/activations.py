@@ -73,7 +73,8 @@ def xielu(h: np.ndarray, *, alpha_p: float, alpha_n: float, beta: float, eps: fl
     array([-0.077,  8.683])
     """
     p, n = _softplus(alpha_p), beta + _softplus(alpha_n)
-    return np.where(h > 0, p * h * h, n * (np.expm1(np.minimum(h, eps)) - h)) + beta * h
+    out: np.ndarray = np.where(h > 0, p * h * h, n * (np.expm1(np.minimum(h, eps)) - h)) + beta * h
+    return out
 
 
 def xielu_backward(

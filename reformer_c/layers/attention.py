@@ -249,12 +249,16 @@ class Attention(Sublayer):
 
     def _split_heads(self, part: Part, x: np.ndarray) -> np.ndarray:
         """(b t, h d) -> (b, h, t, d), a view."""
-        return x.reshape(part.sequences, -1, part.num_heads, self._depth).transpose(0, 2, 1, 3)
+        heads: np.ndarray = x.reshape(part.sequences, -1, part.num_heads, self._depth).transpose(
+            0, 2, 1, 3
+        )
+        return heads
 
     def _merge_heads(self, x: np.ndarray) -> np.ndarray:
         """(b, h, t, d) -> (b t, h d), a view."""
         _, h, _, d = x.shape
-        return x.transpose(0, 2, 1, 3).reshape(-1, h * d)
+        rows: np.ndarray = x.transpose(0, 2, 1, 3).reshape(-1, h * d)
+        return rows
 
     @abstractmethod
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:

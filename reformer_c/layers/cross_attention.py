@@ -113,7 +113,8 @@ class CrossAttention(Attention):
         return rows if self.prompt_index is None else self.prompt_index[rows]
 
     def _states(self, index: Any) -> np.ndarray:
-        return self.encoder.states[index].reshape(-1, self.encoder.states.shape[-1])
+        rows: np.ndarray = self.encoder.states[index].reshape(-1, self.encoder.states.shape[-1])
+        return rows
 
     def _mask(self, part: Part) -> np.ndarray | None:
         mask = self.encoder.mask
@@ -193,7 +194,8 @@ class CrossAttention(Attention):
 
     def _heads_bytes(self, part: Part, x: np.ndarray) -> int:
         keys = part.sequences * self.encoder.states.shape[1] * part.num_heads * self._depth
-        return self._head_bytes(part, x) + 2 * keys * x.itemsize
+        size: int = self._head_bytes(part, x) + 2 * keys * x.itemsize
+        return size
 
     def _sizes(self, part: Part, x: np.ndarray) -> dict[str, int]:
         s, c = self.encoder.states.shape[1:]
@@ -203,7 +205,8 @@ class CrossAttention(Attention):
         return super()._sizes(part, x) | own
 
     def _longest(self, part: Part) -> int:
-        return max(self.encoder.states.shape[1], part.length)
+        longest: int = max(self.encoder.states.shape[1], part.length)
+        return longest
 
     def _scratch_spec(self) -> AttentionSpec:
         return AttentionSpec("full")

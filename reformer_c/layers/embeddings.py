@@ -29,7 +29,7 @@ class Embeddings:
 
     def __init__(self, words: Weights, dropout: Dropout, positions: Positions | None) -> None:
         self.words, self._drop, self.positions = words, dropout, positions
-        self._saved: tuple = ()
+        self._saved: tuple[Any, ...] = ()
 
     def forward(
         self, input_ids: np.ndarray | None, inputs_embeds: np.ndarray | None, positions: np.ndarray

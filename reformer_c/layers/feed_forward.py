@@ -122,7 +122,8 @@ class FeedForward(Sublayer):
 
     def _saved_bytes(self, part: slice, x: np.ndarray) -> int:
         # the normalised rows, their mean and standard deviation
-        return (part.stop - part.start) * (x.shape[-1] + 2) * x.itemsize
+        size: int = (part.stop - part.start) * (x.shape[-1] + 2) * x.itemsize
+        return size
 
     def _sizes(self, part: slice, x: np.ndarray) -> dict[str, int]:
         c, rows = x.shape[-1], part.stop - part.start

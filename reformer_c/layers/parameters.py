@@ -13,7 +13,7 @@ from ..checks import did_you_mean
 __all__ = ["Joined", "Parameters", "StepWeights", "Weights"]
 
 
-class Parameters(MutableMapping):
+class Parameters(MutableMapping[str, np.ndarray]):
     """Arrays by name, with fixed names, shapes and dtypes.
 
     Assignment copies into the existing array, so references to it see the new values.
@@ -73,7 +73,7 @@ class Parameters(MutableMapping):
         return f"<Parameters: {len(self)} arrays, {count:,} numbers>"
 
 
-class Joined(Mapping):
+class Joined(Mapping[str, Any]):
     """Several mappings as one, each under a prefix.
 
     Examples

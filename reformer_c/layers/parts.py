@@ -35,7 +35,8 @@ class Part(NamedTuple):
 
     @property
     def num_heads(self) -> int:
-        return self.heads.stop - self.heads.start
+        number: int = self.heads.stop - self.heads.start
+        return number
 
     @property
     def rows(self) -> int:
@@ -50,7 +51,8 @@ class Part(NamedTuple):
     @property
     def own_length(self) -> int:
         """Own rows per sequence."""
-        return (self.own.stop - self.own.start) // self.sequences
+        number: int = (self.own.stop - self.own.start) // self.sequences
+        return number
 
     @property
     def lead(self) -> int:

@@ -141,18 +141,18 @@ def full_probabilities(
     ndarray, of the dtype of q
         (b, h, t, t)
     """
-    shared_qk = k is None
-    k = _shared_keys(q) if k is None else k * q.dtype.type(q.shape[-1] ** -0.5)
+    keys = _shared_keys(q) if k is None else k * q.dtype.type(q.shape[-1] ** -0.5)
     positions = np.broadcast_to(np.arange(q.shape[2]), q.shape[:3])
     return _probabilities(
-        q, k, positions, (0, 0), is_causal, attention_mask, softcap, shared_qk=shared_qk
+        q, keys, positions, (0, 0), is_causal, attention_mask, softcap, shared_qk=k is None
     )
 
 
 def _shared_keys(qk: np.ndarray) -> np.ndarray:
     """Queries divided by their root mean square, and by sqrt(d)."""
     norm = np.sqrt((qk * qk).mean(axis=-1, keepdims=True) + qk.dtype.type(1e-6))
-    return qk / norm * qk.dtype.type(qk.shape[-1] ** -0.5)
+    keys: np.ndarray = qk / norm * qk.dtype.type(qk.shape[-1] ** -0.5)
+    return keys
 
 
 def cross_probabilities(
@@ -231,6 +231,7 @@ def _probabilities(
     if elsewhere is not None:
         hidden = hidden | elsewhere
     scores = np.where(hidden, scores.dtype.type(HIDDEN), scores)
+    itself = np.zeros((), bool)
     if shared_qk:
         itself = positions_k[..., None, :] == positions[..., :, None]
         scores = np.where(itself, scores.dtype.type(ITSELF), scores)
@@ -289,7 +290,10 @@ class _Pairs:
                 ids, self.keys[:, :, own]
             )
         key_chunk = (self.chunk + np.take(self.steps, self.slot)) % n
-        return other | (key_chunk // self.per_round != self.chunk // self.per_round)
+        other_chunk: np.ndarray = other | (
+            key_chunk // self.per_round != self.chunk // self.per_round
+        )
+        return other_chunk
 
     def met_before(self, elsewhere: np.ndarray | None) -> np.ndarray:
         """Keys that the query has met in an earlier round, or earlier in its window."""
@@ -318,7 +322,8 @@ def _past_the_ends(q: np.ndarray, neighbours: tuple[int, int]) -> np.ndarray:
     n, m = q.shape[2:4]
     before, after = neighbours
     chunk = np.arange(n)[:, None] + np.repeat(np.arange(-before, after + 1), m)
-    return (chunk < 0) | (chunk >= n)
+    outside: np.ndarray = (chunk < 0) | (chunk >= n)
+    return outside
 
 
 def _capped(scores: np.ndarray, softcap: float | None) -> np.ndarray:
@@ -330,7 +335,8 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
     hidden, every probability is 1."""
     highest = scores.max(axis=-1, keepdims=True)
     total = highest + np.log(np.exp(scores - highest).sum(axis=-1, keepdims=True))
-    return np.exp(scores - total)
+    shares: np.ndarray = np.exp(scores - total)
+    return shares
 
 
 def _bucket_probabilities(
@@ -363,4 +369,5 @@ def _bucket_probabilities(
     counts = counts * (visible | itself)
     scores = np.where(counts > 0, scores, -np.inf)
     weights = counts * np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return (weights / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
+    shares: np.ndarray = (weights / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
+    return shares

@@ -168,7 +168,7 @@ class Sublayer(ABC):
         self._backward(part, dx, dout, x, self._add(part, out, x, -1.0))
 
     @abstractmethod
-    def _parts(self, x: np.ndarray) -> list:
+    def _parts(self, x: np.ndarray) -> list[Any]:
         """The units of work for x (b, t, c); they depend on sizes only."""
 
     @abstractmethod

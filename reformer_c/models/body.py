@@ -156,7 +156,9 @@ class Pass:
             )  # fmt: skip
         return Embeddings(weights.below("word_embeddings."), drop, positions)
 
-    def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
+    def _layer(
+        self, i: int, kind: str, weights: Weights, common: dict[str, Any]
+    ) -> tuple[Any, ...]:
         """The branches of a layer: attention, and feed-forward."""
         config, key = self.config, partial(self.key, "layer", i)
         rules: dict[str, Any] = {
@@ -272,7 +274,9 @@ class Pass:
         }
 
     @staticmethod
-    def _checked_rotation(name: str, rotation: Any, shape: tuple, dtype: np.dtype) -> np.ndarray:
+    def _checked_rotation(
+        name: str, rotation: Any, shape: tuple[Any, ...], dtype: np.dtype
+    ) -> np.ndarray:
         rotation = as_array(name, rotation)
         if rotation.dtype.kind not in "iuf":
             raise TypeError(f"{name} must be real numbers, got {rotation.dtype}")
@@ -281,7 +285,8 @@ class Pass:
         ):
             expected = str(shape).replace("'", "")
             raise ValueError(f"{name} must have shape {expected}, got {rotation.shape}")
-        return rotation.astype(dtype, copy=False)
+        checked: np.ndarray = rotation.astype(dtype, copy=False)
+        return checked
 
     @property
     def branches(self) -> list[Sublayer]:

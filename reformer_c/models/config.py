@@ -383,7 +383,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike, *, revision: str | None = None, **changes: Any
+        cls, folder: str | os.PathLike[str], *, revision: str | None = None, **changes: Any
     ) -> ReformerConfig:
         """Read the config.json of a folder, or of a name on the Hugging Face hub (extra ``hf``).
 
@@ -412,7 +412,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
         config.__post_init__()
         return config
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the config.json of a folder, atomically; creates the folder if needed."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.to_json(folder)

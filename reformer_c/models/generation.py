@@ -50,7 +50,7 @@ class Prepared(NamedTuple):
 class Generation(Weighted):
     """A language model's `generate` and `stream`, and their default options."""
 
-    head: ClassVar[LanguageModel]
+    head: ClassVar[LanguageModel]  # pyright: ignore
     _generation_config: GenerationConfig
 
     def _allocate(self, config: ReformerConfig, dtype: Any) -> None:
@@ -275,7 +275,7 @@ class Generation(Weighted):
         size = self.dtype.itemsize
         return cache_bytes(self.config, t, prompt=prompt, batch=batch, itemsize=size)
 
-    def _prepare(self, call: Call, generation_config: Any, options: dict) -> Prepared:
+    def _prepare(self, call: Call, generation_config: Any, options: dict[str, Any]) -> Prepared:
         """Check all arguments."""
         refuse_unknown(options, OPTIONS, "generate")
         if call.encoder_states is None and options.get("decoder_start_token_id") is not None:

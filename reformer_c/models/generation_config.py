@@ -214,7 +214,8 @@ class GenerationConfig(NamedAttributes, JsonFile):
             return None if name in call else _inside(getattr(self, name), v)
         given = type(self)(**{name: call[name]})
         given._check_tokens(v)
-        return getattr(given, name)
+        token: int | None = getattr(given, name)
+        return token
 
     def resolved(self, call: Mapping[str, Any], t: int, room: int, v: int) -> GenerationConfig:
         """All options of a call, with defaults; None remains only where it is a meaningful value.
@@ -377,8 +378,8 @@ def _real(
 ) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be {expected}, got {value!r}")
-    value = float(value)
-    inside = math.isfinite(value) and minimum <= value <= maximum
-    if not inside or (open_below and value == minimum):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return value
+    real = float(value)
+    inside = math.isfinite(real) and minimum <= real <= maximum
+    if not inside or (open_below and real == minimum):
+        raise ValueError(f"{name} must be {expected}, got {real!r}")
+    return real

@@ -172,7 +172,8 @@ class LanguageModel(Head):
         if not run.config.shared_embeddings:
             return np.ascontiguousarray(h)
         c = run.config.hidden_size
-        return h[..., :c] + h[..., c:]
+        total: np.ndarray = h[..., :c] + h[..., c:]
+        return total
 
     def step_logits(self, run: Pass, weights: StepWeights, h: np.ndarray) -> np.ndarray:
         """Logits (n, v) of the final states (n, 2 c) of decoded tokens."""
@@ -286,7 +287,7 @@ class Classifier(Head):
     def _outputs(self, run: Pass) -> dict[str, Any]:
         return {"logits": self._forward(run)[0]}
 
-    def _forward(self, run: Pass) -> tuple[np.ndarray, tuple]:
+    def _forward(self, run: Pass) -> tuple[np.ndarray, tuple[Any, ...]]:
         """The logits, and what the backward pass needs."""
         head, drop = run.weights.below("classifier."), self._dropout(run)
         h, normed = run.final(run.every(0))

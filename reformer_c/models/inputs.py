@@ -167,7 +167,8 @@ def as_rows(name: str, values: Any) -> np.ndarray | None:
     if values is None:
         return None
     values = as_array(name, values)
-    return values[None] if values.ndim == 1 else values
+    rows: np.ndarray = values[None] if values.ndim == 1 else values
+    return rows
 
 
 def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> np.ndarray:
@@ -182,7 +183,8 @@ def check_ids(name: str, ids: Any, count: int, *, ignore: int | None = None) -> 
         wrong &= ids != ignore
     if wrong.any():
         raise ValueError(f"{name} must be in [0, {count}), got {ids[wrong][0]}")
-    return ids.astype(np.int64, copy=False)
+    checked: np.ndarray = ids.astype(np.int64, copy=False)
+    return checked
 
 
 def check_mask(mask: Any, b: int, t: int, prefix: str = "") -> np.ndarray | None:

@@ -30,7 +30,7 @@ class JsonFile:
         raise NotImplementedError
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike) -> Self:
+    def from_json(cls, path: str | os.PathLike[str]) -> Self:
         """Read a JSON file, or a folder's config.json or generation_config.json."""
         path = cls._path(path)
         try:
@@ -42,7 +42,7 @@ class JsonFile:
             raise TypeError(f"path: {os.fspath(path)!r} must be a JSON object, got {kind}")
         return cls.from_dict(values)
 
-    def to_json(self, path: str | os.PathLike) -> None:
+    def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, or the file of an existing folder, atomically."""
         text = self.to_json_string()
         write_atomically(self._path(path), lambda part: part.write_text(text, encoding="utf-8"))
@@ -52,6 +52,6 @@ class JsonFile:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def _path(cls, path: str | os.PathLike) -> Path:
+    def _path(cls, path: str | os.PathLike[str]) -> Path:
         path = Path(path)
         return path / cls._file_name if path.is_dir() else path

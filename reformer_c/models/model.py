@@ -64,7 +64,7 @@ class ReformerModelWithLMHead(Generation, ReformerWithLoss):
     (1, 105)
     """
 
-    head: ClassVar[LanguageModel] = LanguageModel(causal=True)
+    head: ClassVar[LanguageModel] = LanguageModel(causal=True)  # pyright: ignore
 
 
 class ReformerForMaskedLM(ReformerWithLoss):

@@ -46,7 +46,7 @@ class Loss(float):
 
 
 @dataclass(eq=False)
-class ReformerOutput(NamedAttributes, Mapping):
+class ReformerOutput(NamedAttributes, Mapping[str, Any]):
     """The result of a call; fields that were not requested, or that the model lacks, are None.
 
     Like an output of transformers it is a mapping of the fields that are not None, and can be
@@ -91,7 +91,7 @@ class ReformerOutput(NamedAttributes, Mapping):
         return iter(sorted(names, key=ours.__contains__))
 
     def __reversed__(self) -> Iterator[str]:
-        return reversed([*self])
+        return iter([*self][::-1])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -251,7 +251,8 @@ class OwnHeads(Reformer):
         kept_layers = self._kept_layers(run, memory_budget)
         self._keep_num_buckets(run)
         run.forward(differentiate=True, kept_layers=kept_layers)
-        return self.head.outputs(run)["last_hidden_state"]
+        states: np.ndarray = self.head.outputs(run)["last_hidden_state"]
+        return states
 
     def _propagate(
         self, run: Pass, d_hidden: np.ndarray
@@ -283,8 +284,8 @@ def _checksums(parameters: Mapping[str, np.ndarray]) -> dict[str, int]:
         return dict(zip(parameters, pool.map(zlib.crc32, parameters.values()), strict=True))
 
 
-def _check_gradient(run: Pass, d_hidden: Any) -> np.ndarray:
-    d_hidden, shape, dtype = as_array("d_hidden", d_hidden), _states_shape(run), run.weights.dtype
+def _check_gradient(run: Pass, given: Any) -> np.ndarray:
+    d_hidden, shape, dtype = as_array("d_hidden", given), _states_shape(run), run.weights.dtype
     if d_hidden.dtype != dtype:
         raise TypeError(f"d_hidden must be {dtype}, got {d_hidden.dtype}")
     if d_hidden.shape != shape:

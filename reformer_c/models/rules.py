@@ -64,7 +64,8 @@ class Text:
             return []
         windows = np.lib.stride_tricks.sliding_window_view(self.ids, n)
         same = (windows[:, :-1] == self.ids[len(self.ids) + 1 - n :]).all(axis=1)
-        return windows[same, -1].tolist()
+        tokens: list[int] = windows[same, -1].tolist()
+        return tokens
 
 
 class Rules:
@@ -148,7 +149,7 @@ class Rules:
         return banned + (self.end_tokens if text.new < self.options.min_new_tokens else [])
 
     def _restricted(
-        self, rows: Sequence[np.ndarray], texts: Sequence[Text], function: Callable
+        self, rows: Sequence[np.ndarray], texts: Sequence[Text], function: Callable[..., Any]
     ) -> list[np.ndarray]:
         """Apply prefix_allowed_tokens_fn; if no token is left, undo the other bans."""
         name, found, masks = "prefix_allowed_tokens_fn", [], []
@@ -221,7 +222,7 @@ def no_token_left(text: Text) -> ValueError:
     )
 
 
-def _functions(name: str, value: Any) -> list:
+def _functions(name: str, value: Any) -> list[Callable[..., Any]]:
     functions = [value] if callable(value) else [] if value is None else value
     if not isinstance(functions, (list, tuple)) or not all(map(callable, functions)):
         raise TypeError(f"{name} must be a function or a list of functions, got {value!r}")

@@ -101,7 +101,8 @@ def _at_least(z: np.ndarray, cutoff: float, keep: int) -> np.ndarray:
 
 
 def kth_largest(z: np.ndarray, k: int) -> float:
-    return np.partition(z, -k)[-k]
+    kth: float = np.partition(z, -k)[-k]
+    return kth
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -109,14 +110,16 @@ def softmax(z: np.ndarray) -> np.ndarray:
     # probabilities may underflow to 0
     with np.errstate(under="ignore", over="ignore"):
         p = np.exp(z - z.max(axis=-1, keepdims=True))
-        return p / p.sum(axis=-1, keepdims=True)
+        shares: np.ndarray = p / p.sum(axis=-1, keepdims=True)
+        return shares
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     z = np.asarray(logits, np.float64)
     z = z - z.max()
     with np.errstate(under="ignore"):
-        return z - np.log(np.exp(z).sum())
+        logarithms: np.ndarray = z - np.log(np.exp(z).sum())
+        return logarithms
 
 
 def _entropy(z: np.ndarray) -> float:

@@ -15,9 +15,11 @@ class LogitsSource(Protocol):
 
     def start(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         """Set the texts; returns logits (n, v) of the next tokens."""
+        ...
 
     def step(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Append a token to each of the texts `rows` (n,); returns logits (n, v) of the next."""
+        ...
 
     def reorder(self, parents: np.ndarray) -> None:
         """Replace text i by a copy of text parents[i]; the number of texts may change."""

@@ -83,7 +83,7 @@ class _Beams:
         self.texts = [Text(prompt, self.options.max_new_tokens, row, draws)] * beams
         # the beams start as copies: only the first may be continued
         self.scores = np.where(np.arange(beams) == 0, 0.0, NEVER)
-        self.ended: list[tuple[tuple, np.ndarray]] = []
+        self.ended: list[tuple[tuple[float, ...], np.ndarray]] = []
         self.done = False
 
     def advance(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ class _Beams:
             parent, token = divmod(int(at), len(z[0]))
             yield parent, token, float(total[at])
 
-    def _value(self, score: float, new: int) -> tuple:
+    def _value(self, score: float, new: int) -> tuple[float, ...]:
         """A sort key with the order of score / new**length_penalty that cannot overflow."""
         penalty = self.options.length_penalty
         if score in (0.0, -math.inf):

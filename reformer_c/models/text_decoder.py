@@ -34,7 +34,9 @@ class DecoderPass(Pass):
         self._cross_probabilities = Probabilities()
         super().__init__(*arguments)
 
-    def _layer(self, i: int, kind: str, weights: Weights, common: dict) -> tuple[Any, ...]:
+    def _layer(
+        self, i: int, kind: str, weights: Weights, common: dict[str, Any]
+    ) -> tuple[Any, ...]:
         attention, feed_forward = super()._layer(i, kind, weights, common)
         encoder = self.call.encoder_states
         assert encoder is not None
@@ -79,7 +81,8 @@ class TextDecoder(ReformerModelWithLMHead):
         return self.parameters[self.prefix + WORDS]
 
     def _pad_vector(self) -> np.ndarray:
-        return self.words[self.config.padding_id]
+        vector: np.ndarray = self.words[self.config.padding_id]
+        return vector
 
     def resize_token_embeddings(self, *arguments: Any, **options: Any) -> np.ndarray:
         if self.config.shared_embeddings:
@@ -138,7 +141,7 @@ class TextGeneration(TwoSided):
         """The first token of the decoder's input."""
         return self._start_token(self.generation_config, {})
 
-    def _start_token(self, defaults: GenerationConfig, options: dict) -> int:
+    def _start_token(self, defaults: GenerationConfig, options: dict[str, Any]) -> int:
         config = self.decoder.config
         for name in ("decoder_start_token_id", "bos_token_id"):
             token = defaults.token(name, options, config.vocab_size)

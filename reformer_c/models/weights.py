@@ -169,7 +169,8 @@ class Weighted(Model):
 
     def _pad_vector(self) -> np.ndarray:
         words = self.parameters[self.prefix + WORDS]
-        return words[self.config.padding_id]
+        vector: np.ndarray = words[self.config.padding_id]
+        return vector
 
     @names_keywords
     def resize_token_embeddings(
@@ -237,7 +238,7 @@ class Weighted(Model):
 
     # ---- files ----
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which transformers can load too, atomically.
 
         Raises
@@ -261,7 +262,7 @@ class Weighted(Model):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         *,
         config: ReformerConfig | None = None,
         dtype: Any = np.float32,
@@ -426,7 +427,7 @@ class TwoSided(Model):
     def dtype(self) -> np.dtype:
         return self.sides["encoder"].dtype
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, with both configurations, and model.safetensors, atomically.
 
         Raises
@@ -446,7 +447,7 @@ class TwoSided(Model):
     @classmethod
     @names_keywords
     def from_pretrained(
-        cls, folder: str | os.PathLike, *, dtype: Any = np.float32, revision: str | None = None
+        cls, folder: str | os.PathLike[str], *, dtype: Any = np.float32, revision: str | None = None
     ) -> Self:
         """Load a model from a folder that `save_pretrained` wrote.
 

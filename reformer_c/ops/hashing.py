@@ -58,7 +58,7 @@ def choose_num_buckets(
     power = (2 * max(1, -(-t // chunk_length))).bit_length() - 1
     if 2**power > 2 * max(math.isqrt(longest // chunk_length), chunk_length):
         return 2 ** (power // 2), 2 ** (power - power // 2)
-    return 2**power
+    return 1 << power
 
 
 @names_keywords

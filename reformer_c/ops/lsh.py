@@ -270,8 +270,8 @@ def cut_of_sizes(n: np.ndarray, cap: int) -> int:
     return int((cap * (cap * (beyond * (beyond - 1) // 2) + n % cap * beyond)).sum())
 
 
-def _given_buckets(buckets: Any, rounds: int) -> np.ndarray:
-    buckets = as_array("buckets", buckets)
+def _given_buckets(given: Any, rounds: int) -> np.ndarray:
+    buckets = as_array("buckets", given)
     if buckets.ndim >= 2 and buckets.shape[-2] != rounds:
         raise ValueError(
             f"buckets must have shape (b, h, num_hashes, t) with num_hashes = {rounds}, "

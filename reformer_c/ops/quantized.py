@@ -107,7 +107,8 @@ def quantize(weight: np.ndarray, storage: str) -> QuantizedWeight:
 def _bfloat16(x: np.ndarray) -> np.ndarray:
     """The upper halves of finite float32 numbers, rounded to nearest even."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return (bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16
+    upper: np.ndarray = (bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16
+    return upper
 
 
 def dequantize(weight: QuantizedWeight, dtype: Any = np.float32) -> np.ndarray:
@@ -132,7 +133,8 @@ def dequantize(weight: QuantizedWeight, dtype: Any = np.float32) -> np.ndarray:
     """
     if weight.scale is None:
         return (weight.data.astype(np.uint32) << 16).view(np.float32).astype(dtype)
-    return weight.data.astype(dtype) * weight.scale[:, None].astype(dtype)
+    matrix: np.ndarray = weight.data.astype(dtype) * weight.scale[:, None].astype(dtype)
+    return matrix
 
 
 def quantized_linear(

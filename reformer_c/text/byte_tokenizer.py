@@ -43,7 +43,7 @@ class ByteTokenizer(Tokenizer):
 
     # offset of byte ids: the ids below it are special
     offset = 2
-    pad_token_id = 0
+    pad_token_id = 0  # pyright: ignore
     vocab_size = 256 + offset
 
     def __len__(self) -> int:
@@ -93,7 +93,8 @@ class ByteTokenizer(Tokenizer):
         """
         ids = check_token_ids(one_row(ids), self.vocab_size)
         ids = ids[ids >= self.offset]
-        return (ids - self.offset).astype(np.uint8).tobytes()
+        data: bytes = (ids - self.offset).astype(np.uint8).tobytes()
+        return data
 
     @names_keywords
     def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:

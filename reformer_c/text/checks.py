@@ -51,7 +51,8 @@ def check_token_ids(ids: Any, vocab_size: int | None, name: str = "ids") -> np.n
     if wrong.any():
         end = "2**63" if vocab_size is None else vocab_size
         raise ValueError(f"{name} must be in [0, {end}), got {ids[wrong][0]}")
-    return ids.astype(np.int64)
+    checked: np.ndarray = ids.astype(np.int64)
+    return checked
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:

@@ -54,7 +54,9 @@ def named_tokenizer(name: str) -> Tokenizer:
     return tokenizer
 
 
-def folder_tokenizer(folder: str | os.PathLike, vocab_size: int | None = None) -> Tokenizer | None:
+def folder_tokenizer(
+    folder: str | os.PathLike[str], vocab_size: int | None = None
+) -> Tokenizer | None:
     """The tokenizer of a model folder, or of a name on the Hugging Face hub.
 
     Parameters
@@ -97,7 +99,7 @@ def _class_name(folder: Path) -> str:
     return name if isinstance(name, str) else ""
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
     """Save a tokenizer so that `folder_tokenizer` finds it.
 
     Examples

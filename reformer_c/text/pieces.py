@@ -127,7 +127,7 @@ class SentencePieces(Reader):
         return ids + self._cut(text[start:])
 
     def _cut(self, text: str) -> list[int]:
-        ids = self._model.encode(text)
+        ids: list[int] = self._model.encode(text)
         # the library drops a trailing space; transformers encodes it as a piece
         if text and (text[-1].isspace() or text[-1] == SPACE or not text[-1].isprintable()):
             end = "x" + text[-64:]
@@ -137,7 +137,8 @@ class SentencePieces(Reader):
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids)
+        text: str = self._model.decode(ids)
+        return text
 
 
 class TokenizerFile(Reader):
@@ -178,10 +179,12 @@ class TokenizerFile(Reader):
 
     def encode(self, text: str, split_special: bool) -> list[int]:
         self._model.encode_special_tokens = split_special
-        return self._model.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids, skip_special_tokens=False)
+        text: str = self._model.decode(ids, skip_special_tokens=False)
+        return text
 
     def template(self, pair: bool) -> Template | None:
         return self._templates[pair]

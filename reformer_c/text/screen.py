@@ -61,15 +61,15 @@ def show(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     >>> show("one\ttwo", end="")
     one	two
     """
-    stream = sys.stdout if stream is None else stream
-    if stream.isatty():
+    to = sys.stdout if stream is None else stream
+    if to.isatty():
         text = escape(text)
-    encoding = getattr(stream, "encoding", None) or "utf-8"
+    encoding = getattr(to, "encoding", None) or "utf-8"
     try:
-        text.encode(encoding, getattr(stream, "errors", None) or "strict")
+        text.encode(encoding, getattr(to, "errors", None) or "strict")
     except UnicodeEncodeError:
         text = text.encode(encoding, "backslashreplace").decode(encoding)
-    print(text, end=end, file=stream, flush=True)
+    print(text, end=end, file=to, flush=True)
 
 
 class TextStream:

@@ -90,7 +90,7 @@ class ReformerTokenizer(Tokenizer):
     _split_special: bool
     _adds: list[bool] | None
 
-    def __init__(self, path: str | os.PathLike, **options: Any) -> None:
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Read the spiece.model or tokenizer.json at `path`; options as in `from_pretrained`."""
         refuse_unknown(options, KNOWN, type(self).__name__)
         path = Path(path)
@@ -119,7 +119,7 @@ class ReformerTokenizer(Tokenizer):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike, *, revision: str | None = None, **options: Any
+        cls, folder: str | os.PathLike[str], *, revision: str | None = None, **options: Any
     ) -> ReformerTokenizer:
         """Load the tokenizer of a folder, or of a name on the Hugging Face hub.
 
@@ -161,7 +161,7 @@ class ReformerTokenizer(Tokenizer):
         )
 
     @names_keywords
-    def save_pretrained(self, folder: str | os.PathLike) -> tuple[str, ...]:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> tuple[str, ...]:
         """Write the vocabulary file and tokenizer_config.json, atomically.
 
         Fields of the folder that are not used here are preserved.
@@ -196,7 +196,7 @@ class ReformerTokenizer(Tokenizer):
 
     @names_keywords
     def save_vocabulary(
-        self, save_directory: str | os.PathLike, filename_prefix: str | None = None
+        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write only the vocabulary file, unchanged: without added tokens and attributes.
 
@@ -435,7 +435,10 @@ class ReformerTokenizer(Tokenizer):
         self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any
     ) -> list[str]:
         """Segment a text or a pair of texts into pieces; options are those of `encode`."""
-        return self.convert_ids_to_tokens(self.encode(text, pair, add_special_tokens, **options))
+        pieces: list[str] = self.convert_ids_to_tokens(
+            self.encode(text, pair, add_special_tokens, **options)
+        )
+        return pieces
 
     def _ids(self, text: Any, name: str) -> np.ndarray:
         if not isinstance(text, str):

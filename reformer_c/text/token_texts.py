@@ -45,7 +45,8 @@ class TokenTexts:
     def _text(self, i: int) -> str:
         # decode pairs and use the second token: libraries drop a leading space of the first
         once, twice = (self._tokenizer.decode([i] * n) for n in (1, 2))
-        return twice[len(once) :]
+        second: str = twice[len(once) :]
+        return second
 
     def with_any(self, characters: str) -> list[int]:
         """The tokens whose text contains any of these characters."""

@@ -352,7 +352,7 @@ class Tokenizer(NamedAttributes, ABC):
             where = "" if isinstance(text, Text) else f": item {i}"
             ids = [self._ids(one, name + where) for one, name in zip(texts, NAMES, strict=False)]
             ids = truncated(ids, room, layout)
-            named = dict(zip((FIRST, SECOND), ids, strict=False))
+            named: dict[str, Any] = dict(zip((FIRST, SECOND), ids, strict=False))
             parts = [named[what] if isinstance(what, str) else [what] for what, _ in template]
             runs = [kind for _, kind in template], [len(part) for part in parts]
             row = parts[0] if len(parts) == 1 else np.concatenate(parts).astype(np.int64)

@@ -72,7 +72,7 @@ class Vocabulary:
 
     def known_ids(self, ids: Any) -> list[int]:
         """Check that ids (t,) have pieces."""
-        known = check_token_ids(ids, len(self)).tolist()
+        known: list[int] = check_token_ids(ids, len(self)).tolist()
         for i in known:
             if i not in self.texts:
                 raise ValueError(f"ids must be ids of pieces, got {i}")

@@ -90,7 +90,7 @@ def run_bench(
     length: int = 16384,
     repeats: int = 7,
     threads: Sequence[int] | None = None,
-    json_file: str | os.PathLike | None = None,
+    json_file: str | os.PathLike[str] | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
     """Time the operations, print a table, and return everything as a dictionary.
@@ -143,13 +143,13 @@ def run_bench(
     return result
 
 
-def check_json_file(file: str | os.PathLike | None) -> None:
+def check_json_file(file: str | os.PathLike[str] | None) -> None:
     """Raise before any measurement if the file cannot be written."""
     if file is not None and not os.access(Path(file).resolve().parent, os.W_OK):
         raise OSError(f"json_file: {os.fspath(file)!r} cannot be written")
 
 
-def write_json(file: str | os.PathLike, result: dict[str, Any]) -> None:
+def write_json(file: str | os.PathLike[str], result: dict[str, Any]) -> None:
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(file, lambda part: part.write_text(text))
 

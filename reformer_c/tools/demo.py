@@ -202,7 +202,8 @@ def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: i
 
 
 def _schedule(steps: int) -> Schedule:
-    return schedules.cosine(steps, warmup=min(WARMUP, steps // 5))
+    schedule: Schedule = schedules.cosine(steps, warmup=min(WARMUP, steps // 5))
+    return schedule
 
 
 def bigram_bits_per_byte(train: np.ndarray, held_out: np.ndarray, length: int) -> float:

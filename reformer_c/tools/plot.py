@@ -242,7 +242,7 @@ def _against_length(figures: Mapping[str, Mapping[int, float]], ax: Any, ylabel:
     return ax
 
 
-def training(log: str | os.PathLike | Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
+def training(log: str | os.PathLike[str] | Sequence[Mapping[str, Any]], ax: Any = None) -> Any:
     """Plot a training run: bits per byte or loss of every step, running mean, and held-out data.
 
     Parameters

@@ -280,7 +280,8 @@ class Pattern:
             return counts
         per_round = -(-t // self.chunk_length)
         if per_round <= 1:
-            return counts + np.uint16(1)
+            all_pairs: np.ndarray = counts + np.uint16(1)
+            return all_pairs
         for offset in range(-self.before, self.after + 1):
             if abs(offset) > r * per_round:
                 offset = 0  # as in Hugging Face's model, which concatenates slices
@@ -363,7 +364,8 @@ def attention_weights(qk: np.ndarray, rows: np.ndarray, is_causal: bool) -> np.n
     scores[np.arange(len(rows)), rows] = -1e5  # self-mask: only if nothing else is visible
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    return scores / scores.sum(axis=-1, keepdims=True)
+    shares: np.ndarray = scores / scores.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _chunks(buckets: np.ndarray, chunk_length: int) -> np.ndarray:

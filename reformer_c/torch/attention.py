@@ -23,21 +23,34 @@ __all__ = ["full_attention", "local_attention", "lsh_attention", "lsh_attention_
 # ---- the backward pass of each: an AttentionSaved, field by field ----
 
 
-def _backward(dout, q, k, v, attention_mask, buckets, out, lse, **options):
+def _backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    attention_mask: Tensor | None,
+    buckets: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
     spec, mask, ids = AttentionSpec(**options), mask_of(attention_mask), array_of(buckets)
+    factors: Any = spec.num_buckets
     saved = AttentionSaved(
         spec, array_of(q), array_of(k), array_of(v), mask,
-        0 if ids is None else bucket_ids(ids, spec.num_buckets, mask),
+        0 if ids is None else bucket_ids(ids, factors, mask),
         ids, array_of(out), array_of(lse),
     )  # fmt: skip
     backward = getattr(ops, f"{spec.kind}_attention_backward")
-    dq, *dk, dv = backward(array_of(dout), saved, workers=torch.get_num_threads())
+    dq, *of_keys, dv = backward(array_of(dout), saved, workers=torch.get_num_threads())
     # an operator may not return None
-    dk = torch.empty(0, dtype=q.dtype) if k is None else tensor_of(dk[0], k)
+    dk = torch.empty(0, dtype=q.dtype) if k is None else tensor_of(of_keys[0], k)
     return tensor_of(dq, q), dk, tensor_of(dv, v)
 
 
-def _fake_backward(dout, q, k, v, attention_mask, buckets, out, lse, **options):
+def _fake_backward(
+    dout: Tensor, q: Tensor, k: Tensor | None, v: Tensor, *others: Any, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     return like(q), torch.empty(0, dtype=q.dtype) if k is None else like(k), like(v)
 
 
@@ -51,12 +64,12 @@ _backward_operator = operator(
 _DEFAULTS = {field.name: field.default for field in fields(AttentionSpec)}
 
 
-def _save(ctx, q, k, v, attention_mask, buckets, out, lse, **options):
-    ctx.save_for_backward(q, k, v, attention_mask, buckets, out, lse)
+def _save(ctx: Any, *tensors: Tensor | None, **options: Any) -> None:
+    ctx.save_for_backward(*tensors)
     ctx.options = {**_DEFAULTS, **options}
 
 
-def _gradients(ctx, dout):
+def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """dq, dk and dv; dk is None if the keys are made from the queries."""
     dq, dk, dv = _backward_operator(dout, *ctx.saved_tensors, **ctx.options)
     return dq, None if ctx.options["shared_qk"] else dk, dv
@@ -85,7 +98,9 @@ def _counted(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _register(kind: str) -> Any:
-    def forward(q, k, v, attention_mask, **options):
+    def forward(
+        q: Tensor, k: Tensor | None, v: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
         out = like(q)
         _, saved = getattr(ops, f"{kind}_attention_forward")(
             array_of(q), array_of(k), array_of(v), attention_mask=mask_of(attention_mask),
@@ -93,7 +108,12 @@ def _register(kind: str) -> Any:
         )  # fmt: skip
         return out, torch.from_numpy(saved.lse)
 
-    def setup(ctx, inputs, keyword_only_inputs, output):
+    def setup(
+        ctx: Any,
+        inputs: tuple[Tensor | None, ...],
+        keyword_only_inputs: dict[str, Any],
+        output: tuple[Tensor, Tensor],
+    ) -> None:
         out, lse = output
         ctx.mark_non_differentiable(lse)
         _save(ctx, *inputs, None, out, lse, kind=kind, **keyword_only_inputs)
@@ -151,7 +171,8 @@ def full_attention(
     q, v, k, attention_mask = checked(
         {"q": q, "v": v}, {"k": k}, {"attention_mask": attention_mask}
     )
-    return _full(q, k, v, attention_mask, **resolved(**options))[0]
+    out: Tensor = _full(q, k, v, attention_mask, **resolved(**options))[0]
+    return out
 
 
 @options_of(ops.local_attention)
@@ -186,13 +207,21 @@ def local_attention(
     q, k, v, attention_mask = checked(
         {"q": q, "k": k, "v": v}, {}, {"attention_mask": attention_mask}
     )
-    return _local(q, k, v, attention_mask, **resolved(**_counted(options)))[0]
+    out: Tensor = _local(q, k, v, attention_mask, **resolved(**_counted(options)))[0]
+    return out
 
 
 # ---- LSH attention ----
 
 
-def _lsh_forward(qk, v, attention_mask, rotations, buckets, **options):
+def _lsh_forward(
+    qk: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | None,
+    rotations: Tensor | None,
+    buckets: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
     out = like(qk)
     _, saved = ops.lsh_attention_forward(
         array_of(qk), array_of(v), attention_mask=mask_of(attention_mask),
@@ -207,15 +236,29 @@ def _lsh_forward(qk, v, attention_mask, rotations, buckets, **options):
 
 
 def _fake_lsh(
-    qk, v, attention_mask, rotations, buckets, *, num_hashes, chunk_length, scope, **options
-):
+    qk: Tensor,
+    v: Tensor,
+    attention_mask: Tensor | None,
+    rotations: Tensor | None,
+    buckets: Tensor | None,
+    *,
+    num_hashes: int,
+    chunk_length: int,
+    scope: str,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
     one_chunk = qk.shape[-2] <= chunk_length and scope == "chunk"
     given = one_chunk or buckets is not None
     shape = (0,) if given else (*qk.shape[:-2], num_hashes, qk.shape[-2])
     return *_fake(qk), torch.empty(shape, dtype=torch.int32)
 
 
-def _setup_lsh(ctx, inputs, keyword_only_inputs, output):
+def _setup_lsh(
+    ctx: Any,
+    inputs: tuple[Any, ...],
+    keyword_only_inputs: dict[str, Any],
+    output: tuple[Tensor, Tensor, Tensor],
+) -> None:
     qk, v, attention_mask, _, buckets = inputs
     out, lse, drawn = output
     ctx.mark_non_differentiable(lse, drawn)
@@ -227,7 +270,9 @@ def _setup_lsh(ctx, inputs, keyword_only_inputs, output):
     )  # fmt: skip
 
 
-def _differentiate_lsh(ctx, dout, dlse, dbuckets):
+def _differentiate_lsh(
+    ctx: Any, dout: Tensor, dlse: Tensor, dbuckets: Tensor
+) -> tuple[Tensor | None, ...]:
     dqk, _, dv = _gradients(ctx, dout)
     return dqk, dv, None, None, None
 
@@ -307,9 +352,10 @@ def lsh_attention_results(
         chosen = ops.choose_num_buckets(qk.shape[-2], options["chunk_length"])
         factors = factors or bucket_factors(chosen)
         rotations = _draw_rotations(qk, options["num_hashes"], factors, rng)
-    return _lsh(
+    results: tuple[Tensor, Tensor, Tensor] = _lsh(
         qk, v, attention_mask, rotations, buckets, num_buckets=factors, **resolved(**options)
     )
+    return results
 
 
 def _draw_rotations(

@@ -16,27 +16,29 @@ from .tensors import array_of, checked, like, resolved, tensor_of
 __all__ = ["feed_forward"]
 
 
-def _forward(x, w1, b1, w2, b2, **options):
+def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, **options: Any) -> Tensor:
     out = like(x)
     arrays = map(array_of, (x, w1, b1, w2, b2))
     ops.feed_forward(*arrays, out=out.numpy(), workers=torch.get_num_threads(), **options)
     return out
 
 
-def _backward(dout, x, w1, b1, w2, b2, **options):
-    inputs = x, w1, b1, w2, b2
+def _backward(dout: Tensor, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
     saved = FeedForwardSaved(*map(array_of, inputs), **options)
     gradients = ops.feed_forward_backward(array_of(dout), saved, workers=torch.get_num_threads())
     return tuple(tensor_of(g, tensor) for g, tensor in zip(gradients, inputs, strict=True))
 
 
-def _setup(ctx, inputs, keyword_only_inputs, output):
+def _setup(
+    ctx: Any, inputs: tuple[Tensor, ...], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     ctx.save_for_backward(*inputs)
     ctx.options = keyword_only_inputs
 
 
-def _differentiate(ctx, dout):
-    return _backward_operator(dout, *ctx.saved_tensors, **ctx.options)
+def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor, ...]:
+    gradients: tuple[Tensor, ...] = _backward_operator(dout, *ctx.saved_tensors, **ctx.options)
+    return gradients
 
 
 _SCHEMA = schema_of(ops.feed_forward)
@@ -95,4 +97,5 @@ def feed_forward(
     """
     tensors = checked({"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}, {}, {})
     chunk_length = count("chunk_length", chunk_length, 0)
-    return _operator(*tensors, chunk_length=chunk_length, **resolved(**options))
+    out: Tensor = _operator(*tensors, chunk_length=chunk_length, **resolved(**options))
+    return out

@@ -139,7 +139,7 @@ def unpatch(model: torch.nn.Module) -> torch.nn.Module:
 
 def _replacements(
     module: torch.nn.Module, config: Any
-) -> Iterator[tuple[torch.nn.Module, partial | None]]:
+) -> Iterator[tuple[torch.nn.Module, partial[Any] | None]]:
     """The recognised layers of a module and their new forwards; None for a layer that keeps its
     own. `config` is that of the nearest module above that has one."""
     config = getattr(module, "config", config)
@@ -150,7 +150,7 @@ def _replacements(
         yield from _replacements(child, config)
 
 
-def _forward_of(layer: torch.nn.Module, known: type, config: Any) -> partial | None:
+def _forward_of(layer: torch.nn.Module, known: type, config: Any) -> partial[Any] | None:
     forward = _FORWARDS[known.__module__][known.__name__]
     if forward is _shared_forward:
         reason = _unsupported(layer)
@@ -206,7 +206,7 @@ def _runs_here(x: Tensor) -> bool:
 
 def _heads(x: Tensor, h: int) -> Tensor:
     """(b, t, h d) -> (b, h, t, d), the same memory."""
-    return x.unflatten(-1, (h, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], h, x.shape[-1] // h).transpose(1, 2)
 
 
 def _merged(x: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ def _lsh_forward(
     if t > self.chunk_length:
         if self.num_buckets is None:
             self._set_num_buckets(t)
-        factors = bucket_factors(self.num_buckets)
+        factors = bucket_factors(self.num_buckets)  # pyright: ignore
         # transformers numbers buckets consecutively over rounds, with one more for padding
         padded = attention_mask is not None and not bool((attention_mask != 0).all())
         steps = torch.arange(rounds)[:, None] * (math.prod(factors) + padded)
@@ -346,7 +346,8 @@ def _feed_forward_layer(self: Any, attention_output: Tensor, *, activation: str)
     hidden = self.dense
     plain = all(_is_plain(layer) for layer in (hidden, self.output))
     if not plain or not _runs_here(attention_output):
-        return type(self).forward(self, attention_output)
+        out: Tensor = type(self).forward(self, attention_output)
+        return out
     out = feed_forward(
         self.layer_norm(attention_output), hidden.dense.weight, hidden.dense.bias,
         self.output.dense.weight, self.output.dense.bias, activation=activation,
@@ -409,10 +410,11 @@ def _shared_forward(
         or (context and (keys is None or self.lsh_attn.causal))
         or not _runs_here(x) or _unsupported(self) is not None
     ):  # fmt: skip
-        return type(self).forward(
+        theirs: Tensor = type(self).forward(
             self, x, keys=keys, input_mask=input_mask, input_attn_mask=input_attn_mask,
             context_mask=context_mask, pos_emb=pos_emb, **kwargs,
         )  # fmt: skip
+        return theirs
     t, local = x.shape[1], self.n_local_attn_heads
     # memory and context are appended to the sequence, and their outputs are dropped
     more = [y.expand(len(x), -1, -1) for y in (self.mem_kv, keys) if y is not None]
@@ -435,7 +437,8 @@ def _shared_forward(
     else:
         out = _hashed_heads(self, qk, v, mask, pos_emb, rules, **kwargs)
     parts.append(out[:, :, :t])
-    return self.post_attn_dropout(self.to_out(_merged(torch.cat(parts, dim=1))))
+    whole: Tensor = self.post_attn_dropout(self.to_out(_merged(torch.cat(parts, dim=1))))
+    return whole
 
 
 def _whole_mask(
@@ -455,11 +458,13 @@ def _whole_mask(
 
 def _scale(qk: Tensor) -> float:
     # keys have norm 1 in the original, sqrt(d) here
-    return 1.0 / (qk.shape[-1] * LARGE)
+    scale: float = 1.0 / (qk.shape[-1] * LARGE)
+    return scale
 
 
 def _dropout(module: Any) -> float:
-    return module.p if module.training else 0.0
+    p: float = module.p if module.training else 0.0
+    return p
 
 
 def _local_heads(layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -475,8 +480,8 @@ def _local_heads(layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None) -> Tens
 
 
 def _hashed_heads(
-    layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None, pos_emb: Tensor | None, rules: dict,
-    *, _reverse: bool = False, _depth: int | None = None,
+    layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None, pos_emb: Tensor | None,
+    rules: dict[str, Any], *, _reverse: bool = False, _depth: int | None = None,
 ) -> Tensor:  # fmt: skip
     lsh, t = layer.lsh_attn, qk.shape[2]
     # as for the next length that the original accepts
@@ -522,7 +527,8 @@ def _weight_alone(lsh: Any, buckets: Tensor, dtype: torch.dtype) -> Tensor:
     score = sys.modules[LUCIDRAINS].TOKEN_SELF_ATTN_VALUE
     lse = score + times.log()
     of_rounds = (lse - lse.logsumexp(2, keepdim=True)).exp()
-    return (of_rounds * times * (score - lse).exp()).sum(2)[..., None]
+    total: Tensor = (of_rounds * times * (score - lse).exp()).sum(2)[..., None]
+    return total
 
 
 def _shared_buckets(
@@ -545,7 +551,7 @@ def _shared_buckets(
     # also drawn in the backward pass, so that the numbers drawn after it are the same
     hashes, name = [_draw_hash(lsh, part, num_buckets) for part in parts], f"reformer_c:{depth}"
     if reverse:
-        buckets = lsh._cache[name]
+        buckets: Tensor = lsh._cache[name]
         if buckets.shape != shape:
             raise RuntimeError("LSHSelfAttention: another forward pass came before this backward")
         return buckets
@@ -573,7 +579,7 @@ def _draw_hash(lsh: Any, x: Tensor, num_buckets: int) -> tuple[Tensor, Tensor]:
 
 
 # for each library's module, the forwards of the layers that are replaced
-_FORWARDS: dict[str, dict[str, Callable]] = {
+_FORWARDS: dict[str, dict[str, Callable[..., Any]]] = {
     TRANSFORMERS: {
         "ChunkReformerFeedForward": _feed_forward_layer,
         "LocalSelfAttention": _local_forward,

@@ -23,13 +23,13 @@ TYPES = {
 }  # fmt: skip
 
 
-def arguments_of(op: Callable) -> list[inspect.Parameter]:
+def arguments_of(op: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters of an operation that PyTorch does not decide."""
     parameters = inspect.signature(op).parameters.values()
     return [p for p in parameters if p.name not in ("out", "workers")]
 
 
-def schema_of(op: Callable) -> str:
+def schema_of(op: Callable[..., Any]) -> str:
     """The arguments of an operation's operator: tensors, then options by keyword.
 
     Examples
@@ -51,10 +51,10 @@ float? softcap=None, bool shared_qk, float dropout, int dropout_key, str? matmul
 
 def operator(
     schema: str,
-    forward: Callable,
-    fake: Callable,
-    setup: Callable | None = None,
-    backward: Callable | None = None,
+    forward: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
 ) -> Any:
     """Register ``reformer_c::name``, on the CPU."""
     name, _, arguments = schema.partition("(")
@@ -67,7 +67,7 @@ def operator(
     return registered
 
 
-def options_of(op: Callable) -> Callable[[Function], Function]:
+def options_of(op: Callable[..., Any]) -> Callable[[Function], Function]:
     """Decorate a function of tensors that takes the options of `op`, an operation on arrays.
 
     The function is called with every option: those that are not given have the defaults of `op`,

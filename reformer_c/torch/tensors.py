@@ -23,7 +23,8 @@ HALVES = (torch.bfloat16, torch.float16)
 def _refuse_tangent(x: Tensor) -> None:
     """Operators written in Python have no forward mode: PyTorch would silently drop the tangent, as
     if the derivative were 0."""
-    if forward_ad.unpack_dual(x).tangent is not None:
+    unpack: Any = forward_ad.unpack_dual
+    if unpack(x).tangent is not None:
         raise NotImplementedError(
             "reformer_c.torch has no derivatives in forward mode (torch.func.jvp, jacfwd, "
             "hessian): use backward() or torch.autograd.grad"
@@ -39,7 +40,8 @@ def array_of(x: Tensor | None) -> Any:
 
 
 def mask_of(x: Tensor | None) -> np.ndarray | None:
-    return array_of(x.float() if x is not None and x.dtype in HALVES else x)
+    mask: np.ndarray | None = array_of(x.float() if x is not None and x.dtype in HALVES else x)
+    return mask
 
 
 def like(x: Tensor) -> Tensor:

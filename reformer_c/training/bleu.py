@@ -38,7 +38,7 @@ def bleu(translations: Sequence[str], references: Sequence[str]) -> tuple[float,
             f"references must be {len(translations)} texts, as translations, got {len(references)}"
         )
     check_bleu()
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU()
     score = metric.corpus_score(list(translations), [list(references)]).score

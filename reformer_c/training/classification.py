@@ -98,7 +98,7 @@ class Classification:
     def encode(self, record: Record) -> np.ndarray:
         """The token ids (t,) of a record's text, at most `length`."""
         text = record.text(self.text_column)
-        ids = self.tokenizer.encode(text, truncation=True, max_length=self.length)
+        ids: np.ndarray = self.tokenizer.encode(text, truncation=True, max_length=self.length)
         if not len(ids):
             raise ValueError(
                 f"{record.where}: {self.text_column} must have at least one token, got {text!r}"
@@ -192,9 +192,10 @@ class Classification:
 def _number(record: Record, column: str) -> np.float32:
     value = record[column]
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        found: float = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
         raise ValueError(f"{record.where}: {column} must be a finite number, got {value!r}")
-    return np.float32(found)
+    rounded: np.float32 = np.float32(found)
+    return rounded

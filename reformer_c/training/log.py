@@ -41,7 +41,7 @@ class TrainingLog:
     [1, 2]
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._file: TextIO | None = None
         with open(self.path, "a", encoding="utf-8"):
@@ -92,7 +92,7 @@ class TrainingLog:
         self.close()
 
 
-def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a log in the order of steps; an incomplete last line is ignored.
 
     Raises

@@ -168,7 +168,7 @@ class AdamW(NamedAttributes, Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(parameters)
-        self.lr = number("lr", lr, 0.0)
+        self.lr = number("lr", lr, 0.0)  # pyright: ignore
         self.betas = _pair("betas", betas, below=1.0)
         self.eps = positive("eps", eps)
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
@@ -351,7 +351,7 @@ def _check_like(name: str, array: object, shape: tuple[int, ...], dtype: np.dtyp
         raise TypeError(f"{name} must be {dtype}, got {array.dtype}")
 
 
-def _check_same_names(name: str, got: object, expected: Mapping) -> None:
+def _check_same_names(name: str, got: object, expected: Mapping[str, Any]) -> None:
     if not isinstance(got, Mapping):
         raise TypeError(f"{name} must be a dictionary of arrays by name")
     for missing in [key for key in expected if key not in got]:

@@ -32,7 +32,7 @@ class TextPair(NamedTuple):
     target: str
 
 
-def read_pairs(files: str | os.PathLike | Iterable[str | os.PathLike]) -> list[TextPair]:
+def read_pairs(files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[TextPair]:
     """The pairs of texts in files, in order.
 
     Parameters
@@ -143,7 +143,7 @@ def end_token_of(tokenizer: Tokenizer) -> int:
     """
     if isinstance(tokenizer, ByteTokenizer):
         return BYTES_END
-    end = getattr(tokenizer, "eos_token_id", None)
+    end: int | None = getattr(tokenizer, "eos_token_id", None)
     if end is None:
         raise ValueError(f"tokenizer must have an end token (eos_token), got {tokenizer!r}")
     return end

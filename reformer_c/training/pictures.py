@@ -101,7 +101,7 @@ def _read(file: Path, channels: int) -> Iterator[np.ndarray]:
 
 def _map(file: Path, channels: int) -> np.ndarray:
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     except (EOFError, ValueError) as error:
         raise ValueError(f"{file} must be an array of pictures: {error}") from error
     if array.ndim == 3 and channels == 1:
@@ -161,7 +161,7 @@ def bits_per_dim(bits_per_byte: float, dims: int) -> float:
     return (bits_per_byte * (dims - 1) + 8.0) / dims
 
 
-def write_pictures(file: str | os.PathLike, rows: Sequence[Sequence[np.ndarray]]) -> None:
+def write_pictures(file: str | os.PathLike[str], rows: Sequence[Sequence[np.ndarray]]) -> None:
     """Write pictures (height, width, channels) of one size to an image file, in rows side by side.
 
     Raises

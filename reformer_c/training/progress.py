@@ -25,14 +25,14 @@ def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[St
     >>> describe(report)
     '2.885 bits/byte, 50,000 tokens/s, peak 300 MB, held out 3.000'
     """
-    stream = sys.stderr if stream is None else stream
-    bar = progress_bar(trainer.steps, trainer.step, "step", stream)
+    to = sys.stderr if stream is None else stream
+    bar = progress_bar(trainer.steps, trainer.step, "step", to)
     report: StepReport | None = None
     shown = time.monotonic()
 
     def show_line(report: StepReport) -> None:
         total = "" if trainer.steps is None else f"/{trainer.steps}"
-        print(f"step {report.step}{total}: {describe(report)}", file=stream, flush=True)
+        print(f"step {report.step}{total}: {describe(report)}", file=to, flush=True)
 
     try:
         for report in trainer:
@@ -79,7 +79,7 @@ def progress_bar(total: int | None, initial: int, unit: str, stream: TextIO) -> 
     if not stream.isatty():
         return None
     # recorders and containers may report a terminal of 0 rows, for which tqdm draws nothing
-    size = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
+    size: dict[str, Any] = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
     return tqdm(total=total, initial=initial, unit=unit, file=stream, **size)
 
 

@@ -107,7 +107,8 @@ class QuestionAnswering:
         return Question(context, windows, [text for text, _ in answers])
 
     def _encode(self, text: str) -> np.ndarray:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        ids: np.ndarray = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def _tokens(self, text: str) -> Tokens:
         """The tokens of a text, of single characters for bytes and of words for subwords.

@@ -40,7 +40,9 @@ class Record:
         return value
 
 
-def read_records(sources: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Record]:
+def read_records(
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> list[Record]:
     """The examples of files.
 
     Parameters

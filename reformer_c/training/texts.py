@@ -18,7 +18,7 @@ __all__ = ["TextSource", "count_bytes", "encode_text", "files_of", "read_parts",
            "read_text", "read_texts", "read_tokens", "split_parts", "split_tokens",
            "texts_of"]  # fmt: skip
 
-TextSource = str | os.PathLike
+TextSource = str | os.PathLike[str]
 
 
 def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:

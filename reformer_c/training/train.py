@@ -208,10 +208,10 @@ class Trainer(NamedAttributes):
         held_out: np.ndarray | Sequence[np.ndarray] | Metrics | None = None,
         held_out_bytes_per_token: float | None = None,
         evaluate_every: int = 0,
-        folder: str | os.PathLike | None = None,
+        folder: str | os.PathLike[str] | None = None,
         save_every: int = 0,
         keep: int = 0,
-        log: str | os.PathLike | None = None,
+        log: str | os.PathLike[str] | None = None,
     ) -> None:
         _check_method("model", model, "loss_and_gradients")
         _check_method("data", data, "batch")
@@ -262,7 +262,7 @@ class Trainer(NamedAttributes):
     def __iter__(self) -> Iterator[StepReport]:
         if self.step == self.steps:
             return
-        log: AbstractContextManager = (
+        log: AbstractContextManager[Any] = (
             nullcontext() if self._log is None else self._log.begin(after=self.step)
         )
         # several processes may receive one Ctrl-C twice: from the terminal and from their launcher
@@ -307,7 +307,7 @@ class Trainer(NamedAttributes):
         found = self.evaluate()
         return found.bits_per_byte if isinstance(found, Evaluation) else found
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model, the optimiser's state and the step, for `resume`.
 
         The folder can be read with ``from_pretrained``. It is replaced atomically: everything is
@@ -321,7 +321,7 @@ class Trainer(NamedAttributes):
         """
         save_run(Path(folder), self.model, self.optimizer, self._state(self.step))
 
-    def resume(self, folder: str | os.PathLike, *, allow: Collection[str] = ()) -> list[str]:
+    def resume(self, folder: str | os.PathLike[str], *, allow: Collection[str] = ()) -> list[str]:
         """Continue, bit for bit, from what `save` wrote.
 
         Everything that determines the next steps must be unchanged: data, seed, `accumulate`,
