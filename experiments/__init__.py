@@ -1,0 +1,9 @@
+"""The paper's tables and figures, each with one command: see docs/paper.md and `__main__`.
+
+An experiment is a module: ``SIZE`` and ``QUICK`` are its settings, ``prepare`` reads its data (if
+it has any), ``grid`` makes its runs from settings and seeds, ``run`` runs one of them, ``show``
+writes their results as Markdown, and ``draw`` plots them. `runner` does the rest.
+"""
+
+# in the order of docs/paper.md
+NAMES = ("table1", "figure3")

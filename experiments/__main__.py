@@ -1,0 +1,88 @@
+"""Run an experiment of the paper, from the start or from where the same command stopped.
+
+Each finished run is saved, and training within a run every few steps. At the end, the folder has
+NAME.json (settings, results and machine), NAME.md (a table) and, with matplotlib, NAME.svg.
+"""
+
+import argparse
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from reformer_c.tools.bench import describe_machine, print_machine
+
+from . import NAMES
+from .runner import Refused, run_all
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=__doc__,
+        epilog="example: python -m experiments figure3 BOOK.txt --save runs/figure3",
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", choices=NAMES, help=f"one of {', '.join(NAMES)}")
+    add("files", metavar="FILE", nargs="*", help="data; without it, a text that is part of Python")
+    add("--quick", action="store_true", help="sizes that take seconds, to test that it works")
+    add("--save", metavar="DIR", help="folder of the results, from which the run resumes")
+    add("--seeds", type=int, nargs="+", metavar="N", help="instead of the experiment's own")
+    add(
+        "--set", nargs="+", default=[], metavar="SETTING=VALUE", dest="changes",
+        help="change settings, such as steps=1500; values are JSON",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    module = import_module(f".{options.name}", __package__)
+    options.size = module.SIZE | (module.QUICK if options.quick else {})
+    for change in options.changes:
+        name, _, value = change.partition("=")
+        if name not in options.size:
+            parser.error(f"--set: {name!r} must be one of {', '.join(options.size)}")
+        try:
+            options.size[name] = json.loads(value)
+        except ValueError:
+            parser.error(f"--set: {name} must be JSON, got {value!r}")
+    if options.seeds is None:
+        options.seeds = module.SEEDS[:1] if options.quick else module.SEEDS
+    if min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds):
+        parser.error(f"--seeds must be different numbers >= 0, got {options.seeds}")
+    if options.files and not hasattr(module, "prepare"):
+        parser.error(f"FILE: {options.name} reads none, got {options.files[0]!r}")
+    return parser, module, options
+
+
+def main(arguments=None):
+    parser, module, options = parse(arguments)
+    words = sys.argv[1:] if arguments is None else [*map(str, arguments)]
+    try:
+        data = module.prepare(options.files, options.size) if hasattr(module, "prepare") else None
+    except (OSError, ValueError) as error:
+        parser.error(f"FILE: {error}")
+    machine = describe_machine()
+    print_machine(machine, sys.stderr)
+    with TemporaryDirectory() as elsewhere:
+        folder = Path(options.save or elsewhere)
+        try:
+            print(run_all(module, options, data, machine, command_of(words), folder))
+        except Refused as error:
+            parser.error(str(error))
+
+
+def command_of(words):
+    """The command without the places of files, which differ between machines."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word == "--save":
+            next(rest)
+        elif not word.startswith("--save="):
+            kept.append(Path(word).name if Path(word).is_file() else word)
+    return " ".join(["python -m experiments", *kept])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command resumes the run")

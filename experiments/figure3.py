@@ -1,0 +1,70 @@
+"""Figure 3: do shared queries and keys (left) or reversible layers (right) cost quality?
+
+Three models with full attention are trained on the same bytes: with separate queries and keys, with
+shared ones, and with separate ones and ordinary residuals in place of reversible layers. The first
+is the baseline of both halves. Each seed draws its own weights and windows, the same for all three.
+"""
+
+from . import language
+
+SEEDS = [0, 1, 2]
+SIZE = {
+    "layers": 3, "width": 128, "length": 512, "batch": 2, "steps": 1500, "lr": 3e-3,
+    "evaluate_every": 100, "held_out": 64,
+}  # fmt: skip
+QUICK = {
+    "width": 16, "length": 64, "steps": 4, "evaluate_every": 2, "held_out": 4,
+}  # fmt: skip
+# the type of attention, and whether layers are reversible
+MODELS = {
+    "separate": ("full", True),
+    "shared": ("full_shared", True),
+    "ordinary": ("full", False),
+}
+LABELS = {
+    "separate": "separate queries and keys, reversible",
+    "shared": "shared queries and keys, reversible",
+    "ordinary": "separate queries and keys, ordinary residuals",
+}
+
+prepare = language.read
+
+
+def grid(size, seeds):
+    return {
+        f"{model}, seed {seed}": size | {"model": model, "seed": seed}
+        for seed in seeds
+        for model in MODELS
+    }
+
+
+def run(settings, text, folder):
+    attention, reversible = MODELS[settings["model"]]
+    model = language.make_model(
+        settings, attn_layers=settings["layers"] * [attention], reversible=reversible
+    )
+    return language.train(model, settings, text, folder)
+
+
+def show(runs):
+    lines = [
+        "| model | held-out bits per byte, by seed | above the first |",
+        "|---|---|---|",
+    ]
+    base = [language.final(run) for run in language.of(runs, model="separate")]
+    for model, label in LABELS.items():
+        bits = [language.final(run) for run in language.of(runs, model=model)]
+        more = "" if model == "separate" else language.in_words(*language.difference(bits, base))
+        lines.append(f"| {label} | {', '.join(f'{x:.3f}' for x in bits)} | {more} |")
+    return "\n".join(lines)
+
+
+def draw(runs, figure):
+    left, right = figure.subplots(1, 2, sharey=True)
+    for ax, other, title in (
+        (left, "shared", "shared queries and keys"),
+        (right, "ordinary", "reversible layers"),
+    ):
+        models = ("separate", other)
+        language.draw_curves(ax, {LABELS[x]: language.of(runs, model=x) for x in models})
+        ax.set_title(title)
