@@ -1,4 +1,4 @@
-"""Runs an experiment: skips what is saved, saves what is finished, writes the table and the plot."""
+"""Runs an experiment: skips what is saved, saves what is finished, writes a table and a plot."""
 
 import json
 import sys
@@ -39,9 +39,7 @@ def run_all(module, options, data, machine, command, folder):
         "command": command,
         "machine": machine,
         "data": about,
-        "runs": [
-            {key: done[name][key] for key in ("name", "settings", "result")} for name in grid
-        ],
+        "runs": [{key: done[name][key] for key in ("name", "settings", "result")} for name in grid],
     }
     write_json(folder / f"{options.name}.json", summary)
     table = module.show(summary["runs"])

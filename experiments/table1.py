@@ -1,8 +1,9 @@
 """Tables 1 and 3: time and memory of attention, and of training steps, as powers of their sizes.
 
 Table 1: full and LSH attention, forward and backward. Table 3: training steps without an optimiser
-of {full, LSH attention} × {all activations kept and ordinary residuals, reversible layers} ×
-{feed-forward layers on the whole sequence, in chunks}; from a base, one size at a time is changed.
+with full or LSH attention, with ordinary residuals and all activations kept or reversible layers,
+and with feed-forward layers on the whole sequence or in chunks; from a base, one size at a time is
+changed.
 
 Each point is measured in a new process: the fastest of a few repetitions, and the bytes by which it
 grows (for a step, without the gradients of the weights, which the paper does not count either). The
@@ -98,9 +99,7 @@ def attention(settings):
         (3, 1, HEADS, settings["l"], settings["width"] // HEADS), np.float32
     )
     if settings["attention"] == "full":
-        forward = partial(
-            rc.full_attention_forward, qk, None, v, shared_qk=True, is_causal=True
-        )
+        forward = partial(rc.full_attention_forward, qk, None, v, shared_qk=True, is_causal=True)
         backward = rc.full_attention_backward
     else:
         forward = partial(
@@ -184,7 +183,7 @@ def base_of(steps):
 
 def pair(numbers):
     mine, theirs = numbers
-    return f"{mine:.2f} ({'–' if theirs is None else f'{theirs:.1f}'})"  # noqa: RUF001
+    return f"{mine + 0.0:.2f} ({'–' if theirs is None else format(abs(theirs), '.1f')})"  # noqa: RUF001
 
 
 def show(runs):

@@ -1,0 +1,220 @@
+"""Does LSH attention contribute, or could the layers do without it (transformers issue 16972)?
+
+A language model of local and LSH layers is trained. Then the attention of its LSH layers, of each
+and of all, is replaced: "random" draws the bucket of every token, "local" gives all tokens the same
+bucket, so that chunks are stretches of the text, "full" attends to all tokens, and "nothing"
+outputs zeros, as in that issue. A twin with local layers in place of LSH layers is trained in the
+same way. For each layer, the share of full attention's mass that it finds is measured with several
+rounds of hashing, and with the random and local buckets.
+"""
+
+from contextlib import nullcontext
+from itertools import count
+from unittest.mock import patch
+
+import numpy as np
+
+import reformer_c as rc
+from reformer_c.tools.report import Pattern, attention_inputs, attention_weights, lsh_report
+
+from . import language
+
+SEEDS = [0, 1]
+SIZE = {
+    "layers": 4, "width": 128, "length": 4096, "batch": 1, "steps": 600, "lr": 3e-3, "rounds": 2,
+    "chunk": 64, "evaluate_every": 100, "held_out": 16, "recall_rounds": [1, 2, 4, 8],
+    "queries": 512,
+}  # fmt: skip
+QUICK = {
+    "width": 16, "length": 128, "steps": 4, "chunk": 16, "evaluate_every": 2, "held_out": 2,
+    "queries": 32,
+}  # fmt: skip
+MODELS = {"LSH": ["local", "lsh"], "local": ["local", "local"]}
+REPLACED = ("random", "local", "full", "nothing")
+
+prepare = language.read
+
+
+def grid(size, seeds):
+    return {
+        f"{model}, seed {seed}": size | {"model": model, "seed": seed}
+        for seed in seeds
+        for model in MODELS
+    }
+
+
+def run(settings, text, folder):
+    pattern = MODELS[settings["model"]]
+    model = language.make_model(
+        settings, attn_layers=(settings["layers"] * pattern)[: settings["layers"]],
+        num_hashes=settings["rounds"], local_attn_chunk_length=settings["chunk"],
+        lsh_attn_chunk_length=settings["chunk"],
+    )  # fmt: skip
+    result = language.train(model, settings, text, folder)
+    result["loss"] = {"as is": loss_by_position(model, text, settings, None, ())}
+    layers = [i for i, kind in enumerate(model.config.layer_types) if kind == "lsh"]
+    if layers:
+        for kind in REPLACED:
+            for some in [*([layer] for layer in layers), layers]:
+                name = f"{kind}, {'all' if some == layers else some[0]}"
+                result["loss"][name] = loss_by_position(model, text, settings, kind, some)
+        result["recall"] = {str(layer): recall(model, text, settings, layer) for layer in layers}
+    return result
+
+
+# ---- replaced attention ----
+
+
+def attending(model, kind, layers, seed):
+    """A context in which the LSH layers with these indices attend as `kind` says, forward only."""
+    original, calls = rc.ops.lsh_attention_forward, count()
+    hashing = [i for i, name in enumerate(model.config.layer_types) if name == "lsh"]
+    rng = np.random.default_rng(seed)
+
+    def forward(qk, v, **rules):
+        assert qk.shape[1] == model.config.num_attention_heads, "a layer is one call"
+        if hashing[next(calls) % len(hashing)] not in layers:
+            return original(qk, v, **rules)
+        if kind == "full":
+            return rc.full_attention_forward(
+                qk, None, v, shared_qk=True, is_causal=rules["is_causal"]
+            )
+        if kind != "nothing":
+            rules |= {"buckets": draw_buckets(kind, qk, rules, rng), "rotations": None}
+        out, saved = original(qk, v, **rules)
+        if kind == "nothing":
+            saved.out[...] = 0
+        return out, saved
+
+    return patch.object(rc.ops, "lsh_attention_forward", forward) if layers else nullcontext()
+
+
+def draw_buckets(kind, qk, rules, rng):
+    """Buckets (b, h, r, t) that do not depend on qk (b, h, t, d)."""
+    b, h, t, _ = qk.shape
+    shape = b, h, rules["num_hashes"], t
+    most = int(np.prod(rules["num_buckets"])) if kind == "random" else 1
+    return rng.integers(0, most, shape).astype(np.int32)
+
+
+def loss_by_position(model, text, settings, kind, layers):
+    """[[first position, bits per byte]] of stretches of 64, 64, 128, 256 ... tokens, held out."""
+    length = settings["length"]
+    total, rows = np.zeros(length - 1), 0
+    with attending(model, kind, layers, settings["seed"]):
+        for start in range(0, len(text.held_out) - length + 1, length):
+            ids = text.held_out[start : start + length].astype(np.int64)[None]
+            z = model(ids, rng=settings["seed"]).logits[0, :-1].astype(np.float64)
+            z -= z.max(-1, keepdims=True)
+            right = np.take_along_axis(z, ids[0, 1:, None], -1)[:, 0]
+            total += (np.log(np.exp(z).sum(-1)) - right) / np.log(2)
+            rows += 1
+    ends = [64 * 2**i for i in range(20) if 64 * 2**i < length]
+    pieces = np.split(total / rows, [end - 1 for end in ends])
+    return [
+        [start, len(piece), round(float(piece.mean()), 5)]
+        for start, piece in zip([1, *ends], pieces, strict=True)
+    ]
+
+
+def mean_loss(pieces):
+    """Bits per byte of all positions."""
+    return float(np.average([x[2] for x in pieces], weights=[x[1] for x in pieces]))
+
+
+# ---- recall ----
+
+
+def recall(model, text, settings, layer):
+    """The share of full attention's mass that a layer's attention finds, by its buckets."""
+    rules = {"chunk_length": settings["chunk"], "is_causal": True}
+    ids = text.held_out[: settings["length"]].astype(np.int64)[None]
+    qk, _ = attention_inputs(model, ids, layer, rng=settings["seed"])
+    buckets = model.config.num_buckets
+    report = lsh_report(
+        qk, num_hashes=settings["recall_rounds"], num_buckets=buckets, rng=settings["seed"],
+        queries=settings["queries"], **rules,
+    )  # fmt: skip
+    found = {f"{row.num_hashes} rounds": row.recall for row in report}
+    hashing = {"num_hashes": settings["rounds"], "num_buckets": buckets}
+    rng = np.random.default_rng(settings["seed"])
+    for kind in ("random", "local"):
+        ids = draw_buckets(kind, qk, hashing, rng)
+        found[kind] = mass(qk, ids, settings)
+    return {name: round(float(share), 4) for name, share in found.items()}
+
+
+def mass(qk, buckets, settings):
+    """The share of full causal attention's mass on the keys that these buckets (b, h, r, t) give,
+    mean over evenly spaced queries."""
+    pattern = Pattern("chunk", settings["chunk"])
+    rows = np.unique(np.linspace(0, qk.shape[2] - 1, settings["queries"], dtype=int))
+    shares = []
+    for head, ids in zip(qk[0], buckets[0], strict=True):
+        seen = pattern.count_pairs(pattern.groups(ids), rows) > 0
+        shares.append(attention_weights(head, rows, True)[seen].sum() / len(rows))
+    return np.mean(shares)
+
+
+# ---- results ----
+
+
+def show(runs):
+    hashed, local = (language.of(runs, model=model) for model in MODELS)
+    as_is = [mean_loss(run["result"]["loss"]["as is"]) for run in hashed]
+    layers = list(hashed[0]["result"]["recall"])
+    lines = [
+        "| attention of the LSH layers | " + " | ".join(f"layer {int(i) + 1}" for i in layers)
+        + " | all |",
+        "|---|" + "---|" * (len(layers) + 1),
+        f"| as is | {' | '.join([f'{np.mean(as_is):.3f}'] * (len(layers) + 1))} |",
+    ]  # fmt: skip
+    for kind in REPLACED:
+        cells = [f"{more(hashed, kind, place, as_is):+.3f}" for place in (*layers, "all")]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    twin = [mean_loss(run["result"]["loss"]["as is"]) for run in local]
+    lines += [
+        "",
+        "Trained with local layers in place of LSH layers: "
+        f"{np.mean(twin):.3f}, {language.in_words(*language.difference(twin, as_is))}.",
+        "",
+        "| share of full attention's mass found | "
+        + " | ".join(f"layer {int(i) + 1}" for i in layers)
+        + " |",
+        "|---|" + "---|" * len(layers),
+    ]
+    for name in hashed[0]["result"]["recall"][layers[0]]:
+        shares = [
+            np.mean([run["result"]["recall"][layer][name] for run in hashed]) for layer in layers
+        ]
+        lines.append(f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    return "\n".join(lines)
+
+
+def more(runs, kind, place, as_is):
+    """Bits per byte above those of the attention as it is, mean over the seeds."""
+    bits = [mean_loss(run["result"]["loss"][f"{kind}, {place}"]) for run in runs]
+    return np.subtract(bits, as_is).mean()
+
+
+def draw(runs, figure):
+    left, right = figure.subplots(1, 2)
+    hashed, local = (language.of(runs, model=model) for model in MODELS)
+    names = {"as is": "as is", **{kind: f"{kind}, all" for kind in REPLACED}}
+    curves = {label: (hashed, name) for label, name in names.items()}
+    curves["trained with local layers"] = (local, "as is")
+    for label, (some, name) in curves.items():
+        pieces = [run["result"]["loss"][name] for run in some]
+        starts = [piece[0] for piece in pieces[0]]
+        left.plot(starts, np.mean([[x[2] for x in p] for p in pieces], 0), "o-", label=label)
+    left.set(xscale="log", xlabel="from position", ylabel="held-out bits per byte")
+    left.legend()
+    for layer in hashed[0]["result"]["recall"]:
+        shares = [run["result"]["recall"][layer] for run in hashed]
+        rounds = {int(x.split()[0]): x for x in shares[0] if x.endswith("rounds")}
+        found = [np.mean([share[name] for share in shares]) for name in rounds.values()]
+        (line,) = right.plot(list(rounds), found, "o-", label=f"layer {int(layer) + 1}")
+        nearby = np.mean([share["local"] for share in shares])
+        right.axhline(nearby, color=line.get_color(), linestyle=":")
+    right.set(xlabel="rounds", ylabel="share of mass (dotted: local window)", ylim=(0, 1))
+    right.legend()

@@ -1,0 +1,255 @@
+"""The experiments of the paper: quick forms, resuming, refusals, and what they compute."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tolerances import assert_close, tolerance
+
+import reformer_c as rc
+
+ROOT = Path(__file__).parents[2]
+
+experiments = pytest.importorskip("experiments", reason="needs the sources")
+pytest.importorskip("safetensors", reason="runs save models")
+
+contribute, language, runner, table1, program = (
+    import_module(f"experiments.{name}")
+    for name in ("contribute", "language", "runner", "table1", "__main__")
+)
+
+
+def names():
+    """The experiments, with a mark for those that need Linux."""
+    linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+    return [
+        pytest.param(name, marks=linux) if name == "table1" else name for name in experiments.NAMES
+    ]
+
+
+def run(capsys, *arguments):
+    with rc.num_threads(1):
+        program.main([*map(str, arguments)])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_quick_form_runs_and_the_same_command_only_shows_it_again(
+    name, capsys, monkeypatch, tmp_path
+):
+    pytest.importorskip("matplotlib")
+    command = [name, "--quick", "--save", tmp_path]
+    printed = run(capsys, *command)
+    assert printed == (tmp_path / f"{name}.md").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    summary = json.loads((tmp_path / f"{name}.json").read_text())
+    assert summary["command"] == f"python -m experiments {name} --quick"
+    assert [x["name"] for x in summary["runs"]] == [x["name"] for x in lines]
+    assert summary["machine"] == lines[0]["machine"] == rc_machine()
+    picture = (tmp_path / f"{name}.svg").read_bytes()
+    module = import_module(f"experiments.{name}")
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran again"))
+    assert run(capsys, *command) == printed
+    assert (tmp_path / f"{name}.svg").read_bytes() == picture
+    # in another order of the runs, or read from the file that is kept, the table is the same
+    assert module.show(summary["runs"]) + "\n" == printed
+
+
+def rc_machine():
+    from reformer_c.tools.bench import describe_machine
+
+    with rc.num_threads(1):
+        return describe_machine()
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(capsys, monkeypatch, tmp_path):
+    command = ["figure3", "--quick", "--seeds", 0, 3, "--save"]
+    whole = run(capsys, *command, tmp_path / "whole")
+    # a run has 4 steps: this is killed in the fourth step of the second
+    original, calls = rc.ReformerModelWithLMHead.loss_and_gradients, []
+
+    def killed(model, *arguments, **rest):
+        calls.append(arguments)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return original(model, *arguments, **rest)
+
+    monkeypatch.setattr(rc.ReformerModelWithLMHead, "loss_and_gradients", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(capsys, *command, tmp_path / "killed")
+    assert len((tmp_path / "killed" / "runs.jsonl").read_text().splitlines()) == 1
+    assert run(capsys, *command, tmp_path / "killed") == whole
+    # 6 runs of 4 steps, of which the last checkpoint had all but 2 of the killed one
+    assert len(calls) == 24 + 2
+    one, other = (
+        json.loads((tmp_path / folder / "figure3.json").read_text())["runs"]
+        for folder in ("whole", "killed")
+    )
+    for mine, theirs in zip(one, other):
+        assert mine["result"]["held_out"] == theirs["result"]["held_out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["figure99"], "invalid choice: 'figure99'"),
+        (["figure3", "--set", "wdith=3"], "'wdith' must be one of layers, width"),
+        (["figure3", "--set", "width=wide"], "width must be JSON, got 'wide'"),
+        (["figure3", "--seeds", "1", "1"], "must be different numbers >= 0, got [1, 1]"),
+        (["figure3", "--seeds", "-1"], "must be different numbers >= 0, got [-1]"),
+        (["figure3", "missing.txt"], "FILE: [Errno 2] No such file"),
+        (["figure3", "{short}", "--quick"], "must have at least 640 bytes, got 5"),
+        (["table1", "{short}"], "FILE: table1 reads none"),
+        (["figure3", "--quick", "--save", "{save}", "--set", "steps=3"], "with the settings"),
+        (["figure3", "{long}", "--quick", "--save", "{save}"], "with the data"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_work(
+    arguments, words, capsys, monkeypatch, tmp_path
+):
+    places = {"short": tmp_path / "a", "long": tmp_path / "b", "save": tmp_path / "saved"}
+    places["short"].write_text("short")
+    places["long"].write_text("long enough " * 100)
+    run(capsys, "figure3", "--quick", "--save", places["save"])
+    monkeypatch.setattr(
+        rc.ReformerModelWithLMHead, "loss_and_gradients", lambda *_, **__: pytest.fail("trained")
+    )
+    with pytest.raises(SystemExit):
+        program.main([word.format(**places) for word in arguments])
+    assert words in capsys.readouterr().err
+
+
+def test_table1_needs_linux(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with pytest.raises(runner.Refused, match="only be measured on Linux"):
+        table1.grid(table1.SIZE, [0])
+
+
+def test_a_command_is_kept_without_the_places_of_files(tmp_path):
+    (tmp_path / "BOOK.txt").write_text("once")
+    words = ["figure3", str(tmp_path / "BOOK.txt"), "--save", "here", "--seeds", "4"]
+    assert program.command_of(words) == "python -m experiments figure3 BOOK.txt --seeds 4"
+    assert program.command_of(["figure3", "--save=here"]) == "python -m experiments figure3"
+
+
+def test_kept_results_are_in_the_page_as_the_experiments_show_them():
+    page = (ROOT / "docs" / "paper.md").read_text("utf-8")
+    for file in sorted((ROOT / "experiments" / "results").glob("*.json")):
+        summary = json.loads(file.read_text())
+        assert summary["experiment"] == file.stem
+        table = import_module(f"experiments.{file.stem}").show(summary["runs"])
+        assert table in page, file
+    for name in experiments.NAMES:
+        assert f".venv/bin/python -m experiments {name}" in page
+
+
+# ---- what is computed ----
+
+
+def test_an_interval_is_students():
+    mean, half = language.difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert mean == 2.0
+    # t = 4.303 for two degrees of freedom, times the standard error 1 / sqrt(3)
+    assert half == pytest.approx(4.303 / np.sqrt(3))
+    assert language.in_words(0.5, 0.6).endswith("(no difference is shown)")
+    assert language.in_words(-0.5, 0.4).endswith("(a difference)")
+
+
+def test_exponents_are_those_of_powers():
+    sizes = np.array([1, 2, 4])
+    assert table1.exponent(sizes, 3.0 * sizes**2) == pytest.approx(2)
+    assert table1.exponent(sizes, [5.0] * 3) == pytest.approx(0)
+
+
+def test_the_papers_formulas_are_those_of_its_tables():
+    point = {"l": 64, "rounds": 2, "width": 8, "d_ff": 1000, "n_l": 3}
+    full = dict(zip(table1.PARTS, ("full", "kept", "whole")))
+    # Transformer: (b l d_ff + b n_h l^2) n_l, and max(b l d_ff, b n_h l^2) n_l
+    assert table1.formulas(point | full) == ((64_000 + 2 * 64**2) * 3, 64_000 * 3)
+    reformer = dict(zip(table1.PARTS, ("lsh", "reversible", "chunked")))
+    # Reformer: (b l d_ff + b n_h n_r l c) n_l, and max(b l d_model, b n_h l n_r c)
+    pairs = 2 * 64 * 2 * 128**2
+    assert table1.formulas(point | reformer) == ((64_000 + pairs) * 3, pairs)
+    assert table1.formulas(point | reformer | {"activations": "kept"}) is None
+
+
+@pytest.fixture
+def hashed():
+    settings = {"width": 16, "length": 64, "seed": 0}
+    model = language.make_model(
+        settings, attn_layers=["local", "lsh", "lsh"], num_hashes=2, num_buckets=8,
+        local_attn_chunk_length=8, lsh_attn_chunk_length=8,
+    )  # fmt: skip
+    return model, np.random.default_rng(0).integers(2, 258, (1, 64))
+
+
+def twin(model, kinds):
+    """A model with other types of attention, and the same weights."""
+    other = rc.ReformerModelWithLMHead(model.config.changed({"attn_layers": kinds}), rng=1)
+    for name, array in other.parameters.items():
+        array[...] = model.parameters[name]
+    return other
+
+
+def replaced(model, ids, kind, layers):
+    with contribute.attending(model, kind, layers, seed=3):
+        return model(ids, rng=0).logits
+
+
+def test_full_attention_in_place_of_hashing_is_that_of_a_model_of_full_attention(hashed):
+    model, ids = hashed
+    found = replaced(model, ids, "full", [1, 2])
+    expected = twin(model, ["local", "full_shared", "full_shared"])(ids).logits
+    assert_close(found, expected, "model_forward", "float32")
+    one = replaced(model, ids, "full", [2])
+    assert not np.array_equal(one, found)
+    assert not np.array_equal(one, model(ids, rng=0).logits)
+
+
+def test_local_buckets_are_those_of_rotations_that_map_all_tokens_to_one_bucket(hashed):
+    model, ids = hashed
+    zeros = np.zeros((4, 4, 2, 4), np.float32)
+    expected = model(ids, rotations=[zeros, zeros]).logits
+    np.testing.assert_array_equal(replaced(model, ids, "local", [1, 2]), expected)
+
+
+def test_nothing_is_the_model_whose_output_projections_are_zero(hashed):
+    model, ids = hashed
+    found = replaced(model, ids, "nothing", [2])
+    other = twin(model, model.config.attn_layers)
+    other.parameters["reformer.encoder.layers.2.attention.output.dense.weight"][...] = 0
+    np.testing.assert_array_equal(found, other(ids, rng=0).logits)
+
+
+def test_random_buckets_are_drawn_for_each_layer_and_then_hashing_is_as_before(hashed):
+    model, ids = hashed
+    before = model(ids, rng=0).logits
+    one, other = (replaced(model, ids, "random", layers) for layers in ([1], [2]))
+    assert not np.array_equal(one, before)
+    assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(model(ids, rng=0).logits, before)
+    np.testing.assert_array_equal(replaced(model, ids, None, ()), before)
+
+
+def test_the_loss_by_position_is_the_models(hashed):
+    model, ids = hashed
+    text = language.Text(ids[0], np.concatenate([ids[0], ids[0, ::-1]]), {})
+    pieces = contribute.loss_by_position(model, text, {"length": 64, "seed": 7}, None, ())
+    losses = [
+        model.loss(row[None], labels=row[None], rng=7) for row in text.held_out.reshape(2, 64)
+    ]
+    assert [piece[:2] for piece in pieces] == [[1, 63]]
+    distance = contribute.mean_loss(pieces) - np.mean(losses) / np.log(2)
+    assert abs(distance) < tolerance("four_places")
+
+
+def test_the_mass_that_buckets_find_is_that_of_a_report():
+    qk = np.random.default_rng(0).standard_normal((1, 2, 96, 8))
+    buckets = rc.lsh_hash(qk, num_hashes=2, num_buckets=8, rng=4)
+    (row,) = rc.lsh_report(
+        qk, num_hashes=2, num_buckets=8, chunk_length=8, is_causal=True, queries=None, rng=4
+    )
+    found = contribute.mass(qk, buckets, {"chunk": 8, "queries": 96})
+    assert found == pytest.approx(row.recall)
