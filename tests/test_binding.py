@@ -222,8 +222,11 @@ def test_huge_windows_are_windows():
 def test_arguments_that_contradict_each_other_are_named():
     with pytest.raises(ValueError, match=r"^k must be None"):
         ops.full_attention(**ATTENTION, shared_qk=True)
-    with pytest.raises(TypeError, match=r"^k must be an array"):
-        ops.full_attention(ones(3, 4), None, ones(3, 4))
+    with pytest.raises(ValueError, match=r"^k must be None"):
+        ops.local_attention(**ATTENTION, shared_qk=True)
+    for op in (ops.full_attention, ops.local_attention):
+        with pytest.raises(TypeError, match=r"^k must be an array"):
+            op(ones(3, 4), None, ones(3, 4))
     buckets = np.zeros((2, 3, 2, 8), int)
     with pytest.raises(ValueError, match="rotations, buckets and rng"):
         call("lsh_attention", buckets=buckets)
@@ -577,7 +580,7 @@ def test_an_attention_is_checked_field_by_field():
     forward(x, 0, None)
     for wrong in [dict(kind="f"), dict(kind=4), dict(chunk_length=0), dict(num_chunks_before=-1),
                   dict(num_chunks_after=2**40), dict(scale=np.nan), dict(dropout=1.0),
-                  dict(dropout_key=-1), dict(kind="lsh"), dict(kind="local", shared_qk=True),
+                  dict(dropout_key=-1), dict(kind="lsh"),
                   dict(kind="lsh", scope=3), dict(dropout_key="x"), dict(bucket_cap=65),
                   dict(softcap=-1.0),
                   ]:  # fmt: skip

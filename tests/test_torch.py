@@ -92,21 +92,25 @@ def test_attention_and_its_gradients_have_our_bits(name, call, masked, dtype):
         assert_same_bits(x.grad, gradient)
 
 
-def test_shared_queries_and_other_lengths_of_keys():
-    q, v, k, values = (*draw(2, 1, 2, 20, 4), *draw(2, 1, 2, 30, 4))
-    q, v, k, values = leaves([q, v, k, values])
-    out = rt.full_attention(q, None, v, shared_qk=True, is_causal=True)
+@pytest.mark.parametrize(("kind", "options"), [("full", {}), ("local", {"chunk_length": 8})])
+def test_shared_queries_have_the_gradients_of_the_operation(kind, options):
+    op, forward, backward = ATTENTION[kind]
+    q, v = leaves(draw(2, 1, 2, 20, 4))
+    options = options | {"shared_qk": True, "is_causal": True}
+    out = op(q, None, v, **options)
     out.sum().backward()
     arrays = [x.detach().numpy() for x in (q, v)]
-    expected, saved = ops.full_attention_forward(
-        arrays[0], None, arrays[1], shared_qk=True, is_causal=True
-    )
+    expected, saved = forward(arrays[0], None, arrays[1], **options)
     assert_same_bits(out, expected)
-    dq, _, dv = ops.full_attention_backward(np.ones_like(expected), saved)
+    dq, _, dv = backward(np.ones_like(expected), saved)
     assert_same_bits(q.grad, dq)
     assert_same_bits(v.grad, dv)
-    rt.full_attention(q, k, values).sum().backward()
-    assert k.grad.shape == values.grad.shape == (1, 2, 30, 4)
+
+
+def test_keys_may_have_another_length():
+    q, k, v = leaves([*draw(1, 1, 2, 20, 4), *draw(2, 1, 2, 30, 4)])
+    rt.full_attention(q, k, v).sum().backward()
+    assert k.grad.shape == v.grad.shape == (1, 2, 30, 4)
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (3, 40, 8), (2, 3, 40, 8), (0, 3, 40, 8), (2, 3, 0, 8)])
@@ -171,9 +175,10 @@ def operator_calls():
     yield "full_attention", (q, k, v, mask), full
     yield "full_attention", (q, None, v, None), full | {"shared_qk": True}
     windows = {"chunk_length": 8, "num_chunks_before": 1, "num_chunks_after": 0}
-    local = windows | {"is_causal": False, "scale": 0.5, "softcap": 2.0, "wrap": True} | dropped
-    yield "local_attention", (q, k, v, mask), local
-    lsh = local | {
+    windows |= {"is_causal": False, "scale": 0.5, "softcap": 2.0, "wrap": True} | dropped
+    yield "local_attention", (q, k, v, mask), windows | {"shared_qk": False}
+    yield "local_attention", (q, None, v, mask), windows | {"shared_qk": True}
+    lsh = windows | {
         "num_hashes": 2, "num_buckets": [4], "scope": "chunk", "bucket_cap": None,
         "attend_across_buckets": True, "allow_duplicate_attention": True,
     }  # fmt: skip
@@ -360,7 +365,7 @@ def test_vmap_gives_what_a_loop_gives(function):
         (lambda x: rt.lsh_attention(x, x, dropout=1.0), ValueError, "dropout"),
         (lambda x: rt.lsh_attention(x, x, dropout=0.1, dropout_key=-1), ValueError, "dropout_key"),
         (lambda x: rt.full_attention(x, x, x, dropout_key=2**63), ValueError, "< 2..63, got 9"),
-        (lambda x: rt.local_attention(x, None, x), TypeError, "k must be a torch.Tensor, got None"),
+        (lambda x: rt.local_attention(x, None, x), TypeError, "k must be an array"),
         (lambda x: rt.local_attention(x, x, x, chunk_length=2.5), TypeError, "chunk_length must"),
         (lambda x: rt.lsh_attention(x.int(), x), TypeError, "qk must be float32 or float64"),
         (lambda x: rt.lsh_attention(None, x), TypeError, "qk must be a torch.Tensor, got None"),

@@ -121,8 +121,8 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     PyObject *key = field(c, fields, FIELD_dropout_key);
     if (key && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;
-    if (!c->failed && ((hashes && !a.shared_qk) || (a.scope == RF_LOCAL && a.shared_qk) ||
-                       a.cap % 64 || a.softcap < 0 || !(a.dropout >= 0 && a.dropout < 1)))
+    if (!c->failed && ((hashes && !a.shared_qk) || a.cap % 64 || a.softcap < 0 ||
+                       !(a.dropout >= 0 && a.dropout < 1)))
         RF_FAIL(c, PyExc_ValueError, "spec has a field out of range: %R", spec);
     if (a.scope != RF_BUCKET) a.cap = 0;
     const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may have another length

@@ -8,7 +8,7 @@ from .. import ops
 from ..ops.attention import AttentionSaved, AttentionSpec
 from .parts import Part
 from .probabilities import full_probabilities
-from .self_attention import WholeSequences
+from .self_attention import WholeSequences, queries_keys_values
 
 __all__ = ["FullAttention", "FullSharedAttention"]
 
@@ -21,7 +21,6 @@ class FullAttention(WholeSequences):
 
     projections: tuple[str, ...] = ("query", "key", "value")
     own_projections: tuple[str, ...] = projections
-    shared_qk = False
 
     @property
     def probabilities_shape(self) -> tuple[int, ...]:
@@ -36,16 +35,15 @@ class FullAttention(WholeSequences):
         )  # fmt: skip
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
-        q, *k, v = heads
         return ops.full_attention_forward(
-            q, k[0] if k else None, v, shared_qk=self.shared_qk, **self._rules(part)
+            *queries_keys_values(heads), shared_qk=self.shared_qk, **self._rules(part)
         )[1]
 
     def probabilities(
         self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
     ) -> np.ndarray:
-        q, *k, _ = heads
-        return full_probabilities(q, k[0] if k else None, **self._rules(part))
+        q, k, _ = queries_keys_values(heads)
+        return full_probabilities(q, k, **self._rules(part))
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
         gradients = ops.full_attention_backward(dout, saved)

@@ -8,9 +8,9 @@ from .. import ops
 from ..ops.attention import AttentionSaved, AttentionSpec
 from .parts import Part
 from .probabilities import local_probabilities
-from .self_attention import WINDOW, SelfAttention
+from .self_attention import WINDOW, SelfAttention, queries_keys_values
 
-__all__ = ["LocalAttention"]
+__all__ = ["LocalAttention", "LocalSharedAttention"]
 
 
 class LocalAttention(SelfAttention):
@@ -23,7 +23,8 @@ class LocalAttention(SelfAttention):
     `num_chunks_before` chunks then attends to some of them twice.
     """
 
-    projections = own_projections = ("query", "key", "value")
+    projections: tuple[str, ...] = ("query", "key", "value")
+    own_projections: tuple[str, ...] = projections
 
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, c = x.shape
@@ -60,15 +61,28 @@ class LocalAttention(SelfAttention):
         return Part(1, rows(first, last), pieces, slice(0, self.num_heads))
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
-        return ops.local_attention_forward(*heads, **self._rules(part))[1]
+        return ops.local_attention_forward(
+            *queries_keys_values(heads), shared_qk=self.shared_qk, **self._rules(part)
+        )[1]
 
     def probabilities(
         self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
     ) -> np.ndarray:
-        return local_probabilities(*heads[:2], **self._rules(part))
+        q, k, _ = queries_keys_values(heads)
+        return local_probabilities(q, k, **self._rules(part))
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
-        return ops.local_attention_backward(dout, saved)
+        gradients = ops.local_attention_backward(dout, saved)
+        return tuple(gradient for gradient in gradients if gradient is not None)
 
     def _scratch_spec(self) -> AttentionSpec:
-        return AttentionSpec("local", **{name: self.rules[name] for name in WINDOW})
+        window = {name: self.rules[name] for name in WINDOW}
+        return AttentionSpec("local", shared_qk=self.shared_qk, **window)
+
+
+class LocalSharedAttention(LocalAttention):
+    """The same with shared queries and keys, k = q / |q|, and the self-mask (Kitaev et al. 2020,
+    section 2, "Shared-QK Transformer")."""
+
+    projections = own_projections = ("query_key", "value")
+    shared_qk = True

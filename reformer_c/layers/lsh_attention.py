@@ -40,7 +40,7 @@ class LSHAttention(WholeSequences):
         As in `Attention`.
     """
 
-    hashes = True
+    hashes = shared_qk = True
     projections = own_projections = ("query_key", "value")
 
     def __init__(

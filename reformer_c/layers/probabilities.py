@@ -21,7 +21,7 @@ ABSENT = -1
 
 def local_probabilities(
     q: np.ndarray,
-    k: np.ndarray,
+    k: np.ndarray | None,
     *,
     chunk_length: int,
     num_chunks_before: int,
@@ -32,7 +32,7 @@ def local_probabilities(
     softcap: float | None = None,
     **_: Any,
 ) -> np.ndarray:
-    """Probabilities of local attention, softmax(q k' / sqrt(d)).
+    """Probabilities of local attention, softmax(q k' / sqrt(d)); k is None with shared_qk.
 
     Parameters
     ----------
@@ -50,19 +50,20 @@ def local_probabilities(
         (1 + before + after) m keys; (b, h, t, t) if t <= m. Positions from t on, and chunks beyond
         the ends without `wrap`, have probability 0 as keys and rows of zeros as queries.
     """
-    b, _, t, d = q.shape
-    k = k * k.dtype.type(d**-0.5)
+    b, _, t, _ = q.shape
+    keys = _keys(q, k)
     positions = np.broadcast_to(np.arange(t), (b, 1, t))
     neighbours = (0, 0)
     if t > chunk_length:
         neighbours = (num_chunks_before, num_chunks_after)
-        q, k, positions = (
+        q, keys, positions = (
             _chunks(_whole_chunks(x, chunk_length, fill), chunk_length)
-            for x, fill in ((q, 0), (k, 0), (positions, ABSENT))
+            for x, fill in ((q, 0), (keys, 0), (positions, ABSENT))
         )
     return _probabilities(
-        q, k, positions, neighbours, is_causal, attention_mask, softcap, shared_qk=False, wrap=wrap
-    )
+        q, keys, positions, neighbours, is_causal, attention_mask, softcap, shared_qk=k is None,
+        wrap=wrap,
+    )  # fmt: skip
 
 
 def lsh_probabilities(
@@ -141,11 +142,16 @@ def full_probabilities(
     ndarray, of the dtype of q
         (b, h, t, t)
     """
-    keys = _shared_keys(q) if k is None else k * q.dtype.type(q.shape[-1] ** -0.5)
+    keys = _keys(q, k)
     positions = np.broadcast_to(np.arange(q.shape[2]), q.shape[:3])
     return _probabilities(
         q, keys, positions, (0, 0), is_causal, attention_mask, softcap, shared_qk=k is None
     )
+
+
+def _keys(q: np.ndarray, k: np.ndarray | None) -> np.ndarray:
+    """Keys divided by sqrt(d); those of shared queries if there are none."""
+    return _shared_keys(q) if k is None else k * k.dtype.type(k.shape[-1] ** -0.5)
 
 
 def _shared_keys(qk: np.ndarray) -> np.ndarray:

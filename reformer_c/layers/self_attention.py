@@ -11,7 +11,7 @@ from .attention import Attention
 from .parts import Part
 from .sublayer import Step, blocks
 
-__all__ = ["SelfAttention", "WholeSequences", "WINDOW"]
+__all__ = ["SelfAttention", "WholeSequences", "WINDOW", "queries_keys_values"]
 
 # the options of the window of chunks that a token attends to
 WINDOW = ("chunk_length", "num_chunks_before", "num_chunks_after")
@@ -22,6 +22,8 @@ class SelfAttention(Attention):
     token's own: with chunks of m tokens, to a window of (before + 1 + after) m keys.
     """
 
+    # whether queries and keys have one projection, "query_key"
+    shared_qk = False
     # layer norm's weights and the projections, set in the first decoding step
     _step_weights: tuple[Any, ...] = ()
 
@@ -48,7 +50,7 @@ class SelfAttention(Attention):
         return ops.AttentionCache(
             b, self.num_heads, self._depth, longest=longest, chunk_length=m,
             num_chunks_before=before, softcap=self.rules["softcap"], eps=self.norm.eps,
-            rope_theta=self._rope_theta,
+            rope_theta=self._rope_theta, shared_qk=self.shared_qk,
             dtype=self.weights.dtype.type, **self._cache_hashing(),
         )  # fmt: skip
 
@@ -72,6 +74,14 @@ class SelfAttention(Attention):
         )
         output = step.weights.matrix(self.weights, "output.dense.weight")
         return norm, (query, key[0] if key else None, value, output)
+
+
+def queries_keys_values(
+    heads: list[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """The heads of the projections; the keys are None if queries and keys are shared."""
+    q, *k, v = heads
+    return q, k[0] if k else None, v
 
 
 class WholeSequences(SelfAttention):

@@ -21,7 +21,7 @@ from ..layers.embeddings import Embeddings
 from ..layers.feed_forward import FeedForward, WeightedFeedForward
 from ..layers.full_attention import FullAttention, FullSharedAttention
 from ..layers.layer_norm import FinalNorm
-from ..layers.local_attention import LocalAttention
+from ..layers.local_attention import LocalAttention, LocalSharedAttention
 from ..layers.lsh_attention import LSHAttention
 from ..layers.observers import Probabilities
 from ..layers.parameters import Weights
@@ -56,6 +56,13 @@ ATTENTION: dict[str, type[SelfAttention]] = {
     "full": FullAttention,
     "full_shared": FullSharedAttention,
 }
+
+
+def attention_type(config: ReformerConfig, kind: str) -> type[SelfAttention]:
+    """The attention of the layers of a type."""
+    if kind == "local" and config.local_shared_qk:
+        return LocalSharedAttention
+    return ATTENTION[kind]
 
 
 @dataclass(frozen=True)
@@ -182,23 +189,18 @@ class Pass:
                 "num_chunks_before": config.attention(kind, "num_chunks_before"),
                 "num_chunks_after": config.attention(kind, "num_chunks_after"),
             }
+        kind_of = attention_type(config, kind)
         # with shared queries and keys, a token is found by content
-        if config.position_embedding_type == "rotary" and kind in ("local", "full"):
+        if config.position_embedding_type == "rotary" and not kind_of.shared_qk:
             rules["rotary"] = Rotary(self.inputs.positions, config.rope_theta)
-        attend = weights.below("attention.")
-        attention: SelfAttention
-        if kind not in config.windows:
-            attention = ATTENTION[kind](attend, **rules, **common)
-        elif kind == "local":
+        if kind == "local":
             # in a causal model a circle can only repeat chunks: off if strictly causal
-            wrap = not (config.is_decoder and config.attention_scope == "bucket")
-            attention = LocalAttention(attend, wrap=wrap, **rules, **common)
-        else:
+            rules["wrap"] = not (config.is_decoder and config.attention_scope == "bucket")
+        elif kind == "lsh":
             # hash_seed fixes the rotations of all calls
             draw = key if config.hash_seed is None else partial(random_key, config.hash_seed, i)
-            attention = LSHAttention(
-                attend, rotations_key=draw("rotations"), **self._hashing_of(i), **rules, **common
-            )
+            rules |= {"rotations_key": draw("rotations"), **self._hashing_of(i)}
+        attention = kind_of(weights.below("attention."), **rules, **common)
         build = WeightedFeedForward if config.activation in WEIGHTED else FeedForward
         feed_forward = build(
             weights.below("feed_forward."), activation=config.activation,
@@ -490,7 +492,7 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
     shapes |= position_shapes(config)
     for i, kind in enumerate(config.layer_types):
         layer = f"encoder.layers.{i}."
-        attention = ATTENTION[kind]
+        attention = attention_type(config, kind)
         shapes |= norm_shapes(f"{layer}attention.layer_norm", c)
         for projection in attention.projections:
             shapes[f"{layer}attention.self_attention.{projection}.weight"] = (width, c)

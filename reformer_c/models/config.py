@@ -23,8 +23,8 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("reversible", "rope_theta", "full_attention_probs_dropout_prob", "position_embedding_type",
-        "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
+OURS = ("reversible", "local_shared_qk", "rope_theta", "full_attention_probs_dropout_prob",
+        "position_embedding_type", "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
         "apply_lm_head_bias", "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
 
@@ -152,9 +152,9 @@ class ReformerConfig(NamedAttributes, JsonFile):
     position_embedding_type : {"absolute", "sinusoidal", "rotary", "none"}
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
         section 3.5), in layers.positions; "rotary": queries and keys of "local" and "full" layers
-        are rotated, see `reformer_c.rotary_positions`; "none": causal attention alone tells the
-        order. Only "absolute" has weights; with the others, sequences may be longer than
-        max_position_embeddings.
+        are rotated, see `reformer_c.rotary_positions`, unless they are shared; "none": causal
+        attention alone tells the order. Only "absolute" has weights; with the others, sequences
+        may be longer than max_position_embeddings.
     rope_theta : float
         theta of rotary positions.
     reversible : bool
@@ -162,6 +162,10 @@ class ReformerConfig(NamedAttributes, JsonFile):
         with the same parameters. Memory then grows with depth: training keeps the stream before
         each branch, and with memory_budget what the branches would recompute. The final states are
         the stream twice, as wide as two streams.
+    local_shared_qk : bool
+        Local attention: one projection for queries and keys, by the rule of "lsh" and "full_shared"
+        layers: a key is its query divided by its root mean square, and a token attends to itself
+        only if nothing else is visible. transformers cannot open such a model.
     full_attention_probs_dropout_prob : float
         As local_attention_probs_dropout_prob, of "full" and "full_shared" layers.
     attention_scope : str
@@ -273,6 +277,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
     # ours
     reversible: bool = True
+    local_shared_qk: bool = False
     position_embedding_type: str = "absolute"
     rope_theta: float = 10000.0
     full_attention_probs_dropout_prob: float = 0.0
@@ -455,6 +460,12 @@ class ReformerConfig(NamedAttributes, JsonFile):
     def windows(self) -> list[str]:
         """The types among `layer_types` that attend to chunks, "local" and "lsh", each once."""
         return [kind for kind in ("local", "lsh") if kind in self.layer_types]
+
+    def shares_qk(self, layer_type: str) -> bool:
+        """Whether queries and keys of a type of attention have one projection."""
+        return layer_type in ("lsh", "full_shared") or (
+            layer_type == "local" and self.local_shared_qk
+        )
 
     def attention(self, layer_type: str, name: str) -> Any:
         """The field `name` of one type of attention: ``attention("lsh", "attn_chunk_length")``."""

@@ -93,12 +93,13 @@ def _check_labels(config: Any) -> None:
 def _check_positions(config: Any) -> None:
     _choice("position_embedding_type", config.position_embedding_type, POSITION_TYPES)
     positive("rope_theta", config.rope_theta)
-    if config.position_embedding_type == "rotary" and not (
-        {"local", "full"} & set(config.layer_types)
+    if config.position_embedding_type == "rotary" and all(
+        map(config.shares_qk, config.layer_types)
     ):
         raise ValueError(
-            "position_embedding_type must not be 'rotary' without a local or full layer, got "
-            f"attn_layers={config.attn_layers}"
+            "position_embedding_type must not be 'rotary' without a local or full layer whose "
+            f"queries and keys are not shared, got attn_layers={config.attn_layers} and "
+            f"local_shared_qk={config.local_shared_qk}"
         )
     flag("axial_pos_embds", config.axial_pos_embds)
     if config.position_embedding_type != "absolute" or not config.axial_pos_embds:
@@ -164,8 +165,8 @@ def _check_options(config: Any) -> None:
             "label is a 'regression', and a yes-or-no question has two"
         )
     _each(config, "is_decoder tie_word_embeddings use_cache apply_lm_head_bias", flag)
-    _each(config, "reversible lsh_attend_across_buckets lsh_allow_duplicate_attention", flag)
-    flag("shared_embeddings", config.shared_embeddings)
+    _each(config, "reversible shared_embeddings local_shared_qk", flag)
+    _each(config, "lsh_attend_across_buckets lsh_allow_duplicate_attention", flag)
     _each(config, "output_attentions output_hidden_states return_dict", flag, optional=True)
     if config.memory_budget is not None:
         check_memory_budget(config.memory_budget)

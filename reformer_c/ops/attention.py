@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import _core
 from ..checks import (
+    as_array,
     bucket_factors,
     count,
     flag,
@@ -144,6 +145,15 @@ class AttentionSaved(NamedTuple):
     lse: np.ndarray
 
 
+def keys_of(k: np.ndarray | None, shared_qk: bool) -> np.ndarray | None:
+    """The keys of a call, None with shared_qk."""
+    if shared_qk and k is not None:
+        raise ValueError("k must be None with shared_qk: the keys are made from q")
+    if not shared_qk and k is None:
+        raise TypeError("k must be an array unless shared_qk, got None")
+    return None if k is None else as_array("k", k)
+
+
 def attention_forward(
     spec: AttentionSpec,
     q: np.ndarray,
@@ -163,15 +173,17 @@ def attention_forward(
 
 def attention_backward(
     dout: np.ndarray, saved: AttentionSaved, workers: int | None, query: str = "q"
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """dq, dk and dv; dk is None if the keys are made from the queries."""
     spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse = saved_by(AttentionSaved, saved)
     if spec.query != query:
         kinds = {"q": "full or local attention", "qk": "LSH attention"}
         raise ValueError(f"saved must be of {kinds[query]}, got that of {kinds[spec.query]}")
-    return _core.attention_backward(
+    dq, *dk, dv = _core.attention_backward(
         spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse, dout,
         resolve_workers(workers),
     )  # fmt: skip
+    return dq, dk[0] if dk else None, dv
 
 
 def attention_scratch(

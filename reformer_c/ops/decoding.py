@@ -47,7 +47,7 @@ class AttentionCache:
     attend_across_buckets, allow_duplicate_attention
         As in `lsh_attention`.
     shared_qk : bool
-        With scope "full": as in `full_attention`. A layer that hashes always shares them.
+        As in `full_attention` and `local_attention`. A layer that hashes always shares them.
     eps : float
         Of the layer norm.
     rope_theta : float, optional
@@ -148,17 +148,21 @@ class AttentionCache:
             keys, values = self.keys[row], self.values[row]
             if self.spec.kind == "local":
                 kept = np.arange(max(0, t - room), t)
-                keys[:, kept % room] = k[i][:, kept] * k.dtype.type(self.scale)
+                keys[:, kept % room] = (own := k[i][:, kept]) * self._key_scale(own)
                 values[:, kept % room] = v[i][:, kept]
                 continue
-            scale: Any = k.dtype.type(self.scale)
-            if self.spec.shared_qk:
-                square = np.einsum("htd,htd->ht", k[i], k[i]) / k.shape[3]
-                scale = (scale / np.sqrt(square + k.dtype.type(1e-6)))[..., None]
-            np.multiply(k[i], scale, out=keys[:, :t])
+            np.multiply(k[i], self._key_scale(k[i]), out=keys[:, :t])
             values[:, :t] = v[i]
         if buckets is not None:
             self._fill_buckets(rows, buckets)
+
+    def _key_scale(self, k: np.ndarray) -> Any:
+        """What keys or shared queries (h, t, d) are multiplied by: a number, or one for each."""
+        scale = k.dtype.type(self.scale)
+        if not self.spec.shared_qk:
+            return scale
+        square = np.einsum("htd,htd->ht", k, k) / k.shape[2]
+        return (scale / np.sqrt(square + k.dtype.type(1e-6)))[..., None]
 
     def _fill_buckets(self, rows: np.ndarray, buckets: np.ndarray) -> None:
         assert self.buckets is not None

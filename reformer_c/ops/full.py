@@ -7,7 +7,13 @@ import numpy as np
 from ..checks import as_array, heads_of, names_keywords
 from ..precision import resolve_precision
 from ._derive import value_of
-from .attention import AttentionSaved, attention_backward, attention_forward, spec_of
+from .attention import (
+    AttentionSaved,
+    attention_backward,
+    attention_forward,
+    keys_of,
+    spec_of,
+)
 
 __all__ = ["full_attention", "full_attention_backward", "full_attention_forward"]
 
@@ -45,16 +51,12 @@ def full_attention_forward(
     array([[[1.6094, 1.6094, 1.6094]]])
     """
     q, *_ = heads_of("q", q)
-    if shared_qk and k is not None:
-        raise ValueError("k must be None with shared_qk: the keys are made from q")
-    if not shared_qk and k is None:
-        raise TypeError("k must be an array unless shared_qk, got None")
+    k = keys_of(k, shared_qk)
     spec = spec_of(
         "full", is_causal=is_causal, scale=scale, softcap=softcap, shared_qk=shared_qk,
         dropout=dropout, dropout_key=dropout_key,
         matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
-    k = None if k is None else as_array("k", k)
     return attention_forward(spec, q, k, as_array("v", v), attention_mask, out, workers)
 
 
@@ -155,6 +157,4 @@ def full_attention_backward(
            [1., 1.],
            [1., 1.]])
     """
-    gradients = attention_backward(dout, saved, workers)
-    dk = None if saved.k is None else gradients[1]
-    return gradients[0], dk, gradients[-1]
+    return attention_backward(dout, saved, workers)

@@ -7,7 +7,13 @@ import numpy as np
 from ..checks import as_array, heads_of, names_keywords
 from ..precision import resolve_precision
 from ._derive import value_of
-from .attention import AttentionSaved, attention_backward, attention_forward, spec_of
+from .attention import (
+    AttentionSaved,
+    attention_backward,
+    attention_forward,
+    keys_of,
+    spec_of,
+)
 
 __all__ = ["local_attention", "local_attention_backward", "local_attention_forward"]
 
@@ -15,7 +21,7 @@ __all__ = ["local_attention", "local_attention_backward", "local_attention_forwa
 @names_keywords
 def local_attention_forward(
     q: np.ndarray,
-    k: np.ndarray,
+    k: np.ndarray | None,
     v: np.ndarray,
     *,
     chunk_length: int = 64,
@@ -26,6 +32,7 @@ def local_attention_forward(
     scale: float | None = None,
     softcap: float | None = None,
     wrap: bool = False,
+    shared_qk: bool = False,
     dropout: float = 0.0,
     dropout_key: int = 0,
     matmul_precision: str | None = None,
@@ -49,13 +56,13 @@ def local_attention_forward(
     (4, 1)
     """
     q, *_ = heads_of("q", q)
-    k = as_array("k", k)
-    if k.shape != q.shape:
+    k = keys_of(k, shared_qk)
+    if k is not None and k.shape != q.shape:
         raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
     spec = spec_of(
         "local", chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
-        wrap=wrap, dropout=dropout, dropout_key=dropout_key,
+        wrap=wrap, shared_qk=shared_qk, dropout=dropout, dropout_key=dropout_key,
         matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
     return attention_forward(spec, q, k, as_array("v", v), attention_mask, out, workers)
@@ -85,6 +92,9 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
         "Gemma 2", section 2).
     wrap : bool
         The first chunk sees the last one, as in Hugging Face's models: the chunks lie on a circle.
+    shared_qk : bool
+        The Reformer's rule, with k=None: a key is its query divided by its root mean square, and a
+        query sees itself only if there is nothing else to see.
     dropout : float
         Share of the probabilities to drop; the others are divided by ``1 - dropout``.
     dropout_key : int
@@ -112,8 +122,8 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
 
     References
     ----------
-    Reformer (Kitaev et al. 2020), section 2; the local layers of Hugging Face's Reformer, which
-    follow trax.
+    Reformer (Kitaev et al. 2020), section 2, of which "Shared-QK Transformer" is shared_qk; the
+    local layers of Hugging Face's Reformer, which follow trax.
 
     Examples
     --------
@@ -128,7 +138,7 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
 @names_keywords
 def local_attention_backward(
     dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Gradients of `local_attention`.
 
     Parameters
@@ -143,7 +153,7 @@ def local_attention_backward(
     Returns
     -------
     dq, dk, dv : (b, h, t, d)
-        Each with the memory layout of its input.
+        Each with the memory layout of its input; dk is None with shared_qk.
 
     Examples
     --------
@@ -153,5 +163,4 @@ def local_attention_backward(
     >>> dv[:, 0]
     array([0.5, 0.5, 0. , 0. ])
     """
-    dq, dk, dv = attention_backward(dout, saved, workers)
-    return dq, dk, dv
+    return attention_backward(dout, saved, workers)

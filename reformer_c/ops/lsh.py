@@ -222,7 +222,7 @@ def lsh_attention_backward(
     >>> float(dv.sum().round(6))
     800.0
     """
-    dqk, dv = attention_backward(dout, saved, workers, "qk")
+    dqk, _, dv = attention_backward(dout, saved, workers, "qk")
     return dqk, dv
 
 

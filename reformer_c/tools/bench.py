@@ -215,6 +215,10 @@ def cases(t: int, threads: int) -> Iterator[Case]:
         ("local attention", window_operations(t), 2.5,
          partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW),
          partial(ops.local_attention_backward, dout)),
+        ("  shared queries and keys", window_operations(t), 2.5,
+         partial(ops.local_attention_forward, qk, None, v, shared_qk=True, out=np.empty_like(v),
+                 **WINDOW),
+         partial(ops.local_attention_backward, dout)),
         (f"linear {c}-{f}", feed_forward_operations(t, c, f) / 2, 2.0,
          partial(ops.linear_forward, x, *weights[:2], out=hidden),
          partial(ops.linear_backward, np.ones_like(hidden))),
@@ -315,7 +319,7 @@ def training_operations(config: ReformerConfig, t: int) -> float:
     """Operations of a training step: forward, recomputed forward (reversible layers), backward."""
     c, f, layers = config.hidden_size, config.feed_forward_size, len(config.attn_layers)
     d = config.num_attention_heads * config.attention_head_size
-    projections = sum(3 if kind == "lsh" else 4 for kind in config.attn_layers)
+    projections = sum(4 - config.shares_qk(kind) for kind in config.attn_layers)
     products = 2.0 * projections * c * d + 4.0 * layers * c * f + 4.0 * c * config.vocab_size
     windows = 4.0 * layers * 2 * CHUNK * d
     return t * (4 * products + 4.5 * windows)

@@ -177,7 +177,12 @@ def full_attention(
 
 @options_of(ops.local_attention)
 def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, attention_mask: Tensor | None = None, **options: Any
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """`reformer_c.local_attention` of tensors.
 
@@ -204,8 +209,8 @@ def local_attention(
     >>> local_attention(q, k, v, chunk_length=2, is_causal=True)[:, 0]
     tensor([0.0000, 0.5000, 1.0000, 1.5000])
     """
-    q, k, v, attention_mask = checked(
-        {"q": q, "k": k, "v": v}, {}, {"attention_mask": attention_mask}
+    q, v, k, attention_mask = checked(
+        {"q": q, "v": v}, {"k": k}, {"attention_mask": attention_mask}
     )
     out: Tensor = _local(q, k, v, attention_mask, **resolved(**_counted(options)))[0]
     return out

@@ -468,14 +468,13 @@ def _dropout(module: Any) -> float:
 
 
 def _local_heads(layer: Any, qk: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Shared queries and keys in windows of the sequence: LSH attention with all tokens in one
-    bucket, so in the order of the sequence, without wrapping around."""
+    """Shared queries and keys in windows of the sequence."""
     local = layer.local_attn
-    return lsh_attention(
-        qk, v, buckets=torch.zeros(*qk.shape[:2], 1, qk.shape[2], dtype=torch.int32),
-        num_buckets=2, chunk_length=local.window_size, num_chunks_before=local.look_backward,
-        num_chunks_after=local.look_forward, is_causal=local.causal, wrap=False,
-        attention_mask=mask, dropout=_dropout(local.dropout), scale=_scale(qk),
+    return local_attention(
+        qk, None, v, shared_qk=True, chunk_length=local.window_size,
+        num_chunks_before=local.look_backward, num_chunks_after=local.look_forward,
+        is_causal=local.causal, attention_mask=mask, dropout=_dropout(local.dropout),
+        scale=_scale(qk),
     )  # fmt: skip
 
 

@@ -501,7 +501,7 @@ static void test_all(void) {
     what = "decoding";
     for (int i = 0; i < 80; i++) {
         rf_attention a = {.scope = (rf_scope)(i % 4)};
-        a.shared_qk = a.scope >= RF_CHUNK || (a.scope == RF_FULL && below(2));
+        a.shared_qk = a.scope >= RF_CHUNK || below(2);
         a.b = below(4), a.h = 1 + below(3);
         a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
         a.r = 1 + below(3), a.k = 4 * (1 + below(4)), a.m = 1 + below(20), a.before = below(3);
@@ -515,7 +515,7 @@ static void test_all(void) {
         a.b = below(3), a.h = below(3);
         a.t = edges[below(EDGES)];
         a.d = 1 + edges[below(12)];
-        a.shared_qk = a.scope >= RF_CHUNK || (a.scope == RF_FULL && below(2));
+        a.shared_qk = a.scope >= RF_CHUNK || below(2);
         a.tk = a.scope == RF_FULL && !a.shared_qk ? edges[below(EDGES)] : a.t;
         a.r = 1 + below(3), a.k = 1 + below(9), a.m = 1 + below(i % 3 ? 12 : 70);
         a.before = below(4), a.after = below(3);

@@ -29,9 +29,13 @@ def dense(probabilities, t, before, after):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize(("before", "after"), [(1, 0), (1, 1), (0, 0), (2, 1)])
 @pytest.mark.parametrize("t", [5, 8, 9, 15, 22])
-def test_local_probabilities_give_the_output_at_any_length(t, before, after, is_causal, wrap):
+@pytest.mark.parametrize("shared", [True, False])
+def test_local_probabilities_give_the_output_at_any_length(
+    t, before, after, is_causal, wrap, shared
+):
     rng = np.random.default_rng(t)
     q, k, v = rng.standard_normal((3, 2, 3, t, 5))
+    k = None if shared else k
     mask = np.ones((2, t), bool)
     mask[1, 1] = False
     rules = dict(
@@ -43,7 +47,8 @@ def test_local_probabilities_give_the_output_at_any_length(t, before, after, is_
         pytest.skip("on so short a circle a chunk meets one of its neighbours twice")
     p = local_probabilities(q, k, **rules)
     assert p.shape == (2, 3, chunks, M, (1 + before + after) * M)
-    assert_close(dense(p, t, before, after) @ v, ops.local_attention(q, k, v, **rules), "attention")
+    out = ops.local_attention(q, k, v, shared_qk=shared, **rules)
+    assert_close(dense(p, t, before, after) @ v, out, "self_only" if shared else "attention")
 
 
 @pytest.mark.parametrize("is_decoder", [True, False])

@@ -85,9 +85,10 @@ def test_our_own_fields_are_off_by_default_and_written_only_when_on():
     assert config.apply_lm_head_bias is True
     assert config.label_smoothing == 0.0
     assert config.shared_embeddings is False
+    assert config.local_shared_qk is False
     config = ReformerConfig(
         attention_scope="bucket", memory_budget=math.inf, apply_lm_head_bias=False,
-        label_smoothing=0.1, shared_embeddings=True,
+        label_smoothing=0.1, shared_embeddings=True, local_shared_qk=True,
     )  # fmt: skip
     written = config.to_dict()
     assert written["memory_budget"] == "inf"
@@ -388,6 +389,7 @@ WRONG = {
     "softcap": [0, -1.0, "1", float("inf")],
     "label_smoothing": [1.0, -0.1, "0.1", None],
     "shared_embeddings": [1, None],
+    "local_shared_qk": [1, None],
     "memory_budget": [-1, "2 GB"],
     "image_shape": [[8, 8], [8, 0, 3], 192, [64, 64, 3], [8, 8, 3]],
     "problem_type": ["ranking", 1],

@@ -103,9 +103,9 @@ def test_fixed_chunks_do_change_their_beginning():
 @pytest.mark.parametrize(
     "kinds", [["local"], ["local", "local", "local"], ["full", "full_shared", "local"]]
 )
-@pytest.mark.parametrize("reversible", [True, False])
-def test_layers_that_do_not_hash_give_what_the_full_forward_gives(kinds, reversible):
-    model = language_model(**long_config(400, attn_layers=kinds, reversible=reversible))
+@pytest.mark.parametrize("changes", [{}, {"reversible": False}, {"local_shared_qk": True}], ids=str)
+def test_layers_that_do_not_hash_give_what_the_full_forward_gives(kinds, changes):
+    model = language_model(**long_config(400, attn_layers=kinds, **changes))
     ids = random_ids((2, 399))
     for prompt in [1, 16, 40]:
         logits = decoded(model, ids, prompt)
@@ -128,7 +128,9 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
     assert np.array_equal(cached, model.generate(ids, use_cache=False, **options))
 
 
-@pytest.mark.parametrize("scope", ["local", "chunk", "bucket", "full", "full_shared"])
+@pytest.mark.parametrize(
+    "scope", ["local", "local_shared", "chunk", "bucket", "full", "full_shared"]
+)
 @pytest.mark.parametrize("prompt", [1, 5, 8, 30])
 @pytest.mark.parametrize(
     ("softcap", "across", "duplicates"),
@@ -277,6 +279,7 @@ def round_weights(model, storage):
         {"attention_scope": "bucket", "softcap": 1.0},
         {"attention_scope": "bucket", "lsh_allow_duplicate_attention": False},
         {"attn_layers": ["full", "full_shared", "lsh"], "softcap": 1.0},
+        {"attn_layers": ["local", "lsh"], "local_shared_qk": True},
         {"lsh_allow_duplicate_attention": False, "lsh_attend_across_buckets": False},
         {"attn_layers": ["local"], "hidden_act": "gelu", "apply_lm_head_bias": False},
         {"hidden_act": "prelu"},

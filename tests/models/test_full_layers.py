@@ -9,7 +9,8 @@ from tolerances import assert_close
 import reformer_c as rc
 
 T = 20
-PAIRS = {"full": "local", "full_shared": "lsh"}
+PAIRS = {"full": ("local", {}), "full_shared": ("lsh", {})}
+SHARED = {"full_shared": ("local", {"local_shared_qk": True})}
 
 
 def language_model(kind, **changes):
@@ -22,13 +23,14 @@ def copy_weights(model, other):
         other.parameters[name][...] = weight
 
 
-@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize(("kind", "pair"), [*PAIRS.items(), *SHARED.items()])
 @pytest.mark.parametrize("changes", [{}, {"softcap": 0.5}, {"memory_budget": 10**9}])
-def test_one_chunk_is_full_attention_bit_for_bit(kind, changes):
+def test_one_chunk_is_full_attention_bit_for_bit(kind, pair, changes):
     full = language_model(kind, is_decoder=True, **changes)
+    other, own = pair
     other = language_model(
-        PAIRS[kind], is_decoder=True, lsh_attn_chunk_length=T, local_attn_chunk_length=T,
-        local_num_chunks_before=0, **changes,
+        other, is_decoder=True, lsh_attn_chunk_length=T, local_attn_chunk_length=T,
+        local_num_chunks_before=0, **changes, **own,
     )  # fmt: skip
     copy_weights(full, other)
     ids, mask = random_ids((2, T)), np.ones((2, T), int)
@@ -52,9 +54,11 @@ def test_one_chunk_is_full_attention_bit_for_bit(kind, changes):
     )
 
 
-@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("kind", [*PAIRS, "local"])
 def test_a_checkpoint_keeps_the_kinds_of_its_layers(kind, tmp_path):
-    model = language_model(kind, is_decoder=True, full_attention_probs_dropout_prob=0.3)
+    model = language_model(
+        kind, is_decoder=True, full_attention_probs_dropout_prob=0.3, local_shared_qk=True
+    )
     model.save_pretrained(tmp_path)
     same = rc.ReformerModelWithLMHead.from_pretrained(tmp_path)
     assert same.config.layer_types == model.config.layer_types

@@ -63,6 +63,7 @@ def can_measure():
         ("book", {"reversible": False}, 4096, 1, 0),
         ("book", {"reversible": False}, 2048, 2, 100_000_000),
         ("book", {"attn_layers": ["full", "full_shared"], "num_hidden_layers": 2}, 2048, 1, 0),
+        ("book", {"attn_layers": ["local"], "local_shared_qk": True}, 4096, 1, 0),
         ("book", {}, 2048, 2, 100_000_000),
         ("tiny", {"shared_embeddings": True, "vocab_size": 50_000}, 2048, 1, 0),
         # activations in NumPy, of all hidden units at once

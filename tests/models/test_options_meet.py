@@ -53,6 +53,7 @@ def configurations(
         "num_buckets": draw(num_buckets),
         "softcap": draw(st.sampled_from([None, 0.5])),
         "reversible": draw(st.booleans()),
+        "local_shared_qk": draw(st.booleans()),
         "lsh_attend_across_buckets": draw(st.booleans()),
         "lsh_allow_duplicate_attention": draw(st.booleans()),
         # models of float64 are never rounded
@@ -70,6 +71,7 @@ def configurations(
     }
     if fields.get("position_embedding_type") == "rotary":
         fields["attn_layers"][0] = draw(st.sampled_from(["local", "full"]))
+        fields["local_shared_qk"] &= "full" in fields["attn_layers"]
     if fields["attention_scope"] == "bucket":
         fields["bucket_cap"] = draw(st.sampled_from([None, 64]))
     return small_config(**fields)

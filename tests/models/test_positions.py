@@ -142,7 +142,7 @@ def test_the_field_is_written_where_it_is_not_the_default():
 
 
 def test_rotary_positions_need_a_layer_that_they_rotate():
-    message = r"^position_embedding_type must not be 'rotary' without a local or full layer, got "
+    message = r"^position_embedding_type must not be 'rotary' without a local or full layer whose"
     with pytest.raises(ValueError, match=message):
         ReformerConfig(position_embedding_type="rotary", attn_layers=["lsh", "full_shared"])
     for wrong in (0, -1.0, "x"):

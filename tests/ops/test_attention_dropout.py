@@ -98,10 +98,12 @@ def test_no_dropout_is_no_dropout_whatever_the_key(isa, dtype, rng):
         np.testing.assert_array_equal(kind(qk, k, v, dropout=0.0, dropout_key=9), plain)
 
 
+WAYS = ("forward", "backward")
 OPTIONS = {
     "full": {},
     "shared": {"shared_qk": True},
     "local": {"chunk_length": 5, "num_chunks_after": 1, "wrap": True},
+    "local, shared": {"chunk_length": 5, "num_chunks_after": 1, "shared_qk": True},
     "lsh": {"chunk_length": 5, "num_hashes": 3},
     "lsh, every switch": {
         "chunk_length": 5,
@@ -129,15 +131,13 @@ def test_backward_is_the_derivative_for_the_mask_that_was_drawn(isa, rng, name, 
     if "lsh" in name or name == "bucket":
         options.update(num_buckets=4, buckets=buckets_of("random", (b, h, 3, t), 4, mask, rng))
         inputs, forward, backward = (q, v), ops.lsh_attention_forward, ops.lsh_attention_backward
-    elif name == "local":
-        inputs, forward = (q, k, v), ops.local_attention_forward
-        backward = ops.local_attention_backward
     else:
-        inputs, backward = (q, k, v), ops.full_attention_backward
-        forward = ops.full_attention_forward
-        if name == "shared":
+        kind = "local" if "local" in name else "full"
+        plain, backward = (getattr(ops, f"{kind}_attention_{way}") for way in WAYS)
+        inputs, forward = (q, k, v), plain
+        if "shared" in name:
             inputs = (q, v)
-            forward = lambda q, v, **o: ops.full_attention_forward(q, None, v, **o)  # noqa: E731
+            forward = lambda q, v, **o: plain(q, None, v, **o)  # noqa: E731
     out, saved = forward(*inputs, **options)
     dout = normal(rng, "float64", *out.shape)
     gradients = [g for g in backward(dout, saved) if g is not None]

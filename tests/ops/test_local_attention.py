@@ -29,6 +29,20 @@ CHUNKS = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 1
 LOCAL = (ops.local_attention_forward, ops.local_attention_backward, reference.local)
 
 
+# the same with shared queries and keys
+def shared_forward(qk, _, v, **options):
+    return ops.local_attention_forward(qk, None, v, shared_qk=True, **options)
+
+
+def shared_backward(dout, saved, **options):
+    dqk, dk, dv = ops.local_attention_backward(dout, saved, **options)
+    assert dk is None
+    return dqk, dv
+
+
+SHARED = (shared_forward, shared_backward, reference.local)
+
+
 def draw(rng, dtype, b, h, t, d):
     return [normal(rng, dtype, b, h, t, d) for _ in range(3)]
 
@@ -101,11 +115,11 @@ def test_windows_larger_than_the_circle_match_the_reference(isa, dtype, rng, bef
 @given(
     st.integers(0, 2), st.integers(1, 3), st.integers(0, 45), st.integers(1, 20),
     st.integers(1, 14), st.integers(0, 3), st.integers(0, 3), st.booleans(), st.sampled_from(MASKS),
-    st.sampled_from([None, 0.4, -1.5]), st.booleans(), st.sampled_from(["float32", "float64"]),
-    st.integers(0, 9),
+    st.sampled_from([None, 0.4, -1.5]), st.booleans(), st.booleans(),
+    st.sampled_from(["float32", "float64"]), st.integers(0, 9),
 )  # fmt: skip
 def test_any_combination_of_options_matches_the_reference(
-    isa, b, h, t, d, m, before, after, is_causal, mask_kind, scale, wrap, dtype, seed
+    isa, b, h, t, d, m, before, after, is_causal, mask_kind, scale, wrap, shared, dtype, seed
 ):
     rng = np.random.default_rng(seed)
     q, k, v = draw(rng, dtype, b, h, t, d)
@@ -118,20 +132,71 @@ def test_any_combination_of_options_matches_the_reference(
         "scale": scale,
         "wrap": wrap,
     }
-    assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
+    if shared:
+        assert_forward_and_backward_match(rng, *SHARED, q, None, v, **options)
+    else:
+        assert_forward_and_backward_match(rng, *LOCAL, q, k, v, **options)
 
 
+@pytest.mark.parametrize("m", [1, 4, 15, 16, 17, 64, 65, 270])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("wrap", [False, True])
-def test_backward_is_the_derivative(isa, dtype, rng, is_causal, wrap):
+@pytest.mark.parametrize("mask_kind", MASKS)
+def test_shared_queries_match_the_reference(isa, dtype, rng, m, is_causal, wrap, mask_kind):
+    t = 9 * m // 4 + 1
+    q, _, v = draw(rng, dtype, 1, 2, t, 6)
+    options = {
+        "chunk_length": m, "is_causal": is_causal, "wrap": wrap,
+        "attention_mask": mask_of(mask_kind, 1, t, rng),
+    }  # fmt: skip
+    assert_forward_and_backward_match(rng, *SHARED, q, None, v, **options)
+    assert_threads_do_not_matter(rng, *SHARED[:2], q, None, v, **options)
+
+
+@pytest.mark.parametrize("t", [7, 8, 9, 30, 200])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_shared_queries_are_lsh_attention_in_one_bucket(isa, dtype, rng, t, is_causal, wrap):
+    """Bit for bit: the order of the hash is then that of the sequence."""
+    qk, _, v = draw(rng, dtype, 2, 2, t, 5)
+    dout = normal(rng, dtype, 2, 2, t, 5)
+    options = {"chunk_length": 8, "is_causal": is_causal, "wrap": wrap, "dropout": 0.2}
+    out, saved = shared_forward(qk, None, v, **options)
+    expected, of_lsh = ops.lsh_attention_forward(
+        qk, v, buckets=np.zeros((2, 2, 1, t), int), num_buckets=2, **options
+    )
+    np.testing.assert_array_equal(out, expected)
+    both = shared_backward(dout, saved), ops.lsh_attention_backward(dout, of_lsh)
+    for found, wanted in zip(*both, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_shared_query_without_other_keys_is_its_value(isa, dtype, rng):
+    qk, _, v = draw(rng, dtype, 1, 2, 20, 4)
+    alone = {"chunk_length": 1, "num_chunks_before": 0, "shared_qk": True}
+    np.testing.assert_array_equal(ops.local_attention(qk, None, v, **alone), v)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_backward_is_the_derivative(isa, dtype, rng, is_causal, wrap, shared):
     mask = np.ones((2, 22))
     mask[0, 5:9] = mask[1, 20:] = 0
     options = {"chunk_length": 5, "num_chunks_after": 1, "is_causal": is_causal, "wrap": wrap,
                    "attention_mask": mask}  # fmt: skip
+    inputs = draw(rng, dtype, 2, 2, 22, 7)
+    if shared:
+        assert_backward_is_the_derivative(
+            lambda qk, v: shared_forward(qk, None, v, **options), shared_backward,
+            lambda qk, v: reference.local(qk, None, **options).output(v), inputs[1:], rng,
+            "attention_backward",
+        )  # fmt: skip
+        return
     assert_backward_is_the_derivative(
         lambda *a: ops.local_attention_forward(*a, **options), ops.local_attention_backward,
-        lambda q, k, v: reference.local(q, k, **options).output(v), draw(rng, dtype, 2, 2, 22, 7),
-        rng, "attention_backward",
+        lambda q, k, v: reference.local(q, k, **options).output(v), inputs, rng,
+        "attention_backward",
     )  # fmt: skip
 
 

@@ -101,10 +101,12 @@ def attend(kind, rng, t, d, mask, options):
             lambda saved: ops.lsh_attention_backward(dout, saved),
             lambda: reference.lsh(q, buckets, **options), v, dout,
         )  # fmt: skip
+    kind, _, shared = kind.partition(", ")
     op, back = (getattr(ops, f"{kind}_attention_{way}") for way in ("forward", "backward"))
+    k = None if shared else k
     return (
-        lambda **more: op(q, k, v, **options, **more),
-        lambda saved: back(dout, saved),
+        lambda **more: op(q, k, v, shared_qk=bool(shared), **options, **more),
+        lambda saved: [g for g in back(dout, saved) if g is not None],
         lambda: getattr(reference, kind)(q, k, **options), v, dout,
     )  # fmt: skip
 
@@ -114,6 +116,7 @@ KINDS = [
     ("full", {"softcap": 0.8}),
     ("local", {"chunk_length": 16, "num_chunks_after": 1}),
     ("local", {"chunk_length": 70, "is_causal": True}),
+    ("local, shared", {"chunk_length": 16, "is_causal": True}),
     ("lsh", {"chunk_length": 16, "is_causal": True}),
     ("lsh", {"scope": "bucket", "allow_duplicate_attention": False}),
 ]
@@ -132,7 +135,7 @@ def test_attention_is_near_the_reference(isa, rng, precision, kind, options, t, 
     exact = expected()
     gradients = exact.gradients(v, dout)
     # weights of a row that sees only itself change with an ulp of -1e5
-    alone = "self_only" if kind == "lsh" and precision == "high" else precision
+    alone = "self_only" if kind in ("lsh", "local, shared") and precision == "high" else precision
     assert_close(out, exact.output(v), alone)
     scale = max(np.abs(g).max(initial=0) for g in gradients)
     for actual, wanted in zip(backward(saved), gradients, strict=True):

@@ -179,6 +179,9 @@ def full(n, w, config, attention_mask, kind, positions):
 
 
 def local(n, w, config, attention_mask, positions):
+    if config.local_shared_qk:
+        qk, v = (projected(n, w, name, config) for name in ("query_key", "value"))
+        return attention.local(qk, None, **rules(config, "local", attention_mask)).output(v)
     q, k, v = (projected(n, w, name, config) for name in ("query", "key", "value"))
     if config.position_embedding_type == "rotary":
         q, k = (rotated(x, config, positions) for x in (q, k))
