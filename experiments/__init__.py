@@ -6,4 +6,4 @@ writes their results as Markdown, and ``draw`` plots them. `runner` does the res
 """
 
 # in the order of docs/paper.md
-NAMES = ("table1", "figure3", "contribute")
+NAMES = ("table1", "table2", "figure3", "figure5_left", "contribute")

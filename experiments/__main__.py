@@ -6,6 +6,7 @@ NAME.json (settings, results and machine), NAME.md (a table) and, with matplotli
 
 import argparse
 import json
+import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -78,7 +79,7 @@ def command_of(words):
             next(rest)
         elif not word.startswith("--save="):
             kept.append(Path(word).name if Path(word).is_file() else word)
-    return " ".join(["python -m experiments", *kept])
+    return f"python -m experiments {shlex.join(kept)}"
 
 
 if __name__ == "__main__":

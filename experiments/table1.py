@@ -13,18 +13,15 @@ same sizes and fitted in the same way.
 
 import argparse
 import json
-import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 import reformer_c as rc
 from benchmarks.alone import measure_alone
-from benchmarks.depth import resident
 from reformer_c.models.presets import preset_config
 
-from .runner import Refused
+from .growth import check_system, growth
 
 SEEDS = [0]
 SIZE = {
@@ -57,8 +54,7 @@ PARTS = ("attention", "activations", "feed_forward")
 
 
 def grid(size, seeds):
-    if not Path("/proc/self/clear_refs").exists():
-        raise Refused("table1: the peak of a process can only be measured on Linux")
+    check_system()
     fixed = {"width": size["width"], "repeats": size["repeats"], "seed": seeds[0]}
     found = [{"attention": "full", "l": l, "rounds": 0} for l in size["full_lengths"]]  # noqa: E741
     found += [
@@ -80,17 +76,7 @@ def run(settings, data, folder):
 def measure(settings):
     """Seconds and bytes of a point, in this process."""
     call, own = (step if "n_l" in settings else attention)(settings)
-    rc.fma_peak(0.01)  # starts the threads
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    seconds = []
-    for i in range(settings["repeats"]):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-        if i == 0:
-            size = resident("VmHWM") - before - own
-    return {"seconds": round(min(seconds), 6), "bytes": size}
+    return growth(call, own, settings["repeats"])
 
 
 def attention(settings):

@@ -1,4 +1,4 @@
-"""The programs that reproduce the paper's claims: they run, resume, and their sums are right."""
+"""The programs that measure models: they run, resume, and their sums are right."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tolerances import assert_close, tolerance
+from tolerances import tolerance
 
 import reformer_c as rc
 
@@ -30,74 +30,6 @@ def run(module, monkeypatch, capsys, *arguments):
     return capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def duplication():
-    return program("duplication")
-
-
-def test_a_duplication_is_twice_a_zero_and_random_symbols(duplication):
-    data = duplication.Duplication(20, 3, seed=1)
-    for step in range(5):
-        ids = data.batch(step)
-        assert ids.shape == (3, 20)
-        assert np.array_equal(ids[:, :10], ids[:, 10:])
-        assert not ids[:, 0].any()
-        assert ids[:, 1:10].min() >= 1
-        assert ids.max() <= 127
-    assert not np.array_equal(data.batch(0), data.batch(1))
-    assert np.array_equal(data.batch(1), duplication.Duplication(20, 3, seed=1).batch(1))
-
-
-def test_the_loss_counts_the_second_word_alone(duplication):
-    model = duplication.make_model("full", 16, 4, 0)
-    duplication.attend(model, "full", 16)
-    ids = duplication.Duplication(16, 2).batch(0)
-    loss, _ = duplication.SecondHalf(model).loss_and_gradients(ids, labels=ids, rng=0)
-    z = model(ids).logits.astype(float)
-    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    expected = -np.take_along_axis(log_p[:, 8:-1], ids[:, 9:, None], -1).mean()
-    assert_close(loss, expected, "forward", "float32")
-
-
-def test_accuracy_is_the_share_of_the_second_word_that_is_right(duplication):
-    class Copies:
-        """Predicts all but the last symbol of each text."""
-
-        config = duplication.make_model("full", 16, 4, 0).config
-
-        def __call__(self, ids, rng):
-            after = np.roll(ids, -1, axis=1)
-            after[:, -2] = 0
-            return type("Output", (), {"logits": np.eye(128)[after]})
-
-    assert duplication.accuracy(Copies(), "LSH-4", 16, texts=3, seed=0) == pytest.approx(6 / 7)
-    assert Copies.config.num_hashes == 4
-
-
-def test_the_grid_is_printed_and_the_same_command_goes_on(
-    duplication, monkeypatch, capsys, tmp_path
-):
-    command = ["--lengths", 16, 32, "--chunk", 4, "--steps", 2, "--texts", 2, "--batch", 2,
-               "--target", 0, "--train", "LSH-2", "local", "--save", tmp_path]  # fmt: skip
-    printed = run(duplication, monkeypatch, capsys, *command)
-    assert len(re.findall(r"^LSH-2 +2 ", printed, re.MULTILINE)) == 2
-    assert len(re.findall("the control", printed)) == 2
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["LSH-2"]["32"]["evaluated"]) == {"full", "LSH-8", "LSH-4", "LSH-2", "LSH-1"}
-    # finished rows are not repeated; a missing one resumes from its checkpoint
-    del results["local"]["32"]
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    monkeypatch.setattr(
-        duplication.SecondHalf, "loss_and_gradients", lambda *_, **__: pytest.fail("trained again")
-    )
-    again = run(duplication, monkeypatch, capsys, *command)
-    assert (
-        again[again.index("\nlength 16") :].split("local")[0]
-        == (printed[printed.index("\nlength 16") :].split("local")[0])
-    )
-    assert "32" in json.loads((tmp_path / "results.json").read_text())["local"]
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_depth_adds_parameters_and_bucket_ids_and_nothing_else(monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib").use("agg")
@@ -114,22 +46,6 @@ def test_depth_adds_parameters_and_bucket_ids_and_nothing_else(monkeypatch, caps
     assert measured < 1.2 * (parameters + buckets)
     assert deep[5] - shallow[5] > 4 * (parameters + buckets)
     assert picture.stat().st_size > 1000
-
-
-def test_a_duplication_grows_from_what_was_learned_of_a_shorter_one(duplication):
-    """A model that finds i + 1 - 4 from i in texts of 8 finds i + 1 - 12 in texts of 24."""
-    short, long = (duplication.make_model("full", t, 4, t).parameters for t in (8, 24))
-    table = short[duplication.POSITIONS]
-    table[:] = 0
-    # a position of the second half and the place that it looks at have one number
-    table[np.arange(4), 0] = np.arange(4)
-    table[np.arange(4) + 3, 1] = np.arange(4)
-    duplication.grow(short, long)
-    grown = long[duplication.POSITIONS]
-    np.testing.assert_array_equal(grown[:12, 0], np.arange(12) // 3)
-    np.testing.assert_array_equal(grown[12 - 1 + np.arange(1, 12), 1], np.arange(1, 12) // 3)
-    for name in set(long) - {duplication.POSITIONS}:
-        np.testing.assert_array_equal(long[name], short[name])
 
 
 @pytest.mark.filterwarnings("default")  # transformers warns about itself

@@ -25,7 +25,8 @@ def names():
     """The experiments, with a mark for those that need Linux."""
     linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
     return [
-        pytest.param(name, marks=linux) if name == "table1" else name for name in experiments.NAMES
+        pytest.param(name, marks=linux) if name in ("table1", "figure5_left") else name
+        for name in experiments.NAMES
     ]
 
 
@@ -121,16 +122,19 @@ def test_what_cannot_be_run_is_refused_before_any_work(
     assert words in capsys.readouterr().err
 
 
-def test_table1_needs_linux(monkeypatch):
-    monkeypatch.setattr(Path, "exists", lambda _: False)
+@pytest.mark.parametrize("name", ["table1", "figure5_left"])
+def test_memory_is_only_measured_on_linux(name, monkeypatch, tmp_path):
+    module = import_module(f"experiments.{name}")
+    monkeypatch.setattr(import_module("experiments.growth"), "CLEAR", tmp_path / "missing")
     with pytest.raises(runner.Refused, match="only be measured on Linux"):
-        table1.grid(table1.SIZE, [0])
+        module.grid(module.SIZE, [0])
 
 
 def test_a_command_is_kept_without_the_places_of_files(tmp_path):
     (tmp_path / "BOOK.txt").write_text("once")
-    words = ["figure3", str(tmp_path / "BOOK.txt"), "--save", "here", "--seeds", "4"]
-    assert program.command_of(words) == "python -m experiments figure3 BOOK.txt --seeds 4"
+    words = ["figure3", str(tmp_path / "BOOK.txt"), "--save", "here", "--set", "depths=[3]"]
+    expected = "python -m experiments figure3 BOOK.txt --set 'depths=[3]'"
+    assert program.command_of(words) == expected
     assert program.command_of(["figure3", "--save=here"]) == "python -m experiments figure3"
 
 
