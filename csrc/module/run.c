@@ -8,11 +8,11 @@
 enum { POLL_MILLISECONDS = 50 };
 
 static void no_memory(rf_call *c, size_t bytes) {
-    static const char *const unit[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    static const char *const unit[] = {"bytes", "kB", "MB", "GB", "TB", "PB", "EB"};
     char text[RF_TEXT] = "";
     double amount = (double)bytes;
     size_t u = 0, end = 0;
-    while (amount >= 1024 && u < 6) amount /= 1024, u++;
+    while (amount >= 1000 && u < 6) amount /= 1000, u++;
     for (size_t i = 0; i < c->sizes && end + 64 < sizeof text; i++)
         end += (size_t)snprintf(text + end, sizeof text - end, "%s%.*s = %zu", i ? ", " : "",
                                 (int)c->size[i].length, c->size[i].name, c->size[i].size);

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..checks import did_you_mean
+from .completion import PrintCompletion
 from .config_file import config_arguments
 from .values import (
     ASCII,
@@ -23,6 +25,7 @@ from .values import (
     SHARE_OR_0,
     TEXT,
     WHOLE,
+    one_of,
 )
 
 __all__ = ["FAILURE", "parse"]
@@ -43,7 +46,8 @@ TOKENIZER = "folder with a tokenizer, its tokenizer.json or spiece.model, or the
 
 def parse(arguments: Sequence[str]) -> Namespace:
     """Parse the options; those of a --config file come first, so that others override them."""
-    parser = _parser()
+    parser, commands = _parser()
+    _check_words(parser, commands, arguments)
     options = _parse_known(parser, arguments)
     if getattr(options, "config", None):
         try:
@@ -51,6 +55,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
         except (OSError, TypeError, ValueError) as error:
             parser.exit(FAILURE, f"reformer-c {options.command}: error: --config: {error}\n")
         named = options.files
+        _check_words(parser, commands, [options.command, *words])
         options = _parse_known(parser, [options.command, *words, *arguments[1:]])
         options.files = named or files
     if options.command == "train":
@@ -68,15 +73,33 @@ def _take_pairs(options: Namespace) -> None:
         options.task, options.files = "translation", options.pairs
 
 
+def _check_words(
+    parser: ArgumentParser, commands: Mapping[str, ArgumentParser], arguments: Sequence[str]
+) -> None:
+    """Refuse an unknown command or option, and suggest the closest, before the parser misses an
+    argument because of it."""
+    name, *words = arguments or ["-"]
+    if name.startswith("-"):
+        return  # an option of the program itself
+    if name not in commands:
+        expected = f"must be one of {', '.join(commands)}, got {name!r}"
+        parser.error(f"COMMAND {expected}{did_you_mean(name, commands)}")
+    known = commands[name]._option_string_actions
+    for word in words:
+        if word == "--":
+            return
+        given = word.partition("=")[0]
+        # as the parser does, take a word with a space for text, and a beginning for the whole
+        is_option = re.fullmatch(r"-+[A-Za-z][\w-]*", given) and " " not in word
+        if is_option and not any(option.startswith(given) for option in known):
+            commands[name].error(f"unrecognized arguments: {word}{did_you_mean(given, known)}")
+
+
 def _parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse the options; the error for an unknown one suggests the closest."""
+    """Parse the options; words that none of them takes are refused in the name of the command."""
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        command = options.parser
-        # suggest only for options, not for positional arguments
-        name = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
-        nearest = did_you_mean(name, command._option_string_actions) if name else ""
-        command.error(f"unrecognized arguments: {' '.join(unknown)}{nearest}")
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options
 
 
@@ -87,13 +110,20 @@ class _Parser(ArgumentParser):
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def _parser() -> ArgumentParser:
+def _parser() -> tuple[ArgumentParser, Mapping[str, ArgumentParser]]:
+    """The parser, and those of the commands."""
     parser = _Parser(
         prog="reformer-c",
         description="The Reformer on a CPU. Begin with: reformer-c demo",
         epilog="example: reformer-c train book.txt --length 8192 --steps 500 --save model",
     )
     parser.add_argument("--version", action="version", version=f"reformer_c {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        metavar="SHELL",
+        action=PrintCompletion,
+        help="print a script that completes commands and options in bash, zsh or tcsh",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, add_arguments, about, example in (
         ("demo", _demo, "train on text that comes with Python, and generate: two minutes",
@@ -126,7 +156,7 @@ def _parser() -> ArgumentParser:
             command.add_argument("--seed", **WHOLE, default=0, help="of all random numbers (0)")
         command.add_argument("--threads", **COUNT, help="threads to use (default: all)")
         add_arguments(command)
-    return parser
+    return parser, commands.choices
 
 
 def _demo(command: ArgumentParser) -> None:
@@ -158,7 +188,9 @@ def _train(command: ArgumentParser) -> None:
 
 
 def _train_data(add: Callable[..., Any]) -> None:
-    add("--task", choices=TASKS, default="lm", help="what the model is for (lm, a language model)")
+    add(
+        "--task", **one_of(TASKS), default="lm", help="what the model is for (lm, a language model)"
+    )
     add("--pairs", metavar="FILE", nargs="+", action="extend", default=[],
         help="--task translation FILE: texts and their translations in .tsv, .jsonl, or two files "
         "that are aligned line by line")  # fmt: skip
@@ -169,7 +201,12 @@ def _train_data(add: Callable[..., Any]) -> None:
         f"examples the longest, at most {LENGTH})")  # fmt: skip
     add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
     add("--batch", **COUNT, help="sequences per micro-batch (1; 16 of examples)")
-    add("--order", choices=("random", "sequential"), default="random", help="of sequences (random)")
+    add(
+        "--order",
+        **one_of(("random", "sequential")),
+        default="random",
+        help="of sequences (random)",
+    )
     add("--whole-files", action="store_true", help="each file is one sequence")
     add("--offset", **WHOLE, default=0,
         help="start the positions of each sequence at a random one from 0 to N (0)")  # fmt: skip
@@ -185,7 +222,7 @@ def _train_data(add: Callable[..., Any]) -> None:
 
 
 def _train_examples(add: Callable[..., Any]) -> None:
-    add("--problem", choices=PROBLEMS, help="kind of label (single-label)")
+    add("--problem", **one_of(PROBLEMS), help="kind of label (single-label)")
     _columns(add)
 
 
@@ -198,7 +235,7 @@ def _train_model(add: Callable[..., Any]) -> None:
     add("--from", dest="start", metavar="DIR",
         help="start from the weights and the tokenizer of this model; a head for another task is "
         "new")  # fmt: skip
-    add("--preset", choices=PRESETS, help="size of the model (tiny)")
+    add("--preset", **one_of(PRESETS), help="size of the model (tiny)")
     add("--layers", **COUNT, help="number of layers (the preset's)")
     add("--width", **COUNT, help="channels of the model (the preset's)")
     add("--hashes", **COUNT, help="rounds of LSH attention (the preset's)")
@@ -213,9 +250,9 @@ def _train_model(add: Callable[..., Any]) -> None:
 def _train_steps(add: Callable[..., Any]) -> None:
     add("--steps", **COUNT, default=1000, help="training steps in total (1000)")
     add("--accumulate", **COUNT, default=1, help="micro-batches per step (1)")
-    add("--optimizer", choices=OPTIMIZERS, help="(the preset's)")
+    add("--optimizer", **one_of(OPTIMIZERS), help="(the preset's)")
     add("--lr", **POSITIVE, help="peak learning rate (the optimizer's)")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate (cosine)")
+    add("--schedule", **one_of(SCHEDULES), default="cosine", help="of the learning rate (cosine)")
     add("--warmup", **WHOLE, help="steps of linear warm-up (a tenth, at most 100)")
     add("--floor", **SHARE_OR_0,
         help="final share of the peak learning rate, of cosine and linear (0.1)")  # fmt: skip
@@ -257,7 +294,7 @@ def _generate(command: ArgumentParser) -> None:
     add("--min-length", **WHOLE, help="tokens before the text may end (0)")
     add("--beams", **COUNT, help="beam search with N beams instead of sampling (1)")
     add("--length-penalty", **FINITE, help="of beam search: above 0 favours long texts (1)")
-    add("--weights", choices=("int8", "bfloat16"),
+    add("--weights", **one_of(("int8", "bfloat16")),
         help="decode with rounded weights: faster, less exact (the model's dtype)")  # fmt: skip
     add("--texts", **COUNT, help="texts to generate (1)")
     add("--stream", action="store_true", help="print the text while it is generated")
@@ -290,6 +327,7 @@ def _evaluate(command: ArgumentParser) -> None:
         help="windows overlap and start N tokens apart; only the last N tokens of each are scored",
     )  # fmt: skip
     _columns(add)
+    add("--json", action="store_true", help="print the results as a line of JSON")
 
 
 def _translate(command: ArgumentParser) -> None:
@@ -328,6 +366,7 @@ def _info(command: ArgumentParser) -> None:
         "--lengths", **COUNT, nargs="+", default=[],
         help="measure speed and memory of a forward pass and of decoding at these lengths",
     )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print all as a line of JSON")
 
 
 def _bench(command: ArgumentParser) -> None:

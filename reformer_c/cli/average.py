@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from ..text.folders import folder_tokenizer, save_tokenizer
+from ..text.screen import show
 from ..training.averaging import average_models
 from ..training.state import kept_models
 from .folder import open_model
@@ -27,4 +28,4 @@ def run(options: Namespace) -> None:
     model.save_pretrained(output)
     if tokenizer is not None:
         save_tokenizer(tokenizer, output)
-    print(f"mean of {len(folders)}: {', '.join(folders)}\nsaved: {output}")
+    show(f"mean of {len(folders)}: {', '.join(folders)}\nsaved: {output}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..text.screen import show
 from ..training.pictures import write_pictures
 from ..training.progress import progress_bar
 from .folder import open_model
@@ -38,7 +39,7 @@ def run(options: Namespace) -> None:
     if bar is not None:
         bar.close()
     write_pictures(output, lines)
-    print(f"saved: {output}: {rows} of {height} rows kept, {options.samples} completions, original")
+    show(f"saved: {output}: {rows} of {height} rows kept, {options.samples} completions, original")
 
 
 def _complete(

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..models.config import ReformerConfig
 from ..text.byte_tokenizer import ByteTokenizer
-from ..text.screen import TextStream
+from ..text.screen import TextStream, show
 from ..text.token_texts import TokenTexts
 from .arguments import NEW_TOKENS
 from .folder import open_folder, unit
@@ -63,7 +63,7 @@ def run(options: Namespace) -> None:
             shown = start()
             shown.write(row[len(prompt) :])
         shown.end()
-        print()
+        show("")
 
 
 def _prompt_text(file: str | None) -> str:

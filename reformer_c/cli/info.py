@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import ReformerModelWithLMHead
 from ..runtime import peak_memory
+from ..text.screen import show, show_json
 from .folder import open_model, open_tokenizer
 
 
@@ -19,55 +21,76 @@ def run(options: Namespace) -> None:
     model = open_model(options.model)
     if options.lengths and not isinstance(model, ReformerModelWithLMHead):
         raise ValueError(f"--lengths needs a language model, got {type(model).__name__}")
-    if isinstance(model, ReformerEncoderDecoder):
-        _describe_encoder_decoder(model, options)
+    sides = model.sides if isinstance(model, ReformerEncoderDecoder) else {"": model}
+    longest = {name: side.config.num_positions for name, side in sides.items()}
+    for length in options.lengths:
+        if length > longest[""]:
+            raise ValueError(f"--lengths must be at most the model's {longest['']} positions")
+    words = [*sides.values()][-1].config.vocab_size
+    facts = {
+        "class": type(model).__name__,
+        "dtype": str(model.dtype),
+        "parameters": model.num_parameters(),
+        "parameter_bytes": sum(array.nbytes for array in model.parameters.values()),
+        "parameters_by_part": _parameters_by_part(model),
+        "tokenizer": _describe_tokenizer(options, words),
+    }
+    if [*sides.values()][-1].config.image_shape is not None:
+        del facts["tokenizer"]
+    for name, side in sides.items():
+        facts |= _limits(side.config, f"{name}_" if name else "")
+    measured = _measurements(model, options.lengths, options.seed)
+    if options.json:
+        show_json(facts | ({"measured": [*measured]} if options.lengths else {}))
         return
-    config = model.config
-    longest = config.num_positions
-    for length in options.lengths:
-        if length > longest:
-            raise ValueError(f"--lengths must be at most the model's {longest} positions")
-    tokenizer = _describe_tokenizer(options, config.vocab_size)
-    shape = config.image_shape
-    print(repr(model))
-    learned = config.position_embedding_type == "absolute"
-    limit = f"{longest:,} tokens" if learned else "of any length"
-    print(f"longest sequence  {limit}, vocabulary {config.vocab_size}")
-    if shape is None:
-        print(f"tokenizer         {tokenizer}")
-    else:
-        print(f"pictures          {shape[1]} x {shape[0]} pixels, {shape[2]} channels")
-    _print_parameters(model)
+    show(_table(model, facts))
     if options.lengths:
-        print("\nmeasured: a forward pass over a text of that length, then tokens decoded after it")
-        print(f"{'length':>10} {'read':>16} {'written':>16} {'cache':>10} {'peak memory':>12}")
-    for length in options.lengths:
-        _measure(model, length, options.seed)
+        show("\nmeasured: a forward pass over a text of that length, then tokens decoded after it")
+        show(f"{'length':>10} {'read':>16} {'written':>16} {'cache':>10} {'peak memory':>12}")
+    for row in measured:
+        show(_line(row))
 
 
-def _describe_encoder_decoder(model: ReformerEncoderDecoder, options: Namespace) -> None:
-    source, target = (side.config for side in model.sides.values())
-    print(repr(model))
-    print(f"longest source    {source.num_positions:,} tokens, vocabulary {source.vocab_size}")
-    print(f"longest target    {target.num_positions:,} tokens, vocabulary {target.vocab_size}")
-    print(f"tokenizer         {_describe_tokenizer(options, target.vocab_size)}")
-    _print_parameters(model)
+def _limits(config: Any, prefix: str) -> dict[str, Any]:
+    """The longest sequence, None if there is no limit, the vocabulary, and the pictures' shape."""
+    learned = config.position_embedding_type == "absolute"
+    found = {"longest_sequence": config.num_positions if learned else None,
+             "vocabulary": config.vocab_size, "layers": list(config.layer_types)}  # fmt: skip
+    if config.image_shape is not None:
+        found["image_shape"] = list(config.image_shape)
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
-def _print_parameters(model: Any) -> None:
-    groups: Counter[str] = Counter()
+def _table(model: Any, facts: dict[str, Any]) -> str:
+    """What is not measured, in lines."""
+    lines = [repr(model)]
+    for prefix, what in (("", "sequence"), ("encoder_", "source"), ("decoder_", "target")):
+        if f"{prefix}vocabulary" not in facts:
+            continue
+        longest = facts[f"{prefix}longest_sequence"]
+        limit = "of any length" if longest is None else f"{longest:,} tokens"
+        name = f"longest {what}"
+        lines.append(f"{name:17} {limit}, vocabulary {facts[f'{prefix}vocabulary']}")
+    if (shape := facts.get("image_shape")) is None:
+        lines.append(f"tokenizer         {facts['tokenizer']}")
+    else:
+        lines.append(f"pictures          {shape[1]} x {shape[0]} pixels, {shape[2]} channels")
+    for part, count in facts["parameters_by_part"].items():
+        lines.append(f"{part:40} {count:12,} parameters")
+    size = facts["parameter_bytes"] / 1e6
+    lines.append(f"{'all':40} {facts['parameters']:12,} parameters, {size:,.1f} MB")
+    return "\n".join(lines)
+
+
+def _parameters_by_part(model: Any) -> dict[str, int]:
+    """The number of parameters of each layer, of the embeddings and of the head."""
+    parts: Counter[str] = Counter()
     for name, array in model.parameters.items():
-        groups[_group(name)] += array.size
-    for group, count in groups.items():
-        print(f"{group:40} {count:12,} parameters")
-    total = sum(groups.values())
-    print(f"{'all':40} {total:12,} parameters, {4 * total / 2**20:,.1f} MB")
-
-
-def _group(name: str) -> str:
-    """The part of the model that a parameter belongs to: a layer, the embeddings, the head."""
-    words = name.split(".")
-    return ".".join(words[: words.index("layers") + 2 if "layers" in words else 2])
+        words = name.split(".")
+        parts[".".join(words[: words.index("layers") + 2 if "layers" in words else 2])] += (
+            array.size
+        )
+    return dict(parts)
 
 
 def _describe_tokenizer(options: Namespace, vocab_size: int) -> str:
@@ -80,21 +103,34 @@ def _describe_tokenizer(options: Namespace, vocab_size: int) -> str:
         return " ".join(str(error).split())
 
 
-def _measure(model: Any, length: int, seed: int) -> None:
-    """Print a line of measurements at one length: speed of prompt and decoding, and memory."""
-    tokens = min(32, model.config.num_positions - length + 1)
-    ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, max(1, length - 1)))
-    begin = time.perf_counter()
-    stream = model.stream(ids, max_new_tokens=tokens, eos_token_id=None, rng=seed)
-    next(stream)
-    read = time.perf_counter()
-    written = sum(1 for _ in stream)
-    seconds = time.perf_counter() - read
-    speeds = [
-        f"{count / time_:,.0f} tokens/s" if count else "-"
-        for count, time_ in ((ids.shape[1], read - begin), (written, seconds))
-    ]
-    peak = peak_memory()
-    memory = "-" if peak is None else f"{peak / 2**20:,.0f} MB"
-    cache = f"{model.cache_bytes(length) / 2**20:.1f} MB"
-    print(f"{length:10,} {speeds[0]:>16} {speeds[1]:>16} {cache:>10} {memory:>12}")
+def _measurements(model: Any, lengths: list[int], seed: int) -> Iterator[dict[str, Any]]:
+    """At each length: tokens per second of prompt and decoding, and bytes of memory."""
+    for length in lengths:
+        tokens = min(32, model.config.num_positions - length + 1)
+        draw = np.random.default_rng(seed)
+        ids = draw.integers(0, model.config.vocab_size, (1, max(1, length - 1)))
+        begin = time.perf_counter()
+        stream = model.stream(ids, max_new_tokens=tokens, eos_token_id=None, rng=seed)
+        next(stream)
+        read = time.perf_counter()
+        written = sum(1 for _ in stream)
+        seconds = time.perf_counter() - read
+        yield {
+            "length": length,
+            "read_tokens_per_second": ids.shape[1] / (read - begin),
+            "written_tokens_per_second": written / seconds if written else None,
+            "cache_bytes": model.cache_bytes(length),
+            "peak_bytes": peak_memory(),
+        }
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A line of measurements."""
+    read, written = (
+        "-" if speed is None else f"{speed:,.0f} tokens/s"
+        for speed in (row["read_tokens_per_second"], row["written_tokens_per_second"])
+    )
+    peak = row["peak_bytes"]
+    memory = "-" if peak is None else f"{peak / 1e6:,.0f} MB"
+    cache = f"{row['cache_bytes'] / 1e6:.1f} MB"
+    return f"{row['length']:10,} {read:>16} {written:>16} {cache:>10} {memory:>12}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
+from ..text.screen import show_json
 from ..training.records import read_records
 from .folder import open_model
 from .tasks import open_task
@@ -16,4 +16,4 @@ def run(options: Namespace) -> None:
     records = read_records(options.files)
     for record, found in zip(records, task.predict(model, records, seed=options.seed), strict=True):
         own = {"id": record.values["id"]} if "id" in record.values else {}
-        print(json.dumps(own | found, ensure_ascii=False))
+        show_json(own | found)

@@ -20,6 +20,7 @@ from ..text.folders import check_vocabulary
 from ..training.classification import PROBLEMS, Classification, find_labels
 from ..training.examples import Examples
 from ..training.masking import Masked, MaskedLanguageModel
+from ..training.progress import show_count
 from ..training.question_answering import QuestionAnswering
 from ..training.records import Record, read_records
 from .arguments import LENGTH
@@ -203,23 +204,26 @@ def _questions(_config: Any, tokenizer: Any, length: int, options: Namespace) ->
     return QuestionAnswering(tokenizer, length)
 
 
-def evaluate(model: Any, options: Namespace) -> None:
-    """Print the metrics of a model on files."""
+def evaluate(model: Any, options: Namespace) -> tuple[dict[str, Any], str]:
+    """The metrics of a model on files: values, and a text."""
     if isinstance(model, ReformerEncoderDecoder):
-        evaluate_translation(model, options)
-        return
+        return evaluate_translation(model, options)
     if options.sliding is not None:
         raise ValueError("--sliding needs a language model that is not masked")
     task = open_task(model, options)
     examples = task.read(options.files)
     begin = time.perf_counter()
-    metrics = task.evaluate(model, examples, seed=options.seed)
+    with show_count("rows") as progress:
+        metrics = task.evaluate(model, examples, seed=options.seed, progress=progress)
     seconds = time.perf_counter() - begin
-    for name, value in metrics.items():
-        print(f"{name:20} {value:.4f}")
-    print(f"{len(examples):,} {task.unit}, {seconds:.1f} s")
+    lines = [f"{name:20} {value:.4f}" for name, value in metrics.items()]
+    lines.append(f"{len(examples):,} {task.unit}, {seconds:.1f} s")
+    values: dict[str, Any] = {name.replace(" ", "_"): value for name, value in metrics.items()}
+    values |= {task.unit: len(examples), "seconds": seconds}
     if isinstance(task, Classification) and (note := task.note(one.ids for one in examples)):
-        print(note)
+        lines.append(note)
+        values["note"] = note
+    return values, "\n".join(lines)
 
 
 # ---- the runs of --task ----

@@ -14,6 +14,7 @@ from ..files.atomic import finish_checkpoint
 from ..models.model import ReformerModelWithLMHead
 from ..models.presets import PRESETS
 from ..text.folders import save_tokenizer
+from ..text.screen import show
 from ..training.metrics import describe_metrics
 from ..training.optim import Adafactor, AdamW, Optimizer
 from ..training.progress import show_progress
@@ -55,27 +56,27 @@ def run(options: Namespace) -> None:
         # --steps may be raised, which changes the schedule from here on
         derived = ["schedule.steps", *(["schedule.warmup"] if options.warmup is None else [])]
         for changed in trainer.resume(folder, allow=derived):
-            print(f"resumed: {changed}")
+            show(f"resumed: {changed}")
     if run.tokenizer is not None and folder is not None:
         # before the first step, so that every checkpoint has it
         save_tokenizer(run.tokenizer, folder)
-    print(f"{run.model!r}\n{run.summary}", flush=True)
+    show(f"{run.model!r}\n{run.summary}")
     found = None
     try:
         for report in show_progress(trainer):
             found = report.held_out
     except (KeyboardInterrupt, SystemExit):
         if folder is not None:
-            print(f"saved: {folder}, step {trainer.step}", flush=True)
+            show(f"saved: {folder}, step {trainer.step}")
         raise
     if run.held_out is not None:
         found = trainer.measure_held_out() if found is None else found
         if isinstance(found, Mapping):
-            print(f"held out: {describe_metrics(found)}")
+            show(f"held out: {describe_metrics(found)}")
         else:
-            print(f"held out: {describe_bits(found, run.model.config.image_shape)}")
+            show(f"held out: {describe_bits(found, run.model.config.image_shape)}")
     if folder is not None:
-        print(f"saved: {folder}")
+        show(f"saved: {folder}")
 
 
 def _prepare(folder: Path | None, options: Namespace) -> Prepared:

@@ -13,6 +13,7 @@ from ..models.presets import DROPOUTS, preset_config
 from ..ops.hashing import choose_num_buckets
 from ..runtime import available_memory
 from ..text.folders import check_vocabulary
+from ..text.screen import show
 from ..training.state import config_differences
 from .train_data import TrainingData
 from .values import given
@@ -102,7 +103,7 @@ def create_or_open(
                 options.start, config=config, rng=options.seed, ignore_mismatched_sizes=True
             )
         for warning in caught:
-            print(f"--from: {warning.message}")
+            show(f"--from: {warning.message}")
         return model
     # the saved memory budget is used: a share of today's free memory would be other bytes, and
     # results would round differently

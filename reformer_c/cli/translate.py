@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 
 from ..models.encoder_decoder import ReformerEncoderDecoder
+from ..text.screen import show
 from ..training.pairs import read_lines
 from .folder import check_length, open_model, open_tokenizer
 from .translation import BATCH, beam_options, translate
@@ -27,4 +28,4 @@ def run(options: Namespace) -> None:
         seed=options.seed, **beam_options(model, options.beams, options.length_penalty),
     )  # fmt: skip
     for text in found:
-        print(text, flush=True)
+        show(text)

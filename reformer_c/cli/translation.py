@@ -14,7 +14,9 @@ from ..models.presets import PRESETS
 from ..text.folders import check_vocabulary
 from ..training.bleu import bleu, check_bleu
 from ..training.evaluation import evaluate_pairs
+from ..training.examples import Progress, no_progress
 from ..training.pairs import Pairs, TextPair, encode_pairs, encode_source, end_token_of, read_pairs
+from ..training.progress import show_count
 from ..training.state import config_differences
 from .folder import check_length, open_tokenizer
 from .prepared import Prepared
@@ -122,6 +124,7 @@ def translate(
     batch: int = BATCH,
     length: int | None = None,
     seed: int = 0,
+    progress: Progress = no_progress,
     **beams: Any,
 ) -> Iterator[str]:
     """The translation of each text, in order, on one line.
@@ -134,6 +137,8 @@ def translate(
         Maximum tokens of a translation; 50 more than twice those of the longest text by default.
     seed : int
         Of the LSH rotations.
+    progress : callable, optional
+        Called as ``progress(done, total)``, at the beginning and after each batch.
     **beams
         The result of `beam_options`.
     """
@@ -147,6 +152,7 @@ def translate(
     end = end_token_of(tokenizer)
     # of all texts, so that a translation does not depend on its batch
     new = length or 2 * max(map(len, sources), default=0) + 50
+    progress(0, len(sources))
     for start in range(0, len(sources), batch):
         rows = tokenizer.pad(sources[start : start + batch], padding_side="right")
         written = model.generate(
@@ -158,10 +164,13 @@ def translate(
             ids = row[: row.tolist().index(end)] if end in row else row
             # a vocabulary may be larger than its tokenizer
             yield tokenizer.decode(ids[ids < len(tokenizer)]).replace("\n", " ")
+        progress(min(start + batch, len(sources)), len(sources))
 
 
-def evaluate_translation(model: ReformerEncoderDecoder, options: Namespace) -> None:
-    """Print the BLEU of a model's translations of pairs, and its loss."""
+def evaluate_translation(
+    model: ReformerEncoderDecoder, options: Namespace
+) -> tuple[dict[str, Any], str]:
+    """The BLEU of a model's translations of pairs, and its loss: values, and a text."""
     if options.sliding is not None:
         raise ValueError("--sliding needs a language model")
     check_bleu()
@@ -172,10 +181,18 @@ def evaluate_translation(model: ReformerEncoderDecoder, options: Namespace) -> N
     data = _pairs(pairs, tokenizer, options, length=options.length or longest)
     begin = time.perf_counter()
     sources, targets = zip(*pairs, strict=True)
-    written = translate(model, tokenizer, sources, seed=options.seed, **beam_options(model))
-    score, signature = bleu([*written], targets)
-    loss = evaluate_pairs(model, data, seed=options.seed)
+    with show_count("translations") as progress:
+        written = translate(
+            model, tokenizer, sources, seed=options.seed, progress=progress, **beam_options(model)
+        )
+        score, signature = bleu([*written], targets)
+    with show_count("pairs") as progress:
+        loss = evaluate_pairs(model, data, seed=options.seed, progress=progress)
     seconds = time.perf_counter() - begin
-    print(f"{'bleu':20} {score:.2f}")
-    print(f"{'bits per byte':20} {loss.bits_per_byte:.4f}")
-    print(f"{len(pairs):,} pairs, {seconds:.1f} s, {signature}")
+    text = (
+        f"{'bleu':20} {score:.2f}\n{'bits per byte':20} {loss.bits_per_byte:.4f}\n"
+        f"{len(pairs):,} pairs, {seconds:.1f} s, {signature}"
+    )
+    values = {"bleu": score, "bleu_signature": signature, "loss": loss.loss}
+    values |= {"bits_per_byte": loss.bits_per_byte, "pairs": len(pairs), "seconds": seconds}
+    return values, text

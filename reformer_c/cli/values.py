@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from ..checks import did_you_mean
 
 __all__ = ["ASCII", "COUNT", "FIELD", "FINITE", "NONNEGATIVE", "POSITIVE", "POSITIVE_OR_INF",
            "SHARE", "SHARE_BELOW_1", "SHARE_INSIDE", "SHARE_OR_0", "TEXT", "WHOLE", "given",
-           "option"]  # fmt: skip
+           "one_of", "option"]  # fmt: skip
 
 
 def _value(
@@ -36,6 +38,25 @@ def _field(text: str) -> tuple[str, Any] | None:
         return name, json.loads(value)
     except ValueError:
         return name, value  # a word needs no quotes
+
+
+def one_of(names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of an option that takes one of these names.
+
+    Examples
+    --------
+    >>> one_of(["adamw", "adafactor"])["type"]("adamv")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: must be one of adamw, adafactor, got 'adamv'; did you mean adamw?
+    """
+
+    def convert(text: str) -> str:
+        if text not in names:
+            expected = f"must be one of {', '.join(names)}, got {text!r}"
+            raise ArgumentTypeError(f"{expected}{did_you_mean(text, names)}")
+        return text
+
+    return {"type": convert, "choices": names}
 
 
 TEXT = _value("TEXT", str, lambda text: text != "", "at least one character")

@@ -6,12 +6,14 @@ terminal they are escaped; a file or a pipe receives them unchanged.
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
-__all__ = ["TextStream", "show"]
+__all__ = ["TextStream", "show", "show_json"]
 
 # control characters that are allowed on a terminal
 LAYOUT = "\n\t"
@@ -64,12 +66,53 @@ def show(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     to = sys.stdout if stream is None else stream
     if to.isatty():
         text = escape(text)
-    encoding = getattr(to, "encoding", None) or "utf-8"
+    encoding = _encoding(to)
     try:
         text.encode(encoding, getattr(to, "errors", None) or "strict")
     except UnicodeEncodeError:
         text = text.encode(encoding, "backslashreplace").decode(encoding)
     print(text, end=end, file=to, flush=True)
+
+
+def show_json(value: Any, stream: TextIO | None = None) -> None:
+    """Print a line of JSON, which stays valid whatever the stream shows.
+
+    Characters that `show` would escape are escaped as JSON does, and numbers that are not finite,
+    which JSON lacks, are null.
+
+    Parameters
+    ----------
+    value : dict
+        Values as `json.dumps` takes them.
+    stream : text file, optional
+        Standard output by default.
+
+    Examples
+    --------
+    >>> show_json({"text": "caf\u00e9", "loss": float("nan")})
+    {"text": "caf\u00e9", "loss": null}
+    """
+    to = sys.stdout if stream is None else stream
+    text = json.dumps(_finite(value), ensure_ascii=False)
+    try:
+        text.encode(_encoding(to))
+        whole = not to.isatty() or escape(text) == text
+    except UnicodeEncodeError:
+        whole = False
+    show(text if whole else json.dumps(_finite(value)), to)
+
+
+def _finite(value: Any) -> Any:
+    """A value of JSON with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _encoding(stream: TextIO) -> str:
+    return getattr(stream, "encoding", None) or "utf-8"
 
 
 class TextStream:

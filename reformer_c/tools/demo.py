@@ -194,7 +194,7 @@ def _train(model: Any, data: Windows, steps: int | None, seconds: float, seed: i
         schedule=lambda step: _schedule(trainer.steps or STEPS)(step),
         seed=seed,
     )
-    for report in show_progress(trainer):
+    for report in show_progress(trainer, seconds=seconds if steps is None else None):
         if steps is None:
             share = (time.perf_counter() - begin) / seconds
             trainer.steps = min(STEPS, max(report.step, int(report.step / share)))

@@ -12,7 +12,7 @@ import numpy as np
 from ..checks import did_you_mean
 from ..models.heads import LOSSES
 from ..models.sampling import softmax
-from .examples import Example, batches_of
+from .examples import Example, Progress, batches_of, no_progress
 from .metrics import accuracy, macro_f1, mean_absolute_error, micro_f1, pearson
 from .records import Record, read_records
 
@@ -130,15 +130,27 @@ class Classification:
         cut = sum(len(ids) == self.length for ids in rows)
         return f"{cut:,} texts of {self.length:,} tokens or more, truncated" if cut else ""
 
-    def logits(self, model: Any, rows: Sequence[np.ndarray], *, seed: int) -> np.ndarray:
+    def logits(
+        self,
+        model: Any,
+        rows: Sequence[np.ndarray],
+        *,
+        seed: int,
+        progress: Progress = no_progress,
+    ) -> np.ndarray:
         """The model's logits (n, k) for rows of token ids."""
         logits = np.empty((len(rows), model.config.num_labels), model.dtype)
-        for index, ids in batches_of(rows):
+        for index, ids in batches_of(rows, progress=progress):
             logits[index] = model(ids, rng=seed).logits
         return logits
 
     def evaluate(
-        self, model: Any, examples: Sequence[Example], *, seed: int = 0
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
     ) -> dict[str, float]:
         """Metrics by name.
 
@@ -149,7 +161,8 @@ class Classification:
             texts whose labels are all right, and "f1", over all labels of all texts, of several;
             "mean absolute error" and "pearson" of regression; and "loss".
         """
-        logits = self.logits(model, [example.ids for example in examples], seed=seed)
+        rows = [example.ids for example in examples]
+        logits = self.logits(model, rows, seed=seed, progress=progress)
         labels = np.array([example.targets["labels"] for example in examples])
         if self.problem == REGRESSION:
             labels = labels.reshape(logits.shape)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..checks import integer, names_keywords, positive
 from ..models.inputs import IGNORE
+from .examples import Progress, no_progress
 from .pairs import Pairs
 from .texts import texts_of
 
@@ -35,6 +36,7 @@ def evaluate(
     stride: int | None = None,
     bytes_per_token: float = 1.0,
     seed: int = 0,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Mean loss of a language model over texts, computed in windows.
 
@@ -55,6 +57,9 @@ def evaluate(
         Mean bytes of text per token.
     seed : int
         Seed of the LSH rotations, so that an evaluation can be repeated exactly.
+    progress : callable, optional
+        Called as ``progress(done, total)`` with numbers of predicted tokens, at the beginning and
+        after each window.
 
     Returns
     -------
@@ -76,15 +81,20 @@ def evaluate(
     if stride is not None and not 1 <= integer("stride", stride) < length:
         raise ValueError(f"stride must be in [1, {length}), got {stride}")
     total, count = 0.0, 0
+    predicted = sum(_predicted(len(text), length, stride) for text in texts)
+    progress(0, predicted)
     for text in texts:
         for ids, labels, new in _windows(text, length, stride):
             total += model.loss(ids, labels=labels, rng=seed) * new
             count += new
+            progress(count, predicted)
     return Evaluation(total / count, total / count / math.log(2) / bytes_per_token, count)
 
 
 @names_keywords
-def evaluate_pairs(model: Any, pairs: Pairs, *, seed: int = 0) -> Evaluation:
+def evaluate_pairs(
+    model: Any, pairs: Pairs, *, seed: int = 0, progress: Progress = no_progress
+) -> Evaluation:
     """Mean loss of an encoder-decoder over the tokens of all targets, with equal weight.
 
     Parameters
@@ -95,18 +105,30 @@ def evaluate_pairs(model: Any, pairs: Pairs, *, seed: int = 0) -> Evaluation:
         Every pair is evaluated once.
     seed : int
         Seed of the LSH rotations, so that an evaluation can be repeated exactly.
+    progress : callable, optional
+        Called as ``progress(done, total)`` with numbers of pairs, at the beginning and after each
+        batch.
 
     Returns
     -------
     Evaluation
     """
-    total, count = 0.0, 0
+    total, count, done = 0.0, 0, 0
+    progress(0, len(pairs))
     for step in range(pairs.num_batches):
         batch = pairs.batch(step)
         new = int(np.count_nonzero(batch["labels"] != IGNORE))
         total += model.loss(**batch, rng=seed) * new
         count += new
+        done += len(batch["labels"])
+        progress(done, len(pairs))
     return Evaluation(total / count, total / count / math.log(2) / pairs.bytes_per_token, count)
+
+
+def _predicted(tokens: int, length: int, stride: int | None) -> int:
+    """The number of tokens that `_windows` predicts of a text."""
+    windows = len(range(0, tokens - 1, length)) if stride is None else 1
+    return max(0, (min(tokens, windows * length) if stride is None else tokens) - windows)
 
 
 def _windows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -11,10 +11,17 @@ import numpy as np
 
 from ..checks import NamedAttributes, integer, names_keywords
 
-__all__ = ["Example", "Examples", "batches_of", "padded", "padded_ids", "split_examples"]
+__all__ = ["Example", "Examples", "Progress", "batches_of", "no_progress", "padded", "padded_ids",
+           "split_examples"]  # fmt: skip
 
 # tokens of a batch in evaluation
 BATCH_TOKENS = 2**14
+# what an evaluation calls with what is done and with the total, first before any work
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 class Example(NamedTuple):
@@ -159,7 +166,7 @@ def padded(rows: Sequence[np.ndarray], fill: int) -> np.ndarray:
 
 
 def batches_of(
-    rows: Sequence[np.ndarray], tokens: int | None = None
+    rows: Sequence[np.ndarray], tokens: int | None = None, *, progress: Progress = no_progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All rows in batches of at most `tokens` for evaluation: their indices, and their ids (b, t).
 
@@ -172,13 +179,16 @@ def batches_of(
     >>> [(index.tolist(), ids.tolist()) for index, ids in batches_of(rows)]
     [([0, 2], [[5], [8]]), ([1], [[6, 7]])]
     """
-    lengths = np.array([len(row) for row in rows], np.int64)
+    lengths, done = np.array([len(row) for row in rows], np.int64), 0
+    progress(0, len(rows))
     for length in np.unique(lengths):
         same = np.flatnonzero(lengths == length)
         count = max(1, (tokens or BATCH_TOKENS) // int(length))
         for start in range(0, len(same), count):
             index = same[start : start + count]
             yield index, np.stack([rows[i] for i in index])
+            done += len(index)
+            progress(done, len(rows))
 
 
 def split_examples(count: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

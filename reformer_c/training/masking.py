@@ -18,7 +18,7 @@ from ..text.byte_tokenizer import ByteTokenizer
 from ..text.token_texts import TokenTexts
 from .accumulation import arguments_of
 from .data import Sequences, Windows
-from .examples import batches_of
+from .examples import Progress, batches_of, no_progress
 from .records import Record
 from .texts import encode_text, read_texts
 
@@ -121,7 +121,12 @@ class MaskedLanguageModel:
         return [encode_text(text, self.tokenizer) for text in texts]
 
     def evaluate(
-        self, model: Any, texts: Sequence[np.ndarray], *, seed: int = 0
+        self,
+        model: Any,
+        texts: Sequence[np.ndarray],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
     ) -> dict[str, float]:
         """The accuracy, loss and perplexity of masked tokens, in windows that do not overlap.
 
@@ -134,7 +139,7 @@ class MaskedLanguageModel:
         ]
         loss, right, count = 0.0, 0, 0
         tokens = max(1, LOGITS // model.config.vocab_size)
-        for step, (_, ids) in enumerate(batches_of(windows, tokens)):
+        for step, (_, ids) in enumerate(batches_of(windows, tokens, progress=progress)):
             rng = np.random.default_rng((seed, step))
             masked, labels = mask_tokens(ids, self.mask_token_id, self.replacements, rng)
             places = labels != IGNORE

@@ -1,23 +1,40 @@
-"""Progress of a training run on a terminal."""
+"""Progress of training and of evaluation on a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from .metrics import describe_metrics
 from .train import StepReport, Trainer
 
-__all__ = ["describe", "progress_bar", "show_progress"]
+__all__ = ["describe", "progress_bar", "show_count", "show_progress"]
+
+# between two lines, where there is no bar
+SECONDS = 5.0
+# the format of a bar of time
+TIME = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}"
 
 
-def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[StepReport]:
+def show_progress(
+    trainer: Trainer, stream: TextIO | None = None, *, seconds: float | None = None
+) -> Iterator[StepReport]:
     """Yield a trainer's reports, and show progress: a tqdm bar, or a line every five seconds.
 
     The bar needs tqdm (the extra ``cli``) and a terminal.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    stream : text file, optional
+        Standard error by default.
+    seconds : float, optional
+        For a run that ends after this time: the bar is one of time, and the number of steps, which
+        is then an estimate that changes, is not shown.
 
     Examples
     --------
@@ -26,21 +43,27 @@ def show_progress(trainer: Trainer, stream: TextIO | None = None) -> Iterator[St
     '2.885 bits/byte, 50,000 tokens/s, peak 300 MB, held out 3.000'
     """
     to = sys.stderr if stream is None else stream
-    bar = progress_bar(trainer.steps, trainer.step, "step", to)
+    begin = shown = time.monotonic()
+    if seconds is None:
+        bar = progress_bar(trainer.steps, trainer.step, "step", to)
+    else:
+        bar = progress_bar(seconds, 0, "s", to, bar_format=TIME)
     report: StepReport | None = None
-    shown = time.monotonic()
 
     def show_line(report: StepReport) -> None:
-        total = "" if trainer.steps is None else f"/{trainer.steps}"
+        total = "" if trainer.steps is None or seconds is not None else f"/{trainer.steps}"
         print(f"step {report.step}{total}: {describe(report)}", file=to, flush=True)
 
     try:
         for report in trainer:
-            if bar is not None:
+            if bar is not None and seconds is not None:
+                bar.set_postfix_str(f"step {report.step}, {describe(report)}", refresh=False)
+                bar.update(min(time.monotonic() - begin, seconds) - bar.n)
+            elif bar is not None:
                 bar.total = trainer.steps
                 bar.set_postfix_str(describe(report), refresh=False)
                 bar.update()
-            elif time.monotonic() - shown >= 5.0:
+            elif time.monotonic() - shown >= SECONDS:
                 show_line(report)
                 shown = time.monotonic()
             yield report
@@ -70,7 +93,52 @@ def describe(report: StepReport) -> str:
     return ", ".join(words)
 
 
-def progress_bar(total: int | None, initial: int, unit: str, stream: TextIO) -> Any:
+@contextmanager
+def show_count(unit: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show how much is done: a tqdm bar, or a line every five seconds.
+
+    Parameters
+    ----------
+    unit : str
+        What is counted, in the plural.
+    stream : text file, optional
+        Standard error by default.
+
+    Yields
+    ------
+    callable
+        To be called as ``progress(done, total)``, first before any work.
+
+    Examples
+    --------
+    >>> import io
+    >>> with show_count("texts", io.StringIO()) as progress:
+    ...     for done in range(4):
+    ...         progress(done, 3)
+    """
+    to = sys.stderr if stream is None else stream
+    shown, bar = time.monotonic(), None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown, bar
+        if done == 0:
+            bar = progress_bar(total, 0, f" {unit}", to, unit_scale=True)
+        if bar is not None:
+            bar.update(done - bar.n)
+        elif time.monotonic() - shown >= SECONDS:
+            print(f"{done:,} of {total:,} {unit}", file=to, flush=True)
+            shown = time.monotonic()
+
+    try:
+        yield progress
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def progress_bar(
+    total: float | None, initial: int, unit: str, stream: TextIO, **options: Any
+) -> Any:
     """A tqdm bar, or None without tqdm or a terminal."""
     try:
         from tqdm import tqdm
@@ -80,7 +148,7 @@ def progress_bar(total: int | None, initial: int, unit: str, stream: TextIO) -> 
         return None
     # recorders and containers may report a terminal of 0 rows, for which tqdm draws nothing
     size: dict[str, Any] = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
-    return tqdm(total=total, initial=initial, unit=unit, file=stream, **size)
+    return tqdm(total=total, initial=initial, unit=unit, file=stream, **size, **options)
 
 
 def _has_size(stream: TextIO) -> bool:

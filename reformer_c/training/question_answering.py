@@ -11,7 +11,7 @@ import numpy as np
 
 from ..models.heads import cross_entropy
 from ..text.byte_tokenizer import ByteTokenizer
-from .examples import Example, batches_of
+from .examples import Example, Progress, batches_of, no_progress
 from .metrics import answer_f1, exact_match
 from .records import Record, read_records
 
@@ -144,11 +144,16 @@ class QuestionAnswering:
         ]
 
     def evaluate(
-        self, model: Any, questions: Sequence[Question], *, seed: int = 0
+        self,
+        model: Any,
+        questions: Sequence[Question],
+        *,
+        seed: int = 0,
+        progress: Progress = no_progress,
     ) -> dict[str, float]:
         """ "exact match" and "f1", as SQuAD defines them, for the best of the answers; and "loss",
         the mean over windows."""
-        logits = self._logits(model, questions, seed)
+        logits = self._logits(model, questions, seed, progress)
         exact, f1, losses = [], [], []
         for question, rows in zip(questions, logits, strict=True):
             predicted = self._best(question, rows)["prediction"]
@@ -177,12 +182,16 @@ class QuestionAnswering:
         return [self._best(one, rows) for one, rows in zip(questions, logits, strict=True)]
 
     def _logits(
-        self, model: Any, questions: Sequence[Question], seed: int
+        self,
+        model: Any,
+        questions: Sequence[Question],
+        seed: int,
+        progress: Progress = no_progress,
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """For each window of each question: logits (t,) of the start and of the end."""
         windows = [window.ids for question in questions for window in question.windows]
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for index, ids in batches_of(windows):
+        for index, ids in batches_of(windows, progress=progress):
             output = model(ids, rng=seed)
             rows = zip(output.start_logits, output.end_logits, strict=True)
             found.update(zip(index.tolist(), rows, strict=True))
