@@ -109,15 +109,15 @@ static void staircase_product(real *c, const mask_extent *extent, const real *ke
     }
 }
 
-/* The same of rounded operands, for UNIT keys at a time and the groups from g0 on. */
+/* The same of rounded operands, for MASKED_ROWS keys at a time and the groups from g0 on. */
 static void rounded_staircase(real *c, const mask_extent *extent, size_t g0, operand keys,
                               operand columns, size_t d, prefetch_queue *queue) {
     const size_t end = extent->groups * VEC_LANES;
-    for (size_t i = 0; i < extent->max_end; i += UNIT) {
+    for (size_t i = 0; i < extent->max_end; i += MASKED_ROWS) {
         const size_t first = max_size(g0, first_group(extent, i)) * VEC_LANES;
         const size_t from = first / OPERAND_PANEL * OPERAND_PANEL;
         rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
-                        right_from(columns, 0, from), min_size(UNIT, extent->max_end - i),
+                        right_from(columns, 0, from), min_size(MASKED_ROWS, extent->max_end - i),
                         end - from, d, 0, prefetch_take(queue, PRODUCT_LINES));
     }
 }
@@ -313,8 +313,8 @@ static void rounded_queries_product(real *out, const mask_extent *extent, size_t
                                     operand rows, size_t nq, size_t dp, int add,
                                     prefetch_queue *queue) {
     const size_t end = min_size(nq, extent->groups * VEC_LANES);
-    for (size_t i = g0 * VEC_LANES; i < end; i += UNIT) {
-        const size_t m = min_size(UNIT, end - i);
+    for (size_t i = g0 * VEC_LANES; i < end; i += MASKED_ROWS) {
+        const size_t m = min_size(MASKED_ROWS, end - i);
         rounded_product(out + i * dp, dp, left_from(left, i, 0), rows, m, dp,
                         tile_depth(extent, i, m), add, prefetch_take(queue, PRODUCT_LINES));
     }
@@ -344,10 +344,10 @@ static void keys_product(real *out, const mask_extent *extent, const real *s, co
 static void rounded_keys_product(real *out, const mask_extent *extent, const real *s, operand left,
                                  operand rows, size_t nq, size_t dp, prefetch_queue *queue) {
     left_rows(left, s, BLOCK, extent->max_end, nq);
-    for (size_t i = 0; i < extent->max_end; i += UNIT) {
+    for (size_t i = 0; i < extent->max_end; i += MASKED_ROWS) {
         const size_t from = first_query(extent, nq, i) / OPERAND_STEP * OPERAND_STEP;
         rounded_product(out + i * dp, dp, left_from(left, i, from), right_from(rows, from, 0),
-                        min_size(UNIT, extent->max_end - i), dp, nq - from, 1,
+                        min_size(MASKED_ROWS, extent->max_end - i), dp, nq - from, 1,
                         prefetch_take(queue, PRODUCT_LINES));
     }
 }

@@ -35,6 +35,14 @@ typedef real term;
 #define UNIT 32
 #define UNIT_COLUMNS (OPERAND_PANEL > UNIT ? OPERAND_PANEL : UNIT)
 
+/* Rows of C in the products of attention, whose masks leave out some columns or steps of each: AMX
+   needs two strips to reuse what it loads. */
+#if HAS_BF16 && !defined(RF_AMX)
+#define MASKED_ROWS OPERAND_STRIP
+#else
+#define MASKED_ROWS UNIT
+#endif
+
 /* Terms of an operand, 0 for operands that are not rounded. */
 static inline size_t terms_of(const rf_run *run) {
     if (!IS_FLOAT || run->precision == RF_HIGHEST) return 0;
@@ -211,17 +219,20 @@ static void left_columns(operand left, const real *x, size_t ld, size_t m, size_
             }
 }
 
-/* Element (p, j) of the operand is x[p * ld + j]. */
+/* Element (p, j) of the operand is x[p * ld + j]. Rows are read in order, some panels at a time:
+   more would collide in the sets of the L1 cache. */
 static void right_rows(operand right, const real *x, size_t ld, size_t k, size_t n) {
+    enum { TOGETHER = 4 * OPERAND_PANEL };
     for (size_t low = 0; low < right.terms; low++)
-        for (size_t j = 0; j < n; j += OPERAND_PANEL)
-            for (size_t p = 0; p < right.k; p += 2) {
-                term *to = right.at + low * right.size + j * right.k + p * OPERAND_PANEL;
-                if (p < k)
-                    round_rows_pair(to, x + p * ld + j, ld, k - p, n - j, (int)low);
-                else
-                    memset(to, 0, 2 * OPERAND_PANEL * sizeof *to);
-            }
+        for (size_t j0 = 0; j0 < n; j0 += TOGETHER)
+            for (size_t p = 0; p < right.k; p += 2)
+                for (size_t j = j0; j < min_size(n, j0 + TOGETHER); j += OPERAND_PANEL) {
+                    term *to = right.at + low * right.size + j * right.k + p * OPERAND_PANEL;
+                    if (p < k)
+                        round_rows_pair(to, x + p * ld + j, ld, k - p, n - j, (int)low);
+                    else
+                        memset(to, 0, 2 * OPERAND_PANEL * sizeof *to);
+                }
 }
 
 /* Element (p, j) of the operand is x[j * ld + p]. */
@@ -290,12 +301,12 @@ static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b
 
 #else
 
-/* Eight rows of c, and one or two panels. */
-static ALWAYS_INLINE void eight_rows(real *c, size_t ldc, operand a, operand b, size_t k, int add,
-                                     const int panels) {
+/* Some rows of c, and one or two panels: 16 accumulators. */
+static ALWAYS_INLINE void some_rows(real *c, size_t ldc, operand a, operand b, size_t k, int add,
+                                    const int panels) {
     __m512 acc[16];
 #pragma GCC unroll 16
-    for (int e = 0; e < 8 * panels; e++)
+    for (int e = 0; e < 16; e++)
         acc[e] = add ? _mm512_loadu_ps(c + (size_t)(e / panels) * ldc + e % panels * 16)
                      : _mm512_setzero_ps();
     for (size_t pair = first_pair(a.terms); pair < TERM_PAIRS; pair++) {
@@ -310,7 +321,7 @@ static ALWAYS_INLINE void eight_rows(real *c, size_t ldc, operand a, operand b, 
                 bp[j] =
                     _mm512_loadu_si512(right + (size_t)j * OPERAND_PANEL * b.k + p * OPERAND_PANEL);
 #pragma GCC unroll 16
-            for (int e = 0; e < 8 * panels; e++) {
+            for (int e = 0; e < 16; e++) {
                 int32_t both;
                 memcpy(&both, row + e / panels * OPERAND_STEP, sizeof both);
                 acc[e] = _mm512_dpbf16_ps(acc[e], (__m512bh)_mm512_set1_epi32(both),
@@ -319,35 +330,41 @@ static ALWAYS_INLINE void eight_rows(real *c, size_t ldc, operand a, operand b, 
         }
     }
 #pragma GCC unroll 16
-    for (int e = 0; e < 8 * panels; e++)
+    for (int e = 0; e < 16; e++)
         _mm512_storeu_ps(c + (size_t)(e / panels) * ldc + e % panels * 16, acc[e]);
 }
 
 static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b, size_t k, int add,
                                        const line_list *lines, const int two_strips,
                                        const int two_panels) {
+    const size_t step = two_panels ? 8 : 16;
     for (size_t i = 0; i < lines->count; i++) __builtin_prefetch(lines->line[i], 0, 2);
-    for (size_t i = 0; i < (two_strips ? 32 : 16); i += 8) {
+    for (size_t i = 0; i < (two_strips ? 32 : 16); i += step) {
         operand rows = a;
         rows.at += i / OPERAND_STRIP * OPERAND_STRIP * a.k + i % OPERAND_STRIP * OPERAND_STEP;
-        eight_rows(c + i * ldc, ldc, rows, b, k, add, two_panels ? 2 : 1);
+        some_rows(c + i * ldc, ldc, rows, b, k, add, two_panels ? 2 : 1);
     }
 }
 
 #endif
 
+static void unit_of_strips(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
+                           int add, const line_list *lines) {
+    if (m > OPERAND_STRIP && n > OPERAND_PANEL)
+        unit_product(c, ldc, a, b, k, add, lines, 1, 1);
+    else if (m > OPERAND_STRIP)
+        unit_product(c, ldc, a, b, k, add, lines, 1, 0);
+    else if (n > OPERAND_PANEL)
+        unit_product(c, ldc, a, b, k, add, lines, 0, 1);
+    else
+        unit_product(c, ldc, a, b, k, add, lines, 0, 0);
+}
+
 /* The rows and columns that exist of a unit at the edge of c. */
 static void unit_edge(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
                       int add, const line_list *lines) {
     _Alignas(RF_ALIGN) real whole[UNIT * UNIT];
-    if (m > OPERAND_STRIP && n > OPERAND_PANEL)
-        unit_product(whole, UNIT, a, b, k, 0, lines, 1, 1);
-    else if (m > OPERAND_STRIP)
-        unit_product(whole, UNIT, a, b, k, 0, lines, 1, 0);
-    else if (n > OPERAND_PANEL)
-        unit_product(whole, UNIT, a, b, k, 0, lines, 0, 1);
-    else
-        unit_product(whole, UNIT, a, b, k, 0, lines, 0, 0);
+    unit_of_strips(whole, UNIT, a, b, m, n, k, 0, lines);
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++)
             c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * UNIT + j] : whole[i * UNIT + j];
@@ -356,8 +373,8 @@ static void unit_edge(real *c, size_t ldc, operand a, operand b, size_t m, size_
 /* c (m x n, at most UNIT each) = (or, with add, +=) a b over k steps. Prefetches `lines`. */
 static void rounded_unit(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
                          int add, const line_list *lines) {
-    if (m == UNIT && n == UNIT)
-        unit_product(c, ldc, a, b, k, add, lines, 1, 1);
+    if (m % OPERAND_STRIP == 0 && n % OPERAND_PANEL == 0)
+        unit_of_strips(c, ldc, a, b, m, n, k, add, lines);
     else
         unit_edge(c, ldc, a, b, m, n, k, add, lines);
 }
