@@ -301,9 +301,11 @@ static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b
 
 #else
 
-/* Some rows of c, and one or two panels: 16 accumulators. */
-static ALWAYS_INLINE void some_rows(real *c, size_t ldc, operand a, operand b, size_t k, int add,
-                                    const int panels) {
+/* Some rows of c, and one or two panels: 16 accumulators. Each pair of steps prefetches one of
+   `lines`; returns the first that is left. */
+static ALWAYS_INLINE const char *const *some_rows(real *c, size_t ldc, operand a, operand b,
+                                                  size_t k, int add, const char *const *line,
+                                                  const char *const *last, const int panels) {
     __m512 acc[16];
 #pragma GCC unroll 16
     for (int e = 0; e < 16; e++)
@@ -312,38 +314,41 @@ static ALWAYS_INLINE void some_rows(real *c, size_t ldc, operand a, operand b, s
     for (size_t pair = first_pair(a.terms); pair < TERM_PAIRS; pair++) {
         const term *left = a.at + term_pairs[pair].left * a.size;
         const term *right = b.at + term_pairs[pair].right * b.size;
-        for (size_t p = 0; p < k; p += 2) {
-            const term *row =
-                left + p / OPERAND_STEP * OPERAND_STEP * OPERAND_STRIP + p % OPERAND_STEP;
-            __m512i bp[2];
+        for (size_t p = 0; p < k; p += OPERAND_STEP, left += OPERAND_STEP * OPERAND_STRIP) {
+            const term *end = left + min_size(OPERAND_STEP, k - p);
+            for (const term *row = left; row < end; row += 2, right += 2 * OPERAND_PANEL) {
+                if (line < last) __builtin_prefetch(*line++, 0, 2);
+                __m512i bp[2];
 #pragma GCC unroll 2
-            for (int j = 0; j < panels; j++)
-                bp[j] =
-                    _mm512_loadu_si512(right + (size_t)j * OPERAND_PANEL * b.k + p * OPERAND_PANEL);
+                for (int j = 0; j < panels; j++)
+                    bp[j] = _mm512_loadu_si512(right + (size_t)j * OPERAND_PANEL * b.k);
 #pragma GCC unroll 16
-            for (int e = 0; e < 16; e++) {
-                int32_t both;
-                memcpy(&both, row + e / panels * OPERAND_STEP, sizeof both);
-                acc[e] = _mm512_dpbf16_ps(acc[e], (__m512bh)_mm512_set1_epi32(both),
-                                          (__m512bh)bp[e % panels]);
+                for (int e = 0; e < 16; e++) {
+                    int32_t both;
+                    memcpy(&both, row + e / panels * OPERAND_STEP, sizeof both);
+                    acc[e] = _mm512_dpbf16_ps(acc[e], (__m512bh)_mm512_set1_epi32(both),
+                                              (__m512bh)bp[e % panels]);
+                }
             }
         }
     }
 #pragma GCC unroll 16
     for (int e = 0; e < 16; e++)
         _mm512_storeu_ps(c + (size_t)(e / panels) * ldc + e % panels * 16, acc[e]);
+    return line;
 }
 
 static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b, size_t k, int add,
                                        const line_list *lines, const int two_strips,
                                        const int two_panels) {
     const size_t step = two_panels ? 8 : 16;
-    for (size_t i = 0; i < lines->count; i++) __builtin_prefetch(lines->line[i], 0, 2);
+    const char *const *line = lines->line, *const *last = line + lines->count;
     for (size_t i = 0; i < (two_strips ? 32 : 16); i += step) {
         operand rows = a;
         rows.at += i / OPERAND_STRIP * OPERAND_STRIP * a.k + i % OPERAND_STRIP * OPERAND_STEP;
-        some_rows(c + i * ldc, ldc, rows, b, k, add, two_panels ? 2 : 1);
+        line = some_rows(c + i * ldc, ldc, rows, b, k, add, line, last, two_panels ? 2 : 1);
     }
+    while (line < last) __builtin_prefetch(*line++, 0, 2);
 }
 
 #endif
