@@ -219,8 +219,8 @@ typedef struct {
         const rf_matrix *wo, // c hd
         const int32_t *num_buckets, size_t nf,
         const real *rotations,    // h d r k/2, or NULL unless it hashes
-        real *keys,               // b h s d, appended to
-        real *values,             // b h s d, appended to
+        void *keys,               // b h s d, appended to; reals or bfloat16
+        void *values,             // b h s d, appended to; as keys
         int32_t *buckets,         // b h r k 2: newest token, count; or NULL unless it hashes
         int32_t *previous,        // b h r s, or NULL unless it hashes
         const int64_t *rows,      // n, texts of the cache, distinct
@@ -245,6 +245,16 @@ typedef struct {
                                    rf_activation activation,
                                    real *out, // n c
                                    size_t n, size_t c, size_t f, void *scratch);
+
+    /* Numbers as bfloat16, rounded to nearest even, and back. */
+    void (*to_bfloat16)(rf_run *run,
+                        const real *x, // n
+                        uint16_t *out, // n
+                        size_t n);
+    void (*from_bfloat16)(rf_run *run,
+                          const uint16_t *x, // n
+                          real *out,         // n
+                          size_t n);
 
     /* y += alpha * x: adds a sublayer to the residual stream, or with alpha = -1 removes it. */
     void (*add_scaled)(rf_run *run,

@@ -100,6 +100,7 @@ typedef struct {
     double softcap;                            // as in rf_attention
     double eps;                                // of the layer norm
     double theta;                              // of rotary positions; 0: none
+    rf_storage storage;                        // of cached keys and values, not RF_INT8
 } rf_decoding;
 
 /* An axis of axial positions: its size, and its table (size, width), which the forward pass reads

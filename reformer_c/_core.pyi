@@ -14,6 +14,7 @@ from .ops.attention import AttentionSpec
 from .ops.quantized import QuantizedWeight
 
 _Real = NDArray[np.floating[Any]]
+_Bfloat16 = NDArray[np.uint16]
 _Matrix = _Real | QuantizedWeight
 _Integers = NDArray[np.integer[Any]]
 _Mask = NDArray[Any] | None
@@ -184,8 +185,8 @@ def decode_attention(
     wo: _Matrix,
     num_buckets: tuple[int, ...],
     rotations: _Real | None,
-    keys: _Real,
-    values: _Real,
+    keys: _Real | _Bfloat16,
+    values: _Real | _Bfloat16,
     buckets: NDArray[np.int32] | None,
     previous: NDArray[np.int32] | None,
     rows: _Integers,
@@ -213,6 +214,8 @@ def quantized_feed_forward(
     workers: int,
     /,
 ) -> _Real: ...
+def to_bfloat16(x: _Real, out: _Bfloat16 | None, workers: int, /) -> _Bfloat16: ...
+def from_bfloat16(x: _Bfloat16, out: _Real, workers: int, /) -> None: ...
 def add_scaled(y: _Real, x: _Real, alpha: float, workers: int, /) -> None: ...
 def sum_of_squares(x: _Real, workers: int, /) -> float: ...
 def adamw_step(

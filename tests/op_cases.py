@@ -49,6 +49,8 @@ ARRAYS = {
     ),
     "sum_of_squares": lambda real, ids, n=4: dict(x=real(n)),
     "add_scaled": lambda real, ids, n=4: dict(y=real(n), x=real(n)),
+    "to_bfloat16": lambda real, ids, n=4, c=3: dict(x=real(n, c)),
+    "from_bfloat16": lambda real, ids, n=4, c=3: dict(x=real(n, c).astype(np.uint16)),
 }
 ARRAYS["local_attention"] = ARRAYS["full_attention"]
 ARRAYS["quantized_linear"] = ARRAYS["linear"]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from reformer_c.models.config import ReformerConfig
+from reformer_c.models.model import ReformerModelWithLMHead
 
 # fields of the kinds of positions, for `small_config`
 POSITIONS = {
@@ -85,3 +86,32 @@ def largest_difference(a, b):
     """The largest error anywhere, as a share of the largest magnitude, of two sets of gradients."""
     assert a.keys() == b.keys()
     return max(np.abs(a[k] - b[k]).max() / max(np.abs(b[k]).max(), 1e-30) for k in a)
+
+
+def language_model(dtype=np.float64, **changes):
+    return randomise(ReformerModelWithLMHead(small_config(**changes), rng=0, dtype=dtype))
+
+
+def long_config(t, **changes):
+    """Chunks of 16, three rounds, as many positions as t."""
+    return {
+        "axial_pos_shape": [-(-t // 64), 64], "max_position_embeddings": t, "num_hashes": 3,
+        "num_buckets": [4, 8], "local_attn_chunk_length": 16, "lsh_attn_chunk_length": 16,
+    } | changes  # fmt: skip
+
+
+def decoded(model, ids, prompt, **options):
+    """Logits (b, t - prompt, v) of each step, for ids (b, t) appended one at a time."""
+    seen, ids = [], np.asarray(ids)
+
+    def force(text, z):
+        seen.append(z)
+        return np.eye(model.config.vocab_size)[row[len(text)]] if len(text) < len(row) else z
+
+    rows = []
+    for row in ids:
+        seen.clear()
+        model.generate(row[None, :prompt], max_new_tokens=len(row) - prompt + 1,
+                       logits_processor=force, eos_token_id=None, **options)  # fmt: skip
+        rows.append(np.stack(seen))
+    return np.stack(rows)

@@ -22,7 +22,8 @@ REALS = [
     if isinstance(value, np.ndarray) and value.dtype == np.float32
 ]
 # arrays whose rank an op does not prescribe
-ANY_SHAPE = {("dropout", "x"), ("sum_of_squares", "x"), ("adamw_step", "g"), ("add_scaled", "x")}
+ANY_SHAPE = {("dropout", "x"), ("sum_of_squares", "x"), ("adamw_step", "g"), ("add_scaled", "x"),
+             ("to_bfloat16", "x")}  # fmt: skip
 # ... and those with any number of leading axes
 ANY_ROWS = {(op, "x") for op in ("linear", "layer_norm", "feed_forward",
                                    "quantized_linear", "quantized_feed_forward")}  # fmt: skip
@@ -85,7 +86,7 @@ def test_a_wrong_rank_is_named(op, name):
 
 
 @pytest.mark.parametrize(
-    ("op", "name"), [x for x in REALS if x[0] not in ("dropout", "sum_of_squares")]
+    ("op", "name"), [x for x in REALS if x[0] not in ("dropout", "sum_of_squares", "to_bfloat16")]
 )
 def test_a_wrong_size_is_named(op, name):
     """Either this array or one that it disagrees with, and the letter."""
@@ -333,6 +334,7 @@ def test_masks_are_checked(op):
 
 
 WITHOUT_OUT = {"cross_entropy_head", "adamw_step", "adafactor_step", "sum_of_squares", "add_scaled"}
+WITHOUT_OUT |= {"from_bfloat16"}  # its dtype is free: tests/ops/test_bfloat16.py
 WITH_OUT = [op for op in RIGHT if op not in WITHOUT_OUT]
 
 

@@ -14,7 +14,8 @@
 typedef struct {
     const rf_decoding *a;
     rf_run *run;
-    const real *q, *keys, *values; // d; s d of this head
+    const real *q;                 // d
+    const void *keys, *values;     // s d of this head
     size_t self, others;           // the query's own token; how many keys were not that
     size_t n, token[KEYS_PENDING]; // keys not yet processed
     uint64_t *met;                 // a bit for each token that has been attended to, or NULL
@@ -30,7 +31,8 @@ static void flush(online_softmax *sm) {
     real score[KEYS_PENDING + VEC_LANES];
     real max = sm->max;
     for (size_t i = 0; i < sm->n; i++) {
-        score[i] = soft_capped1(dot(sm->q, sm->keys + sm->token[i] * d, d), (real)sm->a->softcap);
+        const real s = dot_cached(sm->a->storage, sm->q, sm->keys, sm->token[i], d);
+        score[i] = soft_capped1(s, (real)sm->a->softcap);
         if (sm->a->shared_qk && sm->token[i] == sm->self) // the self-mask
             score[i] = SCORE_SELF;
         max = score[i] > max ? score[i] : max;
@@ -45,11 +47,8 @@ static void flush(online_softmax *sm) {
         vstore(score + i, vec_exp(vload(score + i) - max));
     // 4. sum += p, out += p v
     for (size_t i = 0; i < sm->n; i++) {
-        const real p = score[i], *restrict v = sm->values + sm->token[i] * d;
-        real *restrict out = sm->out;
-        sm->sum += p;
-#pragma omp simd
-        for (size_t j = 0; j < d; j++) out[j] += p * v[j];
+        sm->sum += score[i];
+        add_cached(sm->a->storage, sm->out, score[i], sm->values, sm->token[i], d);
     }
     sm->max = max;
     sm->n = 0;
@@ -69,7 +68,7 @@ static inline void attend(online_softmax *sm, size_t token) {
 /* The arrays of one call: see ops.h. */
 typedef struct {
     const rf_decoding *a;
-    real *keys, *values;
+    void *keys, *values;
     int32_t *buckets, *previous;
     const real *rotations, *q, *k, *v; // q, k, v: n h d, of the new tokens
     real *out;                         // n h d
@@ -217,13 +216,15 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     const size_t d = a->d, at = (i * a->h + head) * d;
     const size_t bh = (size_t)x->rows[i] * a->h + head, t = (size_t)x->positions[i];
     const int local = a->scope == RF_LOCAL, hashes = a->scope >= RF_CHUNK;
-    real *keys = x->keys + bh * a->s * d, *values = x->values + bh * a->s * d;
+    const size_t bytes = a->storage == RF_REALS ? sizeof(real) : stored_bytes(a->storage);
+    void *keys = (char *)x->keys + bh * a->s * d * bytes;
+    void *values = (char *)x->values + bh * a->s * d * bytes;
     const real *q = x->q + at, *k = a->shared_qk ? q : x->k + at;
     const real scale = (real)a->scale * (a->shared_qk ? key_norm(q, d) : (real)1);
     // 1. append
     const size_t slot = t % a->s; // of the ring buffer; other scopes have s > t
-    for (size_t j = 0; j < d; j++) keys[slot * d + j] = k[j] * scale;
-    copy_row(values + slot * d, x->v + at, d);
+    cache_vector(a->storage, keys, slot, k, scale, d);
+    cache_vector(a->storage, values, slot, x->v + at, 1, d);
 
     // 2. attend
     online_softmax sm = {.a = a, .run = run, .q = q, .keys = keys, .values = values};
@@ -242,7 +243,8 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
         rounds = attend_hashed(&sm, x, bh, scratch.hash);
     flush(&sm);
     // 3. normalise. A token that attended only to itself gets what a forward pass over all tokens
-    // gives it: its value or, in Hugging Face's model, that with -1e5 + log n rounded
+    // gives it: its value, not rounded as in the cache, or, in Hugging Face's model, that with
+    // -1e5 + log n rounded
     const int hugging_face = a->scope == RF_CHUNK && a->duplicates && a->across_buckets;
     if (hashes && !hugging_face && !sm.others) {
         copy_row(sm.out, x->v + at, d);
@@ -269,7 +271,7 @@ static size_t decode_attention_workspace(const rf_run *run, const rf_decoding *a
 static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, const real *weight,
                              const real *bias, const rf_matrix *wq, const rf_matrix *wk,
                              const rf_matrix *wv, const rf_matrix *wo, const int32_t *num_buckets,
-                             size_t nf, const real *rotations, real *keys, real *values,
+                             size_t nf, const real *rotations, void *keys, void *values,
                              int32_t *buckets, int32_t *previous, const int64_t *rows,
                              const int64_t *positions, real *y, size_t columns, void *scratch) {
     // 1. scratch

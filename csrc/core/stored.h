@@ -1,4 +1,4 @@
-/* stored.h: dot products with weights that are stored in fewer bits than a real. A decoded token
+/* stored.h: weights, keys and values that are stored in fewer bits than a real. A decoded token
    reads every weight once, so its time is that of reading memory, and half or a quarter of the
    bytes are read in about half or a quarter of the time. Arithmetic is that of reals. */
 #ifndef RF_STORED_H
@@ -29,6 +29,15 @@ static ALWAYS_INLINE real real_of_bfloat16(uint16_t x) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return (real)value;
+}
+
+/* Rounded to nearest even; a NaN stays one. */
+static ALWAYS_INLINE uint16_t bfloat16_of(real x) {
+    const float value = (float)x;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)(value == value ? rounded : bits >> 16 | 0x40);
 }
 
 static ALWAYS_INLINE vec load_bfloat16(const uint16_t *p) {
@@ -72,14 +81,15 @@ static ALWAYS_INLINE size_t stored_bytes(rf_storage storage) {
     return storage == RF_INT8 ? sizeof(int8_t) : sizeof(uint16_t);
 }
 
-/* As dot() in vec.h: four vectors of sums, and a fixed order. */
+/* As dot() in vec.h: four vectors of sums, and a fixed order. With `ahead` what follows y in memory
+   is requested early. */
 static ALWAYS_INLINE real dot_stored(const real *x, const void *y, size_t n,
-                                     const rf_storage storage) {
+                                     const rf_storage storage, const int ahead) {
     const size_t bytes = stored_bytes(storage);
     vec s[4] = {{0}, {0}, {0}, {0}};
     size_t i = 0;
     for (; i + 4 * VEC_LANES <= n; i += 4 * VEC_LANES) {
-        prefetch_weights((const char *)y + i * bytes, 4 * VEC_LANES * bytes);
+        if (ahead) prefetch_weights((const char *)y + i * bytes, 4 * VEC_LANES * bytes);
         for (size_t j = i; j < i + 4 * VEC_LANES; j += VEC_LANES)
             s[(j - i) / VEC_LANES] += vload(x + j) * load_stored(storage, y, j);
     }
@@ -93,10 +103,42 @@ static inline real dot_row(const real *x, const rf_matrix *w, size_t j, size_t n
     switch (w->storage) {
     case RF_INT8:
         return ((const real *)w->scale)[j] *
-               dot_stored(x, (const int8_t *)w->data + j * n, n, RF_INT8);
-    case RF_BFLOAT16: return dot_stored(x, (const uint16_t *)w->data + j * n, n, RF_BFLOAT16);
+               dot_stored(x, (const int8_t *)w->data + j * n, n, RF_INT8, 1);
+    case RF_BFLOAT16: return dot_stored(x, (const uint16_t *)w->data + j * n, n, RF_BFLOAT16, 1);
     default: return dot(x, (const real *)w->data + j * n, n);
     }
+}
+
+/* The vectors of a cache, of d elements each: x . number i; out += p times number i; and number i
+   becomes x times a factor. */
+static inline real dot_cached(rf_storage storage, const real *x, const void *y, size_t i,
+                              size_t d) {
+    return storage == RF_REALS ? dot(x, (const real *)y + i * d, d)
+                               : dot_stored(x, (const uint16_t *)y + i * d, d, RF_BFLOAT16, 0);
+}
+
+static inline void add_cached(rf_storage storage, real *restrict out, real p, const void *y,
+                              size_t i, size_t d) {
+    size_t j = 0;
+    if (storage == RF_REALS) {
+        const real *restrict v = (const real *)y + i * d;
+#pragma omp simd
+        for (size_t e = 0; e < d; e++) out[e] += p * v[e];
+        return;
+    }
+    const uint16_t *v = (const uint16_t *)y + i * d;
+    for (; j + VEC_LANES <= d; j += VEC_LANES)
+        vstore(out + j, vload(out + j) + p * load_bfloat16(v + j));
+    for (; j < d; j++) out[j] += p * real_of_bfloat16(v[j]);
+}
+
+static inline void cache_vector(rf_storage storage, void *y, size_t i, const real *x, real scale,
+                                size_t d) {
+    for (size_t j = 0; j < d; j++)
+        if (storage == RF_REALS)
+            ((real *)y)[i * d + j] = x[j] * scale;
+        else
+            ((uint16_t *)y)[i * d + j] = bfloat16_of(x[j] * scale);
 }
 
 #endif

@@ -2,6 +2,7 @@
    instruction set comes from the compiler's flags. No code of its own. */
 #include "attention_forward.c"
 #include "attention_backward.c"
+#include "bfloat16.c"
 #include "couple.c"
 #include "cross_entropy.c"
 #include "dropout.c"
@@ -48,6 +49,8 @@ const RF_OPS RF_TABLE = {
     .quantized_linear = linear_small_batch,
     .quantized_feed_forward_workspace = quantized_feed_forward_workspace,
     .quantized_feed_forward = quantized_feed_forward,
+    .to_bfloat16 = to_bfloat16,
+    .from_bfloat16 = from_bfloat16,
     .add_scaled = add_scaled,
     .sum_of_squares = sum_of_squares,
     .adamw_step = adamw_step,

@@ -26,6 +26,8 @@
     BINDING(decode_attention)                                                                      \
     BINDING(quantized_linear)                                                                      \
     BINDING(quantized_feed_forward)                                                                \
+    BINDING(to_bfloat16)                                                                           \
+    BINDING(from_bfloat16)                                                                         \
     BINDING(add_scaled)                                                                            \
     BINDING(sum_of_squares)                                                                        \
     BINDING(adamw_step)                                                                            \

@@ -93,8 +93,9 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     rf_let(&c, "k/2", half, "num_buckets");
     rf_let(&c, "2", 2, "a newest token and a count");
     const void *rotations = rf_in_or_none(&c, "rotations", "h d r k/2");
-    void *keys = rf_inout(&c, "keys", "b h s d");
-    void *values = rf_inout(&c, "values", "b h s d");
+    a.storage = rf_next_storage(&c);
+    void *keys = rf_inout_stored(&c, "keys", "b h s d", a.storage);
+    void *values = rf_inout_stored(&c, "values", "b h s d", a.storage);
     int32_t *buckets = rf_inout_int32_or_none(&c, "buckets", "b h r k 2");
     int32_t *previous = rf_inout_int32_or_none(&c, "previous", "b h r s");
     const int64_t *rows = rf_in_ids(&c, "rows", "n");

@@ -52,6 +52,28 @@ PyObject *bind_cross_entropy_head_backward(PyObject *module, PyObject *const *ar
     return rf_return(&c);
 }
 
+PyObject *bind_to_bfloat16(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "to_bfloat16");
+    const void *x = rf_in(&c, "x", "n...");
+    uint16_t *out = rf_out_bfloat16(&c, "out", "n...");
+    rf_workers(&c);
+
+    RF_RUN(&c, to_bfloat16, x, out, rf_size(&c, "n"));
+    return rf_return(&c);
+}
+
+PyObject *bind_from_bfloat16(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "from_bfloat16");
+    const uint16_t *x = rf_in_bfloat16(&c, "x", "n...");
+    void *out = rf_inout(&c, "out", "n...");
+    rf_workers(&c);
+
+    RF_RUN(&c, from_bfloat16, x, out, rf_size(&c, "n"));
+    return rf_return(&c);
+}
+
 PyObject *bind_add_scaled(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "add_scaled");

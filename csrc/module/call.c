@@ -221,6 +221,14 @@ static const void *quantized_data(rf_call *c, const char *name, const char *shap
     return used ? PyArray_DATA(used) : NULL;
 }
 
+const uint16_t *rf_in_bfloat16(rf_call *c, const char *name, const char *shape) {
+    int type = NPY_UINT16;
+    const void *data = quantized_data(c, name, shape, &type);
+    if (!c->failed && type != NPY_UINT16)
+        RF_FAIL(c, PyExc_TypeError, "%s must be bfloat16 (as uint16), got int8", name);
+    return data;
+}
+
 rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows) {
     PyObject *const *const next = c->next, *const *const end = c->end;
     // a plain tuple is a list of rows
@@ -546,6 +554,10 @@ int32_t *rf_out_buckets(rf_call *c, const char *name, const char *shape) {
     return out(c, name, shape, NPY_INT32, NULL, NULL, 0);
 }
 
+uint16_t *rf_out_bfloat16(rf_call *c, const char *name, const char *shape) {
+    return out(c, name, shape, NPY_UINT16, NULL, NULL, 0);
+}
+
 static void *new_result(rf_call *c, const char *shape, const char *like, rf_strides *strides) {
     if (c->failed) return NULL;
     PyArrayObject *array = new_array(c, shape, c->type, like);
@@ -589,6 +601,16 @@ void *rf_inout(rf_call *c, const char *name, const char *shape) {
 
 void *rf_inout_or_none(rf_call *c, const char *name, const char *shape) {
     return next_is_none(c) ? (c->next++, NULL) : rf_inout(c, name, shape);
+}
+
+rf_storage rf_next_storage(const rf_call *c) {
+    const int halves = !c->failed && c->next != c->end && PyArray_Check(*c->next) &&
+                       PyArray_TYPE((PyArrayObject *)*c->next) == NPY_UINT16;
+    return halves ? RF_BFLOAT16 : RF_REALS;
+}
+
+void *rf_inout_stored(rf_call *c, const char *name, const char *shape, rf_storage storage) {
+    return inout(c, name, shape, storage == RF_BFLOAT16 ? NPY_UINT16 : -1);
 }
 
 int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape) {

@@ -90,6 +90,9 @@ const void *rf_in_strided(rf_call *c, const char *name, const char *shape, rf_st
 rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows);
 rf_matrix rf_in_matrix_or_none(rf_call *c, const char *name, const char *shape, const char *rows);
 
+/* bfloat16 numbers, as uint16. */
+const uint16_t *rf_in_bfloat16(rf_call *c, const char *name, const char *shape);
+
 /* An integer array; and, once its limit is known, the check that every element is at least 0 and
    below it. Labels may also be `ignore`. A mask is of any bool, integer or float type. */
 const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape);
@@ -106,15 +109,19 @@ void *rf_out_over(rf_call *c, const char *name, const char *shape);
 void *rf_out_like(rf_call *c, const char *name, const char *shape, const char *like,
                   rf_strides *strides);
 int32_t *rf_out_buckets(rf_call *c, const char *name, const char *shape);
+uint16_t *rf_out_bfloat16(rf_call *c, const char *name, const char *shape);
 
 /* Results that are always new arrays. These take no argument. */
 void *rf_new(rf_call *c, const char *shape);
 void *rf_new_like(rf_call *c, const char *shape, const char *like, rf_strides *strides);
 void *rf_nothing(rf_strides *strides); // NULL
 
-/* An array to update in place; `_or_none` returns NULL for None. Not part of rf_return's result. */
+/* An array to update in place; `_or_none` returns NULL for None. Not part of rf_return's result.
+   `_stored`: of reals or, as uint16, of bfloat16 numbers; rf_next_storage says which is next. */
 void *rf_inout(rf_call *c, const char *name, const char *shape);
 void *rf_inout_or_none(rf_call *c, const char *name, const char *shape);
+void *rf_inout_stored(rf_call *c, const char *name, const char *shape, rf_storage storage);
+rf_storage rf_next_storage(const rf_call *c);
 int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape);
 
 /* axes.c: the tables w0, w1, ... of axial positions: all arguments but the last `after`. Returns

@@ -296,6 +296,8 @@ def _generate(command: ArgumentParser) -> None:
     add("--length-penalty", **FINITE, help="of beam search: above 0 favours long texts (1)")
     add("--weights", **one_of(("int8", "bfloat16")),
         help="decode with rounded weights: faster, less exact (the model's dtype)")  # fmt: skip
+    add("--cache", choices=("bfloat16",),
+        help="keep keys and values rounded: half of the memory (the model's dtype)")  # fmt: skip
     add("--texts", **COUNT, help="texts to generate (1)")
     add("--stream", action="store_true", help="print the text while it is generated")
 

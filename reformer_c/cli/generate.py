@@ -50,7 +50,12 @@ def run(options: Namespace) -> None:
     stream = start() if options.stream else None
     ids = model.generate(
         prompt[None],
-        **given(max_new_tokens=length, min_new_tokens=options.min_length, weights=options.weights),
+        **given(
+            max_new_tokens=length,
+            min_new_tokens=options.min_length,
+            weights=options.weights,
+            cache_dtype=options.cache,
+        ),
         **choice,
         **_banned(options.without, saved, tokenizer, token_texts),
         eos_token_id=end_tokens or None,

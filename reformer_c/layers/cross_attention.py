@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class EncoderStates:
     gradient : ndarray, (b, s, c), or None
         In training, the gradient of the states, which all layers accumulate.
     heads : dict of str to list of ndarray, (b, h, s, d)
-        The keys and values of each layer, computed at the first decoding step.
+        The keys and values of each layer, computed at the first decoding step; of dtype uint16 if
+        they are kept as bfloat16.
     row_keys : sequence of str
         A digest of each row of the encoder's input.
     """
@@ -69,6 +71,11 @@ def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
         (slice(int(edges[i]), int(edges[j])), slice(int(firsts[i]), int(firsts[i]) + int(j - i)))
         for i, j in zip(begins, [*begins[1:], len(starts)], strict=True)
     ]
+
+
+def along_tokens(function: Callable[[np.ndarray], np.ndarray], head: np.ndarray) -> np.ndarray:
+    """function(head) of each number, for heads (b, h, s, d) that are (b, s, h, d) in memory."""
+    return function(head.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
 
 
 class CrossAttention(Attention):
@@ -162,13 +169,16 @@ class CrossAttention(Attention):
             ops.add_scaled(gradient[index], dstates.reshape(gradient[index].shape), 1.0)
             del dstates  # free it before the next is allocated
 
-    def open_cache(self, b: int, longest: int) -> list[np.ndarray]:
+    def open_cache(self, b: int, longest: int, cache_dtype: str | None = None) -> list[np.ndarray]:
         """Keys and values (b, h, s, d) of all encoder states; all texts of a call share them."""
         layer, cached = self.weights.prefix, self.encoder.heads
         if layer not in cached:
             every = slice(0, len(self.encoder.states))
             part = Part(every.stop, every, (every,), slice(0, self.num_heads))
-            cached[layer] = self._encoder_heads(part, every)
+            heads = self._encoder_heads(part, every)
+            if cache_dtype is not None:
+                heads = [along_tokens(ops.to_bfloat16, head) for head in heads]
+            cached[layer] = heads
         return cached[layer]
 
     def step_add(self, cache: list[np.ndarray], step: Step, out: np.ndarray, x: np.ndarray) -> None:
@@ -181,6 +191,9 @@ class CrossAttention(Attention):
             # keys and values need no copy
             group = Part(some.stop - some.start, rows, (rows,), heads)
             k, v = (head[some] for head in cache)
+            if k.dtype == np.uint16:
+                widen = partial(ops.from_bfloat16, dtype=x.dtype)
+                k, v = along_tokens(widen, k), along_tokens(widen, v)
             mask = None if self.encoder.mask is None else self.encoder.mask[some]
             ops.full_attention(
                 self._split_heads(group, q[rows]), k, v, attention_mask=mask,

@@ -65,10 +65,12 @@ class Caches:
         Number of texts.
     longest : int
         Maximum number of tokens of a text.
+    cache_dtype : {"bfloat16"}, optional
+        As in `ops.AttentionCache`.
     """
 
-    def __init__(self, b: int, longest: int) -> None:
-        self._size = b, longest
+    def __init__(self, b: int, longest: int, cache_dtype: str | None = None) -> None:
+        self._size = b, longest, cache_dtype
         self._caches: dict[str, Any] = {}
 
     def of(self, branch: Sublayer) -> Any:

@@ -111,7 +111,7 @@ class Sublayer(ABC):
 
     # ---- decoding ----
 
-    def open_cache(self, b: int, longest: int) -> Any:
+    def open_cache(self, b: int, longest: int, cache_dtype: str | None = None) -> Any:
         """The cache that decoding steps need for b texts of at most `longest` tokens."""
         return None
 

@@ -54,6 +54,8 @@ class Decoder:
         The index that identifies each prompt to `begin`; 0, 1 ... by default.
     weights : StepWeights, optional
         The weights of the steps after the prompts; the model's by default.
+    cache_dtype : {"bfloat16"}, optional
+        As in `ops.AttentionCache`.
 
     Attributes
     ----------
@@ -68,11 +70,13 @@ class Decoder:
         longest: int,
         prompt_index: np.ndarray | None = None,
         weights: StepWeights | None = None,
+        cache_dtype: str | None = None,
     ) -> None:
         self._begin, self._head, self._longest = begin, head, longest
+        self._cache_dtype = cache_dtype
         self._weights = StepWeights() if weights is None else weights
         self._first_index = prompt_index
-        self._caches = Caches(0, longest)
+        self._caches = Caches(0, longest, cache_dtype)
         # one function of (step, out, x) for each branch
         self._functions: list[Callable[..., None]] = []
 
@@ -96,7 +100,8 @@ class Decoder:
         self._lengths = np.array([len(text) for text in texts], np.int64)
         index = self._first_index
         self._prompt_index = np.arange(len(texts)) if index is None else index
-        self._caches, self._functions = Caches(len(texts), self._longest), []
+        self._caches = Caches(len(texts), self._longest, self._cache_dtype)
+        self._functions = []
         logits: np.ndarray | None = None
         for t in np.unique(self._lengths).tolist():
             rows = np.flatnonzero(self._lengths == t)

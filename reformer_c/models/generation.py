@@ -18,7 +18,7 @@ from ..layers.randomness import draw_seed, random_key
 from .body import Pass
 from .config import ReformerConfig
 from .decoder import Decoder, cache_bytes, num_buckets_of
-from .generation_config import GENERATION_CONFIG, GenerationConfig
+from .generation_config import CACHE_DTYPES, GENERATION_CONFIG, GenerationConfig
 from .heads import LanguageModel
 from .inputs import Call, as_rows, check_ids, check_inputs, check_mask
 from .rules import Rules
@@ -166,6 +166,9 @@ class Generation(Weighted):
             Quantize the weight matrices of the steps after the prompts (see `ops.quantize`). These
             steps read a quarter or half of the bytes, so a few texts are continued several times as
             fast, with slightly different logits.
+        cache_dtype : {"bfloat16"}, optional
+            Keep the keys and values of the texts so far as bfloat16: half of the memory, with
+            slightly different logits.
         logits_processor, stopping_criteria : callable or list of them, optional
             ``processor(ids, logits)`` returns the logits (v,) to choose from; ``criterion(ids,
             logits)`` is called after each token and returns whether the row has ended. `ids` (t,)
@@ -264,15 +267,24 @@ class Generation(Weighted):
         return stream_tokens(source, prompts, rules, draws)
 
     @names_keywords
-    def cache_bytes(self, t: int, *, prompt: int | None = None, batch: int = 1) -> int:
+    def cache_bytes(
+        self,
+        t: int,
+        *,
+        prompt: int | None = None,
+        batch: int = 1,
+        cache_dtype: str | None = None,
+    ) -> int:
         """Bytes of the cache of `generate` for `batch` texts of t tokens.
 
         With t the length of the prompt and all new tokens, `generate` allocates this much; pages
         that are not written yet take no memory. A local layer's cache does not grow with t. If
         ``config.num_buckets`` is None, the length of the `prompt` (t by default) determines the
-        number of buckets.
+        number of buckets. `cache_dtype` is that of `generate`.
         """
-        size = self.dtype.itemsize
+        if cache_dtype not in (None, *CACHE_DTYPES):
+            raise ValueError(f"cache_dtype must be 'bfloat16' or None, got {cache_dtype!r}")
+        size = self.dtype.itemsize if cache_dtype is None else 2
         return cache_bytes(self.config, t, prompt=prompt, batch=batch, itemsize=size)
 
     def _prepare(self, call: Call, generation_config: Any, options: dict[str, Any]) -> Prepared:
@@ -301,6 +313,8 @@ class Generation(Weighted):
             chosen.pad_token_id = self.config.padding_id
         if chosen.weights is not None and not chosen.use_cache:
             raise ValueError("weights must be None with use_cache=False, which has no steps")
+        if chosen.cache_dtype is not None and not chosen.use_cache:
+            raise ValueError("cache_dtype must be None with use_cache=False, which has no cache")
         rules = Rules(chosen, **functions)
         source = self._source(prompts, chosen, call)
         # the beams of a prompt share one generator
@@ -346,7 +360,8 @@ class Generation(Weighted):
             begin = self._beginning(replace(call, num_buckets=num_buckets))
             longest = max(len(prompts[int(i)]) for i in prompt_index) + chosen.max_new_tokens
             sources[group] = (
-                Decoder(begin, self.head, longest, prompt_index, weights) if chosen.use_cache
+                Decoder(begin, self.head, longest, prompt_index, weights, chosen.cache_dtype)
+                if chosen.use_cache
                 else UncachedSource(partial(self._recompute, begin, prompt_index))
             )  # fmt: skip
         return sources[0] if len(sources) == 1 else Grouped(groups, sources)

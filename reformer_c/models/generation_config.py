@@ -43,6 +43,9 @@ TOKENS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppr
 # special tokens: a checkpoint without one may give an id outside the vocabulary
 SPECIAL = {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
 
+# what keys and values may be rounded to in the cache
+CACHE_DTYPES = ("bfloat16",)
+
 # None, typed so that it can be the value of any option
 UNSET: Any = None
 # defaults: those of transformers, except for the length
@@ -129,6 +132,7 @@ class GenerationConfig(NamedAttributes, JsonFile):
     num_return_sequences: int = UNSET
     use_cache: bool = UNSET
     weights: str | None = None
+    cache_dtype: str | None = None
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -348,6 +352,10 @@ def _checked(name: str, value: Any) -> Any:
     if name == "weights":
         if value not in STORAGES:
             raise ValueError(f"{name} must be 'int8', 'bfloat16' or None, got {value!r}")
+        return value
+    if name == "cache_dtype":
+        if value not in CACHE_DTYPES:
+            raise ValueError(f"{name} must be 'bfloat16' or None, got {value!r}")
         return value
     if not isinstance(value, dict):
         raise TypeError(f"{name} must be a dictionary, got {type(value).__name__}")

@@ -7,6 +7,7 @@ float64, all of a call alike. Results do not depend on the number of threads, bi
 
 from . import (
     attention,
+    bfloat16,
     decoding,
     full,
     hashing,
@@ -21,6 +22,7 @@ from . import (
     training,
 )  # fmt: skip
 from .attention import *
+from .bfloat16 import *
 from .decoding import *
 from .full import *
 from .hashing import *
@@ -37,8 +39,8 @@ from .training import *
 __all__ = sorted(
     name
     for module in (
-        attention, decoding, full, hashing, layers, local, loss, lsh, machine, quantized, rotary,
-        tables, training,
+        attention, bfloat16, decoding, full, hashing, layers, local, loss, lsh, machine, quantized,
+        rotary, tables, training,
     )
     for name in module.__all__
 )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 from .. import _core
 from ..runtime import resolve_workers, underflow_to_zero
 from .attention import AttentionSpec
+from .bfloat16 import to_bfloat16
 from .lsh import cut_of_sizes
 from .quantized import QuantizedWeight
 
@@ -53,6 +54,9 @@ class AttentionCache:
     rope_theta : float, optional
         Rotate queries and keys as `rotary_positions` with this theta; None: not.
     dtype : float32 or float64
+        Of the tokens and the weights.
+    cache_dtype : {"bfloat16"}, optional
+        Keep keys and values as bfloat16, in uint16 arrays; None: in `dtype`.
 
     Notes
     -----
@@ -86,6 +90,7 @@ class AttentionCache:
         eps: float = 1e-12,
         rope_theta: float | None = None,
         dtype: type = np.float32,
+        cache_dtype: str | None = None,
     ) -> None:
         self.longest, self.rotations, self.num_buckets = longest, rotations, num_buckets
         self.hashes = rotations is not None
@@ -101,7 +106,8 @@ class AttentionCache:
         self.rope_theta = 0.0 if rope_theta is None else rope_theta
         # fresh zeros take no memory until they are written
         room = (num_chunks_before + 1) * chunk_length if scope == "local" else longest
-        self.keys: np.ndarray = np.zeros((b, h, room, d), dtype)
+        kept = dtype if cache_dtype is None else np.uint16
+        self.keys: np.ndarray = np.zeros((b, h, room, d), kept)
         self.values: np.ndarray = np.zeros_like(self.keys)
         self.buckets: np.ndarray | None = None
         self.previous: np.ndarray | None = None
@@ -148,11 +154,12 @@ class AttentionCache:
             keys, values = self.keys[row], self.values[row]
             if self.spec.kind == "local":
                 kept = np.arange(max(0, t - room), t)
-                keys[:, kept % room] = (own := k[i][:, kept]) * self._key_scale(own)
-                values[:, kept % room] = v[i][:, kept]
+                own = k[i][:, kept]
+                keys[:, kept % room] = self._stored(own * self._key_scale(own))
+                values[:, kept % room] = self._stored(v[i][:, kept])
                 continue
-            np.multiply(k[i], self._key_scale(k[i]), out=keys[:, :t])
-            values[:, :t] = v[i]
+            keys[:, :t] = self._stored(k[i] * self._key_scale(k[i]))
+            values[:, :t] = self._stored(v[i])
         if buckets is not None:
             self._fill_buckets(rows, buckets)
 
@@ -163,6 +170,10 @@ class AttentionCache:
             return scale
         square = np.einsum("htd,htd->ht", k, k) / k.shape[2]
         return (scale / np.sqrt(square + k.dtype.type(1e-6)))[..., None]
+
+    def _stored(self, x: np.ndarray) -> np.ndarray:
+        """Keys or values as the cache keeps them."""
+        return to_bfloat16(x) if self.keys.dtype == np.uint16 else x
 
     def _fill_buckets(self, rows: np.ndarray, buckets: np.ndarray) -> None:
         assert self.buckets is not None

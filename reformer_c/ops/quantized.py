@@ -12,6 +12,7 @@ import numpy as np
 from .. import _core
 from ..checks import as_array, did_you_mean, real_type
 from ..runtime import resolve_workers
+from .bfloat16 import from_bfloat16, to_bfloat16
 
 __all__ = [
     "QuantizedWeight",
@@ -95,20 +96,13 @@ def quantize(weight: np.ndarray, storage: str) -> QuantizedWeight:
         if not np.isfinite(weight[block]).all():
             raise ValueError("weight must be finite to be quantized, got a NaN or an infinity")
         if scale is None:
-            data[block] = _bfloat16(weight[block])
+            to_bfloat16(weight[block], out=data[block])
             continue
         scale[block] = np.abs(weight[block]).max(axis=1, initial=0) / real(127)
         # a row of zeros, or of numbers so small that their scale is 0
         divisor = np.where(scale[block] > 0, scale[block], real(1))
         data[block] = np.clip(np.rint(weight[block] / divisor[:, None]), -127, 127)
     return QuantizedWeight(data, scale)
-
-
-def _bfloat16(x: np.ndarray) -> np.ndarray:
-    """The upper halves of finite float32 numbers, rounded to nearest even."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    upper: np.ndarray = (bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16
-    return upper
 
 
 def dequantize(weight: QuantizedWeight, dtype: Any = np.float32) -> np.ndarray:
@@ -132,7 +126,7 @@ def dequantize(weight: QuantizedWeight, dtype: Any = np.float32) -> np.ndarray:
     array([[ 1.  , -0.5 ,  0.25]], dtype=float32)
     """
     if weight.scale is None:
-        return (weight.data.astype(np.uint32) << 16).view(np.float32).astype(dtype)
+        return from_bfloat16(weight.data, dtype=dtype)
     matrix: np.ndarray = weight.data.astype(dtype) * weight.scale[:, None].astype(dtype)
     return matrix
 

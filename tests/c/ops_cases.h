@@ -414,7 +414,8 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
                            .scale = 0.3,
                            .softcap = of->softcap,
                            .eps = 1e-6,
-                           .theta = local && h > 1 ? 100 : 0};
+                           .theta = local && h > 1 ? 100 : 0,
+                           .storage = p->storage == RF_BFLOAT16 ? RF_BFLOAT16 : RF_REALS};
     const size_t lists = n * h * of->r;
     real *y = result(to, 0, n * c, p->in[0]);
     real *keys = buffer(n * h * s * d * sizeof *keys),

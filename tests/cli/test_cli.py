@@ -164,6 +164,9 @@ def test_a_trained_model_evaluates_generates_and_tells_about_itself(trained, tex
         command = ["generate", trained, "--prompt", "the", "--length", "20", "--weights", storage]
         assert main(command) == 0
         assert capsys.readouterr().out.startswith("the")
+    command = ["generate", trained, "--prompt", "the", "--length", "20", "--cache", "bfloat16"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("the")
     assert main(["info", trained]) == 0
     told = capsys.readouterr().out
     assert "reformer.encoder.layers.1" in told

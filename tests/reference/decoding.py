@@ -35,15 +35,20 @@ def window(ids, i, m, before):
 
 def outputs(
     x, norm, weights, rotations, num_buckets, *, scope, h, m, before, softcap=None, across=True,
-    duplicates=True,
+    duplicates=True, cached=lambda x: x,
 ):  # fmt: skip
-    """(b, t, c): row i is what a cache that holds the tokens before gives for token i."""
+    """(b, t, c): row i is what a cache that holds the tokens before gives for token i.
+
+    The cache keeps cached(k / sqrt(d)) and cached(v). A token of a layer that hashes, which attends
+    to itself alone, has its own value, not the cache's.
+    """
     wq, wk, wv, wo = (None if w is None else np.float64(w) for w in weights)
     n = normed(x, norm)
     q, v = heads(n @ wq.T, h), heads(n @ wv.T, h)
     k = attention.normalised(q) if wk is None else heads(n @ wk.T, h)
     ids = None if rotations is None else hashing.lsh_hash(q, np.float64(rotations), num_buckets)
     b, _, t, d = q.shape
+    own, k, v = v, cached(k / np.sqrt(d)), cached(v)
     out = np.zeros(q.shape)
     for at in np.ndindex(b, h):
         for i in range(t):
@@ -64,7 +69,7 @@ def outputs(
                 met = np.concatenate([own[round_[own] == round_[i]] for round_, own in seen])
             if scope != "local" and not duplicates:
                 met = np.unique(met)
-            s = k[at][met] @ q[at][i] / np.sqrt(d)
+            s = k[at][met] @ q[at][i]
             if softcap is not None:
                 s = softcap * np.tanh(s / softcap)
             if wk is None:
@@ -75,5 +80,8 @@ def outputs(
             ):  # constants, as Hugging Face rounds them
                 rounds = np.arange(len(met))
                 p = attention.softmax_as_rounded(s.astype(np.asarray(x).dtype), rounds)
+            elif rotations is not None and (met == i).all():
+                out[at][i] = own[at][i]
+                continue
             out[at][i] = p @ v[at][met]
     return out.transpose(0, 2, 1, 3).reshape(b, t, -1) @ wo.T
