@@ -75,7 +75,8 @@ def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
 
 def along_tokens(function: Callable[[np.ndarray], np.ndarray], head: np.ndarray) -> np.ndarray:
     """function(head) of each number, for heads (b, h, s, d) that are (b, s, h, d) in memory."""
-    return function(head.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    found: np.ndarray = function(head.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+    return found
 
 
 class CrossAttention(Attention):
