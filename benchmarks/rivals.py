@@ -170,6 +170,11 @@ def linear_layers(x, *weights, backward=False, autocast=False):
     return {TORCH + AUTOCAST * autocast: _pass(lambda: module(states), inputs, backward, autocast)}
 
 
+def library_products(n=2048):
+    """Products of two n x n matrices, the measure of what a library reaches on this machine."""
+    return product(*np.random.default_rng(0).standard_normal((2, n, n), np.float32))
+
+
 def product(a, b):
     """a @ b."""
     calls = {NUMPY: lambda: a @ b}

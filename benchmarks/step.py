@@ -1,7 +1,8 @@
 """A whole training step of the `book` model: loss, all gradients, Adafactor.
 
 Each length runs in a new process: time, share of the peak of fused multiply-adds at 21.2 MFLOP per
-token, and peak memory, measured and predicted by `model.memory`. Then, at `--compare` tokens, the
+token and the same as a multiple of the fastest library's matrix product, and peak memory, measured
+and predicted by `model.memory`. Then, at `--compare` tokens, the
 step takes turns with one that keeps activations (`memory_budget`) and, if transformers is
 installed, with Hugging Face's model, unchanged and after `reformer_c.torch.patch`; no dropout.
 
@@ -36,29 +37,39 @@ def seconds(step):
 
 
 def measure(length, repeats):
-    """Run in a new process: {seconds, operations, peak, memory, predicted}."""
+    """Run in a new process: {seconds, operations, peak, product, memory, predicted}."""
     model, ids = draw_model(length)
     step, best, peak = training_step(model, ids), np.inf, 0.0
     for _ in range(repeats):
         peak = max(peak, *(rc.fma_peak(0.05) for _ in range(3)))
         best = min(best, seconds(step))
+    memory = peak_memory()  # before other libraries are loaded
     predicted = model.memory(length).total
     operations = training_operations(model.config, length)
-    return {"seconds": best, "operations": operations, "peak": peak, "memory": peak_memory(),
-            "predicted": predicted}  # fmt: skip
+    return {"seconds": best, "operations": operations, "peak": peak, "memory": memory,
+            "product": fastest_product(5), "predicted": predicted}  # fmt: skip
+
+
+def fastest_product(repeats, n=2048):
+    """GFLOP/s of the fastest library's product of two n x n matrices."""
+    with rivals.num_threads(rc.get_num_threads()):
+        calls = rivals.library_products(n).values()
+        return 2e-9 * n**3 / min(seconds(call) for call in calls for _ in range(repeats))
 
 
 def print_lengths(options):
     print(
-        f"\n{'tokens':>9} {'seconds':>8} {'tokens/s':>9} {'of peak':>8} {'GB':>6} {'predicted':>9}"
+        f"\n{'tokens':>9} {'seconds':>8} {'tokens/s':>9} {'of peak':>8} {'product':>8} {'GB':>6} "
+        f"{'predicted':>9}"
     )
     for length in options.lengths:
         words = ("--measure", length, "--repeats", options.repeats)
         found = measure_alone("benchmarks.step", *words)
-        share = found["operations"] / found["seconds"] / found["peak"] / 1e9
+        speed = 1e-9 * found["operations"] / found["seconds"]
         print(
             f"{length:9,} {found['seconds']:8.2f} {length / found['seconds']:9,.0f} "
-            f"{100 * share:7.1f}% {found['memory'] / 1e9:6.2f} {found['predicted'] / 1e9:9.2f}",
+            f"{100 * speed / found['peak']:7.1f}% {speed / found['product']:7.2f}x "
+            f"{found['memory'] / 1e9:6.2f} {found['predicted'] / 1e9:9.2f}",
             flush=True,
         )
 

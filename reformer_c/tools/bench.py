@@ -325,17 +325,23 @@ def training_operations(config: ReformerConfig, t: int) -> float:
     return t * (4 * products + 4.5 * windows)
 
 
-def table(rows: Sequence[Measurement], ratios: bool = False) -> str:
-    """The measurements as a table; `ratios` adds each time as a multiple of the first."""
+def table(rows: Sequence[Measurement], product: float | None = None) -> str:
+    """The measurements as a table.
+
+    Given `product`, the GFLOP/s of a library's matrix product, each row also has its multiple of
+    that, and its time as a multiple of the first row's.
+    """
     head = f"  {'':30} {'tokens':>7} {'ms':>9} {'tokens/s':>12} {'GFLOP/s':>9} {'of peak':>8}"
-    lines = [head + "   time" * ratios]
+    lines = [head + ("" if product is None else "  product   time")]
     for row in rows:
         line = (
             f"  {row.name:30} {row.tokens:7,} {row.milliseconds:9.3f} "
             f"{row.tokens_per_second:12,.0f} {row.gigaflops:9.1f} {row.share_of_peak:8.1%}"
         )
-        ratio = row.milliseconds / rows[0].milliseconds
-        lines.append(f"{line} {ratio:5.2f}x" if ratios else line)
+        if product is not None:
+            ratio = row.milliseconds / rows[0].milliseconds
+            line += f" {row.gigaflops / product:7.2f}x {ratio:5.2f}x"
+        lines.append(line)
     return "\n".join(lines)
 
 

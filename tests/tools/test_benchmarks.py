@@ -25,8 +25,11 @@ from reformer_c.tools.bench import (
 BOTH = ["forward", "forward + backward"]
 
 
-def row(name, milliseconds, share=0.5):
-    return Measurement(name, 1, 1, milliseconds, 1.0, 1.0, share)
+PRODUCT = 100.0  # GFLOP/s
+
+
+def row(name, milliseconds, gigaflops=1.0):
+    return Measurement(name, 1, 1, milliseconds, 1.0, gigaflops, 0.5)
 
 
 def test_every_group_is_measured_and_written(tmp_path, capsys):
@@ -36,6 +39,7 @@ def test_every_group_is_measured_and_written(tmp_path, capsys):
     assert {group["group"] for group in result["groups"]} == set(GROUPS)
     for group in result["groups"]:
         assert group["title"] in printed
+        assert group["product"] > 0
         first = group["measurements"][0]
         for measured in group["measurements"]:
             assert measured["milliseconds"] > 0
@@ -72,18 +76,18 @@ def test_bad_arguments_are_named(arguments, words, capsys):
 
 
 def test_a_goal_is_a_share_a_ratio_or_a_difference():
-    rows = {"ours": row("ours", 2.0, share=0.7), "theirs": row("theirs", 5.0)}
+    rows = {"ours": row("ours", 2.0, gigaflops=70.0), "theirs": row("theirs", 5.0)}
     share, ratio = Goal("a", "ours", 0.65), faster("b", "ours", "theirs", 2.6)
     difference = Goal("c", "theirs", 3000.0, "ours", "µs")
-    assert (share.value(rows), share.holds(0.7), share.holds(0.6)) == (0.7, True, False)
-    assert (ratio.value(rows), ratio.holds(2.5), ratio.holds(2.7)) == (2.5, False, True)
-    assert (difference.value(rows), difference.holds(3000.0)) == (3000.0, True)
+    assert (share.value(rows, PRODUCT), share.holds(0.7), share.holds(0.6)) == (0.7, True, False)
+    assert (ratio.value(rows, PRODUCT), ratio.holds(2.5), ratio.holds(2.7)) == (2.5, False, True)
+    assert (difference.value(rows, PRODUCT), difference.holds(3000.0)) == (3000.0, True)
     assert not difference.holds(3001.0)
 
 
 def test_a_goal_without_a_rival_or_without_a_number_is_left_open():
     absent = faster("a", "ours", "theirs", 2.0)
-    assert absent.value({"ours": row("ours", 1.0)}) is None
+    assert absent.value({"ours": row("ours", 1.0)}, PRODUCT) is None
     assert absent.holds(None) is None
     assert Goal("b", "ours", None).holds(0.5) is None
 
