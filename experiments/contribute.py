@@ -21,8 +21,8 @@ from . import language
 
 SEEDS = [0, 1]
 SIZE = {
-    "layers": 4, "width": 128, "length": 4096, "batch": 1, "steps": 600, "lr": 3e-3, "rounds": 2,
-    "chunk": 64, "evaluate_every": 100, "held_out": 16, "recall_rounds": [1, 2, 4, 8],
+    "layers": 4, "width": 128, "length": 2048, "batch": 1, "steps": 500, "lr": 3e-3, "rounds": 2,
+    "chunk": 64, "evaluate_every": 100, "held_out": 12, "recall_rounds": [1, 2, 4, 8],
     "queries": 512,
 }  # fmt: skip
 QUICK = {
@@ -205,9 +205,9 @@ def draw(runs, figure):
     curves["trained with local layers"] = (local, "as is")
     for label, (some, name) in curves.items():
         pieces = [run["result"]["loss"][name] for run in some]
-        starts = [piece[0] for piece in pieces[0]]
-        left.plot(starts, np.mean([[x[2] for x in p] for p in pieces], 0), "o-", label=label)
-    left.set(xscale="log", xlabel="from position", ylabel="held-out bits per byte")
+        middles = [piece[0] + piece[1] / 2 for piece in pieces[0]]
+        left.plot(middles, np.mean([[x[2] for x in p] for p in pieces], 0), "o-", label=label)
+    left.set(xscale="log", xlabel="position", ylabel="held-out bits per byte")
     left.legend()
     for layer in hashed[0]["result"]["recall"]:
         shares = [run["result"]["recall"][layer] for run in hashed]

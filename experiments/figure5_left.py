@@ -17,8 +17,8 @@ from .growth import check_system, growth
 
 SEEDS = [0]
 SIZE = {
-    "depths": [3, 6, 12], "width": 128, "length": 4096, "batch": 1, "steps": 500, "lr": 2e-3,
-    "rounds": 1, "chunk": 64, "evaluate_every": 50, "held_out": 8,
+    "depths": [3, 6, 12], "width": 64, "length": 2048, "batch": 1, "steps": 400, "lr": 3e-3,
+    "rounds": 1, "chunk": 64, "evaluate_every": 40, "held_out": 8,
 }  # fmt: skip
 QUICK = {
     "depths": [1, 2], "width": 16, "length": 128, "steps": 4, "chunk": 16, "evaluate_every": 2,

@@ -334,10 +334,14 @@ def show(runs):
 
 
 def draw(runs, figure):
+    """A picture of the table: rows are trained layers, columns what they are evaluated with."""
     ax = figure.subplots()
-    for run in runs:
-        results = run["result"]
-        shares = [100 * row["accuracy"] for row in results.values()]
-        ax.plot([int(n) for n in results], shares, "o-", label=run["name"])
-    ax.set(xscale="log", xlabel="symbols", ylabel="% of the second half", ylim=(-5, 105))
-    ax.legend()
+    shown = [run for run in runs if run["settings"]["trained"] != "local"]
+    last = [list(run["result"].values())[-1]["evaluated"] for run in shown]
+    shares = np.array([[100 * row[column] for column in EVALUATED] for row in last])
+    ax.imshow(shares, vmin=0, vmax=100, cmap="Blues", aspect="auto")
+    for (i, j), share in np.ndenumerate(shares):
+        ax.text(j, i, f"{share:.1f}", ha="center", va="center", color="w" if share > 50 else "k")
+    ax.set_xticks(range(len(EVALUATED)), EVALUATED)
+    ax.set_yticks(range(len(shown)), [run["name"] for run in shown])
+    ax.set(xlabel="evaluated with", ylabel="trained", title="% of the second half")
