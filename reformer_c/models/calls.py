@@ -280,7 +280,14 @@ class ReformerWithLoss(Reformer):
     ) -> float:
         """The loss only: the logits of all tokens are never in memory at once.
 
-        The parameters are those of a call, and the result is its ``.loss``.
+        It is the ``.loss`` of a call.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations
+            As in a call.
+        rng, **targets
+            As in a call.
         """
         call = Call(
             input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations,
@@ -318,18 +325,18 @@ class ReformerWithLoss(Reformer):
 
         Parameters
         ----------
-        memory_budget : int or float, optional
-            In place of ``config.memory_budget``: bytes for keeping activations, layer by layer from
-            the last, instead of recomputing them; a float up to 1 is a share of the memory that is
-            free now. Recomputed activations differ from kept ones by rounding.
+        input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, rotations
+            As in a call.
         rng : int, numpy Generator or None
             Draws dropout and rotations: an integer reproduces them, bit for bit.
         training : bool
             False: without dropout and label smoothing.
+        memory_budget : int or float, optional
+            In place of ``config.memory_budget``: bytes for keeping activations, layer by layer from
+            the last, instead of recomputing them; a float up to 1 is a share of the memory that is
+            free now. Recomputed activations differ from kept ones by rounding.
         **targets
             The targets of the loss: see the model.
-
-        The other parameters are those of a call.
 
         Returns
         -------
@@ -364,7 +371,10 @@ class ReformerWithLoss(Reformer):
         batch of all their rows. The loss of question answering is the mean of two means, over the
         starts and over the ends, whose numbers can differ: pass `counts` instead of a weight.
 
-        The parameters are those of `loss_and_gradients`.
+        Parameters
+        ----------
+        input_ids, attention_mask, **arguments
+            As in `loss_and_gradients`.
 
         Returns
         -------

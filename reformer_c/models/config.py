@@ -53,12 +53,12 @@ def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
 class ReformerConfig(NamedAttributes, JsonFile):
     """The configuration of a model.
 
-    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Those from
-    ``position_embedding_type`` on are our own; by default they have no effect, except that
+    Fields and defaults are those of Hugging Face's ``ReformerConfig``. Those from ``reversible`` on
+    are our own; by default they have no effect, except that
     ``apply_lm_head_bias`` is True. A field of a layer type that does not occur may be None. Other
     keys that transformers writes are accepted and kept in `extra`.
 
-    Attributes
+    Parameters
     ----------
     attention_head_size : int
         Depth of a head; heads times depth need not equal hidden_size.
@@ -143,12 +143,19 @@ class ReformerConfig(NamedAttributes, JsonFile):
         Only stored: the output layer has twice the embedding's width, so they cannot be tied.
     use_cache : bool
         Default of `generate`.
+    architectures, transformers_version, dtype
+        Only stored: transformers records itself and the model's class in them.
     return_dict : bool, optional
         Default of this argument of a call; False returns tuples.
-    architectures, transformers_version, dtype, is_encoder_decoder
-        Only stored: transformers records itself and the model's class in them.
+    is_encoder_decoder : bool
+        Only stored.
     num_hidden_layers : int
         Number of layers; their types are the first of attn_layers. None: all of them.
+    reversible : bool
+        False: one stream, ``x += f(x)`` for each branch, as in an ordinary pre-norm Transformer
+        with the same parameters. Memory then grows with depth: training keeps the stream before
+        each branch, and with memory_budget what the branches would recompute. The final states are
+        the stream twice, as wide as two streams.
     position_embedding_type : {"absolute", "sinusoidal", "rotary", "none"}
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
         section 3.5), in layers.positions; "rotary": queries and keys of "local" and "full" layers
@@ -157,11 +164,6 @@ class ReformerConfig(NamedAttributes, JsonFile):
         may be longer than max_position_embeddings.
     rope_theta : float
         theta of rotary positions.
-    reversible : bool
-        False: one stream, ``x += f(x)`` for each branch, as in an ordinary pre-norm Transformer
-        with the same parameters. Memory then grows with depth: training keeps the stream before
-        each branch, and with memory_budget what the branches would recompute. The final states are
-        the stream twice, as wide as two streams.
     local_shared_qk : bool
         Local attention: one projection for queries and keys, by the rule of "lsh" and "full_shared"
         layers: a key is its query divided by its root mean square, and a token attends to itself
@@ -337,6 +339,11 @@ class ReformerConfig(NamedAttributes, JsonFile):
         (``num_chunks_before``, ``seed`` ...) set the fields that replaced them, unless those are
         present.
 
+        Parameters
+        ----------
+        values : mapping of str to object
+            The fields by name.
+
         Examples
         --------
         >>> config = ReformerConfig.from_dict({"num_chunks_after": 1, "task": "prose"})
@@ -393,6 +400,15 @@ class ReformerConfig(NamedAttributes, JsonFile):
         """Read the config.json of a folder, or of a name on the Hugging Face hub (extra ``hf``).
 
         Keywords override fields of the file.
+
+        Parameters
+        ----------
+        folder : path or str
+            The folder, or the name on the hub.
+        revision : str, optional
+            Branch, tag or commit on the hub.
+        **changes
+            Fields to set in place of the file's.
         """
         known = [*cls.__dataclass_fields__, "revision"]
         refuse_unknown(changes, known, "ReformerConfig.from_pretrained")
@@ -401,6 +417,11 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
     def changed(self, changes: Mapping[str, Any]) -> ReformerConfig:
         """A copy with some fields changed, as by assignment.
+
+        Parameters
+        ----------
+        changes : mapping of str to object
+            New values by field.
 
         Examples
         --------
@@ -418,7 +439,13 @@ class ReformerConfig(NamedAttributes, JsonFile):
         return config
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the config.json of a folder, atomically; creates the folder if needed."""
+        """Write the config.json of a folder, atomically; creates the folder if needed.
+
+        Parameters
+        ----------
+        folder : path or str
+            Created if it does not exist.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.to_json(folder)
 
@@ -462,13 +489,27 @@ class ReformerConfig(NamedAttributes, JsonFile):
         return [kind for kind in ("local", "lsh") if kind in self.layer_types]
 
     def shares_qk(self, layer_type: str) -> bool:
-        """Whether queries and keys of a type of attention have one projection."""
+        """Whether queries and keys of a type of attention have one projection.
+
+        Parameters
+        ----------
+        layer_type : {"local", "lsh", "full", "full_shared"}
+            The type of attention.
+        """
         return layer_type in ("lsh", "full_shared") or (
             layer_type == "local" and self.local_shared_qk
         )
 
     def attention(self, layer_type: str, name: str) -> Any:
-        """The field `name` of one type of attention: ``attention("lsh", "attn_chunk_length")``."""
+        """The field `name` of one type of attention: ``attention("lsh", "attn_chunk_length")``.
+
+        Parameters
+        ----------
+        layer_type : {"local", "lsh", "full", "full_shared"}
+            The type of attention.
+        name : str
+            The field without the type's prefix.
+        """
         return getattr(self, f"{layer_type.removesuffix('_shared')}_{name}")
 
     def check(self) -> None:

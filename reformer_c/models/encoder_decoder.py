@@ -252,7 +252,12 @@ class ReformerEncoderDecoder(TextGeneration):
     ) -> float:
         """The loss only: the logits of all tokens are never in memory at once.
 
-        The parameters are those of a call, except those that select fields of the output.
+        Parameters
+        ----------
+        input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels, inputs_embeds
+            As in a call.
+        num_hashes, rotations, decoder_rotations, rng
+            As in a call.
         """
         call = Call(
             input_ids, attention_mask, None, inputs_embeds, num_hashes, rotations, draw_seed(rng),
@@ -288,8 +293,16 @@ class ReformerEncoderDecoder(TextGeneration):
     ) -> tuple[float, dict[str, np.ndarray]]:
         """The loss, and its gradient with respect to every parameter of both sides.
 
-        The parameters are those of a call and of ``ReformerModelWithLMHead.loss_and_gradients``.
-        `memory_budget` is for both sides together, and is used for the decoder's layers first.
+        Parameters
+        ----------
+        input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, labels, inputs_embeds
+            As in a call.
+        num_hashes, rotations, decoder_rotations
+            As in a call.
+        rng, training
+            As in ``ReformerModelWithLMHead.loss_and_gradients``.
+        memory_budget : int or float, optional
+            For both sides together, used for the decoder's layers first.
 
         Returns
         -------
@@ -345,7 +358,10 @@ class ReformerEncoderDecoder(TextGeneration):
     ) -> int:
         """The number of labels that the loss of these arguments averages over: all except -100.
 
-        The parameters are those of `loss_and_gradients`.
+        Parameters
+        ----------
+        input_ids, attention_mask, **arguments
+            As in `loss_and_gradients`.
         """
         refuse_unknown(arguments, signature(self.loss_and_gradients).parameters, "count_targets")
         self._check_labels(arguments.get("labels"))

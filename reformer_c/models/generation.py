@@ -107,6 +107,16 @@ class Generation(Weighted):
         streamer : callable, optional
             Called with the new tokens (b * num_return_sequences,) of each step; not available in
             beam search.
+        **options
+            The other parameters.
+
+        Returns
+        -------
+        ndarray of int64, (b * num_return_sequences, t + new)
+            The prompts, unchanged, and the new tokens.
+
+        Other Parameters
+        ----------------
         max_new_tokens : int, 100
             Must fit ``config.num_positions`` together with the prompt; the default is reduced to
             fit.
@@ -177,11 +187,6 @@ class Generation(Weighted):
         prefix_allowed_tokens_fn : callable, optional
             ``function(row, ids)`` returns the tokens that may follow `ids` (t,) of prompt `row`.
 
-        Returns
-        -------
-        ndarray of int64, (b * num_return_sequences, t + new)
-            The prompts, unchanged, and the new tokens.
-
         Raises
         ------
         TypeError
@@ -244,8 +249,12 @@ class Generation(Weighted):
     ) -> Iterator[np.ndarray]:
         """Like `generate`, but an iterator over the new tokens (b,) int64 of each step.
 
-        The parameters are those of `generate`, without beam search. Arguments are checked before
-        the iterator is returned.
+        Arguments are checked before the iterator is returned.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, generation_config, num_hashes, rotations, rng, **options
+            As in `generate`, without beam search.
 
         Examples
         --------
@@ -280,7 +289,18 @@ class Generation(Weighted):
         With t the length of the prompt and all new tokens, `generate` allocates this much; pages
         that are not written yet take no memory. A local layer's cache does not grow with t. If
         ``config.num_buckets`` is None, the length of the `prompt` (t by default) determines the
-        number of buckets. `cache_dtype` is that of `generate`.
+        number of buckets.
+
+        Parameters
+        ----------
+        t : int
+            Tokens of a text, the prompt and all new ones.
+        prompt : int, optional
+            Tokens of the prompt; `t` by default.
+        batch : int
+            Texts.
+        cache_dtype : "bfloat16" or None
+            As in `generate`.
         """
         if cache_dtype not in (None, *CACHE_DTYPES):
             raise ValueError(f"cache_dtype must be 'bfloat16' or None, got {cache_dtype!r}")

@@ -170,6 +170,11 @@ class GenerationConfig(NamedAttributes, JsonFile):
 
         Warns of options of transformers that are set and not supported here, and of keys that
         resemble an option.
+
+        Parameters
+        ----------
+        values : mapping of str to object
+            The options by name.
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"values must be a dictionary, got {type(values).__name__}")
@@ -199,7 +204,13 @@ class GenerationConfig(NamedAttributes, JsonFile):
     @classmethod
     def from_model_config(cls, values: Mapping[str, Any]) -> GenerationConfig:
         """The options in a config.json: special tokens, `use_cache`, and all options that older
-        versions of transformers stored there."""
+        versions of transformers stored there.
+
+        Parameters
+        ----------
+        values : mapping of str to object
+            The contents of the config.json.
+        """
         names = {f.name for f in fields(cls)} - {"extra"}
         # in a config.json, these are defaults of a model's call
         own = ("output_attentions", "output_hidden_states")
@@ -209,11 +220,27 @@ class GenerationConfig(NamedAttributes, JsonFile):
     # ---- options of a call, over those of a model ----
 
     def over(self, lower: GenerationConfig) -> GenerationConfig:
-        """These options; those not set are taken from `lower`."""
+        """These options; those not set are taken from `lower`.
+
+        Parameters
+        ----------
+        lower : GenerationConfig
+            Options for what is not set here.
+        """
         return type(self)(**(lower._set() | self._set()))
 
     def token(self, name: str, call: Mapping[str, Any], v: int) -> int | None:
-        """A special token, from a call or these options; None if it is outside the vocabulary."""
+        """A special token, from a call or these options; None if it is outside the vocabulary.
+
+        Parameters
+        ----------
+        name : str
+            The option, such as "eos_token_id".
+        call : mapping of str to object
+            Arguments of the call.
+        v : int
+            Vocabulary size.
+        """
         if call.get(name) is None:
             return None if name in call else _inside(getattr(self, name), v)
         given = type(self)(**{name: call[name]})

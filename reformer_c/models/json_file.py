@@ -31,7 +31,13 @@ class JsonFile:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a JSON file, or a folder's config.json or generation_config.json."""
+        """Read a JSON file, or a folder's config.json or generation_config.json.
+
+        Parameters
+        ----------
+        path : path or str
+            The file, or the folder.
+        """
         path = cls._path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -43,7 +49,13 @@ class JsonFile:
         return cls.from_dict(values)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, or the file of an existing folder, atomically."""
+        """Write a JSON file, or the file of an existing folder, atomically.
+
+        Parameters
+        ----------
+        path : path or str
+            The file, or the folder.
+        """
         text = self.to_json_string()
         write_atomically(self._path(path), lambda part: part.write_text(text, encoding="utf-8"))
 

@@ -29,6 +29,14 @@ class ReformerModel(OwnHeads):
     `forward` and `backward`, or `loss_and_gradients` with a function of the final states, train it
     with a head of your own.
 
+    Parameters
+    ----------
+    config : ReformerConfig
+    rng : int, numpy Generator or None
+        Draws the initial weights; an integer reproduces them.
+    dtype : float32 or float64
+        Of the weights and results.
+
     Examples
     --------
     >>> config = ReformerConfig(attn_layers=["local", "lsh"], num_attention_heads=2)
@@ -49,6 +57,14 @@ class ReformerModelWithLMHead(Generation, ReformerWithLoss):
     the loss: give padding the label -100. ``lm_head.bias`` is added to the logits, as in the
     original and in transformers except versions 5.0 to 5.23; ``config.apply_lm_head_bias=False``
     leaves it out.
+
+    Parameters
+    ----------
+    config : ReformerConfig
+    rng : int, numpy Generator or None
+        Draws the initial weights; an integer reproduces them.
+    dtype : float32 or float64
+        Of the weights and results.
 
     Examples
     --------
@@ -72,6 +88,14 @@ class ReformerForMaskedLM(ReformerWithLoss):
 
     `labels` (b, t); -100, usually at the tokens that were not replaced, is ignored.
 
+    Parameters
+    ----------
+    config : ReformerConfig
+    rng : int, numpy Generator or None
+        Draws the initial weights; an integer reproduces them.
+    dtype : float32 or float64
+        Of the weights and results.
+
     Examples
     --------
     >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=2)
@@ -90,6 +114,14 @@ class ReformerForSequenceClassification(ReformerWithLoss):
     zeros and ones (b, num_labels) for "multi_label_classification", numbers (b,) or
     (b, num_labels) for "regression". None means regression if num_labels is 1; otherwise the
     labels' dtype decides, and integers are classes.
+
+    Parameters
+    ----------
+    config : ReformerConfig
+    rng : int, numpy Generator or None
+        Draws the initial weights; an integer reproduces them.
+    dtype : float32 or float64
+        Of the weights and results.
 
     Examples
     --------
@@ -113,6 +145,14 @@ class ReformerForQuestionAnswering(ReformerWithLoss):
     `counts` (2,), optional, are the divisors of these two sums, in place of the numbers of starts
     and of ends in this batch: with those of a larger batch, from ``count_targets``, the losses and
     gradients of its parts add up to those of the whole.
+
+    Parameters
+    ----------
+    config : ReformerConfig
+    rng : int, numpy Generator or None
+        Draws the initial weights; an integer reproduces them.
+    dtype : float32 or float64
+        Of the weights and results.
 
     Examples
     --------

@@ -187,12 +187,14 @@ class OwnHeads(Reformer):
 
         Parameters
         ----------
+        input_ids, attention_mask
+            As in `forward`.
         loss : callable
             A function of the final states (b, t, 2 hidden_size), which returns the loss and its
             gradient with respect to them, of their shape and dtype. It must not change the model's
             parameters.
-
-        The other parameters are those of `forward`.
+        position_ids, inputs_embeds, num_hashes, rotations, rng, training, memory_budget
+            As in `forward`.
 
         Returns
         -------

@@ -190,12 +190,14 @@ class TextGeneration(TwoSided):
 
         Parameters
         ----------
-        input_ids, attention_mask, inputs_embeds, num_hashes, rotations, decoder_rotations
-            As in a call; ids and masks of one text may have the shape (s,).
+        input_ids, attention_mask
+            As in a call; those of one text may have the shape (s,).
         decoder_input_ids : array_like of int, (b, t) or (t,), optional
             The beginnings of the texts; by default the start token.
         decoder_attention_mask : array_like, (b, t) or (t,), optional
             Nonzero for a real token of them.
+        inputs_embeds, num_hashes, rotations, decoder_rotations
+            As in a call.
         rng, generation_config, streamer, **options
             As in ``ReformerModelWithLMHead.generate``: max_new_tokens, num_beams, eos_token_id ...
             and `decoder_start_token_id`, the start token.

@@ -58,6 +58,7 @@ class Model(NamedAttributes):
 
     @property
     def parameters(self) -> Parameters:
+        """Live arrays by transformers' names."""
         return self._parameters
 
     def num_parameters(self) -> int:
@@ -70,6 +71,11 @@ class Model(NamedAttributes):
 
     def train(self, mode: bool = True) -> Self:
         """The model itself, for ``train(False)``.
+
+        Parameters
+        ----------
+        mode : False
+            Of training.
 
         Raises
         ------
@@ -240,6 +246,11 @@ class Weighted(Model):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which transformers can load too, atomically.
+
+        Parameters
+        ----------
+        folder : path or str
+            Created if it does not exist.
 
         Raises
         ------
@@ -425,10 +436,16 @@ class TwoSided(Model):
 
     @property
     def dtype(self) -> np.dtype:
+        """Of the weights, activations and gradients."""
         return self.sides["encoder"].dtype
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, with both configurations, and model.safetensors, atomically.
+
+        Parameters
+        ----------
+        folder : path or str
+            Created if it does not exist.
 
         Raises
         ------

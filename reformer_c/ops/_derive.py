@@ -11,6 +11,7 @@ import numpy as np
 
 P = ParamSpec("P")
 Value = TypeVar("Value", bound=np.ndarray | float)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def value_of(
@@ -18,10 +19,13 @@ def value_of(
 ) -> Callable[[Callable[..., Value]], Callable[P, Value]]:
     """Decorate the name and the documentation of an operation whose value is ``forward(...)[0]``.
 
-    The operation has the signature of `forward`; the decorated function's body is never run.
+    The operation has the signature of `forward`; the decorated function's body is never run. The
+    documentation of `forward` gets the parameters.
     """
 
     def decorate(documented: Callable[..., Value]) -> Callable[P, Value]:
+        parameters_of(documented)(forward)
+
         @functools.wraps(documented)
         def op(*args: P.args, **kwargs: P.kwargs) -> Value:
             return forward(*args, **kwargs)[0]
@@ -31,6 +35,27 @@ def value_of(
             return_annotation=inspect.signature(documented).return_annotation
         )
         return op
+
+    return decorate
+
+
+def parameters_of(op: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Decorate a function with the parameters of `op`: its documentation lists them before Returns.
+
+    Examples
+    --------
+    >>> from .layers import linear, linear_forward
+    >>> (linear.__doc__.count("matmul_precision :"), linear_forward.__doc__.count("..., ci"))
+    (1, 1)
+    """
+
+    def decorate(function: Function) -> Function:
+        if function.__doc__ and op.__doc__:  # None with python -OO
+            section = inspect.cleandoc(op.__doc__).partition("Parameters\n---")[2]
+            section = section.partition("\n\nReturns\n---")[0]
+            own, returns, rest = inspect.cleandoc(function.__doc__).partition("Returns\n---")
+            function.__doc__ = f"{own}Parameters\n---{section}\n\n{returns}{rest}"
+        return function
 
     return decorate
 

@@ -129,9 +129,29 @@ def spec_of(kind: str, **options: Any) -> AttentionSpec:
 class AttentionSaved(NamedTuple):
     """What the backward pass of an attention needs: references, and one number a query.
 
-    `buckets` is (b, h, num_hashes, t) int32 where the attention hashes, else None. `lse` (b, h, t)
-    is the logarithm of each softmax's denominator, with two marks for the backward pass: the lowest
-    float32 of a row that saw itself alone in its only round, and -inf of other rows without a key.
+    Parameters
+    ----------
+    spec : AttentionSpec
+        The options of the call.
+    q, k, v, attention_mask
+        The inputs; k is None if the keys are made from the queries.
+    bucket_ids : int
+        Bucket ids are below it.
+    buckets : ndarray of int32, (b, h, num_hashes, t), or None
+        Where the attention hashes.
+    out : ndarray
+        The result.
+    lse : ndarray, (b, h, t)
+        The logarithm of each softmax's denominator, with two marks for the backward pass: the
+        lowest float32 of a row that saw itself alone in its only round, and -inf of other rows
+        without a key.
+
+    Examples
+    --------
+    >>> from reformer_c import full_attention_forward
+    >>> out, saved = full_attention_forward(*np.zeros((3, 5, 2)))
+    >>> saved.spec.kind, saved.lse.shape, saved.buckets
+    ('full', (1, 1, 5), None)
     """
 
     spec: AttentionSpec
@@ -139,7 +159,7 @@ class AttentionSaved(NamedTuple):
     k: np.ndarray | None
     v: np.ndarray
     attention_mask: np.ndarray | None
-    bucket_ids: int  # bucket ids are below it
+    bucket_ids: int
     buckets: np.ndarray | None
     out: np.ndarray
     lse: np.ndarray

@@ -148,7 +148,17 @@ class AttentionCache:
         self, rows: np.ndarray, k: np.ndarray, v: np.ndarray, buckets: np.ndarray | None
     ) -> None:
         """Begin the texts `rows` (n,) with the keys or shared queries k and the values v
-        (n, h, t, d), and their bucket ids (n, h, num_hashes, t)."""
+        (n, h, t, d), and their bucket ids (n, h, num_hashes, t).
+
+        Parameters
+        ----------
+        rows : (n,) int64
+            Which texts of the cache.
+        k, v : (n, h, t, d)
+            Their keys, or shared queries, and values.
+        buckets : (n, h, num_hashes, t) int32, or None
+            Their bucket ids.
+        """
         t, room = k.shape[2], self.keys.shape[2]
         for i, row in enumerate(rows):
             keys, values = self.keys[row], self.values[row]
@@ -192,7 +202,15 @@ class AttentionCache:
 
     def take(self, parents: np.ndarray, start: int = 0, end: int | None = None) -> None:
         """Make text i a copy of text parents[i]: of its tokens [start, end), where the ones before
-        `start` are the same already."""
+        `start` are the same already.
+
+        Parameters
+        ----------
+        parents : (n,) int64
+            For each text, the one whose tokens it gets.
+        start, end : int
+            The tokens that are copied: those before `start` are the same already.
+        """
         if len(parents) != len(self.keys):
             self.keys, self.values = self.keys[parents], self.values[parents]
             if self.previous is not None and self.buckets is not None:

@@ -72,7 +72,7 @@ def full_attention() -> np.ndarray:  # type: ignore[empty-body]
         Keys and values, with the leading axes of q; their length may differ from the queries'.
     is_causal : bool
         A query sees keys at its own position and before.
-    attention_mask : (b, tk) bool, integer or float, optional
+    attention_mask : (b, tk) bool, int or float, optional
         Nonzero for a real token; (tk,) without a batch axis.
     scale : float, optional
         Of the scores, 1 / sqrt(d) by default.

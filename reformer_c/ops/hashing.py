@@ -154,7 +154,7 @@ def lsh_hash(
         The directions, as `lsh_rotations` draws them.
     rng : int, numpy Generator, or None
         Draws the rotations that are not given.
-    attention_mask : (b, t) bool, integer or float, optional
+    attention_mask : (b, t) bool, int or float, optional
         Nonzero for a real token; the others get one more id, the product of the factors.
     out : (b, h, num_hashes, t) int32, optional
     workers : int, optional

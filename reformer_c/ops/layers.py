@@ -10,7 +10,7 @@ from .. import _core
 from ..checks import number, saved_by
 from ..precision import resolve_precision
 from ..runtime import resolve_workers
-from ._derive import zeros_for
+from ._derive import parameters_of, zeros_for
 
 __all__ = [
     "dropout",
@@ -81,6 +81,7 @@ def linear(
     return _core.linear_forward(x, weight, bias, out, precision, resolve_workers(workers))
 
 
+@parameters_of(linear)
 def linear_forward(
     x: np.ndarray,
     weight: np.ndarray,
@@ -208,6 +209,7 @@ def layer_norm(
     return _core.layer_norm_forward(x, weight, bias, eps, out, resolve_workers(workers))[0]
 
 
+@parameters_of(layer_norm)
 def layer_norm_forward(
     x: np.ndarray,
     weight: np.ndarray,
@@ -329,6 +331,7 @@ def dropout(
     return _core.dropout(x, p, key, out, resolve_workers(workers))
 
 
+@parameters_of(dropout)
 def dropout_forward(
     x: np.ndarray,
     p: float,
@@ -466,6 +469,7 @@ def feed_forward(
     )  # fmt: skip
 
 
+@parameters_of(feed_forward)
 def feed_forward_forward(
     x: np.ndarray,
     w1: np.ndarray,

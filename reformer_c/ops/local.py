@@ -83,7 +83,7 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
         How many neighbouring chunks a query sees.
     is_causal : bool
         A query sees keys at its own position and before.
-    attention_mask : (b, t) bool, integer or float, optional
+    attention_mask : (b, t) bool, int or float, optional
         Nonzero for a real token; (t,) without a batch axis.
     scale : float, optional
         Of the scores, 1 / sqrt(d) by default.

@@ -11,7 +11,7 @@ from .. import _core
 from ..checks import saved_by
 from ..precision import resolve_precision
 from ..runtime import resolve_workers
-from ._derive import zeros_for
+from ._derive import parameters_of, zeros_for
 
 __all__ = ["cross_entropy_head", "cross_entropy_head_backward", "cross_entropy_head_forward"]
 
@@ -98,6 +98,7 @@ def cross_entropy_head(
     )[0]  # fmt: skip
 
 
+@parameters_of(cross_entropy_head)
 def cross_entropy_head_forward(
     h: np.ndarray,
     weight: np.ndarray,

@@ -121,7 +121,7 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
         How many neighbouring chunks a query sees.
     is_causal : bool
         A query sees keys at its own position and before.
-    attention_mask : (b, t) bool, integer or float, optional
+    attention_mask : (b, t) bool, int or float, optional
         Nonzero for a real token; (t,) without a batch axis. The others share a bucket of their own.
     scope : {"chunk", "bucket"}
         "bucket": a query sees all of its bucket, of any size, and nothing else; chunks, neighbours,

@@ -30,12 +30,17 @@ BLOCK = 2**18
 class QuantizedWeight(NamedTuple):
     """A weight matrix in fewer bits: see `quantize`.
 
-    Attributes
+    Parameters
     ----------
     data : ndarray, (co, ci)
         int8; or the upper halves of float32 numbers, bfloat16, as uint16.
     scale : ndarray, (co,), or None
         What each row of int8 is multiplied by, in the dtype of the weight.
+
+    Examples
+    --------
+    >>> quantize(np.ones((3, 8), np.float32), "int8").nbytes
+    36
     """
 
     data: np.ndarray
@@ -43,10 +48,12 @@ class QuantizedWeight(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(co, ci)."""
         return self.data.shape
 
     @property
     def nbytes(self) -> int:
+        """Bytes of both arrays."""
         return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
@@ -190,8 +197,10 @@ def quantized_feed_forward(
     ----------
     x : ndarray, (..., c)
         float32 or float64.
-    w1, w2 : QuantizedWeight, or ndarray of x's dtype, (f, c) and (c, f)
-    b1, b2 : ndarray, (f,) and (c,)
+    w1 : QuantizedWeight, or ndarray of x's dtype, (f, c)
+    b1 : ndarray, (f,)
+    w2 : QuantizedWeight, or ndarray of x's dtype, (c, f)
+    b2 : ndarray, (c,)
     activation : str
         As in `feed_forward`.
     out : ndarray, (..., c), optional

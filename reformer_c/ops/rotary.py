@@ -60,7 +60,7 @@ def rotary_positions() -> np.ndarray:  # type: ignore[empty-body]
     ----------
     x : (..., h, d) float32 or float64
         The h heads of each token. The last channel of an odd d is not rotated.
-    position_ids : (...) of any integer dtype
+    position_ids : (...) int, of any size
         At least 0 and below 2**53.
     theta : float
         The longest wavelength is 2 pi times nearly this number.

@@ -10,7 +10,7 @@ import numpy as np
 from .. import _core
 from ..checks import as_array, saved_by
 from ..runtime import resolve_workers
-from ._derive import zeros_for
+from ._derive import parameters_of, zeros_for
 
 __all__ = [
     "axial_positions",
@@ -43,7 +43,7 @@ def embedding(
 
     Parameters
     ----------
-    ids : (...) of any integer dtype
+    ids : (...) int, of any size
         At least 0 and below v.
     weight : (v, c) float32 or float64
     out : (..., c) same dtype, optional
@@ -71,6 +71,7 @@ def embedding(
     return _core.embedding_forward(ids, weight, out, resolve_workers(workers))
 
 
+@parameters_of(embedding)
 def embedding_forward(
     ids: np.ndarray,
     weight: np.ndarray,
@@ -154,7 +155,7 @@ def axial_positions(
 
     Parameters
     ----------
-    position_ids : (...) of any integer dtype
+    position_ids : (...) int, of any size
         At least 0 and below n1 * n2 * ...
     w0 : (n1, d1) or (n1, 1, ..., d1), float32 or float64
     w1 : (n2, d2) or (1, n2, ..., d2), same dtype, optional
@@ -197,6 +198,7 @@ def axial_positions(
     return _core.axial_positions_forward(position_ids, *tables, out, resolve_workers(workers))
 
 
+@parameters_of(axial_positions)
 def axial_positions_forward(
     position_ids: np.ndarray,
     w0: np.ndarray,

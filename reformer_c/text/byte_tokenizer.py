@@ -80,6 +80,11 @@ class ByteTokenizer(Tokenizer):
     def decode_bytes(self, ids: Any) -> bytes:
         """The bytes of ids (t,); special ids are skipped.
 
+        Parameters
+        ----------
+        ids : (t,) integers, or one
+            The ids.
+
         Raises
         ------
         TypeError, ValueError
@@ -100,7 +105,12 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:
         """Decode ids (t,) to a text. Bytes that are not UTF-8 become U+FFFD: see `decode_bytes`.
 
-        Special ids are skipped, whatever `skip_special_tokens` is.
+        Parameters
+        ----------
+        ids : (t,) integers, or one
+            The ids.
+        skip_special_tokens : bool
+            Without effect: special ids are always skipped.
         """
         flag("skip_special_tokens", skip_special_tokens, True)
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

@@ -49,6 +49,13 @@ class ReformerTokenizer(Tokenizer):
     Created by `from_pretrained`, from spiece.model or, if that is missing, tokenizer.json.
     Special tokens in a text are recognised by name. None are added unless the folder specifies it.
 
+    Parameters
+    ----------
+    path : path or str
+        A spiece.model or tokenizer.json.
+    **options
+        As in `from_pretrained`.
+
     Attributes
     ----------
     bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token : str or None
@@ -61,6 +68,20 @@ class ReformerTokenizer(Tokenizer):
         Length that `truncation` cuts to and ``padding="max_length"`` pads to.
     padding_side, truncation_side : "right" or "left"
         The end of a row that is padded, and the end of a text that is truncated.
+
+    Examples
+    --------
+    A vocabulary learnt with the library `tokenizers`:
+
+    >>> import tempfile
+    >>> from tokenizers import ByteLevelBPETokenizer
+    >>> library = ByteLevelBPETokenizer()
+    >>> library.train_from_iterator(["to be or not to be"], vocab_size=260, show_progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     library.save(f"{folder}/tokenizer.json")
+    ...     tokenizer = ReformerTokenizer.from_pretrained(folder)
+    >>> tokenizer.decode(tokenizer.encode("not to be"))
+    'not to be'
     """
 
     # readers in order of preference
@@ -165,6 +186,11 @@ class ReformerTokenizer(Tokenizer):
         """Write the vocabulary file and tokenizer_config.json, atomically.
 
         Fields of the folder that are not used here are preserved.
+
+        Parameters
+        ----------
+        folder : path or str
+            Created if it does not exist.
 
         Returns
         -------
@@ -365,11 +391,13 @@ class ReformerTokenizer(Tokenizer):
 
     @property
     def pad_token_id(self) -> int | None:
+        """The id of the padding token, or None."""
         token = self._named["pad_token"]
         return None if token is None else self._vocabulary.ids[token]
 
     @property
     def additional_special_tokens(self) -> list[str]:
+        """Special tokens without a name."""
         return list(self._extra)
 
     @additional_special_tokens.setter
@@ -406,16 +434,24 @@ class ReformerTokenizer(Tokenizer):
 
     @property
     def all_special_tokens(self) -> list[str]:
+        """All special tokens, each once."""
         return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
 
     @property
     def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`."""
         return [self._vocabulary.ids[token] for token in self.all_special_tokens]
 
     # ---- texts ----
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a piece, or of each of several; unknown pieces give `unk_token_id`."""
+        """The id of a piece, or of each of several; unknown pieces give `unk_token_id`.
+
+        Parameters
+        ----------
+        tokens : str, or sequence of str
+            One or several pieces.
+        """
         if isinstance(tokens, str):
             return self._vocabulary.ids.get(tokens, self.unk_token_id)
         if not isinstance(tokens, Iterable) or not all(isinstance(one, str) for one in tokens):
@@ -424,7 +460,15 @@ class ReformerTokenizer(Tokenizer):
 
     @names_keywords
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The piece of an id, or of each of several."""
+        """The piece of an id, or of each of several.
+
+        Parameters
+        ----------
+        ids : int, or sequence of int
+            One or several ids.
+        skip_special_tokens : bool
+            Omit special tokens.
+        """
         if isinstance(ids, (int, np.integer)):
             return self._vocabulary.texts[self._vocabulary.known_ids([ids])[0]]
         hidden = self._hidden(skip_special_tokens)
@@ -434,7 +478,13 @@ class ReformerTokenizer(Tokenizer):
     def tokenize(
         self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any
     ) -> list[str]:
-        """Segment a text or a pair of texts into pieces; options are those of `encode`."""
+        """Segment a text or a pair of texts into pieces.
+
+        Parameters
+        ----------
+        text, pair, add_special_tokens, **options
+            As in `encode`.
+        """
         pieces: list[str] = self.convert_ids_to_tokens(
             self.encode(text, pair, add_special_tokens, **options)
         )
@@ -495,7 +545,27 @@ class ReformerTokenizer(Tokenizer):
 
 
 class ReformerTokenizerFast(ReformerTokenizer):
-    """Like `ReformerTokenizer`, but prefers tokenizer.json to spiece.model."""
+    """Like `ReformerTokenizer`, but prefers tokenizer.json to spiece.model.
+
+    Parameters
+    ----------
+    path : path or str
+        A spiece.model or tokenizer.json.
+    **options
+        As in `from_pretrained`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tokenizers import ByteLevelBPETokenizer
+    >>> library = ByteLevelBPETokenizer()
+    >>> library.train_from_iterator(["to be or not to be"], vocab_size=260, show_progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     library.save(f"{folder}/tokenizer.json")
+    ...     tokenizer = ReformerTokenizerFast.from_pretrained(folder)
+    >>> tokenizer.decode(tokenizer.encode("not to be"))
+    'not to be'
+    """
 
     _readers = (TokenizerFile, SentencePieces)
 

@@ -66,6 +66,7 @@ class Tokenizer(NamedAttributes, ABC):
 
     @property
     def model_max_length(self) -> int | None:
+        """Length that `truncation` cuts to; None without a limit."""
         return self._model_max_length
 
     @model_max_length.setter
@@ -76,6 +77,7 @@ class Tokenizer(NamedAttributes, ABC):
 
     @property
     def padding_side(self) -> str:
+        """The end of a row that is padded, "right" or "left"."""
         return self._padding_side
 
     @padding_side.setter
@@ -84,6 +86,7 @@ class Tokenizer(NamedAttributes, ABC):
 
     @property
     def truncation_side(self) -> str:
+        """The end of a text that is truncated, "right" or "left"."""
         return self._truncation_side
 
     @truncation_side.setter
@@ -92,6 +95,7 @@ class Tokenizer(NamedAttributes, ABC):
 
     @property
     def model_input_names(self) -> list[str]:
+        """The entries that a call returns."""
         return list(self._model_input_names)
 
     @model_input_names.setter
@@ -117,7 +121,15 @@ class Tokenizer(NamedAttributes, ABC):
         """Decode ids (t,) to a text."""
 
     def batch_decode(self, rows: Iterable[Any], **options: Any) -> list[str]:
-        """Decode each row of ids; options are those of `decode`."""
+        """Decode each row of ids.
+
+        Parameters
+        ----------
+        rows : iterable of (t,) integers
+            The ids of each text.
+        **options
+            As in `decode`.
+        """
         return [self.decode(row, **options) for row in listed("rows", rows)]
 
     def _template(self, pair: bool) -> Template:
@@ -125,7 +137,13 @@ class Tokenizer(NamedAttributes, ABC):
         return [(FIRST, 0), (SECOND, 1)] if pair else [(FIRST, 0)]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """The number of special tokens that a call adds to a text, or to a pair of texts."""
+        """The number of special tokens that a call adds to a text, or to a pair of texts.
+
+        Parameters
+        ----------
+        pair : bool
+            Whether to count those of a pair.
+        """
         return sum(what not in (FIRST, SECOND) for what, _ in self._template(pair))
 
     def encode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -71,7 +72,8 @@ def options_of(op: Callable[..., Any]) -> Callable[[Function], Function]:
     """Decorate a function of tensors that takes the options of `op`, an operation on arrays.
 
     The function is called with every option: those that are not given have the defaults of `op`,
-    and the dropout key is None. Its signature is that of `op`, of tensors.
+    and the dropout key is None. Its signature is that of `op`, of tensors, and its documentation
+    names the options in place of ``**options``.
 
     Examples
     --------
@@ -101,6 +103,10 @@ def options_of(op: Callable[..., Any]) -> Callable[[Function], Function]:
             # not defaults | options, which torch.compile does not trace in PyTorch 2.6
             return function(*tensors, **{**defaults, **options})
 
+        documented = inspect.getdoc(function) or ""
+        entry = r"^(\w+, )*{}(, \w+)*( :.*)?$"
+        others = [x for x in names if not re.search(entry.format(x), documented, re.MULTILINE)]
+        call.__doc__ = documented.replace("**options\n", f"{', '.join(others)}\n")
         returns = inspect.signature(function).return_annotation
         call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             parameters, return_annotation=returns

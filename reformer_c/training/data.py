@@ -171,9 +171,14 @@ class Windows(Data):
         return int(self._full[-1])
 
     def batch(self, step: int) -> np.ndarray | dict[str, Any]:
-        """The windows of one step, int64 (batch, length); steps count from 0.
+        """The windows of one step, int64 (batch, length).
 
         With an offset, a dictionary of them and their "position_ids": see `Trainer`.
+
+        Parameters
+        ----------
+        step : int
+            Steps count from 0.
         """
         if self.order == "sequential":
             first = step * self.batch_size
@@ -251,7 +256,13 @@ class Sequences(Data):
         return len(self.tokens)
 
     def batch(self, step: int) -> np.ndarray | dict[str, Any]:
-        """The text of one step, int64 (1, n), as of `Windows`; steps count from 0."""
+        """The text of one step, int64 (1, n), as of `Windows`.
+
+        Parameters
+        ----------
+        step : int
+            Steps count from 0.
+        """
         epoch, place = divmod(step, len(self))
         start = 0
         if self.order == "random":

@@ -93,6 +93,11 @@ class Optimizer(ABC):
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Copy a state returned by `state_dict`.
 
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            All its entries.
+
         Raises
         ------
         TypeError, ValueError

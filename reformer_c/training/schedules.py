@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from ..checks import integer, names_keywords, number
@@ -31,6 +30,16 @@ class _NamedSchedule:
 def _constant(*, warmup: int = 0) -> Schedule:
     """1, after a linear warm-up of `warmup` steps.
 
+    Parameters
+    ----------
+    warmup : int
+        Steps of linear increase from 0.
+
+    Returns
+    -------
+    callable
+        ``schedule(step)``.
+
     Examples
     --------
     >>> [schedules.constant(warmup=2)(step) for step in range(3)]
@@ -44,6 +53,20 @@ def _constant(*, warmup: int = 0) -> Schedule:
 def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     """Linear decay from 1 after the warm-up to `floor` after `steps` steps.
 
+    Parameters
+    ----------
+    steps : int
+        After which the factor is `floor`.
+    warmup : int
+        Steps of linear increase from 0.
+    floor : float
+        The last factor, in [0, 1].
+
+    Returns
+    -------
+    callable
+        ``schedule(step)``.
+
     Examples
     --------
     >>> [schedules.linear(4)(step) for step in range(5)]
@@ -56,6 +79,20 @@ def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
 def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     """Cosine decay from 1 after the warm-up to `floor` (Loshchilov and Hutter 2017, section 3).
 
+    Parameters
+    ----------
+    steps : int
+        After which the factor is `floor`.
+    warmup : int
+        Steps of linear increase from 0.
+    floor : float
+        The last factor, in [0, 1].
+
+    Returns
+    -------
+    callable
+        ``schedule(step)``.
+
     Examples
     --------
     >>> [round(schedules.cosine(4, floor=0.1)(step), 3) for step in range(5)]
@@ -67,6 +104,16 @@ def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
 @names_keywords
 def _rsqrt(*, warmup: int = 1) -> Schedule:
     """Linear warm-up, then ``sqrt(warmup / step)`` (Vaswani et al. 2017, section 5.3).
+
+    Parameters
+    ----------
+    warmup : int
+        Steps of linear increase from 0.
+
+    Returns
+    -------
+    callable
+        ``schedule(step)``.
 
     Examples
     --------
@@ -100,10 +147,20 @@ def _decay(
     return _NamedSchedule(factor, kind, steps=steps, warmup=warmup, floor=floor)
 
 
-schedules = SimpleNamespace(constant=_constant, linear=_linear, cosine=_cosine, rsqrt=_rsqrt)
-"""Learning-rate schedules: each returns a function that maps the number of steps taken to a factor
-on the learning rate. ``constant(warmup=0)``, ``linear(steps, warmup=0, floor=0.0)``,
-``cosine(steps, warmup=0, floor=0.0)``, ``rsqrt(warmup=1)``."""
+class schedules:
+    """Learning-rate schedules: functions from the number of steps taken to a factor on the rate.
+
+    Examples
+    --------
+    >>> schedule = schedules.cosine(100, warmup=10)
+    >>> schedule(0), schedule(9), schedule(100)
+    (0.1, 1.0, 0.0)
+    """
+
+    constant = staticmethod(_constant)
+    linear = staticmethod(_linear)
+    cosine = staticmethod(_cosine)
+    rsqrt = staticmethod(_rsqrt)
 
 
 def describe_schedule(schedule: Schedule | None, step: int) -> Any:

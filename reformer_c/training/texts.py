@@ -61,7 +61,12 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
 def read_texts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False) -> list[bytes]:
     """The bytes of each text separately: `read_text` without joining; empty texts are omitted.
 
-    With `utf8`, a text that is not UTF-8 raises ValueError: subword tokenizers cannot read it.
+    Parameters
+    ----------
+    sources : path or iterable of paths
+        As in `read_text`.
+    utf8 : bool
+        Refuse a text that is not UTF-8, which subword tokenizers cannot read, with ValueError.
 
     Examples
     --------
@@ -125,10 +130,12 @@ def read_split(
 
     Parameters
     ----------
-    sources, whole_files
-        As in `read_tokens`; `whole_files` applies to the training parts.
+    sources : path or iterable of paths
+        As in `read_tokens`.
     held_out : float
         Fraction in [0, 1) of each file, at its end, that is held out.
+    whole_files : bool
+        As in `read_tokens`, of the training parts.
 
     Returns
     -------

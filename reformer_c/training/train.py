@@ -314,6 +314,11 @@ class Trainer(NamedAttributes):
         first written and flushed next to the last checkpoint, so one of the two stays complete
         even if the process is killed.
 
+        Parameters
+        ----------
+        folder : path or str
+            Created if it does not exist.
+
         Raises
         ------
         OSError
