@@ -156,6 +156,10 @@ class ReformerConfig(NamedAttributes, JsonFile):
         with the same parameters. Memory then grows with depth: training keeps the stream before
         each branch, and with memory_budget what the branches would recompute. The final states are
         the stream twice, as wide as two streams.
+    local_shared_qk : bool
+        Local attention: one projection for queries and keys, by the rule of "lsh" and "full_shared"
+        layers: a key is its query divided by its root mean square, and a token attends to itself
+        only if nothing else is visible. transformers cannot open such a model.
     position_embedding_type : {"absolute", "sinusoidal", "rotary", "none"}
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
         section 3.5), in layers.positions; "rotary": queries and keys of "local" and "full" layers
@@ -164,10 +168,6 @@ class ReformerConfig(NamedAttributes, JsonFile):
         may be longer than max_position_embeddings.
     rope_theta : float
         theta of rotary positions.
-    local_shared_qk : bool
-        Local attention: one projection for queries and keys, by the rule of "lsh" and "full_shared"
-        layers: a key is its query divided by its root mean square, and a token attends to itself
-        only if nothing else is visible. transformers cannot open such a model.
     full_attention_probs_dropout_prob : float
         As local_attention_probs_dropout_prob, of "full" and "full_shared" layers.
     attention_scope : str

@@ -442,7 +442,7 @@ def test_other_models_and_unreadable_files_are_refused(tmp_path):
 
 
 def test_help_explains_every_field():
-    _, _, listed = ReformerConfig.__doc__.partition("Attributes\n")
+    _, _, listed = ReformerConfig.__doc__.partition("Parameters\n")
     listed, _, _ = listed.partition("Raises\n")
     heads = re.findall(r"^    (\w[\w, ]*)(?: : |$)", listed, re.MULTILINE)
     names = [name.strip() for head in heads for name in head.split(",")]
