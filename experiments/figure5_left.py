@@ -18,11 +18,11 @@ from .growth import check_system, growth
 SEEDS = [0]
 SIZE = {
     "depths": [3, 6, 12], "width": 64, "length": 2048, "batch": 1, "steps": 400, "lr": 3e-3,
-    "rounds": 1, "chunk": 64, "evaluate_every": 40, "held_out": 8,
+    "rounds": 1, "local_chunk": 8, "chunk": 64, "evaluate_every": 40, "held_out": 8,
 }  # fmt: skip
 QUICK = {
-    "depths": [1, 2], "width": 16, "length": 128, "steps": 4, "chunk": 16, "evaluate_every": 2,
-    "held_out": 2,
+    "depths": [1, 2], "width": 16, "length": 128, "steps": 4, "local_chunk": 4, "chunk": 16,
+    "evaluate_every": 2, "held_out": 2,
 }  # fmt: skip
 
 prepare = language.read
@@ -43,7 +43,7 @@ def make_model(settings):
     layers = settings["layers"]
     return language.make_model(
         settings, attn_layers=(["local", "lsh"] * layers)[:layers],
-        num_hashes=settings["rounds"], local_attn_chunk_length=settings["chunk"],
+        num_hashes=settings["rounds"], local_attn_chunk_length=settings["local_chunk"],
         lsh_attn_chunk_length=settings["chunk"],
     )  # fmt: skip
 
