@@ -30,14 +30,16 @@ def run_all(module, options, data, machine, command, folder):
         print(f"[{number}/{len(grid)}] {name}", file=sys.stderr, flush=True)
         place = folder / name.replace(",", "").replace(" ", "-")
         result = module.run(settings, data, place)
-        done[name] = {"name": name, "settings": settings, "data": about, "result": result}
-        done[name]["machine"] = machine
+        done[name] = {
+            "name": name, "settings": settings, "data": about, "machine": machine, "result": result
+        }  # fmt: skip
         lines = "".join(json.dumps(line) + "\n" for line in done.values())
         write_atomically(folder / RUNS, lambda part, lines=lines: part.write_text(lines))
+    machines = [done[name]["machine"] for name in grid]
     summary = {
         "experiment": options.name,
         "command": command,
-        "machine": machine,
+        "machines": [x for i, x in enumerate(machines) if x not in machines[:i]],
         "data": about,
         "runs": [{key: done[name][key] for key in ("name", "settings", "result")} for name in grid],
     }

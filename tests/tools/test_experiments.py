@@ -48,7 +48,7 @@ def test_the_quick_form_runs_and_the_same_command_only_shows_it_again(
     summary = json.loads((tmp_path / f"{name}.json").read_text())
     assert summary["command"] == f"python -m experiments {name} --quick"
     assert [x["name"] for x in summary["runs"]] == [x["name"] for x in lines]
-    assert summary["machine"] == lines[0]["machine"] == rc_machine()
+    assert summary["machines"] == [lines[0]["machine"]] == [machine()]
     picture = (tmp_path / f"{name}.svg").read_bytes()
     module = import_module(f"experiments.{name}")
     monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran again"))
@@ -58,7 +58,7 @@ def test_the_quick_form_runs_and_the_same_command_only_shows_it_again(
     assert module.show(summary["runs"]) + "\n" == printed
 
 
-def rc_machine():
+def machine():
     from reformer_c.tools.bench import describe_machine
 
     with rc.num_threads(1):
@@ -212,11 +212,16 @@ def test_full_attention_in_place_of_hashing_is_that_of_a_model_of_full_attention
     assert not np.array_equal(one, model(ids, rng=0).logits)
 
 
-def test_local_buckets_are_those_of_rotations_that_map_all_tokens_to_one_bucket(hashed):
+def test_local_buckets_are_those_of_the_twin_that_hashes_all_tokens_to_one(hashed):
     model, ids = hashed
-    zeros = np.zeros((4, 4, 2, 4), np.float32)
-    expected = model(ids, rotations=[zeros, zeros]).logits
-    np.testing.assert_array_equal(replaced(model, ids, "local", [1, 2]), expected)
+    one = contribute.OneBucket(model)
+    logits = model(ids, rotations=one.rotations).logits
+    np.testing.assert_array_equal(replaced(model, ids, "local", [1, 2]), logits)
+    assert not model(ids, rotations=one.rotations, output_buckets=True).buckets[0].any()
+    expected = model.loss_and_gradients(ids, labels=ids, rotations=one.rotations, rng=0)
+    loss, gradients = one.loss_and_gradients(ids, labels=ids, rng=0)
+    assert loss == expected[0] == one.loss(ids, labels=ids, rng=0)
+    assert all(np.array_equal(gradients[name], expected[1][name]) for name in gradients)
 
 
 def test_nothing_is_the_model_whose_output_projections_are_zero(hashed):
