@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.files.atomic import finish_checkpoint
 from reformer_c.models.presets import DROPOUTS, preset_config
 from reformer_c.tools.demo import bigram_bits_per_byte, python_text
 from reformer_c.training.data import Windows
-from reformer_c.training.log import read_log
-from reformer_c.training.progress import show_progress
-from reformer_c.training.state import has_checkpoint
 from reformer_c.training.texts import encode_text, read_text, split_tokens
 
-LOG = "log.jsonl"
+from .training import curve, fit
+
 # Student's t for a confidence of 95 %, by degrees of freedom
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -77,34 +74,11 @@ def make_model(settings, **fields):
 
 def train(model, settings, text, folder):
     """Train a model, or go on with it; returns held-out bits per byte by step, and the time."""
-    steps, length = settings["steps"], settings["length"]
-    folder.mkdir(parents=True, exist_ok=True)
-    finish_checkpoint(folder)
-    if not has_checkpoint(folder):  # left by a run that ended before its first checkpoint
-        (folder / LOG).unlink(missing_ok=True)
-    trainer = rc.Trainer(
-        model,
-        Windows(text.train, length, batch=settings["batch"], seed=settings["seed"]),
-        rc.AdamW(model.parameters, lr=settings["lr"]),
-        steps=steps,
-        schedule=rc.schedules.cosine(steps, warmup=steps // 10, floor=0.1),
-        seed=settings["seed"],
-        held_out=text.held_out,
-        evaluate_every=settings["evaluate_every"],
-        folder=folder,
-        save_every=settings["evaluate_every"],
-        log=folder / LOG,
-    )
-    if has_checkpoint(folder):
-        trainer.resume(folder)
-    for _ in show_progress(trainer):
-        pass
-    lines = read_log(folder / LOG)
-    tokens = settings["batch"] * length
-    return {
-        "held_out": [[x["step"], round(x["held_out"], 5)] for x in lines if "held_out" in x],
-        "seconds": round(sum(tokens / x["tokens_per_second"] for x in lines)),
-    }
+    length, batch = settings["length"], settings["batch"]
+    data = Windows(text.train, length, batch=batch, seed=settings["seed"])
+    lines = fit(model, data, settings, folder, held_out=text.held_out)
+    seconds = sum(batch * length / line["tokens_per_second"] for line in lines)
+    return {"held_out": curve(lines), "seconds": round(seconds)}
 
 
 def final(run):
