@@ -5,11 +5,11 @@ undefined-behaviour sanitizers, REFORMER_C_OPENMP=0 builds without threads.
 """
 
 import os
-import platform
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,17 @@ for line in Path("csrc/variants/flags.mk").read_text().splitlines():
     if line and not line.startswith("#"):
         name, words = line.split("=", 1)
         VARIANTS[name.strip()] = words.split()
-MACHINE = platform.machine().lower()
-MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(MACHINE, MACHINE)
-ISAS = VARIANTS.get(f"ISAS_{MACHINE}", ["base"])
-ISA_FLAGS = {isa: VARIANTS.get(f"FLAGS_{isa}", []) for isa in ISAS}
+MACHINES = [name.removeprefix("ISAS_") for name in VARIANTS if name.startswith("ISAS_")]
 
 # Flags that enable OpenMP (of the compiler, of the linker), in order of preference.
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
 EMPTY_PROGRAM = "int main(void) { return 0; }\n"
+FOR_MACHINE = "#ifndef __{}__\n#error\n#endif\n"
+# gcc does not align the stack to wide vectors on Windows (GCC's bug 54412)
+WIDE_VECTORS_PROGRAM = f"""#if defined(__MINGW32__) && !defined(__clang__)
+#error
+#endif
+{EMPTY_PROGRAM}"""
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -62,26 +65,51 @@ class BuildExt(build_ext):
         elif "-g" not in os.environ.get("CFLAGS", "").split():
             ext.extra_compile_args += RELEASE_FLAGS
 
-        # instruction sets that the compiler does not support are omitted
-        isas = [isa for isa in ISAS if self.builds(EMPTY_PROGRAM, ISA_FLAGS[isa])]
-        ext.define_macros = ext.define_macros + [(f"RF_HAVE_{isa.upper()}", "1") for isa in isas]
         # the variants take longest, so they are compiled first
-        variants = [file for isa in isas for file in sorted(glob(f"csrc/variants/{isa}_f[36]*.c"))]
-        sources, ext.sources = ext.sources, []
+        sources = self.variants() | {source: [] for source in ext.sources}
+        ext.sources = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for objects in pool.map(lambda source: self.compile(ext, source), variants + sources):
+            for objects in pool.map(lambda file: self.compile(ext, *file), sources.items()):
                 ext.extra_objects = ext.extra_objects + objects
         super().build_extension(ext)
 
-    def compile(self, ext, source):
+    def variants(self):
+        """The files of csrc/variants for the machine that is compiled for: their flags.
+
+        For macOS one object may hold code for two machines (universal2, ARCHFLAGS). The files of
+        an instruction set are then compiled for its machine alone; linking for the other leaves
+        them out. -Xarch_<machine> limits a flag in the same way.
+        """
+        words = getattr(self.compiler, "compiler_so", [])
+        names = [name for word, name in pairwise(words) if word == "-arch"]
+        targets = [(["-arch", name], [f"-Xarch_{name}"]) for name in dict.fromkeys(names)]
+        files, select = {}, []
+        for only, limit in targets if len(targets) > 1 else [([], [])]:
+            for isa in self.isas(only):
+                flags = only + VARIANTS.get(f"FLAGS_{isa}", [])
+                if isa == "base":
+                    flags = []
+                elif not self.builds(WIDE_VECTORS_PROGRAM, flags, only):
+                    continue  # omitted, as the compiler does not support it
+                select += [*limit, f"-DRF_HAVE_{isa.upper()}"]
+                files |= dict.fromkeys(sorted(glob(f"csrc/variants/{isa}_f[36]*.c")), flags)
+        return files | {"csrc/variants/select.c": select}
+
+    def isas(self, only):
+        """The instruction sets of the compiler's machine; platform.machine() is where it runs."""
+        for machine in MACHINES:
+            if self.builds(FOR_MACHINE.format(machine) + EMPTY_PROGRAM, only, only):
+                return VARIANTS[f"ISAS_{machine}"]
+        return ["base"]
+
+    def compile(self, ext, source, flags):
         return self.compiler.compile(
             [source],
             output_dir=self.build_temp,
             macros=ext.define_macros,
             include_dirs=ext.include_dirs,
             depends=ext.depends,
-            extra_postargs=ext.extra_compile_args
-            + ISA_FLAGS.get(Path(source).stem.rpartition("_")[0], []),
+            extra_postargs=ext.extra_compile_args + flags,
         )
 
     def check_compiler(self):
@@ -128,7 +156,7 @@ setup(
     ext_modules=[
         Extension(
             "reformer_c._core",
-            sources=sorted([*glob("csrc/module/*.c"), "csrc/variants/select.c"]),
+            sources=sorted(glob("csrc/module/*.c")),
             depends=sorted(glob("csrc/**/*.[ch]", recursive=True)),
             include_dirs=[np.get_include()],
             define_macros=[

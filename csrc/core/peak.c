@@ -23,9 +23,13 @@ static real peak_burst(real start) {
 }
 
 static double seconds_now(void) {
+#ifdef TIME_UTC
     struct timespec now;
     timespec_get(&now, TIME_UTC);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else // an old C library of Windows, whose clock is not the processor's but the wall's
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
 }
 
 static double fma_peak(rf_run *run, double seconds) {
