@@ -6,12 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ..files.checkpoint import write_atomically
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["JsonFile"]
 

@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG
 from .heads import Head
 from .inputs import Call, Inputs
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["HUB_WEIGHTS", "Model", "TwoSided", "Weighted"]
 

@@ -313,7 +313,7 @@ def _found(
             countable = np.arange(t) != block[:, None]
             if is_causal:
                 countable &= np.arange(t) < block[:, None]
-            all_pairs += np.count_nonzero(countable)
+            all_pairs += int(np.count_nonzero(countable))
             for n, r in enumerate(rounds):
                 counts = pattern.count_pairs(groups[:r], block)
                 mass[n] += probability[counts > 0].sum(dtype=np.float64)

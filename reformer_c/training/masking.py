@@ -146,7 +146,7 @@ class MaskedLanguageModel:
             logits = model(masked, rng=seed).logits[places]
             new = len(logits)
             loss += cross_entropy(logits, labels[places])[0] * new
-            right += np.count_nonzero(logits.argmax(axis=-1) == labels[places])
+            right += int(np.count_nonzero(logits.argmax(axis=-1) == labels[places]))
             count += new
         loss /= count
         # exp of a huge loss overflows
