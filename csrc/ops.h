@@ -205,8 +205,9 @@ typedef struct {
 
     /* y += attention(layer_norm(x) wq' ...) wo' for one new token of each of n texts, whose key and
        value are appended to the cache; keys are stored scaled, and normalised if they are shared
-       queries. With scope LOCAL token t is in slot t % s. previous[t] is the token before t in its
-       bucket. `columns` is the sum of num_buckets / 2. */
+       queries. Token t is in slot t % s, and previous[slot] is the slot of the token before it in
+       its bucket. The cache of a text of more than s tokens has forgotten the oldest ones, the
+       least multiple of `drop` that leaves at most s. `columns` is the sum of num_buckets / 2. */
     size_t (*decode_attention_workspace)(const rf_run *run, const rf_decoding *a, size_t columns);
     void (*decode_attention)(
         rf_run *run, const rf_decoding *a,

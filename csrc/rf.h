@@ -93,6 +93,7 @@ typedef struct {
     size_t n, c, h, d; // new tokens, one per text; channels, heads, depth of a head
     size_t b, s;       // texts of the cache; its capacity in tokens (LOCAL: a ring buffer)
     size_t r, k;       // hash rounds, buckets
+    size_t drop;       // how many of its oldest tokens a full cache forgets; 0: it never is full
     size_t m, before;  // chunk length, chunks of look-back (scopes LOCAL and CHUNK)
     size_t cap;        // tokens of a segment (scope BUCKET), or 0
     int shared_qk, across_buckets, duplicates; // as in rf_attention

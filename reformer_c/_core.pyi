@@ -176,6 +176,7 @@ def decode_attention(
     spec: AttentionSpec,
     eps: float,
     theta: float,
+    drop: int,
     x: _Real,
     weight: _Real,
     bias: _Real,

@@ -151,10 +151,13 @@ def test_arguments_have_one_name_and_one_order_in_c_in_the_extension_and_in_pyth
         for node in stub.body
         if isinstance(node, ast.FunctionDef) and node.name in in_c
     }
-    # what C takes in its structures, and what only names an argument or a type
-    by_structure = {"spec", "w0", "w1", "eps", "theta", "bucket_ids", "matmul_precision", "workers"}
+    # what C takes in structures: rf_attention, rf_decoding, rf_axis for each table of axial
+    # positions, and rf_run
+    by_structure = {"spec", "bucket_ids"} | {"eps", "theta", "drop"} | {"w0", "w1"}
+    by_structure |= {"matmul_precision", "workers"}
+    # what only names an argument or a type
+    only_here = by_structure | {"name", "like"}
     for op, arguments in bound.items():
-        only_here = by_structure | {"name", "like"} | ({"p"} if op == "lsh_hash" else set())
         shared = [name for name in arguments if name not in only_here or name in in_c[op]]
         assert shared == [name for name in in_c[op] if name in shared], op
         plain = getattr(rc.ops, op.removesuffix("_forward"), None)

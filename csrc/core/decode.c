@@ -2,8 +2,9 @@
 
    The cache of a layer holds the keys, scaled and, with shared_qk, normalised, and the values. A
    layer that hashes also keeps each bucket as a linked list: its newest token, its size, and for
-   each token the previous one of its bucket. Appending a token takes two writes. A local layer
-   keeps only its window, in a ring buffer. */
+   each token the previous one of its bucket. Appending a token takes two writes. The cache is a
+   ring buffer: a local layer keeps only its window, and the others may forget their oldest tokens,
+   after which a text is what it would be if it began with the oldest one that is kept. */
 #include "attention_hf_rows.h"
 #include "rows.h"
 #include "small_batch.h"
@@ -97,6 +98,11 @@ static decode_scratch decode_scratch_place(const rf_decoding *a, size_t columns,
     return s;
 }
 
+/* The oldest token that the cache keeps of a text of n tokens. */
+static size_t oldest_kept(const rf_decoding *a, size_t n) {
+    return a->drop && n > a->s ? blocks_of(n - a->s, a->drop) * a->drop : 0;
+}
+
 /* ------------------------------------------------------------------------------- buckets ---- */
 
 /* The bucket lists of one hash round of one head of one text. */
@@ -134,6 +140,19 @@ static void join_bucket(const hash_round *round, int32_t bucket, size_t token) {
     round->previous[token] = b[0];
     b[0] = (int32_t)token;
     b[1]++;
+}
+
+/* Take the tokens before `oldest` out of the lists of a text of t tokens. A list is in the order of
+   the text, so only its size changes. */
+static void forget(const rf_decoding *a, const hash_round *round, size_t oldest, size_t t) {
+    for (size_t j = 0; j < a->k; j++) {
+        int32_t *b = round->buckets + 2 * j, token = b[0], kept = 0;
+        for (; kept < b[1]; kept++, token = round->previous[token]) {
+            const size_t age = (t - 1 - (size_t)token) % a->s; // 0 is the newest token
+            if (t - 1 - age < oldest) break;
+        }
+        b[1] = kept;
+    }
 }
 
 /* Attend to n tokens of a bucket, from `token` backwards. */
@@ -189,23 +208,26 @@ static void attend_range(online_softmax *sm, size_t from, size_t to, size_t ring
     for (size_t i = from; i < to; i++) attend(sm, i % ring);
 }
 
-/* All rounds of a head that hashes; returns how many rounds the softmax was taken over. */
-static size_t attend_hashed(online_softmax *sm, const decode_arrays *x, size_t bh, real *u) {
+/* All rounds of a head that hashes, for token t; returns how many rounds the softmax was taken
+   over. */
+static size_t attend_hashed(online_softmax *sm, const decode_arrays *x, size_t bh, size_t t,
+                            real *u) {
     const rf_decoding *a = sm->a;
-    const size_t t = sm->self, columns = x->columns;
-    const int all = a->scope == RF_CHUNK && t < a->m; // one chunk is full attention
+    const size_t oldest = oldest_kept(a, t + 1), columns = x->columns;
+    const int all = a->scope == RF_CHUNK && t - oldest < a->m; // one chunk is full attention
     for (size_t r = 0; r < a->r; r++) {
         const size_t list = bh * a->r + r;
         const hash_round round = {x->buckets + list * a->k * 2, x->previous + list * a->s};
         const real *rotation = x->rotations + (bh % a->h * a->d * a->r + r) * columns;
         const int32_t bucket = decode_hash(a, sm->q, rotation, x->factors, x->nf, columns, u);
-        join_bucket(&round, bucket, t);
+        if (oldest > oldest_kept(a, t)) forget(a, &round, oldest, t);
+        join_bucket(&round, bucket, sm->self);
         if (a->scope == RF_BUCKET)
             attend_bucket(sm, &round, bucket);
         else if (!all)
             attend_window(sm, &round, bucket);
     }
-    if (all) attend_range(sm, 0, t + 1, a->s);
+    if (all) attend_range(sm, oldest, t + 1, a->s);
     return all ? 1 : a->r;
 }
 
@@ -222,15 +244,15 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     const real *q = x->q + at, *k = a->shared_qk ? q : x->k + at;
     const real scale = (real)a->scale * (a->shared_qk ? key_norm(q, d) : (real)1);
     // 1. append
-    const size_t slot = t % a->s; // of the ring buffer; other scopes have s > t
+    const size_t slot = t % a->s;
     cache_vector(a->storage, keys, slot, k, scale, d);
     cache_vector(a->storage, values, slot, x->v + at, 1, d);
 
     // 2. attend
     online_softmax sm = {.a = a, .run = run, .q = q, .keys = keys, .values = values};
-    sm.self = local ? slot : t;
+    sm.self = slot;
     sm.met = scratch.met;
-    if (sm.met) memset(sm.met, 0, blocks_of(t + 1, 64) * sizeof(uint64_t));
+    if (sm.met) memset(sm.met, 0, blocks_of(min_size(t + 1, a->s), 64) * sizeof(uint64_t));
     sm.max = REAL_LOWEST;
     sm.out = x->out + at;
     memset(sm.out, 0, d * sizeof(real));
@@ -238,9 +260,9 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     if (local)
         attend_range(&sm, (t / a->m - min_size(t / a->m, a->before)) * a->m, t + 1, a->s);
     else if (!hashes)
-        attend_range(&sm, 0, t + 1, a->s);
+        attend_range(&sm, oldest_kept(a, t + 1), t + 1, a->s);
     else
-        rounds = attend_hashed(&sm, x, bh, scratch.hash);
+        rounds = attend_hashed(&sm, x, bh, t, scratch.hash);
     flush(&sm);
     // 3. normalise. A token that attended only to itself gets what a forward pass over all tokens
     // gives it: its value, not rounded as in the cache, or, in Hugging Face's model, that with

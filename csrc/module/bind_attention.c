@@ -102,7 +102,8 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     const int64_t *positions = rf_in_ids(&c, "positions", "n");
     void *y = rf_inout(&c, "y", "n c");
     rf_check_ids(&c, "rows", rf_size(&c, "b"));
-    rf_check_ids(&c, "positions", a.scope == RF_LOCAL ? INT32_MAX : rf_size(&c, "s"));
+    const int endless = a.scope == RF_LOCAL || a.drop;
+    rf_check_ids(&c, "positions", endless ? RF_MAX_POSITIONS : rf_size(&c, "s"));
     rf_workers(&c);
 
     rf_decoding_sizes(&c, &a, wk.data != NULL, rotations && buckets && previous);

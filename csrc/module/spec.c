@@ -162,16 +162,18 @@ void rf_attention_sizes(rf_call *c, rf_attention *a) {
 rf_decoding rf_decoding_of(rf_call *c) {
     const char *query, *keys, *mask;
     const rf_attention spec = rf_attention_of(c, &query, &keys, &mask);
-    return (rf_decoding){.scope = spec.scope,
-                         .m = spec.m,
-                         .before = spec.before,
-                         .cap = spec.cap,
-                         .shared_qk = spec.shared_qk,
-                         .across_buckets = spec.across_buckets,
-                         .duplicates = spec.duplicates,
-                         .softcap = spec.softcap,
-                         .eps = rf_double(c, "eps"),
-                         .theta = rf_double(c, "theta")};
+    rf_decoding a = {.scope = spec.scope,
+                     .m = spec.m,
+                     .before = spec.before,
+                     .cap = spec.cap,
+                     .shared_qk = spec.shared_qk,
+                     .across_buckets = spec.across_buckets,
+                     .duplicates = spec.duplicates,
+                     .softcap = spec.softcap};
+    a.eps = rf_double(c, "eps");
+    a.theta = rf_double(c, "theta");
+    a.drop = rf_count(c, "drop");
+    return a;
 }
 
 void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets) {
@@ -194,6 +196,9 @@ void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets
                 rf_product(a->h, a->d), rf_size(c, "hd"));
     if (!c->failed && a->s > INT32_MAX)
         RF_FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", a->s);
+    if (!c->failed && a->drop > (local ? 0 : a->s))
+        RF_FAIL(c, PyExc_ValueError, "drop must be at most %zu, got %zu", local ? 0 : a->s,
+                a->drop);
     if (!c->failed && local && a->s < rf_product(a->before + 1, a->m))
         RF_FAIL(c, PyExc_ValueError, "keys must have room for %zu tokens, got %zu",
                 rf_product(a->before + 1, a->m), a->s);

@@ -298,6 +298,10 @@ def _generate(command: ArgumentParser) -> None:
         help="decode with rounded weights: faster, less exact (the model's dtype)")  # fmt: skip
     add("--cache", choices=("bfloat16",),
         help="keep keys and values rounded: half of the memory (the model's dtype)")  # fmt: skip
+    add("--cache-length", **COUNT,
+        help="tokens that are remembered, so that a text of any length takes bounded memory (all)",
+    )  # fmt: skip
+    add("--cache-drop", **COUNT, help="tokens forgotten at once (an eighth of --cache-length)")
     add("--texts", **COUNT, help="texts to generate (1)")
     add("--stream", action="store_true", help="print the text while it is generated")
 

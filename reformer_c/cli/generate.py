@@ -55,6 +55,8 @@ def run(options: Namespace) -> None:
             min_new_tokens=options.min_length,
             weights=options.weights,
             cache_dtype=options.cache,
+            cache_length=options.cache_length,
+            cache_drop=options.cache_drop,
         ),
         **choice,
         **_banned(options.without, saved, tokenizer, token_texts),

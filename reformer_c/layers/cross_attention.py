@@ -170,14 +170,14 @@ class CrossAttention(Attention):
             ops.add_scaled(gradient[index], dstates.reshape(gradient[index].shape), 1.0)
             del dstates  # free it before the next is allocated
 
-    def open_cache(self, b: int, longest: int, cache_dtype: str | None = None) -> list[np.ndarray]:
+    def open_cache(self, b: int, longest: int, **options: Any) -> list[np.ndarray]:
         """Keys and values (b, h, s, d) of all encoder states; all texts of a call share them."""
         layer, cached = self.weights.prefix, self.encoder.heads
         if layer not in cached:
             every = slice(0, len(self.encoder.states))
             part = Part(every.stop, every, (every,), slice(0, self.num_heads))
             heads = self._encoder_heads(part, every)
-            if cache_dtype is not None:
+            if options.get("cache_dtype") is not None:
                 heads = [along_tokens(ops.to_bfloat16, head) for head in heads]
             cached[layer] = heads
         return cached[layer]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import ops
@@ -27,14 +29,12 @@ class FullAttention(WholeSequences):
         b, n = self.shape
         return b, self.num_heads, n, n
 
-    def open_cache(
-        self, b: int, longest: int, cache_dtype: str | None = None
-    ) -> ops.AttentionCache:
+    def open_cache(self, b: int, longest: int, **options: Any) -> ops.AttentionCache:
         return ops.AttentionCache(
             b, self.num_heads, self._depth, scope="full", longest=longest,
             shared_qk=self.shared_qk, softcap=self.rules["softcap"], eps=self.norm.eps,
             rope_theta=self._rope_theta, dtype=self.weights.dtype.type,
-            cache_dtype=cache_dtype,
+            **options,
         )  # fmt: skip
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:

@@ -64,19 +64,19 @@ class Caches:
     b : int
         Number of texts.
     longest : int
-        Maximum number of tokens of a text.
-    cache_dtype : {"bfloat16"}, optional
-        As in `ops.AttentionCache`.
+        Maximum number of tokens of a text, or of those kept of it.
+    **options
+        `drop` and `cache_dtype` of `ops.AttentionCache`.
     """
 
-    def __init__(self, b: int, longest: int, cache_dtype: str | None = None) -> None:
-        self._size = b, longest, cache_dtype
+    def __init__(self, b: int, longest: int, **options: Any) -> None:
+        self._size, self._options = (b, longest), options
         self._caches: dict[str, Any] = {}
 
     def of(self, branch: Sublayer) -> Any:
         name = branch.weights.prefix
         if name not in self._caches:
-            self._caches[name] = branch.open_cache(*self._size)
+            self._caches[name] = branch.open_cache(*self._size, **self._options)
         return self._caches[name]
 
     def __iter__(self) -> Iterator[Any]:

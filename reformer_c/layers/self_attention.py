@@ -45,15 +45,13 @@ class SelfAttention(Attention):
     def _rope_theta(self) -> float | None:
         return None if self._rotary is None else self._rotary.theta
 
-    def open_cache(
-        self, b: int, longest: int, cache_dtype: str | None = None
-    ) -> ops.AttentionCache:
+    def open_cache(self, b: int, longest: int, **options: Any) -> ops.AttentionCache:
         m, before, _ = self._window
         return ops.AttentionCache(
             b, self.num_heads, self._depth, longest=longest, chunk_length=m,
             num_chunks_before=before, softcap=self.rules["softcap"], eps=self.norm.eps,
             rope_theta=self._rope_theta, shared_qk=self.shared_qk,
-            dtype=self.weights.dtype.type, cache_dtype=cache_dtype, **self._cache_hashing(),
+            dtype=self.weights.dtype.type, **self._cache_hashing(), **options,
         )  # fmt: skip
 
     def _cache_hashing(self) -> dict[str, Any]:

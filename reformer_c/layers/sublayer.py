@@ -111,8 +111,9 @@ class Sublayer(ABC):
 
     # ---- decoding ----
 
-    def open_cache(self, b: int, longest: int, cache_dtype: str | None = None) -> Any:
-        """The cache that decoding steps need for b texts of at most `longest` tokens."""
+    def open_cache(self, b: int, longest: int, **options: Any) -> Any:
+        """The cache that decoding steps need for b texts of at most `longest` tokens, with the
+        options `drop` and `cache_dtype` of `ops.AttentionCache`."""
         return None
 
     def step_add(self, cache: Any, step: Step, out: np.ndarray, x: np.ndarray) -> None:

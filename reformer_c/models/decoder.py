@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -49,13 +50,13 @@ class Decoder:
         to a `Pass` over them.
     head : LanguageModel
     longest : int
-        Maximum number of tokens of a text.
+        Maximum number of tokens of a text, or of those kept of it.
     prompt_index : ndarray of int, (n,), optional
         The index that identifies each prompt to `begin`; 0, 1 ... by default.
     weights : StepWeights, optional
         The weights of the steps after the prompts; the model's by default.
-    cache_dtype : {"bfloat16"}, optional
-        As in `ops.AttentionCache`.
+    **options
+        `drop` and `cache_dtype` of `ops.AttentionCache`.
 
     Attributes
     ----------
@@ -70,13 +71,13 @@ class Decoder:
         longest: int,
         prompt_index: np.ndarray | None = None,
         weights: StepWeights | None = None,
-        cache_dtype: str | None = None,
+        **options: Any,
     ) -> None:
         self._begin, self._head, self._longest = begin, head, longest
-        self._cache_dtype = cache_dtype
+        self._options = options
         self._weights = StepWeights() if weights is None else weights
         self._first_index = prompt_index
-        self._caches = Caches(0, longest, cache_dtype)
+        self._caches = Caches(0, longest, **options)
         # one function of (step, out, x) for each branch
         self._functions: list[Callable[..., None]] = []
 
@@ -100,7 +101,7 @@ class Decoder:
         self._lengths = np.array([len(text) for text in texts], np.int64)
         index = self._first_index
         self._prompt_index = np.arange(len(texts)) if index is None else index
-        self._caches = Caches(len(texts), self._longest, self._cache_dtype)
+        self._caches = Caches(len(texts), self._longest, **self._options)
         self._functions = []
         logits: np.ndarray | None = None
         for t in np.unique(self._lengths).tolist():
@@ -178,9 +179,16 @@ def num_buckets_of(config: ReformerConfig, t: int) -> int | Sequence[int] | None
 
 
 def cache_bytes(
-    config: ReformerConfig, t: int, *, prompt: int | None = None, batch: int = 1, itemsize: int = 4
+    config: ReformerConfig,
+    t: int,
+    *,
+    prompt: int | None = None,
+    batch: int = 1,
+    cache_length: int | None = None,
+    itemsize: int = 4,
 ) -> int:
-    """Bytes of the cache for `batch` texts of t tokens, which begin with `prompt` tokens.
+    """Bytes of the cache for `batch` texts of t tokens, which begin with `prompt` tokens, or with
+    at most `cache_length` tokens of each.
 
     See ``ReformerModelWithLMHead.cache_bytes``.
 
@@ -191,9 +199,10 @@ def cache_bytes(
     True
     """
     h, d = config.num_attention_heads, config.attention_head_size
+    kept = t if cache_length is None else min(t, cache_length)
     total = 0
     for kind in config.layer_types:
-        room = t
+        room = kept
         if kind == "local":
             before = config.attention(kind, "num_chunks_before")
             room = (before + 1) * config.attention(kind, "attn_chunk_length")
@@ -202,5 +211,5 @@ def cache_bytes(
             buckets = num_buckets_of(config, t if prompt is None else prompt)
             assert buckets is not None
             count = buckets if isinstance(buckets, int) else math.prod(buckets)
-            total += 4 * h * (config.num_hashes or 1) * (t + 2 * count)
+            total += 4 * h * (config.num_hashes or 1) * (kept + 2 * count)
     return batch * total

@@ -172,6 +172,13 @@ class Generation(Weighted):
             The first token of a prompt without tokens, and of a `ReformerEncoderDecoder`'s texts.
         use_cache : bool, True
             False computes every token by a forward pass over all tokens before it.
+        cache_length : int, optional
+            The most tokens of a text that its layers remember, so that a text of any length takes
+            bounded memory: when it is longer, the oldest are forgotten, and what is left is
+            attended to as if the text began there, with unchanged positions. Local layers remember
+            their window. By default nothing is forgotten.
+        cache_drop : int, an eighth of cache_length
+            How many tokens are forgotten at once, at most cache_length.
         weights : {"int8", "bfloat16"}, optional
             Quantize the weight matrices of the steps after the prompts (see `ops.quantize`). These
             steps read a quarter or half of the bytes, so a few texts are continued several times as
@@ -283,13 +290,14 @@ class Generation(Weighted):
         prompt: int | None = None,
         batch: int = 1,
         cache_dtype: str | None = None,
+        cache_length: int | None = None,
     ) -> int:
         """Bytes of the cache of `generate` for `batch` texts of t tokens.
 
         With t the length of the prompt and all new tokens, `generate` allocates this much; pages
-        that are not written yet take no memory. A local layer's cache does not grow with t. If
-        ``config.num_buckets`` is None, the length of the `prompt` (t by default) determines the
-        number of buckets.
+        that are not written yet take no memory. A local layer's cache does not grow with t, nor
+        does any beyond `cache_length`. If ``config.num_buckets`` is None, the length of the
+        `prompt` (t by default) determines the number of buckets.
 
         Parameters
         ----------
@@ -301,11 +309,15 @@ class Generation(Weighted):
             Texts.
         cache_dtype : "bfloat16" or None
             As in `generate`.
+        cache_length : int, optional
+            As in `generate`.
         """
         if cache_dtype not in (None, *CACHE_DTYPES):
             raise ValueError(f"cache_dtype must be 'bfloat16' or None, got {cache_dtype!r}")
         size = self.dtype.itemsize if cache_dtype is None else 2
-        return cache_bytes(self.config, t, prompt=prompt, batch=batch, itemsize=size)
+        return cache_bytes(
+            self.config, t, prompt=prompt, batch=batch, cache_length=cache_length, itemsize=size
+        )
 
     def _prepare(self, call: Call, generation_config: Any, options: dict[str, Any]) -> Prepared:
         """Check all arguments."""
@@ -333,8 +345,9 @@ class Generation(Weighted):
             chosen.pad_token_id = self.config.padding_id
         if chosen.weights is not None and not chosen.use_cache:
             raise ValueError("weights must be None with use_cache=False, which has no steps")
-        if chosen.cache_dtype is not None and not chosen.use_cache:
-            raise ValueError("cache_dtype must be None with use_cache=False, which has no cache")
+        for name in ("cache_dtype", "cache_length"):
+            if getattr(chosen, name) is not None and not chosen.use_cache:
+                raise ValueError(f"{name} must be None with use_cache=False, which has no cache")
         rules = Rules(chosen, **functions)
         source = self._source(prompts, chosen, call)
         # the beams of a prompt share one generator
@@ -378,9 +391,15 @@ class Generation(Weighted):
         for group, num_buckets in enumerate(kinds):
             prompt_index = np.flatnonzero(groups == group)
             begin = self._beginning(replace(call, num_buckets=num_buckets))
-            longest = max(len(prompts[int(i)]) for i in prompt_index) + chosen.max_new_tokens
+            longest, drop = max(len(prompts[int(i)]) for i in prompt_index), None
+            longest += chosen.max_new_tokens
+            if chosen.cache_length is not None and longest > chosen.cache_length:
+                longest, drop = chosen.cache_length, chosen.cache_drop
             sources[group] = (
-                Decoder(begin, self.head, longest, prompt_index, weights, chosen.cache_dtype)
+                Decoder(
+                    begin, self.head, longest, prompt_index, weights, drop=drop,
+                    cache_dtype=chosen.cache_dtype,
+                )
                 if chosen.use_cache
                 else UncachedSource(partial(self._recompute, begin, prompt_index))
             )  # fmt: skip

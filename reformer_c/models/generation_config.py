@@ -22,7 +22,8 @@ GENERATION_CONFIG = "generation_config.json"
 # integers, and the minimum of each
 COUNTS = {
     "max_length": 1, "max_new_tokens": 0, "min_length": 0, "min_new_tokens": 0, "num_beams": 1,
-    "top_k": 0, "no_repeat_ngram_size": 0, "num_return_sequences": 1,
+    "top_k": 0, "no_repeat_ngram_size": 0, "num_return_sequences": 1, "cache_length": 1,
+    "cache_drop": 1,
 }  # fmt: skip
 BELOW_ONE = math.nextafter(1.0, 0.0)
 # numbers: the bounds, whether the lower one is excluded, and the range in words
@@ -70,7 +71,9 @@ UNSUPPORTED: dict[str, Any] = {
     "token_healing": False, "top_h": None, "use_mtp": False, "watermarking_config": None,
 }  # fmt: skip
 # options of transformers that do not change the result, and resemble some that do
-IGNORED = {"max_cache_len", "max_matching_ngram_size"}
+IGNORED = {
+    "cache_config", "cache_implementation", "max_cache_len", "max_matching_ngram_size",
+}  # fmt: skip
 
 
 @dataclass(init=False, repr=False)
@@ -131,6 +134,8 @@ class GenerationConfig(NamedAttributes, JsonFile):
     early_stopping: bool | str = UNSET
     num_return_sequences: int = UNSET
     use_cache: bool = UNSET
+    cache_length: int | None = None
+    cache_drop: int | None = None
     weights: str | None = None
     cache_dtype: str | None = None
     eos_token_id: int | Sequence[int] | None = None
@@ -275,6 +280,8 @@ class GenerationConfig(NamedAttributes, JsonFile):
             for name in (one, other):
                 if call.get(name) is not None:
                     lower |= {one: None, other: None}
+        if "cache_length" in call:  # the folder's number belongs to another length
+            lower["cache_drop"] = None
         found = given.over(type(self)(**lower))
         found._check_tokens(v)
         if found.pad_token_id is None and (ends := flat(found.eos_token_id)):
@@ -284,6 +291,8 @@ class GenerationConfig(NamedAttributes, JsonFile):
         for name, value in DEFAULTS.items():
             if getattr(found, name) is None:
                 setattr(found, name, off.get(name, value) if name in call else value)
+        if found.cache_length is not None and found.cache_drop is None:
+            found.cache_drop = max(1, found.cache_length // 8)
         found._check_together()
         return found
 
@@ -314,6 +323,11 @@ class GenerationConfig(NamedAttributes, JsonFile):
             self.min_new_tokens = self.max_new_tokens
 
     def _check_together(self) -> None:
+        length, drop = self.cache_length, self.cache_drop
+        if length is None and drop is not None:
+            raise ValueError(f"cache_drop must be None without cache_length, got {drop}")
+        if length is not None and drop is not None and drop > length:
+            raise ValueError(f"cache_drop must be at most cache_length={length}, got {drop}")
         beams, texts = self.num_beams or 1, self.num_return_sequences or 1
         if texts > beams and (beams > 1 or not self.do_sample):
             raise ValueError(

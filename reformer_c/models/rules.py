@@ -21,11 +21,11 @@ Criterion = Callable[[np.ndarray, np.ndarray], bool]
 
 
 class Text:
-    """A prompt and its new tokens, in a preallocated buffer; its row's number, and the random
-    generator of its samples."""
+    """A prompt and its new tokens, in a buffer that is doubled when it is full; its row's number,
+    and the random generator of its samples."""
 
-    def __init__(self, prompt: np.ndarray, room: int, row: int, draws: np.random.Generator) -> None:
-        self._buffer = np.concatenate([prompt, np.zeros(room, np.int64)])
+    def __init__(self, prompt: np.ndarray, row: int, draws: np.random.Generator) -> None:
+        self._buffer = np.array(prompt, np.int64)
         self.prompt, self.new, self.row, self.draws = len(prompt), 0, row, draws
         self._seen: np.ndarray | None = None
 
@@ -38,6 +38,8 @@ class Text:
         return self.ids[self.prompt :]
 
     def append(self, token: int) -> None:
+        if self.prompt + self.new == len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.zeros_like(self._buffer)])
         self._buffer[self.prompt + self.new] = token
         self.new += 1
         if self._seen is not None:

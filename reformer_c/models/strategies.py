@@ -45,17 +45,15 @@ def stream_tokens(
     [array([9, 3]), array([0, 4]), array([0, 5])]
     """
     options = rules.options
-    copies, room = options.num_return_sequences, options.max_new_tokens
-    if room == 0:
+    copies = options.num_return_sequences
+    if options.max_new_tokens == 0:
         return
     logits = source.start(prompts)
     parents = np.repeat(np.arange(len(prompts)), copies)
     if copies > 1:
         source.reorder(parents)
         logits = logits[parents]
-    texts = [
-        Text(prompts[row], room, row, own) for row, own in zip(parents.tolist(), draws, strict=True)
-    ]
+    texts = [Text(prompts[row], row, own) for row, own in zip(parents.tolist(), draws, strict=True)]
     rows = np.arange(len(texts))
     while len(rows):
         new = np.full(len(texts), options.pad_token_id, np.int64)
@@ -80,7 +78,7 @@ class _Beams:
     ) -> None:
         self.rules, self.options, self._draws = rules, rules.options, draws
         beams = self.options.num_beams
-        self.texts = [Text(prompt, self.options.max_new_tokens, row, draws)] * beams
+        self.texts = [Text(prompt, row, draws)] * beams
         # the beams start as copies: only the first may be continued
         self.scores = np.where(np.arange(beams) == 0, 0.0, NEVER)
         self.ended: list[tuple[tuple[float, ...], np.ndarray]] = []

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from ..checks import integer
 from ..runtime import resolve_workers, underflow_to_zero
 from .attention import AttentionSpec
 from .bfloat16 import to_bfloat16
@@ -19,12 +20,25 @@ __all__ = ["AttentionCache"]
 Matrix = np.ndarray | QuantizedWeight
 
 
+def oldest_kept(t: int, length: int, drop: int) -> int:
+    """The oldest token that a cache of `length` tokens keeps of a text of t: whenever a token does
+    not fit, it forgets the `drop` oldest. 0 means that it never is full.
+
+    Examples
+    --------
+    >>> [oldest_kept(t, 6, 2) for t in range(4, 12)]
+    [0, 0, 0, 2, 2, 4, 4, 6]
+    """
+    return 0 if drop == 0 or t <= length else -(-(t - length) // drop) * drop
+
+
 class AttentionCache:
     """Keys, values and buckets of one layer's past tokens, for b texts of different lengths.
 
-    A layer of scope "local" keeps the keys and values of its window, in a ring. One that hashes
-    keeps all of them, and for each hash round the bucket lists: each bucket's newest token and
-    size, and for each token the one that joined its bucket before it.
+    A layer of scope "local" keeps the keys and values of its window. The others keep all of them,
+    or with `drop` the newest. One that hashes keeps for each hash round the bucket lists too: each
+    bucket's newest token and size, and for each token the one that joined its bucket before it.
+    Token t is in slot t % n of n slots.
 
     Parameters
     ----------
@@ -38,7 +52,11 @@ class AttentionCache:
         Face's cache; while it fits into one chunk, to the whole text. "local": to its chunk of the
         text and those before it.
     longest : int
-        The most tokens of a text.
+        The most tokens of a text or, with `drop`, the most that are kept of it.
+    drop : int, optional
+        When a text exceeds `longest`, its `drop` oldest tokens are forgotten: what is left is
+        attended to as if the text began there, with unchanged positions. At most `longest`. A
+        layer of scope "local" forgets what leaves its window, and nothing else.
     rotations : (h, d, num_hashes, sum(num_buckets) // 2), optional
         Of a layer that hashes.
     num_buckets : tuple of int
@@ -78,6 +96,7 @@ class AttentionCache:
         *,
         scope: str,
         longest: int,
+        drop: int | None = None,
         rotations: np.ndarray | None = None,
         num_buckets: tuple[int, ...] = (2,),
         chunk_length: int = 64,
@@ -102,10 +121,12 @@ class AttentionCache:
             attend_across_buckets=attend_across_buckets,
             allow_duplicate_attention=allow_duplicate_attention,
         )  # fmt: skip
+        local = scope == "local"
+        self._drop = 0 if drop is None or local else integer("drop", drop, 1, longest)
         self.scale, self.eps = 1 / math.sqrt(d), eps
         self.rope_theta = 0.0 if rope_theta is None else rope_theta
         # fresh zeros take no memory until they are written
-        room = (num_chunks_before + 1) * chunk_length if scope == "local" else longest
+        room = (num_chunks_before + 1) * chunk_length if local else longest
         kept = dtype if cache_dtype is None else np.uint16
         self.keys: np.ndarray = np.zeros((b, h, room, d), kept)
         self.values: np.ndarray = np.zeros_like(self.keys)
@@ -159,19 +180,13 @@ class AttentionCache:
         buckets : (n, h, num_hashes, t) int32, or None
             Their bucket ids.
         """
-        t, room = k.shape[2], self.keys.shape[2]
-        for i, row in enumerate(rows):
-            keys, values = self.keys[row], self.values[row]
-            if self.spec.kind == "local":
-                kept = np.arange(max(0, t - room), t)
-                own = k[i][:, kept]
-                keys[:, kept % room] = self._stored(own * self._key_scale(own))
-                values[:, kept % room] = self._stored(v[i][:, kept])
-                continue
-            keys[:, :t] = self._stored(k[i] * self._key_scale(k[i]))
-            values[:, :t] = self._stored(v[i])
+        oldest = self._oldest_kept(k.shape[2])
+        for at, slots in self._slots(oldest, k.shape[2]):
+            for row, key, value in zip(rows, k[:, :, at], v[:, :, at], strict=True):
+                self.keys[row, :, slots] = self._stored(key * self._key_scale(key))
+                self.values[row, :, slots] = self._stored(value)
         if buckets is not None:
-            self._fill_buckets(rows, buckets)
+            self._fill_buckets(rows, buckets[..., oldest:], oldest)
 
     def _key_scale(self, k: np.ndarray) -> Any:
         """What keys or shared queries (h, t, d) are multiplied by: a number, or one for each."""
@@ -185,19 +200,34 @@ class AttentionCache:
         """Keys or values as the cache keeps them."""
         return to_bfloat16(x) if self.keys.dtype == np.uint16 else x
 
-    def _fill_buckets(self, rows: np.ndarray, buckets: np.ndarray) -> None:
+    def _oldest_kept(self, t: int) -> int:
+        """The oldest token that is kept of a text of t tokens, see `oldest_kept`."""
+        room = self.keys.shape[2]
+        return max(0, t - room) if self.spec.kind == "local" else oldest_kept(t, room, self._drop)
+
+    def _slots(self, start: int, end: int) -> list[tuple[slice, slice]]:
+        """Cut tokens [start, end), at most as many as there are slots, where the slots begin again:
+        slices of tokens, and their slots."""
+        room = self.keys.shape[2]
+        cut = max(start, end // room * room)
+        parts = [(a, b) for a, b in ((start, cut), (cut, end)) if a < b]
+        return [(slice(a, b), slice(a % room, a % room + b - a)) for a, b in parts]
+
+    def _fill_buckets(self, rows: np.ndarray, buckets: np.ndarray, oldest: int) -> None:
+        """The bucket lists of tokens (n, h, num_hashes, t) from the token `oldest` on."""
         assert self.buckets is not None
         assert self.previous is not None
         for at in np.ndindex(buckets.shape[:-1]):
             to = (rows[at[0]], *at[1:])
-            order = np.argsort(buckets[at], kind="stable").astype(np.int32)
+            order = np.argsort(buckets[at], kind="stable")
             ids = buckets[at][order]
+            slots = ((order + oldest) % self.previous.shape[-1]).astype(np.int32)
             first = np.r_[True, ids[1:] != ids[:-1]]
-            self.previous[to][order] = np.where(first, -1, np.r_[-1, order[:-1]])
+            self.previous[to][slots] = np.where(first, -1, np.r_[-1, slots[:-1]])
             last = np.r_[first[1:], True]
             lists = self.buckets[to]
             lists[:, 0], lists[:, 1] = -1, 0
-            lists[ids[last], 0] = order[last]
+            lists[ids[last], 0] = slots[last]
             lists[ids[last], 1] = np.diff(np.flatnonzero(np.r_[first, True]))
 
     def take(self, parents: np.ndarray, start: int = 0, end: int | None = None) -> None:
@@ -219,8 +249,8 @@ class AttentionCache:
         changed = np.flatnonzero(parents != np.arange(len(parents)))
         if len(changed) == 0:
             return
-        local = self.spec.kind == "local"
-        parents, tokens = parents[changed], slice(None) if local else slice(start, end)
+        ring = end is None or end > self.keys.shape[2]  # the oldest slots hold new tokens
+        parents, tokens = parents[changed], slice(None) if ring else slice(start, end)
         for array in (self.keys, self.values):
             array[changed, :, tokens] = array[parents, :, tokens]
         if self.previous is not None and self.buckets is not None:
@@ -256,7 +286,7 @@ class AttentionCache:
         """
         (weight, bias), (wq, wk, wv, wo) = norm, projections
         _core.decode_attention(
-            self.spec, self.eps, self.rope_theta, x, weight, bias, wq, wk, wv, wo,
+            self.spec, self.eps, self.rope_theta, self._drop, x, weight, bias, wq, wk, wv, wo,
             self.num_buckets, self.rotations, self.keys, self.values, self.buckets, self.previous,
             rows, positions, y, resolve_workers(workers),
         )  # fmt: skip

@@ -6,7 +6,7 @@
    must agree within rounding, and results with different numbers of threads to the last bit. */
 
 typedef struct {
-    size_t n, ci, co, f, chunk;
+    size_t n, ci, co, f, chunk, room, drop; // room, drop: of a bounded cache
     real *in[9];
     int64_t *ids;
     int32_t *buckets, factors[2];
@@ -395,7 +395,7 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
     const rf_attention *of = &p->a;
     const size_t n = of->b, c = p->ci, h = of->h, d = of->d, columns = 1 + of->k / 4;
     const int local = of->scope == RF_LOCAL, hashes = of->scope >= RF_CHUNK;
-    const size_t s = local ? (of->before + 1) * of->m : of->t;
+    const size_t s = local ? (of->before + 1) * of->m : p->drop ? p->room : of->t;
     const rf_decoding a = {.scope = of->scope,
                            .n = n,
                            .c = c,
@@ -403,6 +403,7 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
                            .d = d,
                            .b = n,
                            .s = s,
+                           .drop = local ? 0 : p->drop,
                            .r = of->r,
                            .k = of->k,
                            .m = of->m,
@@ -443,6 +444,7 @@ static void test_decode(rf_attention a, size_t c) {
     problem p = {.a = a, .ci = c, .tolerance = sizeof(real) == 4 ? 0.05 : 1e-8};
     const size_t width = a.h * a.d;
     p.factors[0] = 2, p.factors[1] = (int32_t)a.k / 2;
+    p.room = 1 + below(40), p.drop = below(2) ? 1 + below((uint32_t)p.room) : 0;
     const size_t sizes[] = {a.b * c,   a.t * a.b * c, c,
                             c,         width * c,     width * c,
                             width * c, c * width,     width * a.r * (1 + a.k / 4)};

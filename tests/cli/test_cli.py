@@ -184,7 +184,17 @@ def test_a_model_without_learned_positions_has_no_longest_text(text, tmp_path, c
         capsys.readouterr()
         assert main(command) == 0
     assert "longest sequence  of any length" in capsys.readouterr().out
-    assert main(["generate", folder, "--prompt", "the ", "--length", "300", "--until", "~"]) == 0
+    command = ["generate", folder, "--prompt", "the ", "--length", "300", "--until", "~"]
+    capsys.readouterr()
+    for bound, same in (["304"], True), (["20"], False), (["20", "--cache-drop", "20"], False):
+        assert main(command) == 0
+        whole = capsys.readouterr().out
+        assert main([*command, "--cache-length", *bound]) == 0
+        assert (capsys.readouterr().out == whole) is same
+    assert main([*command, "--cache-length", "20", "--cache-drop", "21"]) == 1
+    assert "cache_drop must be at most cache_length=20, got 21" in capsys.readouterr().err
+    assert main([*command, "--cache-drop", "21"]) == 1
+    assert "cache_drop must be None without cache_length" in capsys.readouterr().err
 
 
 def test_a_prompt_comes_from_an_argument_a_file_or_standard_input(

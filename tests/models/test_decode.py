@@ -108,8 +108,11 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
     [(None, True, True), (0.5, True, False), (None, False, True), (None, False, False)],
 )
 @pytest.mark.parametrize("cache_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize(
+    ("longest", "drop"), [(70, None), (20, 5), (20, 20), (9, 2), (1, 1), (33, 1), (69, 64)]
+)
 def test_one_layer_matches_the_reference(
-    isa, dtype, rng, scope, prompt, softcap, across, duplicates, cache_dtype
+    isa, dtype, rng, scope, prompt, softcap, across, duplicates, cache_dtype, longest, drop
 ):
     t, b, h, d, c, m, before, rounds = 70, 2, 2, 5, 12, 8, 1, 3
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
@@ -120,13 +123,14 @@ def test_one_layer_matches_the_reference(
     expected = reference.outputs(
         x, norm, (wq, None if shared else wk, wv, wo), rotations, (2, 4), scope=scope,
         h=h, m=m, before=before, softcap=softcap, across=across, duplicates=duplicates,
+        length=longest, drop=drop,
         cached=np.asarray if cache_dtype is None else lambda x: np.float64(rounded(x)),
     )  # fmt: skip
     cache = ops.AttentionCache(
-        b, h, d, scope=scope, longest=t, rotations=rotations, num_buckets=(2, 4), chunk_length=m,
-        num_chunks_before=before, softcap=softcap, dtype=dtype, attend_across_buckets=across,
-        allow_duplicate_attention=duplicates, shared_qk=shared and rotations is None,
-        cache_dtype=cache_dtype,
+        b, h, d, scope=scope, longest=longest, drop=drop, rotations=rotations, num_buckets=(2, 4),
+        chunk_length=m, num_chunks_before=before, softcap=softcap, dtype=dtype,
+        attend_across_buckets=across, allow_duplicate_attention=duplicates,
+        shared_qk=shared and rotations is None, cache_dtype=cache_dtype,
     )  # fmt: skip
     rows = np.arange(b)
     # in float32 the numbers that are rounded differ by an ulp, and some on the other side of a tie

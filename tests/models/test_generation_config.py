@@ -192,7 +192,8 @@ def test_a_special_token_that_is_changed_goes_before_the_folder_s(tmp_path, mode
 def test_the_configuration_says_whether_there_is_a_cache(tmp_path, monkeypatch, use_cache):
     opened = []
     monkeypatch.setattr(
-        "reformer_c.models.generation.Decoder", lambda *args: opened.append(args) or Decoder(*args)
+        "reformer_c.models.generation.Decoder",
+        lambda *args, **options: opened.append(args) or Decoder(*args, **options),
     )
     model = ReformerModelWithLMHead(small_config(use_cache=not use_cache), rng=0)
     model.save_pretrained(tmp_path)

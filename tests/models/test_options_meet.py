@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reference import generation
 from reference import model as reference
 from reference.cross_entropy import cross_entropy_head
+from reference.decoding import oldest_kept
 from small_models import DROPOUT, POSITIONS, random_ids, randomise, rotations_for, small_config
 from tolerances import assert_close, tolerance
 
@@ -477,10 +478,11 @@ OPTIONS = st.fixed_dictionaries(
     eos=st.sampled_from([None, 7]),
     side=st.sampled_from(["left", "right"]),
     cache=st.sampled_from([{"use_cache": False}, {}, {"cache_dtype": "bfloat16"}]),
+    bound=st.sampled_from([None, (1, 1), (4, 2), (7, 7), (12, 5)]),
     new=st.integers(2, 8),
 )
 def test_texts_follow_the_options_row_by_row(
-    config, prompts, options, copies, beams, eos, side, cache, new
+    config, prompts, options, copies, beams, eos, side, cache, bound, new
 ):
     model = model_of(config)
     t, b = max(prompts), len(prompts)
@@ -495,6 +497,12 @@ def test_texts_follow_the_options_row_by_row(
         rng=7, eos_token_id=eos, pad_token_id=pad, num_return_sequences=copies, num_beams=beams,
         **cache,
     )  # fmt: skip
+    if "use_cache" in cache:
+        bound = None
+    if bound:
+        arguments |= {"cache_length": bound[0], "cache_drop": bound[1]}
+    # local layers keep their windows
+    forgets = bound if {*config.layer_types} != {"local"} else None
     try:
         whole = model.generate(ids, mask, max_new_tokens=new, **arguments)
     except ValueError as error:  # options that together leave no token
@@ -534,16 +542,21 @@ def test_texts_follow_the_options_row_by_row(
                 continue  # keys and values are rounded
             if not cache and config.attention_scope == "chunk" and circle:
                 continue  # decoding in chunks approximates a forward pass
+            if forgets and len(text) > bound[0] and len(config.layer_types) > 1:
+                continue  # what is kept knows of what is forgotten
             end = generation.check(
-                text, len(prompt), partial(next_logits, model, len(prompt)), options, eos
+                text, len(prompt), partial(next_logits, model, len(prompt), forgets), options, eos
             )
             assert (text[end:] == pad).all()
 
 
-def next_logits(model, prompt, ids):
+def next_logits(model, prompt, bound, ids):
     """Logits (v,) of what follows ids (t,), by the reference: the number of buckets is the
-    prompt's."""
-    config, t = model.config, len(ids)
+    prompt's. After the prompt, only the tokens that a bounded cache keeps are seen."""
+    config, places = model.config, np.arange(len(ids))
+    if bound and len(ids) > prompt:
+        places = places[oldest_kept(len(ids), *bound)[-1] :]
+    ids, t = ids[places], len(places)
     m = config.lsh_attn_chunk_length
     if config.num_buckets is None:
         hashed = prompt if config.attention_scope == "bucket" else max(prompt, m + 1)
@@ -551,9 +564,9 @@ def next_logits(model, prompt, ids):
         config = with_buckets(config, n)
     n = evaluated_length(config, t)
     # the same weights and rotations, and that number of buckets at every length
-    found = model_of(config)(ids[None], rng=7, output_buckets=True).buckets
+    found = model_of(config)(ids[None], position_ids=places, rng=7, output_buckets=True).buckets
     hashing = [known_buckets(x, config, 1, config.num_hashes, n) for x in found]
-    padded, rest = at_length(config, n, ids=ids[None], mask=None, positions=None)
+    padded, rest = at_length(config, n, ids=ids[None], mask=None, positions=places)
     logits = reference.language_model_logits(
         head_of(model), config, padded, hashing=hashing, **rest
     )

@@ -26,18 +26,32 @@ def heads(y, h):
     return y.reshape(b, t, h, width // h).transpose(0, 2, 1, 3)
 
 
-def window(ids, i, m, before):
-    """The sorted tokens around token i, the newest: its chunk and those before, on a circle."""
-    order = np.argsort(ids[: i + 1], kind="stable")
+def window(ids, i, m, before, oldest=0):
+    """The sorted tokens from `oldest` to i, around i, the newest: its chunk and those before, on a
+    circle."""
+    order = oldest + np.argsort(ids[oldest : i + 1], kind="stable")
     first = (int(np.flatnonzero(order == i)[0]) // m - before) * m
-    return order[np.arange(first, first + (1 + before) * m) % (i + 1)]
+    return order[np.arange(first, first + (1 + before) * m) % len(order)]
+
+
+def oldest_kept(t, length, drop):
+    """(t,): the oldest token that a cache of `length` tokens holds with each token: it forgets its
+    `drop` oldest when one does not fit."""
+    cache, found = [], []
+    for i in range(t):
+        if len(cache) == length:
+            del cache[:drop]
+        cache.append(i)
+        found.append(cache[0])
+    return np.array(found)
 
 
 def outputs(
     x, norm, weights, rotations, num_buckets, *, scope, h, m, before, softcap=None, across=True,
-    duplicates=True, cached=lambda x: x,
+    duplicates=True, length=None, drop=None, cached=lambda x: x,
 ):  # fmt: skip
-    """(b, t, c): row i is what a cache that holds the tokens before gives for token i.
+    """(b, t, c): row i is what a cache that holds the tokens before, or what is kept of them,
+    gives for token i.
 
     The cache keeps cached(k / sqrt(d)) and cached(v). A token of a layer that hashes, which attends
     to itself alone, has its own value, not the cache's.
@@ -50,22 +64,23 @@ def outputs(
     b, _, t, d = q.shape
     own, k, v = v, cached(k / np.sqrt(d)), cached(v)
     out = np.zeros(q.shape)
+    oldest = np.zeros(t, int) if length is None else oldest_kept(t, length, drop)
     for at in np.ndindex(b, h):
-        for i in range(t):
+        for i, first in enumerate(oldest):
             if scope == "full":
-                met = np.arange(i + 1)
+                met = np.arange(first, i + 1)
             elif scope == "local":
                 met = np.arange(max(0, i // m - before) * m, i + 1)
-            elif scope == "chunk" and i < m:
-                met = np.arange(i + 1)
+            elif scope == "chunk" and i - first < m:
+                met = np.arange(first, i + 1)
             elif scope == "chunk":
-                met = np.concatenate([window(round_, i, m, before) for round_ in ids[at]])
+                met = np.concatenate([window(round_, i, m, before, first) for round_ in ids[at]])
             else:
                 met = np.concatenate(
-                    [np.flatnonzero(round_[: i + 1] == round_[i]) for round_ in ids[at]]
+                    [first + np.flatnonzero(x[first : i + 1] == x[i]) for x in ids[at]]
                 )
-            if scope == "chunk" and i >= m and not across:
-                seen = [(round_, np.unique(window(round_, i, m, before))) for round_ in ids[at]]
+            if scope == "chunk" and i - first >= m and not across:
+                seen = [(x, np.unique(window(x, i, m, before, first))) for x in ids[at]]
                 met = np.concatenate([own[round_[own] == round_[i]] for round_, own in seen])
             if scope != "local" and not duplicates:
                 met = np.unique(met)
