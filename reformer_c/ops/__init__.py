@@ -5,22 +5,8 @@ Each `op` gives the plain result, ``op_forward`` gives ``(out, saved)``, and
 float64, all of a call alike. Results do not depend on the number of threads, bit for bit.
 """
 
-from . import (
-    attention,
-    bfloat16,
-    decoding,
-    full,
-    hashing,
-    layers,
-    local,
-    loss,
-    lsh,
-    machine,
-    quantized,
-    rotary,
-    tables,
-    training,
-)  # fmt: skip
+from types import ModuleType as _Module
+
 from .attention import *
 from .bfloat16 import *
 from .decoding import *
@@ -36,11 +22,10 @@ from .rotary import *
 from .tables import *
 from .training import *
 
+# each imported module is an attribute of its package
 __all__ = sorted(
     name
-    for module in (
-        attention, bfloat16, decoding, full, hashing, layers, local, loss, lsh, machine, quantized,
-        rotary, tables, training,
-    )
-    for name in module.__all__
-)  # fmt: skip
+    for module in [*globals().values()]
+    if isinstance(module, _Module)
+    for name in getattr(module, "__all__", ())
+)

@@ -21,8 +21,9 @@ def average_models(models: Iterable[Any]) -> Any:
     Parameters
     ----------
     models : iterable of models
-        With equal configurations. An iterator is read one model at a time, so that two are in
-        memory.
+        With equal configurations. An iterator is read one model at a time: in memory are the first
+        model, the one that is added, and the sum of all weights in float64, which takes as much as
+        two models of float32.
 
     Returns
     -------
