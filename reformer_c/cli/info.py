@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import ReformerModelWithLMHead
+from ..models.summary import parameters_by_part
 from ..runtime import peak_memory
 from ..text.screen import show, show_json
 from .folder import open_model, open_tokenizer
@@ -32,7 +32,7 @@ def run(options: Namespace) -> None:
         "dtype": str(model.dtype),
         "parameters": model.num_parameters(),
         "parameter_bytes": sum(array.nbytes for array in model.parameters.values()),
-        "parameters_by_part": _parameters_by_part(model),
+        "parameters_by_part": parameters_by_part(model.parameters),
         "tokenizer": _describe_tokenizer(options, words),
     }
     if [*sides.values()][-1].config.image_shape is not None:
@@ -80,17 +80,6 @@ def _table(model: Any, facts: dict[str, Any]) -> str:
     size = facts["parameter_bytes"] / 1e6
     lines.append(f"{'all':40} {facts['parameters']:12,} parameters, {size:,.1f} MB")
     return "\n".join(lines)
-
-
-def _parameters_by_part(model: Any) -> dict[str, int]:
-    """The number of parameters of each layer, of the embeddings and of the head."""
-    parts: Counter[str] = Counter()
-    for name, array in model.parameters.items():
-        words = name.split(".")
-        parts[".".join(words[: words.index("layers") + 2 if "layers" in words else 2])] += (
-            array.size
-        )
-    return dict(parts)
 
 
 def _describe_tokenizer(options: Namespace, vocab_size: int) -> str:

@@ -39,6 +39,7 @@ from ..layers.self_attention import SelfAttention
 from ..layers.sublayer import Kept, Sublayer, blocks
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
+from ..text.tables import html_pairs
 from .config import ReformerConfig
 from .inputs import Call, Inputs, own_lengths
 from .outputs import ReformerOutput
@@ -99,6 +100,11 @@ class StepMemory:
     def __str__(self) -> str:
         parts = [f"{name} {value / 1e9:.3g} GB" for name, value in vars(self).items() if value]
         return f"{self.total / 1e9:.3g} GB ({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        parts = {**vars(self), "total": self.total}
+        rows = [(name, f"{value / 1e6:,.1f} MB") for name, value in parts.items()]
+        return html_pairs("memory of a training step", dict(rows))
 
 
 class Plan(NamedTuple):
@@ -344,9 +350,7 @@ class Pass:
     def plan(self, budget: float, head_bytes: int) -> Plan:
         """Plan a training step whose loss needs `head_bytes`, and whose kept activations may use
         `budget` bytes."""
-        shape = (self.inputs.b, self.inputs.n, self.config.hidden_size)
-        # stands for a stream in the size queries below, without allocating one
-        x = np.broadcast_to(self.weights.dtype.type(0), shape)
+        x = self._stream()
         # one stream is kept before each branch in any case
         before = 0 if self.config.reversible else x.nbytes
         costs = [
@@ -379,6 +383,24 @@ class Pass:
             working=max(0, peak - kept - self.weights.nbytes) + heap_gaps(x.nbytes),
         )
         return Plan(memory, kept_layers)
+
+    @in_own_precision
+    def layer_bytes(self) -> list[tuple[int, int]]:
+        """For each layer, the bytes of its activations, and the peak of a backward pass that
+        recomputes them."""
+        x = self._stream()
+        return [
+            (
+                sum(branch.kept_bytes(x) for branch in layer),
+                max(branch.backward_bytes(x, kept=False) for branch in layer),
+            )
+            for layer in self.layers
+        ]
+
+    def _stream(self) -> np.ndarray:
+        """Stands for a stream in size queries, without allocating one."""
+        shape = (self.inputs.b, self.inputs.n, self.config.hidden_size)
+        return np.broadcast_to(self.weights.dtype.type(0), shape)
 
     @property
     def buckets(self) -> tuple[np.ndarray | None, ...]:

@@ -19,6 +19,7 @@ from .body import Pass, Plan, StepMemory
 from .config_checks import check_memory_budget
 from .inputs import Call, Inputs, check_inputs
 from .outputs import Loss, ReformerOutput, Requested
+from .summary import ModelSummary, longest_of, summarize
 from .weights import Weighted
 
 __all__ = ["Reformer", "ReformerWithLoss"]
@@ -249,6 +250,49 @@ class Reformer(Weighted):
         call = Call(num_hashes=num_hashes, training=True)
         run = self._pass_of_length("length", length, integer("batch", batch, 1), call)
         return self._plan(run, memory_budget, available_memory()).memory
+
+    @names_keywords
+    def summary(self, length: int | None = None, batch: int = 1) -> ModelSummary:
+        """Parameters by layer, and the memory that a training step of (batch, length) takes.
+
+        Parameters
+        ----------
+        length, batch : int
+            Tokens per sequence, by default ``config.max_position_embeddings`` or the model's
+            positions if they are fewer; and number of sequences.
+
+        Returns
+        -------
+        ModelSummary
+            Prints as a table.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `memory`.
+
+        Examples
+        --------
+        >>> from reformer_c import ReformerConfig, ReformerModelWithLMHead
+        >>> config = ReformerConfig(
+        ...     attn_layers=["local", "lsh"], num_attention_heads=2, is_decoder=True
+        ... )
+        >>> for part in ReformerModelWithLMHead(config, rng=0).summary(4096).parts:
+        ...     print(part.name, part.layer_type, part.parameters)
+        reformer.embeddings  98304
+        reformer.encoder.layers.0 local 395008
+        reformer.encoder.layers.1 lsh 362240
+        reformer.encoder  1024
+        lm_head.decoder  163840
+        lm_head.bias  320
+        """
+        length = longest_of(self.config) if length is None else length
+        run = self._pass_of_length(
+            "length", length, integer("batch", batch, 1), Call(training=True)
+        )
+        title = f"{type(self).__name__}, a training step of {batch} x {length:,} tokens"
+        step = self._plan(run, None, available_memory()).memory
+        return summarize(title, self.parameters, {self.prefix: run}, step)
 
     def _plan(self, run: Pass, memory_budget: float | None, free: int | None) -> Plan:
         """Plan a training step, if `free` bytes are available."""

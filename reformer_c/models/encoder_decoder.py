@@ -26,6 +26,7 @@ from .config import ReformerConfig
 from .inputs import Call
 from .model import ReformerModel
 from .outputs import EncoderDecoderOutput, ReformerOutput, Requested
+from .summary import ModelSummary, longest_of, summarize
 from .text_decoder import (
     TextDecoder,
     TextGeneration,
@@ -401,14 +402,53 @@ class ReformerEncoderDecoder(TextGeneration):
         ValueError
             A size or the budget is too small, or a length exceeds the model's positions.
         """
-        batch, c = integer("batch", batch, 1), self.encoder.config.hidden_size
         call = Call(num_hashes=num_hashes, training=True)
+        decoder_length = length if decoder_length is None else decoder_length
+        passes = self._passes_of_length(length, decoder_length, integer("batch", batch, 1), call)
+        return plan_both(self.encoder, self.decoder, passes, memory_budget, available_memory())[0]
+
+    def _passes_of_length(
+        self, length: int, decoder_length: int, batch: int, call: Call
+    ) -> tuple[Pass, Pass]:
+        """Passes of both sides without tokens, for planning."""
+        c = self.encoder.config.hidden_size
         encoder_pass = self.encoder._pass_of_length("length", length, batch, call)
-        if decoder_length is None:
-            decoder_length = length
         # has the shape of the states for the size queries, without allocating them
         states = np.broadcast_to(self.dtype.type(0), (batch, encoder_pass.inputs.t, 2 * c))
         call = replace(call, encoder_states=EncoderStates(states))
         decoder_pass = self.decoder._pass_of_length("decoder_length", decoder_length, batch, call)
-        passes, free = (encoder_pass, decoder_pass), available_memory()
-        return plan_both(self.encoder, self.decoder, passes, memory_budget, free)[0]
+        return encoder_pass, decoder_pass
+
+    @names_keywords
+    def summary(
+        self, length: int | None = None, decoder_length: int | None = None, batch: int = 1
+    ) -> ModelSummary:
+        """Parameters by layer, and the memory that a training step takes.
+
+        Parameters
+        ----------
+        length, decoder_length, batch : int
+            As in `memory`; by default each side's ``config.max_position_embeddings``, or its
+            positions if they are fewer.
+
+        Returns
+        -------
+        ModelSummary
+            Prints as a table.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `memory`.
+        """
+        source = longest_of(self.encoder.config) if length is None else length
+        if decoder_length is None:
+            decoder_length = longest_of(self.decoder.config) if length is None else source
+        call = Call(training=True)
+        passes = self._passes_of_length(source, decoder_length, integer("batch", batch, 1), call)
+        step = plan_both(self.encoder, self.decoder, passes, None, available_memory())[0]
+        lengths = f"{batch} x {source:,} tokens to {decoder_length:,}"
+        title = f"{type(self).__name__}, a training step of {lengths}"
+        prefixes = (f"{name}.{side.prefix}" for name, side in self.sides.items())
+        of_sides = dict(zip(prefixes, passes, strict=True))
+        return summarize(title, self.parameters, of_sides, step)

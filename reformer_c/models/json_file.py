@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..files.checkpoint import write_atomically
+from ..text.tables import html_pairs
 
 __all__ = ["JsonFile"]
 
@@ -18,6 +19,14 @@ class JsonFile:
 
     # the name of the file in a folder
     _file_name: ClassVar[str]
+
+    def _repr_html_(self) -> str:
+        default, values = type(self)(), {}
+        for name in self.__dataclass_fields__:  # type: ignore[attr-defined]
+            if getattr(self, name) != getattr(default, name):
+                values[name] = getattr(self, name)
+        title = f"{type(self).__name__}, where it differs from the defaults"
+        return html_pairs(title, values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

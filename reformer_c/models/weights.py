@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +19,7 @@ from ..layers.activations import WEIGHTED
 from ..layers.parameters import Joined, Parameters
 from ..layers.randomness import draw_seed, random_key
 from ..runtime import underflow_to_zero
+from ..text.tables import html_pairs
 from .body import WORDS, Pass, body_constants, body_shapes
 from .config import ReformerConfig
 from .generation_config import GENERATION_CONFIG
@@ -36,6 +38,9 @@ HEAD_BIAS, HEAD_BIAS_APPLIED = "lm_head.bias", "lm_head.decoder.bias"
 
 # ends of names in reformer_pytorch's checkpoints
 LUCIDRAINS = (".toqk.weight", ".tov.weight", "token_emb.weight")
+
+# ends of the names of tables
+TABLES = (WORDS, "position_embeddings.embedding.weight")
 
 # beginnings of the names of heads' weights
 HEADS = ("lm_head", "classifier", "qa_outputs")
@@ -58,9 +63,33 @@ class Model(NamedAttributes):
         """Live arrays by transformers' names."""
         return self._parameters
 
-    def num_parameters(self) -> int:
-        """The number of elements of all weights."""
-        return sum(array.size for array in self.parameters.values())
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """The number of elements of all weights.
+
+        Parameters
+        ----------
+        only_trainable : bool
+            As in transformers; all weights of a model are trainable.
+        exclude_embeddings : bool
+            Leave out the tables of words and of positions, but not axial positions, as in
+            transformers.
+
+        Raises
+        ------
+        TypeError
+            An argument is not True or False.
+        """
+        flag("only_trainable", only_trainable)
+        tables = TABLES if flag("exclude_embeddings", exclude_embeddings) else ()
+        counted = [a.size for name, a in self.parameters.items() if not name.endswith(tables)]
+        return sum(counted)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a notebook shows of a model's weights."""
+        size = sum(array.nbytes for array in self.parameters.values())
+        dtype = next(iter(self.parameters.values())).dtype
+        weights = f"{size / 1e6:,.1f} MB of {dtype}"
+        return {"parameters": f"{self.num_parameters():,}", "weights": weights}
 
     def eval(self) -> Self:
         """The model itself: every call is an evaluation, without dropout."""
@@ -111,6 +140,9 @@ class Weighted(Model):
         kinds = ", ".join(self.config.layer_types)
         count = self.num_parameters()
         return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {kinds}>"
+
+    def _repr_html_(self) -> str:
+        return html_pairs(type(self).__name__, self._facts() | _facts_of(self.config))
 
     @classmethod
     def _without_numbers(cls, config: ReformerConfig, dtype: Any) -> Self:
@@ -431,6 +463,13 @@ class TwoSided(Model):
         count, layers = self.num_parameters(), " | ".join(kinds)
         return f"<{type(self).__name__}: {count:,} parameters, {self.dtype}, layers {layers}>"
 
+    def _repr_html_(self) -> str:
+        facts = self._facts()
+        for side, model in self.sides.items():
+            of_side = _facts_of(model.config).items()
+            facts |= {f"{side}: {name}": value for name, value in of_side}
+        return html_pairs(type(self).__name__, facts)
+
     @property
     def dtype(self) -> np.dtype:
         """Of the weights, activations and gradients."""
@@ -509,6 +548,19 @@ class TwoSided(Model):
             )
         model.sides["decoder"]._read_texts(folder, {})
         return model
+
+
+def _facts_of(config: ReformerConfig) -> dict[str, Any]:
+    """What a notebook shows of a model's configuration."""
+    kinds = [f"{n} {kind}" for kind, n in Counter(config.layer_types).items()]
+    learned = config.position_embedding_type == "absolute"
+    return {
+        "layers": f"{len(config.layer_types)}: {', '.join(kinds)}",
+        "width": f"{config.hidden_size}, feed-forward {config.feed_forward_size}",
+        "heads": f"{config.num_attention_heads} of {config.attention_head_size}",
+        "longest sequence": f"{config.num_positions:,} tokens" if learned else "any",
+        "vocabulary": f"{config.vocab_size:,}",
+    }
 
 
 def _is_of_head(name: str) -> bool:

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
-__all__ = ["TextStream", "show", "show_json"]
+__all__ = ["TextStream", "in_notebook", "show", "show_json"]
 
 # control characters that are allowed on a terminal
 LAYOUT = "\n\t"
@@ -25,6 +25,13 @@ class Decoder(Protocol):
     """The interface required of a tokenizer."""
 
     def decode(self, ids: Any) -> str: ...
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    # a kernel has loaded IPython
+    ipython: Any = sys.modules.get("IPython")
+    return hasattr(ipython, "get_ipython") and hasattr(ipython.get_ipython(), "kernel")
 
 
 def escape(text: str) -> str:

@@ -6,18 +6,23 @@ matplotlib (the extra ``notebook``) is imported only when needed.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from ..checks import as_array, requires_extra
+from ..checks import as_array, number, requires_extra
 from ..runtime import underflow_to_zero
+from ..text.screen import in_notebook
 from ..training.log import read_log
+from ..training.train import StepReport, Trainer
 from .report import Pattern, attention_weights
 
-__all__ = ["attention_pattern", "buckets", "memory", "speed", "training"]
+__all__ = ["attention_pattern", "buckets", "live", "memory", "speed", "training"]
 
 # red, green, blue
 _FOUND, _MISSED, _SEEN, _UNSEEN = np.array(
@@ -297,11 +302,100 @@ def training(log: str | os.PathLike[str] | Sequence[Mapping[str, Any]], ax: Any 
     return ax
 
 
+def live(trainer: Trainer, ax: Any = None, *, seconds: float = 2.0) -> Iterator[StepReport]:
+    """Yield a trainer's reports, and draw the curve of `training` while it trains.
+
+    In a notebook the figure below the cell is replaced as the run continues; a window of another
+    program is redrawn.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; those of a new figure by default.
+    seconds : float
+        Time between two drawings; the last is made after the last step.
+
+    Yields
+    ------
+    StepReport
+
+    Raises
+    ------
+    TypeError, ValueError
+        `seconds` is not a number >= 0.
+    ImportError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from reformer_c import ReformerConfig, ReformerModelWithLMHead, Trainer, data
+    >>> from matplotlib.figure import Figure
+    >>> config = ReformerConfig(attn_layers=["local"], num_attention_heads=1, is_decoder=True)
+    >>> windows = data.Windows(np.arange(300), length=64)
+    >>> trainer = Trainer(ReformerModelWithLMHead(config, rng=0), windows, steps=3)
+    >>> ax = Figure().subplots()
+    >>> for report in live(trainer, ax):
+    ...     pass
+    >>> ax.lines[0].get_xdata().tolist()
+    [1, 2, 3]
+    """
+    seconds = number("seconds", seconds, 0.0)
+    if ax is None:
+        ax = _new_figure().subplots()
+    return _reports(trainer, ax, seconds)
+
+
+def _reports(trainer: Trainer, ax: Any, seconds: float) -> Iterator[StepReport]:
+    """`live`, after its checks."""
+    lines: list[dict[str, Any]] = []
+    shown: Any = None
+    if in_notebook():
+        from IPython import display
+
+        shown = display.display(ax.figure, display_id=True)  # type: ignore[no-untyped-call]
+
+    def draw() -> None:
+        finite = [line for line in lines if math.isfinite(line["loss"])]
+        if finite:
+            ax.clear()
+            training(finite, ax)
+        if shown is not None:
+            shown.update(ax.figure)
+        else:
+            ax.figure.canvas.draw_idle()
+            ax.figure.canvas.flush_events()
+
+    drawn = time.monotonic()
+    try:
+        for report in trainer:
+            found = asdict(report).items()
+            lines.append({name: value for name, value in found if value is not None})
+            if time.monotonic() - drawn >= seconds:
+                draw()
+                drawn = time.monotonic()
+            yield report
+    finally:
+        draw()
+
+
+def _new_figure() -> Any:
+    """A figure that pyplot shows in a window, or that a notebook gets from `display` alone."""
+    figure = _pyplot().figure()
+    if in_notebook():
+        _pyplot().close(figure)
+    return figure
+
+
 def _axes(ax: Any) -> Any:
     if ax is not None:
         return ax
+    return _pyplot().gca()
+
+
+def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise requires_extra("a plot", "matplotlib", "notebook") from error
-    return plt.gca()
+    return plt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from .. import ops
 from ..checks import names_keywords
 from ..runtime import underflow_to_zero
+from ..text.tables import html_table, text_table
 
 __all__ = [
     "LSHReport",
@@ -21,6 +22,8 @@ __all__ = [
     "lsh_report",
 ]
 
+COLUMNS = ("buckets", "rounds", "keys a query", "keys seen", "mass found", "output error",
+           "duplicates", "largest bucket")  # fmt: skip
 _BLOCK = 128  # query rows per block of the score matrix
 
 
@@ -61,21 +64,28 @@ class RoundsReport:
 
 
 class LSHReport(tuple[RoundsReport, ...]):
-    """One `RoundsReport` per number of rounds; prints as a table."""
+    """One `RoundsReport` per number of rounds; prints as a table, and is one in a notebook."""
+
+    def _cells(self) -> Iterator[list[str]]:
+        for row in self:
+            yield [
+                f"{np.prod(row.num_buckets):,}",
+                f"{row.num_hashes}",
+                f"{row.keys:,.1f}",
+                f"{row.seen:.1%}",
+                f"{row.recall:.1%}",
+                "-" if row.error is None else f"{row.error:.4f}",
+                f"{row.duplicates:.1%}",
+                f"{row.bucket_sizes.max():,}",
+            ]
 
     def __str__(self) -> str:
-        lines = [
-            "buckets  rounds  keys a query  keys seen  mass found  output error  duplicates"
-            "  largest bucket"
-        ]
-        for row in self:
-            error = "-" if row.error is None else f"{row.error:.4f}"
-            lines.append(
-                f"{np.prod(row.num_buckets):7,}  {row.num_hashes:6d}  {row.keys:12,.1f}"
-                f"  {row.seen:9.1%}  {row.recall:10.1%}  {error:>12}  {row.duplicates:10.1%}"
-                f"  {row.bucket_sizes.max():14,}"
-            )
-        return "\n".join(lines)
+        return text_table(COLUMNS, self._cells())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table("LSH attention compared with full attention", COLUMNS, self._cells())
 
 
 @names_keywords

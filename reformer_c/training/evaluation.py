@@ -11,6 +11,7 @@ import numpy as np
 
 from ..checks import integer, names_keywords, positive
 from ..models.inputs import IGNORE
+from ..text.tables import html_pairs
 from .examples import Progress, no_progress
 from .pairs import Pairs
 from .texts import texts_of
@@ -25,6 +26,9 @@ class Evaluation:
     loss: float
     bits_per_byte: float
     tokens: int
+
+    def _repr_html_(self) -> str:
+        return html_pairs("evaluation", vars(self))
 
 
 @names_keywords

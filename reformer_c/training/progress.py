@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from ..text.screen import in_notebook
 from .metrics import describe_metrics
 from .train import StepReport, Trainer
 
@@ -25,7 +26,7 @@ def show_progress(
 ) -> Iterator[StepReport]:
     """Yield a trainer's reports, and show progress: a tqdm bar, or a line every five seconds.
 
-    The bar needs tqdm (the extra ``cli``) and a terminal.
+    The bar needs tqdm (the extra ``cli``), and a terminal or a notebook.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ def show_count(unit: str, stream: TextIO | None = None) -> Iterator[Callable[[in
     def progress(done: int, total: int) -> None:
         nonlocal shown, bar
         if done == 0:
-            bar = progress_bar(total, 0, f" {unit}", to, unit_scale=True)
+            bar = progress_bar(total, 0, f" {unit}", to)
         if bar is not None:
             bar.update(done - bar.n)
         elif time.monotonic() - shown >= SECONDS:
@@ -139,15 +140,20 @@ def show_count(unit: str, stream: TextIO | None = None) -> Iterator[Callable[[in
 def progress_bar(
     total: float | None, initial: int, unit: str, stream: TextIO, **options: Any
 ) -> Any:
-    """A tqdm bar, or None without tqdm or a terminal."""
+    """A tqdm bar, or None without tqdm or without a terminal or notebook."""
+    notebook = stream is sys.stderr and in_notebook()
+    if not notebook and not stream.isatty():
+        return None
     try:
-        from tqdm import tqdm
+        if notebook:
+            # draws widgets, or text without ipywidgets
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm
     except ImportError:
         return None
-    if not stream.isatty():
-        return None
     # recorders and containers may report a terminal of 0 rows, for which tqdm draws nothing
-    size: dict[str, Any] = {} if _has_size(stream) else {"ncols": 100, "nrows": 20}
+    size: dict[str, Any] = {} if notebook or _has_size(stream) else {"ncols": 100, "nrows": 20}
     return tqdm(total=total, initial=initial, unit=unit, file=stream, **size, **options)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..checks import NamedAttributes, integer, names_keywords, positive
 from ..files.atomic import check_writable
 from ..runtime import peak_memory
+from ..text.tables import html_pairs
 from .accumulation import Accumulated, accumulate, arguments_of
 from .evaluation import Evaluation, evaluate
 from .gradients import check_finite, clip_gradients, not_finite
@@ -85,6 +86,10 @@ class StepReport:
     peak_memory: int | None
     held_out: float | Mapping[str, float] | None = None
     targets: int | None = None
+
+    def _repr_html_(self) -> str:
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        return html_pairs("training step", found)
 
 
 class Trainer(NamedAttributes):
@@ -258,6 +263,22 @@ class Trainer(NamedAttributes):
             arrays += self.keep * [*model.parameters.values()]
             check_writable(self.folder, sum(array.nbytes for array in arrays))
         self._log = None if log is None else TrainingLog(log)
+
+    def _repr_html_(self) -> str:
+        total = "" if self.steps is None else f" of {self.steps:,}"
+        values = {
+            "model": repr(self.model),
+            "data": repr(self.data),
+            "optimizer": repr(self.optimizer),
+            "schedule": self.schedule,
+            "step": f"{self.step:,}{total}",
+            "accumulate": self.accumulate,
+            "max_grad_norm": self.max_grad_norm,
+            "seed": self.seed,
+            "evaluate_every": self.evaluate_every,
+            "folder": self.folder,
+        }
+        return html_pairs("Trainer", values)
 
     def __iter__(self) -> Iterator[StepReport]:
         if self.step == self.steps:
