@@ -33,6 +33,9 @@ TOLERANCES = {
     # norm of the error, since a token may fall into another bucket
     "bfloat16_cache": 2e-2,
     "model_bfloat16_cache": 5e-2,
+    # activations rounded to bfloat16 between forward and backward: the norm of the error of all
+    # gradients, as a share of their norm, in models with steep layers
+    "kept_bfloat16": 5e-2,
     # several layers with rounded operands: the norm of the error, as a share of the norm
     "model_high": {"float32": 1e-3},
     "model_medium": {"float32": 0.1},

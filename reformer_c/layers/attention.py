@@ -18,7 +18,7 @@ from .parameters import Weights
 from .parts import Part, group_rows
 from .positions import Rotary
 from .randomness import Key
-from .sublayer import Sublayer, blocks, peaks
+from .sublayer import Sublayer, blocks, in_memory_order, peaks
 
 __all__ = ["Attention", "Observer"]
 
@@ -270,10 +270,18 @@ class Attention(Sublayer):
 
     # ---- memory ----
 
-    def _saved_bytes(self, part: Part, x: np.ndarray) -> int:
-        # the heads, the attention output, and its log-sum-exp
+    def _activations(
+        self, function: Callable[[np.ndarray], np.ndarray], saved: Attended
+    ) -> Attended:
+        kept = saved.attention
+        q, v, out = (in_memory_order(function, x) for x in (kept.q, kept.v, kept.out))
+        k = None if kept.k is None else in_memory_order(function, kept.k)
+        return Attended(kept._replace(q=q, k=k, v=v, out=out))
+
+    def _saved_sizes(self, part: Part, x: np.ndarray) -> tuple[int, int]:
+        # the heads and the attention output; its log-sum-exp
         lse = part.rows * part.num_heads * x.itemsize
-        return self._heads_bytes(part, x) + self._head_bytes(part, x) + lse
+        return self._heads_bytes(part, x) + self._head_bytes(part, x), lse
 
     def _head_bytes(self, part: Part, x: np.ndarray) -> int:
         """Bytes of the part's heads of one projection."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from .attention import Attention
 from .parameters import Weights
 from .parts import Part
 from .probabilities import cross_probabilities
-from .sublayer import Step
+from .sublayer import Step, in_memory_order
 
 __all__ = ["CrossAttention", "EncoderStates"]
 
@@ -71,12 +71,6 @@ def runs(texts: np.ndarray) -> list[tuple[slice, slice]]:
         (slice(int(edges[i]), int(edges[j])), slice(int(firsts[i]), int(firsts[i]) + int(j - i)))
         for i, j in zip(begins, [*begins[1:], len(starts)], strict=True)
     ]
-
-
-def along_tokens(function: Callable[[np.ndarray], np.ndarray], head: np.ndarray) -> np.ndarray:
-    """function(head) of each number, for heads (b, h, s, d) that are (b, s, h, d) in memory."""
-    found: np.ndarray = function(head.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
-    return found
 
 
 class CrossAttention(Attention):
@@ -178,7 +172,7 @@ class CrossAttention(Attention):
             part = Part(every.stop, every, (every,), slice(0, self.num_heads))
             heads = self._encoder_heads(part, every)
             if options.get("cache_dtype") is not None:
-                heads = [along_tokens(ops.to_bfloat16, head) for head in heads]
+                heads = [in_memory_order(ops.to_bfloat16, head) for head in heads]
             cached[layer] = heads
         return cached[layer]
 
@@ -194,7 +188,7 @@ class CrossAttention(Attention):
             k, v = (head[some] for head in cache)
             if k.dtype == np.uint16:
                 widen = partial(ops.from_bfloat16, dtype=x.dtype)
-                k, v = along_tokens(widen, k), along_tokens(widen, v)
+                k, v = in_memory_order(widen, k), in_memory_order(widen, v)
             mask = None if self.encoder.mask is None else self.encoder.mask[some]
             ops.full_attention(
                 self._split_heads(group, q[rows]), k, v, attention_mask=mask,

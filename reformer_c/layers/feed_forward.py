@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,10 +120,13 @@ class FeedForward(Sublayer):
         self.weights.add_gradients(self.names, gradients)
         return dn
 
-    def _saved_bytes(self, part: slice, x: np.ndarray) -> int:
-        # the normalised rows, their mean and standard deviation
-        size: int = (part.stop - part.start) * (x.shape[-1] + 2) * x.itemsize
-        return size
+    def _activations(self, function: Callable[[np.ndarray], np.ndarray], saved: Normed) -> Normed:
+        return Normed(function(saved.n), saved.norm)
+
+    def _saved_sizes(self, part: slice, x: np.ndarray) -> tuple[int, int]:
+        # the normalised rows; their mean and standard deviation
+        rows = part.stop - part.start
+        return rows * x.shape[-1] * x.itemsize, 2 * rows * x.itemsize
 
     def _sizes(self, part: slice, x: np.ndarray) -> dict[str, int]:
         c, rows = x.shape[-1], part.stop - part.start

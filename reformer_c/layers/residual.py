@@ -25,19 +25,21 @@ class Residual:
         The branch f.
     keep : bool
         Keep its activations, too, so that the backward pass recomputes nothing.
+    kept_dtype : {"bfloat16"}, optional
+        What these are rounded to; the stream is not.
     """
 
     _before: np.ndarray
     _saved: list[Any]
 
-    def __init__(self, sublayer: Sublayer, *, keep: bool) -> None:
-        self._sublayer, self._keep = sublayer, keep
+    def __init__(self, sublayer: Sublayer, *, keep: bool, kept_dtype: str | None = None) -> None:
+        self._sublayer, self._keep, self._kept_dtype = sublayer, keep, kept_dtype
 
     def forward_add(self, x: np.ndarray) -> None:
         """``x += f(x)``, in place."""
         self._before = x.copy()
         if self._keep:
-            self._saved = self._sublayer.add_and_save(x, self._before)
+            self._saved = self._sublayer.add_and_save(x, self._before, self._kept_dtype)
         else:
             self._sublayer.forward_add(x, self._before)
 
@@ -45,7 +47,7 @@ class Residual:
         """``dx += (df/dx)' dx``, in place. The contents of x (b, t, c) are lost."""
         dout = dx.copy()
         if self._keep:
-            self._sublayer.backward_saved(dx, dout, self._before, self._saved)
+            self._sublayer.backward_saved(dx, dout, self._before, self._saved, self._kept_dtype)
             del self._saved
         else:
             self._sublayer.backward_add(dx, dout, x, self._before)

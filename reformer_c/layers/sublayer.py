@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -96,17 +97,33 @@ class Sublayer(ABC):
         for part in parts:
             self._rebuild(part, dx, dout, out, x)
 
-    def add_and_save(self, out: np.ndarray, x: np.ndarray) -> list[Any]:
-        """`forward_add`. Returns what its parts saved, for `backward_saved`."""
-        return [self._add(part, rows_of(out), rows_of(x), 1.0) for part in self._parts(x)]
+    def add_and_save(
+        self, out: np.ndarray, x: np.ndarray, kept_dtype: str | None = None
+    ) -> list[Any]:
+        """`forward_add`. Returns what its parts saved, for `backward_saved`; with `kept_dtype`
+        "bfloat16" their activations are rounded."""
+        saved = []
+        for part in self._parts(x):
+            of_part = self._add(part, rows_of(out), rows_of(x), 1.0)
+            saved.append(self._activations(ops.to_bfloat16, of_part) if kept_dtype else of_part)
+        return saved
 
     def backward_saved(
-        self, dx: np.ndarray, dout: np.ndarray, x: np.ndarray, saved: list[Any]
+        self,
+        dx: np.ndarray,
+        dout: np.ndarray,
+        x: np.ndarray,
+        saved: list[Any],
+        kept_dtype: str | None = None,
     ) -> None:
-        """Add the branch's gradient to dx (b, t, c), from what `add_and_save` returned."""
+        """Add the branch's gradient to dx (b, t, c), from what `add_and_save` returned, which is
+        freed part by part."""
         parts = self._parts(x)
         dx, dout, x = map(rows_of, (dx, dout, x))
-        for part, of_part in zip(parts, saved, strict=True):
+        widen = partial(ops.from_bfloat16, dtype=x.dtype)
+        for i, part in enumerate(parts):
+            of_part = self._activations(widen, saved[i]) if kept_dtype else saved[i]
+            saved[i] = None
             self._backward(part, dx, dout, x, of_part)
 
     # ---- decoding ----
@@ -122,15 +139,16 @@ class Sublayer(ABC):
 
     # ---- memory ----
 
-    def kept_bytes(self, x: np.ndarray) -> int:
-        """Bytes that `Kept` adds for a stream like x."""
-        return x.nbytes + sum(self._saved_bytes(part, x) for part in self._parts(x))
+    def kept_bytes(self, x: np.ndarray, kept_dtype: str | None = None) -> int:
+        """Bytes of what `add_and_save` returns for a stream like x."""
+        sizes = (self._saved_sizes(part, x) for part in self._parts(x))
+        return sum(rounded_bytes(size, x, kept_dtype) + rest for size, rest in sizes)
 
-    def backward_bytes(self, x: np.ndarray, *, kept: bool) -> int:
+    def backward_bytes(self, x: np.ndarray, *, kept: bool, kept_dtype: str | None = None) -> int:
         """Peak bytes of `backward_add` for a stream like x, not counting what is already kept."""
-        return max(self._working_bytes(part, x, kept) for part in self._parts(x))
+        return max(self._working_bytes(part, x, kept, kept_dtype) for part in self._parts(x))
 
-    def _working_bytes(self, part: Any, x: np.ndarray, kept: bool) -> int:
+    def _working_bytes(self, part: Any, x: np.ndarray, kept: bool, kept_dtype: str | None) -> int:
         sizes = self._sizes(part, x)
         methods: list[Any] = [self._backward]
         if not kept:
@@ -140,7 +158,8 @@ class Sublayer(ABC):
             for method in methods
             for arrays in method.peaks
         )
-        return peak - sizes["saved"] if kept else peak
+        # what was rounded is widened, part by part
+        return peak - sizes["saved"] if kept and kept_dtype is None else peak
 
     def bucket_bytes(self) -> int:
         """Bytes of the bucket ids, which are kept from forward to backward."""
@@ -185,8 +204,16 @@ class Sublayer(ABC):
         use, to free memory early."""
 
     @abstractmethod
+    def _activations(self, function: Callable[[np.ndarray], np.ndarray], saved: Any) -> Any:
+        """What `_add` returned, with a function of every number of its activations."""
+
+    @abstractmethod
+    def _saved_sizes(self, part: Any, x: np.ndarray) -> tuple[int, int]:
+        """Bytes of what `_add` returns: of activations, and of the rest."""
+
     def _saved_bytes(self, part: Any, x: np.ndarray) -> int:
         """Bytes of what `_add` returns."""
+        return sum(self._saved_sizes(part, x))
 
     @abstractmethod
     def _sizes(self, part: Any, x: np.ndarray) -> dict[str, int]:
@@ -198,21 +225,35 @@ class Kept:
     parts saved.
 
     The backward pass restores the stream and recomputes nothing.
+
+    Parameters
+    ----------
+    sublayer : Sublayer
+    kept_dtype : {"bfloat16"}, optional
+        What activations are rounded to.
+    exact : bool
+        Keep the stream as it is: the layers before recompute their activations from it.
     """
 
-    def __init__(self, sublayer: Sublayer) -> None:
-        self._sublayer = sublayer
+    def __init__(
+        self, sublayer: Sublayer, kept_dtype: str | None = None, *, exact: bool = False
+    ) -> None:
+        self._sublayer, self._kept_dtype = sublayer, kept_dtype
+        self._rounds = kept_dtype is not None and not exact
 
     def forward_add(self, out: np.ndarray, x: np.ndarray) -> None:
-        self._before = out.copy()
-        self._saved = self._sublayer.add_and_save(out, x)
+        self._before = ops.to_bfloat16(out) if self._rounds else out.copy()
+        self._saved = self._sublayer.add_and_save(out, x, self._kept_dtype)
 
     def backward_add(
         self, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
     ) -> None:
-        out[...] = self._before
+        if self._rounds:
+            ops.from_bfloat16(self._before, out=out)
+        else:
+            out[...] = self._before
         del self._before
-        self._sublayer.backward_saved(dx, dout, x, self._saved)
+        self._sublayer.backward_saved(dx, dout, x, self._saved, self._kept_dtype)
         del self._saved
 
 
@@ -226,6 +267,24 @@ def blocks(rows: slice, size: int) -> Iterator[slice]:
     """
     starts = range(rows.start, rows.stop, size)
     return (slice(start, min(start + size, rows.stop)) for start in starts)
+
+
+def rounded_bytes(size: int, x: np.ndarray, kept_dtype: str | None) -> int:
+    """Bytes of an array that takes `size` bytes in x's dtype, as it is kept."""
+    return size if kept_dtype is None else size // x.itemsize * 2
+
+
+def in_memory_order(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """function(x) of each number, with the memory layout of x.
+
+    Examples
+    --------
+    >>> in_memory_order(np.negative, np.ones((2, 3)).T).flags.f_contiguous
+    True
+    """
+    order = np.argsort([-stride for stride in x.strides], kind="stable")
+    found: np.ndarray = function(x.transpose(order)).transpose(np.argsort(order))
+    return found
 
 
 def rows_of(x: np.ndarray) -> np.ndarray:

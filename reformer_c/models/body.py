@@ -36,7 +36,7 @@ from ..layers.randomness import Dropout, random_key
 from ..layers.residual import Residual
 from ..layers.reversible import alternating_backward, alternating_forward
 from ..layers.self_attention import SelfAttention
-from ..layers.sublayer import Kept, Sublayer, blocks
+from ..layers.sublayer import Kept, Sublayer, blocks, rounded_bytes
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
 from ..text.tables import html_pairs
@@ -315,14 +315,16 @@ class Pass:
         y2 = y1.copy() if self.config.reversible else y1
         self._hidden_states = [y2[:, : inputs.t].copy()] if record else []
         self._branches: list[Sequence[Any]] = []
+        first_kept, dtype = len(self.layers) - kept_layers, self.config.kept_dtype
         for i, layer in enumerate(self.layers):
-            kept = i >= len(self.layers) - kept_layers
+            kept = i >= first_kept
             branches: Sequence[Any]
             if self.config.reversible:
-                branches = [*map(Kept, layer)] if kept else layer
+                exact = i == first_kept > 0
+                branches = [Kept(branch, dtype, exact=exact) for branch in layer] if kept else layer
                 y1, y2 = alternating_forward([branch.forward_add for branch in branches], y1, y2)
             else:
-                branches = [Residual(branch, keep=kept) for branch in layer]
+                branches = [Residual(branch, keep=kept, kept_dtype=dtype) for branch in layer]
                 for branch in branches:
                     branch.forward_add(y1)
             if differentiate:
@@ -351,14 +353,19 @@ class Pass:
         """Plan a training step whose loss needs `head_bytes`, and whose kept activations may use
         `budget` bytes."""
         x = self._stream()
-        # one stream is kept before each branch in any case
-        before = 0 if self.config.reversible else x.nbytes
+        dtype, reversible = self.config.kept_dtype, self.config.reversible
+        # a stream is kept before each branch of the layers that keep activations, or of all layers
+        stream, before = (rounded_bytes(x.nbytes, x, dtype), 0) if reversible else (0, x.nbytes)
         costs = [
-            sum(branch.kept_bytes(x) - before for branch in layer)
+            sum(branch.kept_bytes(x, dtype) + stream for branch in layer)
             for layer in reversed(self.layers)
         ]
-        kept_layers = int((np.cumsum(costs) <= budget).sum())
+        # more for the streams of the first of these layers, which are exact if others are before it
+        more = (x.nbytes - stream) * reversible
+        exact = [*(len(layer) * more for layer in self.layers[:0:-1]), 0]
+        kept_layers = int((np.cumsum(costs) + exact <= budget).sum())
         kept = sum(costs[:kept_layers]) + before * len(self.branches)
+        kept += sum(exact[kept_layers - 1 : kept_layers])
         # the backward pass frees kept activations and adds gradients, layer by layer
         gradients = self.weights.nbytes - self.body.nbytes
         # the head's gradient of the word vectors, to which that of the embeddings is added
@@ -368,9 +375,11 @@ class Pass:
         for i, layer in enumerate(reversed(self.layers)):
             for branch in reversed(layer):
                 gradients += branch.weights.nbytes
-                backward = branch.backward_bytes(x, kept=i < kept_layers)
+                backward = branch.backward_bytes(x, kept=i < kept_layers, kept_dtype=dtype)
                 peak = max(peak, still + gradients + backward)
-                still -= branch.kept_bytes(x) if i < kept_layers else before
+                still -= before
+                if i < kept_layers:
+                    still -= branch.kept_bytes(x, dtype) + stream
         peak = max(peak, shared + self.weights.nbytes)
         buckets = sum(attention.bucket_bytes() for attention, *_ in self.layers)
         memory = StepMemory(
@@ -380,7 +389,8 @@ class Pass:
             + buckets,
             gradients=self.weights.nbytes,
             kept=kept,
-            working=max(0, peak - kept - self.weights.nbytes) + heap_gaps(x.nbytes),
+            working=max(0, peak - kept - self.weights.nbytes)
+            + heap_gaps(x.nbytes, rounded=dtype is not None and kept_layers > 0),
         )
         return Plan(memory, kept_layers)
 
@@ -388,10 +398,12 @@ class Pass:
     def layer_bytes(self) -> list[tuple[int, int]]:
         """For each layer, the bytes of its activations, and the peak of a backward pass that
         recomputes them."""
-        x = self._stream()
+        x, dtype = self._stream(), self.config.kept_dtype
+        # with the streams that are kept
+        stream = rounded_bytes(x.nbytes, x, dtype if self.config.reversible else None)
         return [
             (
-                sum(branch.kept_bytes(x) for branch in layer),
+                sum(branch.kept_bytes(x, dtype) + stream for branch in layer),
                 max(branch.backward_bytes(x, kept=False) for branch in layer),
             )
             for layer in self.layers
@@ -487,10 +499,10 @@ class Pass:
         return None if dx is None else np.ascontiguousarray(dx[:, : self.inputs.t])
 
 
-def heap_gaps(nbytes: int) -> int:
+def heap_gaps(nbytes: int, *, rounded: bool = False) -> int:
     """Measured heap fragmentation for arrays of this size: larger blocks are returned at once,
-    smaller ones leave gaps."""
-    return int(min(0.7 * nbytes, 2**25))
+    smaller ones leave gaps, and more of them if arrays in half of the size are kept between."""
+    return int(min((4 if rounded else 0.7) * nbytes, 2**25))
 
 
 def warn_of_cut(bucket_cap: int | None, shares: Sequence[float]) -> None:

@@ -26,7 +26,8 @@ __all__ = ["ReformerConfig"]
 OURS = ("reversible", "local_shared_qk", "rope_theta", "full_attention_probs_dropout_prob",
         "position_embedding_type", "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
-        "apply_lm_head_bias", "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
+        "kept_dtype", "apply_lm_head_bias", "label_smoothing", "shared_embeddings",
+        "image_shape")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -191,6 +192,10 @@ class ReformerConfig(NamedAttributes, JsonFile):
     memory_budget : int or float, optional
         Memory in which training may keep activations instead of recomputing them: bytes, or as a
         float up to 1 a share of the free memory; None: recompute all.
+    kept_dtype : {"bfloat16"}, optional
+        What `memory_budget` keeps is rounded to bfloat16, so that about twice as many layers fit;
+        None: not. Losses are the same, and gradients differ by the rounding: see
+        docs/how_it_works.md.
     apply_lm_head_bias : bool
         False: lm_head.bias is not added, as in transformers 5.0 to 5.23.
     label_smoothing : float
@@ -290,6 +295,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     softcap: float | None = None
     matmul_precision: str | None = None
     memory_budget: int | float | None = None
+    kept_dtype: str | None = None
     apply_lm_head_bias: bool = True
     label_smoothing: float = 0.0
     shared_embeddings: bool = False

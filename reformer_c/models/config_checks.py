@@ -158,6 +158,7 @@ def _check_options(config: Any) -> None:
     if config.softcap == 0:
         raise ValueError("softcap must be a number > 0 or None, got 0")
     _each(config, "matmul_precision", _choice, PRECISIONS, optional=True)
+    _each(config, "kept_dtype", _choice, ("bfloat16",), optional=True)
     _each(config, "problem_type", _choice, PROBLEM_TYPES, optional=True)
     if config.problem_type == "single_label_classification" and config.num_labels == 1:
         raise ValueError(

@@ -65,6 +65,8 @@ def can_measure():
         ("book", {"attn_layers": ["full", "full_shared"], "num_hidden_layers": 2}, 2048, 1, 0),
         ("book", {"attn_layers": ["local"], "local_shared_qk": True}, 4096, 1, 0),
         ("book", {}, 2048, 2, 100_000_000),
+        ("tiny", {"kept_dtype": "bfloat16"}, 4096, 4, 2**30),
+        ("book", {"kept_dtype": "bfloat16"}, 2048, 2, 100_000_000),
         ("tiny", {"shared_embeddings": True, "vocab_size": 50_000}, 2048, 1, 0),
         # activations in NumPy, of all hidden units at once
         ("book", WIDE | {"hidden_act": "xielu"}, 2048, 1, 0),
