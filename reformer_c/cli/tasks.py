@@ -6,6 +6,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ __all__ = ["evaluate", "open_task", "prepare"]
 BATCH = 16
 # a task's layers see both sides of a token
 FIELDS = {"is_decoder": False, "local_num_chunks_after": 1}
+# a configuration's key: the model has learned from questions without an answer
+ABSTAINS = "unanswerable_questions"
 
 
 def prepare(folder: Path | None, options: Namespace) -> Prepared:
@@ -101,9 +104,16 @@ def _prepare_questions(folder: Path | None, options: Namespace) -> Prepared:
     task = QuestionAnswering(tokenizer, _longest(options))
     questions, held = task.questions(records), task.questions(held_out)
     data = _examples(task.examples(questions), tokenizer, options)
-    fields = {"num_labels": 2}
-    model = _model(ReformerForQuestionAnswering, folder, data.length, tokenizer, options, fields)
+    fields, extra = {"num_labels": 2}, {}
+    unanswered = sum(not question.answers for question in questions)
+    if unanswered:
+        extra, task = {ABSTAINS: True}, replace(task, may_abstain=True)
+    model = _model(
+        ReformerForQuestionAnswering, folder, data.length, tokenizer, options, fields, extra
+    )
     summary = f"{len(questions):,} questions to train on, {len(held):,} held out"
+    if unanswered:
+        summary += f"\n{unanswered:,} questions have no answer"
     if len(data) > len(questions):
         summary += f"\n{len(data):,} windows of at most {data.length:,} tokens"
     return Prepared(model, data, _measure(task, held), tokenizer, summary)
@@ -137,9 +147,10 @@ def _examples(train: Sequence[Any], tokenizer: Any, options: Namespace) -> Examp
 
 def _model(
     kind: Any, folder: Path | None, length: int, tokenizer: Any, options: Namespace,
-    fields: dict[str, Any],
+    fields: dict[str, Any], extra: dict[str, Any] | None = None,
 ) -> Any:  # fmt: skip
-    """The model of a task, for sequences of at least `length` tokens."""
+    """The model of a task, for sequences of at least `length` tokens; `extra` are other keys of its
+    configuration."""
     fields = FIELDS | token_fields(tokenizer) | fields
     config = make_config(length, options, fields)
     if options.length is None and options.start is None:
@@ -149,6 +160,7 @@ def _model(
         length = -(-length // multiple) * multiple
         config = make_config(length, options, fields)
     check_vocabulary(tokenizer, config.vocab_size)
+    config = config.changed({"extra": config.extra | (extra or {})})
     return create_or_open(kind, folder, fix_num_buckets(config, length), options)
 
 
@@ -198,10 +210,10 @@ def _masked(config: Any, tokenizer: Any, length: int, options: Namespace) -> Any
     return MaskedLanguageModel(tokenizer, length, **_columns(options))
 
 
-def _questions(_config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:
+def _questions(config: Any, tokenizer: Any, length: int, options: Namespace) -> Any:
     for name in _columns(options):
         raise ValueError(f"{option(name)} needs a model of another task")
-    return QuestionAnswering(tokenizer, length)
+    return QuestionAnswering(tokenizer, length, bool(config.extra.get(ABSTAINS)))
 
 
 def evaluate(model: Any, options: Namespace) -> tuple[dict[str, Any], str]:

@@ -95,6 +95,8 @@ def pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
 def exact_match(predicted: str, answers: Sequence[str]) -> float:
     """1 if the prediction equals one of the answers, else 0, both normalized as SQuAD does.
 
+    An empty prediction is right if there are no answers.
+
     Examples
     --------
     >>> exact_match("The Nile.", ["a river", "nile"])
@@ -106,6 +108,8 @@ def exact_match(predicted: str, answers: Sequence[str]) -> float:
 def answer_f1(predicted: str, answers: Sequence[str]) -> float:
     """F1 of the words of a prediction, for the best of the answers (Rajpurkar et al. 2016).
 
+    If there are no answers, it is 1 for an empty prediction and 0 for another.
+
     Examples
     --------
     >>> answer_f1("the river Nile", ["Nile"])
@@ -115,7 +119,7 @@ def answer_f1(predicted: str, answers: Sequence[str]) -> float:
 
 
 def _best(measure: Callable[[str, str], float], predicted: str, answers: Sequence[str]) -> float:
-    return max(measure(_normalize(predicted), _normalize(answer)) for answer in answers)
+    return max(measure(_normalize(predicted), _normalize(answer)) for answer in answers or [""])
 
 
 def _normalize(answer: str) -> str:

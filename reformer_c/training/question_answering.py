@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -43,7 +45,8 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """A question: the windows of its context, and the texts that answer it, if they are known."""
+    """A question: the windows of its context, and the texts that answer it; none if they are not
+    known, or if the context does not have the answer."""
 
     context: str
     windows: list[Window]
@@ -56,7 +59,8 @@ class QuestionAnswering:
 
     "answers" is in the form of SQuAD (`{"text": [...], "answer_start": [...]}`, or a list of
     `{"text": ..., "answer_start": ...}`), a text or a list of them, of which the first occurrence
-    in the context counts; or there are the columns "answer" and, optionally, "answer_start".
+    in the context counts; or there are the columns "answer" and, optionally, "answer_start". An
+    empty list or `is_impossible`, as in SQuAD 2, says that the context has no answer.
 
     Parameters
     ----------
@@ -65,10 +69,14 @@ class QuestionAnswering:
     length : int
         Tokens of a row. A context for which it is too short is divided into windows, of which each
         overlaps the next by half.
+    may_abstain : bool
+        Whether to predict an empty text where "no answer" is likelier than every part of the
+        context: for models that have learned from questions without an answer.
     """
 
     tokenizer: Any
     length: int
+    may_abstain: bool = False
     # what `read` returns, in the plural
     unit: ClassVar[str] = "questions"
 
@@ -151,8 +159,9 @@ class QuestionAnswering:
         seed: int = 0,
         progress: Progress = no_progress,
     ) -> dict[str, float]:
-        """ "exact match" and "f1", as SQuAD defines them, for the best of the answers; and "loss",
-        the mean over windows."""
+        """ "exact match" and "f1", as SQuAD defines them, for the best of the answers; "loss", the
+        mean over windows; and if there are questions without an answer, which an empty prediction
+        matches, the first two of the others and the share that is right of these."""
         logits = self._logits(model, questions, seed, progress)
         exact, f1, losses = [], [], []
         for question, rows in zip(questions, logits, strict=True):
@@ -165,18 +174,22 @@ class QuestionAnswering:
                     (ends, window.end_position),
                 ):
                     losses.append(cross_entropy(row[None], np.array([place]))[0])
-        return {
-            "exact match": float(np.mean(exact)),
-            "f1": float(np.mean(f1)),
-            "loss": float(np.mean(losses)),
-        }
+        metrics = {"exact match": exact, "f1": f1, "loss": losses}
+        answered = [bool(question.answers) for question in questions]
+        if not all(answered):
+            metrics["unanswerable exact match"] = list(compress(exact, map(not_, answered)))
+        if any(answered) and not all(answered):
+            metrics["answerable exact match"] = list(compress(exact, answered))
+            metrics["answerable f1"] = list(compress(f1, answered))
+        return {name: float(np.mean(values)) for name, values in metrics.items()}
 
     def predict(
         self, model: Any, records: Sequence[Record], *, seed: int = 0
     ) -> list[dict[str, Any]]:
         """For each question: "prediction", a part of its context; "start" and "end", the indices of
         its first character and of the character after it; and "score", its probability among the
-        parts of its window."""
+        parts of its window. With `may_abstain` the prediction may be empty; the score is then the
+        probability that its window has no answer."""
         questions = self.questions(records, answered=False)
         logits = self._logits(model, questions, seed)
         return [self._best(one, rows) for one, rows in zip(questions, logits, strict=True)]
@@ -205,7 +218,9 @@ class QuestionAnswering:
         spans = [
             _span(*rows, window) for window, rows in zip(question.windows, logits, strict=True)
         ]
-        _, best = max(enumerate(spans), key=lambda pair: pair[1].odds)
+        place, best = max(enumerate(spans), key=lambda pair: pair[1].odds)
+        if self.may_abstain and best.odds <= 0.0:
+            best = _no_answer(*logits[place], question.windows[place])
         return {
             "prediction": question.context[best.start : best.end],
             "start": best.start,
@@ -236,6 +251,14 @@ def _span(starts: np.ndarray, ends: np.ndarray, window: Window) -> Span:
     return Span(int(window.context.starts[i]), int(window.context.ends[j]), odds, float(p))
 
 
+def _no_answer(starts: np.ndarray, ends: np.ndarray, window: Window) -> Span:
+    """An empty part, with the probability that both places are 0 and none in the context."""
+    total = 0.0
+    for logits in (starts.astype(np.float64), ends.astype(np.float64)):
+        total += logits[0] - np.logaddexp.reduce(np.append(logits[window.first :], logits[0]))
+    return Span(0, 0, 0.0, float(np.exp(total)))
+
+
 def _window_starts(count: int, room: int) -> range:
     """The first tokens of the windows of `count` tokens, which overlap by half."""
     step = max(1, room - room // 2)
@@ -261,14 +284,30 @@ def _positions(tokens: Tokens, answer: str, start: int) -> tuple[int, int]:
 
 
 def _answers(record: Record, context: str) -> list[tuple[str, int]]:
-    """The answers of a record and their places in the context."""
-    if "answers" in record.values or "answer" not in record.values:
+    """The answers of a record and their places in the context; none if it says that there are
+    none."""
+    impossible = _impossible(record)
+    if "answers" in record.values or (impossible is None and "answer" not in record.values):
         found = [*_listed(record, record["answers"])]
     else:
-        found = [(record["answer"], record.values.get("answer_start"))]
-    if not found:
-        raise ValueError(f"{record.where}: answers must have at least one, got none")
+        found = [(record.values.get("answer"), record.values.get("answer_start"))]
+        if impossible and not found[0][0]:
+            found = []
+    if impossible is not None and impossible == bool(found):
+        expected = "none with is_impossible" if found else "at least one without is_impossible"
+        raise ValueError(f"{record.where}: answers must be {expected}, got {len(found)}")
     return [_placed(record, context, text, start) for text, start in found]
+
+
+def _impossible(record: Record) -> bool | None:
+    """SQuAD 2's column; None if there is none."""
+    value = record.values.get("is_impossible")
+    if value is None or isinstance(value, bool):
+        return value
+    found = {"true": True, "1": True, "false": False, "0": False, "": None}
+    if not isinstance(value, str) or value.lower() not in found:
+        raise ValueError(f"{record.where}: is_impossible must be true or false, got {value!r}")
+    return found[value.lower()]
 
 
 def _listed(record: Record, answers: Any) -> Iterable[tuple[Any, Any]]:

@@ -317,6 +317,35 @@ def test_a_reader_is_trained_evaluated_and_predicts(reader, tmp_path, capsys):
     assert metrics_of(capsys.readouterr().out).keys() == found[0].keys()
 
 
+def test_a_reader_learns_which_questions_have_no_answer(reader, tmp_path, capsys):
+    """The form of SQuAD 2."""
+    for row in (nested := json.loads((reader / "questions.json").read_text()))["data"][0][
+        "paragraphs"
+    ]:
+        row["qas"][0]["is_impossible"] = False
+        row["qas"].append({"id": "no", "question": "Why?", "answers": [], "is_impossible": True,
+                           "plausible_answers": [{"text": "It", "answer_start": 0}]})  # fmt: skip
+    file, folder = tmp_path / "questions.json", str(tmp_path / "model")
+    file.write_text(json.dumps(nested))
+    command = ["train", str(file), "--task", "question-answering", *SMALL, "--save", folder]
+    assert main([*command, "--steps", "60"]) == 0
+    assert "no answer" in (said := capsys.readouterr()).out + said.err
+    assert main([*command, "--steps", "120", "--resume"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", folder, str(file)]) == 0
+    metrics = metrics_of(capsys.readouterr().out)
+    assert metrics["unanswerable exact match"] > 0.9
+    of_each = [metrics[f"{kind} exact match"] for kind in ("answerable", "unanswerable")]
+    assert round(64 * metrics["exact match"]) == round(32 * sum(of_each))
+    assert main(["predict", folder, str(file)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    empty = np.mean([line["prediction"] == "" for line in lines if line["id"] == "no"])
+    assert round(empty, 4) == metrics["unanswerable exact match"]
+    # a model that has seen none always answers
+    assert main(["predict", str(reader / "model"), str(file)]) == 0
+    assert all(json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

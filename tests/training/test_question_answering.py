@@ -112,6 +112,9 @@ CONTEXT = "Rome is old. Rome is big."
         ({"answers": [{"text": "Rome"}]}, ["Rome"], 0),
         ({"answer": "Rome", "answer_start": "13"}, ["Rome"], 13),
         ({"answer": "Rome", "answer_start": ""}, ["Rome"], 0),
+        ({"answers": "Rome", "is_impossible": False}, ["Rome"], 0),
+        ({"answers": "Rome", "is_impossible": None}, ["Rome"], 0),
+        ({"answer": "Rome", "is_impossible": "0"}, ["Rome"], 0),
     ],
 )
 def test_forms_of_answers(values, answers, start):
@@ -122,9 +125,41 @@ def test_forms_of_answers(values, answers, start):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"answers": []},
+        {"answers": {"text": [], "answer_start": []}},
+        {"answers": [], "is_impossible": True, "plausible_answers": [squad("Rome", 0)]},
+        {"is_impossible": True},
+        {"is_impossible": "True", "answer": "", "answer_start": ""},
+    ],
+)
+def test_forms_of_no_answer(values):
+    row = Record("x:1", {"question": "q", "context": CONTEXT, **values})
+    [question] = QuestionAnswering(BYTES, 20).questions([row])
+    assert question.answers == []
+    assert len(question.windows) == 2
+    for window in question.windows:
+        assert (window.start_position, window.end_position) == (0, 0)
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"answers": []}, "x:1: answers must have at least one, got none"),
+        (
+            {"answers": [], "is_impossible": False},
+            "x:1: answers must be at least one without is_impossible, got 0",
+        ),
+        (
+            {"answers": "Rome", "is_impossible": True},
+            "x:1: answers must be none with is_impossible, got 1",
+        ),
+        ({"answer": "Rome", "is_impossible": "true"}, "x:1: answers must be none with"),
+        ({"answer": "", "is_impossible": ""}, "x:1: an answer must be a text, got ''"),
+        (
+            {"answers": "Rome", "is_impossible": 3},
+            "x:1: is_impossible must be true or false, got 3",
+        ),
         ({"answers": squad("Rome", 12)}, "answer_start must be the place of 'Rome' in the context"),
         ({"answers": squad("Rome", "x")}, "in the context, got 'x'"),
         ({"answers": "Oslo"}, "x:1: an answer must be a part of the context, got 'Oslo'"),
@@ -195,3 +230,63 @@ def test_a_model_learns_answers(model):
     after = trainer.measure_held_out()
     assert after["loss"] < before["loss"] / 2
     assert after["exact match"] == 1.0
+
+
+UNANSWERED = [record("ab cd", []), record("ab cd ab cd ab cd ab cd ab cd", [])]
+
+
+def test_no_answer_is_predicted_where_it_is_likelier(model):
+    records = RECORDS + UNANSWERED
+    spans = QuestionAnswering(BYTES, 20)
+    task = QuestionAnswering(BYTES, 20, may_abstain=True)
+    questions = task.questions(records)
+    # a bias of the places that mean "none" decides
+    logits, expected = spans._logits(model, questions, 1), spans.predict(model, records, seed=1)
+    for bias, empty in ((50.0, True), (-50.0, False)):
+        shifted = [[(s.copy(), e.copy()) for s, e in rows] for rows in logits]
+        for rows in shifted:
+            for starts, ends in rows:
+                starts[0], ends[0] = bias, bias
+        found = [task._best(one, rows) for one, rows in zip(questions, shifted, strict=True)]
+        assert [one["prediction"] == "" for one in found] == [empty] * len(found)
+        if empty:
+            assert found[0] == {"prediction": "", "start": 0, "end": 0, "score": 1.0}
+        else:
+            assert found == [spans._best(one, rows) for one, rows in zip(questions, shifted)]
+    assert all(one["prediction"] for one in expected)
+
+
+def test_the_probability_of_no_answer_is_that_of_its_places():
+    starts, ends = np.random.default_rng(0).standard_normal((2, 8))
+    task = QuestionAnswering(BYTES, 20, may_abstain=True)
+    [question] = task.questions([record("abcde", [])])
+    starts[0] = ends[0] = 3.0
+    found = task._best(question, [(starts, ends)])
+    odds = np.exp([starts[3:].max() - 3.0, ends[3:].max() - 3.0])
+    assert odds.max() < 1
+    p, q = (np.exp(3.0) / np.exp(np.append(x[3:], 3.0)).sum() for x in (starts, ends))
+    assert found["score"] == round(p * q, 6)
+
+
+def test_metrics_of_questions_without_an_answer_are_apart(model):
+    task = QuestionAnswering(BYTES, 20, may_abstain=True)
+    alone = QuestionAnswering(BYTES, 20)
+    together = task.evaluate(model, task.questions(RECORDS + UNANSWERED), seed=1)
+    answered = task.evaluate(model, task.questions(RECORDS), seed=1)
+    unanswered = task.evaluate(model, task.questions(UNANSWERED), seed=1)
+    for name in ("exact match", "f1"):
+        assert together[f"answerable {name}"] == pytest.approx(answered[name])
+        assert together[name] == pytest.approx((3 * answered[name] + 2 * unanswered[name]) / 5)
+    assert together["unanswerable exact match"] == unanswered["exact match"] == unanswered["f1"]
+    # a model that has to answer is wrong about these
+    assert alone.evaluate(model, alone.questions(UNANSWERED), seed=1)["exact match"] == 0.0
+
+
+def test_a_model_learns_which_questions_have_no_answer(model):
+    task = QuestionAnswering(BYTES, 20, may_abstain=True)
+    questions = task.questions(RECORDS + UNANSWERED)
+    data = Examples(task.examples(questions), batch=8)
+    for _ in Trainer(model, data, rc.AdamW(model.parameters, lr=1e-2), steps=80):
+        pass
+    found = task.evaluate(model, questions)
+    assert found["exact match"] == found["unanswerable exact match"] == 1.0
