@@ -129,6 +129,11 @@ def share_threads(comm: Any = None) -> int:
 
     Without this call, every process uses all cores that are available to it.
 
+    Parameters
+    ----------
+    comm : mpi4py communicator, optional
+        ``MPI.COMM_WORLD`` by default.
+
     Examples
     --------
     >>> share_threads(MPI.COMM_SELF) >= 1
@@ -171,7 +176,13 @@ class Shard:
         self.data, self.rank, self.size = data, comm.rank, comm.size
 
     def batch(self, step: int) -> Any:
-        """The micro-batch of this process."""
+        """The micro-batch of this process.
+
+        Parameters
+        ----------
+        step : int
+            Steps count from 0.
+        """
         return self.data.batch(step * self.size + self.rank)
 
     def describe(self) -> dict[str, Any]:
@@ -225,7 +236,13 @@ class DataParallel:
 
     def synchronise(self, optimizer: Any = None) -> None:
         """Copy the weights of rank 0, and the optimiser's state if given, to every process. Call it
-        in all processes, for example after a ``resume`` by rank 0 alone."""
+        in all processes, for example after a ``resume`` by rank 0 alone.
+
+        Parameters
+        ----------
+        optimizer : Adafactor or AdamW, optional
+            The optimiser of this process.
+        """
         broadcast(self.model.parameters, self.comm)
         self._agree_on_buckets(self._sides)
         if optimizer is not None:
@@ -239,6 +256,11 @@ class DataParallel:
         """Loss and gradients over the batches of all processes: each target has the same weight.
 
         With an integer `rng` every process draws its own dropout and rotations, reproducibly.
+
+        Parameters
+        ----------
+        *args, rng, **arguments
+            As in the model's own, for the batch of this process.
         """
         if rng is not None and self.rank:
             rng = random_key(draw_seed(rng), "rank", self.rank)
@@ -258,12 +280,24 @@ class DataParallel:
         return (total if self.comm.allreduce(weight) else float("nan")), gradients
 
     def count_targets(self, *args: Any, **arguments: Any) -> Any:
-        """The number of targets in the batches of all processes; of several means, a list."""
+        """The number of targets in the batches of all processes; of several means, a list.
+
+        Parameters
+        ----------
+        *args, **arguments
+            As in `loss_and_gradients`.
+        """
         counts = self.comm.allgather(self.model.count_targets(*args, **arguments))
         return np.sum(counts, axis=0).tolist()
 
     def agree(self, number: int) -> int:
-        """The maximum over all processes, each of which must call it; used to agree on stopping."""
+        """The maximum over all processes, each of which must call it; used to agree on stopping.
+
+        Parameters
+        ----------
+        number : int
+            Of this process.
+        """
         largest: int = self.comm.allreduce(number, op=MPI.MAX)
         return largest
 
@@ -280,7 +314,13 @@ class DataParallel:
                 model.config = replace(model.config, num_buckets=chosen[0])
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
-        """The model's own loss, of this process alone."""
+        """The model's own loss, of this process alone.
+
+        Parameters
+        ----------
+        *args, **arguments
+            As in the model's own.
+        """
         return self.model(*args, **arguments)
 
     def __repr__(self) -> str:

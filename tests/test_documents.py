@@ -2,8 +2,10 @@
 
 import doctest
 import re
+import runpy
 import shlex
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -11,21 +13,64 @@ from reformer_c.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+OF_SITE = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("recipes/*.md"))]
+PAGES = [ROOT / "README.md", *OF_SITE]
 # arguments that take seconds, in place of those that take minutes
 SMALLER = {"--length": "64", "--steps": "1"}
+# what the examples of a page import
+LIBRARIES = {
+    "datasets": ["datasets"],
+    "documents": ["joblib", "dask"],
+    "hub": ["huggingface_hub"],
+    "in_pytorch": ["torch", "transformers", "reformer_pytorch"],
+    "pictures": ["PIL"],
+    "tensorboard": ["torch", "tensorboard"],
+    "wandb": ["wandb"],
+}
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
-def test_examples_run(page):
+@pytest.mark.filterwarnings("default")  # other libraries warn about each other
+@pytest.mark.parametrize("page", OF_SITE, ids=lambda page: page.stem)
+def test_examples_run(page, monkeypatch):
     pytest.importorskip("safetensors", reason="the pages save models")
-    if page.stem == "pictures":
-        pytest.importorskip("PIL", reason="its examples need Pillow")
-    if page.stem == "in_pytorch":
-        for library in ("torch", "transformers", "reformer_pytorch"):
-            pytest.importorskip(library, reason=f"its examples need {library}")
+    for library in LIBRARIES.get(page.stem, ()):
+        pytest.importorskip(library, reason=f"its examples need {library}")
+    pushed = [page.stem == "hub" and keep_uploads(monkeypatch)]
     found = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert found.failed == 0
+    if page.stem == "hub":
+        assert pushed == [[{"config.json", "generation_config.json", "model.safetensors"}]]
+
+
+def keep_uploads(monkeypatch):
+    """Replace the hub's client, with its signatures, by one that notes the files of a folder."""
+    import huggingface_hub
+
+    client = mock.create_autospec(huggingface_hub.HfApi)
+    uploads = []
+    client.return_value.upload_folder.side_effect = lambda **given: uploads.append(
+        {path.name for path in Path(given["folder_path"]).iterdir()}
+    )
+    monkeypatch.setattr(huggingface_hub, "HfApi", client)
+    return uploads
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")], ids=lambda page: page.stem
+)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(((?![a-z]+:|#)[^)#\s]+)", page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_figures_are_what_their_program_draws(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib draws them")
+    figures = runpy.run_path(str(DOCS / "figures.py"))
+    figures["draw"](tmp_path)
+    page = (DOCS / "how_it_works.md").read_text("utf-8")
+    for file in tmp_path.iterdir():
+        assert f"({file.name})" in page
+        assert (DOCS / file.name).exists()
 
 
 def commands(page):

@@ -21,8 +21,6 @@ from .texts import texts_of
 __all__ = ["Pairs", "TextPair", "encode_pairs", "encode_source", "end_token_of", "read_lines",
            "read_pairs"]  # fmt: skip
 
-# pairs of a batch
-BATCH = 16
 # ByteTokenizer's id that stands for no byte and is not padding
 BYTES_END = 1
 
@@ -186,10 +184,8 @@ class Pairs(Data):
     ----------
     sources, targets : lists of ndarray (n,)
         Token ids of any integer dtype, each with its end token, as `encode_pairs` gives them.
-    batch : int, optional
-        The most pairs of a batch: 16, or any number with `batch_tokens`.
-    batch_tokens : int, optional
-        The most tokens of either side of a batch, padding included.
+    batch : int
+        Pairs per batch; the last one of a pass may have fewer.
     length : int, optional
         Pairs of which a side has more tokens are left out.
     order : {"random", "sequential"}
@@ -225,11 +221,9 @@ class Pairs(Data):
 
     left_out: int
     pad_token_id: int
-    batch_tokens: int | None
     _sources: list[np.ndarray]
     _targets: list[np.ndarray]
     _lengths: np.ndarray
-    _starts: list[int]
     # the last pass, and the pairs of each of its batches
     _pass: tuple[int, list[np.ndarray]]
 
@@ -239,8 +233,7 @@ class Pairs(Data):
         sources: Sequence[np.ndarray],
         targets: Sequence[np.ndarray],
         *,
-        batch: int | None = None,
-        batch_tokens: int | None = None,
+        batch: int = 16,
         length: int | None = None,
         order: str = "random",
         seed: int = 0,
@@ -275,15 +268,7 @@ class Pairs(Data):
             bytes_per_token=bytes_per_token,
         )  # fmt: skip
         self.length = int(self._lengths.max())
-        if batch is None:
-            batch = BATCH if batch_tokens is None else len(self)
-        self.batch_size, self.batch_tokens = integer("batch", batch, 1), batch_tokens
-        if batch_tokens is not None and integer("batch_tokens", batch_tokens, 1) < self.length:
-            raise ValueError(
-                f"batch_tokens must be at least {self.length}, the tokens of the longest pair, got "
-                f"{batch_tokens}"
-            )
-        self._starts = self._batch_starts()
+        self.batch_size = integer("batch", batch, 1)
         self.pad_token_id = integer("pad_token_id", pad_token_id, 0)
         self._pass = -1, []
 
@@ -294,13 +279,10 @@ class Pairs(Data):
     @property
     def num_batches(self) -> int:
         """The number of batches of a pass over all pairs."""
-        return len(self._starts) + 1
+        return -(-len(self) // self.batch_size)
 
     def describe(self) -> dict[str, int | str]:
-        own: dict[str, int | str] = {"pairs": len(self), "pad_token_id": self.pad_token_id}
-        if self.batch_tokens is not None:
-            own["batch_tokens"] = self.batch_tokens
-        return super().describe() | own
+        return super().describe() | {"pairs": len(self), "pad_token_id": self.pad_token_id}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The arguments of a model's loss at one step, int64; steps count from 0.
@@ -317,21 +299,10 @@ class Pairs(Data):
 
     def _batches_of(self, number: int) -> list[np.ndarray]:
         """The numbers of the pairs of each batch of a pass."""
+        starts = range(self.batch_size, len(self), self.batch_size)
         if self.order == "sequential":
-            return np.split(np.argsort(self._lengths, kind="stable"), self._starts)
+            return np.split(np.argsort(self._lengths, kind="stable"), starts)
         rng = np.random.default_rng((self.seed, number))
         drawn = rng.permutation(len(self))
-        batches = np.split(drawn[np.argsort(self._lengths[drawn], kind="stable")], self._starts)
+        batches = np.split(drawn[np.argsort(self._lengths[drawn], kind="stable")], starts)
         return [batches[i] for i in rng.permutation(len(batches))]
-
-    def _batch_starts(self) -> list[int]:
-        """Where the batches but for the first begin among the pairs, from the shortest to the
-        longest: the same in every pass."""
-        if self.batch_tokens is None:
-            return [*range(self.batch_size, len(self), self.batch_size)]
-        starts, begin = [], 0
-        for i, longest in enumerate(np.sort(self._lengths).tolist()):
-            pairs = i + 1 - begin
-            if pairs > self.batch_size or pairs * longest > self.batch_tokens:
-                starts.append(begin := i)
-        return starts
