@@ -40,7 +40,6 @@ def fit(model, data, settings, folder, **more):
     return read_log(folder / LOG)
 
 
-def curve(lines, name=None):
-    """[[step, held-out result]] of a log; of several results, the one called `name`."""
-    found = [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
-    return [[step, round(x if name is None else x[name], 5)] for step, x in found]
+def curve(lines, of=float):
+    """[[step, number]] of a log, where `of` makes a number of a held-out result."""
+    return [[x["step"], round(of(x["held_out"]), 5)] for x in lines if "held_out" in x]

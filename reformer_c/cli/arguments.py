@@ -201,6 +201,8 @@ def _train_data(add: Callable[..., Any]) -> None:
         f"examples the longest, at most {LENGTH})")  # fmt: skip
     add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
     add("--batch", **COUNT, help="sequences per micro-batch (1; 16 of examples)")
+    add("--batch-tokens", **COUNT,
+        help="with --pairs: tokens of either side of a micro-batch, padding included")  # fmt: skip
     add(
         "--order",
         **one_of(("random", "sequential")),

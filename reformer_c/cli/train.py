@@ -101,6 +101,8 @@ def _check_options(options: Namespace) -> None:
     """Refuse an option that would have no effect."""
     if options.channels is not None and options.task != "image":
         raise ValueError("--channels needs --task image")
+    if options.batch_tokens is not None and options.task != "translation":
+        raise ValueError("--batch-tokens needs --pairs")
     for name in ("problem", "text_column", "label_column"):
         if getattr(options, name) is not None and options.task != "classification":
             raise ValueError(f"{option(name)} cannot be combined with --task {options.task}")

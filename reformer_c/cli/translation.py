@@ -69,8 +69,9 @@ def _pairs(
     sources, targets = encode_pairs(pairs, tokenizer)
     size = sum(len(pair.target.encode("utf-8")) for pair in pairs)
     return Pairs(
-        sources, targets, batch=getattr(options, "batch", None) or BATCH, length=length,
-        order=order, seed=options.seed, pad_token_id=tokenizer.pad_token_id or 0,
+        sources, targets, batch=getattr(options, "batch", None),
+        batch_tokens=getattr(options, "batch_tokens", None), length=length, order=order,
+        seed=options.seed, pad_token_id=tokenizer.pad_token_id or 0,
         bytes_per_token=max(1, size) / sum(map(len, targets)),
     )  # fmt: skip
 

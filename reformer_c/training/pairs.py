@@ -21,6 +21,8 @@ from .texts import texts_of
 __all__ = ["Pairs", "TextPair", "encode_pairs", "encode_source", "end_token_of", "read_lines",
            "read_pairs"]  # fmt: skip
 
+# pairs of a batch
+BATCH = 16
 # ByteTokenizer's id that stands for no byte and is not padding
 BYTES_END = 1
 
@@ -184,8 +186,10 @@ class Pairs(Data):
     ----------
     sources, targets : lists of ndarray (n,)
         Token ids of any integer dtype, each with its end token, as `encode_pairs` gives them.
-    batch : int
-        Pairs per batch; the last one of a pass may have fewer.
+    batch : int, optional
+        The most pairs of a batch: 16, or any number with `batch_tokens`.
+    batch_tokens : int, optional
+        The most tokens of either side of a batch, padding included.
     length : int, optional
         Pairs of which a side has more tokens are left out.
     order : {"random", "sequential"}
@@ -221,9 +225,11 @@ class Pairs(Data):
 
     left_out: int
     pad_token_id: int
+    batch_tokens: int | None
     _sources: list[np.ndarray]
     _targets: list[np.ndarray]
     _lengths: np.ndarray
+    _starts: list[int]
     # the last pass, and the pairs of each of its batches
     _pass: tuple[int, list[np.ndarray]]
 
@@ -233,7 +239,8 @@ class Pairs(Data):
         sources: Sequence[np.ndarray],
         targets: Sequence[np.ndarray],
         *,
-        batch: int = 16,
+        batch: int | None = None,
+        batch_tokens: int | None = None,
         length: int | None = None,
         order: str = "random",
         seed: int = 0,
@@ -268,7 +275,15 @@ class Pairs(Data):
             bytes_per_token=bytes_per_token,
         )  # fmt: skip
         self.length = int(self._lengths.max())
-        self.batch_size = integer("batch", batch, 1)
+        if batch is None:
+            batch = BATCH if batch_tokens is None else len(self)
+        self.batch_size, self.batch_tokens = integer("batch", batch, 1), batch_tokens
+        if batch_tokens is not None and integer("batch_tokens", batch_tokens, 1) < self.length:
+            raise ValueError(
+                f"batch_tokens must be at least {self.length}, the tokens of the longest pair, got "
+                f"{batch_tokens}"
+            )
+        self._starts = self._batch_starts()
         self.pad_token_id = integer("pad_token_id", pad_token_id, 0)
         self._pass = -1, []
 
@@ -279,10 +294,13 @@ class Pairs(Data):
     @property
     def num_batches(self) -> int:
         """The number of batches of a pass over all pairs."""
-        return -(-len(self) // self.batch_size)
+        return len(self._starts) + 1
 
     def describe(self) -> dict[str, int | str]:
-        return super().describe() | {"pairs": len(self), "pad_token_id": self.pad_token_id}
+        own: dict[str, int | str] = {"pairs": len(self), "pad_token_id": self.pad_token_id}
+        if self.batch_tokens is not None:
+            own["batch_tokens"] = self.batch_tokens
+        return super().describe() | own
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The arguments of a model's loss at one step, int64; steps count from 0.
@@ -299,10 +317,21 @@ class Pairs(Data):
 
     def _batches_of(self, number: int) -> list[np.ndarray]:
         """The numbers of the pairs of each batch of a pass."""
-        starts = range(self.batch_size, len(self), self.batch_size)
         if self.order == "sequential":
-            return np.split(np.argsort(self._lengths, kind="stable"), starts)
+            return np.split(np.argsort(self._lengths, kind="stable"), self._starts)
         rng = np.random.default_rng((self.seed, number))
         drawn = rng.permutation(len(self))
-        batches = np.split(drawn[np.argsort(self._lengths[drawn], kind="stable")], starts)
+        batches = np.split(drawn[np.argsort(self._lengths[drawn], kind="stable")], self._starts)
         return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _batch_starts(self) -> list[int]:
+        """Where the batches but for the first begin among the pairs, from the shortest to the
+        longest: the same in every pass."""
+        if self.batch_tokens is None:
+            return [*range(self.batch_size, len(self), self.batch_size)]
+        starts, begin = [], 0
+        for i, longest in enumerate(np.sort(self._lengths).tolist()):
+            pairs = i + 1 - begin
+            if pairs > self.batch_size or pairs * longest > self.batch_tokens:
+                starts.append(begin := i)
+        return starts

@@ -134,12 +134,30 @@ def test_long_pairs_are_left_out(pairs, tmp_path, capsys):
     assert "pairs of more than 9 tokens are left out" in printed
 
 
+def test_batches_may_have_a_number_of_tokens(pairs, tmp_path, capsys):
+    arguments = ["--pairs", f"{pairs}/pairs.tsv", "--batch-tokens", "60"]
+    found, _ = losses(arguments, tmp_path, capsys)
+    assert found != losses(arguments[:2], tmp_path, capsys)[0]
+    folder = str(tmp_path / "model")
+    command = ["train", *arguments, *SMALL, "--steps", "2", "--save", folder]
+    assert main(command) == 0
+    capsys.readouterr()
+    for changed in ("61", None):
+        again = command[:-2] + ["--save", folder, "--resume"]
+        at = again.index("--batch-tokens")
+        again[at : at + 2] = ["--batch-tokens", changed] if changed else []
+        assert main(again) == 1
+        assert "batch_tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--pairs", "TSV", "--whole-files"], "--whole-files cannot be combined with --task trans"),
         (["--pairs", "TSV", "--offset", "3"], "--offset cannot be combined with --task trans"),
         (["--pairs", "TSV", "--length", "2"], "length must be at least"),
+        (["--pairs", "TSV", "--batch-tokens", "2"], "batch_tokens must be at least"),
+        (["DE", "--batch-tokens", "200"], "--batch-tokens needs --pairs"),
         (["--pairs", "DE"], "without its target"),
         (["--pairs", "WRONG"], "wrong.tsv:2: must be a source, a tab and a target, got 0 tabs"),
         (["--pairs", "TSV", "--evaluate-on", "WRONG"], "wrong.tsv:2: must be a source"),

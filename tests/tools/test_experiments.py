@@ -25,7 +25,7 @@ def names():
     """The experiments, with a mark for those that need Linux."""
     linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
     return [
-        pytest.param(name, marks=linux) if name in ("table1", "figure5_left") else name
+        pytest.param(name, marks=linux) if name in ("table1", "figure5_left", "enwik8") else name
         for name in experiments.NAMES
     ]
 

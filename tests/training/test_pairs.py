@@ -157,6 +157,27 @@ def test_batches_are_of_similar_length():
     assert max(map(len, next(rows_of(shortest.batch(0))))) == ordered[0][0]
 
 
+@pytest.mark.parametrize("order", ["random", "sequential"])
+@pytest.mark.parametrize(("tokens", "most"), [(30, None), (64, None), (100, 3), (10**6, None)])
+def test_batches_have_a_number_of_tokens(order, tokens, most):
+    sources, targets = draw(200)
+    pairs = Pairs(sources, targets, batch=most, batch_tokens=tokens, order=order)
+    expected = sorted(((*s,), (*t,)) for s, t in zip(sources, targets))
+    filled: list[list[int]] = [[]]
+    for length in sorted(max(map(len, row)) for row in expected):
+        if len(filled[-1]) == most or (len(filled[-1]) + 1) * length > tokens:
+            filled.append([])
+        filled[-1].append(length)
+    for number in range(2):
+        steps = range(number * pairs.num_batches, (number + 1) * pairs.num_batches)
+        batches = [pairs.batch(step) for step in steps]
+        assert sorted(row for batch in batches for row in rows_of(batch)) == expected
+        found = [sorted(max(map(len, row)) for row in rows_of(batch)) for batch in batches]
+        assert sorted(found) == sorted(filled)
+        assert (found == filled) is (order == "sequential" or len(filled) == 1)
+    assert all(len(lengths) * lengths[-1] <= tokens for lengths in filled)
+
+
 def test_a_batch_depends_on_seed_and_step_alone():
     sides = draw(50)
     pairs, again = (Pairs(*sides, batch=8, seed=3) for _ in range(2))
@@ -196,6 +217,12 @@ def test_long_pairs_are_left_out_and_counted():
         ),
         (([[1]], [[1.5]]), {}, r"targets\[0\] must be a 1-d array of integers"),
         (([[1]], [[1]]), {"batch": 0}, "batch must be "),
+        (([[1]], [[1]]), {"batch_tokens": 0}, "batch_tokens must be "),
+        (
+            ([[1]], [[5, 6, 1]]),
+            {"batch_tokens": 2},
+            "batch_tokens must be at least 3, the tokens of the longest pair, got 2",
+        ),
         (([[1]], [[1]]), {"order": "sorted"}, "order must be "),
         (([[1]], [[1]]), {"length": 0}, "length must be "),
     ],
