@@ -1,6 +1,7 @@
 """The attention operations and the feed-forward as PyTorch operators, with gradients.
 
-Tensors on the CPU are read in place, and results are written directly into PyTorch's memory.
+Tensors on the CPU are read in place, and results are written directly into PyTorch's memory; those
+of half precision are computed in float32, also under autocast.
 `patch` makes a Reformer of transformers or reformer_pytorch run on these kernels. The number of
 threads is PyTorch's (``torch.set_num_threads``).
 

@@ -15,7 +15,17 @@ from ..checks import bucket_factors, count, heads_of
 from ..ops.attention import COUNTS, AttentionSaved, AttentionSpec
 from ..ops.lsh import bucket_ids
 from .registration import operator, options_of, schema_of
-from .tensors import array_of, checked, like, mask_of, resolved, tensor_of
+from .tensors import (
+    array_of,
+    checked,
+    computed,
+    like,
+    mask_of,
+    resolved,
+    result_like,
+    rounded_to,
+    tensor_of,
+)
 
 __all__ = ["full_attention", "local_attention", "lsh_attention", "lsh_attention_results"]
 
@@ -83,7 +93,7 @@ def _leading(x: Tensor) -> tuple[int, int]:
 
 def _fake(q: Tensor) -> tuple[Tensor, Tensor]:
     """out and lse of a call, uninitialised."""
-    return like(q), torch.empty((*_leading(q), q.shape[-2]), dtype=q.dtype)
+    return like(q), torch.empty((*_leading(q), q.shape[-2]), dtype=computed(q.dtype))
 
 
 def _counted(options: dict[str, Any]) -> dict[str, Any]:
@@ -101,12 +111,12 @@ def _register(kind: str) -> Any:
     def forward(
         q: Tensor, k: Tensor | None, v: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        out = like(q)
+        out = result_like(q)
         _, saved = getattr(ops, f"{kind}_attention_forward")(
             array_of(q), array_of(k), array_of(v), attention_mask=mask_of(attention_mask),
             out=out.numpy(), workers=torch.get_num_threads(), **options,
         )  # fmt: skip
-        return out, torch.from_numpy(saved.lse)
+        return rounded_to(q, out), torch.from_numpy(saved.lse)
 
     def setup(
         ctx: Any,
@@ -227,7 +237,7 @@ def _lsh_forward(
     buckets: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = like(qk)
+    out = result_like(qk)
     _, saved = ops.lsh_attention_forward(
         array_of(qk), array_of(v), attention_mask=mask_of(attention_mask),
         rotations=array_of(rotations), buckets=array_of(buckets), out=out.numpy(),
@@ -237,7 +247,7 @@ def _lsh_forward(
     drawn = torch.empty(0, dtype=torch.int32)
     if buckets is None and saved.buckets is not None:
         drawn = torch.from_numpy(saved.buckets)
-    return out, torch.from_numpy(saved.lse), drawn
+    return rounded_to(qk, out), torch.from_numpy(saved.lse), drawn
 
 
 def _fake_lsh(
@@ -369,7 +379,7 @@ def _draw_rotations(
     h, d = _leading(qk)[1], qk.shape[-1]
     if rng is None or isinstance(rng, torch.Generator):
         shape = (h, d, num_hashes, sum(factors) // 2)
-        return torch.randn(shape, dtype=qk.dtype, generator=rng)
+        return torch.randn(shape, dtype=computed(qk.dtype), generator=rng)
     kind = np.float64 if qk.dtype == torch.float64 else np.float32
     drawn = ops.lsh_rotations(h, d, num_hashes=num_hashes, num_buckets=factors, rng=rng, dtype=kind)
     return torch.from_numpy(drawn)

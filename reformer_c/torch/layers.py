@@ -11,16 +11,16 @@ from .. import ops
 from ..checks import count
 from ..ops.layers import FeedForwardSaved
 from .registration import operator, options_of, schema_of
-from .tensors import array_of, checked, like, resolved, tensor_of
+from .tensors import array_of, checked, like, resolved, result_like, rounded_to, tensor_of
 
 __all__ = ["feed_forward"]
 
 
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, **options: Any) -> Tensor:
-    out = like(x)
+    out = result_like(x)
     arrays = map(array_of, (x, w1, b1, w2, b2))
     ops.feed_forward(*arrays, out=out.numpy(), workers=torch.get_num_threads(), **options)
-    return out
+    return rounded_to(x, out)
 
 
 def _backward(dout: Tensor, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from ..layers.activations import WEIGHTED
 from ..models.config_keys import ACTIVATIONS
 from .attention import full_attention, local_attention, lsh_attention, lsh_attention_results
 from .layers import feed_forward
-from .tensors import array_of, draw_key, mask_of
+from .tensors import array_of, computed, draw_key, mask_of
 
 __all__ = ["patch", "unpatch"]
 
@@ -49,10 +49,13 @@ def patch(
     - with ``attn_chunks`` above 1, the backward pass of reformer_pytorch's reversible blocks uses
       the buckets of each part's forward pass, not those of the last part for all.
 
+    Half precision and autocast are computed in float32 within an operation, and buckets are those
+    of float32.
+
     The original code still runs calls that return attention probabilities, that continue a cache or
-    whose tensors are not float32 or float64 on the CPU, and calls under autocast; feed-forward
-    layers whose linear layers are replaced or have hooks; and in reformer_pytorch, calls with
-    `input_attn_mask` or a `callback`, and causal calls with `keys`.
+    whose tensors are not on the CPU; feed-forward layers whose linear layers are replaced or have
+    hooks; and in reformer_pytorch, calls in half precision, under autocast, with `input_attn_mask`
+    or a `callback`, and causal calls with `keys`.
 
     Parameters
     ----------
@@ -199,9 +202,12 @@ def _is_patched(module: torch.nn.Module) -> bool:
 
 
 def _runs_here(x: Tensor) -> bool:
-    # under autocast the original layers return bfloat16
-    real = x.dtype in (torch.float32, torch.float64)
-    return real and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return x.is_floating_point() and x.device.type == "cpu"
+
+
+def _is_whole(x: Tensor) -> bool:
+    """Whether a call is neither in half precision nor under autocast."""
+    return computed(x.dtype) == x.dtype and not torch.is_autocast_enabled("cpu")
 
 
 def _heads(x: Tensor, h: int) -> Tensor:
@@ -278,7 +284,7 @@ def _lsh_forward(
         for name in (name for name, value in attended.items() if not value):
             raise TypeError(
                 f"{name}=False is not known to transformers' own code, which would run this call: "
-                "hidden_states must be float32 or float64 on the CPU, without autocast, and "
+                "hidden_states must be on the CPU, and "
                 "output_attentions and past_buckets_states must not be given"
             )
         return type(self).forward(
@@ -408,7 +414,7 @@ def _shared_forward(
     if (
         input_attn_mask is not None or self.callback is not None or others
         or (context and (keys is None or self.lsh_attn.causal))
-        or not _runs_here(x) or _unsupported(self) is not None
+        or not _runs_here(x) or not _is_whole(x) or _unsupported(self) is not None
     ):  # fmt: skip
         theirs: Tensor = type(self).forward(
             self, x, keys=keys, input_mask=input_mask, input_attn_mask=input_attn_mask,

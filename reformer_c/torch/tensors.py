@@ -1,4 +1,8 @@
-"""Tensors as arrays of the same memory, and what the operators check of their arguments."""
+"""Tensors as arrays, and what the operators check of their arguments.
+
+Arrays share the memory of tensors of float32 and float64. Those of half precision are computed in
+float32: inputs are widened whole, and results are rounded once, at the end.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,10 @@ from torch.autograd import forward_ad
 from ..checks import integer
 from ..precision import resolve_precision
 
-__all__ = ["array_of", "checked", "draw_key", "like", "mask_of", "resolved", "tensor_of"]
+__all__ = [
+    "array_of", "checked", "computed", "draw_key", "like", "mask_of", "resolved", "result_like",
+    "rounded_to", "tensor_of",
+]  # fmt: skip
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -32,16 +39,22 @@ def _refuse_tangent(x: Tensor) -> None:
 
 
 def array_of(x: Tensor | None) -> Any:
-    """An array that shares the tensor's memory."""
+    """An array that shares the tensor's memory; of float32 for half precision."""
     if x is None:
         return None
     _refuse_tangent(x)
-    return x.detach().numpy()
+    x = x.detach()
+    return (x.float() if x.dtype in HALVES else x).numpy()
 
 
 def mask_of(x: Tensor | None) -> np.ndarray | None:
-    mask: np.ndarray | None = array_of(x.float() if x is not None and x.dtype in HALVES else x)
+    mask: np.ndarray | None = array_of(x)
     return mask
+
+
+def computed(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that tensors of this one are computed in."""
+    return torch.float32 if dtype in HALVES else dtype
 
 
 def like(x: Tensor) -> Tensor:
@@ -50,10 +63,22 @@ def like(x: Tensor) -> Tensor:
     return torch.empty_like(x) if x.stride(-1) == 1 else torch.empty(x.shape, dtype=x.dtype)
 
 
+def result_like(x: Tensor) -> Tensor:
+    """``like(x)`` in the dtype that it is computed in, for `rounded_to`."""
+    return like(x) if x.dtype not in HALVES else torch.empty_like(like(x), dtype=torch.float32)
+
+
+def rounded_to(x: Tensor, result: Tensor) -> Tensor:
+    """A result in the dtype of x."""
+    return result if result.dtype == x.dtype else like(x).copy_(result)
+
+
 def tensor_of(array: np.ndarray, x: Tensor) -> Tensor:
-    """A tensor with the strides of ``like(x)``: shares the array's memory if that has them."""
+    """A tensor with the dtype and strides of ``like(x)``: shares the array's memory if that has
+    them."""
     found, promised = torch.from_numpy(array), like(x)
-    return found if found.stride() == promised.stride() else promised.copy_(found)
+    same = found.stride() == promised.stride() and found.dtype == promised.dtype
+    return found if same else promised.copy_(found)
 
 
 # ---- arguments ----
@@ -62,9 +87,12 @@ def tensor_of(array: np.ndarray, x: Tensor) -> Tensor:
 def checked(
     reals: dict[str, Tensor], optional: dict[str, Tensor | None], others: dict[str, Tensor | None]
 ) -> list[Any]:
-    """The tensors, checked: on the CPU, and, except `others`, float32 or float64. Under autocast
-    half precision is converted to float32."""
-    found = []
+    """The tensors, checked: on the CPU, and, except `others`, real. If one of them has half
+    precision, all have, but rotations may be float32. Under autocast all but rotations are
+    converted to its dtype, except float64."""
+    found: list[Any] = []
+    first = next(iter(reals))
+    dtype: torch.dtype | None = None
     for name, x in {**reals, **optional, **others}.items():
         if not isinstance(x, Tensor) and (x is not None or name in reals):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
@@ -74,12 +102,18 @@ def checked(
         if x is not None and x.device.type != "cpu":
             raise ValueError(f"{name} must be on the CPU, got {x.device}: pass {name}.cpu()")
         if x is not None and name not in others:
-            if x.dtype in HALVES and torch.is_autocast_enabled("cpu"):
-                x = x.float()
-            if x.dtype not in (torch.float32, torch.float64):
+            if x.dtype not in (torch.float32, torch.float64, *HALVES):
                 raise TypeError(
-                    f"{name} must be float32 or float64, got {x.dtype}: pass {name}.float()"
+                    f"{name} must be float32 or float64, bfloat16 or float16, got {x.dtype}: pass "
+                    f"{name}.float()"
                 )
+            is_widened = name == "rotations" and x.dtype == torch.float32
+            if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64 and not is_widened:
+                x = x.to(torch.get_autocast_dtype("cpu"))
+            dtype = x.dtype if dtype is None else dtype
+            halves = x.dtype in HALVES or (dtype in HALVES and not is_widened)
+            if x.dtype != dtype and halves:
+                raise TypeError(f"{name} must be {dtype}, as {first} is, got {x.dtype}")
         found.append(x)
     return found
 
