@@ -90,18 +90,13 @@ def test_the_gradient_of_a_forecaster_is_the_derivative_of_its_loss(name, hours)
     # the head's gradient, which is that of a linear map of the states: exact for its bias
     expected = 2 * errors.sum((0, 1)) / errors.size
     assert_close(gradients["output.bias"], expected, "model_backward", "float32")
-    # all others: a small step against the gradient lowers the loss as much as its norm says
+    # all others: a small step along the gradient changes the loss as much as its norm says
     norm = np.sqrt(sum(float((g.astype(float) ** 2).sum()) for g in gradients.values()))
+    weights = {name: array.copy() for name, array in model.parameters.items()}
     for step in (1e-2, -1e-2):
-        for array, gradient in zip(
-            model.parameters.values(), (gradients[n] for n in model.parameters)
-        ):
-            array += np.float32(step / norm) * gradient
+        for name, array in model.parameters.items():
+            array[...] = weights[name] + np.float32(step / norm) * gradients[name]
         moved, _ = model.loss_and_gradients(**batch, rng=0)
-        for array, gradient in zip(
-            model.parameters.values(), (gradients[n] for n in model.parameters)
-        ):
-            array -= np.float32(step / norm) * gradient
         assert (moved - loss) / step == pytest.approx(norm, rel=tolerance("deviation"))
 
 
@@ -146,7 +141,7 @@ def test_expressions_have_their_value_and_the_lengths_depths_and_arguments_of_th
         assert first == listops.FIRST
         assert 50 <= len(symbols) <= 300
         assert value_of(symbols) == targets["labels"]
-        depth, counts = 0, [0]
+        counts = [0]
         for symbol in symbols:
             if symbol == "]":
                 most.add(counts.pop())
@@ -155,7 +150,7 @@ def test_expressions_have_their_value_and_the_lengths_depths_and_arguments_of_th
             if symbol.startswith("["):
                 counts.append(0)
             depths.add(len(counts) - 1)
-        assert counts == [1], depth
+        assert counts == [1]
     assert max(depths) == listops.MAX_DEPTH
     assert (min(most), max(most)) == (2, listops.MAX_ARGUMENTS)
 
