@@ -22,8 +22,9 @@ from reformer_c.tools.bench import (
     feed_forward_operations,
     full_operations,
     in_each_precision,
-    precise_steps,
+    in_precisions,
     training_operations,
+    training_step,
     window_operations,
 )
 
@@ -263,7 +264,7 @@ def precision_step(t: int, threads: int) -> Iterator[Group]:
     theirs = partial(rivals.training_step, model.config, model.parameters, ids)
     yield _precise(
         f"training step, two layers, {t:,}", t, threads, training_operations(model.config, t),
-        precise_steps(model, ids), _medium(2), {rivals.HUGGING_FACE: theirs},
+        in_precisions(training_step(model, ids)), _medium(2), {rivals.HUGGING_FACE: theirs},
     )  # fmt: skip
 
 

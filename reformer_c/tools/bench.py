@@ -7,6 +7,7 @@ its clock, absolute times mean little.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -21,7 +22,7 @@ import numpy as np
 from .. import _core, ops
 from ..files.checkpoint import write_atomically
 from ..models.config import ReformerConfig
-from ..models.model import ReformerModelWithLMHead
+from ..models.model import ReformerModel, ReformerModelWithLMHead
 from ..models.presets import DROPOUTS, preset_config
 from ..precision import PRECISIONS, matmul_precision
 from ..runtime import get_num_threads, num_threads, reuse_memory, show_config
@@ -29,8 +30,18 @@ from ..training.optim import Adafactor
 
 __all__ = ["Measurement", "measure", "run_bench"]
 
-HEADS, DEPTH, CHUNK = 8, 64, 64
-ROUNDS = 4  # of the rows that compare the two ways of counting keys of several rounds
+HEADS, DEPTH, CHUNK, VOCABULARY = 8, 64, 64, 320
+ROUNDS = 4  # of the rows that compare the ways of counting keys of several rounds
+WRITTEN, KEPT = 256, 64  # tokens that are decoded, and those that a bounded cache keeps
+# rows of the training step with a field of the configuration that is off by default
+STEPS: dict[str, dict[str, Any]] = {
+    "  one residual stream": {"reversible": False},
+    "  shared word vectors": {"shared_embeddings": True},
+    "  label smoothing": {"label_smoothing": 0.1},
+    "  sinusoidal positions": {"position_embedding_type": "sinusoidal"},
+    "  rotary positions": {"position_embedding_type": "rotary"},
+    "  no positions": {"position_embedding_type": "none"},
+}
 WINDOW: dict[str, Any] = {"chunk_length": CHUNK, "is_causal": True}
 PEAK_SECONDS, TURN_SECONDS = 0.02, 0.05
 EXPLANATION = f"""
@@ -39,9 +50,10 @@ given; best of {{repeats}} turns. Operations are those of the dense windows (ful
 visible half); a backward pass counts as 2.5 forward passes in attention and 2 in linear layers.
 Hashing, sorting, softmax and recomputation in the backward pass are included in the time but not
 in the count. Forward results are written into an existing array (out=), those of a backward pass
-into reused memory. The training step is that of two layers, with Adafactor. On the right: speed-up
-with matmul_precision="high" and "medium" (operands rounded to bfloat16), on the instruction set
-named.
+into reused memory. The training step is that of two layers, with Adafactor. Decoding is that of
+{WRITTEN} tokens after one; the bounded cache keeps {KEPT}. An indented row is a variant of the one
+above it. On the right: speed-up with matmul_precision="high" and "medium" (operands rounded to
+bfloat16), on the instruction set named.
 """
 
 
@@ -202,6 +214,7 @@ def cases(t: int, threads: int) -> Iterator[Case]:
     c, f = 256, 512
     x, *weights = draw_feed_forward(t, c, f)
     hidden, again = np.empty((t, f), np.float32), reuse_memory()
+    head = partial(ops.cross_entropy_head_forward, *draw_head(t, c))
     in_rounds = partial(ops.lsh_attention_forward, qk, v, rng=0, num_hashes=ROUNDS, **WINDOW)
     for name, operations, share, forward, backward in (
         ("LSH attention", window_operations(t), 2.5,
@@ -211,6 +224,9 @@ def cases(t: int, threads: int) -> Iterator[Case]:
          partial(in_rounds, out=np.empty_like(v)), partial(ops.lsh_attention_backward, dout)),
         ("  keys count once", ROUNDS * window_operations(t), 2.5,
          partial(in_rounds, out=np.empty_like(v), allow_duplicate_attention=False),
+         partial(ops.lsh_attention_backward, dout)),
+        ("  keys of the query's bucket", ROUNDS * window_operations(t), 2.5,
+         partial(in_rounds, out=np.empty_like(v), attend_across_buckets=False),
          partial(ops.lsh_attention_backward, dout)),
         ("local attention", window_operations(t), 2.5,
          partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW),
@@ -225,6 +241,10 @@ def cases(t: int, threads: int) -> Iterator[Case]:
         (f"feed-forward {c}-{f}", feed_forward_operations(t, c, f), 2.0,
          partial(ops.feed_forward_forward, x, *weights, out=np.empty_like(x)),
          partial(ops.feed_forward_backward, np.ones_like(x))),
+        ("cross-entropy head", head_operations(t, c), 2.0, head,
+         partial(ops.cross_entropy_head_backward, 1.0)),
+        ("  label smoothing", head_operations(t, c), 2.0, partial(head, label_smoothing=0.1),
+         partial(ops.cross_entropy_head_backward, 1.0)),
     ):  # fmt: skip
         calls = {p: partial(forward, matmul_precision=p) for p in PRECISIONS}
         undo = {p: again(partial(backward, call()[1])) for p, call in calls.items()}
@@ -232,20 +252,61 @@ def cases(t: int, threads: int) -> Iterator[Case]:
         yield from in_each_precision("  backward", t, share * operations, threads, undo)
     heads, places = np.ascontiguousarray(qk[0].swapaxes(0, 1)), np.arange(t)
     rotate = partial(ops.rotary_positions, heads, places, out=np.empty_like(heads))
-    yield from in_each_precision(
-        "rotary positions", t, 3.0 * heads.size, threads, dict.fromkeys(PRECISIONS, rotate)
-    )
+    for name, operations, call in (
+        ("rotary positions", 3.0 * heads.size, rotate),
+        ("axial positions, two axes", x.size, axial_lookup(places, c, 2, np.empty_like(x))),
+        ("  three axes", x.size, axial_lookup(places, c, 3, np.empty_like(x))),
+    ):
+        same = dict.fromkeys(PRECISIONS, call)
+        yield from in_each_precision(name, t, float(operations), threads, same)
     for n in (1024, 4096):
-        if n <= t:
-            q, values = qk[:, :, :n], v[:, :, :n]
-            full = partial(
-                ops.full_attention, q, q, values, is_causal=True, out=np.empty_like(values)
-            )
-            products = {p: partial(full, matmul_precision=p) for p in PRECISIONS}
-            yield from in_each_precision("full attention", n, full_operations(n), threads, products)
+        for name, shared in (("full attention", False), ("  shared queries and keys", True)):
+            if n <= t:
+                q, values = qk[:, :, :n], v[:, :, :n]
+                full = partial(
+                    ops.full_attention, q, None if shared else q, values, shared_qk=shared,
+                    is_causal=True, out=np.empty_like(values),
+                )  # fmt: skip
+                products = {p: partial(full, matmul_precision=p) for p in PRECISIONS}
+                yield from in_each_precision(name, n, full_operations(n), threads, products)
+    yield from model_cases(t, threads)
+
+
+def model_cases(t: int, threads: int) -> Iterator[Case]:
+    """Training steps, and decoding."""
     model, ids = draw_model(t, layers=2)
-    operations, steps = training_operations(model.config, t), precise_steps(model, ids)
-    yield from in_each_precision("training step", t, operations, threads, steps)
+    body = ReformerModel(model.config, rng=0)
+    d_states = np.ones((1, t, 2 * model.config.hidden_size), np.float32)
+    offset = np.roll(np.arange(t), -1)
+    calls: dict[str, Callable[[], object]] = {"training step": training_step(model, ids)}
+    for name, fields in STEPS.items():
+        calls[name] = training_step(*draw_model(t, layers=2, **fields))
+    calls["  positions from an offset"] = training_step(model, ids, position_ids=offset)
+    calls["  a loss of one's own"] = training_step(body, ids, loss=lambda states: (0.0, d_states))
+    operations = training_operations(model.config, t)
+    for name, call in calls.items():
+        yield from in_each_precision(name, t, operations, threads, in_precisions(call))
+    writer, prompt = draw_model(WRITTEN + 1, layers=2)
+    written = partial(
+        writer.generate, prompt[:, :1], max_new_tokens=WRITTEN, eos_token_id=None, rng=0
+    )
+    operations = WRITTEN * product_operations(writer.config)
+    for name, bounded in (
+        ("decoding", written),
+        ("  bounded cache", partial(written, cache_length=KEPT)),
+    ):
+        yield from in_each_precision(name, WRITTEN, operations, threads, in_precisions(bounded))
+
+
+def axial_lookup(places: np.ndarray, c: int, axes: int, out: np.ndarray) -> Callable[..., Any]:
+    """A call of `axial_positions` at `places` of a grid with about as many places."""
+    side = math.ceil(len(places) ** (1 / axes))
+    widths = [c // axes + (a < c % axes) for a in range(axes)]
+    tables = [
+        np.ones([side if a == b else 1 for b in range(axes)] + [width], np.float32)
+        for a, width in enumerate(widths)
+    ]
+    return partial(ops.axial_positions, places, *tables, out=out)
 
 
 def in_each_precision(
@@ -267,38 +328,53 @@ def draw_feed_forward(t: int, c: int, f: int) -> tuple[np.ndarray, ...]:
     return tuple(rng.standard_normal(shape, np.float32) / 16 for shape in shapes)
 
 
-def draw_model(t: int, layers: int | None = None) -> tuple[ReformerModelWithLMHead, np.ndarray]:
+def draw_head(t: int, c: int) -> tuple[np.ndarray, ...]:
+    """Final states (t, 2 c), weight (v, 2 c), bias and labels of a language model of bytes."""
+    rng = np.random.default_rng(2)
+    h, weight = (rng.standard_normal((n, 2 * c), np.float32) / 16 for n in (t, VOCABULARY))
+    return h, weight, np.zeros(VOCABULARY, np.float32), rng.integers(0, VOCABULARY, t)
+
+
+def draw_model(
+    t: int, layers: int | None = None, **fields: Any
+) -> tuple[ReformerModelWithLMHead, np.ndarray]:
     """The `book` model without dropout, and ids (1, t)."""
     dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS, 0.0)
-    config = preset_config("book", t, layers=layers, **dropouts)
+    config = preset_config("book", t, layers=layers, **dropouts | fields)
     ids = np.random.default_rng(0).integers(2, 258, (1, t))
     return ReformerModelWithLMHead(config, rng=0), ids
 
 
 def training_step(
-    model: ReformerModelWithLMHead, ids: np.ndarray, memory_budget: float | None = None
+    model: ReformerModelWithLMHead | ReformerModel,
+    ids: np.ndarray,
+    memory_budget: float | None = None,
+    **arguments: Any,
 ) -> Callable[[], None]:
-    """A call that computes the loss and all gradients and updates with Adafactor."""
+    """A call that computes the loss and all gradients and updates with Adafactor.
+
+    `arguments` are those of the model's loss; by default the labels are the ids.
+    """
     optimizer = Adafactor(model.parameters)
+    targets = {} if "loss" in arguments else {"labels": ids}
 
     def step() -> None:
-        _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0, memory_budget=memory_budget)
+        _, gradients = model.loss_and_gradients(
+            ids, rng=0, memory_budget=memory_budget, **targets | arguments
+        )
         optimizer.step(gradients)
 
     return step
 
 
-def precise_steps(
-    model: ReformerModelWithLMHead, ids: np.ndarray
-) -> dict[str, Callable[..., None]]:
-    """By precision, a training step with `workers` threads."""
-    step = training_step(model, ids)
+def in_precisions(call: Callable[[], object]) -> dict[str, Callable[..., None]]:
+    """By precision, the call with `workers` threads."""
 
-    def call(precision: str, workers: int) -> None:
+    def run(precision: str, workers: int) -> None:
         with num_threads(workers), matmul_precision(precision):
-            step()
+            call()
 
-    return {p: partial(call, p) for p in PRECISIONS}
+    return {p: partial(run, p) for p in PRECISIONS}
 
 
 def window_operations(t: int) -> float:
@@ -315,14 +391,23 @@ def feed_forward_operations(t: int, c: int, f: int) -> float:
     return 4.0 * t * c * f
 
 
-def training_operations(config: ReformerConfig, t: int) -> float:
-    """Operations of a training step: forward, recomputed forward (reversible layers), backward."""
+def head_operations(t: int, c: int) -> float:
+    return 2.0 * t * 2 * c * VOCABULARY
+
+
+def product_operations(config: ReformerConfig) -> float:
+    """Operations of a token's products with the weights."""
     c, f, layers = config.hidden_size, config.feed_forward_size, len(config.attn_layers)
     d = config.num_attention_heads * config.attention_head_size
     projections = sum(4 - config.shares_qk(kind) for kind in config.attn_layers)
-    products = 2.0 * projections * c * d + 4.0 * layers * c * f + 4.0 * c * config.vocab_size
-    windows = 4.0 * layers * 2 * CHUNK * d
-    return t * (4 * products + 4.5 * windows)
+    return 2.0 * projections * c * d + 4.0 * layers * c * f + 4.0 * c * config.vocab_size
+
+
+def training_operations(config: ReformerConfig, t: int) -> float:
+    """Operations of a training step: forward, recomputed forward (reversible layers), backward."""
+    d = config.num_attention_heads * config.attention_head_size
+    windows = 4.0 * len(config.attn_layers) * 2 * CHUNK * d
+    return t * (4 * product_operations(config) + 4.5 * windows)
 
 
 def table(rows: Sequence[Measurement], product: float | None = None) -> str:

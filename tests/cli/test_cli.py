@@ -23,6 +23,7 @@ from reformer_c.models import presets
 from reformer_c.models.config import ReformerConfig
 from reformer_c.models.model import ReformerModelWithLMHead
 from reformer_c.text.byte_tokenizer import ByteTokenizer
+from reformer_c.tools.bench import STEPS
 from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
 from reformer_c.training.schedules import schedules
@@ -564,6 +565,12 @@ def test_bench_prints_shares_of_the_peak_and_writes_them(tmp_path, capsys):
     times = " ".join(f"{row['milliseconds'] / x['milliseconds']:6.2f}x" for x in others[:2])
     assert re.search(rf"^ +LSH attention .* {times}$", printed, re.MULTILINE)
     names = {"local attention", "linear 256-512", "feed-forward 256-512", "training step"}
+    # what is off by default has a row too
+    names |= {
+        "  keys count once", "  keys of the query's bucket", "  shared queries and keys",
+        "rotary positions", "  three axes", "  label smoothing", "  bounded cache",
+        "  positions from an offset", "  a loss of one's own", *STEPS,
+    }  # fmt: skip
     assert names <= {x["name"] for x in others if x["matmul_precision"] == "medium"}
     assert row["gigaflops"] == pytest.approx(4e-6 * 256 * 8 * 128 * 64 / row["milliseconds"])
     assert row["share_of_peak"] == pytest.approx(
