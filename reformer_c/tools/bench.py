@@ -257,7 +257,7 @@ def cases(t: int, threads: int) -> Iterator[Case]:
         ("axial positions, two axes", x.size, axial_lookup(places, c, 2, np.empty_like(x))),
         ("  three axes", x.size, axial_lookup(places, c, 3, np.empty_like(x))),
     ):
-        same = dict.fromkeys(PRECISIONS, call)
+        same: dict[str, Callable[..., Any]] = dict.fromkeys(PRECISIONS, call)
         yield from in_each_precision(name, t, float(operations), threads, same)
     for n in (1024, 4096):
         for name, shared in (("full attention", False), ("  shared queries and keys", True)):
@@ -356,11 +356,11 @@ def training_step(
     `arguments` are those of the model's loss; by default the labels are the ids.
     """
     optimizer = Adafactor(model.parameters)
-    targets = {} if "loss" in arguments else {"labels": ids}
+    arguments = arguments if "loss" in arguments else {"labels": ids, **arguments}
 
     def step() -> None:
         _, gradients = model.loss_and_gradients(
-            ids, rng=0, memory_budget=memory_budget, **targets | arguments
+            ids, rng=0, memory_budget=memory_budget, **arguments
         )
         optimizer.step(gradients)
 
