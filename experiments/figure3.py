@@ -60,11 +60,9 @@ def show(runs):
 
 
 def draw(runs, figure):
-    left, right = figure.subplots(1, 2, sharey=True)
-    for ax, other, title in (
-        (left, "shared", "shared queries and keys"),
-        (right, "ordinary", "reversible layers"),
-    ):
-        models = ("separate", other)
-        language.draw_curves(ax, {LABELS[x]: language.of(runs, model=x) for x in models})
+    axes = figure.subplots(1, 2, sharey=True)
+    halves = (("separate", "shared"), "queries and keys"), (("reversible", "ordinary"), "residuals")
+    for ax, ((first, other), title) in zip(axes, halves, strict=True):
+        labels = {first: "separate", other: other}
+        language.draw_curves(ax, {x: language.of(runs, model=labels[x]) for x in labels})
         ax.set_title(title)
