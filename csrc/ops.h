@@ -178,8 +178,8 @@ typedef struct {
     size_t (*attention_workspace)(const rf_run *run, const rf_attention *a);
     void (*attention_forward)(rf_run *run, const rf_attention *a,
                               const real *q, // b h t d, strided
-                              const real *k, // b h tk d, strided; NULL with shared_qk
-                              const real *v, // b h tk d, strided
+                              const real *k, // b hk tk d, strided; NULL with shared_qk
+                              const real *v, // b hk tk d, strided
                               const uint8_t *attention_mask, // b tk, or NULL; 0 hides a key
                               const int32_t *buckets,        // b h r t (scopes CHUNK and BUCKET)
                               real *out,                     // b h t d, strided
@@ -189,16 +189,16 @@ typedef struct {
     size_t (*attention_backward_workspace)(const rf_run *run, const rf_attention *a);
     void (*attention_backward)(rf_run *run, const rf_attention *a,
                                const real *q, // b h t d, strided
-                               const real *k, // b h tk d, strided; NULL with shared_qk
-                               const real *v, // b h tk d, strided
+                               const real *k, // b hk tk d, strided; NULL with shared_qk
+                               const real *v, // b hk tk d, strided
                                const uint8_t *attention_mask, // b tk, or NULL
                                const int32_t *buckets,        // b h r t
                                const real *out,               // b h t d, strided
                                const real *lse,               // b h t
                                const real *dout,              // b h t d, strided
                                real *dq,                      // b h t d, strided
-                               real *dk, // b h tk d, strided; NULL with shared_qk
-                               real *dv, // b h tk d, strided
+                               real *dk, // b hk tk d, strided; NULL with shared_qk
+                               real *dv, // b hk tk d, strided
                                rf_strides sq, rf_strides sk, rf_strides sv, rf_strides sout,
                                rf_strides sdout, rf_strides sdq, rf_strides sdk, rf_strides sdv,
                                void *scratch);
@@ -215,13 +215,13 @@ typedef struct {
         const real *weight,  // c
         const real *bias,    // c
         const rf_matrix *wq, // hd c
-        const rf_matrix *wk, // hd c; NULL with shared_qk
-        const rf_matrix *wv, // hd c
+        const rf_matrix *wk, // (hk d) c; NULL with shared_qk
+        const rf_matrix *wv, // (hk d) c
         const rf_matrix *wo, // c hd
         const int32_t *num_buckets, size_t nf,
         const real *rotations,    // h d r k/2, or NULL unless it hashes
-        void *keys,               // b h s d, appended to; reals or bfloat16
-        void *values,             // b h s d, appended to; as keys
+        void *keys,               // b hk s d, with shared_qk b h s d; reals or bfloat16
+        void *values,             // b hk s d, as keys; both are appended to
         int32_t *buckets,         // b h r k 2: newest token, count; or NULL unless it hashes
         int32_t *previous,        // b h r s, or NULL unless it hashes
         const int64_t *rows,      // n, texts of the cache, distinct

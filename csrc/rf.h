@@ -68,6 +68,7 @@ typedef enum { RF_FULL, RF_LOCAL, RF_CHUNK, RF_BUCKET } rf_scope;
 typedef struct {
     rf_scope scope;
     size_t b, h, t, d;  // batch, heads, queries, depth of a head
+    size_t hk;          // heads of v and, unless shared, of k: each serves h / hk of q in turn
     size_t tk;          // keys; equals t unless scope is FULL
     size_t r, k;        // hash rounds; bucket ids are below k (scopes CHUNK and BUCKET)
     size_t m;           // chunk length (scopes LOCAL and CHUNK)
@@ -91,6 +92,7 @@ typedef struct {
 typedef struct {
     rf_scope scope;    // FULL: all earlier tokens; LOCAL: a ring buffer of the last chunks
     size_t n, c, h, d; // new tokens, one per text; channels, heads, depth of a head
+    size_t hk;         // as in rf_attention
     size_t b, s;       // texts of the cache; its capacity in tokens (LOCAL: a ring buffer)
     size_t r, k;       // hash rounds, buckets
     size_t drop;       // how many of its oldest tokens a full cache forgets; 0: it never is full

@@ -268,6 +268,7 @@ def attention_scratch(
     b: int,
     h: int,
     t: int,
+    hk: int,
     d: int,
     r: int,
     bucket_ids: int,

@@ -34,11 +34,11 @@ ARRAYS = {
     "cross_entropy_head": lambda real, ids, b=2, t=3, c=4, v=5: dict(
         h=real(b, t, c), weight=real(v, c), bias=real(v), labels=ids(v, b, t)
     ),
-    "full_attention": lambda real, ids, b=2, h=3, t=8, d=4: dict(
-        q=real(b, h, t, d), k=real(b, h, t, d), v=real(b, h, t, d)
+    "full_attention": lambda real, ids, b=2, h=3, hk=None, t=8, d=4: dict(
+        q=real(b, h, t, d), k=real(b, hk or h, t, d), v=real(b, hk or h, t, d)
     ),
-    "lsh_attention": lambda real, ids, b=2, h=3, t=8, d=4: dict(
-        qk=real(b, h, t, d), v=real(b, h, t, d)
+    "lsh_attention": lambda real, ids, b=2, h=3, hk=None, t=8, d=4: dict(
+        qk=real(b, h, t, d), v=real(b, hk or h, t, d)
     ),
     "lsh_hash": lambda real, ids, b=2, h=3, t=8, d=4, r=2, k=4: dict(
         x=real(b, h, t, d), rotations=real(h, d, r, k // 2)
@@ -92,12 +92,12 @@ def small(op):
     return ARRAYS[op](ones, lambda below, b, t: IDS.copy()) | SCALARS.get(op, {})
 
 
-def large(op, rng, dtype):
-    """The op's arrays in the order of its parameters, at the sizes of `LARGE`."""
+def large(op, rng, dtype, **sizes):
+    """The op's arrays in the order of its parameters, at the sizes of `LARGE` or these."""
     arrays = ARRAYS[op](
         lambda *shape: normal(rng, dtype, *shape),
         lambda below, *shape: rng.integers(0, below, shape),
-        **LARGE[op],
+        **LARGE[op] | sizes,
     )
     return [*arrays.values()]
 
@@ -135,6 +135,9 @@ CALLS = {
         "local_attention",
         dict(chunk_length=16, num_chunks_after=2, wrap=True, attention_mask=MASK, **DROP),
     ),
+    "full, one head of keys": ("full_attention", {"is_causal": True}),
+    "local, one head of keys": ("local_attention", {"chunk_length": 32, **DROP}),
+    "lsh, one head of values": ("lsh_attention", dict(chunk_length=32, **LSH)),
     "local, medium": (
         "local_attention",
         dict(chunk_length=32, matmul_precision="medium", attention_mask=MASK, **DROP),
@@ -168,3 +171,5 @@ CALLS = {
         dict(scope="bucket", is_causal=True, allow_duplicate_attention=False, **LSH, **DROP),
     ),
 }
+# name: other sizes than those of `LARGE`
+SIZES = {name: {"hk": 1} for name in CALLS if "one head" in name}

@@ -107,10 +107,11 @@ def test_shared_queries_have_the_gradients_of_the_operation(kind, options):
     assert_same_bits(v.grad, dv)
 
 
-def test_keys_may_have_another_length():
-    q, k, v = leaves([*draw(1, 1, 2, 20, 4), *draw(2, 1, 2, 30, 4)])
+@pytest.mark.parametrize("hk", [2, 1])
+def test_keys_may_have_another_length_and_fewer_heads(hk):
+    q, k, v = leaves([*draw(1, 1, 2, 20, 4), *draw(2, 1, hk, 30, 4)])
     rt.full_attention(q, k, v).sum().backward()
-    assert k.grad.shape == v.grad.shape == (1, 2, 30, 4)
+    assert k.grad.shape == v.grad.shape == (1, hk, 30, 4)
 
 
 @pytest.mark.parametrize("shape", [(40, 8), (3, 40, 8), (2, 3, 40, 8), (0, 3, 40, 8), (2, 3, 0, 8)])
@@ -178,6 +179,8 @@ def operator_calls():
     windows |= {"is_causal": False, "scale": 0.5, "softcap": 2.0, "wrap": True} | dropped
     yield "local_attention", (q, k, v, mask), windows | {"shared_qk": False}
     yield "local_attention", (q, None, v, mask), windows | {"shared_qk": True}
+    one = leaves(draw(2, 1, 1, 40, 4))
+    yield "local_attention", (q, *one, mask), windows | {"shared_qk": False}
     lsh = windows | {
         "num_hashes": 2, "num_buckets": [4], "scope": "chunk", "bucket_cap": None,
         "attend_across_buckets": True, "allow_duplicate_attention": True,
@@ -186,6 +189,7 @@ def operator_calls():
     ids = torch.randint(4, (1, 2, 2, 40), generator=torch.Generator().manual_seed(1))
     yield "lsh_attention", (q, v, mask, rotations, None), lsh
     yield "lsh_attention", (q, v, None, None, ids), lsh | {"num_buckets": None}
+    yield "lsh_attention", (q, one[1], None, None, ids), lsh | {"num_buckets": None}
     yield "lsh_attention", (q, v, None, rotations, None), lsh | {"chunk_length": 64}
     transposed = [x.transpose(1, 2) for x in leaves(draw(2, 1, 40, 2, 4))]
     yield "lsh_attention", (*transposed, None, rotations, None), lsh | {"scope": "bucket"}
@@ -354,7 +358,7 @@ def test_vmap_gives_what_a_loop_gives(function):
         (lambda x: rt.full_attention(x.numpy(), x, x), TypeError, "q must be a torch.Tensor"),
         (lambda x: rt.full_attention(x, None, x), TypeError, "k must be an array"),
         (lambda x: rt.local_attention(x, x, x, chunk_length=0), ValueError, "chunk_length"),
-        (lambda x: rt.local_attention(x, x[:, :, 1:], x), ValueError, "k must have the shape"),
+        (lambda x: rt.local_attention(x, x[:, :, 1:], x), ValueError, "k must have shape"),
         (lambda x: rt.local_attention(x, x, x, attention_mask=x), ValueError, "attention_mask"),
         (lambda x: rt.lsh_attention(x[0, 0, 0], x), ValueError, "qk must have shape"),
         (lambda x: rt.lsh_attention(x, x, num_hashes=0), ValueError, "num_hashes"),

@@ -8,7 +8,8 @@
    - one chunk of look-back and no look-ahead: the thread that has processed a chunk's queries with
      the keys before them keeps their dq, since it usually processes that chunk next;
    - scope FULL, if heads divide evenly among threads: a thread takes a whole head and holds dq of
-     all its queries. */
+     all its queries.
+   Heads of queries that share keys or values are processed in turn, and add to the same rows. */
 #include "attention_tasks.h"
 
 /* Probabilities and score gradients of keys [i0, i1) of one group of lanes: forward was
@@ -124,17 +125,20 @@ static inline void write_row(real *restrict to, const real *restrict from, size_
         copy_row(to, from, n);
 }
 
-/* The first round writes rows, later ones add to them: a token is in one query span per round. */
+/* The first round writes rows, later ones add to them: a token is in one query span per round. So
+   do the heads that share keys, turn by turn. */
 static void flush_keys(const attention_arrays *x, const query_tile *tile,
                        const backward_results *g) {
     const rf_attention *a = x->a;
     const block *blk = tile->blk;
+    const int add = blk->round > 0 || x->turn > 0;
+    real *dv = (real *)kv_head_of(g->dv, g->sdv, a, blk->bh);
+    real *dk = a->shared_qk ? NULL : (real *)kv_head_of(g->dk, g->sdk, a, blk->bh);
     for (size_t i = 0; i < blk->nk; i++) {
-        const size_t token = (size_t)blk->kpos[i], at = i * x->dp;
-        real *dv = (real *)row_of(g->dv, g->sdv, a, blk->bh, token);
-        write_row(dv, tile->dv + at, a->d, blk->round > 0);
-        if (!a->shared_qk)
-            copy_row((real *)row_of(g->dk, g->sdk, a, blk->bh, token), tile->dk + at, a->d);
+        const ptrdiff_t token = blk->kpos[i];
+        const size_t at = i * x->dp;
+        write_row(dv + token * g->sdv.t, tile->dv + at, a->d, add);
+        if (dk) write_row(dk + token * g->sdk.t, tile->dk + at, a->d, add);
     }
 }
 
@@ -228,7 +232,11 @@ static void backward_query_span(const attention_arrays *x, thread_scratch *ts, s
         memset(tile->dv, 0, block_size * sizeof(real));
     }
     // with shared keys dk is a part of dq
-    const strided written[] = {{g->dq, g->sdq}, {g->dv, g->sdv}, {g->dk, g->sdk}};
+    const head_rows written[] = {
+        {head_of(g->dq, g->sdq, a, bh), g->sdq.t},
+        {kv_head_of(g->dv, g->sdv, a, bh), g->sdv.t},
+        {a->shared_qk ? NULL : kv_head_of(g->dk, g->sdk, a, bh), g->sdk.t},
+    };
     queue_rows(x, ts, bh, queries, written, a->shared_qk ? 2 : 3);
 
     // 3. accumulate
@@ -265,7 +273,8 @@ static void row_products(rf_run *run, real *delta, const real *dout, const real 
     }
 }
 
-/* The rows that attended to no key add to gradients anywhere in their windows: a task is a head. */
+/* The rows that attended to no key add to gradients anywhere in their windows: a task is a head of
+   values. */
 static void backward_hf_rows(rf_run *run, const attention_arrays *x, const backward_results *g,
                              void *scratch) {
     const rf_attention *a = x->a;
@@ -274,10 +283,12 @@ static void backward_hf_rows(rf_run *run, const attention_arrays *x, const backw
     {
         hf_scratch hf = hf_scratch_place(a, (char *)scratch + thread_index() * bytes);
 #pragma omp for schedule(dynamic)
-        for (size_t bh = 0; bh < a->b * a->h; bh++)
-            for (size_t i = 0; i < a->t; i++)
-                if (x->lse[bh * a->t + i] == -(real)INFINITY && !stopped(run))
-                    hf_row_backward(x, g, bh, i, &hf);
+        for (size_t task = 0; task < a->b * a->hk; task++) {
+            const size_t first = task * sharers_of(a) * a->t, end = first + sharers_of(a) * a->t;
+            for (size_t i = first; i < end; i++)
+                if (x->lse[i] == -(real)INFINITY && !stopped(run))
+                    hf_row_backward(x, g, i / a->t, i % a->t, &hf);
+        }
     }
 }
 
@@ -293,8 +304,10 @@ static void attention_backward(rf_run *run, const rf_attention *a, const real *q
     row_products(run, delta, dout, out, a, sdout, sout);
     x.dout = dout, x.sdout = sdout, x.lse = lse, x.delta = delta;
     x.whole_heads = takes_whole_heads(a, run->workers);
+    x.sharers = sharers_of(a);
     backward_results g = {dq, dk, dv, sdq, sdk, sdv};
-    for (size_t round = 0; round < rounds_of(a); round++)
-        for_round(run, &x, round, scratch, 1, backward_query_span, &g);
+    for (x.turn = 0; x.turn < x.sharers; x.turn++)
+        for (size_t round = 0; round < rounds_of(a); round++)
+            for_round(run, &x, round, scratch, 1, backward_query_span, &g);
     backward_hf_rows(run, &x, &g, scratch);
 }

@@ -32,6 +32,8 @@ typedef struct {
     size_t terms;    // of operands rounded to bfloat16; 0: products are not rounded
     int whole_heads; // a task is a head
     int repeats;     // pairs may meet repeatedly, and count once
+    size_t sharers;  // backward: heads that share keys or values are processed in turn; else 1
+    size_t turn;     // below sharers: which of them
 } attention_arrays;
 
 typedef struct {
@@ -134,6 +136,22 @@ static inline const real *row_of(const real *base, rf_strides s, const rf_attent
     return head_of(base, s, a, bh) + (ptrdiff_t)token * s.t;
 }
 
+/* Heads of q that share one head of v. */
+static inline size_t sharers_of(const rf_attention *a) {
+    return a->hk ? a->h / a->hk : 1;
+}
+
+/* The head of keys or values, or of their gradients, that serves a head of queries. */
+static inline const real *kv_head_of(const real *base, rf_strides s, const rf_attention *a,
+                                     size_t bh) {
+    return base + (ptrdiff_t)(bh / a->h) * s.b + (ptrdiff_t)(bh % a->h / sharers_of(a)) * s.h;
+}
+
+static inline const real *kv_row_of(const real *base, rf_strides s, const rf_attention *a,
+                                    size_t bh, size_t token) {
+    return kv_head_of(base, s, a, bh) + (ptrdiff_t)token * s.t;
+}
+
 static inline int is_hidden(const attention_arrays *x, size_t bh, size_t token) {
     return x->mask && !x->mask[bh / x->a->h * x->a->tk + token];
 }
@@ -194,28 +212,28 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     }
 }
 
-/* Rows of n tokens, dp apart. A full block of consecutive tokens is used in place if its rows are
-   contiguous. Otherwise it is copied: rows a power of two apart would collide in cache sets. */
+/* Rows of n tokens of a head, dp apart. A full block of consecutive tokens is used in place if its
+   rows are contiguous. Otherwise it is copied: rows a power of two apart would collide in cache
+   sets. */
 static const real *block_rows(const attention_arrays *x, const block *blk, const lane *tokens,
-                              size_t n, const real *base, rf_strides s, real *space) {
+                              size_t n, const real *head, ptrdiff_t stride, real *space) {
     const size_t d = x->a->d, dp = x->dp;
-    const real *head = head_of(base, s, x->a, blk->bh);
-    if (blk->in_order && n == BLOCK && d == dp && s.t == (ptrdiff_t)d)
-        return head + (ptrdiff_t)tokens[0] * s.t;
-    for (size_t i = 0; i < n; i++) copy_row(space + i * dp, head + (ptrdiff_t)tokens[i] * s.t, d);
+    if (blk->in_order && n == BLOCK && d == dp && stride == (ptrdiff_t)d)
+        return head + (ptrdiff_t)tokens[0] * stride;
+    for (size_t i = 0; i < n; i++)
+        copy_row(space + i * dp, head + (ptrdiff_t)tokens[i] * stride, d);
     return space;
 }
 
 /* The same rows transposed, one lane per token. `rows` is NULL where no product reads them as rows;
    they are then transposed straight from the array. */
-static void block_columns(const attention_arrays *x, const block *blk, const lane *tokens, size_t n,
-                          const real *base, rf_strides s, const real *rows, real *columns) {
-    const real *head = head_of(base, s, x->a, blk->bh);
+static void block_columns(const attention_arrays *x, const lane *tokens, size_t n, const real *head,
+                          ptrdiff_t stride, const real *rows, real *columns) {
     for (size_t i = 0; i < n; i += VEC_LANES) {
         const real *lines[VEC_LANES]; // lanes beyond the last token repeat it
         for (size_t j = 0; j < VEC_LANES; j++) {
             const size_t at = min_size(i + j, n - 1);
-            lines[j] = rows ? rows + at * x->dp : head + (ptrdiff_t)tokens[at] * s.t;
+            lines[j] = rows ? rows + at * x->dp : head + (ptrdiff_t)tokens[at] * stride;
         }
         transpose_rows(columns + i, BLOCK, lines, x->dp);
     }
@@ -225,10 +243,11 @@ static void block_columns(const attention_arrays *x, const block *blk, const lan
    rounded, from rows. */
 static void query_columns(const attention_arrays *x, block *blk, const lane *tokens, size_t n) {
     const size_t d = x->a->d, dp = x->dp;
+    const real *head = head_of(x->q, x->sq, x->a, blk->bh);
     if (x->dout || d < dp || x->terms)
-        blk->q_rows = block_rows(x, blk, tokens, n, x->q, x->sq, blk->q_space);
+        blk->q_rows = block_rows(x, blk, tokens, n, head, x->sq.t, blk->q_space);
     if (!x->terms) {
-        block_columns(x, blk, tokens, n, x->q, x->sq, blk->q_rows, blk->q_columns);
+        block_columns(x, tokens, n, head, x->sq.t, blk->q_rows, blk->q_columns);
         return;
     }
     right_columns(blk->q_columns_right, blk->q_rows, dp, d, n);
@@ -287,9 +306,11 @@ static void block_keys(const attention_arrays *x, block *blk) {
         query_columns(x, blk, blk->kpos, blk->nk);
         blk->k_rows = blk->q_rows;
     } else {
-        blk->k_rows = block_rows(x, blk, blk->kpos, blk->nk, x->k, x->sk, blk->k_space);
+        const real *k = kv_head_of(x->k, x->sk, a, blk->bh);
+        blk->k_rows = block_rows(x, blk, blk->kpos, blk->nk, k, x->sk.t, blk->k_space);
     }
-    blk->v_rows = block_rows(x, blk, blk->kpos, blk->nk, x->v, x->sv, blk->v_space);
+    const real *v = kv_head_of(x->v, x->sv, a, blk->bh);
+    blk->v_rows = block_rows(x, blk, blk->kpos, blk->nk, v, x->sv.t, blk->v_space);
     blk->has_keys = 1;
     if (x->terms) round_keys(x, blk);
     key_scales(x, blk);
@@ -313,13 +334,13 @@ static void block_queries(const attention_arrays *x, block *blk) {
                 blk->lse[i] = lse == LSE_SELF_ONLY ? SCORE_SELF : lse * LOG2_E;
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
-        blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_space);
+        const real *dout = head_of(x->dout, x->sdout, a, blk->bh);
+        blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, dout, x->sdout.t, blk->do_space);
         if (x->terms) {
             right_columns(blk->do_columns_right, blk->do_rows, x->dp, a->d, blk->nq);
             right_rows(blk->do_right, blk->do_rows, x->dp, blk->nq, a->d);
         } else {
-            block_columns(x, blk, blk->qpos, blk->nq, x->dout, x->sdout, blk->do_rows,
-                          blk->do_columns);
+            block_columns(x, blk->qpos, blk->nq, dout, x->sdout.t, blk->do_rows, blk->do_columns);
         }
     }
     blk->has_queries = 1;

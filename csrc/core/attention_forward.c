@@ -262,7 +262,8 @@ static void forward_query_span(const attention_arrays *x, thread_scratch *ts, si
         ts->tiles[i].blk = span_block(x, ts, bh, queries.base, queries.first + i, 1);
         ts->tiles[i].blk->pinned = 1;
     }
-    queue_rows(x, ts, bh, queries, &(strided){f->out, f->sout}, 1);
+    const head_rows written = {head_of(f->out, f->sout, x->a, bh), f->sout.t};
+    queue_rows(x, ts, bh, queries, &written, 1);
 
     // 2. attend; once more if a value is not finite: 0 * NaN is NaN, so a product with masked
     // weights has spread it to rows that do not attend to it

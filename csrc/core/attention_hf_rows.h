@@ -67,7 +67,7 @@ static int rounds_as_hugging_face(const rf_attention *a) {
 
 static const real *key_row(const attention_arrays *x, size_t bh, size_t token) {
     const rf_attention *a = x->a;
-    return a->shared_qk ? row_of(x->q, x->sq, a, bh, token) : row_of(x->k, x->sk, a, bh, token);
+    return a->shared_qk ? row_of(x->q, x->sq, a, bh, token) : kv_row_of(x->k, x->sk, a, bh, token);
 }
 
 static real key_scale(const attention_arrays *x, size_t bh, size_t token) {
@@ -219,7 +219,7 @@ static void hf_row_forward(const attention_arrays *x, real *out, size_t bh, size
     key_list *keys = &hf->keys;
     // 1. shift and weight of each round
     if (!row_rounds(x, bh, i, hf)) {
-        copy_row(out, row_of(x->v, x->sv, a, bh, i), a->d);
+        copy_row(out, kv_row_of(x->v, x->sv, a, bh, i), a->d);
         return;
     }
     // 2. out = sum of p keep v
@@ -230,7 +230,7 @@ static void hf_row_forward(const attention_arrays *x, real *out, size_t bh, size
             if (at % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
             const real p = hf->weight[r] * libm_exp(keys->score[at] - hf->shift[r]) *
                            drop_factor(a, bh, r, i, keys, at);
-            const real *v = row_of(x->v, x->sv, a, bh, keys->token[at]);
+            const real *v = kv_row_of(x->v, x->sv, a, bh, keys->token[at]);
             if (p != 0)
                 for (size_t j = 0; j < a->d; j++) out[j] += p * v[j];
         }
@@ -262,7 +262,7 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
     real *g = hf->row;
     const real *dout = row_of(x->dout, x->sdout, a, bh, i), *q = row_of(x->q, x->sq, a, bh, i);
     if (!row_rounds(x, bh, i, hf)) {
-        add_row((real *)row_of(to->dv, to->sdv, a, bh, i), dout, d);
+        add_row((real *)kv_row_of(to->dv, to->sdv, a, bh, i), dout, d);
         return;
     }
     real *dqi = (real *)row_of(to->dq, to->sdq, a, bh, i);
@@ -276,8 +276,8 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
 
             // 1. dv: forward was out += p keep v
             const real keep = drop_factor(a, bh, r, i, keys, at);
-            const real *v = row_of(x->v, x->sv, a, bh, token);
-            real *dvj = (real *)row_of(to->dv, to->sdv, a, bh, token);
+            const real *v = kv_row_of(x->v, x->sv, a, bh, token);
+            real *dvj = (real *)kv_row_of(to->dv, to->sdv, a, bh, token);
             for (size_t j = 0; j < d; j++) dvj[j] += p * keep * dout[j];
 
             // 2. dq and dk: forward was score = q k scale, unless replaced by a constant
@@ -294,7 +294,7 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
                 g[j] = ds * q[j];
             }
             const real *dkj = a->shared_qk ? row_of(to->dq, to->sdq, a, bh, token)
-                                           : row_of(to->dk, to->sdk, a, bh, token);
+                                           : kv_row_of(to->dk, to->sdk, a, bh, token);
             add_key_gradient(a, (real *)dkj, k, g);
         }
     }

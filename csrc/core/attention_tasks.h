@@ -65,7 +65,7 @@ static span full_span(const rf_attention *a) {
    complete by then. */
 static int takes_whole_heads(const rf_attention *a, int workers) {
     if (a->scope != RF_FULL || (a->shared_qk && !a->causal)) return 0;
-    return a->b * a->h % (size_t)workers == 0;
+    return a->b * a->hk % (size_t)workers == 0;
 }
 
 static size_t dq_reals(const rf_attention *a, int workers) {
@@ -156,13 +156,18 @@ static attention_arrays attention_begin(rf_run *run, const rf_attention *a, cons
                                         rf_strides sv, void **scratch) {
     attention_arrays x = {.a = a, .q = q, .k = k, .v = v, .mask = mask, .buckets = buckets};
     x.sq = sq, x.sk = sk, x.sv = sv, x.dp = round_up(a->d, VEC_LANES);
-    x.terms = terms_of(run), x.repeats = may_repeat(a);
+    x.terms = terms_of(run), x.repeats = may_repeat(a), x.sharers = 1;
     x.order = make_order(run, a, buckets, scratch);
     find_homes(&x.order, buckets, scratch);
     return x;
 }
 
 /* -------------------------------------------------------------------------------- tasks ----- */
+
+/* Heads that are processed in one turn. */
+static size_t heads_of(const attention_arrays *x) {
+    return x->a->b * x->a->h / x->sharers;
+}
 
 /* Work items of one round of one head: a query span each, except in scope BUCKET. There an item is
    a fixed length of the sorted order, so that sizes alone decide, and holds the blocks of all
@@ -175,7 +180,7 @@ static size_t items_of(const rf_attention *a) {
 static size_t items_per_attention_task(const attention_arrays *x) {
     const size_t items = items_of(x->a);
     if (x->whole_heads) return max_size(1, items);
-    return items_per_task(x->a->b * x->a->h * items, 32);
+    return items_per_task(heads_of(x) * items, 32);
 }
 
 static size_t tasks_of(const attention_arrays *x) {
@@ -247,25 +252,26 @@ static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void
                       int backward, query_span_function each, void *more) {
     const rf_attention *a = x->a;
     const size_t items = items_of(a), step = items_per_attention_task(x), tasks = tasks_of(x);
-    const size_t all = a->b * a->h * tasks;
+    const size_t all = heads_of(x) * tasks;
     const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, all, step);
     thread_scratch ts;
     thread_scratch_place(run, &ts, a, scratch, backward);
 #pragma omp for schedule(dynamic, at_once) nowait
     for (size_t task = 0; task < all; task++) {
-        const size_t bh = task / tasks, first = task % tasks * step;
+        const size_t bh = task / tasks * x->sharers + x->turn, first = task % tasks * step;
         for (size_t i = first; i < min_size(items, first + step) && !stopped(run); i++)
             for_query_spans(x, &ts, bh, round, i, each, more);
     }
 }
 
-/* Calls `each` for the query spans of one round of all heads, on all threads. With one thread the
-   parallel region is skipped: libgomp's barriers make system calls even then. */
+/* Calls `each` for the query spans of one round of a turn's heads, on all threads. With one thread
+   the parallel region is skipped: libgomp's barriers make system calls even then. */
 static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *scratch,
                       int backward, query_span_function each, void *more) {
     const rf_attention *a = x->a;
     const size_t bytes = thread_scratch_bytes(run, a, backward);
-    const int workers = tile_team(run, attention_work(a), a->b * a->h * tasks_of(x));
+    const double work = attention_work(a) / (double)x->sharers;
+    const int workers = tile_team(run, work, heads_of(x) * tasks_of(x));
     if (workers == 1) {
         for_tasks(run, x, round, scratch, backward, each, more);
         return;
@@ -278,31 +284,31 @@ static void for_round(rf_run *run, const attention_arrays *x, size_t round, void
 
 /* Queue the rows of a span's first block: in hash order the hardware cannot predict them. */
 static void queue_span(const attention_arrays *x, thread_scratch *ts, size_t bh, span s,
-                       const real *array, rf_strides strides) {
-    const real *head = head_of(array, strides, x->a, bh);
+                       const real *head, ptrdiff_t stride) {
     const size_t d = x->a->d, from = s.start, end = min_size(s.end, from + BLOCK);
     line_list lines = ts->queue.lines;
     if (!x->order.order) {
-        const size_t contiguous = strides.t == (ptrdiff_t)d ? end - min_size(from, end) : 1;
+        const size_t contiguous = stride == (ptrdiff_t)d ? end - min_size(from, end) : 1;
         for (size_t at = from; at < end; at += contiguous)
-            list_row(&lines, head + (ptrdiff_t)at * strides.t, contiguous * d);
+            list_row(&lines, head + (ptrdiff_t)at * stride, contiguous * d);
     } else {
         const uint32_t *order = x->order.order + (bh * x->a->r + s.round) * x->a->t;
         for (size_t at = from; at < end; at++)
-            list_row(&lines, head + (ptrdiff_t)order[at] * strides.t, d);
+            list_row(&lines, head + (ptrdiff_t)order[at] * stride, d);
     }
     ts->queue.lines = lines;
 }
 
+/* A head, and how far apart its rows are. */
 typedef struct {
     const real *rows;
-    rf_strides strides;
-} strided;
+    ptrdiff_t stride;
+} head_rows;
 
 /* Queue the rows that a query span will write (a store waits for a cache miss, too), and those that
    the next one will read. */
 static void queue_rows(const attention_arrays *x, thread_scratch *ts, size_t bh, query_span queries,
-                       const strided *results, size_t n) {
+                       const head_rows *results, size_t n) {
     const rf_attention *a = x->a;
     if (a->scope == RF_FULL) return;
     // 1. which places come next
@@ -321,12 +327,12 @@ static void queue_rows(const attention_arrays *x, thread_scratch *ts, size_t bh,
     prefetch_clear(&ts->queue);
     const span written = !x->dout && own.round > 0 ? next : own;
     for (size_t i = 0; i < n; i++)
-        queue_span(x, ts, bh, written, results[i].rows, results[i].strides);
+        queue_span(x, ts, bh, written, results[i].rows, results[i].stride);
     // 3. rows to read
-    queue_span(x, ts, bh, next, x->q, x->sq);
-    if (!a->shared_qk) queue_span(x, ts, bh, next, x->k, x->sk);
-    queue_span(x, ts, bh, next, x->v, x->sv);
-    if (x->dout) queue_span(x, ts, bh, next, x->dout, x->sdout);
+    queue_span(x, ts, bh, next, head_of(x->q, x->sq, a, bh), x->sq.t);
+    if (!a->shared_qk) queue_span(x, ts, bh, next, kv_head_of(x->k, x->sk, a, bh), x->sk.t);
+    queue_span(x, ts, bh, next, kv_head_of(x->v, x->sv, a, bh), x->sv.t);
+    if (x->dout) queue_span(x, ts, bh, next, head_of(x->dout, x->sdout, a, bh), x->sdout.t);
 }
 
 /* Block `index` of a span, with its queries if `queries` is set. */

@@ -71,7 +71,7 @@ typedef struct {
     const rf_decoding *a;
     void *keys, *values;
     int32_t *buckets, *previous;
-    const real *rotations, *q, *k, *v; // q, k, v: n h d, of the new tokens
+    const real *rotations, *q, *k, *v; // of the new tokens: q n h d, k and v n hk d
     real *out;                         // n h d
     const int64_t *rows, *positions;
     const int32_t *factors;
@@ -231,26 +231,40 @@ static size_t attend_hashed(online_softmax *sm, const decode_arrays *x, size_t b
     return all ? 1 : a->r;
 }
 
-/* Append the key and value of one new token to the cache, and attend with its query. */
+/* Heads of keys in the cache. */
+static size_t key_heads(const rf_decoding *a) {
+    return a->shared_qk ? a->h : a->hk;
+}
+
+/* Append the keys and values of one new token to the cache. */
+static void append(const decode_arrays *x, size_t i) {
+    const rf_decoding *a = x->a;
+    const size_t d = a->d, kh = key_heads(a), row = (size_t)x->rows[i];
+    const size_t slot = (size_t)x->positions[i] % a->s;
+    for (size_t head = 0; head < kh; head++) {
+        const real *k = (a->shared_qk ? x->q : x->k) + (i * kh + head) * d;
+        const real scale = (real)a->scale * (a->shared_qk ? key_norm(k, d) : (real)1);
+        cache_vector(a->storage, x->keys, (row * kh + head) * a->s + slot, k, scale, d);
+    }
+    for (size_t head = 0; head < a->hk; head++)
+        cache_vector(a->storage, x->values, (row * a->hk + head) * a->s + slot,
+                     x->v + (i * a->hk + head) * d, 1, d);
+}
+
+/* Attend with the query of one new token, whose key is in the cache. */
 static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t head,
                         decode_scratch scratch) {
     const rf_decoding *a = x->a;
-    const size_t d = a->d, at = (i * a->h + head) * d;
-    const size_t bh = (size_t)x->rows[i] * a->h + head, t = (size_t)x->positions[i];
+    const size_t d = a->d, at = (i * a->h + head) * d, kh = key_heads(a);
+    const size_t row = (size_t)x->rows[i], t = (size_t)x->positions[i];
+    const size_t bh = row * a->h + head, value_head = head / (a->h / a->hk);
     const int local = a->scope == RF_LOCAL, hashes = a->scope >= RF_CHUNK;
     const size_t bytes = a->storage == RF_REALS ? sizeof(real) : stored_bytes(a->storage);
-    void *keys = (char *)x->keys + bh * a->s * d * bytes;
-    void *values = (char *)x->values + bh * a->s * d * bytes;
-    const real *q = x->q + at, *k = a->shared_qk ? q : x->k + at;
-    const real scale = (real)a->scale * (a->shared_qk ? key_norm(q, d) : (real)1);
-    // 1. append
-    const size_t slot = t % a->s;
-    cache_vector(a->storage, keys, slot, k, scale, d);
-    cache_vector(a->storage, values, slot, x->v + at, 1, d);
-
-    // 2. attend
-    online_softmax sm = {.a = a, .run = run, .q = q, .keys = keys, .values = values};
-    sm.self = slot;
+    const void *keys = (char *)x->keys + (row * kh + head / (a->h / kh)) * a->s * d * bytes;
+    const void *values = (char *)x->values + (row * a->hk + value_head) * a->s * d * bytes;
+    online_softmax sm = {.a = a, .run = run, .q = x->q + at, .keys = keys, .values = values};
+    // 1. attend
+    sm.self = t % a->s;
     sm.met = scratch.met;
     if (sm.met) memset(sm.met, 0, blocks_of(min_size(t + 1, a->s), 64) * sizeof(uint64_t));
     sm.max = REAL_LOWEST;
@@ -264,12 +278,12 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     else
         rounds = attend_hashed(&sm, x, bh, t, scratch.hash);
     flush(&sm);
-    // 3. normalise. A token that attended only to itself gets what a forward pass over all tokens
+    // 2. normalise. A token that attended only to itself gets what a forward pass over all tokens
     // gives it: its value, not rounded as in the cache, or, in Hugging Face's model, that with
     // -1e5 + log n rounded
     const int hugging_face = a->scope == RF_CHUNK && a->duplicates && a->across_buckets;
     if (hashes && !hugging_face && !sm.others) {
-        copy_row(sm.out, x->v + at, d);
+        copy_row(sm.out, x->v + (i * a->hk + value_head) * d, d);
         return;
     }
     real share = 1 / sm.sum;
@@ -284,10 +298,12 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
 
 static size_t decode_attention_workspace(const rf_run *run, const rf_decoding *a, size_t columns) {
     const size_t width = bytes_of(bytes_mul(a->n, bytes_mul(a->h, a->d)), sizeof(real));
+    const size_t kv_width = bytes_of(bytes_mul(a->n, bytes_mul(a->hk, a->d)), sizeof(real));
     const size_t rows = bytes_add(bytes_of(bytes_mul(a->n, a->c), sizeof(real)),
                                   bytes_mul(2, bytes_of(a->n, sizeof(real))));
     const size_t each = bytes_mul((size_t)run->workers, decode_scratch_bytes(a, columns));
-    return bytes_add(bytes_add(bytes_mul(4, width), rows), each);
+    const size_t heads = bytes_mul(2, bytes_add(width, kv_width));
+    return bytes_add(bytes_add(heads, rows), each);
 }
 
 static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, const real *weight,
@@ -297,12 +313,13 @@ static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, c
                              int32_t *buckets, int32_t *previous, const int64_t *rows,
                              const int64_t *positions, real *y, size_t columns, void *scratch) {
     // 1. scratch
-    const size_t n = a->n, c = a->c, width = a->h * a->d;
+    const size_t n = a->n, c = a->c, width = a->h * a->d, kv_width = a->hk * a->d;
     real *norm = take(&scratch, n * c, sizeof(real));
     real *mean = take(&scratch, n, sizeof(real)), *rstd = take(&scratch, n, sizeof(real));
-    real *q = take(&scratch, n * width, sizeof(real)), *k = take(&scratch, n * width, sizeof(real));
-    real *v = take(&scratch, n * width, sizeof(real)),
+    real *q = take(&scratch, n * width, sizeof(real)),
          *out = take(&scratch, n * width, sizeof(real));
+    real *k = take(&scratch, n * kv_width, sizeof(real));
+    real *v = take(&scratch, n * kv_width, sizeof(real));
     const size_t each = decode_scratch_bytes(a, columns);
     const decode_arrays arrays = {a, keys, values, buckets,   previous,    rotations, q,      k,
                                   v, out,  rows,   positions, num_buckets, nf,        columns};
@@ -310,13 +327,15 @@ static void decode_attention(rf_run *run, const rf_decoding *a, const real *x, c
     // 2. layer norm and projections
     layer_norm_forward(run, x, weight, bias, a->eps, norm, mean, rstd, n, c);
     linear_small_batch(run, norm, wq, NULL, q, n, c, width);
-    if (wk) linear_small_batch(run, norm, wk, NULL, k, n, c, width);
-    linear_small_batch(run, norm, wv, NULL, v, n, c, width);
+    if (wk) linear_small_batch(run, norm, wk, NULL, k, n, c, kv_width);
+    linear_small_batch(run, norm, wv, NULL, v, n, c, kv_width);
     if (a->theta > 0) {
         rotate(run, q, positions, a->theta, 1, q, n, a->h, a->d);
-        if (wk) rotate(run, k, positions, a->theta, 1, k, n, a->h, a->d);
+        if (wk) rotate(run, k, positions, a->theta, 1, k, n, a->hk, a->d);
     }
-    // 3. attention
+    // 3. the cache, for all heads before any attends; attention
+#pragma omp parallel for num_threads(team(run, 4.0 * (double)(n * width))) schedule(static)
+    for (size_t i = 0; i < n; i++) append(&arrays, i);
     const size_t window = a->scope == RF_FULL ? a->s : (a->before + 1) * a->m;
     const size_t keys_per_token = a->scope == RF_BUCKET ? 64 * a->r : window * max_size(1, a->r);
 #pragma omp parallel for num_threads(team(run, 4.0 * (double)(n * width * keys_per_token)))        \

@@ -85,8 +85,8 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     const void *weight = rf_in(&c, "weight", "c");
     const void *bias = rf_in(&c, "bias", "c");
     const rf_matrix wq = rf_in_matrix(&c, "wq", "hd c", "hd");
-    const rf_matrix wk = rf_in_matrix_or_none(&c, "wk", "hd c", "hd");
-    const rf_matrix wv = rf_in_matrix(&c, "wv", "hd c", "hd");
+    const rf_matrix wk = rf_in_matrix_or_none(&c, "wk", "kd c", "kd");
+    const rf_matrix wv = rf_in_matrix(&c, "wv", "kd c", "kd");
     const rf_matrix wo = rf_in_matrix(&c, "wo", "c hd", "c");
     const size_t nf = rf_factors(&c, "num_buckets", num_buckets, &a.k, &half);
     rf_let(&c, "k", a.k, "num_buckets");
@@ -94,8 +94,8 @@ PyObject *bind_decode_attention(PyObject *module, PyObject *const *args, Py_ssiz
     rf_let(&c, "2", 2, "a newest token and a count");
     const void *rotations = rf_in_or_none(&c, "rotations", "h d r k/2");
     a.storage = rf_next_storage(&c);
-    void *keys = rf_inout_stored(&c, "keys", "b h s d", a.storage);
-    void *values = rf_inout_stored(&c, "values", "b h s d", a.storage);
+    void *keys = rf_inout_stored(&c, "keys", a.shared_qk ? "b h s d" : "b hk s d", a.storage);
+    void *values = rf_inout_stored(&c, "values", "b hk s d", a.storage);
     int32_t *buckets = rf_inout_int32_or_none(&c, "buckets", "b h r k 2");
     int32_t *previous = rf_inout_int32_or_none(&c, "previous", "b h r s");
     const int64_t *rows = rf_in_ids(&c, "rows", "n");

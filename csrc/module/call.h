@@ -176,6 +176,10 @@ int rf_has_axis(const rf_call *c, const char *letter);
 /* The size of a letter, 0 if it is not defined (then the call has failed, or its array is None);
    the product of two sizes, SIZE_MAX if it overflows. */
 size_t rf_size(const rf_call *c, const char *letter);
+/* Fails unless the size of one letter divides that of another, and both axes are there or missing.
+ */
+void rf_check_divides(rf_call *c, const char *part, const char *whole);
+
 size_t rf_product(size_t a, size_t b);
 
 /* Call `op` of the table of this call's type. */

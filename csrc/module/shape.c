@@ -57,6 +57,16 @@ void rf_let(rf_call *c, const char *letter, size_t size, const char *owner) {
                 size, owner, e->size);
 }
 
+void rf_check_divides(rf_call *c, const char *part, const char *whole) {
+    const rf_size_entry *e = find(c, part, strlen(part)), *f = find(c, whole, strlen(whole));
+    if (c->failed || !e || !f) return;
+    if (e->missing != f->missing)
+        RF_FAIL(c, PyExc_ValueError, "%s must have as many axes as %s", e->owner, f->owner);
+    else if (e->size != f->size && (!e->size || !f->size || f->size % e->size))
+        RF_FAIL(c, PyExc_ValueError, "%s must have %s that divides %s = %zu of %s, got %zu",
+                e->owner, part, whole, f->size, f->owner, e->size);
+}
+
 size_t rf_product(size_t a, size_t b) {
     size_t product;
     return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;

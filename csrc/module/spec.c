@@ -126,7 +126,7 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
         RF_FAIL(c, PyExc_ValueError, "spec has a field out of range: %R", spec);
     if (a.scope != RF_BUCKET) a.cap = 0;
     const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may have another length
-    *keys = own_length ? "b? h? tk d" : "b? h? t d";
+    *keys = own_length ? "b? hk? tk d" : "b? hk? t d";
     *mask = own_length ? "b? tk" : "b? t";
     return a;
 }
@@ -152,6 +152,8 @@ void rf_attention_sizes(rf_call *c, rf_attention *a) {
     a->t = rf_size(c, "t");
     a->d = rf_size(c, "d");
     a->r = rf_size(c, "r");
+    a->hk = rf_size(c, "hk");
+    rf_check_divides(c, "hk", "h");
     a->tk = a->scope == RF_FULL && !a->shared_qk ? rf_size(c, "tk") : a->t;
     if (!c->failed && (a->t > INT32_MAX || a->tk > INT32_MAX))
         RF_FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", Py_MAX(a->t, a->tk));
@@ -179,8 +181,10 @@ rf_decoding rf_decoding_of(rf_call *c) {
 void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets) {
     a->n = rf_size(c, "n");
     a->c = rf_size(c, "c");
-    a->h = rf_size(c, "h");
     a->d = rf_size(c, "d");
+    a->hk = rf_size(c, "hk");
+    if (!a->shared_qk) rf_let(c, "h", a->d ? rf_size(c, "hd") / a->d : a->hk, "wq");
+    a->h = rf_size(c, "h");
     a->b = rf_size(c, "b");
     a->s = rf_size(c, "s");
     a->r = rf_size(c, "r");
@@ -192,8 +196,12 @@ void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets
                 "wk belongs to layers without shared_qk; rotations, buckets and previous to "
                 "those that hash");
     if (!c->failed && rf_size(c, "hd") != rf_product(a->h, a->d))
-        RF_FAIL(c, PyExc_ValueError, "wq must have as many rows as keys have h d, %zu, got %zu",
+        RF_FAIL(c, PyExc_ValueError, "wq must have as many rows as heads have h d, %zu, got %zu",
                 rf_product(a->h, a->d), rf_size(c, "hd"));
+    if (!c->failed && rf_size(c, "kd") != rf_product(a->hk, a->d))
+        RF_FAIL(c, PyExc_ValueError, "wv must have as many rows as values have hk d, %zu, got %zu",
+                rf_product(a->hk, a->d), rf_size(c, "kd"));
+    rf_check_divides(c, "hk", "h");
     if (!c->failed && a->s > INT32_MAX)
         RF_FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", a->s);
     if (!c->failed && a->drop > (local ? 0 : a->s))

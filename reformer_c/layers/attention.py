@@ -24,6 +24,8 @@ __all__ = ["Attention", "Observer"]
 
 # the projections that rotary positions rotate
 ROTATED = ("query", "key")
+# those of num_key_value_heads heads
+GROUPED = ("key", "value")
 
 # called in the forward pass with a layer, a part of it, the heads (b, h, t, d) of each projection,
 # and what the operation saved
@@ -53,6 +55,9 @@ class Attention(Sublayer):
     weights, eps, dropout, key
         As in `Sublayer`, with the prefix ``attention.``.
     num_heads : int
+    num_key_value_heads : int
+        Heads of the values and, unless shared with the queries, of the keys. Each serves num_heads
+        / num_key_value_heads successive heads of the queries (Ainslie et al. 2023).
     shape : tuple of int
         (b, n) of the streams.
     attention_mask : ndarray or None
@@ -82,6 +87,7 @@ class Attention(Sublayer):
         weights: Weights,
         *,
         num_heads: int,
+        num_key_value_heads: int,
         shape: tuple[int, int],
         attention_mask: np.ndarray | None,
         attention_dropout: float,
@@ -96,7 +102,8 @@ class Attention(Sublayer):
     ) -> None:
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
         self._projections = weights.below(f"{self.inner}.")
-        self.num_heads, self.shape, self.mask = num_heads, shape, attention_mask
+        self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
+        self.shape, self.mask = shape, attention_mask
         self.lengths, self.observers, self._rotary = lengths, observers, rotary
         self.rules = rules | {"dropout": attention_dropout, "softcap": softcap}
 
@@ -163,14 +170,14 @@ class Attention(Sublayer):
 
     def _project(self, part: Part, x: np.ndarray) -> list[np.ndarray]:
         """The heads (b, h, t, d) of each projection."""
-        shape = part.rows, part.num_heads * self._depth
-        heads = [np.empty(shape, x.dtype) for _ in self.own_projections]
+        widths = [self._width(part, name) for name in self.own_projections]
+        heads = [np.empty((part.rows, width), x.dtype) for width in widths]
         for at, rows in part.blocks(self.rows_at_a_time(x.shape[-1])):
             n, _ = self.norm.forward(x[rows])
             for name, head in zip(self.own_projections, heads, strict=True):
                 ops.linear(n, self._projection_weight(name, part), out=head[at])
                 if self._rotary is not None and name in ROTATED:
-                    self._rotary.forward(head[at], rows, part.num_heads)
+                    self._rotary.forward(head[at], rows, head.shape[1] // self._depth)
         return [self._split_heads(part, head) for head in heads]
 
     @peaks(
@@ -199,7 +206,7 @@ class Attention(Sublayer):
             n, norm = self.norm.forward(x[rows])
             for name, dhead in zip(self.own_projections, dheads, strict=True):
                 if self._rotary is not None and name in ROTATED:
-                    self._rotary.backward(dhead[at], rows, part.num_heads)
+                    self._rotary.backward(dhead[at], rows, dhead.shape[1] // self._depth)
             first, *others = (
                 partial(self._project_backward, part, name, n, dhead[at])
                 for name, dhead in zip(self.own_projections, dheads, strict=True)
@@ -215,7 +222,7 @@ class Attention(Sublayer):
         """dn of one projection; its weight's gradient is accumulated."""
         linear = LinearSaved(n, self._projection_weight(name, part), False)
         dn, dweight, _ = ops.linear_backward(dhead, linear)
-        self._projections.add_gradient(f"{name}.weight", dweight, self._columns(part))
+        self._projections.add_gradient(f"{name}.weight", dweight, self._columns(part, name))
         return dn
 
     def _output_backward(self, part: Part, dout: np.ndarray, saved: AttentionSaved) -> np.ndarray:
@@ -237,21 +244,36 @@ class Attention(Sublayer):
         """Channels d of a head."""
         return len(self._projections[f"{self.projections[0]}.weight"]) // self.num_heads
 
-    def _columns(self, part: Part) -> slice:
-        """The columns of the part's heads among those of all heads."""
-        return slice(part.heads.start * self._depth, part.heads.stop * self._depth)
+    def head_count(self, name: str) -> int:
+        """The number of heads of a projection."""
+        return self.num_key_value_heads if name in GROUPED else self.num_heads
+
+    def heads_of(self, part: Part, name: str = "query") -> slice:
+        """The part's heads of a projection. A part has whole groups of heads that share values, or
+        some heads of one group."""
+        sharers = self.num_heads // self.head_count(name)
+        return slice(part.heads.start // sharers, -(-part.heads.stop // sharers))
+
+    def _columns(self, part: Part, name: str = "query") -> slice:
+        """The columns of the part's heads among those of all heads of a projection."""
+        heads = self.heads_of(part, name)
+        return slice(heads.start * self._depth, heads.stop * self._depth)
+
+    def _width(self, part: Part, name: str = "query") -> int:
+        """How many columns these are."""
+        heads = self.heads_of(part, name)
+        return len(range(heads.start, heads.stop)) * self._depth
 
     def _projection_weight(self, name: str, part: Part) -> np.ndarray:
-        return self._projections[f"{name}.weight"][self._columns(part)]
+        return self._projections[f"{name}.weight"][self._columns(part, name)]
 
     def _output_weight(self, part: Part) -> np.ndarray:
         return np.ascontiguousarray(self.weights["output.dense.weight"][:, self._columns(part)])
 
     def _split_heads(self, part: Part, x: np.ndarray) -> np.ndarray:
         """(b t, h d) -> (b, h, t, d), a view."""
-        heads: np.ndarray = x.reshape(part.sequences, -1, part.num_heads, self._depth).transpose(
-            0, 2, 1, 3
-        )
+        h = x.shape[1] // self._depth
+        heads: np.ndarray = x.reshape(part.sequences, -1, h, self._depth).transpose(0, 2, 1, 3)
         return heads
 
     def _merge_heads(self, x: np.ndarray) -> np.ndarray:
@@ -283,13 +305,13 @@ class Attention(Sublayer):
         lse = part.rows * part.num_heads * x.itemsize
         return self._heads_bytes(part, x) + self._head_bytes(part, x), lse
 
-    def _head_bytes(self, part: Part, x: np.ndarray) -> int:
-        """Bytes of the part's heads of one projection."""
-        return part.rows * part.num_heads * self._depth * x.itemsize
+    def _head_bytes(self, part: Part, x: np.ndarray, name: str = "query") -> int:
+        """Bytes of the part's heads of one projection, by default of the queries."""
+        return part.rows * self._width(part, name) * x.itemsize
 
     def _heads_bytes(self, part: Part, x: np.ndarray) -> int:
         """Bytes of the part's heads of all projections."""
-        return len(self.projections) * self._head_bytes(part, x)
+        return sum(self._head_bytes(part, x, name) for name in self.projections)
 
     def _sizes(self, part: Part, x: np.ndarray) -> dict[str, int]:
         c, h, d = x.shape[-1], part.num_heads, self._depth
@@ -297,7 +319,10 @@ class Attention(Sublayer):
         block = rows * c * x.itemsize
         shape = (part.sequences, h, self._longest(part), d)
         linear = max(layer_scratch("linear", rows, c, h * d, dtype=x.dtype))
-        forward, backward = attention_scratch(self._scratch_spec(), shape, dtype=x.dtype)
+        forward, backward = attention_scratch(
+            self._scratch_spec(), shape, num_key_value_heads=self._width(part, "value") // d,
+            dtype=x.dtype,
+        )  # fmt: skip
         return {
             "saved": self._saved_bytes(part, x),
             "own_head": self._head_bytes(part, x),

@@ -201,13 +201,13 @@ class CrossAttention(Attention):
     # ---- memory ----
 
     def _heads_bytes(self, part: Part, x: np.ndarray) -> int:
-        keys = part.sequences * self.encoder.states.shape[1] * part.num_heads * self._depth
+        keys = part.sequences * self.encoder.states.shape[1] * self._width(part, "key")
         size: int = self._head_bytes(part, x) + 2 * keys * x.itemsize
         return size
 
     def _sizes(self, part: Part, x: np.ndarray) -> dict[str, int]:
         s, c = self.encoder.states.shape[1:]
-        rows, width = part.sequences * s, part.num_heads * self._depth
+        rows, width = part.sequences * s, self._width(part, "key")
         linear = max(layer_scratch("linear", rows, c, width, dtype=x.dtype))
         own = {"states": rows * c * x.itemsize, "encoder_linear": linear}
         return super()._sizes(part, x) | own

@@ -31,7 +31,8 @@ class FullAttention(WholeSequences):
 
     def open_cache(self, b: int, longest: int, **options: Any) -> ops.AttentionCache:
         return ops.AttentionCache(
-            b, self.num_heads, self._depth, scope="full", longest=longest,
+            b, self.num_heads, self._depth, num_key_value_heads=self.num_key_value_heads,
+            scope="full", longest=longest,
             shared_qk=self.shared_qk, softcap=self.rules["softcap"], eps=self.norm.eps,
             rope_theta=self._rope_theta, dtype=self.weights.dtype.type,
             **options,

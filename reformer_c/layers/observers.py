@@ -86,8 +86,8 @@ class Caches:
 class CacheFill:
     """Fills the caches of texts from a forward pass over their prompts, all of one length.
 
-    The keys and values (b, h, t, d) of a layer, and its buckets (b, h, r, t), are collected part by
-    part, and stored in the layer's cache with the last part.
+    The keys and values (b, h or hk, t, d) of a layer, and its buckets (b, h, r, t), are collected
+    part by part, and stored in the layer's cache with the last part.
 
     Parameters
     ----------
@@ -107,14 +107,18 @@ class CacheFill:
     def __call__(
         self, layer: Attention, part: Part, heads: list[np.ndarray], saved: AttentionSaved
     ) -> None:
-        *_, k, v = heads
-        arrays = [k, v] if saved.buckets is None else [k, v, saved.buckets.swapaxes(2, 3)]
-        (b, n), h = layer.shape, layer.num_heads
+        arrays = dict(zip(layer.projections[-2:], heads[-2:], strict=True))
+        if saved.buckets is not None:
+            arrays["buckets"] = saved.buckets.swapaxes(2, 3)
+        b, n = layer.shape
         if self._missing == 0:
-            self._missing = b * n * h
-            self._arrays = [np.empty((b, h, n, x.shape[3]), x.dtype) for x in arrays]
-        for whole, array in zip(self._arrays, arrays, strict=True):
-            part.place(whole, array)
+            self._missing = b * n * layer.num_heads
+            self._arrays = [
+                np.empty((b, layer.head_count(name), n, x.shape[3]), x.dtype)
+                for name, x in arrays.items()
+            ]
+        for whole, (name, array) in zip(self._arrays, arrays.items(), strict=True):
+            part.place(whole, array, layer.heads_of(part, name))
         self._missing -= part.sequences * part.own_length * part.num_heads
         if self._missing == 0:
             self._fill(self._caches.of(layer), *(x[:, :, : self._t] for x in self._arrays))

@@ -64,13 +64,13 @@ class Part(NamedTuple):
             at += piece.stop - piece.start
         return lead
 
-    def place(self, whole: np.ndarray, values: np.ndarray) -> None:
+    def place(self, whole: np.ndarray, values: np.ndarray, heads: slice | None = None) -> None:
         """Copy the own rows of `values` (b, h, t, ...), a part's, to their positions in an array
-        (b, h, n, ...) of all sequences and heads."""
+        (b, h, n, ...) of all sequences and heads; by default to the part's heads."""
         first, start = divmod(self.own.start, whole.shape[2])
         rows, stop = slice(first, first + self.sequences), start + self.own_length
         own = values[:, :, self.lead : self.lead + self.own_length]
-        whole[rows, self.heads, start:stop, ...] = own
+        whole[rows, self.heads if heads is None else heads, start:stop, ...] = own
 
     def shifted(self, by: int) -> Part:
         """The same part, shifted by `by` rows."""

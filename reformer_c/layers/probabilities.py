@@ -36,7 +36,8 @@ def local_probabilities(
 
     Parameters
     ----------
-    q, k : (b, h, t, d)
+    q : (b, h, t, d)
+    k : (b, hk, t, d)
     attention_mask : (b, t) of bool, or None
     wrap : bool
         Whether the chunks form a circle, as in `reformer_c.local_attention`.
@@ -135,7 +136,8 @@ def full_probabilities(
 
     Parameters
     ----------
-    q, k : (b, h, t, d)
+    q : (b, h, t, d)
+    k : (b, hk, t, d)
 
     Returns
     -------
@@ -150,8 +152,13 @@ def full_probabilities(
 
 
 def _keys(q: np.ndarray, k: np.ndarray | None) -> np.ndarray:
-    """Keys divided by sqrt(d); those of shared queries if there are none."""
-    return _shared_keys(q) if k is None else k * k.dtype.type(k.shape[-1] ** -0.5)
+    """The keys (b, h, t, d) of k (b, hk, t, d) or of shared queries, divided by sqrt(d)."""
+    return _shared_keys(q) if k is None else _for_each(q, k) * k.dtype.type(k.shape[-1] ** -0.5)
+
+
+def _for_each(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """The keys (b, hk, t, d), for each head of q (b, h, t, d)."""
+    return k if k.shape[1] == q.shape[1] else np.repeat(k, q.shape[1] // k.shape[1], axis=1)
 
 
 def _shared_keys(qk: np.ndarray) -> np.ndarray:
@@ -169,7 +176,7 @@ def cross_probabilities(
     Parameters
     ----------
     q : (b, h, t, d)
-    k : (b, h, s, d)
+    k : (b, hk, s, d)
     attention_mask : (b, s) of bool, or None
 
     Returns
@@ -177,6 +184,7 @@ def cross_probabilities(
     ndarray, of the dtype of q
         (b, h, t, s)
     """
+    k = _for_each(q, k)
     scores = _capped(q @ k.swapaxes(-1, -2) * q.dtype.type(q.shape[-1] ** -0.5), softcap)
     if attention_mask is not None:
         hidden = ~attention_mask[:, None, None, :]

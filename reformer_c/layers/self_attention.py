@@ -48,8 +48,9 @@ class SelfAttention(Attention):
     def open_cache(self, b: int, longest: int, **options: Any) -> ops.AttentionCache:
         m, before, _ = self._window
         return ops.AttentionCache(
-            b, self.num_heads, self._depth, longest=longest, chunk_length=m,
-            num_chunks_before=before, softcap=self.rules["softcap"], eps=self.norm.eps,
+            b, self.num_heads, self._depth, num_key_value_heads=self.num_key_value_heads,
+            longest=longest, chunk_length=m, num_chunks_before=before,
+            softcap=self.rules["softcap"], eps=self.norm.eps,
             rope_theta=self._rope_theta, shared_qk=self.shared_qk,
             dtype=self.weights.dtype.type, **self._cache_hashing(), **options,
         )  # fmt: skip
@@ -94,9 +95,13 @@ class WholeSequences(SelfAttention):
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, _ = x.shape
         head = t * self._depth * x.itemsize
-        fitting = self.max_bytes // head
+        fitting = max(1, self.max_bytes // head)
         if fitting >= self.num_heads:
             return self._sequences(b, t, fitting // self.num_heads)
-        heads = list(blocks(slice(0, self.num_heads), max(1, fitting)))
+        # whole groups of heads that share values, or an equal part of one
+        sharers = self.num_heads // self.num_key_value_heads
+        while fitting % sharers and sharers % fitting:
+            fitting -= 1
+        heads = list(blocks(slice(0, self.num_heads), fitting))
         rows = blocks(slice(0, b * t), t)
         return [Part(1, own, (own,), some) for own in rows for some in heads]

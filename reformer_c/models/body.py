@@ -176,6 +176,7 @@ class Pass:
         config, key = self.config, partial(self.key, "layer", i)
         rules: dict[str, Any] = {
             "num_heads": config.num_attention_heads,
+            "num_key_value_heads": config.key_value_heads,
             "shape": (self.inputs.b, self.inputs.n),
             "lengths": self._lengths,
             "observers": self._observers,
@@ -521,7 +522,6 @@ def warn_of_cut(bucket_cap: int | None, shares: Sequence[float]) -> None:
 def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of embeddings, layers and final norm."""
     c, f = config.hidden_size, config.feed_forward_size
-    width = config.num_attention_heads * config.attention_head_size
     shapes: dict[str, tuple[int, ...]] = {WORDS: (config.vocab_size, c)}
     shapes |= position_shapes(config)
     for i, kind in enumerate(config.layer_types):
@@ -529,8 +529,9 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
         attention = attention_type(config, kind)
         shapes |= norm_shapes(f"{layer}attention.layer_norm", c)
         for projection in attention.projections:
+            width = config.projection_width(projection)
             shapes[f"{layer}attention.self_attention.{projection}.weight"] = (width, c)
-        shapes[f"{layer}attention.output.dense.weight"] = (c, width)
+        shapes[f"{layer}attention.output.dense.weight"] = (c, config.projection_width("query"))
         shapes |= norm_shapes(f"{layer}feed_forward.layer_norm", c)
         if config.activation in WEIGHTED:
             for name in WEIGHTED[config.activation].weights:

@@ -23,11 +23,11 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("reversible", "local_shared_qk", "rope_theta", "full_attention_probs_dropout_prob",
-        "position_embedding_type", "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
-        "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
-        "kept_dtype", "apply_lm_head_bias", "label_smoothing", "shared_embeddings",
-        "image_shape")  # fmt: skip
+OURS = ("reversible", "num_key_value_heads", "local_shared_qk", "rope_theta",
+        "full_attention_probs_dropout_prob", "position_embedding_type", "attention_scope",
+        "bucket_cap", "lsh_attend_across_buckets", "lsh_allow_duplicate_attention", "softcap",
+        "matmul_precision", "memory_budget", "kept_dtype", "apply_lm_head_bias",
+        "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -157,6 +157,12 @@ class ReformerConfig(NamedAttributes, JsonFile):
         with the same parameters. Memory then grows with depth: training keeps the stream before
         each branch, and with memory_budget what the branches would recompute. The final states are
         the stream twice, as wide as two streams.
+    num_key_value_heads : int, optional
+        Heads of the keys and values of every attention layer, a divisor of num_attention_heads:
+        each serves as many successive heads of the queries (grouped-query attention, Ainslie et al.
+        2023; 1: multi-query, Shazeer 2019). Where queries and keys are shared, as in "lsh" layers,
+        heads of the values alone. None: as many as num_attention_heads. Fewer make the cache of
+        decoding smaller; transformers cannot open such a model.
     local_shared_qk : bool
         Local attention: one projection for queries and keys, by the rule of "lsh" and "full_shared"
         layers: a key is its query divided by its root mean square, and a token attends to itself
@@ -284,6 +290,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
     # ours
     reversible: bool = True
+    num_key_value_heads: int | None = None
     local_shared_qk: bool = False
     position_embedding_type: str = "absolute"
     rope_theta: float = 10000.0
@@ -493,6 +500,24 @@ class ReformerConfig(NamedAttributes, JsonFile):
     def windows(self) -> list[str]:
         """The types among `layer_types` that attend to chunks, "local" and "lsh", each once."""
         return [kind for kind in ("local", "lsh") if kind in self.layer_types]
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of the values, and of the keys that are not shared with the queries."""
+        heads = self.num_key_value_heads
+        return self.num_attention_heads if heads is None else heads
+
+    def projection_width(self, projection: str) -> int:
+        """Rows of the weight of a projection.
+
+        Parameters
+        ----------
+        projection : {"query", "key", "value", "query_key"}
+            Its name.
+        """
+        grouped = projection in ("key", "value")
+        heads = self.key_value_heads if grouped else self.num_attention_heads
+        return heads * self.attention_head_size
 
     def shares_qk(self, layer_type: str) -> bool:
         """Whether queries and keys of a type of attention have one projection.

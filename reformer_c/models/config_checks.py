@@ -76,6 +76,12 @@ def _check_sizes(config: Any) -> None:
         "num_attention_heads num_labels vocab_size"
     )
     _each(config, sizes, integer, 1)
+    _each(config, "num_key_value_heads", integer, 1, optional=True)
+    if config.num_attention_heads % config.key_value_heads:
+        raise ValueError(
+            "num_key_value_heads must divide num_attention_heads="
+            f"{config.num_attention_heads}, got {config.num_key_value_heads}"
+        )
     _each(config, "chunk_size_lm_head chunk_size_feed_forward", integer, 0)
     _each(config, "axial_norm_std initializer_range layer_norm_eps", _real, 0.0)
     _each(config, "hidden_dropout_prob label_smoothing", _real, 0.0, below=1.0)

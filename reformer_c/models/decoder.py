@@ -206,7 +206,8 @@ def cache_bytes(
         if kind == "local":
             before = config.attention(kind, "num_chunks_before")
             room = (before + 1) * config.attention(kind, "attn_chunk_length")
-        total += 2 * h * room * d * itemsize
+        key_heads = h if config.shares_qk(kind) else config.key_value_heads
+        total += (key_heads + config.key_value_heads) * room * d * itemsize
         if kind == "lsh":
             buckets = num_buckets_of(config, t if prompt is None else prompt)
             assert buckets is not None

@@ -42,7 +42,8 @@ class DecoderPass(Pass):
         assert encoder is not None
         cross = CrossAttention(
             weights.below("cross_attention."), encoder=encoder, prompt_index=self.call.prompt_index,
-            num_heads=self.config.num_attention_heads, shape=attention.shape,
+            num_heads=attention.num_heads, num_key_value_heads=attention.num_key_value_heads,
+            shape=attention.shape,
             observers=(self._cross_probabilities,) * self.call.requested.attentions,
             attention_dropout=attention.rules["dropout"], softcap=self.config.softcap,
             key=partial(self.key, "layer", i, "cross attention"), **common,
@@ -91,14 +92,14 @@ class TextDecoder(ReformerModelWithLMHead):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         config, c, shapes = self.config, self.config.hidden_size, super()._shapes()
-        heads = config.num_attention_heads * config.attention_head_size
         for i in range(len(config.layer_types)):
             name = f"{self.prefix}encoder.layers.{i}.cross_attention."
             shapes |= norm_shapes(f"{name}layer_norm", c)
             for projection in CrossAttention.projections:
                 width = c if projection in CrossAttention.own_projections else self._width
-                shapes[f"{name}{CrossAttention.inner}.{projection}.weight"] = (heads, width)
-            shapes[f"{name}output.dense.weight"] = (c, heads)
+                rows = config.projection_width(projection)
+                shapes[f"{name}{CrossAttention.inner}.{projection}.weight"] = (rows, width)
+            shapes[f"{name}output.dense.weight"] = (c, config.projection_width("query"))
         if config.shared_embeddings:
             del shapes[self.prefix + WORDS]
         return shapes

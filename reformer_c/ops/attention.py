@@ -207,7 +207,11 @@ def attention_backward(
 
 
 def attention_scratch(
-    spec: AttentionSpec, shape: tuple[int, int, int, int], *, dtype: Any = np.float32
+    spec: AttentionSpec,
+    shape: tuple[int, int, int, int],
+    *,
+    num_key_value_heads: int | None = None,
+    dtype: Any = np.float32,
 ) -> tuple[int, int]:
     """Bytes that an attention takes besides its arrays, forward and backward; nothing is computed.
 
@@ -217,6 +221,8 @@ def attention_scratch(
         Of the call.
     shape : (b, h, t, d)
         Of the queries.
+    num_key_value_heads : int, optional
+        Heads of the values; as many as of the queries by default.
     dtype : float32 or float64
 
     Returns
@@ -228,12 +234,13 @@ def attention_scratch(
     >>> attention_scratch(AttentionSpec("local"), (1, 2, 65536, 64))[1] < 65536 * 64 * 4
     True
     """
-    t = shape[2]
+    b, h, t, d = shape
+    hk = h if num_key_value_heads is None else num_key_value_heads
     ids = 0
     if spec.hashes(t):
         factors: Any = spec.num_buckets or bucket_factors(choose_num_buckets(t, spec.chunk_length))
         ids = math.prod(factors)
     forward, backward = _core.attention_scratch(
-        np.empty(0, dtype), spec, *shape, spec.num_hashes, ids, resolve_workers(None)
-    )
+        np.empty(0, dtype), spec, b, h, t, hk, d, spec.num_hashes, ids, resolve_workers(None),
+    )  # fmt: skip
     return int(forward), int(backward)

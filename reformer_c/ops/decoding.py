@@ -67,6 +67,8 @@ class AttentionCache:
         As in `lsh_attention`.
     shared_qk : bool
         As in `full_attention` and `local_attention`. A layer that hashes always shares them.
+    num_key_value_heads : int, optional
+        Heads of the values and, unless shared, of the keys; h by default.
     eps : float
         Of the layer norm.
     rope_theta : float, optional
@@ -106,6 +108,7 @@ class AttentionCache:
         attend_across_buckets: bool = True,
         allow_duplicate_attention: bool = True,
         shared_qk: bool = False,
+        num_key_value_heads: int | None = None,
         eps: float = 1e-12,
         rope_theta: float | None = None,
         dtype: type = np.float32,
@@ -127,9 +130,10 @@ class AttentionCache:
         self.rope_theta = 0.0 if rope_theta is None else rope_theta
         # fresh zeros take no memory until they are written
         room = (num_chunks_before + 1) * chunk_length if local else longest
+        hk = h if num_key_value_heads is None else num_key_value_heads
         kept = dtype if cache_dtype is None else np.uint16
-        self.keys: np.ndarray = np.zeros((b, h, room, d), kept)
-        self.values: np.ndarray = np.zeros_like(self.keys)
+        self.keys: np.ndarray = np.zeros((b, h if self.spec.shared_qk else hk, room, d), kept)
+        self.values: np.ndarray = np.zeros((b, hk, room, d), kept)
         self.buckets: np.ndarray | None = None
         self.previous: np.ndarray | None = None
         if rotations is not None:
@@ -169,14 +173,16 @@ class AttentionCache:
         self, rows: np.ndarray, k: np.ndarray, v: np.ndarray, buckets: np.ndarray | None
     ) -> None:
         """Begin the texts `rows` (n,) with the keys or shared queries k and the values v
-        (n, h, t, d), and their bucket ids (n, h, num_hashes, t).
+        (n, h or hk, t, d), and their bucket ids (n, h, num_hashes, t).
 
         Parameters
         ----------
         rows : (n,) int64
             Which texts of the cache.
-        k, v : (n, h, t, d)
-            Their keys, or shared queries, and values.
+        k : (n, hk, t, d), or (n, h, t, d) with shared queries
+            Their keys, or shared queries.
+        v : (n, hk, t, d)
+            Their values.
         buckets : (n, h, num_hashes, t) int32, or None
             Their bucket ids.
         """
@@ -276,8 +282,8 @@ class AttentionCache:
         norm : pair of (c,)
             Weight and bias of the layer norm.
         projections : (wq, wk, wv, wo)
-            (h d, c) each, wo (c, h d), arrays or `QuantizedWeight`; wk None with shared queries and
-            keys.
+            wq (h d, c), wk and wv (hk d, c), wo (c, h d), arrays or `QuantizedWeight`; wk None with
+            shared queries and keys.
         rows, positions : (n,) int64
             Which texts of the cache, all different, and their lengths so far: the new tokens'
             positions.

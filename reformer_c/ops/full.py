@@ -68,8 +68,10 @@ def full_attention() -> np.ndarray:  # type: ignore[empty-body]
     ----------
     q : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
         Queries. Any strides whose last axis is contiguous are used without a copy.
-    k, v : (b, h, tk, d) same dtype
-        Keys and values, with the leading axes of q; their length may differ from the queries'.
+    k, v : (b, hk, tk, d) same dtype
+        Keys and values; their length may differ from the queries'. hk divides h, and each of their
+        heads serves h / hk successive ones of q, as in grouped-query attention (Ainslie et al.
+        2023).
     is_causal : bool
         A query sees keys at its own position and before.
     attention_mask : (b, tk) bool, int or float, optional
@@ -144,8 +146,8 @@ def full_attention_backward(
     Returns
     -------
     dq : (b, h, t, d)
-    dk : (b, h, tk, d), or None with shared_qk
-    dv : (b, h, tk, d)
+    dk : (b, hk, tk, d), or None with shared_qk
+    dv : (b, hk, tk, d)
         Each with the memory layout of its input.
 
     Examples

@@ -57,8 +57,6 @@ def local_attention_forward(
     """
     q, *_ = heads_of("q", q)
     k = keys_of(k, shared_qk)
-    if k is not None and k.shape != q.shape:
-        raise ValueError(f"k must have the shape of q, {q.shape}, got {k.shape}")
     spec = spec_of(
         "local", chunk_length=chunk_length, num_chunks_before=num_chunks_before,
         num_chunks_after=num_chunks_after, is_causal=is_causal, scale=scale, softcap=softcap,
@@ -74,9 +72,12 @@ def local_attention() -> np.ndarray:  # type: ignore[empty-body]
 
     Parameters
     ----------
-    q, k, v : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
-        Of one length; any length will do, the last chunk may be short. Any strides whose last axis
-        is contiguous are used without a copy.
+    q : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
+        Queries, of any length: the last chunk may be short. Any strides whose last axis is
+        contiguous are used without a copy.
+    k, v : (b, hk, t, d) same dtype
+        Keys and values. hk divides h, and each of their heads serves h / hk successive ones of q,
+        as in grouped-query attention (Ainslie et al. 2023).
     chunk_length : int
         Length of a chunk. A sequence of at most one chunk gets `full_attention`.
     num_chunks_before, num_chunks_after : int
@@ -152,8 +153,10 @@ def local_attention_backward(
 
     Returns
     -------
-    dq, dk, dv : (b, h, t, d)
-        Each with the memory layout of its input; dk is None with shared_qk.
+    dq : (b, h, t, d)
+    dk : (b, hk, t, d), or None with shared_qk
+    dv : (b, hk, t, d)
+        Each with the memory layout of its input.
 
     Examples
     --------

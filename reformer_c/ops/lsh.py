@@ -108,8 +108,10 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
 
     Parameters
     ----------
-    qk, v : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
+    qk : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
         Any strides whose last axis is contiguous are used without a copy.
+    v : (b, hk, t, d) same dtype
+        hk divides h, and each head of v serves h / hk successive ones of qk.
     num_hashes : int
         Rounds.
     num_buckets : int or sequence of int, optional
@@ -211,7 +213,8 @@ def lsh_attention_backward(
 
     Returns
     -------
-    dqk, dv : (b, h, t, d)
+    dqk : (b, h, t, d)
+    dv : (b, hk, t, d)
         Each with the memory layout of its input.
 
     Examples

@@ -211,6 +211,7 @@ def _fastest(case: Case) -> float:
 def cases(t: int, threads: int) -> Iterator[Case]:
     """The cases for `t` tokens (full attention: at most 4,096), each in every precision."""
     qk, v, dout = draw(t)
+    one = v[:, :1]
     c, f = 256, 512
     x, *weights = draw_feed_forward(t, c, f)
     hidden, again = np.empty((t, f), np.float32), reuse_memory()
@@ -230,6 +231,9 @@ def cases(t: int, threads: int) -> Iterator[Case]:
          partial(ops.lsh_attention_backward, dout)),
         ("local attention", window_operations(t), 2.5,
          partial(ops.local_attention_forward, qk, qk, v, out=np.empty_like(v), **WINDOW),
+         partial(ops.local_attention_backward, dout)),
+        ("  one head of keys, values", window_operations(t), 2.5,
+         partial(ops.local_attention_forward, qk, one, one, out=np.empty_like(v), **WINDOW),
          partial(ops.local_attention_backward, dout)),
         ("  shared queries and keys", window_operations(t), 2.5,
          partial(ops.local_attention_forward, qk, None, v, shared_qk=True, out=np.empty_like(v),

@@ -290,8 +290,8 @@ static void run_hash(const rf_ops *ops, rf_run *run, const problem *p, results *
 
 static void run_attention(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const rf_attention *a = &p->a;
-    const rf_strides s = p->strides, sk = {a->h * a->tk * a->d, a->tk * a->d, a->d};
-    const size_t nq = a->b * a->h * a->t * a->d, nk = a->b * a->h * a->tk * a->d;
+    const rf_strides s = p->strides, sk = {a->hk * a->tk * a->d, a->tk * a->d, a->d};
+    const size_t nq = a->b * a->h * a->t * a->d, nk = a->b * a->hk * a->tk * a->d;
     real *const *in = p->in, *k = a->shared_qk ? NULL : in[1];
     real *lse = buffer(a->b * a->h * a->t * sizeof(real));
     real *out = result(to, 0, nq, NULL);
@@ -306,7 +306,7 @@ static void run_attention(const rf_ops *ops, rf_run *run, const problem *p, resu
 
 static void test_attention(rf_attention a) {
     problem p = {.a = a, .tolerance = 100 * rounding};
-    const size_t nq = a.b * a.h * a.t * a.d, nk = a.b * a.h * a.tk * a.d;
+    const size_t nq = a.b * a.h * a.t * a.d, nk = a.b * a.hk * a.tk * a.d;
     // (b, t, h, d) in memory, seen as (b, h, t, d)
     p.strides = (rf_strides){(ptrdiff_t)(a.t * a.h * a.d), (ptrdiff_t)a.d, (ptrdiff_t)(a.h * a.d)};
     const size_t sizes[] = {nq, nk, nk, nq};
@@ -400,6 +400,7 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
                            .n = n,
                            .c = c,
                            .h = h,
+                           .hk = of->hk,
                            .d = d,
                            .b = n,
                            .s = s,
@@ -427,8 +428,8 @@ static void run_decode(const rf_ops *ops, rf_run *run, const problem *p, results
     int64_t *rows = buffer(n * sizeof *rows), *positions = buffer(n * sizeof *positions);
     real *const *in = p->in;
     const rf_matrix wq = stored(p->storage, in[4], h * d, c),
-                    wk = stored(p->storage, in[5], h * d, c);
-    const rf_matrix wv = stored(p->storage, in[6], h * d, c),
+                    wk = stored(p->storage, in[5], of->hk * d, c);
+    const rf_matrix wv = stored(p->storage, in[6], of->hk * d, c),
                     wo = stored(p->storage, in[7], c, h * d);
     void *scratch = scratch_of(ops->decode_attention_workspace(run, &a, columns));
     for (size_t t = 0; t < of->t; t++) {
@@ -505,7 +506,7 @@ static void test_all(void) {
     for (int i = 0; i < 80; i++) {
         rf_attention a = {.scope = (rf_scope)(i % 4)};
         a.shared_qk = a.scope >= RF_CHUNK || below(2);
-        a.b = below(4), a.h = 1 + below(3);
+        a.b = below(4), a.hk = 1 + below(2), a.h = a.hk * (1 + below(2));
         a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
         a.r = 1 + below(3), a.k = 4 * (1 + below(4)), a.m = 1 + below(20), a.before = below(3);
         a.cap = a.scope == RF_BUCKET && below(2) ? 1 + below(20) : 0;
@@ -515,7 +516,7 @@ static void test_all(void) {
 
     for (int i = 0; i < 400; i++) {
         rf_attention a = {.scope = (rf_scope)(i % 4)};
-        a.b = below(3), a.h = below(3);
+        a.b = below(3), a.hk = below(3), a.h = a.hk * (1 + below(3));
         a.t = edges[below(EDGES)];
         a.d = 1 + edges[below(12)];
         a.shared_qk = a.scope >= RF_CHUNK || below(2);

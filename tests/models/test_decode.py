@@ -103,6 +103,7 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
     "scope", ["local", "local_shared", "chunk", "bucket", "full", "full_shared"]
 )
 @pytest.mark.parametrize("prompt", [1, 5, 8, 30])
+@pytest.mark.parametrize("sharing", [4, 2, 1])
 @pytest.mark.parametrize(
     ("softcap", "across", "duplicates"),
     [(None, True, True), (0.5, True, False), (None, False, True), (None, False, False)],
@@ -112,12 +113,12 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
     ("longest", "drop"), [(70, None), (20, 5), (20, 20), (9, 2), (1, 1), (33, 1), (69, 64)]
 )
 def test_one_layer_matches_the_reference(
-    isa, dtype, rng, scope, prompt, softcap, across, duplicates, cache_dtype, longest, drop
+    isa, dtype, rng, scope, prompt, sharing, softcap, across, duplicates, cache_dtype, longest, drop
 ):
-    t, b, h, d, c, m, before, rounds = 70, 2, 2, 5, 12, 8, 1, 3
+    t, b, h, hk, d, c, m, before, rounds = 70, 2, 4, sharing, 5, 12, 8, 1, 3
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
     x, norm = draw(b, t, c), (1 + 0.1 * draw(c), 0.1 * draw(c))
-    wq, wk, wv, wo = draw(h * d, c), draw(h * d, c), draw(h * d, c), draw(c, h * d)
+    wq, wk, wv, wo = draw(h * d, c), draw(hk * d, c), draw(hk * d, c), draw(c, h * d)
     scope, shared = scope.removesuffix("_shared"), scope not in ("local", "full")
     rotations = draw(h, d, rounds, 3) if scope in ("chunk", "bucket") else None
     expected = reference.outputs(
@@ -127,10 +128,11 @@ def test_one_layer_matches_the_reference(
         cached=np.asarray if cache_dtype is None else lambda x: np.float64(rounded(x)),
     )  # fmt: skip
     cache = ops.AttentionCache(
-        b, h, d, scope=scope, longest=longest, drop=drop, rotations=rotations, num_buckets=(2, 4),
-        chunk_length=m, num_chunks_before=before, softcap=softcap, dtype=dtype,
-        attend_across_buckets=across, allow_duplicate_attention=duplicates,
-        shared_qk=shared and rotations is None, cache_dtype=cache_dtype,
+        b, h, d, num_key_value_heads=hk, scope=scope, longest=longest, drop=drop,
+        rotations=rotations, num_buckets=(2, 4), chunk_length=m, num_chunks_before=before,
+        softcap=softcap, dtype=dtype, attend_across_buckets=across,
+        allow_duplicate_attention=duplicates, shared_qk=shared and rotations is None,
+        cache_dtype=cache_dtype,
     )  # fmt: skip
     rows = np.arange(b)
     # in float32 the numbers that are rounded differ by an ulp, and some on the other side of a tie
@@ -183,6 +185,22 @@ def test_the_cache_is_as_large_as_stated(scope):
     assert local.cache_bytes(50) == local.cache_bytes(1000) == 2 * 2 * 32 * 6 * 8
 
 
+@pytest.mark.parametrize("kind", ["local", "local_shared", "lsh", "full", "full_shared"])
+def test_heads_that_share_values_make_the_cache_smaller(kind):
+    shared = kind == "local_shared"
+    fields = {"attn_layers": ["local" if shared else kind], "local_shared_qk": shared}
+    fields |= {"num_attention_heads": 4}
+    sizes = []
+    for hk in (4, 1):
+        model = language_model(**long_config(500, num_key_value_heads=hk, **fields))
+        decoder, _ = rotations_of(model, 300, 0)
+        assert decoder.nbytes == model.cache_bytes(300)
+        sizes.append(decoder.nbytes)
+    room = 32 if "local" in kind else 300
+    arrays = 2 if kind in ("local", "full") else 1  # shared queries have all heads
+    assert sizes[0] - sizes[1] == 3 * arrays * room * 6 * 8
+
+
 def test_a_cache_names_what_does_not_fit(rng):
     cache = ops.AttentionCache(1, 2, 3, scope="local", longest=9, chunk_length=4, dtype=np.float64)
     x, norm = np.zeros((1, 5)), (np.ones(5), np.zeros(5))
@@ -190,7 +208,11 @@ def test_a_cache_names_what_does_not_fit(rng):
     with pytest.raises(TypeError, match="wk belongs to layers without shared_qk"):
         cache.step(np.zeros((1, 5)), x, norm, (w, None, w, wo), at, at)
     with pytest.raises(ValueError, match="wq must have as many rows"):
-        cache.step(np.zeros((1, 5)), x, norm, (w[:4], w[:4], w[:4], wo[:, :4]), at, at)
+        cache.step(np.zeros((1, 5)), x, norm, (w[:4], w, w, wo[:, :4]), at, at)
+    with pytest.raises(ValueError, match="wv must have as many rows"):
+        cache.step(np.zeros((1, 5)), x, norm, (w, w[:4], w[:4], wo), at, at)
+    with pytest.raises(ValueError, match="keys must have hk that divides h = 3 of wq, got 2"):
+        cache.step(np.zeros((1, 5)), x, norm, (np.zeros((9, 5)), w, w, np.zeros((5, 9))), at, at)
     with pytest.raises(IndexError, match="rows"):
         cache.step(np.zeros((1, 5)), x, norm, (w, w, w, wo), at + 1, at)
 
@@ -260,6 +282,7 @@ def round_weights(model, storage):
         {"attention_scope": "bucket", "lsh_allow_duplicate_attention": False},
         {"attn_layers": ["full", "full_shared", "lsh"], "softcap": 1.0},
         {"attn_layers": ["local", "lsh"], "local_shared_qk": True},
+        {"attn_layers": ["local", "lsh", "full"], "num_key_value_heads": 1},
         {"lsh_allow_duplicate_attention": False, "lsh_attend_across_buckets": False},
         {"attn_layers": ["local"], "hidden_act": "gelu", "apply_lm_head_bias": False},
         {"hidden_act": "prelu"},

@@ -63,6 +63,8 @@ def can_measure():
         ("book", {"reversible": False}, 4096, 1, 0),
         ("book", {"reversible": False}, 2048, 2, 100_000_000),
         ("book", {"attn_layers": ["full", "full_shared"], "num_hidden_layers": 2}, 2048, 1, 0),
+        ("book", {"num_attention_heads": 4, "num_key_value_heads": 1}, 4096, 1, 0),
+        ("book", {"num_attention_heads": 4, "num_key_value_heads": 2}, 2048, 2, 100_000_000),
         ("book", {"attn_layers": ["local"], "local_shared_qk": True}, 4096, 1, 0),
         ("book", {}, 2048, 2, 100_000_000),
         ("tiny", {"kept_dtype": "bfloat16"}, 4096, 4, 2**30),

@@ -26,6 +26,10 @@ WORDS = "reformer.embeddings.word_embeddings.weight"
 REQUESTED = ("output_attentions", "output_hidden_states", "output_buckets")
 LONGEST = 26
 BOOLEANS = st.booleans()
+HEADS = [
+    {"num_attention_heads": h, "num_key_value_heads": hk}
+    for h, hk in ((1, None), (2, None), (2, 1), (4, 2), (3, 1))
+]
 NUM_BUCKETS = st.sampled_from([None, 2, 4, [2, 2], [2, 4]])
 
 
@@ -60,7 +64,7 @@ def configurations(
         # models of float64 are never rounded
         "matmul_precision": draw(st.sampled_from([None, "medium"])),
         "hash_seed": draw(st.sampled_from([None, 5])),
-        "num_attention_heads": draw(st.sampled_from([1, 2])),
+        **draw(st.sampled_from(HEADS)),
         **draw(st.sampled_from([*POSITIONS.values()])),
         "hidden_act": draw(st.sampled_from(activations)),
         "chunk_size_feed_forward": draw(st.sampled_from([0, 1, 3])),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_cases import normal
-from op_cases import CALLS, large
+from op_cases import CALLS, SIZES, large
 
 from reformer_c import ops
 
@@ -15,7 +15,7 @@ attention_call = pytest.mark.parametrize(
 
 def arguments(name, rng, dtype):
     op, options = CALLS[name]
-    return op, large(op, rng, dtype), options
+    return op, large(op, rng, dtype, **SIZES.get(name, {})), options
 
 
 def forward(op, inputs, options, **more):

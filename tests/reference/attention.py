@@ -129,10 +129,21 @@ def normalised(qk):
     return qk / np.sqrt((qk**2).mean(axis=-1, keepdims=True) + 1e-6)
 
 
+def for_each_head(x, h):
+    """Keys or values (b, hk, t, d), each head for h / hk successive heads of queries."""
+    return x if x.shape[1] == h else np.repeat(x, h // x.shape[1], axis=1)
+
+
+def over_heads(dx, hk):
+    """Its gradient: the sums over the heads of queries that share a head."""
+    b, h, t, d = dx.shape
+    return dx if hk == h else dx.reshape(b, hk, h // hk, t, d).sum(axis=2)
+
+
 class Attention:
     """Weights (b, h, t, tk), and through them the output and the gradients.
 
-    q (b, h, t, d); k (b, h, tk, d), or None: shared queries and keys; `seen(b, h)` lists each
+    q (b, h, t, d); k (b, hk, tk, d), or None: shared queries and keys; `seen(b, h)` lists each
     query's occurrences; `buckets` (b, h, r, t), where only the same bucket may be attended to.
     `rounded`: constant scores as Hugging Face rounds them, whose model has this attention.
     """
@@ -145,7 +156,8 @@ class Attention:
         self.q, self.shared = np.float64(q), k is None
         b, h, t, d = self.q.shape
         self.scale = 1 / np.sqrt(d) if scale is None else scale
-        self.k = normalised(self.q) if self.shared else np.float64(k)
+        self.hk = h if k is None else k.shape[1]
+        self.k = normalised(self.q) if self.shared else for_each_head(np.float64(k), h)
         tk = self.k.shape[2]
         real = np.ones((b, tk), bool) if attention_mask is None else np.asarray(attention_mask) != 0
         scores = self.scale * self.q @ self.k.swapaxes(-1, -2)
@@ -164,18 +176,19 @@ class Attention:
                 )  # fmt: skip
 
     def output(self, v):
-        return self.weights @ np.float64(v)
+        return self.weights @ for_each_head(np.float64(v), self.q.shape[1])
 
     def gradients(self, v, dout):
         """(dq, dk, dv), or (dqk, dv) where queries and keys are shared."""
-        v, dout = np.float64(v), np.float64(dout)
+        of_values, dout = v.shape[1], np.float64(dout)
+        v = for_each_head(np.float64(v), self.q.shape[1])
         dp = dout @ v.swapaxes(-1, -2)
         ds = self.moving * (dp - (self.weights * dp).sum(axis=-1, keepdims=True)) * self.slope
         dq = self.scale * ds @ self.k
         dk = self.scale * ds.swapaxes(-1, -2) @ self.q
-        dv = self.weights.swapaxes(-1, -2) @ dout
+        dv = over_heads(self.weights.swapaxes(-1, -2) @ dout, of_values)
         if not self.shared:
-            return dq, dk, dv
+            return dq, over_heads(dk, self.hk), dv
         size = np.sqrt((self.q**2).mean(axis=-1, keepdims=True) + 1e-6)
         along = (self.k * dk).mean(axis=-1, keepdims=True)
         return dq + (dk - along * self.k) / size, dv

@@ -6,9 +6,11 @@ from reference import attention, hashing
 
 
 def projections(x, norm, wq, wk, wv, rotations, num_buckets, h):
-    """Keys or shared queries, values (b, h, t, d), and bucket ids (b, h, r, t) or None."""
-    n = normed(x, norm)
-    k, v = heads(n @ (wq if wk is None or rotations is not None else wk).T, h), heads(n @ wv.T, h)
+    """Keys (b, hk, t, d) or shared queries (b, h, t, d), values (b, hk, t, d), and bucket ids
+    (b, h, r, t) or None."""
+    n, d = normed(x, norm), len(wq) // h
+    k = heads(n @ (wq if wk is None or rotations is not None else wk).T, d)
+    v = heads(n @ wv.T, d)
     if rotations is None:
         return k.astype(wv.dtype), v.astype(wv.dtype), None
     ids = hashing.lsh_hash(k, rotations, num_buckets)
@@ -21,9 +23,9 @@ def normed(x, norm):
     return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12) * norm[0] + norm[1]
 
 
-def heads(y, h):
+def heads(y, d):
     b, t, width = y.shape
-    return y.reshape(b, t, h, width // h).transpose(0, 2, 1, 3)
+    return y.reshape(b, t, width // d, d).transpose(0, 2, 1, 3)
 
 
 def window(ids, i, m, before, oldest=0):
@@ -58,8 +60,9 @@ def outputs(
     """
     wq, wk, wv, wo = (None if w is None else np.float64(w) for w in weights)
     n = normed(x, norm)
-    q, v = heads(n @ wq.T, h), heads(n @ wv.T, h)
-    k = attention.normalised(q) if wk is None else heads(n @ wk.T, h)
+    d = len(wq) // h
+    q, v = heads(n @ wq.T, d), attention.for_each_head(heads(n @ wv.T, d), h)
+    k = attention.normalised(q) if wk is None else attention.for_each_head(heads(n @ wk.T, d), h)
     ids = None if rotations is None else hashing.lsh_hash(q, np.float64(rotations), num_buckets)
     b, _, t, d = q.shape
     own, k, v = v, cached(k / np.sqrt(d)), cached(v)

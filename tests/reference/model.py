@@ -144,7 +144,7 @@ def projected(n, w, name, config, inner="self_attention"):
     """(b, t, c) -> (b, h, t, d), in the weights' precision: attention's constants are rounded."""
     weight = w[f"{inner}.{name}.weight"]
     x = linear(n, weight).astype(weight.dtype)
-    x = x.reshape(*x.shape[:2], config.num_attention_heads, config.attention_head_size)
+    x = x.reshape(*x.shape[:2], -1, config.attention_head_size)
     return x.swapaxes(1, 2)
 
 
