@@ -1,10 +1,11 @@
 """Build of the extension: one compilation of the core per instruction set and element type.
 
-All metadata is in pyproject.toml. Environment: REFORMER_C_SANITIZE=1 adds the address and
-undefined-behaviour sanitizers, REFORMER_C_OPENMP=0 builds without threads.
+All metadata but the readme is in pyproject.toml. Environment: REFORMER_C_SANITIZE=1 adds the
+address and undefined-behaviour sanitizers, REFORMER_C_OPENMP=0 builds without threads.
 """
 
 import os
+import re
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +153,17 @@ class BuildExt(build_ext):
         return ["-fopenmp-simd", "-Wno-unused-variable"], []  # the numbers of threads are unused
 
 
+def index_page():
+    """README.md as a package index can show it: without the pictures and pages of this folder."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    relative = r"\]\((?!https?:|#)[^)\s]*\)"
+    text = re.sub(rf"!\[([^\]]*){relative}", r"*\1*", text)
+    return re.sub(rf"\[([^\]]*){relative}", r"\1", text)
+
+
 setup(
+    long_description=index_page(),
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension(
             "reformer_c._core",

@@ -361,15 +361,17 @@ def _attributes(cls: type) -> frozenset[str]:
 
 
 def requires_extra(what: str, library: str, extra: str) -> ImportError:
-    """The error for a missing library needed by `what`, with the command that installs it.
+    """The error for a missing library needed by `what`, with the commands that install it.
+
+    The first adds the extra's libraries to a package that is installed, from an index or not.
 
     Examples
     --------
     >>> print(requires_extra("saving a model", "safetensors", "cli"))
-    saving a model needs the safetensors library: pip install safetensors, or ".[cli]" from a \
-checkout of reformer_c
+    saving a model needs the safetensors library: pip install "reformer_c[cli]", or from a \
+checkout: pip install -e ".[cli]"
     """
     return ImportError(
-        f"{what} needs the {library} library: pip install {library}, or "
-        f'".[{extra}]" from a checkout of reformer_c'
+        f'{what} needs the {library} library: pip install "reformer_c[{extra}]", or from a '
+        f'checkout: pip install -e ".[{extra}]"'
     )

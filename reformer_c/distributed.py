@@ -15,8 +15,8 @@ where train.py is a program for one process with a few additional lines:
 
 ``-m mpi4py`` ends all processes when one fails; otherwise the others would wait forever.
 
-Extra: ``mpi`` (``pip install ".[mpi]"`` from a checkout), and an MPI: the system's, or that of
-``pip install mpich``.
+Extra: ``mpi`` (``pip install "reformer_c[mpi]"``, or from a checkout
+``pip install -e ".[mpi]"``), and an MPI: the system's, or that of ``pip install mpich``.
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 on failure, 2 on wrong usage, 130 after Ctrl-C."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    name = f"reformer-c {options.command}"
+    name = "reformer-c"
     _escape_unencodable()
     try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        name = f"reformer-c {options.command}"
         if options.threads is not None:
             set_num_threads(options.threads)
         import_module(f"{__package__}.{options.command}").run(options)

@@ -16,7 +16,8 @@ and ``jacrev``, raise RuntimeError. ``torch.func.vmap`` runs a loop.
 >>> out = reformer_c.torch.lsh_attention(qk, v, num_hashes=2, is_causal=True)
 >>> out.sum().backward()
 
-Extra: ``torch`` (``pip install ".[torch]"`` from a checkout).
+Extra: ``torch`` (``pip install "reformer_c[torch]"``, or from a checkout
+``pip install -e ".[torch]"``).
 """
 
 from importlib.util import find_spec

@@ -65,7 +65,7 @@ def test_matplotlib_is_not_imported_before_it_is_needed():
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"matplotlib library: pip install matplotlib, or"):
+    with pytest.raises(ImportError, match=r"matplotlib library: pip install .reformer_c"):
         rc.plot.speed(TIMES)
 
 
