@@ -86,6 +86,10 @@ def programs(page):
     return [block for block in blocks if ">>>" not in block]
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def test_commands_name_what_a_fresh_shell_has():
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for line in commands(page):

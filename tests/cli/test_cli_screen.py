@@ -357,11 +357,10 @@ def test_completion_refuses_what_it_cannot_do(monkeypatch, capsys):
 # ---- extras ----
 
 
-def test_the_readme_lists_all_extras_in_one_table():
+def test_one_table_lists_all_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    section = (ROOT / "README.md").read_text().partition("\n## Extras\n")[2]
-    rows = re.findall(r"^\| (`[^|]*`) \|", section, re.M)
+    rows = re.findall(r"^\| (`[^|]*`) \|", (ROOT / "docs/install.md").read_text(), re.M)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == extras.keys()
     # whatever trains can save what it has trained
     for name in ("image", "bleu", "hf", "mpi", "notebook"):
