@@ -60,6 +60,7 @@ html_sidebars = {page: [] for page in ["index", "start", "how_it_works", "paper"
 # ---- pages from elsewhere ----
 
 COPIED = {
+    "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/NOTES.md": "speed_notes.md",
