@@ -48,6 +48,7 @@ DROPOUT = {
     "hidden_dropout_prob": 0.2,
     "local_attention_probs_dropout_prob": 0.1,
     "lsh_attention_probs_dropout_prob": 0.15,
+    "full_attention_probs_dropout_prob": 0.12,
 }
 
 

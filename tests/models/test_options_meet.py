@@ -2,6 +2,7 @@
 generate are drawn together and compared with the references in float64."""
 
 import math
+from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 
@@ -80,6 +81,35 @@ def configurations(
     if fields["attention_scope"] == "bucket":
         fields["bucket_cap"] = draw(st.sampled_from([None, 64]))
     return small_config(**fields)
+
+
+# fields that `configurations` does not draw: they are sizes, special tokens and names, or the tests
+# draw them (dropout by DROPOUT, what a call asks for, the cache of generate)
+SIZES = {
+    "attention_head_size", "feed_forward_size", "hidden_size", "initializer_range",
+    "layer_norm_eps", "max_position_embeddings", "num_labels", "vocab_size",
+}  # fmt: skip
+NAMES = {
+    "architectures", "bos_token_id", "dtype", "eos_token_id", "extra", "id2label", "image_shape",
+    "is_encoder_decoder", "label2id", "pad_token_id", "problem_type", "transformers_version",
+}  # fmt: skip
+DRAWN_BY_TESTS = {*DROPOUT, "output_attentions", "output_hidden_states", "return_dict", "use_cache"}
+# of other heads; rounds gradients; transformers' own, which has no effect in its model
+ELSEWHERE = {"classifier_dropout", "kept_dtype", "tie_word_embeddings"}
+
+
+def test_every_other_field_is_drawn():
+    seen = defaultdict(set)
+
+    @settings(max_examples=100)
+    @given(config=configurations())
+    def note(config):
+        for name, value in vars(config).items():
+            seen[name].add(repr(value))
+
+    note()
+    constant = {name for name, values in seen.items() if len(values) == 1}
+    assert constant == SIZES | NAMES | DRAWN_BY_TESTS | ELSEWHERE
 
 
 @st.composite
