@@ -52,9 +52,10 @@ def read_text(sources: TextSource | Iterable[TextSource]) -> bytes:
     ...     read_text(folder)
     b'one\\ntwo'
     """
+    sources = _listed(sources)
     joined = b"\n".join(_read(sources))
     if not joined:
-        raise ValueError("files must contain text")
+        raise ValueError(f"files must contain text, got none in {_names(sources)}")
     return joined
 
 
@@ -77,9 +78,10 @@ def read_texts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False
     ...     read_texts(folder)
     [b'one', b'two']
     """
+    sources = _listed(sources)
     texts = [text for text in _read(sources, utf8=utf8) if text]
     if not texts:
-        raise ValueError("files must contain text")
+        raise ValueError(f"files must contain text, got none in {_names(sources)}")
     return texts
 
 
@@ -173,10 +175,11 @@ def read_parts(sources: TextSource | Iterable[TextSource], *, utf8: bool = False
     -------
     list of ndarray (n,) or bytes
     """
+    sources = _listed(sources)
     found = _read(sources, utf8=utf8, arrays=True)
     parts = [part for part in found if isinstance(part, np.ndarray) or part]
     if not any(map(len, parts)):
-        raise ValueError("files must contain tokens")
+        raise ValueError(f"files must contain tokens, got none in {_names(sources)}")
     return sorted(parts, key=lambda part: isinstance(part, bytes))
 
 
@@ -256,12 +259,18 @@ def count_bytes(text: bytes | np.ndarray, tokenizer: Tokenizer) -> int:
     return count
 
 
+def _listed(sources: TextSource | Iterable[TextSource]) -> list[TextSource]:
+    return [sources] if isinstance(sources, (str, os.PathLike)) else [*sources]
+
+
+def _names(sources: Sequence[TextSource]) -> str:
+    return ", ".join(map(str, sources)) or "no files"
+
+
 def _read(
-    sources: TextSource | Iterable[TextSource], *, utf8: bool = False, arrays: bool = False
+    sources: Sequence[TextSource], *, utf8: bool = False, arrays: bool = False
 ) -> Iterator[Any]:
     """The bytes of every file; with `arrays`, each ``.npy`` file as a mapped array."""
-    if isinstance(sources, (str, os.PathLike)):
-        sources = [sources]
     for source in sources:
         files = [(Path("-"), True)] if source == "-" else files_of(Path(source))
         for file, named in files:
