@@ -1,9 +1,10 @@
 """enwik8: what the paper's 12 layers of 65,536 bytes would take here, and a line of small models.
 
-Measured: one training step of the recipe, with random weights, in a new process. Projected from it:
-the paper's 20,000 steps of 8 sequences. Measured: small models of the recipe's pattern of layers
-and feed-forward layers, trained on as many bytes of a text, each of another width. Projected from
-them: a power of the number of weights, which says no more than where a straight line leads.
+Measured: one training step of the recipe, with random weights, in a new process. Projected from it,
+and from the number of weights: the paper's 20,000 steps of 8 sequences. Measured: small models of
+the recipe's pattern of layers and feed-forward layers, trained on as many bytes of a text, each of
+another width. Projected from them: a power of the number of weights, which says no more than where
+a straight line leads.
 """
 
 import argparse
@@ -30,6 +31,8 @@ QUICK = {
 }  # fmt: skip
 # Kitaev et al. 2020, section 5
 STEPS, BATCH, BITS = 20_000, 8, 1.19
+# for each weight and byte: a product and a sum forward, again to recompute, and two for gradients
+OPERATIONS = 8
 
 prepare = language.read
 
@@ -128,9 +131,14 @@ def show(runs):
     lines += ["", "| projected | |", "|---|---|"]
     lines.append(f"| memory of the step, as predicted | {step['predicted'] / 1e9:.2f} GB |")
     lines.append(f"| weights, {step['weights']:,} | {4 * step['weights'] / 1e9:.2f} GB |")
+    operations = OPERATIONS * step["weights"] * recipe["length"] * BATCH * STEPS
+    lines.append(
+        f"| {STEPS:,} steps of {BATCH} sequences, without attention | {operations:.1e} operations: "
+        f"{operations / 1e11 / 86400:,.0f} days at 100 GFLOP/s |"
+    )
     if "seconds" in step:
         days = step["seconds"] * BATCH * STEPS / 86400
-        lines.append(f"| {STEPS:,} steps of {BATCH} sequences | {days:,.0f} days |")
+        lines.append(f"| the same, by the measured step | {days:,.0f} days |")
     lines.append(
         f"| bits per byte of as many weights after {trained:,} bytes, by a power of {slope:.3f} "
         f"| {law(step['weights']):.2f} ({BITS} in the paper, after {STEPS:,} steps) |"
