@@ -101,8 +101,9 @@ typedef struct {
                     real *out, // n
                     size_t n);
 
-    /* out = act(drop(x w1' + b1)) w2' + b2, in chunks of rows; the dropout mask is n x f. */
-    size_t (*feed_forward_workspace)(const rf_run *run, size_t n, size_t c, size_t f,
+    /* out = hidden w2' + b2, in chunks of rows, with hidden = act(drop(x w1' + b1)), or in a gated
+       layer drop(act(x w1' + b1) * (x w3' + b3)); the dropout mask is n x f. */
+    size_t (*feed_forward_workspace)(const rf_run *run, size_t n, size_t c, size_t f, int gated,
                                      size_t chunk_length);
     void (*feed_forward_forward)(rf_run *run,
                                  const real *x,  // n c
@@ -110,18 +111,22 @@ typedef struct {
                                  const real *b1, // f
                                  const real *w2, // c f
                                  const real *b2, // c
+                                 const real *w3, // f c, or NULL unless gated
+                                 const real *b3, // f, or NULL with w3
                                  rf_activation activation, size_t chunk_length, double dropout,
                                  uint64_t dropout_key,
                                  real *out, // n c
                                  size_t n, size_t c, size_t f, void *scratch);
     size_t (*feed_forward_backward_workspace)(const rf_run *run, size_t n, size_t c, size_t f,
-                                              size_t chunk_length);
+                                              int gated, size_t chunk_length);
     void (*feed_forward_backward)(rf_run *run,
                                   const real *x,  // n c
                                   const real *w1, // f c
                                   const real *b1, // f
                                   const real *w2, // c f
                                   const real *b2, // c
+                                  const real *w3, // f c, or NULL unless gated
+                                  const real *b3, // f, or NULL with w3
                                   rf_activation activation, size_t chunk_length, double dropout,
                                   uint64_t dropout_key,
                                   const real *dout, // n c
@@ -131,6 +136,8 @@ typedef struct {
                                   real *db1,        // f, added to
                                   real *dw2,        // c f, added to
                                   real *db2,        // c, added to
+                                  real *dw3,        // f c, added to, or NULL with w3
+                                  real *db3,        // f, added to, or NULL with w3
                                   size_t n, size_t c, size_t f, void *scratch);
 
     /* Cross-entropy of softmax(h weight' + bias): loss[0] = sum over the rows whose label is not
@@ -236,13 +243,15 @@ typedef struct {
                              const real *bias,        // co, or NULL
                              real *out,               // n co
                              size_t n, size_t ci, size_t co);
-    size_t (*quantized_feed_forward_workspace)(size_t n, size_t f);
+    size_t (*quantized_feed_forward_workspace)(size_t n, size_t f, int gated);
     void (*quantized_feed_forward)(rf_run *run,
                                    const real *x,       // n c
                                    const rf_matrix *w1, // f c
                                    const real *b1,      // f
                                    const rf_matrix *w2, // c f
                                    const real *b2,      // c
+                                   const rf_matrix *w3, // f c, or NULL
+                                   const real *b3,      // f, or NULL with w3
                                    rf_activation activation,
                                    real *out, // n c
                                    size_t n, size_t c, size_t f, void *scratch);

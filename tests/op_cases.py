@@ -28,8 +28,13 @@ ARRAYS = {
         x=real(b, t, h, d), position_ids=ids(9, b, t)
     ),
     "dropout": lambda real, ids, n=2, c=5: dict(x=real(n, c)),
-    "feed_forward": lambda real, ids, b=2, t=5, c=4, f=6: dict(
-        x=real(b, t, c), w1=real(f, c), b1=real(f), w2=real(c, f), b2=real(c)
+    "feed_forward": lambda real, ids, b=2, t=5, c=4, f=6, gated=False: dict(
+        x=real(b, t, c),
+        w1=real(f, c),
+        b1=real(f),
+        w2=real(c, f),
+        b2=real(c),
+        **(dict(w3=real(f, c), b3=real(f)) if gated else {}),
     ),
     "cross_entropy_head": lambda real, ids, b=2, t=3, c=4, v=5: dict(
         h=real(b, t, c), weight=real(v, c), bias=real(v), labels=ids(v, b, t)
@@ -123,6 +128,7 @@ CALLS = {
         "feed_forward",
         dict(activation="gelu", chunk_length=37, **DROP),
     ),
+    "feed_forward, gated": ("feed_forward", dict(activation="silu", chunk_length=37, **DROP)),
     "feed_forward, medium": ("feed_forward", {"matmul_precision": "medium"}),
     "cross_entropy_head, high": ("cross_entropy_head", {"matmul_precision": "high"}),
     "cross_entropy_head": ("cross_entropy_head", {}),
@@ -172,4 +178,6 @@ CALLS = {
     ),
 }
 # name: other sizes than those of `LARGE`
-SIZES = {name: {"hk": 1} for name in CALLS if "one head" in name}
+SIZES = {name: {"hk": 1} for name in CALLS if "one head" in name} | {
+    "feed_forward, gated": {"gated": True}
+}

@@ -194,7 +194,9 @@ def operator_calls():
     transposed = [x.transpose(1, 2) for x in leaves(draw(2, 1, 40, 2, 4))]
     yield "lsh_attention", (*transposed, None, rotations, None), lsh | {"scope": "bucket"}
     weights = leaves([*draw(1, 9, 4), *draw(1, 9), *draw(1, 4, 9), *draw(1, 4)])
-    yield "feed_forward", (q, *weights), {"activation": "gelu", "chunk_length": 0} | dropped
+    rules = {"activation": "gelu", "chunk_length": 0} | dropped
+    yield "feed_forward", (q, *weights, None, None), rules
+    yield "feed_forward", (q, *weights, *leaves([*draw(1, 9, 4), *draw(1, 9)])), rules
 
 
 @pytest.mark.parametrize("call", [*operator_calls()], ids=lambda call: call[0])

@@ -136,12 +136,16 @@ PyObject *bind_quantized_feed_forward(PyObject *module, PyObject *const *args, P
     const void *b1 = rf_in(&c, "b1", "f");
     const rf_matrix w2 = rf_in_matrix(&c, "w2", "c f", "c");
     const void *b2 = rf_in(&c, "b2", "c");
+    const rf_matrix w3 = rf_in_matrix_or_none(&c, "w3", "f c", "f");
+    const void *b3 = w3.data ? rf_in(&c, "b3", "f") : rf_none(&c, "b3", "without w3");
     const rf_activation activation = rf_activation_of(&c, "activation");
     void *out = rf_out(&c, "out", "n... c");
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
-    void *scratch = rf_scratch(&c, RF_CALL(&c, quantized_feed_forward_workspace, n, f));
-    RF_RUN(&c, quantized_feed_forward, x, &w1, b1, &w2, b2, activation, out, n, width, f, scratch);
+    void *scratch =
+        rf_scratch(&c, RF_CALL(&c, quantized_feed_forward_workspace, n, f, w3.data != NULL));
+    RF_RUN(&c, quantized_feed_forward, x, &w1, b1, &w2, b2, w3.data ? &w3 : NULL, b3, activation,
+           out, n, width, f, scratch);
     return rf_return(&c);
 }

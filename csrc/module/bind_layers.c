@@ -176,6 +176,8 @@ PyObject *bind_feed_forward_forward(PyObject *module, PyObject *const *args, Py_
     const void *b1 = rf_in(&c, "b1", "f");
     const void *w2 = rf_in(&c, "w2", "c f");
     const void *b2 = rf_in(&c, "b2", "c");
+    const void *w3 = rf_in_or_none(&c, "w3", "f c");
+    const void *b3 = w3 ? rf_in(&c, "b3", "f") : rf_none(&c, "b3", "without w3");
     const rf_activation activation = rf_activation_of(&c, "activation");
     const size_t chunk_length = rf_count(&c, "chunk_length");
     const double dropout = rf_probability(&c, "dropout");
@@ -185,9 +187,9 @@ PyObject *bind_feed_forward_forward(PyObject *module, PyObject *const *args, Py_
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
-    void *scratch =
-        rf_scratch(&c, RF_CALL(&c, feed_forward_workspace, &c.run, n, width, f, chunk_length));
-    RF_RUN(&c, feed_forward_forward, x, w1, b1, w2, b2, activation, chunk_length, dropout,
+    void *scratch = rf_scratch(
+        &c, RF_CALL(&c, feed_forward_workspace, &c.run, n, width, f, w3 != NULL, chunk_length));
+    RF_RUN(&c, feed_forward_forward, x, w1, b1, w2, b2, w3, b3, activation, chunk_length, dropout,
            dropout_key, out, n, width, f, scratch);
     return rf_return(&c);
 }
@@ -200,6 +202,8 @@ PyObject *bind_feed_forward_backward(PyObject *module, PyObject *const *args, Py
     const void *b1 = rf_in(&c, "b1", "f");
     const void *w2 = rf_in(&c, "w2", "c f");
     const void *b2 = rf_in(&c, "b2", "c");
+    const void *w3 = rf_in_or_none(&c, "w3", "f c");
+    const void *b3 = w3 ? rf_in(&c, "b3", "f") : rf_none(&c, "b3", "without w3");
     const rf_activation activation = rf_activation_of(&c, "activation");
     const size_t chunk_length = rf_count(&c, "chunk_length");
     const double dropout = rf_probability(&c, "dropout");
@@ -211,13 +215,15 @@ PyObject *bind_feed_forward_backward(PyObject *module, PyObject *const *args, Py
     void *db1 = rf_inout(&c, "db1", "f");
     void *dw2 = rf_inout(&c, "dw2", "c f");
     void *db2 = rf_inout(&c, "db2", "c");
+    void *dw3 = w3 ? rf_inout(&c, "dw3", "f c") : rf_none(&c, "dw3", "without w3");
+    void *db3 = w3 ? rf_inout(&c, "db3", "f") : rf_none(&c, "db3", "without w3");
     rf_precision_of(&c);
     rf_workers(&c);
 
     const size_t n = rf_size(&c, "n"), width = rf_size(&c, "c"), f = rf_size(&c, "f");
-    void *scratch = rf_scratch(
-        &c, RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, width, f, chunk_length));
-    RF_RUN(&c, feed_forward_backward, x, w1, b1, w2, b2, activation, chunk_length, dropout,
-           dropout_key, dout, value_out, dx, dw1, db1, dw2, db2, n, width, f, scratch);
+    void *scratch = rf_scratch(&c, RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, width, f,
+                                           w3 != NULL, chunk_length));
+    RF_RUN(&c, feed_forward_backward, x, w1, b1, w2, b2, w3, b3, activation, chunk_length, dropout,
+           dropout_key, dout, value_out, dx, dw1, db1, dw2, db2, dw3, db3, n, width, f, scratch);
     return rf_return(&c);
 }

@@ -22,10 +22,11 @@ PyObject *rf_layer_scratch(PyObject *module, PyObject *const *args, Py_ssize_t n
     } else if (strcmp(op, "linear") == 0) {
         bytes[0] = bytes_of(RF_CALL(&c, linear_workspace, &c.run, n, in, out));
         bytes[1] = bytes_of(RF_CALL(&c, linear_backward_workspace, &c.run, n, in, out));
-    } else if (strcmp(op, "feed_forward") == 0) {
-        bytes[0] = bytes_of(RF_CALL(&c, feed_forward_workspace, &c.run, n, in, out, chunk));
-        bytes[1] =
-            bytes_of(RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, in, out, chunk));
+    } else if (strcmp(op, "feed_forward") == 0 || strcmp(op, "gated_feed_forward") == 0) {
+        const int gated = *op == 'g';
+        bytes[0] = bytes_of(RF_CALL(&c, feed_forward_workspace, &c.run, n, in, out, gated, chunk));
+        bytes[1] = bytes_of(
+            RF_CALL(&c, feed_forward_backward_workspace, &c.run, n, in, out, gated, chunk));
     } else if (strcmp(op, "cross_entropy_head") == 0) {
         bytes[0] = bytes[1] =
             bytes_of(RF_CALL(&c, cross_entropy_head_workspace, &c.run, n, in, out, chunk));

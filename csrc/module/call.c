@@ -327,26 +327,25 @@ void rf_check_labels(rf_call *c, const char *name, size_t limit, int64_t ignore)
     check_integers(c, name, limit, &ignore);
 }
 
-/* The next argument must be None, since this attention does not have the array. */
-static void expect_none(rf_call *c, const char *name) {
+void *rf_none(rf_call *c, const char *name, const char *where) {
     PyObject *argument = rf_next(c, name);
     if (argument && argument != Py_None)
-        RF_FAIL(c, PyExc_TypeError, "%s must be None for this attention, got %s", name,
+        RF_FAIL(c, PyExc_TypeError, "%s must be None %s, got %s", name, where,
                 Py_TYPE(argument)->tp_name);
+    return NULL;
 }
 
 const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, const char *shape,
                        rf_strides *strides) {
     if (!a->shared_qk) return rf_in_strided(c, name, shape, strides);
     *strides = (rf_strides){0};
-    expect_none(c, name);
-    return NULL;
+    return rf_none(c, name, "for this attention");
 }
 
 const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name,
                              const char *shape) {
     const int hashes = a->scope == RF_BUCKET || (a->scope == RF_CHUNK && rf_size(c, "t") > a->m);
-    if (!hashes) return expect_none(c, name), NULL;
+    if (!hashes) return rf_none(c, name, "for this attention");
     PyArrayObject *given = next_integers(c, name, shape);
     if (!given) return NULL;
 

@@ -85,6 +85,9 @@ const void *rf_in(rf_call *c, const char *name, const char *shape);
 const void *rf_in_or_none(rf_call *c, const char *name, const char *shape);
 const void *rf_in_strided(rf_call *c, const char *name, const char *shape, rf_strides *strides);
 
+/* An argument that must be None there, "without w3"; returns NULL. */
+void *rf_none(rf_call *c, const char *name, const char *where);
+
 /* A weight matrix: an array of reals, or a QuantizedWeight, a tuple (data, scale): int8 and a scale
    for each of its `rows`, or bfloat16 numbers as uint16 and None. */
 rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows);

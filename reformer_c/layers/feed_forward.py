@@ -1,16 +1,16 @@
-"""The feed-forward branch of a layer."""
+"""The feed-forward branch of a layer, plain or gated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import ops
-from ..ops.layers import FeedForwardSaved
 from ..ops.machine import layer_scratch
+from ..ops.mlp import FeedForwardSaved
 from .activations import WEIGHTED
 from .parameters import Weights
 from .randomness import Key
@@ -30,11 +30,25 @@ class Normed:
     norm: Any
 
 
-class FeedForward(Sublayer):
-    """out += drop(drop(act(n w1' + b1)) w2' + b2), with n = layer_norm(x), for streams (b, t, c).
+class Hidden(NamedTuple):
+    """A block of hidden units (rows, f) before the activation, what the product saved and, in a
+    gated layer, what they are multiplied by."""
 
-    w1 is (f, c) and w2 (c, f). The hidden units (rows, f) are computed in chunks of rows (Kitaev et
-    al. 2020, section 3, "Chunking"); a part is a block of rows. See `reformer_c.feed_forward`.
+    rows: slice
+    # the first row in the stream
+    first: int
+    h: np.ndarray
+    dense: Any
+    g: np.ndarray | None = None
+    up_proj: Any = None
+
+
+class FeedForward(Sublayer):
+    """out += drop(act(drop(n w1' + b1)) w2' + b2), with n = layer_norm(x), for streams (b, t, c).
+
+    A gated layer is drop(drop(act(n w1' + b1) * (n w3' + b3)) w2' + b2). w1 and w3 are (f, c), w2
+    is (c, f). The hidden units (rows, f) are computed in chunks of rows (Kitaev et al. 2020,
+    section 3, "Chunking"); a part is a block of rows. See `reformer_c.feed_forward`.
 
     Parameters
     ----------
@@ -43,16 +57,20 @@ class FeedForward(Sublayer):
     activation : str
     chunk_length : int
         Rows of a chunk; 0 leaves the choice to the kernel.
+    gated : bool
     """
 
-    names = ("dense.dense.weight", "dense.dense.bias", "output.dense.weight", "output.dense.bias")
+    # the names of w1, b1, w2, b2 and, in a gated layer, of w3 and b3
+    names: tuple[str, ...]
 
     def __init__(
-        self, weights: Weights, *, activation: str, chunk_length: int, eps: float, dropout: float,
-        key: Key,
+        self, weights: Weights, *, activation: str, chunk_length: int, gated: bool = False,
+        eps: float, dropout: float, key: Key,
     ) -> None:  # fmt: skip
         super().__init__(weights, eps=eps, dropout=dropout, key=key)
-        self.activation, self.chunk_length = activation, chunk_length
+        self.activation, self.chunk_length, self.gated = activation, chunk_length, gated
+        layers = ("dense.dense", "output.dense", "dense.up_proj")[: 3 if gated else 2]
+        self.names = tuple(f"{name}.{part}" for name in layers for part in ("weight", "bias"))
 
     def _parts(self, x: np.ndarray) -> list[slice]:
         c = x.shape[-1]
@@ -91,25 +109,27 @@ class FeedForward(Sublayer):
 
     def _step_value(self, step: Step, n: np.ndarray) -> np.ndarray:
         """The output (n, c) for the normalised new tokens."""
-        w1, w2 = (step.weights.matrix(self.weights, name) for name in self.names[::2])
-        if isinstance(w1, np.ndarray):
+        matrices = [step.weights.matrix(self.weights, name) for name in self.names[::2]]
+        if isinstance(matrices[0], np.ndarray):
             return self._value(n, 0)
-        b1, b2 = (self.weights[name] for name in self.names[1::2])
-        return ops.quantized_feed_forward(n, w1, b1, w2, b2, activation=self.activation)
+        biases = (self.weights[name] for name in self.names[1::2])
+        arrays: Iterator[Any] = (x for pair in zip(matrices, biases, strict=True) for x in pair)
+        return ops.quantized_feed_forward(n, *arrays, activation=self.activation)
 
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
         """The output for normalised rows that start at row `first` of the stream."""
-        *arrays, activation, chunk_length, dropout, key, _ = self._saved(n, first)
+        saved = self._saved(n, first)
         return ops.feed_forward(
-            *arrays, activation=activation, chunk_length=chunk_length, dropout=dropout,
-            dropout_key=key,
+            *saved[:7], activation=saved.activation, chunk_length=saved.chunk_length,
+            dropout=saved.dropout, dropout_key=saved.dropout_key,
         )  # fmt: skip
 
     def _saved(self, n: np.ndarray, first: int) -> FeedForwardSaved:
-        w1, b1, w2, b2 = (self.weights[name] for name in self.names)
+        w1, b1, w2, b2, *gate = (self.weights[name] for name in self.names)
+        w3, b3 = gate if gate else (None, None)
         key = self.key("hidden", first)
         return FeedForwardSaved(
-            n, w1, b1, w2, b2, self.activation, self.chunk_length, self.drop.p, key
+            n, w1, b1, w2, b2, w3, b3, self.activation, self.chunk_length, self.drop.p, key
         )
 
     def _value_backward(
@@ -140,7 +160,8 @@ class FeedForward(Sublayer):
 
     def _scratch_bytes(self, rows: int, c: int, dtype: np.dtype) -> int:
         _, backward = layer_scratch(
-            "feed_forward", rows, c, len(self.weights[self.names[0]]),
+            "gated_feed_forward" if self.gated else "feed_forward", rows, c,
+            len(self.weights[self.names[0]]),
             chunk_length=self.chunk_length, dtype=dtype,
         )  # fmt: skip
         return backward
@@ -149,45 +170,73 @@ class FeedForward(Sublayer):
 class WeightedFeedForward(FeedForward):
     """out += drop(act(drop(n w1' + b1)) w2' + b2), for an activation with weights of its own.
 
-    Shapes are those of `FeedForward`. The activation is computed in NumPy: see `activations`.
+    Shapes, and the gated layer, are those of `FeedForward`. The activation is computed in NumPy:
+    see `activations`.
     """
 
     def _step_value(self, step: Step, n: np.ndarray) -> np.ndarray:
-        b1, b2 = (self.weights[name] for name in self.names[1::2])
-        h = step.weights.linear(n, self.weights, self.names[0], b1)
-        return step.weights.linear(self._activate(h), self.weights, self.names[2], b2)
+        def linear(x: np.ndarray, i: int) -> np.ndarray:
+            bias = self.weights[self.names[i + 1]]
+            return step.weights.linear(x, self.weights, self.names[i], bias)
+
+        a = self._activate(linear(n, 0))
+        return linear(a * linear(n, 4) if self.gated else a, 2)
 
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
-        w2, b2 = (self.weights[name] for name in self.names[2:])
+        w2, b2 = (self.weights[name] for name in self.names[2:4])
         y = np.empty_like(n)
-        for rows, h, _ in self._hidden(n, first):
-            ops.linear(self._activate(h), w2, b2, out=y[rows])
+        for hidden in self._hidden(n, first):
+            ops.linear(self._activated(hidden), w2, b2, out=y[hidden.rows])
         return y
 
     def _value_backward(
         self, dy: np.ndarray, n: np.ndarray, first: int, y: np.ndarray | None = None
     ) -> np.ndarray:
         dn = np.empty_like(n)
-        w2, b2 = (self.weights[name] for name in self.names[2:])
-        for rows, h, dense in self._hidden(n, first):
+        w2, b2 = (self.weights[name] for name in self.names[2:4])
+        for hidden in self._hidden(n, first):
+            rows, h, g = hidden.rows, hidden.h, hidden.g
             _, projected = ops.linear_forward(
-                self._activate(h), w2, b2, out=None if y is None else y[rows]
+                self._activated(hidden), w2, b2, out=None if y is None else y[rows]
             )
             da, dw2, db2 = ops.linear_backward(dy[rows], projected)
+            if g is not None:
+                da = self._drop_hidden(da, hidden.first)
+                dg = self._activate(h)
+                dg *= da
+                da *= g
             dh, slopes = WEIGHTED[self.activation].backward(da, h, **self._values())
-            dh = self._drop_hidden(dh, first + rows.start)
-            dn[rows], dw1, db1 = ops.linear_backward(dh, dense)
-            self.weights.add_gradients(self.names, (dw1, db1, dw2, db2))
+            if g is None:
+                dh = self._drop_hidden(dh, hidden.first)
+            dn[rows], dw1, db1 = ops.linear_backward(dh, hidden.dense)
+            gradients = [dw1, db1, dw2, db2]
+            if g is not None:
+                more, dw3, db3 = ops.linear_backward(dg, hidden.up_proj)
+                ops.add_scaled(dn[rows], more, 1.0)
+                gradients += [dw3, db3]
+            self.weights.add_gradients(self.names, gradients)
             for name, slope in slopes.items():
                 self.weights.add_gradient(f"dense.act_fn.{name}", np.array([slope], n.dtype))
         return dn
 
-    def _hidden(self, n: np.ndarray, first: int) -> Iterator[tuple[slice, np.ndarray, Any]]:
-        """Blocks of rows, their hidden units before the activation, and what the product saved."""
-        w1, b1 = (self.weights[name] for name in self.names[:2])
+    def _hidden(self, n: np.ndarray, first: int) -> Iterator[Hidden]:
+        """Blocks of rows."""
+        w1, b1, _, _, *gate = (self.weights[name] for name in self.names)
         for rows in blocks(slice(0, len(n)), self._hidden_rows()):
             h, dense = ops.linear_forward(n[rows], w1, b1)
-            yield rows, self._drop_hidden(h, first + rows.start), dense
+            at = first + rows.start
+            if gate:
+                yield Hidden(rows, at, h, dense, *ops.linear_forward(n[rows], *gate))
+            else:
+                yield Hidden(rows, at, self._drop_hidden(h, at), dense)
+
+    def _activated(self, hidden: Hidden) -> np.ndarray:
+        """The hidden units that the output layer reads."""
+        a = self._activate(hidden.h)
+        if hidden.g is None:
+            return a
+        a *= hidden.g
+        return self._drop_hidden(a, hidden.first)
 
     def _hidden_rows(self) -> int:
         return self.chunk_length or max(1, HIDDEN_BLOCK // len(self.weights[self.names[0]]))
@@ -198,7 +247,8 @@ class WeightedFeedForward(FeedForward):
     def _scratch_bytes(self, rows: int, c: int, dtype: np.dtype) -> int:
         """Arrays of a block of hidden units, and the gradient of the rows."""
         hidden = min(rows, self._hidden_rows()) * len(self.weights[self.names[0]])
-        arrays = WEIGHTED[self.activation].arrays
+        # in a gated layer also g and its gradient
+        arrays = WEIGHTED[self.activation].arrays + 2 * self.gated
         return (arrays * hidden + rows * c) * dtype.itemsize
 
     def _activate(self, h: np.ndarray) -> np.ndarray:

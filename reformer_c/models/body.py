@@ -211,7 +211,8 @@ class Pass:
         build = WeightedFeedForward if config.activation in WEIGHTED else FeedForward
         feed_forward = build(
             weights.below("feed_forward."), activation=config.activation,
-            chunk_length=config.chunk_size_feed_forward, key=partial(key, "feed_forward"), **common,
+            chunk_length=config.chunk_size_feed_forward, gated=config.feed_forward_gated,
+            key=partial(key, "feed_forward"), **common,
         )  # fmt: skip
         return attention, feed_forward
 
@@ -538,6 +539,8 @@ def body_shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
                 shapes[f"{layer}feed_forward.dense.act_fn.{name}"] = (1,)
         shapes |= dense_shapes(f"{layer}feed_forward.dense.dense", f, c)
         shapes |= dense_shapes(f"{layer}feed_forward.output.dense", c, f)
+        if config.feed_forward_gated:
+            shapes |= dense_shapes(f"{layer}feed_forward.dense.up_proj", f, c)
     return shapes | norm_shapes("encoder.layer_norm", 2 * c)
 
 

@@ -23,11 +23,12 @@ from .json_file import JsonFile
 
 __all__ = ["ReformerConfig"]
 
-OURS = ("reversible", "num_key_value_heads", "local_shared_qk", "rope_theta",
-        "full_attention_probs_dropout_prob", "position_embedding_type", "attention_scope",
-        "bucket_cap", "lsh_attend_across_buckets", "lsh_allow_duplicate_attention", "softcap",
-        "matmul_precision", "memory_budget", "kept_dtype", "apply_lm_head_bias",
-        "label_smoothing", "shared_embeddings", "image_shape")  # fmt: skip
+OURS = ("reversible", "num_key_value_heads", "local_shared_qk", "feed_forward_gated",
+        "rope_theta", "full_attention_probs_dropout_prob", "position_embedding_type",
+        "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
+        "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
+        "kept_dtype", "apply_lm_head_bias", "label_smoothing", "shared_embeddings",
+        "image_shape")  # fmt: skip
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -167,6 +168,10 @@ class ReformerConfig(NamedAttributes, JsonFile):
         Local attention: one projection for queries and keys, by the rule of "lsh" and "full_shared"
         layers: a key is its query divided by its root mean square, and a token attends to itself
         only if nothing else is visible. transformers cannot open such a model.
+    feed_forward_gated : bool
+        The feed-forward layer is ``(act(x w1' + b1) * (x w3' + b3)) w2' + b2``, with a third matrix
+        of feed_forward_size rows (GLU, Shazeer 2020; with hidden_act "silu" SwiGLU, with "sigmoid"
+        the gated linear unit). Dropout drops the products. transformers cannot open such a model.
     position_embedding_type : {"absolute", "sinusoidal", "rotary", "none"}
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
         section 3.5), in layers.positions; "rotary": queries and keys of "local" and "full" layers
@@ -292,6 +297,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     reversible: bool = True
     num_key_value_heads: int | None = None
     local_shared_qk: bool = False
+    feed_forward_gated: bool = False
     position_embedding_type: str = "absolute"
     rope_theta: float = 10000.0
     full_attention_probs_dropout_prob: float = 0.0

@@ -172,7 +172,7 @@ def _check_options(config: Any) -> None:
             "label is a 'regression', and a yes-or-no question has two"
         )
     _each(config, "is_decoder tie_word_embeddings use_cache apply_lm_head_bias", flag)
-    _each(config, "reversible shared_embeddings local_shared_qk", flag)
+    _each(config, "reversible shared_embeddings local_shared_qk feed_forward_gated", flag)
     _each(config, "lsh_attend_across_buckets lsh_allow_duplicate_attention", flag)
     _each(config, "output_attentions output_hidden_states return_dict", flag, optional=True)
     if config.memory_budget is not None:

@@ -17,6 +17,7 @@ from .local import *
 from .loss import *
 from .lsh import *
 from .machine import *
+from .mlp import *
 from .quantized import *
 from .rotary import *
 from .tables import *

@@ -61,7 +61,7 @@ def layer_scratch(
 
     Parameters
     ----------
-    op : {"linear", "feed_forward", "cross_entropy_head"}
+    op : {"linear", "feed_forward", "gated_feed_forward", "cross_entropy_head"}
     n : int
         Rows, of all leading axes together.
     columns_in, columns_out : int

@@ -186,6 +186,8 @@ def quantized_feed_forward(
     b1: np.ndarray,
     w2: np.ndarray | QuantizedWeight,
     b2: np.ndarray,
+    w3: np.ndarray | QuantizedWeight | None = None,
+    b3: np.ndarray | None = None,
     *,
     activation: str = "relu",
     out: np.ndarray | None = None,
@@ -201,6 +203,9 @@ def quantized_feed_forward(
     b1 : ndarray, (f,)
     w2 : QuantizedWeight, or ndarray of x's dtype, (c, f)
     b2 : ndarray, (c,)
+    w3 : QuantizedWeight, or ndarray of x's dtype, (f, c), optional
+        Of a gated layer.
+    b3 : ndarray, (f,), with w3
     activation : str
         As in `feed_forward`.
     out : ndarray, (..., c), optional
@@ -225,5 +230,5 @@ def quantized_feed_forward(
     array([[1., 0.]], dtype=float32)
     """
     return _core.quantized_feed_forward(
-        x, w1, b1, w2, b2, activation, out, resolve_workers(workers)
+        x, w1, b1, w2, b2, w3, b3, activation, out, resolve_workers(workers)
     )

@@ -245,6 +245,9 @@ def cases(t: int, threads: int) -> Iterator[Case]:
         (f"feed-forward {c}-{f}", feed_forward_operations(t, c, f), 2.0,
          partial(ops.feed_forward_forward, x, *weights, out=np.empty_like(x)),
          partial(ops.feed_forward_backward, np.ones_like(x))),
+        ("  gated", 1.5 * feed_forward_operations(t, c, f), 2.0,
+         partial(ops.feed_forward_forward, x, *weights, *weights[:2], out=np.empty_like(x)),
+         partial(ops.feed_forward_backward, np.ones_like(x))),
         ("cross-entropy head", head_operations(t, c), 2.0, head,
          partial(ops.cross_entropy_head_backward, 1.0)),
         ("  label smoothing", head_operations(t, c), 2.0, partial(head, label_smoothing=0.1),
@@ -403,8 +406,9 @@ def product_operations(config: ReformerConfig) -> float:
     """Operations of a token's products with the weights."""
     c, f, layers = config.hidden_size, config.feed_forward_size, len(config.attn_layers)
     d = config.num_attention_heads * config.attention_head_size
+    linears = 6.0 if config.feed_forward_gated else 4.0
     projections = sum(4 - config.shares_qk(kind) for kind in config.attn_layers)
-    return 2.0 * projections * c * d + 4.0 * layers * c * f + 4.0 * c * config.vocab_size
+    return 2.0 * projections * c * d + linears * layers * c * f + 4.0 * c * config.vocab_size
 
 
 def training_operations(config: ReformerConfig, t: int) -> float:

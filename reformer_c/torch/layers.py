@@ -9,24 +9,35 @@ from torch import Tensor
 
 from .. import ops
 from ..checks import count
-from ..ops.layers import FeedForwardSaved
+from ..ops.mlp import FeedForwardSaved
 from .registration import operator, options_of, schema_of
 from .tensors import array_of, checked, like, resolved, result_like, rounded_to, tensor_of
 
 __all__ = ["feed_forward"]
 
 
-def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, **options: Any) -> Tensor:
+def _forward(x: Tensor, *weights: Tensor | None, **options: Any) -> Tensor:
     out = result_like(x)
-    arrays = map(array_of, (x, w1, b1, w2, b2))
+    arrays = map(array_of, (x, *weights))
     ops.feed_forward(*arrays, out=out.numpy(), workers=torch.get_num_threads(), **options)
     return rounded_to(x, out)
 
 
-def _backward(dout: Tensor, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
+def _backward(dout: Tensor, *inputs: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
     saved = FeedForwardSaved(*map(array_of, inputs), **options)
-    gradients = ops.feed_forward_backward(array_of(dout), saved, workers=torch.get_num_threads())
-    return tuple(tensor_of(g, tensor) for g, tensor in zip(gradients, inputs, strict=True))
+    gradients = iter(
+        ops.feed_forward_backward(array_of(dout), saved, workers=torch.get_num_threads())
+    )
+    # an operator may not return None
+    return tuple(_nothing(dout) if x is None else tensor_of(next(gradients), x) for x in inputs)
+
+
+def _fake_backward(dout: Tensor, *inputs: Tensor | None, **options: Any) -> tuple[Tensor, ...]:
+    return tuple(_nothing(dout) if x is None else like(x) for x in inputs)
+
+
+def _nothing(dout: Tensor) -> Tensor:
+    return torch.empty(0, dtype=dout.dtype)
 
 
 def _setup(
@@ -36,17 +47,20 @@ def _setup(
     ctx.options = keyword_only_inputs
 
 
-def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor, ...] = _backward_operator(dout, *ctx.saved_tensors, **ctx.options)
-    return gradients
+def _differentiate(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _backward_operator(dout, *ctx.saved_tensors, **ctx.options)
+    return tuple(
+        None if x is None else gradient
+        for x, gradient in zip(ctx.saved_tensors, gradients, strict=True)
+    )
 
 
 _SCHEMA = schema_of(ops.feed_forward)
 _backward_operator = operator(
     f"feed_forward_backward(Tensor dout, {_SCHEMA}) -> "
-    "(Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2)",
+    "(Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dw3, Tensor db3)",
     _backward,
-    lambda dout, *inputs, **options: tuple(like(x) for x in inputs),
+    _fake_backward,
 )
 _operator = operator(
     f"feed_forward({_SCHEMA}) -> Tensor",
@@ -64,6 +78,8 @@ def feed_forward(
     b1: Tensor,
     w2: Tensor,
     b2: Tensor,
+    w3: Tensor | None = None,
+    b3: Tensor | None = None,
     *,
     chunk_length: int = 0,
     **options: Any,
@@ -72,9 +88,9 @@ def feed_forward(
 
     Parameters
     ----------
-    x, w1, b1, w2, b2
+    x, w1, b1, w2, b2, w3, b3
         As in `reformer_c.feed_forward`; w1, b1, w2 and b2 are the weights of two
-        ``torch.nn.Linear``.
+        ``torch.nn.Linear``, w3 and b3 those of the third of a gated layer.
     **options
         Those of `reformer_c.feed_forward` except `out` and `workers`. `dropout_key` is in
         [0, 2**63), and drawn by PyTorch's generator by default.
@@ -95,7 +111,7 @@ def feed_forward(
     tensor([[2.],
             [3.]])
     """
-    tensors = checked({"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}, {}, {})
+    tensors = checked({"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}, {"w3": w3, "b3": b3}, {})
     chunk_length = count("chunk_length", chunk_length, 0)
     out: Tensor = _operator(*tensors, chunk_length=chunk_length, **resolved(**options))
     return out

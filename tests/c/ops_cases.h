@@ -183,25 +183,29 @@ static void test_rotary(size_t n, size_t h, size_t d) {
 static void run_feed_forward(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
     const size_t n = p->n, c = p->ci, f = p->f;
     real *const *in = p->in;
-    ops->feed_forward_forward(run, in[0], in[1], in[2], in[3], in[4], p->activation, p->chunk,
-                              p->dropout, 7, result(to, 0, n * c, NULL), n, c, f,
-                              scratch_of(ops->feed_forward_workspace(run, n, c, f, p->chunk)));
+    const int gated = in[6] != NULL;
+    ops->feed_forward_forward(
+        run, in[0], in[1], in[2], in[3], in[4], in[6], in[7], p->activation, p->chunk, p->dropout,
+        7, result(to, 0, n * c, NULL), n, c, f,
+        scratch_of(ops->feed_forward_workspace(run, n, c, f, gated, p->chunk)));
     real *dx = result(to, 1, n * c, NULL), *dw1 = result(to, 2, f * c, in[1]);
     real *db1 = result(to, 3, f, in[2]), *dw2 = result(to, 4, c * f, in[3]);
     real *db2 = buffer(c * sizeof(real)), *again = result(to, 5, n * c, NULL);
+    real *dw3 = gated ? result(to, 6, f * c, in[6]) : NULL;
+    real *db3 = gated ? result(to, 7, f, in[7]) : NULL;
     ops->feed_forward_backward(
-        run, in[0], in[1], in[2], in[3], in[4], p->activation, p->chunk, p->dropout, 7, in[5],
-        again, dx, dw1, db1, dw2, db2, n, c, f,
-        scratch_of(ops->feed_forward_backward_workspace(run, n, c, f, p->chunk)));
+        run, in[0], in[1], in[2], in[3], in[4], in[6], in[7], p->activation, p->chunk, p->dropout,
+        7, in[5], again, dx, dw1, db1, dw2, db2, dw3, db3, n, c, f,
+        scratch_of(ops->feed_forward_backward_workspace(run, n, c, f, gated, p->chunk)));
 }
 
-static void test_feed_forward(size_t n, size_t c, size_t f, int activation, size_t chunk,
+static void test_feed_forward(size_t n, size_t c, size_t f, int gated, int activation, size_t chunk,
                               double dropout) {
     problem p = {.n = n, .ci = c, .f = f, .chunk = chunk, .dropout = dropout};
     p.activation = (rf_activation)activation;
     p.tolerance = 10 * rounding;
-    const size_t sizes[] = {n * c, f * c, f, c * f, c, n * c};
-    for (int i = 0; i < 6; i++) p.in[i] = random_reals(sizes[i]);
+    const size_t sizes[] = {n * c, f * c, f, c * f, c, n * c, f * c, f};
+    for (int i = 0; i < (gated ? 8 : 6); i++) p.in[i] = random_reals(sizes[i]);
     check_case(&p, run_feed_forward);
 }
 
@@ -369,11 +373,13 @@ static void run_quantized(const rf_ops *ops, rf_run *run, const problem *p, resu
     const size_t n = p->n, c = p->ci, f = p->f;
     real *const *in = p->in;
     const rf_matrix w1 = stored(p->storage, in[1], f, c), w2 = stored(p->storage, in[3], c, f);
+    const rf_matrix w3 = stored(p->storage, in[5], f, c);
     ops->quantized_linear(run, in[0], &w1, in[2], result(to, 0, n * f, NULL), n, c, f);
     ops->quantized_linear(run, in[0], &w1, NULL, result(to, 1, n * f, NULL), n, c, f);
-    ops->quantized_feed_forward(run, in[0], &w1, in[2], &w2, in[4], p->activation,
-                                result(to, 2, n * c, NULL), n, c, f,
-                                scratch_of(ops->quantized_feed_forward_workspace(n, f)));
+    for (int gated = 0; gated < 2; gated++)
+        ops->quantized_feed_forward(run, in[0], &w1, in[2], &w2, in[4], gated ? &w3 : NULL, in[2],
+                                    p->activation, result(to, 2 + gated, n * c, NULL), n, c, f,
+                                    scratch_of(ops->quantized_feed_forward_workspace(n, f, gated)));
 }
 
 static void test_quantized(size_t n, size_t c, size_t f, rf_activation activation) {
@@ -384,8 +390,8 @@ static void test_quantized(size_t n, size_t c, size_t f, rf_activation activatio
                      .activation = activation,
                      .storage = (rf_storage)storage,
                      .tolerance = 10 * rounding};
-        const size_t sizes[] = {n * c, f * c, f, c * f, c};
-        for (int i = 0; i < 5; i++) p.in[i] = random_reals(sizes[i]);
+        const size_t sizes[] = {n * c, f * c, f, c * f, c, f * c};
+        for (int i = 0; i < 6; i++) p.in[i] = random_reals(sizes[i]);
         check_case(&p, run_quantized);
     }
 }
@@ -476,7 +482,9 @@ static void test_all(void) {
             // each draw in a statement of its own: all compilers then test the same cases
             const size_t chunk = below(9);
             const double dropout = below(2) * 0.3;
-            test_feed_forward(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1), chunk, dropout);
+            const int gated = (int)below(2);
+            test_feed_forward(size[0], size[1], size[2], gated, i % (RF_SQRTSOFTPLUS + 1), chunk,
+                              dropout);
             what = "quantized layers";
             test_quantized(size[0], size[1], size[2], i % (RF_SQRTSOFTPLUS + 1));
             what = "cross-entropy";
@@ -491,7 +499,8 @@ static void test_all(void) {
     test_layer_norm(3000, 40);
     test_tables(4000, 50, 33);
     test_rotary(1000, 3, 70);
-    test_feed_forward(300, 40, 130, RF_GELU, 37, 0.2);
+    for (int gated = 0; gated < 2; gated++)
+        test_feed_forward(300, 40, 130, gated, RF_GELU, 37, 0.2);
     test_cross_entropy(300, 40, 130, 37, 0);
     test_cross_entropy(300, 40, 130, 37, 0.1);
     what = "elements";

@@ -62,10 +62,12 @@ def test_the_backward_is_the_derivative_of_the_reference(name, dtype, rng):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chunk", [0, 5])
-def test_a_models_gradients_are_the_slope_of_its_loss(name, chunk):
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_models_gradients_are_the_slope_of_its_loss(name, chunk, gated):
     config = small_config(
-        hidden_act=name, attn_layers=LAYERS, chunk_size_feed_forward=chunk, **DROPOUT
-    )
+        hidden_act=name, attn_layers=LAYERS, chunk_size_feed_forward=chunk,
+        feed_forward_gated=gated, **DROPOUT,
+    )  # fmt: skip
     model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
     ids = random_ids((2, 23))
     _, gradients = model.loss_and_gradients(ids, labels=ids, rng=1)
@@ -75,6 +77,9 @@ def test_a_models_gradients_are_the_slope_of_its_loss(name, chunk):
     moved += ["reformer.encoder.layers.0.feed_forward.dense.dense.weight",
               "reformer.encoder.layers.1.feed_forward.output.dense.bias",
               "reformer.encoder.layers.1.feed_forward.layer_norm.weight"]  # fmt: skip
+    if gated:
+        up_proj = "reformer.encoder.layers.0.feed_forward.dense.up_proj"
+        moved += [f"{up_proj}.weight", f"{up_proj}.bias"]
 
     def loss(*arrays):
         model.parameters.update(zip(moved, arrays))
@@ -88,11 +93,15 @@ def test_a_models_gradients_are_the_slope_of_its_loss(name, chunk):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_chunks_change_nothing_but_rounding(name, monkeypatch):
+@pytest.mark.parametrize("gated", [False, True])
+def test_chunks_change_nothing_but_rounding(name, gated, monkeypatch):
     ids, results = random_ids((2, 23)), []
     for chunk, block in ((0, 2**18), (1, 2**18), (7, 2**18), (100, 2**18), (0, 50)):
         monkeypatch.setattr("reformer_c.layers.feed_forward.HIDDEN_BLOCK", block)
-        config = small_config(hidden_act=name, attn_layers=LAYERS, chunk_size_feed_forward=chunk)
+        config = small_config(
+            hidden_act=name, attn_layers=LAYERS, chunk_size_feed_forward=chunk,
+            feed_forward_gated=gated,
+        )  # fmt: skip
         model = randomise(ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
         results.append((*model.loss_and_gradients(ids, labels=ids, rng=1), model(ids, rng=0)))
     for loss, gradients, output in results[1:]:
@@ -101,11 +110,11 @@ def test_chunks_change_nothing_but_rounding(name, monkeypatch):
         assert_close(output.logits, results[0][2].logits, "attention")
 
 
-def test_a_prelu_of_weight_0_is_a_relu_also_where_activations_are_kept():
-    ids = random_ids((2, 23))
-    config = small_config(hidden_act="relu", attn_layers=LAYERS)
-    plain = randomise(ReformerModelWithLMHead(config, rng=0))
-    config = small_config(hidden_act="prelu", attn_layers=LAYERS, memory_budget=float("inf"))
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_prelu_of_weight_0_is_a_relu_also_where_activations_are_kept(gated):
+    ids, fields = random_ids((2, 23)), {"attn_layers": LAYERS, "feed_forward_gated": gated}
+    plain = randomise(ReformerModelWithLMHead(small_config(hidden_act="relu", **fields), rng=0))
+    config = small_config(hidden_act="prelu", memory_budget=float("inf"), **fields)
     model = ReformerModelWithLMHead(config, rng=0)
     model.parameters.update(plain.parameters)
     for name, array in model.parameters.items():

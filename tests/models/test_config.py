@@ -90,7 +90,7 @@ def test_our_own_fields_are_off_by_default_and_written_only_when_on():
     config = ReformerConfig(
         attention_scope="bucket", memory_budget=math.inf, apply_lm_head_bias=False,
         label_smoothing=0.1, shared_embeddings=True, local_shared_qk=True, kept_dtype="bfloat16",
-        num_key_value_heads=4,
+        num_key_value_heads=4, feed_forward_gated=True,
     )  # fmt: skip
     written = config.to_dict()
     assert written["memory_budget"] == "inf"
@@ -392,6 +392,7 @@ WRONG = {
     "label_smoothing": [1.0, -0.1, "0.1", None],
     "shared_embeddings": [1, None],
     "local_shared_qk": [1, None],
+    "feed_forward_gated": [1, None],
     "num_key_value_heads": [0, 5, 24, 1.5, "2", True],
     "memory_budget": [-1, "2 GB"],
     "kept_dtype": ["float16", 16],

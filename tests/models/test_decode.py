@@ -286,6 +286,8 @@ def round_weights(model, storage):
         {"lsh_allow_duplicate_attention": False, "lsh_attend_across_buckets": False},
         {"attn_layers": ["local"], "hidden_act": "gelu", "apply_lm_head_bias": False},
         {"hidden_act": "prelu"},
+        {"feed_forward_gated": True},
+        {"feed_forward_gated": True, "hidden_act": "xielu"},
         {"matmul_precision": "medium"},
     ],
     ids=str,

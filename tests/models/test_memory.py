@@ -73,6 +73,9 @@ def can_measure():
         # activations in NumPy, of all hidden units at once
         ("book", WIDE | {"hidden_act": "xielu"}, 2048, 1, 0),
         ("book", WIDE | {"hidden_act": "prelu"}, 2048, 1, 0),
+        ("book", WIDE | {"feed_forward_gated": True}, 2048, 1, 0),
+        ("book", WIDE | {"hidden_act": "prelu", "feed_forward_gated": True}, 2048, 1, 0),
+        ("book", WIDE | {"hidden_act": "xielu", "feed_forward_gated": True}, 2048, 1, 0),
     ],
 )
 def test_a_step_takes_what_was_said_within_a_tenth(name, changes, length, batch, budget):

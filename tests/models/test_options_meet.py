@@ -60,6 +60,7 @@ def configurations(
         "softcap": draw(st.sampled_from([None, 0.5])),
         "reversible": draw(st.booleans()),
         "local_shared_qk": draw(st.booleans()),
+        "feed_forward_gated": draw(st.booleans()),
         "lsh_attend_across_buckets": draw(st.booleans()),
         "lsh_allow_duplicate_attention": draw(st.booleans()),
         # models of float64 are never rounded

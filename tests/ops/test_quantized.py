@@ -103,9 +103,26 @@ def test_a_feed_forward_layer_matches_the_reference(isa, dtype, rng, storage, ac
     y = ops.quantized_feed_forward(x, small, b1, large, b2, activation=activation)
     expected = feed_forward_reference.feed_forward(
         x, reference.dequantized(w1, storage), b1, reference.dequantized(w2, storage), b2,
-        activation,
+        activation=activation,
     )  # fmt: skip
     assert_close(y, expected, "forward", dtype)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize(("n", "c", "f"), [(0, 3, 4), (1, 1, 1), (1, 33, 130), (5, 64, 65)])
+def test_a_gated_layer_matches_the_reference(isa, dtype, rng, storage, activation, n, c, f):
+    x, w1, b1, w2, b2, w3, b3 = draw(
+        rng, dtype, (n, c), (f, c), (f,), (c, f), (c,), (f, c), (f,)
+    )  # fmt: skip
+    one, two, three = (ops.quantize(w, storage) for w in (w1, w2, w3))
+    y = ops.quantized_feed_forward(x, one, b1, two, b2, three, b3, activation=activation)
+    one, two, three = (reference.dequantized(w, storage) for w in (w1, w2, w3))
+    expected = feed_forward_reference.feed_forward(
+        x, one, b1, two, b2, three, b3, activation=activation
+    )
+    assert_close(y, expected, "forward", dtype)
+    with pytest.raises(TypeError, match=r"^b3 must be"):
+        ops.quantized_feed_forward(x, w1, b1, w2, b2, w3, activation=activation)
 
 
 def test_weights_that_are_not_quantized_are_multiplied_as_by_the_other_op(isa, dtype, rng):

@@ -40,6 +40,9 @@ ACTIVATIONS = {
     "sqrtsoftplus": lambda x: np.sqrt(softplus(x)),
 }
 
+# those with a corner, which need a small step of differences
+CORNERED = {"relu", "leaky_relu", "relu6", "relu2", "hardswish", "gelu_10"}
+
 
 def xielu(x, alpha_p, alpha_n, beta, eps):
     p, n = softplus(alpha_p), beta + softplus(alpha_n)
@@ -54,6 +57,8 @@ WEIGHTED = {
 }
 
 
-def feed_forward(x, w1, b1, w2, b2, activation="relu"):
-    """x (..., c), w1 (f, c), b1 (f,), w2 (c, f), b2 (c,) -> (..., c)."""
-    return linear(ACTIVATIONS[activation](linear(x, w1, b1)), w2, b2)
+def feed_forward(x, w1, b1, w2, b2, w3=None, b3=None, activation="relu"):
+    """x (..., c), w1 (f, c), b1 (f,), w2 (c, f), b2 (c,), and w3 (f, c), b3 (f,) of a gated layer
+    -> (..., c)."""
+    hidden = ACTIVATIONS[activation](linear(x, w1, b1))
+    return linear(hidden if w3 is None else hidden * linear(x, w3, b3), w2, b2)

@@ -53,7 +53,8 @@ def body(
             n,
             *dense(layer, "feed_forward.dense.dense"),
             *dense(layer, "feed_forward.output.dense"),
-            config.activation,
+            *(dense(layer, "feed_forward.dense.up_proj") if config.feed_forward_gated else ()),
+            activation=config.activation,
         )
         x2, x1 = streams(config, x2, x1)
     both = np.concatenate([x1, x2], axis=-1)
