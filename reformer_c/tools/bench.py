@@ -36,6 +36,7 @@ WRITTEN, KEPT = 256, 64  # tokens that are decoded, and those that a bounded cac
 # rows of the training step with a field of the configuration that is off by default
 STEPS: dict[str, dict[str, Any]] = {
     "  one residual stream": {"reversible": False},
+    "  keys and values of one head": {"num_key_value_heads": 1},
     "  shared word vectors": {"shared_embeddings": True},
     "  label smoothing": {"label_smoothing": 0.1},
     "  sinusoidal positions": {"position_embedding_type": "sinusoidal"},
