@@ -7,6 +7,7 @@ from small_models import random_ids, randomise, small_config
 from tolerances import assert_close
 
 import reformer_c as rc
+from reformer_c.layers.self_attention import WholeSequences
 
 T = 20
 PAIRS = {"full": ("local", {}), "full_shared": ("lsh", {})}
@@ -91,3 +92,31 @@ def test_dropout_is_that_of_the_layer_and_the_same_in_both_passes(kind):
 
     expected = slope(loss_at, [weight.copy()], [direction], 1e-4)
     assert_close(np.sum(gradients[name] * direction), expected, "derivative")
+
+
+@pytest.mark.parametrize("kind", ["full", "full_shared", "lsh"])
+@pytest.mark.parametrize("hk", [4, 2, 1])
+def test_heads_that_share_values_may_be_computed_in_parts(kind, hk, monkeypatch):
+    """Whole groups of heads at a time, or some heads of one group."""
+    config = small_config(
+        attn_layers=[kind], is_decoder=True, num_attention_heads=4, num_key_value_heads=hk
+    )
+    model = randomise(rc.ReformerModelWithLMHead(config, rng=0, dtype=np.float64))
+    ids = random_ids((2, T))
+    call = {"rng": 1, "output_attentions": True}
+    loss, gradients = model.loss_and_gradients(ids, labels=ids, rng=1)
+    whole = model(ids, **call)
+    head = T * config.attention_head_size * 8
+    for fitting in (1, 2, 3):
+        monkeypatch.setattr(WholeSequences, "max_bytes", fitting * head)
+        other, others = model.loss_and_gradients(ids, labels=ids, rng=1)
+        assert_close(other, loss, "replay")
+        for name, gradient in gradients.items():
+            assert_close(others[name], gradient, "model_backward")
+        parts = model(ids, **call)
+        assert_close(parts.logits, whole.logits, "replay")
+        assert_close(parts.attentions[0], whole.attentions[0], "replay")
+        texts = [model.generate(ids[:, :10], max_new_tokens=5, do_sample=False, rng=1)]
+        monkeypatch.undo()
+        texts.append(model.generate(ids[:, :10], max_new_tokens=5, do_sample=False, rng=1))
+        np.testing.assert_array_equal(*texts)
