@@ -109,12 +109,12 @@ class FeedForward(Sublayer):
 
     def _step_value(self, step: Step, n: np.ndarray) -> np.ndarray:
         """The output (n, c) for the normalised new tokens."""
-        matrices = [step.weights.matrix(self.weights, name) for name in self.names[::2]]
-        if isinstance(matrices[0], np.ndarray):
+        w1, w2, *w3 = (step.weights.matrix(self.weights, name) for name in self.names[::2])
+        if isinstance(w1, np.ndarray):
             return self._value(n, 0)
-        biases = (self.weights[name] for name in self.names[1::2])
-        arrays: Iterator[Any] = (x for pair in zip(matrices, biases, strict=True) for x in pair)
-        return ops.quantized_feed_forward(n, *arrays, activation=self.activation)
+        b1, b2, *b3 = (self.weights[name] for name in self.names[1::2])
+        gate = (w3[0], b3[0]) if self.gated else (None, None)
+        return ops.quantized_feed_forward(n, w1, b1, w2, b2, *gate, activation=self.activation)
 
     def _value(self, n: np.ndarray, first: int) -> np.ndarray:
         """The output for normalised rows that start at row `first` of the stream."""

@@ -37,6 +37,8 @@ WRITTEN, KEPT = 256, 64  # tokens that are decoded, and those that a bounded cac
 STEPS: dict[str, dict[str, Any]] = {
     "  one residual stream": {"reversible": False},
     "  keys and values of one head": {"num_key_value_heads": 1},
+    "  local layers share queries": {"local_shared_qk": True},
+    "  gated feed-forward": {"feed_forward_gated": True},
     "  shared word vectors": {"shared_embeddings": True},
     "  label smoothing": {"label_smoothing": 0.1},
     "  sinusoidal positions": {"position_embedding_type": "sinusoidal"},
