@@ -16,11 +16,11 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import ops
 from ..checks import requires_extra
 from .pickled import iterate_torch_file
 
@@ -208,23 +208,26 @@ def _iterate_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                         f"path: {os.fspath(path)!r} has {name} as {kind}, must be F64, F32, F16 or "
                         "BF16"
                     )
-            wide = {}  # NumPy has no bfloat16
-            if "BF16" in kinds.values():
-                wide = _bfloat16_tensors(library, path)
-            for name in kinds:
-                yield name, wide[name] if name in wide else file.get_tensor(name)
+            read = _bfloat16_of(path)  # NumPy has no bfloat16
+            for name, kind in kinds.items():
+                yield name, read(name) if kind == "BF16" else file.get_tensor(name)
     except library.SafetensorError as error:
         raise ValueError(f"path: {os.fspath(path)!r} is not a safetensors file: {error}") from error
 
 
-def _bfloat16_tensors(library: ModuleType, path: Path) -> dict[str, np.ndarray]:
-    """The bfloat16 tensors of a file as float32, of which they are the upper 16 bits."""
-    tensors = {}
-    for name, tensor in library.deserialize(path.read_bytes()):
-        if tensor["dtype"] == "BF16":
-            upper = np.frombuffer(tensor["data"], "<u2").astype(np.uint32) << 16
-            tensors[name] = upper.view(np.float32).reshape(tensor["shape"])
-    return tensors
+def _bfloat16_of(path: Path) -> Callable[[str], np.ndarray]:
+    """A function that reads a bfloat16 tensor of a file, by name, as float32."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+
+    def read(name: str) -> np.ndarray:
+        start, end = header[name]["data_offsets"]
+        halves = np.fromfile(path, "<u2", (end - start) // 2, offset=8 + size + start)
+        shape = header[name]["shape"]
+        return ops.from_bfloat16(halves.astype(np.uint16, copy=False).reshape(shape))
+
+    return read
 
 
 def _safetensors() -> Any:
@@ -408,8 +411,18 @@ def load_into(
                 f"{array.dtype}{list(array.shape)} in the model",
             )
         else:
-            with np.errstate(under="ignore"):  # values too small for a narrower dtype become 0
+            # values too small for a narrower dtype become 0
+            with np.errstate(under="ignore", over="ignore"):
                 array[...] = tensor
+            if (
+                array.dtype.itemsize == 2
+                and not np.isfinite(array).all()
+                and (np.isfinite(tensor).all())
+            ):
+                raise ValueError(
+                    f"{stored} must be within the range of {array.dtype}, got numbers as large as "
+                    f"{float(np.abs(tensor).max()):.3g}: open it in another dtype"
+                )
     return list(missing), unexpected, list(mismatched.values())
 
 

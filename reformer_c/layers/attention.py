@@ -14,6 +14,7 @@ from .. import ops
 from ..ops.attention import AttentionSaved, AttentionSpec, attention_scratch
 from ..ops.layers import LinearSaved
 from ..ops.machine import layer_scratch
+from .halves import widened
 from .parameters import Weights
 from .parts import Part, group_rows
 from .positions import Rotary
@@ -242,7 +243,7 @@ class Attention(Sublayer):
     @property
     def _depth(self) -> int:
         """Channels d of a head."""
-        return len(self._projections[f"{self.projections[0]}.weight"]) // self.num_heads
+        return len(self._projections.stored(f"{self.projections[0]}.weight")) // self.num_heads
 
     def head_count(self, name: str) -> int:
         """The number of heads of a projection."""
@@ -265,10 +266,12 @@ class Attention(Sublayer):
         return len(range(heads.start, heads.stop)) * self._depth
 
     def _projection_weight(self, name: str, part: Part) -> np.ndarray:
-        return self._projections[f"{name}.weight"][self._columns(part, name)]
+        weight = self._projections.stored(f"{name}.weight")
+        return widened(weight[self._columns(part, name)])
 
     def _output_weight(self, part: Part) -> np.ndarray:
-        return np.ascontiguousarray(self.weights["output.dense.weight"][:, self._columns(part)])
+        weight = self.weights.stored("output.dense.weight")[:, self._columns(part)]
+        return widened(np.ascontiguousarray(weight))
 
     def _split_heads(self, part: Part, x: np.ndarray) -> np.ndarray:
         """(b t, h d) -> (b, h, t, d), a view."""

@@ -37,7 +37,7 @@ class Embeddings:
         """ids (b, t) or vectors (b, t, c), positions (1 or b, t) -> (b, t, c)."""
         words = None
         if input_ids is not None:
-            x, words = ops.embedding_forward(input_ids, self.words["weight"])
+            x, words = self.words.rows("weight", input_ids)
         else:
             x = np.array(inputs_embeds, order="C")
         self._drop(x, "words", in_place=True)

@@ -161,7 +161,7 @@ class FeedForward(Sublayer):
     def _scratch_bytes(self, rows: int, c: int, dtype: np.dtype) -> int:
         _, backward = layer_scratch(
             "gated_feed_forward" if self.gated else "feed_forward", rows, c,
-            len(self.weights[self.names[0]]),
+            len(self.weights.stored(self.names[0])),
             chunk_length=self.chunk_length, dtype=dtype,
         )  # fmt: skip
         return backward
@@ -239,14 +239,14 @@ class WeightedFeedForward(FeedForward):
         return self._drop_hidden(a, hidden.first)
 
     def _hidden_rows(self) -> int:
-        return self.chunk_length or max(1, HIDDEN_BLOCK // len(self.weights[self.names[0]]))
+        return self.chunk_length or max(1, HIDDEN_BLOCK // len(self.weights.stored(self.names[0])))
 
     def _drop_hidden(self, h: np.ndarray, first: int) -> np.ndarray:
         return self.drop(h, "hidden", first, in_place=True)
 
     def _scratch_bytes(self, rows: int, c: int, dtype: np.dtype) -> int:
         """Arrays of a block of hidden units, and the gradient of the rows."""
-        hidden = min(rows, self._hidden_rows()) * len(self.weights[self.names[0]])
+        hidden = min(rows, self._hidden_rows()) * len(self.weights.stored(self.names[0]))
         # in a gated layer also g and its gradient
         arrays = WEIGHTED[self.activation].arrays + 2 * self.gated
         return (arrays * hidden + rows * c) * dtype.itemsize

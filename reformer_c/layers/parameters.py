@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..checks import did_you_mean
+from .halves import computed, is_bfloat16, is_half, widened
 
 __all__ = ["Joined", "Parameters", "StepWeights", "Weights"]
 
@@ -119,11 +120,24 @@ class Weights:
         self._parameters, self._gradients, self.prefix = parameters, gradients, prefix
 
     def __getitem__(self, name: str) -> np.ndarray:
+        """The parameter; of half precision, a copy of float32."""
+        return widened(self.stored(name))
+
+    def stored(self, name: str) -> np.ndarray:
+        """The parameter in its own dtype."""
         return self._parameters[self.prefix + name]
+
+    def rows(self, name: str, ids: np.ndarray) -> tuple[np.ndarray, Any]:
+        """The rows (..., c) of a table (v, c), and what `ops.embedding_backward` needs."""
+        table = self.stored(name)
+        if is_half(table.dtype):  # a few rows are widened, not the table; it is not trained
+            return widened(table[ids]), None
+        return ops.embedding_forward(ids, table)
 
     @property
     def dtype(self) -> np.dtype:
-        return next(iter(self._parameters.values())).dtype
+        """The dtype of activations."""
+        return computed(next(iter(self._parameters.values())).dtype)
 
     @property
     def nbytes(self) -> int:
@@ -165,25 +179,32 @@ class StepWeights:
     Parameters
     ----------
     storage : {"int8", "bfloat16"} or None
-        As in `ops.quantize`; None uses the model's matrices as they are.
+        As in `ops.quantize`; None uses the model's matrices as they are, those of float16 in
+        float32.
     """
 
     def __init__(self, storage: str | None = None) -> None:
         self._storage = storage
-        self._quantized: dict[str, ops.QuantizedWeight] = {}
+        self._quantized: dict[str, np.ndarray | ops.QuantizedWeight] = {}
 
     def matrix(self, weights: Weights, name: str) -> np.ndarray | ops.QuantizedWeight:
         """The matrix `name` of these weights."""
-        if self._storage is None:
-            return weights[name]
-        full_name = weights.prefix + name
+        stored, full_name = weights.stored(name), weights.prefix + name
+        if self._storage is None and not is_half(stored.dtype):
+            return stored
         if full_name not in self._quantized:
             try:
-                self._quantized[full_name] = ops.quantize(weights[name], self._storage)
+                self._quantized[full_name] = self._in_fewer_bits(stored)
             except ValueError as error:
                 message = f"weights must be finite numbers, got others in {full_name}"
                 raise ValueError(message) from error
         return self._quantized[full_name]
+
+    def _in_fewer_bits(self, stored: np.ndarray) -> np.ndarray | ops.QuantizedWeight:
+        if is_bfloat16(stored.dtype) and self._storage in (None, "bfloat16"):
+            return ops.QuantizedWeight(stored.view(np.uint16), None)  # the same memory
+        weight = widened(stored)
+        return weight if self._storage is None else ops.quantize(weight, self._storage)
 
     def linear(
         self, x: np.ndarray, weights: Weights, name: str, bias: np.ndarray | None = None

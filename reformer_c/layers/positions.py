@@ -94,7 +94,7 @@ class PositionTable(Positions):
         self._weights = weights
 
     def forward(self, positions: np.ndarray) -> tuple[np.ndarray, Any]:
-        return ops.embedding_forward(positions, self._weights["embedding.weight"])
+        return self._weights.rows("embedding.weight", positions)
 
     def backward(self, gradient: np.ndarray, saved: Any) -> None:
         dweight = ops.embedding_backward(gradient, saved)

@@ -144,7 +144,7 @@ class Pass:
         self._observers, self._probabilities = call.observers, Probabilities()
         if call.requested.attentions:
             self._observers = (*call.observers, self._probabilities)
-        self._hashing = self._check_hashing(body[WORDS].dtype)
+        self._hashing = self._check_hashing(body.dtype)
         alone = call.rows_alone
         if alone is None:
             alone = self.chosen_num_buckets is not None and call.rotations is None
@@ -371,7 +371,7 @@ class Pass:
         # the backward pass frees kept activations and adds gradients, layer by layer
         gradients = self.weights.nbytes - self.body.nbytes
         # the head's gradient of the word vectors, to which that of the embeddings is added
-        shared = self.body[WORDS].nbytes if self.config.shared_embeddings else 0
+        shared = self.body.stored(WORDS).nbytes if self.config.shared_embeddings else 0
         gradients += shared
         peak, still = kept + gradients + head_bytes, kept
         for i, layer in enumerate(reversed(self.layers)):

@@ -145,7 +145,7 @@ class Reformer(Weighted):
         given = {target: value for target, value in targets.items() if value is not None}
         if given or needs_loss:
             self._check_given(targets)
-        inputs = check_inputs(self.config, self.dtype, self._pad_vector, call)
+        inputs = check_inputs(self.config, self.compute_dtype, self._pad_vector, call)
         head.check_inputs(inputs)
         checked = head.check_targets(self.config, inputs, given) if given else None
         return self._pass(inputs, call), checked
@@ -296,6 +296,7 @@ class Reformer(Weighted):
 
     def _plan(self, run: Pass, memory_budget: float | None, free: int | None) -> Plan:
         """Plan a training step, if `free` bytes are available."""
+        self._check_trained()
         return run.plan(self._budget(memory_budget, free), self.head.loss_bytes(run))
 
     def _kept_layers(self, run: Pass, memory_budget: float | None) -> int:

@@ -314,7 +314,7 @@ class Generation(Weighted):
         """
         if cache_dtype not in (None, *CACHE_DTYPES):
             raise ValueError(f"cache_dtype must be 'bfloat16' or None, got {cache_dtype!r}")
-        size = self.dtype.itemsize if cache_dtype is None else 2
+        size = self.compute_dtype.itemsize if cache_dtype is None else 2
         return cache_bytes(
             self.config, t, prompt=prompt, batch=batch, cache_length=cache_length, itemsize=size
         )
@@ -448,7 +448,9 @@ class Generation(Weighted):
                 call, input_ids=ids, attention_mask=None, prompt_index=prompt_index,
                 observers=observers,
             )  # fmt: skip
-            return self._pass(check_inputs(self.config, self.dtype, self._pad_vector, own), own)
+            return self._pass(
+                check_inputs(self.config, self.compute_dtype, self._pad_vector, own), own
+            )
 
         begin(np.zeros((1, 1), np.int64))  # to check the hashing arguments before any work
         return begin

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..layers.cross_attention import CrossAttention, EncoderStates
+from ..layers.halves import widened
 from ..layers.observers import Probabilities
 from ..layers.parameters import Parameters, Weights
 from ..layers.randomness import draw_seed, random_key
@@ -82,8 +83,7 @@ class TextDecoder(ReformerModelWithLMHead):
         return self.parameters[self.prefix + WORDS]
 
     def _pad_vector(self) -> np.ndarray:
-        vector: np.ndarray = self.words[self.config.padding_id]
-        return vector
+        return widened(self.words[self.config.padding_id])
 
     def resize_token_embeddings(self, *arguments: Any, **options: Any) -> np.ndarray:
         if self.config.shared_embeddings:
@@ -164,7 +164,9 @@ class TextGeneration(TwoSided):
         seed = draw_seed(random_key(call.seed, "encoder"))
         encoder_pass, _ = self.encoder._begin(replace(call, seed=seed), {})
         inputs = encoder_pass.inputs
-        states = np.empty((inputs.b, inputs.t, 2 * self.encoder.config.hidden_size), self.dtype)
+        states = np.empty(
+            (inputs.b, inputs.t, 2 * self.encoder.config.hidden_size), self.compute_dtype
+        )
         mask = None if inputs.mask is None else inputs.mask[:, : inputs.t]
         return encoder_pass, EncoderStates(states, None if mask is None or mask.all() else mask)
 
@@ -274,6 +276,7 @@ def plan_both(
 
     `budget` is for both sides together; if None, each has its own. `free` bytes are available.
     """
+    encoder._check_trained()
     encoder_pass, decoder_pass = passes
     own = decoder._budget(budget, free)
     late, of_decoder = decoder_pass.plan(own, decoder.head.loss_bytes(decoder_pass))

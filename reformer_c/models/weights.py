@@ -16,6 +16,7 @@ import numpy as np
 from ..checks import NamedAttributes, flag, integer, names_keywords, refuse_unknown
 from ..files.checkpoint import describe_mismatch, load_into, local_folder, read_folder, save_model
 from ..layers.activations import WEIGHTED
+from ..layers.halves import computed, is_half, weights_dtype, widened
 from ..layers.parameters import Joined, Parameters
 from ..layers.randomness import draw_seed, random_key
 from ..runtime import underflow_to_zero
@@ -62,6 +63,20 @@ class Model(NamedAttributes):
     def parameters(self) -> Parameters:
         """Live arrays by transformers' names."""
         return self._parameters
+
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """The dtype of activations: float32 for weights of half precision."""
+        return computed(next(iter(self.parameters.values())).dtype)
+
+    def _check_trained(self) -> None:
+        """Raise TypeError if the weights cannot be trained."""
+        dtype = next(iter(self.parameters.values())).dtype
+        if is_half(dtype):
+            raise TypeError(
+                f"dtype must be float32 or float64 to train, got {dtype}: an update may be smaller "
+                "than its rounding; from_pretrained(folder) opens a model in float32"
+            )
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """The number of elements of all weights.
@@ -156,18 +171,13 @@ class Weighted(Model):
             raise TypeError(f"config must be a ReformerConfig, got {type(config).__name__}")
         config.check()
         self.head.check_config(config)
-        try:
-            self.config, self.dtype = config, np.dtype(dtype)
-        except TypeError as error:
-            raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from error
-        if dtype is None or self.dtype not in (np.float32, np.float64):
-            got = dtype if dtype is None else self.dtype
-            raise TypeError(f"dtype must be float32 or float64, got {got}")
+        self.config, self.dtype = config, weights_dtype(dtype)
         arrays = {name: np.empty(shape, self.dtype) for name, shape in self._shapes().items()}
         self._parameters = Parameters(arrays)
         constants = body_constants(config)
         self.buffers = {
-            self.prefix + name: np.array(value, dtype) for name, value in constants.items()
+            self.prefix + name: np.array(value, self.compute_dtype)
+            for name, value in constants.items()
         }
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -204,8 +214,7 @@ class Weighted(Model):
 
     def _pad_vector(self) -> np.ndarray:
         words = self.parameters[self.prefix + WORDS]
-        vector: np.ndarray = words[self.config.padding_id]
-        return vector
+        return widened(words[self.config.padding_id])
 
     @names_keywords
     def resize_token_embeddings(
@@ -286,7 +295,7 @@ class Weighted(Model):
         ImportError
             The safetensors library is not installed (extra ``cli``).
         """
-        config = self.config.to_dict() | {"architectures": [type(self).__name__]}
+        config = {**_config_of(self), "architectures": [type(self).__name__]}
         tensors = {**self.parameters, **self.buffers}
         if HEAD_BIAS in tensors:
             tensors[HEAD_BIAS_APPLIED] = tensors[HEAD_BIAS]
@@ -328,8 +337,9 @@ class Weighted(Model):
             executes no code from the file.
         config : ReformerConfig, optional
             In place of config.json.
-        dtype : float32 or float64
-            The dtype that weights are converted to.
+        dtype : float32 or float64, "bfloat16" or float16
+            The dtype that weights are converted to, and saved in. Weights of half precision are for
+            inference: activations, sums and results are float32, see docs/from_transformers.md.
         strict : bool
             False also draws weights of the body that are missing, ignores those that the model does
             not have, and warns about both.
@@ -350,11 +360,11 @@ class Weighted(Model):
         TypeError
             A keyword is not a field of the configuration; names the closest field.
         ValueError
-            Names the tensors that are missing, unexpected or of another shape, or says why a file
-            is rejected.
+            Names the tensors that are missing, unexpected, of another shape or too large for the
+            dtype, or says why a file is rejected.
         ImportError
             The safetensors library, or huggingface_hub for a name on the hub, is not installed
-            (extra ``hf``).
+            (extra ``hf``); or ml_dtypes, for bfloat16 (extra ``bfloat16``).
         """
         own = ("config", "dtype", "strict", "ignore_mismatched_sizes", "rng", "revision")
         refuse_unknown(
@@ -492,7 +502,7 @@ class TwoSided(Model):
             "architectures": [type(self).__name__],
             "is_encoder_decoder": True,
             "model_type": "encoder-decoder",
-            **{name: side.config.to_dict() for name, side in self.sides.items()},
+            **{name: _config_of(side) for name, side in self.sides.items()},
         }
         tensors = {**self.parameters, **self.buffers}
         save_model(folder, config, tensors, self.sides["decoder"]._texts_of_folder())
@@ -508,8 +518,9 @@ class TwoSided(Model):
         ----------
         folder : path or str
             Or the name of such a model on the Hugging Face hub.
-        dtype : float32 or float64
-            The dtype that weights are converted to.
+        dtype : float32 or float64, "bfloat16" or float16
+            The dtype that weights are converted to, and saved in. Weights of half precision are for
+            inference: activations, sums and results are float32, see docs/from_transformers.md.
         revision : str, optional
             Branch, tag or commit on the hub.
 
@@ -521,7 +532,7 @@ class TwoSided(Model):
             The folder holds another model; names the tensors that do not fit.
         ImportError
             The safetensors library, or huggingface_hub for a name on the hub, is not installed
-            (extra ``hf``).
+            (extra ``hf``); or ml_dtypes, for bfloat16 (extra ``bfloat16``).
         """
         always = ["config.json", GENERATION_CONFIG]
         folder = local_folder(folder, revision, HUB_WEIGHTS, always=always)
@@ -561,6 +572,12 @@ def _facts_of(config: ReformerConfig) -> dict[str, Any]:
         "longest sequence": f"{config.num_positions:,} tokens" if learned else "any",
         "vocabulary": f"{config.vocab_size:,}",
     }
+
+
+def _config_of(model: Weighted) -> dict[str, Any]:
+    """The configuration of a model, in a file; with the dtype of weights of half precision."""
+    half = {"dtype": model.dtype.name} if is_half(model.dtype) else {}
+    return model.config.to_dict() | half
 
 
 def _is_of_head(name: str) -> bool:
