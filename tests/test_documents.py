@@ -4,6 +4,7 @@ import doctest
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 from unittest import mock
 
@@ -142,7 +143,6 @@ def learn_pieces(folder):
 
 
 def test_extras_are_named_as_they_can_be_installed():
-    tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     known = project["optional-dependencies"].keys()
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "reformer_c").rglob("*.py"))]:

@@ -191,18 +191,9 @@ def test_a_summary_checks_its_sizes(arguments, error, words):
         rc.ReformerModelWithLMHead(CONFIG, rng=0).summary(*arguments)
 
 
-@pytest.mark.parametrize("axial", [True, False])
-def test_parameters_are_counted_as_in_transformers(axial):
-    transformers = pytest.importorskip("transformers", reason="needs pip install '.[parity]'")
-    config = replace(CONFIG, axial_pos_embds=axial)
-    model = rc.ReformerModel(config, rng=0)
-    theirs = transformers.ReformerModel(transformers.ReformerConfig(**config.to_dict()))
-    for only_trainable in (False, True):
-        for exclude_embeddings in (False, True):
-            arguments = (only_trainable, exclude_embeddings)
-            assert model.num_parameters(*arguments) == theirs.num_parameters(*arguments)
+def test_how_parameters_are_counted_is_checked():
     with pytest.raises(TypeError, match=r"^exclude_embeddings must be True or False"):
-        model.num_parameters(exclude_embeddings="no")
+        rc.ReformerModel(CONFIG, rng=0).num_parameters(exclude_embeddings="no")
 
 
 # ---- a curve while training ----

@@ -3,13 +3,12 @@
 import io
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import reformer_c as rc
-
-tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
 
 ROOT = Path(__file__).parents[1]
 FORMS = ROOT / ".github" / "ISSUE_TEMPLATE"

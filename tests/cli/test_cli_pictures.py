@@ -48,6 +48,10 @@ def test_a_model_of_pictures_is_trained_evaluated_and_described(trained, picture
     nats = sum(model.loss(ids, labels=ids, rng=0) for ids in sequences)
     bits = nats / 10 / math.log(2) * 89 / 90 + 8 / 90
     assert printed.startswith(f"{bits:.4f} bits per dim (10 pictures, ")
+    assert main(["evaluate", trained, str(pictures), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["pictures"] == 10
+    assert f"{values['bits_per_dim']:.4f}" == f"{bits:.4f}"
     assert main(["info", trained]) == 0
     assert f"pictures          {WIDTH} x {HEIGHT} pixels, 3 channels\n" in capsys.readouterr().out
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from reformer_c.tools import demo
 from reformer_c.training import progress
 from reformer_c.training.evaluation import evaluate
 
-tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
 pytest.importorskip("safetensors", reason="models are saved")
 
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 
 import numpy as np
@@ -476,3 +477,14 @@ def test_axial_positions_of_more_than_two_axes_are_those_of_a_whole_grid(shape):
     tables = [torch.nn.init.normal_(w).detach().numpy() for w in theirs.weights]
     expected = theirs(torch.arange(32)[None])[0].detach().numpy()
     np.testing.assert_array_equal(axial_positions(np.arange(32), *tables), expected)
+
+
+@pytest.mark.parametrize("axial", [True, False])
+def test_parameters_are_counted_as_theirs(axial):
+    config = ReformerConfig(
+        attn_layers=["local", "lsh"], num_attention_heads=2, axial_pos_embds=axial
+    )
+    model = reformer_c.ReformerModel(config, rng=0)
+    theirs = live.transformers.ReformerModel(live.transformers.ReformerConfig(**config.to_dict()))
+    for arguments in itertools.product([False, True], repeat=2):
+        assert model.num_parameters(*arguments) == theirs.num_parameters(*arguments)
