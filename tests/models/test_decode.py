@@ -109,9 +109,7 @@ def test_beams_and_batches_are_those_without_a_cache(scope, options):
     [(None, True, True), (0.5, True, False), (None, False, True), (None, False, False)],
 )
 @pytest.mark.parametrize("cache_dtype", [None, "bfloat16"])
-@pytest.mark.parametrize(
-    ("longest", "drop"), [(70, None), (20, 5), (20, 20), (9, 2), (1, 1), (33, 1), (69, 64)]
-)
+@pytest.mark.parametrize(("longest", "drop"), [(70, None), (20, 5), (9, 9)])
 def test_one_layer_matches_the_reference(
     isa, dtype, rng, scope, prompt, sharing, softcap, across, duplicates, cache_dtype, longest, drop
 ):
