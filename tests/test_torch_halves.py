@@ -27,7 +27,8 @@ def draw(*shape, seed=0):
 def tensors(name):
     """Arguments of a function, in float32."""
     if name == "feed_forward":
-        return [draw(2, 30, 8), draw(24, 8), draw(24), draw(8, 24), draw(8)]
+        gate = [draw(24, 8, seed=1), draw(24, seed=1)]
+        return [draw(2, 30, 8), draw(24, 8), draw(24), draw(8, 24), draw(8), *gate]
     heads = [draw(2, 3, 75, 8, seed=i) for i in range(3)]
     return heads[:2] if name == "lsh_attention" else heads
 
@@ -133,13 +134,15 @@ def test_operators_are_what_they_say(half):
         x.transpose(1, 2).contiguous().transpose(1, 2).detach().requires_grad_() for x in (q, v)
     ]
     weights = [draw(*shape).to(half).requires_grad_() for shape in ((9, 4), (9,), (4, 9), (4,))]
+    gate = [x.detach().clone().requires_grad_() for x in weights[:2]]
     of_hidden = {"activation": "gelu", "chunk_length": 0, "dropout": 0.0, "dropout_key": 0}
     calls = [
         ("full_attention", (q, k, v, None), common | {"shared_qk": False}),
         ("local_attention", (q, None, v, None), windows | {"shared_qk": True}),
         ("lsh_attention", (q, v, None, draw(2, 4, 2, 2), None), lsh),
         ("lsh_attention", (*views, None, draw(2, 4, 2, 2), None), lsh | {"scope": "bucket"}),
-        ("feed_forward", (q, *weights), of_hidden),
+        ("feed_forward", (q, *weights, None, None), of_hidden),
+        ("feed_forward", (q, *weights, *gate), of_hidden),
     ]
     for name, arguments, options in calls:
         with warnings.catch_warnings():
