@@ -117,8 +117,9 @@ class BuildExt(build_ext):
         """Raise CompileError if the compiler cannot build the extension."""
         if self.compiler.compiler_type == "msvc":
             raise CompileError(
-                "reformer_c: MSVC's own compiler lacks the vector extensions used by the kernels: "
-                "use clang-cl"
+                "reformer_c: MSVC's own compiler lacks the vector extensions used by the kernels. "
+                "clang-cl compiles them, but not yet the extension, which needs POSIX: "
+                "on Windows, use WSL with gcc or clang"
             )
         if not self.builds(EMPTY_PROGRAM, []):
             raise CompileError(

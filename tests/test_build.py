@@ -106,7 +106,7 @@ def test_wide_vectors_are_left_out_where_gcc_does_not_align_the_stack(build):
 
 def test_microsofts_compiler_is_refused_before_it_compiles(build):
     extension = setuptools.Extension("reformer_c._core", [])
-    with pytest.raises(CompileError, match=r"lacks the vector extensions .* use clang-cl"):
+    with pytest.raises(CompileError, match=r"lacks the vector extensions .* clang-cl .* use WSL"):
         build("x86_64", kind="msvc", works=False).build_extension(extension)
 
 
