@@ -1,5 +1,6 @@
 """Measurements in a new process, so that earlier ones do not affect its memory."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,3 +13,10 @@ def measure_alone(module, *words):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(child.stdout)
+
+
+def print_measured(measure):
+    """What a module that `measure_alone` runs does: print ``measure(settings)``, both as JSON."""
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    parser.add_argument("settings", type=json.loads, help="as JSON")
+    print(json.dumps(measure(parser.parse_args().settings)))

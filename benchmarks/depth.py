@@ -7,12 +7,12 @@ prediction of `model.memory`, and with that for keeping every layer's activation
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
 import reformer_c as rc
 from benchmarks.alone import measure_alone
+from benchmarks.growth import CLEAR, growth
 from reformer_c.models.presets import preset_config
 from reformer_c.tools.bench import describe_machine, print_machine
 
@@ -27,18 +27,12 @@ def measure(layers, length):
     model = make_model(layers, length)
     optimizer = rc.Adafactor(model.parameters)
     ids = np.random.default_rng(0).integers(2, 258, (1, length))
-    rc.fma_peak(0.01)  # starts the threads
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = resident("VmRSS")
-    _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
-    optimizer.step(gradients)
-    return resident("VmHWM") - before
 
+    def step():
+        _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
+        optimizer.step(gradients)
 
-def resident(key):
-    """Memory of this process in bytes: VmRSS is the current size, VmHWM the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+    return growth(step)["bytes"]
 
 
 def row(layers, length):
@@ -80,7 +74,7 @@ def main():
     add("--plot", metavar="FILE", help="plot the table to this file")
     add("--measure", type=int, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not Path("/proc/self/clear_refs").exists():
+    if not CLEAR.exists():
         parser.error("the peak of a process can only be measured on Linux")
     if options.measure:
         print(measure(options.measure, options.length))

@@ -19,6 +19,7 @@ import reformer_c as rc
 from reformer_c.tools.report import Pattern, attention_inputs, attention_weights, lsh_report
 
 from . import language
+from .runner import each_of
 
 SEEDS = [0, 1]
 SIZE = {
@@ -35,13 +36,7 @@ REPLACED = ("random", "local", "full", "nothing")
 
 prepare = language.read
 
-
-def grid(size, seeds):
-    return {
-        f"{model}, seed {seed}": size | {"model": model, "seed": seed}
-        for seed in seeds
-        for model in MODELS
-    }
+grid = each_of(MODELS)
 
 
 def run(settings, text, folder):

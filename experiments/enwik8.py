@@ -7,17 +7,17 @@ another width. Projected from them: a power of the number of weights, which says
 a straight line leads.
 """
 
-import argparse
 import json
 
 import numpy as np
 
 import reformer_c as rc
-from benchmarks.alone import measure_alone
+from benchmarks.alone import measure_alone, print_measured
+from benchmarks.growth import growth
 from reformer_c.models.presets import PRESETS, preset_config
 
 from . import language
-from .growth import check_system, growth
+from .growth import check_system
 
 SEEDS = [0]
 SIZE = {
@@ -159,6 +159,4 @@ def draw(runs, figure):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure a step of the recipe.")
-    parser.add_argument("recipe", type=json.loads)
-    print(json.dumps(measure(parser.parse_args().recipe)))
+    print_measured(measure)

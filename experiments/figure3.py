@@ -6,6 +6,7 @@ is the baseline of both halves. Each seed draws its own weights and windows, the
 """
 
 from . import language
+from .runner import each_of
 
 SEEDS = [0, 1, 2]
 SIZE = {
@@ -29,13 +30,7 @@ LABELS = {
 
 prepare = language.read
 
-
-def grid(size, seeds):
-    return {
-        f"{model}, seed {seed}": size | {"model": model, "seed": seed}
-        for seed in seeds
-        for model in MODELS
-    }
+grid = each_of(MODELS)
 
 
 def run(settings, text, folder):

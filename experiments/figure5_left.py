@@ -2,18 +2,19 @@
 
 Reformers of local and LSH layers, differing in depth alone, are trained on the same bytes. The
 memory of a training step is measured in a new process, without an optimiser, and without the
-gradients of the weights; beside it is what `model.memory` predicts if all activations were kept.
+gradients of the weights. It is compared with what `model.memory` predicts if all activations are
+kept.
 """
 
-import argparse
 import json
 
 import numpy as np
 
-from benchmarks.alone import measure_alone
+from benchmarks.alone import measure_alone, print_measured
+from benchmarks.growth import growth
 
 from . import language
-from .growth import check_system, growth
+from .growth import check_system
 
 SEEDS = [0]
 SIZE = {
@@ -101,6 +102,4 @@ def draw(runs, figure):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure the memory of one depth.")
-    parser.add_argument("settings", type=json.loads)
-    print(json.dumps(measure(parser.parse_args().settings)))
+    print_measured(measure)

@@ -1,32 +1,11 @@
-"""How long a call takes, and by how much it makes the process grow."""
+"""Where experiments can measure the growth of a process."""
 
-import time
-from pathlib import Path
-
-import reformer_c as rc
-from benchmarks.depth import resident
+from benchmarks.growth import CLEAR
 
 from .runner import Refused
 
-CLEAR = Path("/proc/self/clear_refs")
-
 
 def check_system():
-    """Raise `Refused` where `growth` cannot measure."""
+    """Raise `Refused` where `benchmarks.growth` cannot measure."""
     if not CLEAR.exists():
         raise Refused("NAME: the peak of a process can only be measured on Linux")
-
-
-def growth(call, own=0, repeats=1):
-    """The fastest of some calls in seconds, and the growth in the first, without `own` bytes."""
-    rc.fma_peak(0.01)  # starts the threads
-    CLEAR.write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    seconds = []
-    for i in range(repeats):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-        if i == 0:
-            size = resident("VmHWM") - before - own
-    return {"seconds": round(min(seconds), 6), "bytes": size}

@@ -22,6 +22,7 @@ from reformer_c.models.presets import DROPOUTS
 from reformer_c.training.examples import Example, Examples, batches_of
 
 from .language import of
+from .runner import each_of
 from .training import curve, fit
 
 SEEDS = [0]
@@ -89,12 +90,7 @@ def expressions(seed, train, test, shortest, longest):
     return examples[:train], examples[train:]
 
 
-def grid(size, seeds):
-    return {
-        f"{model}, seed {seed}": size | {"model": model, "seed": seed}
-        for seed in seeds
-        for model in MODELS
-    }
+grid = each_of(MODELS)
 
 
 def make_model(settings):

@@ -15,6 +15,25 @@ class Refused(ValueError):
     """A folder that has the results of other settings."""
 
 
+def each_of(models):
+    """The `grid` of an experiment that trains each of some models from each seed.
+
+    Examples
+    --------
+    >>> each_of(["LSH"])({"steps": 5}, [0])
+    {'LSH, seed 0': {'steps': 5, 'model': 'LSH', 'seed': 0}}
+    """
+
+    def grid(size, seeds):
+        return {
+            f"{model}, seed {seed}": size | {"model": model, "seed": seed}
+            for seed in seeds
+            for model in models
+        }
+
+    return grid
+
+
 def run_all(module, options, data, machine, command, folder):
     """All runs of an experiment that the folder does not have; returns the table.
 

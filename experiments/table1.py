@@ -11,17 +11,17 @@ exponent is the slope of a line through the logarithms. The paper's formulas are
 same sizes and fitted in the same way.
 """
 
-import argparse
 import json
 from functools import partial
 
 import numpy as np
 
 import reformer_c as rc
-from benchmarks.alone import measure_alone
+from benchmarks.alone import measure_alone, print_measured
+from benchmarks.growth import growth
 from reformer_c.models.presets import preset_config
 
-from .growth import check_system, growth
+from .growth import check_system
 
 SEEDS = [0]
 SIZE = {
@@ -193,7 +193,7 @@ def show(runs):
     sizes = ", ".join(f"{axis} = {value:,}" for axis, value in base.items())
     lines += [
         "",
-        f"Training steps; memory beside the base of {sizes}:",
+        f"Training steps; memory compared with the base of {sizes}:",
         "",
         "| attention, activations, feed-forward | the paper's name | MB | memory in l | in d_ff "
         "| in n_l | in rounds | time in l | in n_l |",
@@ -248,6 +248,4 @@ def draw(runs, figure):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure one point, given as JSON.")
-    parser.add_argument("settings", type=json.loads)
-    print(json.dumps(measure(parser.parse_args().settings)))
+    print_measured(measure)

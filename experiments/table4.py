@@ -30,6 +30,7 @@ from reformer_c.training.evaluation import evaluate_pairs
 from reformer_c.training.pairs import Pairs, TextPair, encode_pairs, end_token_of, read_pairs
 
 from .language import of
+from .runner import each_of
 from .training import curve, fit
 
 SEEDS = [0]
@@ -135,12 +136,7 @@ def make_tokenizer(pairs, vocabulary):
         return rc.ReformerTokenizerFast(file, pad_token=PAD, unk_token=UNKNOWN, eos_token=END)
 
 
-def grid(size, seeds):
-    return {
-        f"{model}, seed {seed}": size | {"model": model, "seed": seed}
-        for seed in seeds
-        for model in MODELS
-    }
+grid = each_of(MODELS)
 
 
 def make_model(settings, tokenizer):
