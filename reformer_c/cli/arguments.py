@@ -298,7 +298,7 @@ def _generate(command: ArgumentParser) -> None:
     add("--length-penalty", **FINITE, help="of beam search: above 0 favours long texts (1)")
     add("--weights", **one_of(("int8", "bfloat16")),
         help="decode with rounded weights: faster, less exact (the model's dtype)")  # fmt: skip
-    add("--cache", choices=("bfloat16",),
+    add("--cache", **one_of(("bfloat16",)),
         help="keep keys and values rounded: half of the memory (the model's dtype)")  # fmt: skip
     add("--cache-length", **COUNT,
         help="tokens that are remembered, so that a text of any length takes bounded memory (all)",
