@@ -44,8 +44,9 @@ class Reformer(Weighted):
     rng : int, numpy Generator or None
         Draws the first weights, as Hugging Face initialises them. The same integer gives the same
         weights, whatever the head and the dtype.
-    dtype : float32 or float64
-        Dtype of weights, activations and gradients.
+    dtype : float32 or float64, "bfloat16" or float16
+        Dtype of weights, activations and gradients; with half precision activations are float32,
+        and training is refused.
 
     Attributes
     ----------

@@ -50,8 +50,9 @@ class ReformerEncoderDecoder(TextGeneration):
         The decoder's own configuration.
     rng : int, numpy Generator or None
         Draws the first weights, as Hugging Face initialises them.
-    dtype : float32 or float64
-        Dtype of weights, activations and gradients.
+    dtype : float32 or float64, "bfloat16" or float16
+        Dtype of weights, activations and gradients; with half precision activations are float32,
+        and training is refused.
 
     Attributes
     ----------

@@ -34,8 +34,9 @@ class ReformerModel(OwnHeads):
     config : ReformerConfig
     rng : int, numpy Generator or None
         Draws the initial weights; an integer reproduces them.
-    dtype : float32 or float64
-        Of the weights and results.
+    dtype : float32 or float64, "bfloat16" or float16
+        Of the weights and results; with half precision results are float32, and training is
+        refused.
 
     Examples
     --------
@@ -63,8 +64,9 @@ class ReformerModelWithLMHead(Generation, ReformerWithLoss):
     config : ReformerConfig
     rng : int, numpy Generator or None
         Draws the initial weights; an integer reproduces them.
-    dtype : float32 or float64
-        Of the weights and results.
+    dtype : float32 or float64, "bfloat16" or float16
+        Of the weights and results; with half precision results are float32, and training is
+        refused.
 
     Examples
     --------
@@ -93,8 +95,9 @@ class ReformerForMaskedLM(ReformerWithLoss):
     config : ReformerConfig
     rng : int, numpy Generator or None
         Draws the initial weights; an integer reproduces them.
-    dtype : float32 or float64
-        Of the weights and results.
+    dtype : float32 or float64, "bfloat16" or float16
+        Of the weights and results; with half precision results are float32, and training is
+        refused.
 
     Examples
     --------
@@ -120,8 +123,9 @@ class ReformerForSequenceClassification(ReformerWithLoss):
     config : ReformerConfig
     rng : int, numpy Generator or None
         Draws the initial weights; an integer reproduces them.
-    dtype : float32 or float64
-        Of the weights and results.
+    dtype : float32 or float64, "bfloat16" or float16
+        Of the weights and results; with half precision results are float32, and training is
+        refused.
 
     Examples
     --------
@@ -151,8 +155,9 @@ class ReformerForQuestionAnswering(ReformerWithLoss):
     config : ReformerConfig
     rng : int, numpy Generator or None
         Draws the initial weights; an integer reproduces them.
-    dtype : float32 or float64
-        Of the weights and results.
+    dtype : float32 or float64, "bfloat16" or float16
+        Of the weights and results; with half precision results are float32, and training is
+        refused.
 
     Examples
     --------
