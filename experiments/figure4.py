@@ -5,8 +5,8 @@ A model is trained on pictures, byte by byte, with each number of rounds and wit
 a key that several rounds find counts once ("once"); Hugging Face counts it each time ("each"). Both
 are trained, if the setting says so, and both are evaluated.
 
-Beside them is a table of the next byte given the same colour of the pixel before. Each run also
-completes the upper halves of some held-out pictures: completions.png in its folder.
+They are compared with a table of the next byte given the same colour of the pixel before. Each run
+also completes the upper halves of some held-out pictures: completions.png in its folder.
 
 FILE is what `reformer-c train --task image` reads; `experiments.pictures` makes such a file.
 Without it, the pictures are discs of one colour on another.

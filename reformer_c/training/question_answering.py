@@ -300,7 +300,7 @@ def _answers(record: Record, context: str) -> list[tuple[str, int]]:
 
 
 def _impossible(record: Record) -> bool | None:
-    """SQuAD 2's column; None if there is none."""
+    """The value of SQuAD 2's column; None if the record has no such column."""
     value = record.values.get("is_impossible")
     if value is None or isinstance(value, bool):
         return value
