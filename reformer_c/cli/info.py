@@ -26,16 +26,16 @@ def run(options: Namespace) -> None:
     for length in options.lengths:
         if length > longest[""]:
             raise ValueError(f"--lengths must be at most the model's {longest['']} positions")
-    words = [*sides.values()][-1].config.vocab_size
+    target = [*sides.values()][-1].config
     facts = {
         "class": type(model).__name__,
         "dtype": str(model.dtype),
         "parameters": model.num_parameters(),
         "parameter_bytes": sum(array.nbytes for array in model.parameters.values()),
         "parameters_by_part": parameters_by_part(model.parameters),
-        "tokenizer": _describe_tokenizer(options, words),
+        "tokenizer": _describe_tokenizer(options, target.vocab_size),
     }
-    if [*sides.values()][-1].config.image_shape is not None:
+    if target.image_shape is not None:
         del facts["tokenizer"]
     for name, side in sides.items():
         facts |= _limits(side.config, f"{name}_" if name else "")

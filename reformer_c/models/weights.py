@@ -67,15 +67,18 @@ class Model(NamedAttributes):
     @property
     def compute_dtype(self) -> np.dtype:
         """The dtype of activations: float32 for weights of half precision."""
-        return computed(next(iter(self.parameters.values())).dtype)
+        return computed(self._weights_dtype)
+
+    @property
+    def _weights_dtype(self) -> np.dtype:
+        return next(iter(self.parameters.values())).dtype
 
     def _check_trained(self) -> None:
         """Raise TypeError if the weights cannot be trained."""
-        dtype = next(iter(self.parameters.values())).dtype
-        if is_half(dtype):
+        if is_half(self._weights_dtype):
             raise TypeError(
-                f"dtype must be float32 or float64 to train, got {dtype}: an update may be smaller "
-                "than its rounding; from_pretrained(folder) opens a model in float32"
+                f"dtype must be float32 or float64 to train, got {self._weights_dtype}: an update "
+                "may be smaller than its rounding; from_pretrained(folder) opens a model in float32"
             )
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
@@ -102,8 +105,7 @@ class Model(NamedAttributes):
     def _facts(self) -> dict[str, Any]:
         """What a notebook shows of a model's weights."""
         size = sum(array.nbytes for array in self.parameters.values())
-        dtype = next(iter(self.parameters.values())).dtype
-        weights = f"{size / 1e6:,.1f} MB of {dtype}"
+        weights = f"{size / 1e6:,.1f} MB of {self._weights_dtype}"
         return {"parameters": f"{self.num_parameters():,}", "weights": weights}
 
     def eval(self) -> Self:
