@@ -259,7 +259,7 @@ static void decode_head(rf_run *run, const decode_arrays *x, size_t i, size_t he
     const size_t row = (size_t)x->rows[i], t = (size_t)x->positions[i];
     const size_t bh = row * a->h + head, value_head = head / (a->h / a->hk);
     const int local = a->scope == RF_LOCAL, hashes = a->scope >= RF_CHUNK;
-    const size_t bytes = a->storage == RF_REALS ? sizeof(real) : stored_bytes(a->storage);
+    const size_t bytes = stored_bytes(a->storage);
     const void *keys = (char *)x->keys + (row * kh + head / (a->h / kh)) * a->s * d * bytes;
     const void *values = (char *)x->values + (row * a->hk + value_head) * a->s * d * bytes;
     online_softmax sm = {.a = a, .run = run, .q = x->q + at, .keys = keys, .values = values};

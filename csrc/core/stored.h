@@ -65,8 +65,8 @@ static ALWAYS_INLINE void prefetch_weights(const void *p, size_t bytes) {
         __builtin_prefetch((const char *)p + ahead + at, 0, 2);
 }
 
-/* Of weights in fewer bits: VEC_LANES from element i on, one element, and the bytes of an element.
-   The storage is a constant where these are inlined. */
+/* Of weights in fewer bits: VEC_LANES from element i on, and one element. The storage is a constant
+   where these are inlined. */
 static ALWAYS_INLINE vec load_stored(rf_storage storage, const void *y, size_t i) {
     return storage == RF_INT8 ? load_int8((const int8_t *)y + i)
                               : load_bfloat16((const uint16_t *)y + i);
@@ -77,8 +77,13 @@ static ALWAYS_INLINE real stored_value(rf_storage storage, const void *y, size_t
                               : real_of_bfloat16(((const uint16_t *)y)[i]);
 }
 
+/* Of an element; reals are stored, too. */
 static ALWAYS_INLINE size_t stored_bytes(rf_storage storage) {
-    return storage == RF_INT8 ? sizeof(int8_t) : sizeof(uint16_t);
+    switch (storage) {
+    case RF_INT8: return sizeof(int8_t);
+    case RF_BFLOAT16: return sizeof(uint16_t);
+    default: return sizeof(real);
+    }
 }
 
 /* As dot() in vec.h: four vectors of sums, and a fixed order. With `ahead` what follows y in memory
