@@ -236,6 +236,25 @@ typedef struct {
         real *y,                  // n c, added to
         size_t columns, void *scratch);
 
+    /* Attention of the newest t of `length` tokens to those before, and to themselves: the first
+       `sinks` real ones, those at most `window` before, and those of the query's bucket in each
+       round, each once. lse is -inf and out 0 where there are none. */
+    size_t (*index_attention_workspace)(const rf_run *run, size_t s);
+    void (*index_attention)(rf_run *run,
+                            const real *q,                 // b h t d, scaled
+                            const real *keys,              // b hk s d
+                            const real *values,            // b hk s d
+                            const uint8_t *attention_mask, // b s, or NULL
+                            const int32_t *newest,         // b hk r k: of each bucket, or -1
+                            const int32_t *previous,       // b hk r s: of the same bucket, or -1
+                            const int64_t *ids,            // b h r t, buckets of the queries
+                            size_t length, size_t window, size_t sinks, double softcap,
+                            real *out,      // b h t d
+                            real *lse,      // b h t
+                            int32_t *found, // b h t: how many keys
+                            size_t b, size_t h, size_t hk, size_t t, size_t d, size_t s, size_t r,
+                            size_t k, void *scratch);
+
     /* The linear and the feed-forward layer of decoding: few rows, weights in any storage. */
     void (*quantized_linear)(rf_run *run,
                              const real *x,           // n ci

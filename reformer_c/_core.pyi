@@ -202,6 +202,23 @@ def decode_attention(
     workers: int,
     /,
 ) -> None: ...
+def index_attention(
+    q: _Real,
+    keys: _Real,
+    values: _Real,
+    attention_mask: _Mask,
+    newest: NDArray[np.int32],
+    previous: NDArray[np.int32],
+    ids: _Integers,
+    length: int,
+    window: int,
+    sinks: int,
+    softcap: float,
+    out: _Real | None,
+    found: NDArray[np.int32] | None,
+    workers: int,
+    /,
+) -> tuple[_Real, _Real, NDArray[np.int32]]: ...
 def quantized_linear(
     x: _Real,
     weight: _Matrix,

@@ -12,6 +12,7 @@
 #include "rotary.c"
 #include "decode.c" // calls layer_norm.c and rotary.c
 #include "feed_forward.c"
+#include "key_value_index.c" // calls decode.c
 #include "lsh_hash.c"
 #include "optimizer.c"
 #include "peak.c"
@@ -46,6 +47,8 @@ const RF_OPS RF_TABLE = {
     .attention_backward = attention_backward,
     .decode_attention_workspace = decode_attention_workspace,
     .decode_attention = decode_attention,
+    .index_attention_workspace = index_attention_workspace,
+    .index_attention = index_attention,
     .quantized_linear = linear_small_batch,
     .quantized_feed_forward_workspace = quantized_feed_forward_workspace,
     .quantized_feed_forward = quantized_feed_forward,

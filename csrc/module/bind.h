@@ -24,6 +24,7 @@
     BINDING(attention_forward)                                                                     \
     BINDING(attention_backward)                                                                    \
     BINDING(decode_attention)                                                                      \
+    BINDING(index_attention)                                                                       \
     BINDING(quantized_linear)                                                                      \
     BINDING(quantized_feed_forward)                                                                \
     BINDING(to_bfloat16)                                                                           \

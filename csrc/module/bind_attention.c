@@ -149,3 +149,33 @@ PyObject *bind_quantized_feed_forward(PyObject *module, PyObject *const *args, P
            out, n, width, f, scratch);
     return rf_return(&c);
 }
+
+PyObject *bind_index_attention(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "index_attention");
+    const void *q = rf_in(&c, "q", "b h t d");
+    const void *keys = rf_in(&c, "keys", "b hk s d");
+    const void *values = rf_in(&c, "values", "b hk s d");
+    const uint8_t *attention_mask = rf_in_mask_or_none(&c, "attention_mask", "b s");
+    const int32_t *newest = rf_inout_int32_or_none(&c, "newest", "b hk r k");
+    const int32_t *previous = rf_inout_int32_or_none(&c, "previous", "b hk r s");
+    const int64_t *ids = rf_in_ids(&c, "ids", "b h r t");
+    rf_check_ids(&c, "ids", rf_size(&c, "k"));
+    const size_t length = rf_count(&c, "length"), window = rf_count(&c, "window");
+    const size_t sinks = rf_count(&c, "sinks");
+    const double softcap = rf_double(&c, "softcap");
+    void *out = rf_out(&c, "out", "b h t d");
+    void *lse = rf_new(&c, "b h t");
+    int32_t *found = rf_out_buckets(&c, "found", "b h t");
+    rf_workers(&c);
+
+    const size_t b = rf_size(&c, "b"), h = rf_size(&c, "h"), hk = rf_size(&c, "hk");
+    const size_t t = rf_size(&c, "t"), d = rf_size(&c, "d"), s = rf_size(&c, "s");
+    const size_t r = rf_size(&c, "r"), k = rf_size(&c, "k");
+    rf_check_divides(&c, "hk", "h");
+    rf_check_length(&c, t, length, newest && previous ? s : 0);
+    void *scratch = rf_scratch(&c, RF_CALL(&c, index_attention_workspace, &c.run, s));
+    RF_RUN(&c, index_attention, q, keys, values, attention_mask, newest, previous, ids, length,
+           window, sinks, softcap, out, lse, found, b, h, hk, t, d, s, r, k, scratch);
+    return rf_return(&c);
+}

@@ -158,6 +158,9 @@ void rf_attention_complete(rf_attention *a);
 rf_decoding rf_decoding_of(rf_call *c);
 void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets);
 
+/* Fails unless t new tokens are among `length`, for which there is room in s places. */
+void rf_check_length(rf_call *c, size_t t, size_t length, size_t s);
+
 /* Arrays that only some attentions have: keys (not with shared_qk) and buckets (only if it hashes).
    Otherwise the argument must be None, and these return NULL. */
 const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, const char *shape,

@@ -211,3 +211,11 @@ void rf_decoding_sizes(rf_call *c, rf_decoding *a, int has_keys, int has_buckets
         RF_FAIL(c, PyExc_ValueError, "keys must have room for %zu tokens, got %zu",
                 rf_product(a->before + 1, a->m), a->s);
 }
+
+void rf_check_length(rf_call *c, size_t t, size_t length, size_t s) {
+    if (!c->failed && (t > length || length > s || s > INT32_MAX))
+        RF_FAIL(c, PyExc_ValueError,
+                "length must be at least t = %zu, and at most s = %zu, which is below 2**31, got "
+                "%zu",
+                t, s, length);
+}

@@ -12,6 +12,7 @@ from .bfloat16 import *
 from .decoding import *
 from .full import *
 from .hashing import *
+from .key_value_index import *
 from .layers import *
 from .local import *
 from .loss import *

@@ -462,6 +462,44 @@ static void test_decode(rf_attention a, size_t c) {
     }
 }
 
+/* The newest p->n of p->a.t tokens, by an index whose lists hold the real ones. */
+static void run_index(const rf_ops *ops, rf_run *run, const problem *p, results *to) {
+    const rf_attention *a = &p->a;
+    const size_t lists = a->b * a->hk * a->r, s = p->room, queries = a->b * a->h * p->n;
+    int32_t *newest = buffer(lists * a->k * sizeof *newest);
+    int32_t *previous = buffer(lists * s * sizeof *previous);
+    for (size_t i = 0; i < lists; i++) {
+        for (size_t j = 0; j < a->k; j++) newest[i * a->k + j] = -1;
+        for (size_t t = 0; t < a->t; t++) {
+            int32_t *of = newest + i * a->k + (t * t + i) % a->k;
+            if (!p->mask[i / (a->hk * a->r) * s + t]) continue;
+            previous[i * s + t] = *of;
+            *of = (int32_t)t;
+        }
+    }
+    int32_t *found = buffer(queries * sizeof *found);
+    ops->index_attention(run, p->in[0], p->in[1], p->in[2], p->chunk ? p->mask : NULL, newest,
+                         previous, p->ids, a->t, p->ci, p->co, a->softcap,
+                         result(to, 0, queries * a->d, NULL), result(to, 1, queries, NULL), found,
+                         a->b, a->h, a->hk, p->n, a->d, s, a->r, a->k,
+                         scratch_of(ops->index_attention_workspace(run, s)));
+}
+
+static void test_index(rf_attention a) {
+    problem p = {.a = a, .tolerance = 20 * rounding};
+    p.n = below(a.t + 1), p.room = a.t + below(9), p.chunk = below(2);
+    p.ci = below(20), p.co = below(4); // window and sinks
+    p.mask = buffer(a.b * p.room);
+    for (size_t i = 0; i < a.b * p.room; i++)
+        p.mask[i] = below(3) != 0 || i % p.room + p.n >= a.t; // queries see themselves
+    p.ids = buffer(a.b * a.h * a.r * p.n * sizeof *p.ids);
+    for (size_t i = 0; i < a.b * a.h * a.r * p.n; i++) p.ids[i] = (int64_t)below(a.k);
+    p.in[0] = random_reals(a.b * a.h * p.n * a.d);
+    p.in[1] = random_reals(a.b * a.hk * p.room * a.d);
+    p.in[2] = random_reals(a.b * a.hk * p.room * a.d);
+    check_case(&p, run_index);
+}
+
 static void test_all(void) {
     static const size_t edges[] = {0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
     enum { EDGES = sizeof edges / sizeof *edges };
@@ -521,6 +559,13 @@ static void test_all(void) {
         a.cap = a.scope == RF_BUCKET && below(2) ? 1 + below(20) : 0;
         a.across_buckets = (int)below(2), a.duplicates = (int)below(2);
         test_decode(a, 1 + below(20));
+    }
+    what = "an index of keys";
+    for (int i = 0; i < 80; i++) {
+        rf_attention a = {.b = below(4), .hk = 1 + below(2)};
+        a.h = a.hk * (1 + below(3)), a.t = edges[below(EDGES)], a.d = 1 + edges[below(12)];
+        a.r = 1 + below(3), a.k = 1 + below(9), a.softcap = below(3) ? 0 : 0.7;
+        test_index(a);
     }
 
     for (int i = 0; i < 400; i++) {
