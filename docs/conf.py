@@ -55,7 +55,7 @@ html_theme_options = {
     "footer_end": [],
 }
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ["index", "start", "how_it_works", "paper"]}
+html_sidebars = {page: [] for page in ["index", "start", "how_it_works"]}
 
 # ---- pages from elsewhere ----
 
@@ -64,9 +64,7 @@ COPIED = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/NOTES.md": "speed_notes.md",
-    "notebooks/tour.ipynb": "tour.ipynb",
-    "notebooks/buckets.ipynb": "buckets.ipynb",
-}
+} | {f"notebooks/{file.name}": file.name for file in (ROOT / "notebooks").glob("*.ipynb")}
 # other links of the pages, and where they go on the site
 TARGETS = {ROOT / source: GENERATED / name for source, name in COPIED.items()} | {
     ROOT / "README.md": DOCS / "index.md",

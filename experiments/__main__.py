@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from reformer_c.tools.bench import describe_machine, print_machine
 
 from . import NAMES
-from .runner import Refused, run_all
+from .runner import Refused, read_summary, run_all
 
 
 def parse(arguments=None):
@@ -34,6 +34,14 @@ def parse(arguments=None):
         "--set", nargs="+", default=[], metavar="SETTING=VALUE", dest="changes",
         help="change settings, such as steps=1500; values are JSON",
     )  # fmt: skip
+    add(
+        "--only", nargs="+", default=[], metavar="RUN",
+        help="only runs whose names begin so; several processes may share DIR in this way",
+    )  # fmt: skip
+    add(
+        "--kept", metavar="JSON",
+        help="results such as experiments/results/NAME.json; runs of theirs are not run again",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     module = import_module(f".{options.name}", __package__)
     options.size = module.SIZE | (module.QUICK if options.quick else {})
@@ -45,6 +53,7 @@ def parse(arguments=None):
             options.size[name] = json.loads(value)
         except ValueError:
             parser.error(f"--set: {name} must be JSON, got {value!r}")
+    options.command = command_of(options)
     if options.seeds is None:
         options.seeds = module.SEEDS[:1] if options.quick else module.SEEDS
     if min(options.seeds) < 0 or len(set(options.seeds)) < len(options.seeds):
@@ -56,30 +65,33 @@ def parse(arguments=None):
 
 def main(arguments=None):
     parser, module, options = parse(arguments)
-    words = sys.argv[1:] if arguments is None else [*map(str, arguments)]
     try:
         data = module.prepare(options.files, options.size) if hasattr(module, "prepare") else None
     except (OSError, ValueError) as error:
         parser.error(f"FILE: {error}")
+    try:
+        kept = [] if options.kept is None else read_summary(options.kept, options.name)
+    except (OSError, ValueError) as error:
+        parser.error(f"--kept: {error}")
     machine = describe_machine()
     print_machine(machine, sys.stderr)
     with TemporaryDirectory() as elsewhere:
         folder = Path(options.save or elsewhere)
         try:
-            print(run_all(module, options, data, machine, command_of(words), folder))
+            print(run_all(module, options, data, machine, kept, folder))
         except Refused as error:
             parser.error(str(error))
 
 
-def command_of(words):
-    """The command without the places of files, which differ between machines."""
-    kept, rest = [], iter(words)
-    for word in rest:
-        if word == "--save":
-            next(rest)
-        elif not word.startswith("--save="):
-            kept.append(Path(word).name if Path(word).is_file() else word)
-    return f"python -m experiments {shlex.join(kept)}"
+def command_of(options):
+    """The command that makes all results, without the places of files, which differ."""
+    words = [options.name, *(Path(file).name for file in options.files)]
+    words += ["--quick"] * options.quick
+    if options.seeds:
+        words += ["--seeds", *map(str, options.seeds)]
+    if options.changes:
+        words += ["--set", *options.changes]
+    return f"python -m experiments {shlex.join(words)}"
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from .growth import check_system
 SEEDS = [0]
 SIZE = {
     "recipe": {"length": 65536, "layers": 12, "width": 1024}, "measured": True,
-    "widths": [64, 128, 256], "layers": 4, "length": 4096, "batch": 1, "steps": 1000, "lr": 2e-3,
-    "evaluate_every": 100, "held_out": 16,
+    "widths": [32, 64, 128], "layers": 4, "length": 2048, "batch": 1, "steps": 250, "lr": 2e-3,
+    "evaluate_every": 50, "held_out": 8,
 }  # fmt: skip
 QUICK = {
     "recipe": {"length": 1024, "layers": 4, "width": 64}, "widths": [8, 16], "length": 256,
@@ -115,9 +115,10 @@ def show(runs):
     widths, count, bits, law, slope = sizes(runs)
     settings = runs[1]["settings"]
     trained = settings["steps"] * settings["batch"] * settings["length"]
-    seconds, size = ("not measured", "not measured")
+    seconds = size = "not measured"
     if "seconds" in step:
-        seconds, size = f"{step['seconds']:,.1f} s", f"{step['bytes'] / 1e9:.2f} GB"
+        seconds = f"{step['seconds']:,.1f} s, of processors {step['cpu_seconds']:,.1f} s"
+        size = f"{step['bytes'] / 1e9:.2f} GB ({step['predicted'] / 1e9:.2f} GB predicted)"
     lines = [
         "| measured | |",
         "|---|---|",

@@ -41,9 +41,9 @@ def run(settings, text, folder):
     return language.train(model, settings, text, folder)
 
 
-def show(runs):
+def show(runs, unit="bits per byte"):
     lines = [
-        "| model | held-out bits per byte, by seed | above the first |",
+        f"| model | held-out {unit}, by seed | above the first |",
         "|---|---|---|",
     ]
     base = [language.final(run) for run in language.of(runs, model="separate")]

@@ -108,13 +108,19 @@ def name_of(rounds, count):
     return "full" if rounds == "full" else f"LSH-{rounds} {count}"
 
 
-def make_model(settings, shape, attention, count):
-    """A model that attends as `attention` says, a number of rounds or "full"."""
-    full = attention == "full"
+def make_model(settings, shape, **fields):
+    """A model of pictures of a shape."""
     return language.make_model(
         settings | {"length": int(np.prod(shape))},
-        vocab_size=256, image_shape=shape, eos_token_id=None,
-        attn_layers=settings["layers"] * ["full_shared" if full else "lsh"],
+        vocab_size=256, image_shape=shape, eos_token_id=None, **fields,
+    )  # fmt: skip
+
+
+def attending(settings, shape, attention, count):
+    """A model that attends as `attention` says, a number of rounds or "full"."""
+    full = attention == "full"
+    return make_model(
+        settings, shape, attn_layers=settings["layers"] * ["full_shared" if full else "lsh"],
         num_hashes=1 if full else attention, lsh_attn_chunk_length=settings["chunk"],
         lsh_allow_duplicate_attention=count != "once",
     )  # fmt: skip
@@ -123,14 +129,14 @@ def make_model(settings, shape, attention, count):
 def run(settings, pictures, folder):
     shape = pictures.about["shape"]
     dims = int(np.prod(shape))
-    model = make_model(settings, shape, settings["trained"], settings["count"])
+    model = attending(settings, shape, settings["trained"], settings["count"])
     rows, held_out = ([p.ravel() for p in x] for x in (pictures.train, pictures.held_out))
     data = Windows(rows, dims, batch=settings["batch"], seed=settings["seed"])
     lines = fit(model, data, settings, folder, held_out=held_out)
     evaluated = {}
     for attention in ("full", *settings["rounds"]):
         for count in (None,) if attention == "full" else ("each", "once"):
-            other = make_model(settings, shape, attention, count)
+            other = attending(settings, shape, attention, count)
             for name, array in other.parameters.items():
                 array[...] = model.parameters[name]
             found = evaluate(other, held_out, dims, seed=settings["seed"]).bits_per_byte
@@ -194,20 +200,26 @@ def show(runs):
 def draw(runs, figure):
     left, right = figure.subplots(1, 2)
     labels = {name_of(*model): model for model in models(runs)}
-    language.draw_curves(
-        left,
-        {
-            label: language.of(runs, trained=trained, count=count)
-            for label, (trained, count) in labels.items()
-        },
-    )
-    left.set_ylabel("held-out bits per dim")
     rounds, names = runs[0]["settings"]["rounds"], columns(runs)
+    colours = {"full": "k"} | {n: f"C{i}" for i, n in enumerate(rounds)}
+    styles = {
+        label: {"color": colours[trained], "linestyle": "--" if count == "once" else "-"}
+        for label, (trained, count) in labels.items()
+    }
+    groups = {
+        label: language.of(runs, trained=trained, count=count)
+        for label, (trained, count) in labels.items()
+    }
+    language.draw_curves(left, groups, styles)
+    left.set_ylabel("held-out bits per dim")
+    left.legend(fontsize="x-small", ncols=2)
     for label, model in labels.items():
         found = dict(zip(names, evaluated(runs, *model), strict=True))
-        count = model[1] or "each"
-        bits = [found[name_of(n, count)] for n in rounds]
-        (line,) = right.plot(rounds, bits, "o-", label=label)
-        right.axhline(found["full"], color=line.get_color(), linestyle=":")
-    right.set(xscale="log", xlabel="rounds in evaluation (dotted: full)", ylabel="bits per dim")
-    right.legend()
+        bits = [found[name_of(n, model[1] or "once")] for n in rounds]
+        right.plot(rounds, bits, marker="o", **styles[label])
+    full = evaluated(runs, "full", None)[0]
+    right.axhline(full, color="k", linestyle=":")
+    right.annotate("full, in training and evaluation", (1, full), va="bottom", fontsize="x-small")
+    right.set(xscale="log", xlabel="rounds in evaluation", ylabel="bits per dim")
+    right.set_xticks(rounds, rounds)
+    right.minorticks_off()

@@ -120,12 +120,15 @@ def in_words(mean, half):
     return f"{mean:+.3f} ± {half:.3f} ({says})"
 
 
-def draw_curves(ax, groups):
-    """Plot held-out curves by label: the mean of the seeds in a band from lowest to highest."""
+def draw_curves(ax, groups, styles=None):
+    """Plot held-out curves by label: the mean of the seeds in a band from lowest to highest.
+
+    `styles` are options of lines by label.
+    """
     for label, runs in groups.items():
         steps = [step for step, _ in runs[0]["result"]["held_out"]]
         bits = np.array([[y for _, y in run["result"]["held_out"]] for run in runs])
-        (line,) = ax.plot(steps, bits.mean(0), label=label)
+        (line,) = ax.plot(steps, bits.mean(0), label=label, **(styles or {}).get(label, {}))
         ax.fill_between(steps, bits.min(0), bits.max(0), color=line.get_color(), alpha=0.2)
     ax.set(xlabel="step", ylabel="held-out bits per byte")
     ax.legend()

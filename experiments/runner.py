@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from reformer_c.files.checkpoint import write_atomically
 from reformer_c.tools.bench import write_json
@@ -34,33 +35,45 @@ def each_of(models):
     return grid
 
 
-def run_all(module, options, data, machine, command, folder):
-    """All runs of an experiment that the folder does not have; returns the table.
+def run_all(module, options, data, machine, kept, folder):
+    """The runs of an experiment that neither the folder nor `kept` has; returns the table.
 
     A finished run is a line of ``runs.jsonl``. Checkpoints of a run are in a folder of its name.
+    With ``options.only``, there is a table once all runs are finished.
     """
     grid = module.grid(options.size, options.seeds)
     about = None if data is None else data.about
+    chosen = choose(grid, options.only)
     folder.mkdir(parents=True, exist_ok=True)
-    done = saved_runs(folder / RUNS, grid, about)
+    file = folder / RUNS
+    done = {run["name"]: run for run in kept if fits(run, grid, about)} | saved(file, grid, about)
     for number, (name, settings) in enumerate(grid.items(), 1):
-        if name in done:
+        if name in done or name not in chosen:
             continue
         print(f"[{number}/{len(grid)}] {name}", file=sys.stderr, flush=True)
         place = folder / name.replace(",", "").replace(" ", "-")
         result = module.run(settings, data, place)
-        done[name] = {
+        finished = saved(file, grid, about)  # another process may share the folder
+        finished[name] = {
             "name": name, "settings": settings, "data": about, "machine": machine, "result": result
         }  # fmt: skip
-        lines = "".join(json.dumps(line) + "\n" for line in done.values())
-        write_atomically(folder / RUNS, lambda part, lines=lines: part.write_text(lines))
+        lines = "".join(json.dumps(line) + "\n" for line in finished.values())
+        write_atomically(file, lambda part, lines=lines: part.write_text(lines))
+        done |= finished
+    if missing := [name for name in grid if name not in done]:
+        return f"not run yet: {'; '.join(missing)}"
     machines = [done[name]["machine"] for name in grid]
+    different = [x for i, x in enumerate(machines) if x not in machines[:i]]
     summary = {
         "experiment": options.name,
-        "command": command,
-        "machines": [x for i, x in enumerate(machines) if x not in machines[:i]],
+        "command": options.command,
+        "machines": different,
         "data": about,
-        "runs": [{key: done[name][key] for key in ("name", "settings", "result")} for name in grid],
+        "runs": [
+            {key: done[name][key] for key in ("name", "settings", "result")}
+            | {"machine": different.index(done[name]["machine"])}
+            for name in grid
+        ],
     }
     write_json(folder / f"{options.name}.json", summary)
     table = module.show(summary["runs"])
@@ -72,24 +85,60 @@ def run_all(module, options, data, machine, command, folder):
     return table
 
 
-def saved_runs(file, grid, about):
-    """The finished runs of a folder by name; `Refused` if they are those of another command."""
+def choose(grid, words):
+    """The names of a grid that begin with one of the words; all names, if there are no words."""
+    for word in words:
+        if not any(name.startswith(word) for name in grid):
+            raise Refused(f"--only: {word!r} must be the beginning of one of {', '.join(grid)}")
+    return [name for name in grid if not words or name.startswith(tuple(words))]
+
+
+def as_json(value):
+    """A value as it is read from a file."""
+    return json.loads(json.dumps(value))
+
+
+def saved(file, grid, about):
+    """The finished runs of a file by name; `Refused` if they are those of another command."""
     lines = read_log(file) if file.is_file() else []
     for line in lines:
         for key, mine in (("settings", grid.get(line["name"], line["settings"])), ("data", about)):
-            if line[key] != json.loads(json.dumps(mine)):
+            if line[key] != as_json(mine):
                 raise Refused(
                     f"--save: {file} has {line['name']!r} with the {key} {line[key]}, not {mine}"
                 )
     return {line["name"]: line for line in lines}
 
 
-def plot(module, runs, file):
-    """Draw the runs into a file that is the same each time."""
+def fits(run, grid, about):
+    """Whether a run of a summary is one of a grid, with the same settings and data."""
+    return run["settings"] == as_json(grid.get(run["name"])) and run["data"] == as_json(about)
+
+
+def read_summary(file, name):
+    """The runs of an experiment's JSON file, each with its data and machine.
+
+    Raises
+    ------
+    OSError, ValueError
+        The file cannot be read, or has results of another experiment.
+    """
+    summary = json.loads(Path(file).read_text("utf-8"))
+    found = summary.get("experiment") if isinstance(summary, dict) else None
+    if found != name:
+        raise ValueError(f"{file} must have results of {name}, got {found}")
+    machines, data = summary["machines"], summary["data"]
+    return [
+        run | {"data": data, "machine": machines[run.get("machine", 0)]} for run in summary["runs"]
+    ]
+
+
+def plot(module, runs, file, **options):
+    """Draw the runs into a file, an SVG by default, that is the same each time."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.hashsalt": "reformer_c"}):
         figure = Figure(figsize=(8, 4), layout="constrained")
         module.draw(runs, figure)
-        figure.savefig(file, metadata={"Date": None})
+        figure.savefig(file, **({"format": "svg", "metadata": {"Date": None}} | options))

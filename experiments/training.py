@@ -9,11 +9,11 @@ from reformer_c.training.state import has_checkpoint
 LOG = "log.jsonl"
 
 
-def fit(model, data, settings, folder, **more):
+def fit(model, data, settings, folder, schedule=None, **more):
     """Train a model, or go on with it; returns the lines of its log.
 
-    The learning rate of AdamW rises for a tenth of the steps, and falls to a tenth of its peak.
-    `more` are arguments of `Trainer`.
+    By default, the learning rate of AdamW rises for a tenth of the steps, and falls to a tenth of
+    its peak. `more` are arguments of `Trainer`.
     """
     steps = settings["steps"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def fit(model, data, settings, folder, **more):
         data,
         rc.AdamW(model.parameters, lr=settings["lr"]),
         steps=steps,
-        schedule=rc.schedules.cosine(steps, warmup=steps // 10, floor=0.1),
+        schedule=schedule or rc.schedules.cosine(steps, warmup=steps // 10, floor=0.1),
         seed=settings["seed"],
         evaluate_every=settings["evaluate_every"],
         folder=folder,

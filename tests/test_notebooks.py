@@ -1,4 +1,7 @@
-"""Every notebook runs from its first cell to its last, in the environment of the tests."""
+"""Every notebook runs from its first cell to its last, in the environment of the tests.
+
+Those of the experiments show kept results, and show the same again.
+"""
 
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 nbclient = pytest.importorskip("nbclient", reason="nbclient runs the notebooks")
 nbformat = pytest.importorskip("nbformat", reason="nbformat reads the notebooks")
 
+NAMES = pytest.importorskip("experiments", reason="needs the sources").NAMES
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
@@ -21,7 +25,23 @@ def test_notebook_runs(path, tmp_path):
     client.create_kernel_manager()
     # a kernel of the same name may belong to another Python
     client.km.kernel_spec.argv[0] = sys.executable
+    stored = [markdown(cell) for cell in notebook.cells]
     client.execute()
+    if path.stem in NAMES:
+        for cell, before in zip(notebook.cells, stored):
+            if "quick(" not in cell.source:
+                assert markdown(cell) == before, cell.source
+
+
+def markdown(cell):
+    """What a cell shows as Markdown: tables of results, and where they come from."""
+    data = [output.get("data", {}) for output in cell.get("outputs", [])]
+    return [x["text/markdown"] for x in data if "text/markdown" in x]
+
+
+def test_every_experiment_has_a_notebook():
+    # the pictures of Figure 3 are in the notebook of its texts
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} >= {*NAMES} - {"figure3_pictures"}
 
 
 def test_notebooks_are_stored_with_their_outputs():

@@ -103,6 +103,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(capsys, monkeypatch, tmp_
         (["figure3", "missing.txt"], "FILE: [Errno 2] No such file"),
         (["figure3", "{short}", "--quick"], "must have at least 640 bytes, got 5"),
         (["table1", "{short}"], "FILE: table1 reads none"),
+        (["figure3", "--only", "shard"], "--only: 'shard' must be the beginning of one of sep"),
+        (["figure4", "--kept", "{save}/figure3.json"], "must have results of figure4, got figure3"),
+        (["figure3", "--kept", "missing.json"], "--kept: [Errno 2] No such file"),
         (["figure3", "--quick", "--save", "{save}", "--set", "steps=3"], "with the settings"),
         (["figure3", "{long}", "--quick", "--save", "{save}"], "with the data"),
     ],
@@ -130,12 +133,61 @@ def test_memory_is_only_measured_on_linux(name, monkeypatch, tmp_path):
         module.grid(module.SIZE, [0])
 
 
-def test_a_command_is_kept_without_the_places_of_files(tmp_path):
-    (tmp_path / "BOOK.txt").write_text("once")
-    words = ["figure3", str(tmp_path / "BOOK.txt"), "--save", "here", "--set", "depths=[3]"]
-    expected = "python -m experiments figure3 BOOK.txt --set 'depths=[3]'"
-    assert program.command_of(words) == expected
-    assert program.command_of(["figure3", "--save=here"]) == "python -m experiments figure3"
+def test_a_command_is_kept_without_the_places_of_files_and_what_results_do_not_depend_on():
+    words = ["figure5_left", "in/BOOK.txt", "--save", "here", "--only", "3", "--kept", "a.json"]
+    _, _, options = program.parse([*words, "--seeds", "1", "--set", "depths=[3]"])
+    expected = "python -m experiments figure5_left BOOK.txt --seeds 1 --set 'depths=[3]'"
+    assert options.command == expected
+    assert program.parse(["figure3"])[2].command == "python -m experiments figure3"
+
+
+def test_processes_share_a_folder_and_the_last_command_shows_all_runs(
+    capsys, monkeypatch, tmp_path
+):
+    command = ["table4", "--quick", "--save", tmp_path]
+    others = "ordinary, seed 0; smoothed, seed 0"
+    assert run(capsys, *command, "--only", "reversible") == f"not run yet: {others}\n"
+    assert not (tmp_path / "table4.json").exists()
+    # while the second run is in progress, another process finishes the third
+    module = import_module("experiments.table4")
+    original = module.run
+
+    def meanwhile(settings, *rest):
+        monkeypatch.setattr(module, "run", original)
+        run(capsys, *command, "--only", "smoothed")
+        return original(settings, *rest)
+
+    monkeypatch.setattr(module, "run", meanwhile)
+    table = run(capsys, *command, "--only", "ordinary", "smoothed")
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran again"))
+    assert run(capsys, *command) == table
+    names = [x["name"] for x in json.loads((tmp_path / "table4.json").read_text())["runs"]]
+    assert names == ["reversible, seed 0", *others.split("; ")]
+
+
+def test_runs_that_are_kept_are_not_run_again_if_settings_and_data_are_the_same(
+    capsys, monkeypatch, tmp_path
+):
+    command = ["figure3", "--set", "steps=2", "--quick"]
+    table = run(capsys, *command, "--save", tmp_path / "one")
+    kept = tmp_path / "one" / "figure3.json"
+    summary = json.loads(kept.read_text())
+    summary["machines"].append({"processor": "another"})
+    summary["runs"][1]["machine"] = 1
+    summary["runs"][2]["settings"]["steps"] = 3
+    kept.write_text(json.dumps(summary))
+    module = import_module("experiments.figure3")
+    original, calls = module.run, []
+    monkeypatch.setattr(module, "run", lambda *x: calls.append(x[0]["model"]) or original(*x))
+    again = tmp_path / "other"
+    assert run(capsys, *command, "--save", again, "--kept", kept) == table
+    assert calls == ["ordinary"]
+    found = json.loads((again / "figure3.json").read_text())
+    assert [found["machines"][x["machine"]] == machine() for x in found["runs"]] == [1, 0, 1]
+    text = tmp_path / "BOOK.txt"
+    text.write_text("long enough " * 100)
+    run(capsys, "figure3", text, *command[1:], "--kept", kept)  # other data
+    assert calls == ["ordinary", "separate", "shared", "ordinary"]
 
 
 def test_kept_results_are_in_the_page_as_the_experiments_show_them():
