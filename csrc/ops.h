@@ -189,8 +189,10 @@ typedef struct {
                               const real *v, // b hk tk d, strided
                               const uint8_t *attention_mask, // b tk, or NULL; 0 hides a key
                               const int32_t *buckets,        // b h r t (scopes CHUNK and BUCKET)
+                              const int32_t *key_buckets,    // b h r tk (of separate keys)
                               real *out,                     // b h t d, strided
-                              real *lse,                     // b h t, saved for backward
+                              real *lse,                     // b h t, saved for backward: marked
+                              real *log_sums, // b h t, the same without marks, or NULL
                               rf_strides sq, rf_strides sk, rf_strides sv, rf_strides sout,
                               void *scratch);
     size_t (*attention_backward_workspace)(const rf_run *run, const rf_attention *a);
@@ -200,6 +202,7 @@ typedef struct {
                                const real *v, // b hk tk d, strided
                                const uint8_t *attention_mask, // b tk, or NULL
                                const int32_t *buckets,        // b h r t
+                               const int32_t *key_buckets,    // b h r tk
                                const real *out,               // b h t d, strided
                                const real *lse,               // b h t
                                const real *dout,              // b h t d, strided

@@ -69,13 +69,17 @@ typedef struct {
     rf_scope scope;
     size_t b, h, t, d;  // batch, heads, queries, depth of a head
     size_t hk;          // heads of v and, unless shared, of k: each serves h / hk of q in turn
-    size_t tk;          // keys; equals t unless scope is FULL
+    size_t tk;          // keys; equals t unless scope is FULL or keys are separate
     size_t r, k;        // hash rounds; bucket ids are below k (scopes CHUNK and BUCKET)
     size_t m;           // chunk length (scopes LOCAL and CHUNK)
     size_t before;      // chunks of look-back
     size_t after;       // chunks of look-ahead
     int causal;         // a query sees keys at its own and earlier positions
     int shared_qk;      // keys are normalised queries, with the self-mask
+    int separate;       // keys are hashed and sorted apart from the queries, whose last one is at
+                        // the position of the last key; a query that finds no key sees all
+    size_t window;      // 0, or one more than w: keys within w positions of a query count, too,
+                        // once (scopes CHUNK and BUCKET)
     int wrap;           // the first chunk looks back at the last one
     int across_buckets; // attend to other buckets in the same chunk; 1 unless scope is CHUNK
     int duplicates;     // a key met in several rounds counts in each, else where it is met first;

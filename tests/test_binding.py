@@ -580,12 +580,13 @@ def test_an_attention_is_checked_field_by_field():
 
     def forward(k, ids, buckets, **wrong):
         spec = SimpleNamespace(**right | wrong)
-        return _core.attention_forward(spec, x, k, x, None, ids, buckets, None, 1)
+        return _core.attention_forward(spec, x, k, x, None, ids, buckets, None, None, None, 1)
 
     forward(x, 0, None)
     for wrong in [dict(kind="f"), dict(kind=4), dict(chunk_length=0), dict(num_chunks_before=-1),
                   dict(num_chunks_after=2**40), dict(scale=np.nan), dict(dropout=1.0),
-                  dict(dropout_key=-1), dict(kind="lsh"),
+                  dict(dropout_key=-1), dict(kind="lsh", local_window=-1),
+                  dict(kind="lsh", scope="bucket", bucket_cap=64),
                   dict(kind="lsh", scope=3), dict(dropout_key="x"), dict(bucket_cap=65),
                   dict(softcap=-1.0),
                   ]:  # fmt: skip
@@ -600,8 +601,9 @@ def test_an_attention_is_checked_field_by_field():
         forward(None, 3, None, **chunks)
     with pytest.raises(TypeError, match=r"^spec must be an AttentionSpec, got .* without wrap"):
         _core.attention_forward(SimpleNamespace(kind="full", chunk_length=1, num_chunks_before=0,
-            num_chunks_after=0, bucket_cap=None, is_causal=False, shared_qk=False, softcap=None),
-            x, x, x, None, 0, None, None, 1)  # fmt: skip
+            num_chunks_after=0, bucket_cap=None, local_window=None, is_causal=False,
+            shared_qk=False, softcap=None),
+            x, x, x, None, 0, None, None, None, None, 1)  # fmt: skip
 
 
 @pytest.mark.parametrize("op", RIGHT)

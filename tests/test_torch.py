@@ -183,6 +183,7 @@ def operator_calls():
     yield "local_attention", (q, *one, mask), windows | {"shared_qk": False}
     lsh = windows | {
         "num_hashes": 2, "num_buckets": [4], "scope": "chunk", "bucket_cap": None,
+        "local_window": None,
         "attend_across_buckets": True, "allow_duplicate_attention": True,
     }  # fmt: skip
     rotations = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(1))

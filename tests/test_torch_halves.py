@@ -128,6 +128,7 @@ def test_operators_are_what_they_say(half):
                         "wrap": True}  # fmt: skip
     lsh = windows | {
         "num_hashes": 2, "num_buckets": [4], "scope": "chunk", "bucket_cap": None,
+        "local_window": None,
         "attend_across_buckets": True, "allow_duplicate_attention": True,
     }  # fmt: skip
     views = [

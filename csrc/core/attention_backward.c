@@ -9,7 +9,9 @@
      the keys before them keeps their dq, since it usually processes that chunk next;
    - scope FULL, if heads divide evenly among threads: a thread takes a whole head and holds dq of
      all its queries.
-   Heads of queries that share keys or values are processed in turn, and add to the same rows. */
+   Heads of queries that share keys or values are processed in turn, and add to the same rows.
+   Separate keys are sorted by themselves, so query spans and key spans are processed in turn, too;
+   a bucket with a single span of queries needs no more than that. */
 #include "attention_tasks.h"
 
 /* Probabilities and score gradients of keys [i0, i1) of one group of lanes: forward was
@@ -103,15 +105,16 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
 static void backward_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
                           query_span queries, span others, size_t slot, int as_queries, int as_keys,
                           real *others_dq) {
+    const size_t cap = cap_of(x->a, others.round) / BLOCK;
     for (size_t j = 0; j < blocks_of(others.end - others.start, BLOCK); j++) {
         if (stopped(x->order.run)) return;
-        const size_t at = x->a->cap ? (others.start - queries.base.start) / BLOCK + j : 0;
-        if (x->a->cap && !queries_touch(x->a, queries, at)) continue;
+        const size_t at = cap ? (others.start - queries.base.start) / BLOCK + j : 0;
+        if (cap && !queries_touch(queries, at, cap)) continue;
         const block *other = span_block(x, ts, bh, others, j, 1);
         real *dq = others_dq ? others_dq + j * BLOCK * x->dp : NULL;
         for (size_t i = 0; i < queries.count; i++) {
             query_tile *tile = ts->tiles + i;
-            if (x->a->cap && !segments_touch(queries.first + i, at, x->a->cap / BLOCK)) continue;
+            if (cap && !segments_touch(queries.first + i, at, cap)) continue;
             if (as_queries) backward_pair(x, ts, tile->blk, other, slot, tile->dq, NULL, NULL);
             if (as_keys) backward_pair(x, ts, other, tile->blk, slot, dq, tile->dk, tile->dv);
         }
@@ -131,7 +134,7 @@ static void flush_keys(const attention_arrays *x, const query_tile *tile,
                        const backward_results *g) {
     const rf_attention *a = x->a;
     const block *blk = tile->blk;
-    const int add = blk->round > 0 || x->turn > 0;
+    const int add = !is_first_round(a, blk->round) || x->turn > 0;
     real *dv = (real *)kv_head_of(g->dv, g->sdv, a, blk->bh);
     real *dk = a->shared_qk ? NULL : (real *)kv_head_of(g->dk, g->sdk, a, blk->bh);
     for (size_t i = 0; i < blk->nk; i++) {
@@ -148,9 +151,9 @@ static void flush_queries(const attention_arrays *x, const query_tile *tile,
     const rf_attention *a = x->a;
     const block *blk = tile->blk;
     for (size_t i = 0; i < blk->nq; i++) {
-        const size_t token = (size_t)blk->qpos[i], at = i * x->dp;
+        const size_t token = (size_t)blk->qtoken[i], at = i * x->dp;
         real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, token);
-        write_row(dq, tile->dq + at, a->d, blk->round > 0);
+        write_row(dq, tile->dq + at, a->d, !is_first_round(a, blk->round));
         if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + at, tile->dk + at);
     }
 }
@@ -161,11 +164,11 @@ static void backward_own_span(const attention_arrays *x, thread_scratch *ts, siz
                               query_span queries, size_t slot) {
     const span all = queries.base, own = places_of(queries);
     const int both_ways = !x->a->causal;
-    backward_span(x, ts, bh, queries, (span){all.round, all.start, own.start}, slot, 1, both_ways,
-                  NULL);
+    backward_span(x, ts, bh, queries, (span){all.round, all.start, own.start, QUERIES}, slot, 1,
+                  both_ways, NULL);
     backward_span(x, ts, bh, queries, own, slot, 0, 1, ts->dq);
-    backward_span(x, ts, bh, queries, (span){all.round, own.end, all.end}, slot, both_ways, 1,
-                  NULL);
+    backward_span(x, ts, bh, queries, (span){all.round, own.end, all.end, QUERIES}, slot, both_ways,
+                  1, NULL);
 }
 
 /* A chunk and its window. If `known`, the task before has already computed what the chunk's queries
@@ -173,7 +176,8 @@ static void backward_own_span(const attention_arrays *x, thread_scratch *ts, siz
 static void backward_window(const attention_arrays *x, thread_scratch *ts, size_t bh,
                             query_span queries, int known) {
     const rf_attention *a = x->a;
-    const int one_before = a->before == 1 && a->after == 0 && blocks_per_chunk(a) <= QUERY_TILES;
+    const int one_before =
+        a->before == 1 && a->after == 0 && blocks_per_chunk(a, QUERIES) <= QUERY_TILES;
     for (size_t slot = 0; slot <= a->before + a->after && !is_stopped(x->order.run); slot++) {
         const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
         size_t other;
@@ -182,15 +186,15 @@ static void backward_window(const attention_arrays *x, thread_scratch *ts, size_
             if (other == queries.chunk)
                 backward_own_span(x, ts, bh, queries, slot);
             else if (!known)
-                backward_span(x, ts, bh, queries, chunk_span(a, other), slot, 1, 0, NULL);
+                backward_span(x, ts, bh, queries, chunk_span(a, QUERIES, other), slot, 1, 0, NULL);
         }
         // 2. as keys of the chunk that has this one at this offset
         if (!chunk_seen_from(a, queries.chunk, offset, &other)) continue;
         if (one_before) {
-            memset(ts->dq_next, 0, blocks_per_chunk(a) * BLOCK * x->dp * sizeof(real));
+            memset(ts->dq_next, 0, blocks_per_chunk(a, QUERIES) * BLOCK * x->dp * sizeof(real));
             ts->next_head = bh, ts->next_chunk = other;
         }
-        backward_span(x, ts, bh, queries, chunk_span(a, other), slot, 0, 1,
+        backward_span(x, ts, bh, queries, chunk_span(a, QUERIES, other), slot, 0, 1,
                       one_before ? ts->dq_next : NULL);
     }
 }
@@ -205,14 +209,60 @@ static void backward_whole_head(const attention_arrays *x, thread_scratch *ts, s
     backward_span(x, ts, bh, keys, queries, 0, 0, 1, ts->dq + first * BLOCK * x->dp);
 }
 
+/* A span of separate keys, or of their queries, in scope CHUNK. */
+static void backward_separate_chunk(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                                    query_span own) {
+    const rf_attention *a = x->a;
+    for (size_t slot = 0; slot <= a->before + a->after && !is_stopped(x->order.run); slot++) {
+        const ptrdiff_t offset = (ptrdiff_t)slot - (ptrdiff_t)a->before;
+        size_t other;
+        const int there = chunk_at(a, own.chunk, offset, &other);
+        if (x->side == QUERIES && there)
+            backward_span(x, ts, bh, own, chunk_span(a, KEYS, other), slot, 1, 0, NULL);
+        if (x->side == KEYS &&
+            ((there && other == own.chunk) || chunk_seen_from(a, own.chunk, offset, &other)))
+            backward_span(x, ts, bh, own, chunk_span(a, QUERIES, other), slot, 0, 1, NULL);
+    }
+}
+
+/* Are the queries of a bucket of separate keys a single query span? */
+static int is_single_span(const attention_arrays *x, size_t bh, query_span of) {
+    const rf_attention *a = x->a;
+    if (!a->separate || a->scope != RF_BUCKET || !is_hash_round(a, of.base.round)) return 0;
+    const span s = bucket_span(&x->order, QUERIES, bh, of.base.round, of.bucket);
+    const size_t item = QUERY_TILES * BLOCK, blocks = blocks_of(s.end - s.start, BLOCK);
+    return blocks && s.start / item == (s.start + (blocks - 1) * BLOCK) / item;
+}
+
+/* All queries of a bucket, with separate keys: the gradients of its keys are complete, too. */
+static void backward_single_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                                 query_span queries, const backward_results *g) {
+    const span all = bucket_span(&x->order, KEYS, bh, queries.base.round, queries.bucket);
+    const size_t bytes = BLOCK * x->dp * sizeof(real);
+    query_tile keys = {.dk = ts->tiles[0].dk, .dv = ts->tiles[0].dv};
+    for (size_t j = 0; j < blocks_of(all.end - all.start, BLOCK); j++) {
+        if (stopped(x->order.run)) return;
+        keys.blk = span_block(x, ts, bh, all, j, 0);
+        memset(keys.dk, 0, bytes);
+        memset(keys.dv, 0, bytes);
+        for (size_t i = 0; i < queries.count; i++)
+            backward_pair(x, ts, ts->tiles[i].blk, keys.blk, 0, ts->tiles[i].dq, keys.dk, keys.dv);
+        flush_keys(x, &keys, g);
+    }
+}
+
 static void backward_query_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
                                 query_span queries, void *results) {
     const rf_attention *a = x->a;
     const backward_results *g = results;
     const size_t block_size = BLOCK * x->dp;
+    const int hashed = is_hash_round(a, queries.base.round);
+    const int single = is_single_span(x, bh, queries);
+    if (single && x->side == KEYS) return; // the queries' turn has done it
 
     // 1. dq: continue what the task before has begun, or start from 0
-    const int known = is_window_scope(a) && ts->next_head == bh && ts->next_chunk == queries.chunk;
+    const int known =
+        is_window_scope(a) && hashed && ts->next_head == bh && ts->next_chunk == queries.chunk;
     if (known) {
         real *dq = ts->dq;
         ts->dq = ts->dq_next, ts->dq_next = dq;
@@ -237,10 +287,21 @@ static void backward_query_span(const attention_arrays *x, thread_scratch *ts, s
         {kv_head_of(g->dv, g->sdv, a, bh), g->sdv.t},
         {a->shared_qk ? NULL : kv_head_of(g->dk, g->sdk, a, bh), g->sdk.t},
     };
-    queue_rows(x, ts, bh, queries, written, a->shared_qk ? 2 : 3);
+    const size_t of_queries = x->side == QUERIES, of_keys = a->shared_qk ? 1 : 2;
+    queue_rows(x, ts, bh, queries, written + !of_queries,
+               of_queries + (a->separate && of_queries ? 0 : of_keys));
 
     // 3. accumulate
-    if (is_window_scope(a)) {
+    if (single) {
+        backward_single_span(x, ts, bh, queries, g);
+    } else if (a->separate && hashed && is_window_scope(a)) {
+        backward_separate_chunk(x, ts, bh, queries);
+    } else if (a->separate || !hashed) {
+        if (x->side == QUERIES)
+            backward_span(x, ts, bh, queries, keys_of(x, bh, queries), 0, 1, 0, NULL);
+        if (x->side == KEYS || !a->separate)
+            backward_span(x, ts, bh, queries, queries_of(x, bh, queries), 0, 0, 1, NULL);
+    } else if (is_window_scope(a)) {
         backward_window(x, ts, bh, queries, known);
     } else if (x->whole_heads) {
         backward_whole_head(x, ts, bh, queries);
@@ -294,20 +355,23 @@ static void backward_hf_rows(rf_run *run, const attention_arrays *x, const backw
 
 static void attention_backward(rf_run *run, const rf_attention *a, const real *q, const real *k,
                                const real *v, const uint8_t *attention_mask, const int32_t *buckets,
-                               const real *out, const real *lse, const real *dout, real *dq,
-                               real *dk, real *dv, rf_strides sq, rf_strides sk, rf_strides sv,
-                               rf_strides sout, rf_strides sdout, rf_strides sdq, rf_strides sdk,
-                               rf_strides sdv, void *scratch) {
-    attention_arrays x =
-        attention_begin(run, a, q, k, v, attention_mask, buckets, sq, sk, sv, &scratch);
+                               const int32_t *key_buckets, const real *out, const real *lse,
+                               const real *dout, real *dq, real *dk, real *dv, rf_strides sq,
+                               rf_strides sk, rf_strides sv, rf_strides sout, rf_strides sdout,
+                               rf_strides sdq, rf_strides sdk, rf_strides sdv, void *scratch) {
+    attention_arrays x = attention_begin(run, a, q, k, v, attention_mask, buckets, key_buckets, sq,
+                                         sk, sv, &scratch);
     real *delta = take(&scratch, a->b * a->h * a->t, sizeof(real));
     row_products(run, delta, dout, out, a, sdout, sout);
     x.dout = dout, x.sdout = sdout, x.lse = lse, x.delta = delta;
     x.whole_heads = takes_whole_heads(a, run->workers);
     x.sharers = sharers_of(a);
     backward_results g = {dq, dk, dv, sdq, sdk, sdv};
+    const size_t passes = passes_of(a) + (size_t)any_orphans(&x);
     for (x.turn = 0; x.turn < x.sharers; x.turn++)
-        for (size_t round = 0; round < rounds_of(a); round++)
-            for_round(run, &x, round, scratch, 1, backward_query_span, &g);
+        for (size_t pass = 0; pass < passes; pass++)
+            for (x.side = QUERIES; x.side <= key_side(a); x.side++)
+                for_round(run, &x, round_of_pass(a, pass), scratch, 1, backward_query_span, &g);
+    x.side = QUERIES;
     backward_hf_rows(run, &x, &g, scratch);
 }

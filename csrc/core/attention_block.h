@@ -2,7 +2,8 @@
 
    A block gathers the rows of its tokens, as queries and as keys, into dense, padded scratch, so
    that the products of attention_pair.h are plain register tiles whatever the order and the strides
-   of the arrays. Its tokens are in order of position. */
+   of the arrays. Its tokens are in order of position. Where keys are separate, a block has only
+   queries or only keys. */
 #ifndef RF_ATTENTION_BLOCK_H
 #define RF_ATTENTION_BLOCK_H
 
@@ -26,7 +27,6 @@ typedef struct {
     layout order;
     const real *q, *k, *v, *dout, *lse, *delta;
     const uint8_t *mask;
-    const int32_t *buckets;
     rf_strides sq, sk, sv, sdout;
     size_t dp;       // d, padded to whole vectors
     size_t terms;    // of operands rounded to bfloat16; 0: products are not rounded
@@ -34,10 +34,12 @@ typedef struct {
     int repeats;     // pairs may meet repeatedly, and count once
     size_t sharers;  // backward: heads that share keys or values are processed in turn; else 1
     size_t turn;     // below sharers: which of them
+    token_side side; // whose tokens are processed: of separate keys in a backward, or QUERIES
 } attention_arrays;
 
 typedef struct {
     size_t bh, round, start; // which tokens: places start.. of the round's order
+    token_side side;         // of this side
     int has_queries, has_keys;
     int pinned;            // part of the current query span: must not be replaced
     int in_order;          // the tokens are consecutive, and none is hidden
@@ -46,6 +48,7 @@ typedef struct {
     size_t visible;        // keys [0, visible) are not hidden by the attention mask
     lane earliest, latest; // positions of the queries
     lane qpos[BLOCK], kpos[BLOCK];
+    lane qtoken[BLOCK];                  // which rows queries are; a key's position is its row
     lane qbucket[BLOCK], kbucket[BLOCK]; // over all rounds; only if buckets are compared
     lane *homes;                         // r x BLOCK, if pairs must not repeat: see order.h
     uint64_t drop[BLOCK];                // keys of the queries' dropout bits
@@ -156,13 +159,29 @@ static inline int is_hidden(const attention_arrays *x, size_t bh, size_t token) 
     return x->mask && !x->mask[bh / x->a->h * x->a->tk + token];
 }
 
-static inline size_t token_at(const attention_arrays *x, size_t bh, size_t round, size_t place) {
-    return x->order.order ? x->order.order[(bh * x->a->r + round) * x->a->t + place] : place;
+/* Is the order of this side that of the sequence? */
+static inline int is_sequence(const attention_arrays *x, token_side side, size_t round) {
+    const rf_attention *a = x->a;
+    if (is_hash_round(a, round)) return !x->order.of[side].order;
+    return side == KEYS || round == window_round(a);
 }
 
-static inline lane bucket_of(const attention_arrays *x, size_t bh, size_t round, size_t token) {
-    const rf_attention *a = x->a;
-    return (lane)(round * (a->k + 1)) + x->buckets[(bh * a->r + round) * a->t + token];
+static inline size_t token_at(const attention_arrays *x, token_side side, size_t bh, size_t round,
+                              size_t place) {
+    if (is_sequence(x, side, round)) return place;
+    if (round == orphan_round(x->a)) return x->order.orphans[bh * x->a->t + place];
+    return x->order.of[side].order[list_index(&x->order, side, bh, round, place)];
+}
+
+static inline lane bucket_of(const attention_arrays *x, token_side side, size_t bh, size_t round,
+                             size_t token) {
+    const int32_t bucket = x->order.of[side].buckets[list_index(&x->order, side, bh, round, token)];
+    return (lane)(round * (x->a->k + 1)) + bucket;
+}
+
+/* The positions of the tokens of a side, less the tokens. */
+static inline ptrdiff_t position_shift(const rf_attention *a, token_side side) {
+    return side == QUERIES ? first_position(a) : 0;
 }
 
 static inline real inverse_root(real mean_square) {
@@ -174,11 +193,27 @@ static inline real key_norm(const real *x, size_t d) {
     return inverse_root(dot(x, x, d) / (real)d + (real)1e-6);
 }
 
+/* Homes of n tokens, in all rounds. */
+static void block_homes(const attention_arrays *x, block *blk, const lane *tokens, size_t n) {
+    const token_order *of = &x->order.of[blk->side];
+    const size_t r = x->a->r;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t *homes = of->homes + (blk->bh * of->n + (size_t)tokens[i]) * r;
+        for (size_t j = 0; j < r; j++) blk->homes[j * BLOCK + i] = (lane)homes[j];
+    }
+}
+
 static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     const rf_attention *a = x->a;
-    const size_t bh = blk->bh;
-    blk->nq = blk->start < a->t ? min_size(places, a->t - blk->start) : 0;
-    blk->nk = blk->start < a->tk ? min_size(places, a->tk - blk->start) : 0;
+    const size_t bh = blk->bh, round = blk->round, start = blk->start;
+    const token_side side = blk->side;
+    if (a->separate) {
+        blk->nq = side == QUERIES ? places : 0;
+        blk->nk = side == KEYS ? places : 0;
+    } else {
+        blk->nq = start < a->t ? min_size(places, a->t - start) : 0;
+        blk->nk = start < a->tk ? min_size(places, a->tk - start) : 0;
+    }
     for (size_t i = 0; i < BLOCK; i++) blk->qpos[i] = blk->kpos[i] = -1;
 
     // 1. keys: those hidden by the mask go last; the others are a prefix in order of position
@@ -186,7 +221,7 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     size_t hiding = 0;
     blk->visible = 0;
     for (size_t i = 0; i < blk->nk; i++) {
-        const size_t token = token_at(x, bh, blk->round, blk->start + i);
+        const size_t token = token_at(x, side, bh, round, start + i);
         if (is_hidden(x, bh, token))
             hidden[hiding++] = (lane)token;
         else
@@ -194,22 +229,28 @@ static void block_tokens(const attention_arrays *x, block *blk, size_t places) {
     }
     for (size_t i = 0; i < hiding; i++) blk->kpos[blk->visible + i] = hidden[i];
 
-    blk->in_order = !x->order.order && hiding == 0;
+    blk->in_order = is_sequence(x, side, round) && hiding == 0;
 
     // 2. queries: in self-attention the same tokens, so one list serves both
-    for (size_t i = 0; i < blk->nq; i++)
-        blk->qpos[i] = is_self_attention(a) ? blk->kpos[i] : (lane)(blk->start + i);
-    blk->earliest = (lane)token_at(x, bh, blk->round, blk->start);
-    blk->latest = (lane)token_at(x, bh, blk->round, blk->start + max_size(blk->nq, 1) - 1);
-    // 3. buckets, if they restrict attention
-    if (!a->across_buckets)
-        for (size_t i = 0; i < blk->nk; i++)
-            blk->kbucket[i] = blk->qbucket[i] = bucket_of(x, bh, blk->round, (size_t)blk->kpos[i]);
-    // 4. homes, in all rounds
-    for (size_t i = 0; i < blk->nk && blk->homes; i++) {
-        const uint32_t *homes = x->order.homes + (bh * a->t + (size_t)blk->kpos[i]) * a->r;
-        for (size_t r = 0; r < a->r; r++) blk->homes[r * BLOCK + i] = (lane)homes[r];
+    const lane shift = (lane)position_shift(a, side);
+    for (size_t i = 0; i < blk->nq; i++) {
+        if (a->separate)
+            blk->qtoken[i] = (lane)token_at(x, side, bh, round, start + i);
+        else
+            blk->qtoken[i] = is_self_attention(a) ? blk->kpos[i] : (lane)(start + i);
+        blk->qpos[i] = blk->qtoken[i] + shift;
     }
+    blk->earliest = (lane)token_at(x, side, bh, round, start) + shift;
+    blk->latest = (lane)token_at(x, side, bh, round, start + max_size(blk->nq, 1) - 1) + shift;
+    if (!is_hash_round(a, round)) return;
+    // 3. buckets, if they restrict attention
+    for (size_t i = 0; i < blk->nk && !a->across_buckets; i++)
+        blk->kbucket[i] = bucket_of(x, side, bh, round, (size_t)blk->kpos[i]);
+    for (size_t i = 0; i < blk->nq && !a->across_buckets; i++)
+        blk->qbucket[i] = bucket_of(x, side, bh, round, (size_t)blk->qtoken[i]);
+    // 4. homes
+    if (blk->homes)
+        block_homes(x, blk, blk->nk ? blk->kpos : blk->qtoken, max_size(blk->nk, blk->nq));
 }
 
 /* Rows of n tokens of a head, dp apart. A full block of consecutive tokens is used in place if its
@@ -318,16 +359,16 @@ static void block_keys(const attention_arrays *x, block *blk) {
 
 static void block_queries(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
-    if (!a->shared_qk) query_columns(x, blk, blk->qpos, blk->nq);
+    if (!a->shared_qk) query_columns(x, blk, blk->qtoken, blk->nq);
     if (a->dropout > 0)
         for (size_t i = 0; i < blk->nq; i++)
             blk->drop[i] =
-                row_key(a->key, (uint32_t)blk->bh, (uint32_t)blk->round, (uint32_t)blk->qpos[i]);
+                row_key(a->key, (uint32_t)blk->bh, (uint32_t)blk->round, (uint32_t)blk->qtoken[i]);
 
     if (x->dout) {
         for (size_t i = 0; i < BLOCK; i++) blk->lse[i] = REAL_HUGE;
         for (size_t i = 0; i < blk->nq; i++) {
-            const size_t token = (size_t)blk->qpos[i];
+            const size_t token = (size_t)blk->qtoken[i];
             const real lse = x->lse[blk->bh * a->t + token];
             // hf_row_backward computes rows without a key: a huge lse makes their probabilities 0
             if (lse != -(real)INFINITY)
@@ -335,12 +376,12 @@ static void block_queries(const attention_arrays *x, block *blk) {
             blk->delta[i] = x->delta[blk->bh * a->t + token];
         }
         const real *dout = head_of(x->dout, x->sdout, a, blk->bh);
-        blk->do_rows = block_rows(x, blk, blk->qpos, blk->nq, dout, x->sdout.t, blk->do_space);
+        blk->do_rows = block_rows(x, blk, blk->qtoken, blk->nq, dout, x->sdout.t, blk->do_space);
         if (x->terms) {
             right_columns(blk->do_columns_right, blk->do_rows, x->dp, a->d, blk->nq);
             right_rows(blk->do_right, blk->do_rows, x->dp, blk->nq, a->d);
         } else {
-            block_columns(x, blk->qpos, blk->nq, dout, x->sdout.t, blk->do_rows, blk->do_columns);
+            block_columns(x, blk->qtoken, blk->nq, dout, x->sdout.t, blk->do_rows, blk->do_columns);
         }
     }
     blk->has_queries = 1;
@@ -397,24 +438,28 @@ typedef struct {
     uint64_t clock;
 } block_cache;
 
-/* The block at `start`, with its keys and, if `queries` is set, its queries: from the cache, or
-   gathered in place of the least recently used one. */
-static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh, size_t round,
+/* The block at place `start` of a span's order, with its keys and, if `queries` is set, its queries
+   (of separate keys, with what it has): from the cache, or gathered in place of the least recently
+   used one. */
+static block *block_get(const attention_arrays *x, block_cache *cache, size_t bh, span s,
                         size_t start, size_t places, int queries) {
     block *found = NULL, *oldest = NULL;
     for (size_t i = 0; i < cache->count && !found; i++) {
         block *blk = cache->blocks + i;
-        if (blk->bh == bh && blk->round == round && blk->start == start) found = blk;
+        if (blk->bh == bh && blk->round == s.round && blk->start == start && blk->side == s.side)
+            found = blk;
         if (!blk->pinned && (!oldest || blk->used < oldest->used)) oldest = blk;
     }
     if (!found) {
         found = oldest;
-        found->bh = bh, found->round = round, found->start = start;
+        found->bh = bh, found->round = s.round, found->start = start, found->side = s.side;
         found->has_keys = found->has_queries = 0;
         block_tokens(x, found, places);
     }
     found->used = ++cache->clock;
-    if (!found->has_keys) block_keys(x, found);
+    const int keys = !x->a->separate || s.side == KEYS;
+    if (x->a->separate) queries = s.side == QUERIES;
+    if (keys && !found->has_keys) block_keys(x, found);
     if (queries && !found->has_queries) block_queries(x, found);
     return found;
 }

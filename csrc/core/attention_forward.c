@@ -6,6 +6,7 @@
 
 typedef struct {
     real *out, *lse, *sum;
+    real *log_sums; // or NULL
     rf_strides sout;
 } forward_results;
 
@@ -146,11 +147,22 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
     tile->started = 1;
 }
 
-/* The softmax state of a tile's rows: empty in round 0, then as query_tile_store left it. */
+/* Does a row begin anew in this round? Orphans do: nothing has come before. */
+static int begins_rows(const rf_attention *a, size_t round) {
+    return is_first_round(a, round) || (!is_hash_round(a, round) && round == orphan_round(a));
+}
+
+/* Is this round a row's last one? */
+static int ends_rows(const rf_attention *a, size_t round) {
+    return round + 1 == rounds_of(a) || round == orphan_round(a);
+}
+
+/* The softmax state of a tile's rows: empty in their first round, then as query_tile_store left it.
+ */
 static void query_tile_load(const attention_arrays *x, query_tile *tile, const forward_results *f) {
     const rf_attention *a = x->a;
     const block *q = tile->blk;
-    tile->started = q->round > 0;
+    tile->started = !begins_rows(a, q->round);
     for (size_t i = 0; i < BLOCK; i++) {
         tile->max[i] = REAL_LOWEST;
         tile->sum[i] = 0;
@@ -158,7 +170,7 @@ static void query_tile_load(const attention_arrays *x, query_tile *tile, const f
     }
     if (!tile->started) return;
     for (size_t i = 0; i < q->nq; i++) {
-        const size_t token = (size_t)q->qpos[i], row = q->bh * a->t + token;
+        const size_t token = (size_t)q->qtoken[i], row = q->bh * a->t + token;
         tile->max[i] = f->lse[row];
         tile->sum[i] = f->sum[row];
         real *num = tile->num + i * x->dp;
@@ -186,11 +198,11 @@ static void query_tile_store(const attention_arrays *x, const query_tile *tile,
                              const forward_results *f) {
     const rf_attention *a = x->a;
     const block *q = tile->blk;
-    const int last = q->round + 1 == rounds_of(a);
+    const int last = ends_rows(a, q->round);
     if (!tile->started) memset(tile->num, 0, q->nq * x->dp * sizeof(real));
 
     // 1. log-sum-exp in natural units, and the reciprocals of the sums
-    const ivec by_value = (ivec){0} - (lane)(a->shared_qk && rounds_of(a) == 1);
+    const ivec by_value = (ivec){0} - (lane)(a->shared_qk && passes_of(a) == 1);
     real lse[BLOCK];
     for (size_t i = 0; i < BLOCK && last; i += VEC_LANES) {
         const vec max = vload(tile->max + i), sum = vload(tile->sum + i);
@@ -206,7 +218,7 @@ static void query_tile_store(const attention_arrays *x, const query_tile *tile,
     real *head = (real *)head_of(f->out, f->sout, a, q->bh);
     const size_t d = a->d, dp = x->dp, first = q->bh * a->t;
     for (size_t i = 0; i < q->nq; i++) {
-        real *out = head + (ptrdiff_t)q->qpos[i] * f->sout.t;
+        real *out = head + (ptrdiff_t)q->qtoken[i] * f->sout.t;
         if (last)
             scale_row(out, tile->num + i * dp, tile->sum[i], d);
         else
@@ -215,18 +227,19 @@ static void query_tile_store(const attention_arrays *x, const query_tile *tile,
 
     // 3. log-sum-exps, or maxima and sums
     const real *lse_or_max = last ? lse : tile->max;
-    for (size_t i = 0; i < q->nq; i++) f->lse[first + (size_t)q->qpos[i]] = lse_or_max[i];
-    for (size_t i = 0; i < q->nq && !last; i++) f->sum[first + (size_t)q->qpos[i]] = tile->sum[i];
+    for (size_t i = 0; i < q->nq; i++) f->lse[first + (size_t)q->qtoken[i]] = lse_or_max[i];
+    for (size_t i = 0; i < q->nq && !last; i++) f->sum[first + (size_t)q->qtoken[i]] = tile->sum[i];
 }
 
 static void forward_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
                          query_span queries, span keys, size_t slot) {
+    const size_t cap = cap_of(x->a, keys.round) / BLOCK;
     for (size_t j = 0; j < blocks_of(keys.end - keys.start, BLOCK); j++) {
         if (stopped(x->order.run)) return;
-        if (x->a->cap && !queries_touch(x->a, queries, j)) continue;
+        if (cap && !queries_touch(queries, j, cap)) continue;
         const block *k = span_block(x, ts, bh, keys, j, 0);
         for (size_t i = 0; i < queries.count; i++)
-            if (segments_touch(queries.first + i, j, x->a->cap / BLOCK))
+            if (segments_touch(queries.first + i, j, cap))
                 forward_pair(x, ts, ts->tiles + i, k, slot);
     }
 }
@@ -236,14 +249,19 @@ static void forward_spans(const attention_arrays *x, thread_scratch *ts, size_t 
                           query_span queries, const forward_results *f) {
     const rf_attention *a = x->a;
     for (size_t i = 0; i < queries.count; i++) query_tile_load(x, ts->tiles + i, f);
-    if (is_window_scope(a)) {
+    const int hashed = is_hash_round(a, queries.base.round);
+    if (is_window_scope(a) && hashed) {
         // the queries' own chunk first: its keys are the most similar, and later maxima seldom grow
         for (size_t i = 0; i <= a->before + a->after && !is_stopped(x->order.run); i++) {
             const size_t slot = i == 0 ? a->before : i <= a->before ? i - 1 : i;
             size_t to;
             if (chunk_at(a, queries.chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
-                forward_span(x, ts, bh, queries, chunk_span(a, to), slot);
+                forward_span(x, ts, bh, queries, chunk_span(a, key_side(a), to), slot);
         }
+        return;
+    }
+    if (a->separate || !hashed) {
+        forward_span(x, ts, bh, queries, keys_of(x, bh, queries), 0);
         return;
     }
     span keys = queries.base;
@@ -292,10 +310,13 @@ static void forward_hf_rows_of_thread(rf_run *run, const attention_arrays *x,
     hf_scratch hf = hf_scratch_place(a, scratch);
 #pragma omp for schedule(dynamic) nowait
     for (size_t task = 0; task < blocks_of(rows, step); task++)
-        for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++)
-            if (f->lse[i] == -(real)INFINITY && !stopped(run))
-                hf_row_forward(x, (real *)row_of(f->out, f->sout, a, i / a->t, i % a->t), i / a->t,
-                               i % a->t, &hf);
+        for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++) {
+            if (f->log_sums) f->log_sums[i] = f->lse[i] == LSE_SELF_ONLY ? SCORE_SELF : f->lse[i];
+            if (f->lse[i] != -(real)INFINITY || stopped(run)) continue;
+            hf_row_forward(x, (real *)row_of(f->out, f->sout, a, i / a->t, i % a->t), i / a->t,
+                           i % a->t, &hf);
+            if (f->log_sums) f->log_sums[i] = hf.lse;
+        }
 }
 
 /* The rows that were marked as having attended to no key. */
@@ -314,13 +335,14 @@ static void forward_hf_rows(rf_run *run, const attention_arrays *x, const forwar
 
 static void attention_forward(rf_run *run, const rf_attention *a, const real *q, const real *k,
                               const real *v, const uint8_t *attention_mask, const int32_t *buckets,
-                              real *out, real *lse, rf_strides sq, rf_strides sk, rf_strides sv,
-                              rf_strides sout, void *scratch) {
-    attention_arrays x =
-        attention_begin(run, a, q, k, v, attention_mask, buckets, sq, sk, sv, &scratch);
-    forward_results f = {out, lse, NULL, sout};
-    if (rounds_of(a) > 1) f.sum = take(&scratch, a->b * a->h * a->t, sizeof(real));
-    for (size_t round = 0; round < rounds_of(a); round++)
-        for_round(run, &x, round, scratch, 0, forward_query_span, &f);
+                              const int32_t *key_buckets, real *out, real *lse, real *log_sums,
+                              rf_strides sq, rf_strides sk, rf_strides sv, rf_strides sout,
+                              void *scratch) {
+    attention_arrays x = attention_begin(run, a, q, k, v, attention_mask, buckets, key_buckets, sq,
+                                         sk, sv, &scratch);
+    forward_results f = {out, lse, NULL, log_sums, sout};
+    if (passes_of(a) > 1) f.sum = take(&scratch, a->b * a->h * a->t, sizeof(real));
+    for (size_t pass = 0; pass < passes_of(a) + (size_t)any_orphans(&x); pass++)
+        for_round(run, &x, round_of_pass(a, pass), scratch, 0, forward_query_span, &f);
     forward_hf_rows(run, &x, &f, scratch);
 }

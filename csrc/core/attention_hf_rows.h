@@ -9,13 +9,15 @@
    rows whose scores are all below -5e4, which are treated alike), and here they are computed one at
    a time.
 
-   Scope BUCKET, and scope CHUNK without wrap, without duplicates or within buckets only, do not
-   exist in Hugging Face's model. There the softmax is exact, and a row that attends only to itself
-   equals its value. */
+   Scope BUCKET, and scope CHUNK without wrap, without duplicates or within buckets only, separate
+   keys and a window do not exist in Hugging Face's model. There the softmax is exact, and a row
+   that attends only to itself equals its value. With separate keys, a row that sees no key at all
+   is 0, and its log-sum-exp is -inf. */
 #ifndef RF_ATTENTION_HF_ROWS_H
 #define RF_ATTENTION_HF_ROWS_H
 
 #include "attention_pair.h"
+#include "attention_seen.h"
 
 /* The keys of one query in one round. */
 typedef struct {
@@ -27,22 +29,28 @@ typedef struct {
 
 /* The maximum number of keys of a row in one round. */
 static size_t key_list_max(const rf_attention *a) {
-    if (!is_window_scope(a)) return max_size(a->t, a->tk);
+    if (!is_window_scope(a) || a->window || a->separate) return max_size(a->t, a->tk);
     return bytes_mul(bytes_add(bytes_add(a->before, a->after), 1), min_size(a->m, a->t));
+}
+
+/* Passes in which a row may see keys: with separate keys, one more for those of an orphan. */
+static size_t row_passes(const rf_attention *a) {
+    return passes_of(a) + (size_t)may_have_orphans(a);
 }
 
 /* One thread's scratch for one row. */
 typedef struct {
     key_list keys;
-    real *shift, *weight; // r each: the probability of a key is exp(score - shift) * weight
+    real *shift, *weight; // of each pass: the probability of a key is exp(score - shift) * weight
     real *row;            // d
+    real lse;             // of all scores
     int others;           // 0 if the row is just its own value
 } hf_scratch;
 
 static size_t hf_scratch_bytes(const rf_attention *a) {
     const size_t max = key_list_max(a);
     const size_t lists = bytes_mul(2, bytes_of(max, sizeof(uint32_t)));
-    const size_t rows = bytes_of(bytes_add(bytes_mul(2, rounds_of(a)), a->d), sizeof(real));
+    const size_t rows = bytes_of(bytes_add(bytes_mul(2, row_passes(a)), a->d), sizeof(real));
     return bytes_add(bytes_add(bytes_of(max, sizeof(real)), lists), rows);
 }
 
@@ -53,14 +61,15 @@ static hf_scratch hf_scratch_place(const rf_attention *a, void *at) {
     hf.keys.token = take(&at, max, sizeof(uint32_t));
     hf.keys.slot = take(&at, max, sizeof(uint32_t));
     hf.keys.n = 0;
-    hf.shift = take(&at, 2 * rounds_of(a) + a->d, sizeof(real));
-    hf.weight = hf.shift + rounds_of(a);
-    hf.row = hf.weight + rounds_of(a);
+    hf.shift = take(&at, 2 * row_passes(a) + a->d, sizeof(real));
+    hf.weight = hf.shift + row_passes(a);
+    hf.row = hf.weight + row_passes(a);
     return hf;
 }
 
 /* Does Hugging Face's model have this kind of attention? */
 static int rounds_as_hugging_face(const rf_attention *a) {
+    if (a->separate || a->window) return 0;
     return !is_sorted_scope(a) ||
            (a->scope == RF_CHUNK && a->duplicates && a->across_buckets && a->wrap);
 }
@@ -84,22 +93,18 @@ static real soft_capped1(real score, real cap) {
     return cap > 0 ? cap * (real)tanh((double)(score / cap)) : score;
 }
 
-static int is_masked(const attention_arrays *x, size_t bh, size_t round, size_t i, size_t key_round,
-                     size_t j) {
-    const rf_attention *a = x->a;
-    if (is_hidden(x, bh, j) || (a->causal && j > i)) return 1;
-    return !a->across_buckets && bucket_of(x, bh, round, i) != bucket_of(x, bh, key_round, j);
-}
-
 static void list_span(const attention_arrays *x, size_t bh, size_t round, size_t i, span s,
                       size_t slot, key_list *keys) {
     const rf_attention *a = x->a;
+    const int hashed = is_hash_round(a, round);
     for (size_t at = s.start; at < s.end; at++) {
         if (at % 1024 == 0 && stopped(x->order.run)) return;
-        const size_t j = token_at(x, bh, s.round, at);
+        const size_t j = token_at(x, s.side, bh, s.round, at);
         const int masked = is_masked(x, bh, round, i, s.round, j);
         const int counts = !masked || (a->shared_qk && i == j);
-        if (!a->duplicates && counts && has_met(&x->order, x->buckets, bh, i, j, round, slot))
+        if (masked && a->separate) continue;
+        if (hashed && a->window && in_window(a, (ptrdiff_t)j - position_of(a, i))) continue;
+        if (hashed && !a->duplicates && counts && has_met(&x->order, bh, i, j, round, slot))
             continue;
         real score = SCORE_HIDDEN;
         if (!masked) score = soft_capped1(plain_score(x, bh, i, j), (real)a->softcap);
@@ -114,21 +119,11 @@ static void list_keys(const attention_arrays *x, size_t bh, size_t round, size_t
                       key_list *keys) {
     const rf_attention *a = x->a;
     keys->n = 0;
-    if (a->scope == RF_FULL) {
-        list_span(x, bh, round, i, (span){0, 0, a->tk}, 0, keys);
-    } else if (a->scope == RF_BUCKET) {
-        const int32_t bucket = x->buckets[(bh * a->r + round) * a->t + i];
-        list_span(x, bh, round, i, bucket_segments(&x->order, bh, round, bucket, i), 0, keys);
-    } else {
-        const size_t place =
-            a->scope == RF_CHUNK ? x->order.place[(bh * a->r + round) * a->t + i] : i;
-        const size_t chunk = round * chunks_of(a) + place / a->m;
-        for (size_t slot = 0; slot <= a->before + a->after; slot++) {
-            size_t to;
-            if (slot % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
-            if (chunk_at(a, chunk, (ptrdiff_t)slot - (ptrdiff_t)a->before, &to))
-                list_span(x, bh, round, i, chunk_span(a, to), slot, keys);
-        }
+    if (may_have_orphans(a) && round == orphan_round(a) && finds_key(x, bh, i)) return;
+    for (size_t slot = 0; slot < slots_of(a, round); slot++) {
+        span s;
+        if (slot % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
+        if (seen_span(x, bh, round, i, slot, &s)) list_span(x, bh, round, i, s, slot, keys);
     }
 }
 
@@ -173,9 +168,9 @@ static void hugging_face_rounds(const attention_arrays *x, size_t bh, size_t i, 
         list_keys(x, bh, r, i, &hf->keys);
         hf->shift[r] = hf_lse(hf->keys.score, hf->keys.n);
     }
-    const real lse = rounds > 1 ? hf_lse(hf->shift, rounds) : hf->shift[0];
+    hf->lse = rounds > 1 ? hf_lse(hf->shift, rounds) : hf->shift[0];
     for (size_t r = 0; r < rounds; r++)
-        hf->weight[r] = rounds > 1 ? libm_exp(hf->shift[r] - lse) : 1;
+        hf->weight[r] = rounds > 1 ? libm_exp(hf->shift[r] - hf->lse) : 1;
 }
 
 /* Does a key other than the query itself have a probability above 0? */
@@ -188,23 +183,24 @@ static int sees_others(const key_list *keys, size_t i, real max) {
 /* The exact softmax over all rounds, relative to each round's maximum, so that no huge log-sum-exp
    is rounded. */
 static void plain_rounds(const attention_arrays *x, size_t bh, size_t i, hf_scratch *hf) {
-    const size_t rounds = rounds_of(x->a);
-    for (size_t r = 0; r < rounds; r++) {
-        list_keys(x, bh, r, i, &hf->keys);
+    const size_t passes = row_passes(x->a);
+    for (size_t r = 0; r < passes; r++) {
+        list_keys(x, bh, round_of_pass(x->a, r), i, &hf->keys);
         hf->shift[r] = hf->keys.n ? max_of(hf->keys.score, hf->keys.n) : REAL_LOWEST;
         hf->weight[r] = exp_sum(hf->keys.score, hf->keys.n, hf->shift[r]);
         hf->others = hf->others || sees_others(&hf->keys, i, hf->shift[r]);
     }
-    const real max = max_of(hf->shift, rounds);
+    const real max = max_of(hf->shift, passes);
     real sum = 0;
-    for (size_t r = 0; r < rounds; r++) sum += hf->weight[r] * libm_exp(hf->shift[r] - max);
-    for (size_t r = 0; r < rounds; r++) hf->weight[r] = libm_exp(hf->shift[r] - max) / sum;
+    for (size_t r = 0; r < passes; r++) sum += hf->weight[r] * libm_exp(hf->shift[r] - max);
+    for (size_t r = 0; r < passes; r++) hf->weight[r] = libm_exp(hf->shift[r] - max) / sum;
+    hf->lse = sum > 0 ? max + (real)log((double)sum) : -(real)INFINITY;
 }
 
 /* Fill shift and weight. Returns 0 if the row is exactly its own value: it attends only to itself,
    and no dropout could drop one of its occurrences. */
 static int row_rounds(const attention_arrays *x, size_t bh, size_t i, hf_scratch *hf) {
-    hf->others = rounds_as_hugging_face(x->a) || x->a->dropout > 0;
+    hf->others = rounds_as_hugging_face(x->a) || x->a->dropout > 0 || x->a->separate;
     if (rounds_as_hugging_face(x->a))
         hugging_face_rounds(x, bh, i, hf);
     else
@@ -215,7 +211,7 @@ static int row_rounds(const attention_arrays *x, size_t bh, size_t i, hf_scratch
 static void hf_row_forward(const attention_arrays *x, real *out, size_t bh, size_t i,
                            hf_scratch *hf) {
     const rf_attention *a = x->a;
-    const size_t rounds = rounds_of(a);
+    const size_t passes = row_passes(a);
     key_list *keys = &hf->keys;
     // 1. shift and weight of each round
     if (!row_rounds(x, bh, i, hf)) {
@@ -224,12 +220,13 @@ static void hf_row_forward(const attention_arrays *x, real *out, size_t bh, size
     }
     // 2. out = sum of p keep v
     memset(out, 0, a->d * sizeof(real));
-    for (size_t r = 0; r < rounds; r++) {
-        if (rounds > 1) list_keys(x, bh, r, i, keys);
+    for (size_t r = 0; r < passes; r++) {
+        const size_t round = round_of_pass(a, r);
+        if (passes > 1) list_keys(x, bh, round, i, keys);
         for (size_t at = 0; at < keys->n; at++) {
             if (at % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
             const real p = hf->weight[r] * libm_exp(keys->score[at] - hf->shift[r]) *
-                           drop_factor(a, bh, r, i, keys, at);
+                           drop_factor(a, bh, round, i, keys, at);
             const real *v = kv_row_of(x->v, x->sv, a, bh, keys->token[at]);
             if (p != 0)
                 for (size_t j = 0; j < a->d; j++) out[j] += p * v[j];
@@ -257,7 +254,7 @@ typedef struct {
 static void hf_row_backward(const attention_arrays *x, const backward_results *to, size_t bh,
                             size_t i, hf_scratch *hf) {
     const rf_attention *a = x->a;
-    const size_t rounds = rounds_of(a), d = a->d;
+    const size_t passes = row_passes(a), d = a->d;
     key_list *keys = &hf->keys;
     real *g = hf->row;
     const real *dout = row_of(x->dout, x->sdout, a, bh, i), *q = row_of(x->q, x->sq, a, bh, i);
@@ -266,8 +263,9 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
         return;
     }
     real *dqi = (real *)row_of(to->dq, to->sdq, a, bh, i);
-    for (size_t r = 0; r < rounds; r++) {
-        if (rounds > 1) list_keys(x, bh, r, i, keys);
+    for (size_t r = 0; r < passes; r++) {
+        const size_t round = round_of_pass(a, r);
+        if (passes > 1) list_keys(x, bh, round, i, keys);
         for (size_t at = 0; at < keys->n; at++) {
             if (at % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
             const size_t token = keys->token[at];
@@ -275,7 +273,7 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
             if (p == 0) continue;
 
             // 1. dv: forward was out += p keep v
-            const real keep = drop_factor(a, bh, r, i, keys, at);
+            const real keep = drop_factor(a, bh, round, i, keys, at);
             const real *v = kv_row_of(x->v, x->sv, a, bh, token);
             real *dvj = (real *)kv_row_of(to->dv, to->sdv, a, bh, token);
             for (size_t j = 0; j < d; j++) dvj[j] += p * keep * dout[j];

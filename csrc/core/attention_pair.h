@@ -15,7 +15,27 @@
 
 /* May a query of this block have met a key before? In the first round only across its ends. */
 static inline int may_have_met(const attention_arrays *x, const block *q) {
-    return x->repeats && (q->round > 0 || (x->a->scope == RF_CHUNK && x->a->wrap));
+    return x->repeats && is_hash_round(x->a, q->round) &&
+           (q->round > 0 || (x->a->scope == RF_CHUNK && x->a->wrap));
+}
+
+/* Does the window decide which pairs count in this round: those in it, or those outside? */
+static inline int compares_distances(const rf_attention *a, const block *q) {
+    return a->window && q->round <= window_round(a);
+}
+
+/* How a window masks a pair of blocks. */
+typedef enum { ALL_COUNT, SOME_COUNT, NONE_COUNT } window_mask;
+
+static window_mask window_mask_of(const rf_attention *a, const block *q, const block *k) {
+    if (!compares_distances(a, q)) return ALL_COUNT;
+    const ptrdiff_t least = (ptrdiff_t)k->kpos[0] - q->latest; // distances of keys from queries
+    const ptrdiff_t most = (ptrdiff_t)k->kpos[k->visible - 1] - q->earliest;
+    const ptrdiff_t reach = (ptrdiff_t)a->window - 1;
+    const int inside = in_window(a, least) && in_window(a, most);
+    const int outside = least > reach || most < -reach;
+    if (!inside && !outside) return SOME_COUNT;
+    return inside == (q->round == window_round(a)) ? ALL_COUNT : NONE_COUNT;
 }
 
 /* Where masks apply to a pair of blocks. For each group of VEC_LANES queries, keys [0, dense_end)
@@ -31,11 +51,14 @@ static void find_extent(mask_extent *extent, const attention_arrays *x, const bl
                         const block *k) {
     const rf_attention *a = x->a;
     const size_t visible = k->visible;
-    const int all_partial = !a->across_buckets || a->softcap > 0 ||
-                            (may_have_met(x, q) && (!q->homes || a->scale == 0));
     extent->groups = blocks_of(q->nq, VEC_LANES);
     extent->max_end = 0;
     if (!visible || !q->nq || (a->causal && k->kpos[0] > q->latest)) return;
+    const window_mask window = window_mask_of(a, q, k);
+    if (window == NONE_COUNT) return;
+    const int all_partial = (!a->across_buckets && is_hash_round(a, q->round)) || a->softcap > 0 ||
+                            (may_have_met(x, q) && (!q->homes || a->scale == 0)) ||
+                            window == SOME_COUNT;
 
     // 1. no mask within the pair: everything is dense
     for (size_t g = 0; g < extent->groups; g++)
@@ -221,7 +244,7 @@ static ivec met_by_place(const attention_arrays *x, const block *q, const block 
                          size_t i, size_t slot) {
     ivec met = {0};
     for (size_t j = 0; j < VEC_LANES && group * VEC_LANES + j < q->nq; j++)
-        met[j] = -has_met(&x->order, x->buckets, q->bh, (size_t)q->qpos[group * VEC_LANES + j],
+        met[j] = -has_met(&x->order, q->bh, (size_t)q->qtoken[group * VEC_LANES + j],
                           (size_t)k->kpos[i], q->round, slot);
     return met;
 }
@@ -240,7 +263,10 @@ static inline vec partial_scores(real *s, const attention_arrays *x, const earli
                                  const block *q, const block *k, size_t group, size_t slot,
                                  size_t i0, size_t i1, vec max) {
     const rf_attention *a = x->a;
-    const int by_place = may_have_met(x, q) && !q->homes;
+    const int by_place = may_have_met(x, q) && !q->homes, hashed = is_hash_round(a, q->round);
+    const int by_distance = compares_distances(a, q);
+    const lane reach = (lane)a->window - 1;
+    const ivec far_ones = (ivec){0} - (lane)hashed; // all ones if those outside the window count
     const ivec positions = iload(q->qpos + group * VEC_LANES);
     const ivec buckets = iload(q->qbucket + group * VEC_LANES);
     for (size_t i = i0; i < i1; i++) {
@@ -248,10 +274,14 @@ static inline vec partial_scores(real *s, const attention_arrays *x, const earli
         vec score = vload(s + i * BLOCK) * k->kunit[i];
         if (a->softcap > 0) score = soft_capped(score, (real)a->softcap * LOG2_E);
         if (a->causal) score = vselect(at <= positions, score, vset1(SCORE_HIDDEN));
-        if (!a->across_buckets)
+        if (!a->across_buckets && hashed)
             score = vselect(k->kbucket[i] - (ivec){0} == buckets, score, vset1(SCORE_HIDDEN));
         if (a->shared_qk) // the self-mask
             score = vselect(at == positions, vset1(SCORE_SELF), score);
+        if (by_distance) {
+            const ivec near = (ivec)((uvec)(at - positions + reach) <= 2 * (ulane)reach);
+            score = vselect(near ^ far_ones, score, vset1(SCORE_HIDDEN));
+        }
         if (windows->count) score = vselect(met_by_home(windows, i), vset1(SCORE_HIDDEN), score);
         if (by_place)
             score = vselect(met_by_place(x, q, k, group, i, slot), vset1(SCORE_HIDDEN), score);

@@ -35,15 +35,17 @@ PyObject *bind_attention_forward(PyObject *module, PyObject *const *args, Py_ssi
     const uint8_t *attention_mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
     a.k = rf_count(&c, "bucket_ids");
     const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
+    const int32_t *key_buckets = rf_in_key_buckets(&c, &a, "key_buckets", "b? h? r tk");
     void *out = rf_out_like(&c, "out", "b? h? t d", query, &sout);
+    void *log_sums = rf_inout_or_none(&c, "lse", "b? h? t");
     void *lse = rf_new(&c, "b h t");
     rf_workers(&c);
 
     rf_attention_sizes(&c, &a);
     rf_attention_complete(&a);
     void *scratch = rf_scratch(&c, RF_CALL(&c, attention_workspace, &c.run, &a));
-    RF_RUN(&c, attention_forward, &a, q, k, v, attention_mask, buckets, out, lse, sq, sk, sv, sout,
-           scratch);
+    RF_RUN(&c, attention_forward, &a, q, k, v, attention_mask, buckets, key_buckets, out, lse,
+           log_sums, sq, sk, sv, sout, scratch);
     return rf_return(&c);
 }
 
@@ -59,6 +61,7 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
     const uint8_t *attention_mask = rf_in_mask_or_none(&c, "attention_mask", mask_shape);
     a.k = rf_count(&c, "bucket_ids");
     const int32_t *buckets = rf_in_buckets(&c, &a, "buckets", "b? h? r t");
+    const int32_t *key_buckets = rf_in_key_buckets(&c, &a, "key_buckets", "b? h? r tk");
     const void *out = rf_in_strided(&c, "out", "b? h? t d", &sout);
     const void *lse = rf_in(&c, "lse", "b h t");
     const void *dout = rf_in_strided(&c, "dout", "b? h? t d", &sdout);
@@ -70,8 +73,8 @@ PyObject *bind_attention_backward(PyObject *module, PyObject *const *args, Py_ss
     rf_attention_sizes(&c, &a);
     rf_attention_complete(&a);
     void *scratch = rf_scratch(&c, RF_CALL(&c, attention_backward_workspace, &c.run, &a));
-    RF_RUN(&c, attention_backward, &a, q, k, v, attention_mask, buckets, out, lse, dout, dq, dk, dv,
-           sq, sk, sv, sout, sdout, sdq, sdk, sdv, scratch);
+    RF_RUN(&c, attention_backward, &a, q, k, v, attention_mask, buckets, key_buckets, out, lse,
+           dout, dq, dk, dv, sq, sk, sv, sout, sdout, sdq, sdk, sdv, scratch);
     return rf_return(&c);
 }
 

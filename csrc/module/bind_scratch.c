@@ -43,8 +43,8 @@ PyObject *rf_attention_scratch(PyObject *module, PyObject *const *args, Py_ssize
     const char *query, *keys, *mask;
     rf_attention a = rf_attention_of(&c, &query, &keys, &mask);
     a.b = rf_count(&c, "b"), a.h = rf_count(&c, "h"), a.t = rf_count(&c, "t");
-    a.hk = rf_count(&c, "hk");
-    a.tk = a.t, a.d = rf_count(&c, "d"), a.r = rf_count(&c, "r"), a.k = rf_count(&c, "bucket_ids");
+    a.tk = rf_count(&c, "tk"), a.hk = rf_count(&c, "hk");
+    a.d = rf_count(&c, "d"), a.r = rf_count(&c, "r"), a.k = rf_count(&c, "bucket_ids");
     rf_attention_complete(&a);
     rf_workers(&c);
 

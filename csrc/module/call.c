@@ -342,6 +342,11 @@ const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, cons
     return rf_none(c, name, "for this attention");
 }
 
+const int32_t *rf_in_key_buckets(rf_call *c, const rf_attention *a, const char *name,
+                                 const char *shape) {
+    return a->separate ? rf_in_buckets(c, a, name, shape) : rf_none(c, name, "for this attention");
+}
+
 const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name,
                              const char *shape) {
     const int hashes = a->scope == RF_BUCKET || (a->scope == RF_CHUNK && rf_size(c, "t") > a->m);

@@ -167,6 +167,8 @@ const void *rf_in_keys(rf_call *c, const rf_attention *a, const char *name, cons
                        rf_strides *strides);
 const int32_t *rf_in_buckets(rf_call *c, const rf_attention *a, const char *name,
                              const char *shape);
+const int32_t *rf_in_key_buckets(rf_call *c, const rf_attention *a, const char *name,
+                                 const char *shape); // of separate keys
 
 /* Define the size of a letter that follows from others, or check it. */
 void rf_let(rf_call *c, const char *letter, size_t size, const char *owner);

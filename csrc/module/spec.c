@@ -7,7 +7,7 @@
 // clang-format off: it cannot parse a list of macro calls
 #define FIELDS(FIELD)                                                                              \
     FIELD(kind) FIELD(scope) FIELD(chunk_length) FIELD(num_chunks_before) FIELD(num_chunks_after)  \
-    FIELD(bucket_cap) FIELD(is_causal) FIELD(shared_qk) FIELD(wrap) FIELD(attend_across_buckets)   \
+    FIELD(bucket_cap) FIELD(local_window) FIELD(is_causal) FIELD(shared_qk) FIELD(wrap) FIELD(attend_across_buckets)   \
     FIELD(allow_duplicate_attention) FIELD(scale) FIELD(softcap) FIELD(dropout) FIELD(dropout_key) \
     FIELD(matmul_precision)
 // clang-format on
@@ -99,14 +99,17 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     PyObject *spec = rf_next(c, "spec"), *fields = fields_of(c, spec);
     a.scope = fields ? scope_field(c, fields) : RF_FULL;
     const int hashes = a.scope == RF_CHUNK || a.scope == RF_BUCKET;
-    *query = hashes ? "qk" : "q";
+    *query = "q";
     if (!fields) return a;
     a.m = count_field(c, fields, FIELD_chunk_length, 1, 1);
     a.before = count_field(c, fields, FIELD_num_chunks_before, 0, 0);
     a.after = count_field(c, fields, FIELD_num_chunks_after, 0, 0);
     a.cap = count_field(c, fields, FIELD_bucket_cap, 0, 0);
+    a.window = !hashes ? 0 : count_field(c, fields, FIELD_local_window, 0, SIZE_MAX) + 1;
     a.causal = flag_field(c, fields, FIELD_is_causal);
     a.shared_qk = flag_field(c, fields, FIELD_shared_qk);
+    a.separate = hashes && !a.shared_qk;
+    *query = hashes && a.shared_qk ? "qk" : "q";
     a.wrap = flag_field(c, fields, FIELD_wrap);
     a.across_buckets = !hashes || flag_field(c, fields, FIELD_attend_across_buckets);
     a.duplicates = !hashes || flag_field(c, fields, FIELD_allow_duplicate_attention);
@@ -121,11 +124,11 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     PyObject *key = field(c, fields, FIELD_dropout_key);
     if (key && (a.key = PyLong_AsUnsignedLongLong(key)) == UINT64_MAX && PyErr_Occurred())
         c->failed = 1;
-    if (!c->failed && ((hashes && !a.shared_qk) || a.cap % 64 || a.softcap < 0 ||
+    if (!c->failed && (a.cap % 64 || (a.cap && a.separate) || a.softcap < 0 ||
                        !(a.dropout >= 0 && a.dropout < 1)))
         RF_FAIL(c, PyExc_ValueError, "spec has a field out of range: %R", spec);
     if (a.scope != RF_BUCKET) a.cap = 0;
-    const int own_length = a.scope == RF_FULL && !a.shared_qk; // keys may have another length
+    const int own_length = a.separate || (a.scope == RF_FULL && !a.shared_qk);
     *keys = own_length ? "b? hk? tk d" : "b? hk? t d";
     *mask = own_length ? "b? tk" : "b? t";
     return a;
@@ -140,9 +143,13 @@ void rf_attention_complete(rf_attention *a) {
     // without wrap, no chunk has more than t / m chunks before or after it
     if (!a->wrap && a->before > a->t / a->m) a->before = a->t / a->m;
     if (!a->wrap && a->after > a->t / a->m) a->after = a->t / a->m;
+    // a window that reaches all keys needs no more
+    a->window = Py_MIN(a->window, Py_MAX(a->t, a->tk) + 1);
     if ((a->scope == RF_LOCAL || a->scope == RF_CHUNK) && a->t <= a->m) {
-        a->scope = RF_FULL;
+        a->scope = a->separate ? RF_LOCAL : RF_FULL; // one chunk of all keys
         a->across_buckets = a->duplicates = 1;
+        a->before = a->after = a->window = 0;
+        a->wrap = 0;
     }
 }
 
@@ -154,7 +161,8 @@ void rf_attention_sizes(rf_call *c, rf_attention *a) {
     a->r = rf_size(c, "r");
     a->hk = rf_size(c, "hk");
     rf_check_divides(c, "hk", "h");
-    a->tk = a->scope == RF_FULL && !a->shared_qk ? rf_size(c, "tk") : a->t;
+    const int own_length = a->separate || (a->scope == RF_FULL && !a->shared_qk);
+    a->tk = own_length ? rf_size(c, "tk") : a->t;
     if (!c->failed && (a->t > INT32_MAX || a->tk > INT32_MAX))
         RF_FAIL(c, PyExc_ValueError, "a length must be below 2**31, got %zu", Py_MAX(a->t, a->tk));
     if (!c->failed && rf_product(a->r, a->k + 1) > INT32_MAX)

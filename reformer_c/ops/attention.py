@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import _core
 from ..checks import (
+    INT32_MAX,
     as_array,
     bucket_factors,
     count,
@@ -28,7 +29,6 @@ from .hashing import choose_num_buckets
 
 __all__ = ["AttentionSaved"]
 
-KINDS = {"full": "q", "local": "q", "lsh": "qk"}  # and what a call names its queries
 SCOPES = ("chunk", "bucket")
 
 
@@ -55,6 +55,7 @@ class AttentionSpec:
     is_causal: bool = False
     scope: str = "chunk"
     bucket_cap: int | None = None
+    local_window: int | None = None
     scale: float | None = None
     softcap: float | None = None
     shared_qk: bool = False
@@ -84,6 +85,10 @@ class AttentionSpec:
                     f"bucket_cap must be a multiple of 64 with scope='bucket', or None, got {cap} "
                     f"with scope={self.scope!r}"
                 )
+            if self.kind == "lsh" and not self.shared_qk:
+                raise ValueError(f"bucket_cap must be None with k, got {cap}")
+        if self.local_window is not None:
+            plain["local_window"] = integer("local_window", self.local_window, 0, INT32_MAX)
         if self.scale is not None:
             plain["scale"] = number("scale", self.scale)
         if self.softcap is not None:
@@ -93,11 +98,6 @@ class AttentionSpec:
         if self.dropout_key != 0:
             plain["dropout_key"] = integer("dropout_key", self.dropout_key, 0, 2**64 - 1)
         plain["matmul_precision"] = resolve_precision(self.matmul_precision)
-
-    @property
-    def query(self) -> str:
-        """What the call names its queries."""
-        return KINDS[self.kind]
 
     def hashes(self, t: int) -> bool:
         """Whether a sequence of t tokens is hashed: in chunks, more than one."""
@@ -139,12 +139,16 @@ class AttentionSaved(NamedTuple):
         Bucket ids are below it.
     buckets : ndarray of int32, (b, h, num_hashes, t), or None
         Where the attention hashes.
+    key_buckets : ndarray of int32, (b, h, num_hashes, tk), or None
+        Where it hashes keys of their own.
     out : ndarray
         The result.
     lse : ndarray, (b, h, t)
         The logarithm of each softmax's denominator, with two marks for the backward pass: the
         lowest float32 of a row that saw itself alone in its only round, and -inf of other rows
-        without a key.
+        without a key. (The argument `lse` of `lsh_attention` gives it without marks.) If a result
+        was merged with those for other keys, its gradients are those of ``saved._replace(out=...,
+        lse=...)``, with the merged result and log-sum-exp.
 
     Examples
     --------
@@ -161,6 +165,7 @@ class AttentionSaved(NamedTuple):
     attention_mask: np.ndarray | None
     bucket_ids: int
     buckets: np.ndarray | None
+    key_buckets: np.ndarray | None
     out: np.ndarray
     lse: np.ndarray
 
@@ -182,25 +187,32 @@ def attention_forward(
     attention_mask: np.ndarray | None,
     out: np.ndarray | None,
     workers: int | None,
-    buckets: np.ndarray | None = None,
     bucket_ids: int = 0,
+    buckets: np.ndarray | None = None,
+    key_buckets: np.ndarray | None = None,
+    log_sums: np.ndarray | None = None,
 ) -> tuple[np.ndarray, AttentionSaved]:
     out, lse = _core.attention_forward(
-        spec, q, k, v, attention_mask, bucket_ids, buckets, out, resolve_workers(workers)
+        spec, q, k, v, attention_mask, bucket_ids, buckets, key_buckets, out, log_sums,
+        resolve_workers(workers),
+    )  # fmt: skip
+    return out, AttentionSaved(
+        spec, q, k, v, attention_mask, bucket_ids, buckets, key_buckets, out, lse
     )
-    return out, AttentionSaved(spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse)
 
 
 def attention_backward(
-    dout: np.ndarray, saved: AttentionSaved, workers: int | None, query: str = "q"
+    dout: np.ndarray, saved: AttentionSaved, workers: int | None, *, hashes: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """dq, dk and dv; dk is None if the keys are made from the queries."""
-    spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse = saved_by(AttentionSaved, saved)
-    if spec.query != query:
-        kinds = {"q": "full or local attention", "qk": "LSH attention"}
-        raise ValueError(f"saved must be of {kinds[query]}, got that of {kinds[spec.query]}")
+    spec, q, k, v, attention_mask, bucket_ids, buckets, key_buckets, out, lse = saved_by(
+        AttentionSaved, saved
+    )
+    if (spec.kind == "lsh") != hashes:
+        kinds = "full or local attention", "LSH attention"
+        raise ValueError(f"saved must be of {kinds[hashes]}, got that of {kinds[not hashes]}")
     dq, *dk, dv = _core.attention_backward(
-        spec, q, k, v, attention_mask, bucket_ids, buckets, out, lse, dout,
+        spec, q, k, v, attention_mask, bucket_ids, buckets, key_buckets, out, lse, dout,
         resolve_workers(workers),
     )  # fmt: skip
     return dq, dk[0] if dk else None, dv
@@ -210,6 +222,7 @@ def attention_scratch(
     spec: AttentionSpec,
     shape: tuple[int, int, int, int],
     *,
+    num_keys: int | None = None,
     num_key_value_heads: int | None = None,
     dtype: Any = np.float32,
 ) -> tuple[int, int]:
@@ -221,6 +234,8 @@ def attention_scratch(
         Of the call.
     shape : (b, h, t, d)
         Of the queries.
+    num_keys : int, optional
+        As many as queries by default.
     num_key_value_heads : int, optional
         Heads of the values; as many as of the queries by default.
     dtype : float32 or float64
@@ -235,12 +250,15 @@ def attention_scratch(
     True
     """
     b, h, t, d = shape
+    tk = t if num_keys is None else num_keys
     hk = h if num_key_value_heads is None else num_key_value_heads
     ids = 0
     if spec.hashes(t):
-        factors: Any = spec.num_buckets or bucket_factors(choose_num_buckets(t, spec.chunk_length))
+        factors: Any = spec.num_buckets or bucket_factors(
+            choose_num_buckets(max(t, tk), spec.chunk_length)
+        )
         ids = math.prod(factors)
     forward, backward = _core.attention_scratch(
-        np.empty(0, dtype), spec, b, h, t, hk, d, spec.num_hashes, ids, resolve_workers(None),
+        np.empty(0, dtype), spec, b, h, t, tk, hk, d, spec.num_hashes, ids, resolve_workers(None),
     )  # fmt: skip
     return int(forward), int(backward)

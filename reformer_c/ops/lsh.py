@@ -1,4 +1,5 @@
-"""Softmax attention among vectors that hash alike: chunks of the hash order, or whole buckets."""
+"""Softmax attention among vectors that hash alike: chunks of the hash order, or whole buckets; with
+shared queries and keys, or keys of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import INT32_MAX, as_array, bucket_factors, heads_of, names_keywords
+from ..checks import INT32_MAX, as_array, bucket_factors, heads_of, names_keywords, real_type
 from ..precision import resolve_precision
 from ._derive import value_of
 from .attention import (
@@ -18,7 +19,8 @@ from .attention import (
     attention_forward,
     spec_of,
 )
-from .hashing import buckets_of, choose_num_buckets, generator_of
+from .hashing import buckets_of, choose_num_buckets, generator_of, lsh_rotations
+from .separate_keys import check_center, check_keys, key_buckets_of
 
 __all__ = ["cut_share", "lsh_attention", "lsh_attention_backward", "lsh_attention_forward"]
 
@@ -28,6 +30,7 @@ def lsh_attention_forward(
     qk: np.ndarray,
     v: np.ndarray,
     *,
+    k: np.ndarray | None = None,
     num_hashes: int = 1,
     num_buckets: int | Sequence[int] | None = None,
     chunk_length: int = 64,
@@ -37,8 +40,11 @@ def lsh_attention_forward(
     attention_mask: np.ndarray | None = None,
     scope: str = "chunk",
     bucket_cap: int | None = None,
+    local_window: int | None = None,
+    center: Any = "keys",
     rotations: np.ndarray | None = None,
     buckets: np.ndarray | None = None,
+    key_buckets: np.ndarray | None = None,
     rng: Any = None,
     scale: float | None = None,
     softcap: float | None = None,
@@ -49,17 +55,20 @@ def lsh_attention_forward(
     dropout_key: int = 0,
     matmul_precision: str | None = None,
     out: np.ndarray | None = None,
+    lse: Any = False,
     workers: int | None = None,
-) -> tuple[np.ndarray, AttentionSaved]:
+) -> tuple[Any, AttentionSaved]:
     """`lsh_attention`, and what its backward pass needs.
 
     Returns
     -------
     out : (b, h, t, d)
+        Or a pair with `lse`, as in `lsh_attention`.
     saved : AttentionSaved
-        References to the inputs and to `out`, no copies, one number a query, and ``saved.buckets``,
-        with which this call can be repeated exactly. They are None for at most one chunk. Do not
-        write into the arrays before the backward pass, by an `out` that overlaps an input either.
+        References to the inputs and to `out`, no copies, one number a query, and ``saved.buckets``
+        and, with `k`, ``saved.key_buckets``, with which this call can be repeated exactly. They are
+        None for at most one chunk. Do not write into the arrays before the backward pass, by an
+        `out` that overlaps an input either.
 
     Examples
     --------
@@ -69,36 +78,92 @@ def lsh_attention_forward(
     >>> bool((again == out).all())
     True
     """
-    qk, _, t, _ = heads_of("qk", qk)
+    shared = k is None
+    q, *_ = heads_of("qk" if shared else "q", qk)
     if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
+    check_center(center, k)
+    if (key_buckets is not None) != (buckets is not None and not shared):
+        raise ValueError("key_buckets must be given with k and buckets, and only then")
     spec = spec_of(
         "lsh", num_hashes=num_hashes, num_buckets=num_buckets, chunk_length=chunk_length,
         num_chunks_before=num_chunks_before, num_chunks_after=num_chunks_after,
-        is_causal=is_causal, scope=scope, bucket_cap=bucket_cap, scale=scale, softcap=softcap,
-        shared_qk=True, attend_across_buckets=attend_across_buckets,
+        is_causal=is_causal, scope=scope, bucket_cap=bucket_cap, local_window=local_window,
+        scale=scale, softcap=softcap, shared_qk=shared,
+        attend_across_buckets=attend_across_buckets,
         allow_duplicate_attention=allow_duplicate_attention, wrap=wrap, dropout=dropout,
         dropout_key=dropout_key, matmul_precision=resolve_precision(matmul_precision),
     )  # fmt: skip
     v = as_array("v", v)
-    factors: Any = spec.num_buckets
-    if not spec.hashes(t):
-        _check_unused(spec, qk, rotations, buckets, rng, attention_mask)
-        return attention_forward(spec, qk, None, v, attention_mask, out, workers)
-    if buckets is None:
-        factors = factors or bucket_factors(choose_num_buckets(t, spec.chunk_length))
-        buckets = buckets_of(
-            qk, "qk", spec.num_hashes, factors, rotations, rng, attention_mask, None, workers
+    if k is not None:
+        k = as_array("k", k)
+        check_keys(q, k, attention_mask)
+    if lse is True:
+        lse = np.empty(q.shape[:-1], q.dtype)
+    log_sums = None if lse is False else lse
+
+    ids, of_queries, of_keys = 0, None, None
+    if not spec.hashes(q.shape[-2]):
+        _check_unused(spec, q, k, rotations, buckets, key_buckets, rng, attention_mask)
+    elif buckets is None:
+        factors = _factors(spec, q, k)
+        ids = math.prod(factors) + (attention_mask is not None)
+        of_queries, of_keys = _hash(
+            spec, q, k, factors, center, rotations, rng, attention_mask, workers
         )
     else:
-        buckets = _given_buckets(buckets, spec.num_hashes)
-    ids = bucket_ids(buckets, factors, attention_mask)
-    return attention_forward(spec, qk, None, v, attention_mask, out, workers, buckets, ids)
+        chosen: Any = spec.num_buckets
+        of_queries = _given_buckets("buckets", buckets, spec.num_hashes)
+        ids = bucket_ids(of_queries, chosen, attention_mask)
+        if not shared:
+            of_keys = _given_buckets("key_buckets", key_buckets, spec.num_hashes)
+            ids = max(ids, bucket_ids(of_keys, chosen, attention_mask))
+    result, saved = attention_forward(
+        spec, q, k, v, attention_mask, out, workers, ids, of_queries, of_keys, log_sums
+    )
+    return (result if log_sums is None else (result, log_sums)), saved
+
+
+def _factors(spec: AttentionSpec, q: np.ndarray, k: np.ndarray | None) -> tuple[int, ...]:
+    """The factors of the number of buckets: by default, by the longer of the sequences."""
+    t = q.shape[-2] if k is None else max(q.shape[-2], k.shape[-2])
+    chosen: Any = spec.num_buckets
+    return chosen or bucket_factors(choose_num_buckets(t, spec.chunk_length))
+
+
+def _hash(
+    spec: AttentionSpec,
+    q: np.ndarray,
+    k: np.ndarray | None,
+    factors: tuple[int, ...],
+    center: Any,
+    rotations: Any,
+    rng: Any,
+    attention_mask: Any,
+    workers: int | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The buckets of queries, and of keys of their own."""
+    rounds = spec.num_hashes
+    if k is None:
+        own = buckets_of(q, "qk", rounds, factors, rotations, rng, attention_mask, None, workers)
+        return own, None
+    if rotations is None:
+        (h, _, d), dtype = heads_of("q", q)[1:], real_type("q", q)
+        rotations = lsh_rotations(
+            h, d, num_hashes=rounds, num_buckets=factors, rng=rng, dtype=dtype
+        )
+    of_queries = buckets_of(q, "q", rounds, factors, rotations, None, None, None, workers)
+    of_keys = key_buckets_of(
+        k, rounds, factors, as_array("rotations", rotations), center, attention_mask,
+        spec.is_causal, workers,
+    )  # fmt: skip
+    return of_queries, of_keys
 
 
 @value_of(lsh_attention_forward)
-def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
-    """Softmax attention among vectors that hash alike, with shared queries and keys.
+def lsh_attention() -> Any:
+    """Softmax attention among vectors that hash alike, with shared queries and keys, or with keys
+    of their own.
 
     In each round the tokens are sorted by `lsh_hash` of qk and cut into chunks; a query sees its
     own chunk and its neighbours. All rounds together are one softmax. A key is qk divided by its
@@ -106,25 +171,38 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
 
     The defaults do what Hugging Face's Reformer does, at any length.
 
+    With `k`, queries and keys are sorted apart, and the first argument is only queries: those of a
+    bucket attend to the keys in that bucket, or those of a chunk to the chunk of keys with the same
+    number. A query that finds no key in any round or in its window attends to all keys. So a
+    network that was trained with exact attention can be run, with ``scope="bucket"``, a
+    `local_window` and ``allow_duplicate_attention=False``.
+
     Parameters
     ----------
     qk : (b, h, t, d), (h, t, d) or (t, d), float32 or float64
         Any strides whose last axis is contiguous are used without a copy.
     v : (b, hk, t, d) same dtype
-        hk divides h, and each head of v serves h / hk successive ones of qk.
+        (b, hk, tk, d) with `k`. hk divides h, and each head of v serves h / hk successive ones of
+        qk.
+    k : (b, hk, tk, d) same dtype, optional
+        Keys of their own, also of another length. Query i is then at position i + tk - t: the
+        sequences end together (the lower-right rule), which matters to is_causal and local_window.
     num_hashes : int
         Rounds.
     num_buckets : int or sequence of int, optional
-        Even, or even factors; `choose_num_buckets` of t and `chunk_length` by default.
+        Even, or even factors; `choose_num_buckets` of t (the larger of t and tk) and `chunk_length`
+        by default.
     chunk_length : int
         Length of a chunk; the last one may be short. A sequence of at most one chunk gets
-        `full_attention`, whatever num_hashes (with ``scope="chunk"``).
+        `full_attention`, whatever num_hashes (with ``scope="chunk"``). There are as many chunks of
+        `k` as of queries, of ceil(tk / chunks) keys.
     num_chunks_before, num_chunks_after : int
         How many neighbouring chunks a query sees.
     is_causal : bool
         A query sees keys at its own position and before.
     attention_mask : (b, t) bool, int or float, optional
         Nonzero for a real token; (t,) without a batch axis. The others share a bucket of their own.
+        With `k` it is of keys, (b, tk).
     scope : {"chunk", "bucket"}
         "bucket": a query sees all of its bucket, of any size, and nothing else; chunks, neighbours,
         wrap and attend_across_buckets do not matter. With is_causal this attention is strictly
@@ -133,11 +211,22 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
         With ``scope="bucket"``, a multiple of 64 that bounds the work of large buckets: they are
         cut into segments of that many tokens, in order, and a query sees its own segment and the
         adjacent ones. So it sees its nearest `bucket_cap` predecessors at least, and is_causal
-        stays strict. `cut_share` says how much that leaves out.
+        stays strict. `cut_share` says how much that leaves out. Not with `k`.
+    local_window : int, optional
+        A query also sees the keys at most this many positions before or after its own; they count
+        once, in the same softmax, whatever buckets they are in.
+    center : "keys", None or array
+        With `k`: what is subtracted from keys before they are hashed. It does not change the
+        scores' order, but the hash then compares what differs between keys. "keys" is the mean of
+        the head's keys, and with is_causal of those up to each key, so that later keys change
+        nothing; masked ones do not count. An array of shape (d,) or (hk, d), or one that broadcasts
+        to k. Only the hash sees it.
     rotations : (h, d, num_hashes, sum(factors) // 2) same dtype, optional
         Directions of the hash, as `lsh_rotations` draws them.
     buckets : (b, h, num_hashes, t) integers, optional
         Instead of hashing, as `lsh_hash` gives them. Without num_buckets any ids will do.
+    key_buckets : (b, h, num_hashes, tk) integers, optional
+        The same of `k`, for each head of queries; must be given where `buckets` are.
     rng : int, numpy Generator, or None
         Draws the rotations where neither rotations nor buckets are given.
     scale : float, optional
@@ -161,13 +250,19 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
         How products are computed, see `reformer_c.set_matmul_precision`.
     out : (b, h, t, d) same dtype, optional
         Where to write the result. It may overlap an input.
+    lse : bool or (b, h, t) array of the same dtype
+        True, or an array to write to: also return the natural logarithm of the sum of the
+        exponentials of each query's scores. It is -inf of a query that can see no key of `k`;
+        with shared queries and keys, -1e5 (plus the logarithm of the number of rounds that count)
+        of one that sees only itself.
     workers : int, optional
         Threads, see `reformer_c.set_num_threads`.
 
     Returns
     -------
     (b, h, t, d)
-        With the rank and the memory layout of qk.
+        With the rank and the memory layout of qk. With `lse`, a pair: this, and the log-sum-exp
+        (b, h, t). A query that can see no key of `k` (all are masked or later) gets 0.
 
     Raises
     ------
@@ -180,9 +275,17 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
     --------
     lsh_attention_forward, lsh_attention_backward, lsh_hash, full_attention
 
+    Notes
+    -----
+    Results for parts of the keys are merged by their log-sum-exps: with ``w = exp(lse_1 - lse)``,
+    ``lse = np.logaddexp(lse_1, lse_2)``, the whole is ``w * out_1 + (1 - w) * out_2``.
+
+    A query that finds no key costs tk pairs. They are rare with a window or several rounds.
+
     References
     ----------
-    Reformer (Kitaev et al. 2020), section 2, "LSH attention".
+    Reformer (Kitaev et al. 2020), section 2, "LSH attention"; SMYRF (Daras et al. 2020), which
+    sorts queries and keys apart, and merges rounds by their log-sum-exps.
 
     Examples
     --------
@@ -193,13 +296,16 @@ def lsh_attention() -> np.ndarray:  # type: ignore[empty-body]
            [ 3., 30.],
            [ 0.,  0.],
            [ 1., 10.]])
+    >>> q, k = qk[:1], qk
+    >>> lsh_attention(q, v, k=k, buckets=[[0]], key_buckets=[[0, 1, 0, 1]], scope="bucket").round(4)
+    array([[ 1., 10.]])
     """
 
 
 @names_keywords
 def lsh_attention_backward(
     dout: np.ndarray, saved: AttentionSaved, *, workers: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Gradients of `lsh_attention`, with the buckets of the forward pass.
 
     Parameters
@@ -214,7 +320,9 @@ def lsh_attention_backward(
     Returns
     -------
     dqk : (b, h, t, d)
-    dv : (b, hk, t, d)
+    dk : (b, hk, tk, d)
+        Only of a call with `k`.
+    dv : (b, hk, tk, d)
         Each with the memory layout of its input.
 
     Examples
@@ -225,8 +333,8 @@ def lsh_attention_backward(
     >>> float(dv.sum().round(6))
     800.0
     """
-    dqk, _, dv = attention_backward(dout, saved, workers, "qk")
-    return dqk, dv
+    dq, dk, dv = attention_backward(dout, saved, workers, hashes=True)
+    return (dq, dv) if dk is None else (dq, dk, dv)
 
 
 def cut_share(
@@ -273,42 +381,54 @@ def cut_of_sizes(n: np.ndarray, cap: int) -> int:
     return int((cap * (cap * (beyond * (beyond - 1) // 2) + n % cap * beyond)).sum())
 
 
-def _given_buckets(given: Any, rounds: int) -> np.ndarray:
-    buckets = as_array("buckets", given)
+def _given_buckets(name: str, given: Any, rounds: int) -> np.ndarray:
+    buckets = as_array(name, given)
     if buckets.ndim >= 2 and buckets.shape[-2] != rounds:
         raise ValueError(
-            f"buckets must have shape (b, h, num_hashes, t) with num_hashes = {rounds}, "
+            f"{name} must have shape (b, h, num_hashes, t) with num_hashes = {rounds}, "
             f"got {buckets.shape}"
         )
     return buckets
 
 
 def _check_unused(
-    spec: AttentionSpec, qk: np.ndarray, rotations: Any, buckets: Any, rng: Any, attention_mask: Any
+    spec: AttentionSpec,
+    q: np.ndarray,
+    k: np.ndarray | None,
+    rotations: Any,
+    buckets: Any,
+    key_buckets: Any,
+    rng: Any,
+    attention_mask: Any,
 ) -> None:
     """What decides the buckets is checked where one chunk needs none, too."""
-    t, factors, rounds = qk.shape[-2], spec.num_buckets, spec.num_hashes
+    factors, rounds = spec.num_buckets, spec.num_hashes
     if rng is not None:
         generator_of(rng)
     if rotations is not None:
-        chosen: Any = factors or bucket_factors(choose_num_buckets(t, spec.chunk_length))
-        buckets_of(qk[..., :0, :], "qk", rounds, chosen, rotations, None, None, None, 1)
-    if buckets is None:
-        return
-    buckets, shape = _given_buckets(buckets, rounds), (*qk.shape[:-2], rounds, t)
-    if buckets.dtype.kind not in "iu":
-        raise TypeError(f"buckets must be of an integer type, got {buckets.dtype}")
-    if buckets.shape != shape:
-        raise ValueError(
-            f"buckets must have shape (b, h, r, t) with t = {t} as in qk, {shape}, "
-            f"got {buckets.shape}"
-        )
-    ids = bucket_ids(buckets, factors, attention_mask)  # type: ignore[arg-type]
-    for at in np.argwhere((buckets < 0) | (buckets >= ids))[:1]:
-        raise IndexError(
-            f"buckets{at.tolist()} = {buckets[tuple(at)]} is out of range, must be at least 0 "
-            f"and below {ids}"
-        )
+        chosen = _factors(spec, q, k)
+        buckets_of(q[..., :0, :], "qk", rounds, chosen, rotations, None, None, None, 1)
+    given = {"buckets": (buckets, q.shape[-2]), "key_buckets": (key_buckets, q.shape[-2])}
+    if k is not None:
+        given["key_buckets"] = key_buckets, k.shape[-2]
+    for name, (ids, n) in given.items():
+        if ids is None:
+            continue
+        ids, shape = _given_buckets(name, ids, rounds), (*q.shape[:-2], rounds, n)
+        letter, owner = ("t", "qk" if k is None else "q") if name == "buckets" else ("tk", "k")
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be of an integer type, got {ids.dtype}")
+        if ids.shape != shape:
+            raise ValueError(
+                f"{name} must have shape (b, h, r, {letter}) with {letter} = {n} as in {owner}, "
+                f"{shape}, got {ids.shape}"
+            )
+        most = bucket_ids(ids, factors, attention_mask)  # type: ignore[arg-type]
+        for at in np.argwhere((ids < 0) | (ids >= most))[:1]:
+            raise IndexError(
+                f"{name}{at.tolist()} = {ids[tuple(at)]} is out of range, must be at least 0 "
+                f"and below {most}"
+            )
 
 
 def bucket_ids(

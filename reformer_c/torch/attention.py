@@ -49,7 +49,7 @@ def _backward(
     saved = AttentionSaved(
         spec, array_of(q), array_of(k), array_of(v), mask,
         0 if ids is None else bucket_ids(ids, factors, mask),
-        ids, array_of(out), array_of(lse),
+        ids, None, array_of(out), array_of(lse),
     )  # fmt: skip
     backward = getattr(ops, f"{spec.kind}_attention_backward")
     dq, *of_keys, dv = backward(array_of(dout), saved, workers=torch.get_num_threads())

@@ -25,9 +25,14 @@ TYPES = {
 
 
 def arguments_of(op: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters of an operation that PyTorch does not decide."""
+    """The parameters of an operation that PyTorch does not decide, and that its operator takes."""
     parameters = inspect.signature(op).parameters.values()
-    return [p for p in parameters if p.name not in ("out", "workers")]
+    no = ("out", "workers", "lse", "center", "key_buckets")
+    return [
+        p
+        for p in parameters
+        if p.name not in no and (p.name != "k" or p.kind is p.POSITIONAL_OR_KEYWORD)
+    ]
 
 
 def schema_of(op: Callable[..., Any]) -> str:

@@ -9,7 +9,7 @@ typedef struct {
     size_t n, ci, co, f, chunk, room, drop; // room, drop: of a bounded cache
     real *in[9];
     int64_t *ids;
-    int32_t *buckets, factors[2];
+    int32_t *buckets, *key_buckets, factors[2];
     uint8_t *mask;
     rf_activation activation;
     rf_storage storage;
@@ -298,13 +298,13 @@ static void run_attention(const rf_ops *ops, rf_run *run, const problem *p, resu
     const size_t nq = a->b * a->h * a->t * a->d, nk = a->b * a->hk * a->tk * a->d;
     real *const *in = p->in, *k = a->shared_qk ? NULL : in[1];
     real *lse = buffer(a->b * a->h * a->t * sizeof(real));
-    real *out = result(to, 0, nq, NULL);
-    ops->attention_forward(run, a, in[0], k, in[2], p->mask, p->buckets, out, lse, s, sk, sk, s,
-                           scratch_of(ops->attention_workspace(run, a)));
+    real *out = result(to, 0, nq, NULL), *log_sums = buffer(a->b * a->h * a->t * sizeof(real));
+    ops->attention_forward(run, a, in[0], k, in[2], p->mask, p->buckets, p->key_buckets, out, lse,
+                           log_sums, s, sk, sk, s, scratch_of(ops->attention_workspace(run, a)));
     real *dq = result(to, 1, nq, NULL), *dv = result(to, 2, nk, NULL);
     real *dk = k ? result(to, 3, nk, NULL) : NULL;
-    ops->attention_backward(run, a, in[0], k, in[2], p->mask, p->buckets, out, lse, in[3], dq, dk,
-                            dv, s, sk, sk, s, s, s, sk, sk,
+    ops->attention_backward(run, a, in[0], k, in[2], p->mask, p->buckets, p->key_buckets, out, lse,
+                            in[3], dq, dk, dv, s, sk, sk, s, s, s, sk, sk,
                             scratch_of(ops->attention_backward_workspace(run, a)));
 }
 
@@ -325,6 +325,9 @@ static void test_attention(rf_attention a) {
         const size_t n = a.b * a.h * a.r * a.t;
         p.buckets = buffer(n * sizeof *p.buckets);
         for (size_t i = 0; i < n; i++) p.buckets[i] = (int32_t)below(a.k);
+        const size_t nk = a.separate ? a.b * a.h * a.r * a.tk : 0;
+        p.key_buckets = nk ? buffer(nk * sizeof *p.key_buckets) : NULL;
+        for (size_t i = 0; i < nk; i++) p.key_buckets[i] = (int32_t)below(a.k);
     }
     // a query alone with itself scores -1e5, where an ulp of float is 1/128
     if (a.shared_qk || a.scope == RF_LOCAL || a.causal)
@@ -573,23 +576,25 @@ static void test_all(void) {
         a.b = below(3), a.hk = below(3), a.h = a.hk * (1 + below(3));
         a.t = edges[below(EDGES)];
         a.d = 1 + edges[below(12)];
-        a.shared_qk = a.scope >= RF_CHUNK || below(2);
-        a.tk = a.scope == RF_FULL && !a.shared_qk ? edges[below(EDGES)] : a.t;
+        a.shared_qk = (a.scope >= RF_CHUNK && below(3)) || below(2);
+        a.separate = a.scope >= RF_CHUNK && !a.shared_qk;
+        a.tk = a.separate || (a.scope == RF_FULL && !a.shared_qk) ? edges[below(EDGES)] : a.t;
+        a.window = a.scope >= RF_CHUNK && below(2) ? 1 + below(100) : 0;
         a.r = 1 + below(3), a.k = 1 + below(9), a.m = 1 + below(i % 3 ? 12 : 70);
         a.before = below(4), a.after = below(3);
-        a.causal = below(2) && a.tk == a.t;
+        a.causal = below(2) && (a.tk == a.t || a.separate);
         a.wrap = (int)below(2), a.across_buckets = (int)below(2), a.duplicates = (int)below(2);
         if (a.scope == RF_FULL || a.scope == RF_LOCAL) a.across_buckets = a.duplicates = 1;
-        a.cap = a.scope == RF_BUCKET && below(2) ? 64 : 0;
+        a.cap = a.scope == RF_BUCKET && !a.separate && below(2) ? 64 : 0;
         a.scale = 0.3, a.softcap = below(4) ? 0 : 0.7, a.dropout = below(3) ? 0 : 0.3,
         a.key = draw();
         static char text[200];
         snprintf(
             text, sizeof text,
             "attention %d: scope %d, b %zu h %zu t %zu tk %zu d %zu r %zu k %zu m %zu -%zu +%zu "
-            "causal %d shared %d wrap %d across %d duplicates %d softcap %g dropout %g",
+            "causal %d shared %d wrap %d across %d duplicates %d softcap %g dropout %g window %zu",
             i, (int)a.scope, a.b, a.h, a.t, a.tk, a.d, a.r, a.k, a.m, a.before, a.after, a.causal,
-            a.shared_qk, a.wrap, a.across_buckets, a.duplicates, a.softcap, a.dropout);
+            a.shared_qk, a.wrap, a.across_buckets, a.duplicates, a.softcap, a.dropout, a.window);
         what = text;
         test_attention(a);
     }

@@ -10,6 +10,8 @@ Scores are scale * q . k, or c tanh(scale * q . k / c) with a softcap c, and Hug
  1. a hidden key (masked, later than a causal query, in another bucket): -1e9;
  2. with shared queries and keys, the query itself: -1e5, over rule 1;
  3. allow_duplicate_attention=False: minus log N, N counting how often the pair meets.
+
+Keys of their own (`separate`) are not in Hugging Face's model: what is hidden has no weight at all.
 """
 
 import numpy as np
@@ -71,6 +73,53 @@ def see_buckets(buckets, cap=None):
     return [np.concatenate(windows) for windows in seen]
 
 
+def see_separate_buckets(buckets, key_buckets):
+    """In each round, the keys in the query's bucket: buckets is (r, t), key_buckets (r, tk)."""
+    return [
+        np.concatenate(
+            [
+                occurrences(r, r, np.flatnonzero(keys == of_round[i]))
+                for r, (of_round, keys) in enumerate(zip(buckets, key_buckets, strict=True))
+            ]
+        )
+        for i in range(buckets.shape[1])
+    ]
+
+
+def see_separate_chunks(orders, key_orders, m, before, after, wrap):
+    """Chunks of queries see those of keys with the same number; of each there are as many."""
+    t, tk = len(orders[0]), len(key_orders[0])
+    per_round = max(1, -(-t // m))
+    mk = max(1, -(-tk // per_round))
+    cut = [
+        [order[c * size : (c + 1) * size] for order in both for c in range(per_round)]
+        for both, size in ((orders, m), (key_orders, mk))
+    ]
+    chunks = len(cut[0])
+    seen = [[occurrences(0, 0, [])] for _ in range(t)]
+    for here, queries in enumerate(cut[0]):
+        for offset in range(-before, after + 1):
+            there = here + offset
+            if wrap:
+                there = there % chunks if abs(offset) <= chunks else here
+            elif not 0 <= there < chunks or there // per_round != here // per_round:
+                continue
+            window = occurrences(here // per_round, there // per_round, cut[1][there])
+            for i in queries:
+                seen[i].append(window)
+    return [np.concatenate(windows) for windows in seen]
+
+
+def with_window(seen, w, shift, tk):
+    """The keys at most w from each query, once, in a round -1; and what else is seen."""
+    joined = []
+    for i, others in enumerate(seen):
+        at = i + shift
+        near = occurrences(-1, -1, range(max(0, at - w), min(tk, at + w + 1)))
+        joined.append(np.concatenate([near, others[np.abs(others[:, 2] - at) > w]]))
+    return joined
+
+
 # ---- how much it sees of each -----------------------------------------------------------------
 
 
@@ -100,17 +149,23 @@ def softmax_as_rounded(s, rounds):
 
 
 def weights_of_query(
-    i, scores, seen, real, buckets, is_causal, shared_qk, duplicates, dtype, rounded
+    i, scores, seen, real, buckets, is_causal, shared_qk, duplicates, dtype, rounded, shift=0
 ):
-    """Row i of the (tk,) weights, and the share of it that moves with the scores."""
+    """Row i of the (tk,) weights, the share of it that moves with the scores, and the log-sum-exp.
+
+    buckets: of queries and of keys; shift: the position of query 0.
+    """
     visible, total = np.zeros(len(scores)), np.zeros(len(scores))
     if len(seen) == 0:
-        return total, visible
+        return total, visible, -np.inf
     round_q, round_k, j = seen.T
     elsewhere = np.zeros(len(j), bool)
     if buckets is not None:
-        elsewhere = (round_q != round_k) | (buckets[round_q, i] != buckets[round_k, j])
-    hidden = ~real[j] | elsewhere | (is_causal & (j > i))
+        elsewhere = (round_q != round_k) | (buckets[0][round_q, i] != buckets[1][round_k, j])
+        elsewhere &= round_q >= 0
+    hidden = ~real[j] | elsewhere | (is_causal & (j > i + shift))
+    if not shared_qk and not rounded and hidden.all():
+        return total, visible, -np.inf
     itself = (j == i) & shared_qk
     s = np.where(itself, SELF, np.where(hidden, HIDDEN, scores[j]))
     if not duplicates:
@@ -121,7 +176,7 @@ def weights_of_query(
     p = softmax_as_rounded(s.astype(dtype), round_q) if as_rounded else softmax(s)
     np.add.at(total, j, p)
     np.add.at(visible, j, np.where(constant, 0, p))
-    return total, visible
+    return total, visible, log_sum_exp(s)
 
 
 def normalised(qk):
@@ -150,7 +205,7 @@ class Attention:
 
     def __init__(
         self, q, k, seen, *, is_causal, attention_mask, scale, softcap=None, buckets=None,
-        duplicates=True, rounded=True,
+        duplicates=True, rounded=True, shift=0,
     ):  # fmt: skip
         dtype = np.asarray(q).dtype
         self.q, self.shared = np.float64(q), k is None
@@ -166,13 +221,14 @@ class Attention:
             capped = np.tanh(scores / softcap)
             scores, self.slope = softcap * capped, 1 - capped**2
         self.weights, self.moving = np.zeros((b, h, t, tk)), np.zeros((b, h, t, tk))
+        self.lse = np.zeros((b, h, t))
         for at in np.ndindex(b, h):
             views = seen(*at)
-            own = None if buckets is None else buckets[at]
+            own = None if buckets is None else [side[at] for side in buckets]
             for i in range(t):
-                self.weights[at][i], self.moving[at][i] = weights_of_query(
+                self.weights[at][i], self.moving[at][i], self.lse[at][i] = weights_of_query(
                     i, scores[at][i], views[i], real[at[0]], own,
-                    is_causal, self.shared, duplicates, dtype, rounded,
+                    is_causal, self.shared, duplicates, dtype, rounded, shift,
                 )  # fmt: skip
 
     def output(self, v):
@@ -226,7 +282,7 @@ def local(
 def lsh(
     qk, buckets, *, chunk_length=64, num_chunks_before=1, num_chunks_after=0, is_causal=False,
     attention_mask=None, scope="chunk", scale=None, softcap=None, attend_across_buckets=True,
-    allow_duplicate_attention=True, wrap=True, bucket_cap=None,
+    allow_duplicate_attention=True, wrap=True, bucket_cap=None, local_window=None,
 ):  # fmt: skip
     """A query sees, each round, its chunk of the sequence sorted by bucket, and the neighbours;
     or its whole bucket (scope="bucket"). buckets (b, h, r, t). One chunk is full attention."""
@@ -239,13 +295,69 @@ def lsh(
 
     def seen(b, h):
         if scope == "bucket":
-            return see_buckets(buckets[b, h], bucket_cap)
-        orders = [np.argsort(round_, kind="stable") for round_ in buckets[b, h]]
-        return see_chunks(orders, chunk_length, num_chunks_before, num_chunks_after, wrap)
+            found = see_buckets(buckets[b, h], bucket_cap)
+        else:
+            found = see_chunks(
+                sorted_by(buckets[b, h]), chunk_length, num_chunks_before, num_chunks_after, wrap
+            )
+        if local_window is None:
+            return found
+        return with_window(found, local_window, 0, qk.shape[2])
 
-    only = None if attend_across_buckets or scope == "bucket" else buckets
+    only = None if attend_across_buckets or scope == "bucket" else (buckets, buckets)
     rules.update(buckets=only, duplicates=allow_duplicate_attention)
     rules["rounded"] = (
         scope == "chunk" and attend_across_buckets and allow_duplicate_attention and wrap
-    )
+        and local_window is None
+    )  # fmt: skip
     return Attention(qk, None, seen, **rules)
+
+
+def sorted_by(buckets):
+    return [np.argsort(of_round, kind="stable") for of_round in buckets]
+
+
+def separate(
+    q, k, buckets, key_buckets, *, chunk_length=64, num_chunks_before=1, num_chunks_after=0,
+    is_causal=False, attention_mask=None, scope="chunk", scale=None, softcap=None,
+    attend_across_buckets=True, allow_duplicate_attention=True, wrap=True, local_window=None,
+):  # fmt: skip
+    """LSH attention with keys of their own: buckets (b, h, r, t), key_buckets (b, h, r, tk).
+
+    Query i is at position i + tk - t. One that finds no key sees all keys.
+    """
+    t, tk = q.shape[2], k.shape[2]
+    shift, one_chunk = tk - t, scope == "chunk" and t <= chunk_length
+    real = (
+        np.ones((len(q), tk), bool) if attention_mask is None else np.asarray(attention_mask) != 0
+    )
+    within = scope == "chunk" and not attend_across_buckets and not one_chunk
+
+    def finds(b, h, i, seen):
+        round_q, round_k, j = seen.T
+        found = real[b][j] & ((not is_causal) | (j <= i + shift))
+        if within:
+            same = buckets[b, h][round_q, i] == key_buckets[b, h][round_k, j]
+            found &= (round_q < 0) | ((round_q == round_k) & same)
+        return found.any()
+
+    def seen(b, h):
+        if one_chunk:
+            return see_all(t, tk)
+        if scope == "bucket":
+            found = see_separate_buckets(buckets[b, h], key_buckets[b, h])
+        else:
+            found = see_separate_chunks(
+                sorted_by(buckets[b, h]), sorted_by(key_buckets[b, h]), chunk_length,
+                num_chunks_before, num_chunks_after, wrap,
+            )  # fmt: skip
+        if local_window is not None:
+            found = with_window(found, local_window, shift, tk)
+        every = occurrences(-1, -1, range(tk))
+        return [x if finds(b, h, i, x) else every for i, x in enumerate(found)]
+
+    return Attention(
+        q, k, seen, is_causal=is_causal, attention_mask=attention_mask, scale=scale,
+        softcap=softcap, buckets=(buckets, key_buckets) if within else None,
+        duplicates=allow_duplicate_attention, rounded=False, shift=shift,
+    )  # fmt: skip
