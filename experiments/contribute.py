@@ -16,7 +16,8 @@ from unittest.mock import patch
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.tools.report import Pattern, attention_inputs, attention_weights, lsh_report
+from reformer_c.tools.pairs import Pattern, attention_weights
+from reformer_c.tools.report import attention_inputs, lsh_report
 
 from . import language
 from .runner import each_of

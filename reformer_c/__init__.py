@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .text.subwords import ReformerTokenizer, ReformerTokenizerFast
     from .tools import plot
     from .tools.report import lsh_report
+    from .tools.tuning import tune_lsh
     from .training import data
     from .training.gradients import clip_gradients
     from .training.optim import Adafactor, AdamW
@@ -71,6 +72,7 @@ _LAZY = {
     "schedules": "training.schedules",
     "Trainer": "training.train",
     "lsh_report": "tools.report",
+    "tune_lsh": "tools.tuning",
 }
 
 __all__ = [

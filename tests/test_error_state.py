@@ -166,6 +166,9 @@ def test_looking_inside(scope, is_causal, scale):
     rules = dict(num_buckets=4, chunk_length=16, scope=scope, is_causal=is_causal)
     for v in (qk, qk * 0, None):
         str(rc.lsh_report(qk, v, num_hashes=(1, 2), **rules))
+        str(rc.lsh_report(qk, v, k=qk * 0 if v is None else v, num_hashes=(1, 2), **rules))
+    for k in (qk, qk * 0, None):
+        str(rc.tune_lsh(qk, k, recall=1e-9, is_causal=is_causal))
     matplotlib = pytest.importorskip("matplotlib.figure")
     ids = rc.lsh_hash(qk, num_hashes=2, num_buckets=4, rng=0)[0, 0]
     for buckets in (None, ids):

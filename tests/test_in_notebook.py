@@ -110,6 +110,9 @@ SHOWN = {
     "LSH report": lambda: rc.lsh_report(
         np.random.default_rng(0).standard_normal((40, 8)), num_hashes=[1, 2], chunk_length=4
     ),
+    "LSH tuning": lambda: rc.tune_lsh(
+        *np.random.default_rng(0).standard_normal((2, 300, 8)), recall=0.5
+    ),
 }
 
 

@@ -82,6 +82,9 @@ def test_a_model_names_the_masked_argument(name):
 def test_reports_and_generation_name_it():
     with pytest.raises(TypeError, match=r"^qk must be .*got MaskedArray"):
         rc.lsh_report(masked(heads))
+    for arguments in ((masked(heads),), (heads, masked(heads))):
+        with pytest.raises(TypeError, match=r"^[qk] must be .*got MaskedArray"):
+            rc.tune_lsh(*arguments)
     model = rc.ReformerModelWithLMHead(small_config())
     with pytest.raises(TypeError, match=r"^input_ids must be an array without a mask"):
         model.generate(masked(np.ones((1, 4), int)), max_new_tokens=1)

@@ -22,6 +22,7 @@ from ..checks import (
 from ..runtime import resolve_workers, underflow_to_zero
 from .full import full_attention_forward
 from .hashing import choose_num_buckets, lsh_hash, lsh_rotations
+from .separate_keys import broadcast_center, check_center, mean_of
 
 __all__ = ["IndexReport", "KeyValueIndex"]
 
@@ -93,7 +94,8 @@ class KeyValueIndex:
         How many of the first real tokens are always seen.
     center : {"keys"}, None or array
         What is subtracted from keys before they are hashed: the mean of the real ones given here,
-        also for those appended later; nothing; or an array that broadcasts to (b, hk, 1, d).
+        also for those appended later; nothing; or an array of shape (d,), (hk, d) or one that
+        broadcasts to (b, hk, 1, d).
     attention_mask : (b, tk) bool, int or float, optional
         Nonzero for a real token; others are never seen.
     scale : float, optional
@@ -494,19 +496,10 @@ class KeyValueIndex:
 
 def _center_of(k: np.ndarray, center: Any, real: np.ndarray | None) -> np.ndarray | None:
     """What is subtracted from keys (b, hk, tk, d): (b, hk, 1, d), or None."""
+    check_center(center, k)
     if center is None:
         return None
-    if not isinstance(center, str):
-        shape = (*k.shape[:2], 1, k.shape[3])
-        try:
-            return np.broadcast_to(as_array("center", center), shape).astype(k.dtype)
-        except ValueError:
-            raise ValueError(
-                f"center must be an array that broadcasts to {shape}, got {np.shape(center)}"
-            ) from None
-    if center != "keys":
-        raise ValueError(f"center must be 'keys', None or an array, got {center!r}")
-    kept = k if real is None else np.where(real[:, None, :, None], k, 0)
-    number_of = np.full(len(k), k.shape[2]) if real is None else real.sum(1)
-    mean: np.ndarray = kept.sum(2, keepdims=True) / np.maximum(1, number_of)[:, None, None, None]
-    return mean.astype(k.dtype)
+    if isinstance(center, str):
+        return mean_of(k, None if real is None else real[:, None, :, None])
+    one: np.ndarray = k[:, :, :0].sum(2, keepdims=True)
+    return broadcast_center(center, one)

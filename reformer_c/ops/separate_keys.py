@@ -95,14 +95,14 @@ def centered(k: np.ndarray, center: Any, mask: np.ndarray | None, is_causal: boo
     if k.ndim == 2 and real is not None:
         real = real[..., 0, :, :]
     if not isinstance(center, str):
-        less = _broadcast(center, k)
+        less = broadcast_center(center, k)
     else:
-        less = _running_mean(k, real) if is_causal else _mean(k, real)
+        less = _running_mean(k, real) if is_causal else mean_of(k, real)
     found: np.ndarray = k - less
     return found
 
 
-def _broadcast(center: Any, k: np.ndarray) -> np.ndarray:
+def broadcast_center(center: Any, k: np.ndarray) -> np.ndarray:
     given = as_array("center", center)
     if given.dtype.kind not in "fiu":
         raise TypeError(f"center must be of real numbers, got {given.dtype}")
@@ -117,7 +117,7 @@ def _broadcast(center: Any, k: np.ndarray) -> np.ndarray:
         ) from None
 
 
-def _mean(k: np.ndarray, real: np.ndarray | None) -> np.ndarray:
+def mean_of(k: np.ndarray, real: np.ndarray | None) -> np.ndarray:
     n: Any = k.shape[-2] if real is None else real.sum(axis=-2, keepdims=True)
     total = np.sum(
         k, axis=-2, dtype=np.float64, keepdims=True, where=True if real is None else real

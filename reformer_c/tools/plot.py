@@ -20,7 +20,7 @@ from ..runtime import underflow_to_zero
 from ..text.screen import in_notebook
 from ..training.log import read_log
 from ..training.train import StepReport, Trainer
-from .report import Pattern, attention_weights
+from .pairs import Pattern, attention_weights
 
 __all__ = ["attention_pattern", "buckets", "live", "memory", "speed", "training"]
 

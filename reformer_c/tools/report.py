@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..checks import names_keywords
+from ..checks import bucket_factors, integer, names_keywords, number
+from ..ops.separate_keys import check_center, key_buckets_of
 from ..runtime import underflow_to_zero
 from ..text.tables import html_table, text_table
+from .pairs import (
+    Pattern,
+    attention_weights,
+    four_axes,
+    keys_and_mask,
+    sampled_rows,
+    visible_keys,
+    window,
+)
 
-__all__ = [
-    "LSHReport",
-    "Pattern",
-    "RoundsReport",
-    "attention_inputs",
-    "attention_weights",
-    "lsh_report",
-]
+__all__ = ["LSHReport", "RoundsReport", "attention_inputs", "lsh_report"]
 
 COLUMNS = ("buckets", "rounds", "keys a query", "keys seen", "mass found", "output error",
            "duplicates", "largest bucket")  # fmt: skip
@@ -94,18 +97,23 @@ def lsh_report(
     qk: np.ndarray,
     v: np.ndarray | None = None,
     *,
+    k: np.ndarray | None = None,
     num_hashes: Sequence[int] = (1, 2, 4, 8, 16),
     num_buckets: int | Sequence[int] | None = None,
     chunk_length: int = 64,
     num_chunks_before: int = 1,
     num_chunks_after: int = 0,
     is_causal: bool = False,
+    attention_mask: np.ndarray | None = None,
     scope: str = "chunk",
+    local_window: int | None = None,
+    center: Any = "keys",
+    scale: float | None = None,
     allow_duplicate_attention: bool = True,
     queries: int | None = 1024,
     rng: int | np.random.Generator | None = 0,
 ) -> LSHReport:
-    """Compare LSH attention with the full shared-QK attention that it approximates.
+    """Compare LSH attention with the full attention that it approximates.
 
     As in Reformer (Kitaev et al. 2020), section 2 and figure 5: with more rounds, the share of full
     attention's mass that is found approaches 1, and the output that of full attention.
@@ -113,19 +121,22 @@ def lsh_report(
     Parameters
     ----------
     qk : ndarray (b, h, t, d), (h, t, d) or (t, d)
-        Shared queries and keys, float32 or float64.
-    v : ndarray of the same shape, optional
+        Shared queries and keys, or queries; float32 or float64.
+    v : ndarray of the same shape, or of that of `k`, optional
         Values; without them, outputs are not compared.
+    k : ndarray (b, hk, tk, d), optional
+        Keys of their own, as in `lsh_attention`.
     num_hashes : sequence of int
         Numbers of rounds; a smaller number uses the first rotations of a larger.
-    num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal, scope
+    num_buckets, chunk_length, num_chunks_before, num_chunks_after, is_causal, attention_mask, \
+scope, local_window, center, scale
         As in `lsh_attention`.
     allow_duplicate_attention : bool
         As in `lsh_attention`. False, the paper's equation, counts a key found in several rounds
         once: only then does the output converge to that of full attention.
     queries : int or None
         Number of evenly spaced queries for which mass and duplicates are measured, against all
-        keys; None takes all.
+        keys; None takes all. Masked ones are left out, and those that may see no key of `k`.
     rng : int, Generator or None
         Draws the rotations.
 
@@ -138,6 +149,10 @@ def lsh_report(
     ------
     TypeError, ValueError
         An argument is invalid.
+
+    See Also
+    --------
+    tune_lsh
 
     Examples
     --------
@@ -161,41 +176,64 @@ def lsh_report(
     7
     >>> bool(table[0].keys > table[2].keys > table[4].keys)
     True
+
+    With keys of their own, as in a network that was trained with exact attention:
+
+    >>> k = rng.standard_normal((1, 1, 512, 16))
+    >>> few, many = lsh_report(qk, k=k, scope="bucket", local_window=8, num_hashes=(1, 8))
+    >>> bool(few.recall < many.recall < 1.0)
+    True
     """
-    qk = _four_axes("qk", qk)
-    v = None if v is None else _four_axes("v", v)
-    if v is not None and v.shape != qk.shape:
-        raise ValueError(f"v must have the shape of qk, {qk.shape}, got {v.shape}")
+    q = four_axes("qk" if k is None else "q", qk)
+    keys, mask = keys_and_mask(q, k, attention_mask)
+    v = None if v is None else four_axes("v", v)
+    if v is not None and v.shape != (q if keys is None else keys).shape:
+        owner, shape = ("qk", q.shape) if keys is None else ("k", keys.shape)
+        raise ValueError(f"v must have the shape of {owner}, {shape}, got {v.shape}")
     rounds = [int(r) for r in np.atleast_1d(num_hashes)]
     if not rounds or min(rounds) < 1:
         raise ValueError(f"num_hashes must be numbers >= 1, got {num_hashes!r}")
     if queries is not None and queries < 1:
         raise ValueError(f"queries must be a number >= 1 or None, got {queries!r}")
+    if local_window is not None:
+        local_window = integer("local_window", local_window, 0)
+    scale = None if scale is None else number("scale", scale)
+    check_center(center, keys)
     pattern = Pattern(scope, chunk_length, num_chunks_before, num_chunks_after)
-    _, h, t, d = qk.shape
+    _, h, t, d = q.shape
     if num_buckets is None:
-        num_buckets = ops.choose_num_buckets(t, chunk_length)
+        longest = t if keys is None else max(t, keys.shape[2])
+        num_buckets = ops.choose_num_buckets(longest, chunk_length)
     rotations = ops.lsh_rotations(
-        h, d, num_hashes=max(rounds), num_buckets=num_buckets, rng=rng, dtype=qk.dtype
+        h, d, num_hashes=max(rounds), num_buckets=num_buckets, rng=rng, dtype=q.dtype
     )
-    buckets = ops.lsh_hash(qk, num_hashes=max(rounds), num_buckets=num_buckets, rotations=rotations)
-    rows = np.arange(t) if queries is None else np.unique(np.linspace(0, t - 1, queries, dtype=int))
-    found = _found(qk, buckets, rounds, pattern, rows, is_causal)
+    heads = _Heads(
+        q, keys, mask, is_causal, scale, pattern, local_window,
+        *_hash(q, keys, mask, max(rounds), num_buckets, rotations, center, is_causal),
+    )  # fmt: skip
+    found = _found(heads, rounds, sampled_rows(t, queries))
     rules = {
         "num_buckets": num_buckets,
         "chunk_length": chunk_length,
         "num_chunks_before": num_chunks_before,
         "num_chunks_after": num_chunks_after,
         "is_causal": is_causal,
+        "attention_mask": mask,
         "scope": scope,
+        "local_window": local_window,
+        "scale": scale,
         "allow_duplicate_attention": allow_duplicate_attention,
     }
-    errors = _output_errors(qk, v, rounds, rotations, rules)
-    sizes = _bucket_sizes(buckets, int(np.prod(num_buckets)))
-    number = num_buckets if isinstance(num_buckets, int) else tuple(num_buckets)
+    if keys is not None:
+        rules |= {"k": keys, "center": center}
+    errors = _output_errors(q, v, rounds, rotations, rules)
+    sizes = _bucket_sizes(heads.key_buckets, int(np.prod(num_buckets)))
+    number_of = num_buckets if isinstance(num_buckets, int) else tuple(num_buckets)
     return LSHReport(
-        RoundsReport(r, number, keys, seen, recall, error, duplicates, sizes[:, :, :r])
-        for r, (keys, seen, recall, duplicates), error in zip(rounds, found, errors, strict=True)
+        RoundsReport(r, number_of, keys_seen, seen, recall, error, duplicates, sizes[:, :, :r])
+        for r, (keys_seen, seen, recall, duplicates), error in zip(
+            rounds, found, errors, strict=True
+        )
     )
 
 
@@ -260,84 +298,104 @@ def attention_inputs(
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """Which keys a query attends to: neighbouring chunks of the sorted order, or whole buckets."""
+class _Heads:
+    """Queries (b, h, t, d), keys of their own or None, and their buckets (b, h, r, t)."""
 
-    scope: str = "chunk"
-    chunk_length: int = 64
-    before: int = 1
-    after: int = 0
+    q: np.ndarray
+    k: np.ndarray | None
+    mask: np.ndarray | None
+    is_causal: bool
+    scale: float | None
+    pattern: Pattern
+    local_window: int | None
+    buckets: np.ndarray
+    key_buckets: np.ndarray
 
-    def __post_init__(self) -> None:
-        if self.scope not in ("chunk", "bucket"):
-            raise ValueError(f"scope must be 'chunk' or 'bucket', got {self.scope!r}")
+    @property
+    def width(self) -> int | None:
+        """Of the window, which one chunk of everything does not need."""
+        one = self.pattern.scope == "chunk" and self.q.shape[2] <= self.pattern.chunk_length
+        return None if one else self.local_window
 
-    def groups(self, buckets: np.ndarray) -> np.ndarray:
-        """The chunk or bucket of each position in each round, (r, t)."""
-        return buckets if self.scope == "bucket" else _chunks(buckets, self.chunk_length)
+    def groups(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray]:
+        own = None if self.k is None else self.key_buckets[i, j]
+        return self.pattern.groups(self.buckets[i, j], own)
 
-    def count_pairs(self, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """How often each query in `rows` attends to each key, over all rounds: (rows, t).
+    def keys_of(self, i: int, j: int) -> np.ndarray | None:
+        return None if self.k is None else self.k[i, j // (self.q.shape[1] // self.k.shape[1])]
 
-        The chunks of all rounds form one circle: the chunk before a round's first chunk is the last
-        chunk of the previous round.
-        """
-        r, t = groups.shape
-        counts = np.zeros((len(rows), t), np.uint16)
-        if self.scope == "bucket":
-            for own in range(r):
-                counts += groups[own, rows, None] == groups[own]
-            return counts
-        per_round = -(-t // self.chunk_length)
-        if per_round <= 1:
-            all_pairs: np.ndarray = counts + np.uint16(1)
-            return all_pairs
-        for offset in range(-self.before, self.after + 1):
-            if abs(offset) > r * per_round:
-                offset = 0  # as in Hugging Face's model, which concatenates slices
-            for own in range(r):
-                target = (own * per_round + groups[own, rows] + offset) % (r * per_round)
-                target_round, target_chunk = np.divmod(target, per_round)
-                for other in np.unique(target_round):
-                    here = target_round == other
-                    counts[here] += groups[other] == target_chunk[here, None]
-        return counts
+    def visible(self, i: int, rows: np.ndarray) -> np.ndarray:
+        return visible_keys(
+            rows, self.q.shape[2], self.key_buckets.shape[3], is_causal=self.is_causal,
+            real=None if self.mask is None else self.mask[i], shared=self.k is None,
+        )  # fmt: skip
+
+    def counted(self, i: int, rows: np.ndarray) -> np.ndarray:
+        """The rows that count: of real shared queries, or of those that may see a key."""
+        if self.k is not None:
+            return rows[self.visible(i, rows).any(1)]
+        return rows if self.mask is None else rows[self.mask[i, rows]]
+
+
+def _hash(
+    q: np.ndarray,
+    k: np.ndarray | None,
+    mask: np.ndarray | None,
+    rounds: int,
+    num_buckets: int | Sequence[int],
+    rotations: np.ndarray,
+    center: Any,
+    is_causal: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The buckets of queries and of keys."""
+    rules: dict[str, Any] = {
+        "num_hashes": rounds, "num_buckets": num_buckets, "rotations": rotations,
+    }  # fmt: skip
+    if k is None:
+        buckets = ops.lsh_hash(q, attention_mask=mask, **rules)
+        return buckets, buckets
+    of_keys = key_buckets_of(
+        k, rounds, bucket_factors(num_buckets), rotations, center, mask, is_causal, None
+    )
+    return ops.lsh_hash(q, **rules), of_keys
 
 
 def _found(
-    qk: np.ndarray,
-    buckets: np.ndarray,
-    rounds: Sequence[int],
-    pattern: Pattern,
-    rows: np.ndarray,
-    is_causal: bool,
+    heads: _Heads, rounds: Sequence[int], rows: np.ndarray
 ) -> list[tuple[float, float, float, float]]:
     """(keys, seen, recall, duplicates) for each number of rounds, over the given query rows."""
-    b, h, t, _ = qk.shape
+    b, h, t, _ = heads.q.shape
     mass, pairs, unique = np.zeros((3, len(rounds)))
-    all_pairs = 0
+    all_pairs = count = 0
     for i, j in np.ndindex(b, h):
-        groups = pattern.groups(buckets[i, j])
-        for block in np.array_split(rows, -(-len(rows) // _BLOCK)):
-            probability = attention_weights(qk[i, j], block, is_causal)
-            countable = np.arange(t) != block[:, None]
-            if is_causal:
-                countable &= np.arange(t) < block[:, None]
+        groups = heads.groups(i, j)
+        some = heads.counted(i, rows)
+        count += len(some)
+        for start in range(0, len(some), _BLOCK):
+            block = some[start : start + _BLOCK]
+            probability = attention_weights(
+                heads.q[i, j], block, heads.is_causal, k=heads.keys_of(i, j),
+                real=None if heads.mask is None else heads.mask[i], scale=heads.scale,
+            )  # fmt: skip
+            countable = heads.visible(i, block)
             all_pairs += int(np.count_nonzero(countable))
+            near = window(block, t, groups[1].shape[1], heads.width)
             for n, r in enumerate(rounds):
-                counts = pattern.count_pairs(groups[:r], block)
+                counts = heads.pattern.count_pairs((groups[0][:r], groups[1][:r]), block) + near
+                if heads.k is not None:  # a query that finds no key attends to all
+                    counts[~(countable & (counts > 0)).any(1)] += 1
                 mass[n] += probability[counts > 0].sum(dtype=np.float64)
                 pairs[n] += counts[countable].sum()
                 unique[n] += np.count_nonzero(counts[countable])
     duplicates = 1.0 - np.divide(unique, pairs, out=np.ones_like(pairs), where=pairs > 0)
     seen = unique / max(1, all_pairs)
-    keys, recall = pairs / (b * h * len(rows)), mass / (b * h * len(rows))
+    keys, recall = pairs / max(1, count), mass / max(1, count)
     figures = np.stack([keys, seen, recall, duplicates], axis=-1)
     return [tuple(row) for row in figures.tolist()]
 
 
 def _output_errors(
-    qk: np.ndarray,
+    q: np.ndarray,
     v: np.ndarray | None,
     rounds: Sequence[int],
     rotations: np.ndarray,
@@ -346,13 +404,29 @@ def _output_errors(
     """Relative distance of the output from that of full attention, for each number of rounds."""
     if v is None:
         return [None] * len(rounds)
-    full = ops.full_attention(qk, None, v, is_causal=rules["is_causal"], shared_qk=True)
+    full = _full(q, rules.get("k"), v, rules)
     errors: list[float | None] = []
     for r in rounds:
         some = np.ascontiguousarray(rotations[:, :, :r])
-        out = ops.lsh_attention(qk, v, num_hashes=r, rotations=some, **rules)
+        out = ops.lsh_attention(q, v, num_hashes=r, rotations=some, **rules)
         errors.append(_relative_distance(out, full))
     return errors
+
+
+def _full(q: np.ndarray, k: np.ndarray | None, v: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
+    """Full attention, with the queries as the last positions."""
+    same = {name: rules[name] for name in ("is_causal", "attention_mask", "scale")}
+    if k is None:
+        return ops.full_attention(q, None, v, shared_qk=True, **same)
+    t, tk = q.shape[2], k.shape[2]
+    if t == tk or not same["is_causal"]:
+        return ops.full_attention(q, k, v, **same)
+    n = min(t, tk)
+    whole = np.zeros((*q.shape[:2], *k.shape[2:]), q.dtype)
+    whole[:, :, tk - n :] = q[:, :, t - n :]
+    out = np.zeros_like(q)  # a query before the first key sees none
+    out[:, :, t - n :] = ops.full_attention(whole, k, v, **same)[:, :, tk - n :]
+    return out
 
 
 def _relative_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -363,43 +437,8 @@ def _relative_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(distance / np.linalg.norm(np.ldexp(y, -exponent))) if distance else 0.0
 
 
-@underflow_to_zero()
-def attention_weights(qk: np.ndarray, rows: np.ndarray, is_causal: bool) -> np.ndarray:
-    """Rows of the softmax of full shared-QK attention of qk (t, d): (rows, t)."""
-    t, d = qk.shape
-    keys = qk / np.sqrt(np.mean(qk * qk, axis=-1, keepdims=True) + 1e-6)
-    scores = qk[rows] @ keys.T / np.sqrt(np.asarray(d, qk.dtype))
-    if is_causal:
-        scores[np.arange(t) > rows[:, None]] = -1e9
-    scores[np.arange(len(rows)), rows] = -1e5  # self-mask: only if nothing else is visible
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    shares: np.ndarray = scores / scores.sum(axis=-1, keepdims=True)
-    return shares
-
-
-def _chunks(buckets: np.ndarray, chunk_length: int) -> np.ndarray:
-    """The chunk of each position in each round's stable order by bucket, (r, t)."""
-    order = np.argsort(buckets, axis=-1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(order.shape[-1])[None], axis=-1)
-    return (rank // chunk_length).astype(np.int32)
-
-
 def _bucket_sizes(buckets: np.ndarray, k: int) -> np.ndarray:
-    """Positions in each bucket: (b, h, r, k)."""
+    """Positions in each bucket: (b, h, r, k). Masked ones are in none."""
     rows = buckets.reshape(-1, buckets.shape[-1])
-    sizes = [np.bincount(row, minlength=k) for row in rows]
+    sizes = [np.bincount(row, minlength=k)[:k] for row in rows]
     return np.reshape(sizes, (*buckets.shape[:-1], k))
-
-
-def _four_axes(name: str, x: np.ndarray) -> np.ndarray:
-    if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
-        raise TypeError(f"{name} must be a float32 or float64 array, got {type(x).__name__}")
-    if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be a float32 or float64 array, got {x.dtype}")
-    if not 2 <= x.ndim <= 4 or 0 in x.shape:
-        raise ValueError(
-            f"{name} must have shape (b, h, t, d), (h, t, d) or (t, d), not empty, got {x.shape}"
-        )
-    return x[(None,) * (4 - x.ndim)]

@@ -619,6 +619,7 @@ QK = np.zeros((1, 1, 8, 4), np.float32)
         (lambda: rc.lsh_attention(QK, QK, num_hash=2), "num_hashes"),
         (lambda: rc.lsh_hash(QK, num_bucket=2, num_hashes=1), "num_buckets"),
         (lambda: rc.lsh_report(QK, QK, num_hash=2), "num_hashes"),
+        (lambda: rc.tune_lsh(QK, QK, local_windows=2), "local_window"),
         (lambda: rc.ReformerModel(rc.ReformerConfig(), rgn=0), "rng"),
         (lambda: rc.ReformerEncoderDecoder(None, None, rgn=0), "rng"),
         (lambda: rc.AdamW({}, betass=0), "betas"),

@@ -208,7 +208,7 @@ def test_the_common_length_is_that_of_equal_bits(rng):
         ({"local_window": -1}, ValueError, "^local_window must be"),
         ({"sinks": 1.0}, TypeError, "^sinks must be"),
         ({"center": "mean"}, ValueError, "^center must be 'keys', None or an array"),
-        ({"center": np.zeros(3)}, ValueError, "^center must be an array that broadcasts"),
+        ({"center": np.zeros(3)}, ValueError, r"^center must have shape \(d,\), \(hk, d\)"),
         ({"attention_mask": np.ones((1, 8))}, ValueError, "^attention_mask must have shape"),
         ({"scale": "1"}, TypeError, "^scale must be"),
         ({"softcap": 0.0}, ValueError, "^softcap must be"),

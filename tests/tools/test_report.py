@@ -212,3 +212,115 @@ def test_bad_arguments_are_named(arguments, error, word):
     qk, v = draw(64)
     with pytest.raises(error, match=word):
         lsh_report(**({"qk": qk[0, 0], "v": v[0, 0]} | arguments))
+
+
+# ---- keys of their own ----
+
+
+def draw_separate(t, tk, h=4, hk=2, d=8, seed=0):
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((2, h, t, d))
+    k, v = rng.standard_normal((2, 2, hk, tk, d)) + 0.5
+    return q, k, v
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("window", [None, 0, 3])
+@pytest.mark.parametrize(("t", "tk"), [(40, 40), (11, 40), (40, 11)])
+@pytest.mark.parametrize("scope", ["bucket", "chunk"])
+def test_shares_of_separate_keys_are_those_of_the_pairs_that_lsh_attention_weighs(
+    scope, t, tk, window, masked, causal
+):
+    q, k, _ = draw_separate(t, tk)
+    mask = np.random.default_rng(1).integers(0, 2, (2, tk)) if masked else None
+    rules = {
+        "num_buckets": 6, "is_causal": causal, "attention_mask": mask, "scope": scope,
+        "chunk_length": 8, "local_window": window, "scale": 0.7,
+    }  # fmt: skip
+    report = lsh_report(q, k=k, num_hashes=(1, 3), queries=None, rng=7, **rules)
+    rotations = ops.lsh_rotations(4, 8, num_hashes=3, num_buckets=6, rng=7, dtype=q.dtype)
+    # the keys of a query are those whose values it gets
+    for row in report:
+        found = np.zeros((2, 4, t, tk))
+        for start in range(0, tk, 8):
+            part = np.zeros((2, 2, tk, 8))
+            part[:, :, start : start + 8] = np.eye(8)[: tk - start]
+            found[..., start : start + 8] = ops.lsh_attention(
+                q, part, k=k, num_hashes=row.num_hashes,
+                rotations=np.ascontiguousarray(rotations[:, :, : row.num_hashes]), **rules,
+            )[..., : tk - start]  # fmt: skip
+        real = np.ones((2, tk), bool) if mask is None else mask != 0
+        where = np.arange(t)[:, None] + tk - t
+        visible = real[:, None] & ((np.arange(tk) <= where) | (not causal))
+        p = np.exp(0.7 * q @ np.repeat(k, 2, axis=1).swapaxes(2, 3)) * visible[:, None]
+        total = p.sum(-1, keepdims=True)
+        some = (total > 0)[..., 0]
+        mass = ((p / np.where(total > 0, total, 1)) * (found > 0)).sum(-1)[some]
+        assert row.recall == pytest.approx(mass.mean())
+        assert row.seen == pytest.approx((found > 0).sum() / (4 * visible.sum()))
+        assert row.keys >= (found > 0).sum() / some.sum()
+        assert row.bucket_sizes.sum() == 4 * row.num_hashes * real.sum()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("t", "tk"), [(40, 40), (11, 40), (40, 11)])
+def test_errors_of_separate_keys_are_those_of_the_op(t, tk, causal):
+    q, k, v = draw_separate(t, tk)
+    rules = {"num_buckets": 6, "is_causal": causal, "scope": "bucket", "local_window": 2,
+             "allow_duplicate_attention": False}  # fmt: skip
+    (row,) = lsh_report(q, v, k=k, num_hashes=2, rng=7, **rules)
+    rotations = ops.lsh_rotations(4, 8, num_hashes=2, num_buckets=6, rng=7, dtype=q.dtype)
+    out = ops.lsh_attention(q, v, k=k, num_hashes=2, rotations=rotations, **rules)
+    where = np.arange(t)[:, None] + tk - t
+    p = np.exp(q @ np.repeat(k, 2, axis=1).swapaxes(2, 3) / np.sqrt(8))
+    p *= (np.arange(tk) <= where) | (not causal)
+    total = p.sum(-1, keepdims=True)
+    full = p / np.where(total > 0, total, 1) @ np.repeat(v, 2, axis=1)
+    assert row.error == pytest.approx(np.linalg.norm(out - full) / np.linalg.norm(full))
+    (whole,) = lsh_report(q, v, k=k, num_hashes=1, **rules | {"local_window": 100})
+    assert whole.recall == pytest.approx(1.0)
+    assert whole.error < tolerance("forward", "float64")
+
+
+@pytest.mark.parametrize("scope", ["bucket", "chunk"])
+def test_masked_shared_tokens_are_in_no_bucket_and_do_not_count(scope):
+    qk, v = draw(40)
+    mask = np.ones((1, 40), int)
+    mask[:, 32:] = 0
+    rules = {"num_buckets": 4, "chunk_length": 8, "num_hashes": 2, "queries": None, "scope": scope}
+    (row,) = lsh_report(qk, v, attention_mask=mask, **rules)
+    assert row.bucket_sizes.sum() == 2 * 2 * 32
+    if scope == "bucket":
+        (rest,) = lsh_report(qk[:, :, :32], v[:, :, :32], **rules)
+        assert row.recall == pytest.approx(rest.recall)
+        assert row.keys == pytest.approx(rest.keys)
+
+
+def test_a_window_joins_shared_queries_and_keys():
+    qk, _ = draw(60)
+    rules = {"num_buckets": 8, "scope": "bucket", "num_hashes": 1}
+    (alone,), (near,) = (lsh_report(qk, local_window=w, **rules) for w in (None, 4))
+    assert near.recall > alone.recall
+    assert near.duplicates > alone.duplicates == 0
+    (everything,) = lsh_report(qk, local_window=60, **rules)
+    assert everything.recall == pytest.approx(1.0)
+    assert everything.seen == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"k": np.zeros((64, 7))}, ValueError, "^k must have shape"),
+        ({"k": np.zeros((64, 8), np.float32)}, TypeError, "^k must be float64"),
+        ({"k": np.zeros((9, 8))}, ValueError, r"^v must have the shape of k, \(1, 1, 9, 8\)"),
+        ({"attention_mask": np.ones(63)}, ValueError, "^attention_mask must have shape"),
+        ({"local_window": -1}, ValueError, "^local_window must be"),
+        ({"center": None}, ValueError, "^center must be"),
+        ({"scale": "1"}, TypeError, "^scale must be"),
+    ],
+)
+def test_bad_arguments_of_separate_keys_are_named(arguments, error, words):
+    qk, v = draw(64, heads=1)
+    with pytest.raises(error, match=words):
+        lsh_report(**({"qk": qk[0, 0], "v": v[0, 0]} | arguments))
