@@ -8,5 +8,6 @@ writes their results as Markdown, and ``draw`` plots them. `runner` does the res
 # in the order of docs/paper.md
 NAMES = (
     "table1", "table2", "figure3", "figure3_pictures", "figure4", "figure5_left", "table4",
-    "enwik8", "contribute", "listops", "forecasting",
+    "enwik8", "contribute", "listops", "forecasting", "pretrained",
+    "pretrained_time",
 )  # fmt: skip

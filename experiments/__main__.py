@@ -69,6 +69,8 @@ def main(arguments=None):
         data = module.prepare(options.files, options.size) if hasattr(module, "prepare") else None
     except (OSError, ValueError) as error:
         parser.error(f"FILE: {error}")
+    except ImportError as error:
+        parser.error(str(error))
     try:
         kept = [] if options.kept is None else read_summary(options.kept, options.name)
     except (OSError, ValueError) as error:

@@ -40,8 +40,9 @@ def markdown(cell):
 
 
 def test_every_experiment_has_a_notebook():
-    # the pictures of Figure 3 are in the notebook of its texts
-    assert {path.stem for path in FOLDER.glob("*.ipynb")} >= {*NAMES} - {"figure3_pictures"}
+    # the pictures of Figure 3 are in the notebook of its texts, and times depend on the machine
+    without = {"figure3_pictures", "pretrained_time"}
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} >= {*NAMES} - without
 
 
 def test_notebooks_are_stored_with_their_outputs():

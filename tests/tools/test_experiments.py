@@ -2,6 +2,7 @@
 
 import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,11 @@ contribute, language, runner, table1, program = (
 
 
 def names():
-    """The experiments, with a mark for those that need Linux."""
+    """The experiments, with a mark for those that need more than the test extra."""
     linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-    return [
-        pytest.param(name, marks=linux) if name in ("table1", "figure5_left", "enwik8") else name
-        for name in experiments.NAMES
-    ]
+    torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch")
+    needed = dict.fromkeys(("table1", "figure5_left", "enwik8"), linux) | {"pretrained_time": torch}
+    return [pytest.param(x, marks=needed[x]) if x in needed else x for x in experiments.NAMES]
 
 
 def run(capsys, *arguments):
