@@ -104,6 +104,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(capsys, monkeypatch, tmp_
         (["figure3", "{short}", "--quick"], "must have at least 640 bytes, got 5"),
         (["table1", "{short}"], "FILE: table1 reads none"),
         (["figure3", "--only", "shard"], "--only: 'shard' must be the beginning of one of sep"),
+        (["table4", "--quick", "--set", 'models=["odd"]'], "models must be of reversible, ordin"),
         (["figure4", "--kept", "{save}/figure3.json"], "must have results of figure4, got figure3"),
         (["figure3", "--kept", "missing.json"], "--kept: [Errno 2] No such file"),
         (["figure3", "--quick", "--save", "{save}", "--set", "steps=3"], "with the settings"),
@@ -229,6 +230,16 @@ def test_the_papers_formulas_are_those_of_its_tables():
     pairs = 2 * 64 * 2 * 128**2
     assert table1.formulas(point | reformer) == ((64_000 + pairs) * 3, pairs)
     assert table1.formulas(point | reformer | {"activations": "kept"}) is None
+
+
+def test_resampled_bleu_is_that_of_the_sentences_drawn():
+    pytest.importorskip("sacrebleu", reason="sacrebleu computes BLEU")
+    table4, bleu = import_module("experiments.table4"), import_module("reformer_c.training.bleu")
+    targets = ["a dog runs in the snow", "two men sit on a red bench", "the girl sings", "go"]
+    written = ["a dog runs on the snow", "two men sit at a red bench", "a girl is singing", "go"]
+    drawn = np.random.default_rng(0).integers(0, 4, 4)
+    score, _ = bleu.bleu([written[i] for i in drawn], [targets[i] for i in drawn])
+    assert table4.resampled(written, targets, 1) == [round(score, 2)]
 
 
 @pytest.fixture
