@@ -53,12 +53,12 @@ DROPOUT = {
 
 
 def rotations_for(config, r=None, factors=None, seed=3):
-    """One random array for each LSH layer, for the factors of config.num_buckets."""
+    """One random array for each layer that hashes, for the factors of config.num_buckets."""
     factors = np.atleast_1d(config.num_buckets if factors is None else factors)
     shape = (config.num_attention_heads, config.attention_head_size)
     shape += (r or config.num_hashes, int(factors.sum()) // 2)
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape) for kind in config.layer_types if kind == "lsh"]
+    return [rng.standard_normal(shape) for kind in config.layer_types if kind in ("lsh", "hash")]
 
 
 def padding_mask(b, t):

@@ -54,6 +54,9 @@ TOLERANCES = {
     "reformer_pytorch": {"float32": 4e-6, "float64": 1e-7},
     # in all types: inputs that differ by 1e-6, or are that near to a tie between two buckets
     "noise": 1e-5,
+    # models of transformers with our attention, compared with theirs; of half precision
+    "transformers": {"float32": 1e-4, "float64": 1e-10},
+    "transformers_half": 5e-2,
     # a directional derivative by central differences
     "derivative": 1e-6,
     # results printed with four digits after the point

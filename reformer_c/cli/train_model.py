@@ -74,7 +74,7 @@ def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> 
         config = preset_config(
             options.preset or PRESET, length, layers=options.layers, width=options.width, **fields
         )
-    if options.hashes is not None and "lsh" not in config.attn_layers:
+    if options.hashes is not None and not config.hashes:
         raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")
     return config
 
@@ -83,7 +83,7 @@ def fix_num_buckets(config: ReformerConfig, length: int) -> ReformerConfig:
     """The configuration with the number of buckets of sequences of `length` tokens, which the first
     batch would choose, although it may have only short ones."""
     chunk = config.lsh_attn_chunk_length
-    if config.num_buckets is not None or "lsh" not in config.layer_types:
+    if config.num_buckets is not None or not config.hashes:
         return config
     if chunk is None or length <= chunk:
         return config

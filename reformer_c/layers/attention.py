@@ -143,6 +143,10 @@ class Attention(Sublayer):
         mask = np.concatenate([self.mask.reshape(-1)[piece] for piece in part.seen])
         return mask.reshape(part.sequences, -1)
 
+    def key_buckets(self, saved: AttentionSaved) -> np.ndarray | None:
+        """The buckets (b, h, r, t) of a part's keys; None where nothing is hashed."""
+        return saved.buckets
+
     @abstractmethod
     def probabilities(
         self, part: Part, heads: list[np.ndarray], saved: AttentionSaved

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -171,32 +171,52 @@ class CrossAttention(Attention):
             every = slice(0, len(self.encoder.states))
             part = Part(every.stop, every, (every,), slice(0, self.num_heads))
             heads = self._encoder_heads(part, every)
+            of_keys = self._hashed(heads[0])
             if options.get("cache_dtype") is not None:
                 heads = [in_memory_order(ops.to_bfloat16, head) for head in heads]
-            cached[layer] = heads
+            cached[layer] = heads + of_keys
         return cached[layer]
+
+    def _hashed(self, k: np.ndarray) -> list[np.ndarray]:
+        """What else a cache holds of the keys (b, h, s, d)."""
+        return []
 
     def step_add(self, cache: list[np.ndarray], step: Step, out: np.ndarray, x: np.ndarray) -> None:
         heads = slice(0, self.num_heads)
         n, _ = self.norm.forward(x)
         q = step.weights.linear(n, self._projections, "query.weight")
         attended = np.empty_like(q)
-        for rows, some in runs(step.prompts):
+        for rows, some in self._groups(step.prompts):
             # tokens that attend to the same text become the queries of one sequence: the cached
             # keys and values need no copy
             group = Part(some.stop - some.start, rows, (rows,), heads)
-            k, v = (head[some] for head in cache)
+            k, v, *of_keys = (array[some] for array in cache)
             if k.dtype == np.uint16:
                 widen = partial(ops.from_bfloat16, dtype=x.dtype)
                 k, v = in_memory_order(widen, k), in_memory_order(widen, v)
             mask = None if self.encoder.mask is None else self.encoder.mask[some]
-            ops.full_attention(
-                self._split_heads(group, q[rows]), k, v, attention_mask=mask,
+            self._attend_cached(
+                self._split_heads(group, q[rows]), k, v, of_keys, some, attention_mask=mask,
                 softcap=self.rules["softcap"],
                 out=self._split_heads(group, attended[rows]),
             )  # fmt: skip
         y = step.weights.linear(attended, self.weights, "output.dense.weight")
         ops.add_scaled(out, y, 1.0)
+
+    def _groups(self, prompts: np.ndarray) -> Iterable[tuple[slice, slice]]:
+        """Tokens of a step that attend together, and the texts that they attend to: see `runs`."""
+        return runs(prompts)
+
+    def _attend_cached(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        of_keys: list[np.ndarray],
+        texts: slice,
+        **options: Any,
+    ) -> None:
+        ops.full_attention(q, k, v, **options)
 
     # ---- memory ----
 

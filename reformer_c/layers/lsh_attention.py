@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,7 +41,10 @@ class LSHAttention(WholeSequences):
     """
 
     hashes = shared_qk = True
-    projections = own_projections = ("query_key", "value")
+    projections: tuple[str, ...] = ("query_key", "value")
+    own_projections: tuple[str, ...] = projections
+    # the buckets of what was hashed, in `AttentionSaved` and as arguments of the operation
+    sides: ClassVar[tuple[str, ...]] = ("buckets",)
 
     def __init__(
         self,
@@ -55,20 +58,25 @@ class LSHAttention(WholeSequences):
         super().__init__(weights, **rest)
         self._drawn, self._rotations_key = rotations, rotations_key
         self._choose_num_buckets = choose_num_buckets
-        # parts by their first row and head, and after a pass their buckets (b, h, r, t), or None if
-        # the sequence is a single chunk
-        self._buckets: dict[tuple[int, int], tuple[Part, np.ndarray | None]] = {}
+        # parts by their first row and head, and after a pass the buckets (b, h, r, t) of their
+        # `sides`, or None if the sequence is a single chunk
+        self._buckets: dict[tuple[int, int], tuple[Part, list[np.ndarray | None]]] = {}
 
     def _attend(self, part: Part, heads: list[np.ndarray]) -> AttentionSaved:
         key = part.own.start, part.heads.start
-        _, buckets = self._buckets.get(key, (part, None))
+        _, known = self._buckets.get(key, (part, [None]))
         rules = self._rules(part)
-        rotations = None
-        if buckets is None:
-            rotations = self._rotations(rules["num_buckets"])[part.heads]
-        _, saved = ops.lsh_attention_forward(*heads, buckets=buckets, rotations=rotations, **rules)
-        self._buckets[key] = part, saved.buckets
+        if known[0] is None:
+            rules["rotations"] = self._rotations(rules["num_buckets"])[part.heads]
+        else:
+            rules |= dict(zip(self.sides, known, strict=True))
+        saved = self._operate(heads, **rules)
+        self._buckets[key] = part, [getattr(saved, side) for side in self.sides]
         return saved
+
+    def _operate(self, heads: list[np.ndarray], **rules: Any) -> AttentionSaved:
+        """Run the operation, with rotations or the buckets of an earlier run."""
+        return ops.lsh_attention_forward(*heads, **rules)[1]
 
     def probabilities(
         self, part: Part, heads: list[np.ndarray], saved: AttentionSaved
@@ -104,24 +112,28 @@ class LSHAttention(WholeSequences):
 
     @property
     def buckets(self) -> np.ndarray | None:  # type: ignore[override]
-        """(b, h, r, n) after a pass; None if all sequences are single chunks.
+        """(b, h, r, n) after a pass, or (2, b, h, r, n), of queries and of keys of their own; None
+        if all sequences are single chunks.
 
         With `lengths`, rows of a single chunk have bucket 0, and padding has the bucket of masked
         tokens.
         """
         (b, n), parts = self.shape, self._buckets.values()
-        if all(ids is None for _, ids in parts):
+        if all(known[0] is None for _, known in parts):
             return None
-        found = np.zeros((b, self.num_heads, self.rules["num_hashes"], n), np.int32)
-        for part, ids in parts:
-            if ids is not None:
-                part.place(found.swapaxes(2, 3), ids.swapaxes(2, 3))
+        shape = len(self.sides), b, self.num_heads, self.rules["num_hashes"], n
+        found = np.zeros(shape, np.int32)
+        for part, known in parts:
+            for whole, ids in zip(found, known, strict=True):
+                if ids is not None:
+                    part.place(whole.swapaxes(2, 3), ids.swapaxes(2, 3))
         for row, k in enumerate(() if self.lengths is None else self.lengths.tolist()):
-            found[row, ..., k:] = np.prod(self._num_buckets(k))
-        return found
+            found[:, row, ..., k:] = np.prod(self._num_buckets(k))
+        return found if len(self.sides) > 1 else found[0]
 
     def _attend_backward(self, dout: np.ndarray, saved: AttentionSaved) -> tuple[np.ndarray, ...]:
-        return ops.lsh_attention_backward(dout, saved)
+        gradients: tuple[np.ndarray, ...] = ops.lsh_attention_backward(dout, saved)
+        return gradients
 
     def _scratch_spec(self) -> AttentionSpec:
         names = (*WINDOW, *ATTENDED, "scope", "num_hashes", "num_buckets")
@@ -129,5 +141,6 @@ class LSHAttention(WholeSequences):
 
     def bucket_bytes(self) -> int:
         b, n = self.shape
-        one_chunk = n <= self.rules["chunk_length"] and self.rules["scope"] == "chunk"
-        return 0 if one_chunk else 4 * b * self.num_heads * self.rules["num_hashes"] * n
+        one_chunk = self.rules.get("scope") == "chunk" and n <= self.rules["chunk_length"]
+        ids = 4 * b * self.num_heads * self.rules["num_hashes"] * n
+        return 0 if one_chunk else ids * len(self.sides)

@@ -108,8 +108,9 @@ class CacheFill:
         self, layer: Attention, part: Part, heads: list[np.ndarray], saved: AttentionSaved
     ) -> None:
         arrays = dict(zip(layer.projections[-2:], heads[-2:], strict=True))
-        if saved.buckets is not None:
-            arrays["buckets"] = saved.buckets.swapaxes(2, 3)
+        buckets = layer.key_buckets(saved)
+        if buckets is not None:
+            arrays["buckets"] = buckets.swapaxes(2, 3)
         b, n = layer.shape
         if self._missing == 0:
             self._missing = b * n * layer.num_heads

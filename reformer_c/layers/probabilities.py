@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["cross_probabilities", "full_probabilities", "local_probabilities", "lsh_probabilities"]
+__all__ = [
+    "cross_probabilities", "full_probabilities", "hash_probabilities", "local_probabilities",
+    "lsh_probabilities",
+]  # fmt: skip
 
 # Hugging Face's scores of hidden keys, and of a token's own key if queries and keys are shared
 HIDDEN, ITSELF = -1e9, -1e5
@@ -384,4 +387,57 @@ def _bucket_probabilities(
     scores = np.where(counts > 0, scores, -np.inf)
     weights = counts * np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares: np.ndarray = (weights / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
+    return shares
+
+
+def hash_probabilities(
+    q: np.ndarray,
+    k: np.ndarray,
+    buckets: np.ndarray | None,
+    key_buckets: np.ndarray | None,
+    *,
+    attention_mask: np.ndarray | None,
+    local_window: int | None = None,
+    is_causal: bool = False,
+    softcap: float | None = None,
+    **_: Any,
+) -> np.ndarray:
+    """Probabilities of attention to keys that are hashed apart from the queries: to those in a
+    bucket of the query in any round and those near it, or to all where there are none.
+
+    Parameters
+    ----------
+    q : (b, h, t, d)
+    k : (b, hk, s, d)
+    buckets, key_buckets : (b, h, r, t) and (b, h, r, s) of int
+    attention_mask : (b, s) of bool, or None
+    local_window : int, optional
+        As in `reformer_c.lsh_attention`, where the queries are the last positions.
+
+    Returns
+    -------
+    ndarray, of the dtype of q
+        (b, h, t, s)
+    """
+    assert buckets is not None
+    assert key_buckets is not None
+    scores = (q @ _for_each(q, k).swapaxes(-1, -2)).astype(np.float64) * q.shape[-1] ** -0.5
+    scores = _capped(scores, softcap)
+    t, s = scores.shape[-2:]
+    ahead = np.arange(s) - np.arange(s - t, s)[:, None]
+    visible = np.ones((1, 1, t, s), bool)
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None, :]
+    if is_causal:
+        visible = visible & (ahead <= 0)
+    found = (buckets[..., :, None] == key_buckets[..., None, :]).any(axis=2)
+    if local_window is not None:
+        found |= np.abs(ahead) <= local_window
+    found &= visible
+    found = np.where(found.any(axis=-1, keepdims=True), found, visible)
+    scores = np.where(found, scores, -np.inf)
+    highest = scores.max(axis=-1, keepdims=True)
+    weights = found * np.exp(scores - np.where(np.isfinite(highest), highest, 0.0))
+    total = weights.sum(axis=-1, keepdims=True)
+    shares: np.ndarray = (weights / np.where(total > 0, total, 1.0)).astype(q.dtype)
     return shares

@@ -20,6 +20,7 @@ from ..layers.activations import WEIGHTED
 from ..layers.embeddings import Embeddings
 from ..layers.feed_forward import FeedForward, WeightedFeedForward
 from ..layers.full_attention import FullAttention, FullSharedAttention
+from ..layers.hash_attention import HashAttention
 from ..layers.layer_norm import FinalNorm
 from ..layers.local_attention import LocalAttention, LocalSharedAttention
 from ..layers.lsh_attention import LSHAttention
@@ -56,6 +57,7 @@ ATTENTION: dict[str, type[SelfAttention]] = {
     "lsh": LSHAttention,
     "full": FullAttention,
     "full_shared": FullSharedAttention,
+    "hash": HashAttention,
 }
 
 
@@ -203,7 +205,7 @@ class Pass:
         if kind == "local":
             # in a causal model a circle can only repeat chunks: off if strictly causal
             rules["wrap"] = not (config.is_decoder and config.attention_scope == "bucket")
-        elif kind == "lsh":
+        elif kind_of.hashes:
             # hash_seed fixes the rotations of all calls
             draw = key if config.hash_seed is None else partial(random_key, config.hash_seed, i)
             rules |= {"rotations_key": draw("rotations"), **self._hashing_of(i)}
@@ -231,10 +233,10 @@ class Pass:
         }  # fmt: skip
 
     def _check_hashing(self, dtype: np.dtype) -> dict[int, dict[str, Any]]:
-        """The hashing arguments of each LSH layer, by its index."""
+        """The hashing arguments of each layer that hashes, by its index."""
         config = self.config
-        layers = [i for i, kind in enumerate(config.layer_types) if kind == "lsh"]
-        count = len(layers)
+        kinds = {i: x for i, x in enumerate(config.layer_types) if attention_type(config, x).hashes}
+        count = len(kinds)
         num_hashes, num_buckets = self.call.num_hashes, self.call.num_buckets
         rotations, name = self.call.rotations, f"{self.call.argument_prefix}rotations"
         if not isinstance(rotations, (Sequence, np.ndarray, type(None))):
@@ -249,7 +251,7 @@ class Pass:
             return {}
         num_hashes = config.num_hashes if num_hashes is None else num_hashes
         m, n = config.attention("lsh", "attn_chunk_length"), self.inputs.n
-        hashed = n > m or config.attention_scope == "bucket"
+        hashed = n > m or config.attention_scope == "bucket" or "hash" in kinds.values()
         chosen = num_buckets is not None
         num_buckets = num_buckets if chosen else config.num_buckets
         if num_buckets is None:
@@ -257,16 +259,18 @@ class Pass:
             self.chosen_num_buckets = num_buckets if hashed else None
         if not isinstance(num_buckets, int):
             num_buckets = tuple(num_buckets)
-        rules = {
-            "num_hashes": num_hashes,
-            "num_buckets": num_buckets,
-            "scope": config.attention_scope,
-            "bucket_cap": config.bucket_cap,
-            "attend_across_buckets": config.lsh_attend_across_buckets,
-            "allow_duplicate_attention": config.lsh_allow_duplicate_attention,
+        rules = {"num_hashes": num_hashes, "num_buckets": num_buckets}
+        own: dict[str, dict[str, Any]] = {
+            "lsh": {
+                "scope": config.attention_scope,
+                "bucket_cap": config.bucket_cap,
+                "attend_across_buckets": config.lsh_attend_across_buckets,
+                "allow_duplicate_attention": config.lsh_allow_duplicate_attention,
+            },
+            "hash": {"local_window": config.hash_local_window},
         }
         if rotations is None:
-            return {i: rules | {"rotations": None} for i in layers}
+            return {i: rules | own[kind] | {"rotations": None} for i, kind in kinds.items()}
         one_chunk = not hashed and not chosen
         factors = (num_buckets,) if isinstance(num_buckets, int) else num_buckets
         shape = (
@@ -279,8 +283,8 @@ class Pass:
             for i, rotation in enumerate(rotations)
         ]
         return {
-            i: rules | {"rotations": None if one_chunk else rotation}
-            for i, rotation in zip(layers, found, strict=True)
+            i: rules | own[kind] | {"rotations": None if one_chunk else rotation}
+            for (i, kind), rotation in zip(kinds.items(), found, strict=True)
         }
 
     @staticmethod
@@ -383,7 +387,7 @@ class Pass:
                 if i < kept_layers:
                     still -= branch.kept_bytes(x, dtype) + stream
         peak = max(peak, shared + self.weights.nbytes)
-        buckets = sum(attention.bucket_bytes() for attention, *_ in self.layers)
+        buckets = sum(branch.bucket_bytes() for branch in self.branches)
         memory = StepMemory(
             # 16 bytes per token: positions, and labels shifted to the logits that predict them
             streams=(4 if self.config.reversible else 3) * x.nbytes
@@ -427,7 +431,7 @@ class Pass:
         cap = self.config.bucket_cap
         if cap is None:
             return None
-        found = (f.buckets for f, *_ in self.layers if f.hashes)
+        found = (f.buckets for f, *_ in self.layers if f.hashes and f.shared_qk)
         mask = self.inputs.mask
         return tuple(
             ops.cut_share(ids, cap, attention_mask=mask) for ids in found if ids is not None

@@ -28,7 +28,10 @@ OURS = ("reversible", "num_key_value_heads", "local_shared_qk", "feed_forward_ga
         "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
         "kept_dtype", "apply_lm_head_bias", "label_smoothing", "shared_embeddings",
-        "image_shape")  # fmt: skip
+        "image_shape", "hash_local_window", "cross_attention")  # fmt: skip
+
+# the types of attention whose fields begin with another's name
+PREFIXES = {"full_shared": "full", "hash": "full"}
 
 
 def _with_other_fields(initialise: Callable[..., None]) -> Callable[..., None]:
@@ -65,9 +68,10 @@ class ReformerConfig(NamedAttributes, JsonFile):
     attention_head_size : int
         Depth of a head; heads times depth need not equal hidden_size.
     attn_layers : list of str
-        Type of each layer's attention: "local", "lsh", "full" (to all tokens) or "full_shared" (to
-        all, with shared queries and keys as in "lsh"). If all are the same, num_hidden_layers may
-        be larger than the list.
+        Type of each layer's attention: "local", "lsh", "full" (to all tokens), "full_shared" (to
+        all, with shared queries and keys as in "lsh") or "hash" (queries and keys of their own; a
+        token attends to the keys in the buckets of its query and to those near it). If all are the
+        same, num_hidden_layers may be larger than the list.
     axial_norm_std : float
         Standard deviation of axial position embeddings at initialisation, and the amplitude of
         sinusoidal ones.
@@ -174,14 +178,14 @@ class ReformerConfig(NamedAttributes, JsonFile):
         the gated linear unit). Dropout drops the products. transformers cannot open such a model.
     position_embedding_type : {"absolute", "sinusoidal", "rotary", "none"}
         "absolute": learned, axial or a table; "sinusoidal": sines and cosines (Vaswani et al. 2017,
-        section 3.5), in layers.positions; "rotary": queries and keys of "local" and "full" layers
-        are rotated, see `reformer_c.rotary_positions`, unless they are shared; "none": causal
-        attention alone tells the order. Only "absolute" has weights; with the others, sequences
-        may be longer than max_position_embeddings.
+        section 3.5), in layers.positions; "rotary": queries and keys of "local", "full" and "hash"
+        layers are rotated, see `reformer_c.rotary_positions`, unless they are shared; "none":
+        causal attention alone tells the order. Only "absolute" has weights; with the others,
+        sequences may be longer than max_position_embeddings.
     rope_theta : float
         theta of rotary positions.
     full_attention_probs_dropout_prob : float
-        As local_attention_probs_dropout_prob, of "full" and "full_shared" layers.
+        As local_attention_probs_dropout_prob, of "full", "full_shared" and "hash" layers.
     attention_scope : str
         "chunk": fixed-size chunks as in Hugging Face; "bucket": whole buckets, of any size. The
         attended set of the paper's section 2 is "bucket" with lsh_allow_duplicate_attention=False.
@@ -219,6 +223,12 @@ class ReformerConfig(NamedAttributes, JsonFile):
     image_shape : list of int, optional
         Height, width and channels of the pictures that a model's sequences are, with a vocabulary
         of 256 bytes; None: its sequences are not pictures.
+    hash_local_window : int
+        "hash" layers: a token also attends to the keys at most this far from it, in one softmax
+        with those of its buckets. Each key counts once, and buckets are whole.
+    cross_attention : {"full", "lsh"}
+        How the decoder of a `ReformerEncoderDecoder` attends to the encoder's states: to all, or to
+        the keys in the buckets of a query, by num_hashes, num_buckets and hash_seed.
     extra : dict
         Other keys, kept unchanged.
 
@@ -313,6 +323,8 @@ class ReformerConfig(NamedAttributes, JsonFile):
     label_smoothing: float = 0.0
     shared_embeddings: bool = False
     image_shape: list[int] | None = None
+    hash_local_window: int = 64
+    cross_attention: str = "full"
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -508,6 +520,11 @@ class ReformerConfig(NamedAttributes, JsonFile):
         return [kind for kind in ("local", "lsh") if kind in self.layer_types]
 
     @property
+    def hashes(self) -> bool:
+        """Whether a layer hashes: num_hashes and num_buckets have an effect."""
+        return not {"lsh", "hash"}.isdisjoint(self.layer_types)
+
+    @property
     def key_value_heads(self) -> int:
         """Heads of the values, and of the keys that are not shared with the queries."""
         heads = self.num_key_value_heads
@@ -530,7 +547,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
         Parameters
         ----------
-        layer_type : {"local", "lsh", "full", "full_shared"}
+        layer_type : {"local", "lsh", "full", "full_shared", "hash"}
             The type of attention.
         """
         return layer_type in ("lsh", "full_shared") or (
@@ -542,12 +559,12 @@ class ReformerConfig(NamedAttributes, JsonFile):
 
         Parameters
         ----------
-        layer_type : {"local", "lsh", "full", "full_shared"}
+        layer_type : {"local", "lsh", "full", "full_shared", "hash"}
             The type of attention.
         name : str
             The field without the type's prefix.
         """
-        return getattr(self, f"{layer_type.removesuffix('_shared')}_{name}")
+        return getattr(self, f"{PREFIXES.get(layer_type, layer_type)}_{name}")
 
     def check(self) -> None:
         """Raise TypeError or ValueError, naming the field, if a value is invalid."""

@@ -14,7 +14,8 @@ from .config_keys import ACTIVATIONS
 __all__ = ["check_fields", "check_memory_budget"]
 
 POSITION_TYPES = ("absolute", "sinusoidal", "rotary", "none")
-LAYER_TYPES = ("local", "lsh", "full", "full_shared")
+LAYER_TYPES = ("local", "lsh", "full", "full_shared", "hash")
+CROSS_TYPES = ("full", "lsh")
 MAX_AXES = 8  # of the operation axial_positions
 SCOPES = ("chunk", "bucket")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -30,7 +31,9 @@ def check_fields(config: Any) -> None:
         _check_attention(config, layer_type)
     _real("full_attention_probs_dropout_prob", config.full_attention_probs_dropout_prob, 0.0,
           below=1.0)  # fmt: skip
-    if "lsh" in config.layer_types:
+    _choice("cross_attention", config.cross_attention, CROSS_TYPES)
+    _each(config, "hash_local_window", integer, 0)
+    if config.hashes or config.cross_attention == "lsh":
         _check_hashing(config)
     _check_options(config)
     _check_tokens(config)
@@ -103,8 +106,8 @@ def _check_positions(config: Any) -> None:
         map(config.shares_qk, config.layer_types)
     ):
         raise ValueError(
-            "position_embedding_type must not be 'rotary' without a local or full layer whose "
-            f"queries and keys are not shared, got attn_layers={config.attn_layers} and "
+            "position_embedding_type must not be 'rotary' without a local, full or hash layer "
+            f"whose queries and keys are not shared, got attn_layers={config.attn_layers} and "
             f"local_shared_qk={config.local_shared_qk}"
         )
     flag("axial_pos_embds", config.axial_pos_embds)
@@ -137,7 +140,8 @@ def _check_attention(config: Any, layer_type: str) -> None:
 
 
 def _check_hashing(config: Any) -> None:
-    integer("num_hashes", config.num_hashes, 1)
+    # of it depends the number of buckets that is chosen
+    _each(config, "num_hashes lsh_attn_chunk_length", integer, 1)
     _each(config, "hash_seed", integer, optional=True)
     if config.num_buckets is None:
         return

@@ -168,12 +168,14 @@ def num_buckets_of(config: ReformerConfig, t: int) -> int | Sequence[int] | None
 
     If the configuration does not fix it, it is the number that transformers chooses at the first
     forward pass that hashes: for the prompt, or for the length at which a shorter one exceeds a
-    chunk. With ``attention_scope="bucket"`` it is always chosen for the prompt's length.
+    chunk. With ``attention_scope="bucket"``, or a "hash" layer, it is always chosen for the
+    prompt's length.
     """
-    if config.num_buckets is not None or "lsh" not in config.layer_types:
+    if config.num_buckets is not None or not config.hashes:
         return config.num_buckets
     m = config.attention("lsh", "attn_chunk_length")
-    hashed = t if config.attention_scope == "bucket" else max(t, m + 1)
+    whole = config.attention_scope == "bucket" or "hash" in config.layer_types
+    hashed = t if whole else max(t, m + 1)
     n = padded_length(config, hashed, masked=False)
     return ops.choose_num_buckets(n, m, config.max_position_embeddings)
 
@@ -208,7 +210,11 @@ def cache_bytes(
             room = (before + 1) * config.attention(kind, "attn_chunk_length")
         key_heads = h if config.shares_qk(kind) else config.key_value_heads
         total += (key_heads + config.key_value_heads) * room * d * itemsize
-        if kind == "lsh":
+        if kind == "hash":
+            rounds = config.num_hashes or 1
+            # the keys' buckets, and the sums of the keys
+            total += 4 * h * rounds * kept + 8 * config.key_value_heads * d
+        elif kind == "lsh":
             buckets = num_buckets_of(config, t if prompt is None else prompt)
             assert buckets is not None
             count = buckets if isinstance(buckets, int) else math.prod(buckets)

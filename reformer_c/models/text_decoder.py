@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .. import ops
 from ..layers.cross_attention import CrossAttention, EncoderStates
 from ..layers.halves import widened
+from ..layers.hash_attention import HashCrossAttention
 from ..layers.observers import Probabilities
 from ..layers.parameters import Parameters, Weights
-from ..layers.randomness import draw_seed, random_key
+from ..layers.randomness import Key, draw_seed, random_key
 from ..runtime import reuse_memory
 from .body import WORDS, Pass, StepMemory, heap_gaps, norm_shapes
 from .config import ReformerConfig
@@ -39,17 +41,35 @@ class DecoderPass(Pass):
         self, i: int, kind: str, weights: Weights, common: dict[str, Any]
     ) -> tuple[Any, ...]:
         attention, feed_forward = super()._layer(i, kind, weights, common)
-        encoder = self.call.encoder_states
+        encoder, key = self.call.encoder_states, partial(self.key, "layer", i, "cross attention")
         assert encoder is not None
-        cross = CrossAttention(
+        hashed = self.config.cross_attention == "lsh"
+        hashing = self._cross_hashing(i, key) if hashed else {}
+        kind_of = HashCrossAttention if hashed else CrossAttention
+        cross = kind_of(
             weights.below("cross_attention."), encoder=encoder, prompt_index=self.call.prompt_index,
             num_heads=attention.num_heads, num_key_value_heads=attention.num_key_value_heads,
             shape=attention.shape,
             observers=(self._cross_probabilities,) * self.call.requested.attentions,
             attention_dropout=attention.rules["dropout"], softcap=self.config.softcap,
-            key=partial(self.key, "layer", i, "cross attention"), **common,
+            key=key, **hashing, **common,
         )  # fmt: skip
         return attention, cross, feed_forward
+
+    def _cross_hashing(self, i: int, key: Key) -> dict[str, Any]:
+        """The hashing arguments of cross-attention in layer i."""
+        config, num_hashes = self.config, self.call.num_hashes
+        if config.hash_seed is not None:
+            key = partial(random_key, config.hash_seed, i, "cross attention")
+        return {
+            "num_hashes": config.num_hashes if num_hashes is None else num_hashes,
+            "num_buckets": config.num_buckets,
+            "choose_num_buckets": partial(
+                ops.choose_num_buckets, chunk_length=config.attention("lsh", "attn_chunk_length"),
+                max_position_embeddings=config.max_position_embeddings,
+            ),
+            "rotations_key": key("rotations"),
+        }  # fmt: skip
 
     def describe(self, output: ReformerOutput) -> None:
         super().describe(output)

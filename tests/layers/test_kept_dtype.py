@@ -20,6 +20,7 @@ KINDS = [
     {},
     {"attn_layers": ["full", "full_shared", "local"], "softcap": 1.0},
     {"attention_scope": "bucket", "hidden_act": "prelu"},
+    {"attn_layers": ["hash", "lsh"], "num_key_value_heads": 1, "hash_local_window": 2},
     {"attn_layers": ["local", "full"], "position_embedding_type": "rotary"},
     {"reversible": False, "local_shared_qk": True},
     {"matmul_precision": "medium", "hidden_act": "gelu"},

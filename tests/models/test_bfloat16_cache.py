@@ -27,6 +27,7 @@ KINDS = [
     {"attn_layers": ["full", "full_shared", "lsh"], "softcap": 1.0},
     {"attn_layers": ["local", "full"], "position_embedding_type": "rotary"},
     {"reversible": False, "matmul_precision": "medium", "local_shared_qk": True},
+    {"attn_layers": ["hash", "local"], "hash_local_window": 40},
 ]
 
 

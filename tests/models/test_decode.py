@@ -184,7 +184,7 @@ def test_the_cache_is_as_large_as_stated(scope):
     assert local.cache_bytes(50) == local.cache_bytes(1000) == 2 * 2 * 32 * 6 * 8
 
 
-@pytest.mark.parametrize("kind", ["local", "local_shared", "lsh", "full", "full_shared"])
+@pytest.mark.parametrize("kind", ["local", "local_shared", "lsh", "full", "full_shared", "hash"])
 def test_heads_that_share_values_make_the_cache_smaller(kind):
     shared = kind == "local_shared"
     fields = {"attn_layers": ["local" if shared else kind], "local_shared_qk": shared}
@@ -196,8 +196,9 @@ def test_heads_that_share_values_make_the_cache_smaller(kind):
         assert decoder.nbytes == model.cache_bytes(300)
         sizes.append(decoder.nbytes)
     room = 32 if "local" in kind else 300
-    arrays = 2 if kind in ("local", "full") else 1  # shared queries have all heads
-    assert sizes[0] - sizes[1] == 3 * arrays * room * 6 * 8
+    arrays = 2 if kind in ("local", "full", "hash") else 1  # shared queries have all heads
+    sums = 8 * 3 * 6 * (kind == "hash")
+    assert sizes[0] - sizes[1] == 3 * arrays * room * 6 * 8 + sums
 
 
 def test_a_cache_names_what_does_not_fit(rng):
@@ -288,6 +289,7 @@ def round_weights(model, storage):
         {"feed_forward_gated": True},
         {"feed_forward_gated": True, "hidden_act": "xielu"},
         {"matmul_precision": "medium"},
+        {"attn_layers": ["hash", "hash"], "num_key_value_heads": 1, "hash_local_window": 30},
     ],
     ids=str,
 )

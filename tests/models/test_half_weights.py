@@ -22,6 +22,7 @@ KINDS = [
     {"attn_layers": ["full", "full_shared", "local"], "softcap": 1.0, "hidden_act": "gelu"},
     {"attention_scope": "bucket", "hidden_act": "xielu", "chunk_size_feed_forward": 3},
     {"reversible": False, "local_shared_qk": True, "shared_embeddings": True},
+    {"attn_layers": ["hash", "local"], "hash_local_window": 2, "hash_seed": 1},
     {"feed_forward_gated": True, "num_key_value_heads": 1, "attn_layers": ["full", "lsh"]},
     {"matmul_precision": "medium", "hidden_act": "prelu"},
     *POSITIONS.values(),

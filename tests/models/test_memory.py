@@ -63,6 +63,8 @@ def can_measure():
         ("book", {"reversible": False}, 4096, 1, 0),
         ("book", {"reversible": False}, 2048, 2, 100_000_000),
         ("book", {"attn_layers": ["full", "full_shared"], "num_hidden_layers": 2}, 2048, 1, 0),
+        ("book", {"attn_layers": ["hash"], "num_hidden_layers": 2}, 4096, 1, 0),
+        ("book", {"attn_layers": ["hash"], "num_key_value_heads": 1}, 2048, 2, 100_000_000),
         ("book", {"num_attention_heads": 4, "num_key_value_heads": 1}, 4096, 1, 0),
         ("book", {"num_attention_heads": 4, "num_key_value_heads": 2}, 2048, 2, 100_000_000),
         ("book", {"attn_layers": ["local"], "local_shared_qk": True}, 4096, 1, 0),
@@ -109,6 +111,7 @@ def measure(kind, name, changes, *numbers):
         ({}, 4096, 1, 0),
         ({}, 2048, 2, 100_000_000),
         ({"shared_embeddings": True, "vocab_size": 10_000}, 2048, 1, 0),
+        ({"cross_attention": "lsh"}, 4096, 1, 0),
     ],
 )
 def test_an_encoder_decoder_takes_no_more_than_was_said(changes, length, batch, budget):

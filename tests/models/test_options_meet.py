@@ -45,7 +45,9 @@ def configurations(
         "is_decoder": is_decoder,
         "attn_layers": draw(
             st.lists(
-                st.sampled_from(["local", "lsh", "full", "full_shared"]), min_size=1, max_size=3
+                st.sampled_from(["local", "lsh", "full", "full_shared", "hash"]),
+                min_size=1,
+                max_size=3,
             )
         ),
         "attention_scope": draw(st.sampled_from(["chunk", "bucket"])),
@@ -66,6 +68,8 @@ def configurations(
         # models of float64 are never rounded
         "matmul_precision": draw(st.sampled_from([None, "medium"])),
         "hash_seed": draw(st.sampled_from([None, 5])),
+        "hash_local_window": draw(st.sampled_from([0, 1, 5])),
+        "cross_attention": draw(st.sampled_from(["full", "lsh"])),
         **draw(st.sampled_from(HEADS)),
         **draw(st.sampled_from([*POSITIONS.values()])),
         "hidden_act": draw(st.sampled_from(activations)),
@@ -77,8 +81,8 @@ def configurations(
         "memory_budget": draw(st.sampled_from([None, 4000, 10**9])),
     }
     if fields.get("position_embedding_type") == "rotary":
-        fields["attn_layers"][0] = draw(st.sampled_from(["local", "full"]))
-        fields["local_shared_qk"] &= "full" in fields["attn_layers"]
+        fields["attn_layers"][0] = draw(st.sampled_from(["local", "full", "hash"]))
+        fields["local_shared_qk"] &= not {"full", "hash"}.isdisjoint(fields["attn_layers"])
     if fields["attention_scope"] == "bucket":
         fields["bucket_cap"] = draw(st.sampled_from([None, 64]))
     return small_config(**fields)
@@ -148,7 +152,8 @@ def with_buckets(config, n):
 def chooses_num_buckets(config, n):
     """Whether inputs that run at length n are hashed into a number of buckets that is not fixed."""
     chunked = config.attention_scope == "chunk" and n <= config.lsh_attn_chunk_length
-    return config.num_buckets is None and "lsh" in config.layer_types and not chunked
+    hashes = "hash" in config.layer_types or ("lsh" in config.layer_types and not chunked)
+    return config.num_buckets is None and hashes
 
 
 def evaluated_length(config, t):
@@ -172,10 +177,11 @@ def at_length(config, n, *, ids, mask, positions):
 
 
 def known_buckets(found, config, b, r, n):
-    """Bucket ids (b, h, r, n) for the reference, of those (b, h, r, t) that a call reports."""
+    """Bucket ids (..., n) for the reference, of those (b, h, r, t) or (2, b, h, r, t) that a call
+    reports."""
     if found is None:  # one chunk: nothing is hashed
         return np.zeros((b, config.num_attention_heads, r, n), int)
-    widths = ((0, 0), (0, 0), (0, 0), (0, n - found.shape[-1]))
+    widths = (*[(0, 0)] * (found.ndim - 1), (0, n - found.shape[-1]))
     return np.pad(found, widths, constant_values=int(np.prod(config.num_buckets)))
 
 
@@ -278,7 +284,7 @@ def expected_logits(model, rounds, ids, mask, positions, hashing, draws):
         known, part = with_buckets(config, n), (rows, slice(0, end))
         own = hashing
         if draws:
-            own = [x if x is None else x[rows, ..., :end] for x in hashing]
+            own = [x if x is None else rows_of(x, rows, end) for x in hashing]
             own = [known_buckets(x, known, len(ids[rows]), rounds, n) for x in own]
         padded, rest = at_length(
             known, n, ids=ids[part], mask=None if mask is None else mask[part],
@@ -288,6 +294,11 @@ def expected_logits(model, rounds, ids, mask, positions, hashing, draws):
             head_of(model), known, padded, hashing=own, **rest
         )[:, :end]
     return logits
+
+
+def rows_of(ids, rows, end):
+    """Bucket ids (b, h, r, t), or (2, b, h, r, t) of queries and keys, of some rows up to `end`."""
+    return ids[rows, ..., :end] if ids.ndim == 4 else ids[:, rows, ..., :end]
 
 
 def flat(arrays):
@@ -579,6 +590,8 @@ def test_texts_follow_the_options_row_by_row(
                 continue  # decoding in chunks approximates a forward pass
             if forgets and len(text) > bound[0] and len(config.layer_types) > 1:
                 continue  # what is kept knows of what is forgotten
+            if forgets and "hash" in config.layer_types:
+                continue  # the mean of its keys knows of what is forgotten
             end = generation.check(
                 text, len(prompt), partial(next_logits, model, len(prompt), forgets), options, eos
             )

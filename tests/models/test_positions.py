@@ -142,7 +142,7 @@ def test_the_field_is_written_where_it_is_not_the_default():
 
 
 def test_rotary_positions_need_a_layer_that_they_rotate():
-    message = r"^position_embedding_type must not be 'rotary' without a local or full layer whose"
+    message = r"^position_embedding_type must not be 'rotary' without a local, full or hash layer"
     with pytest.raises(ValueError, match=message):
         ReformerConfig(position_embedding_type="rotary", attn_layers=["lsh", "full_shared"])
     for wrong in (0, -1.0, "x"):
@@ -154,7 +154,7 @@ def test_rotary_positions_need_a_layer_that_they_rotate():
 @pytest.mark.parametrize("padded", [False, True])
 def test_rotary_positions_are_those_of_the_text_in_every_step(prompt, padded):
     """Batches of prompts of different lengths, and a window that has wrapped around in its ring."""
-    model = language_model("rotary", attn_layers=["local", "full", "full_shared"])
+    model = language_model("rotary", attn_layers=["local", "full", "full_shared", "hash"])
     ids, mask = random_ids((2, prompt)), np.ones((2, prompt), int)
     if padded:
         mask[0, : prompt // 2] = 0

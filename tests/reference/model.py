@@ -21,7 +21,8 @@ def body(
 ):  # fmt: skip
     """ids (b, t) -> final states (b, t, 2c).
 
-    hashing holds for each LSH layer its rotations (h, d, r, s), or bucket ids (b, h, r, t).
+    hashing holds for each LSH layer its rotations (h, d, r, s), or bucket ids (b, h, r, t); for a
+    layer that hashes keys of their own (2, b, h, r, t), of queries and of keys.
     With a memory (b, s, c') each layer has a third part, which looks at it, and the three take
     turns on the two streams.
     """
@@ -38,6 +39,8 @@ def body(
             heads = full(n, part, config, attention_mask, kind, positions)
         elif kind == "local":
             heads = local(n, part, config, attention_mask, positions)
+        elif kind == "hash":
+            heads = hashed(n, part, config, attention_mask, next(hashing), positions)
         else:
             heads = lsh(n, below(layer, "attention."), config, attention_mask, next(hashing))
         x1 = x1 + linear(side_by_side(heads), layer["attention.output.dense.weight"])
@@ -86,7 +89,7 @@ def encoder_decoder_logits(w, encoder, decoder, ids, written, *, attention_mask=
 
     hashing holds for each LSH layer of the encoder, and then of the decoder, as in `body`.
     """
-    count = encoder.layer_types.count("lsh")
+    count = sum(kind in ("lsh", "hash") for kind in encoder.layer_types)
     memory = body(
         below(w, "encoder."), encoder, ids, attention_mask=attention_mask, hashing=hashing[:count]
     )
@@ -213,3 +216,36 @@ def lsh(n, w, config, attention_mask, hashing):
         **rules(config, "lsh", attention_mask),
     }
     return attention.lsh(qk, hashing, **scope).output(v)
+
+
+def hashed(n, w, config, attention_mask, hashing, positions):
+    """A query sees the keys in its buckets and those near it, each once; or all if none."""
+    q, k, v = (projected(n, w, name, config) for name in ("query", "key", "value"))
+    if config.position_embedding_type == "rotary":
+        q, k = (rotated(x, config, positions) for x in (q, k))
+    b, t = n.shape[:2]
+    real = np.ones((b, t), bool) if attention_mask is None else np.asarray(attention_mask) != 0
+    if np.asarray(hashing).dtype.kind == "f":
+        centred = attention.for_each_head(k - mean_of_keys(k, real, config.is_decoder), q.shape[1])
+        sides = (q, None), (centred, attention_mask)
+        hashing = [lsh_hash(x, hashing, config.num_buckets, mask) for x, mask in sides]
+    return attention.separate(
+        q,
+        k,
+        *hashing,
+        scope="bucket",
+        is_causal=config.is_decoder,
+        attention_mask=attention_mask,
+        softcap=config.softcap,
+        allow_duplicate_attention=False,
+        local_window=config.hash_local_window,
+    ).output(v)
+
+
+def mean_of_keys(k, real, is_causal):
+    """Of the real keys (b, hk, t, d): of all, or up to each."""
+    real = real[:, None, :, None]
+    sums, counts = (np.cumsum(np.float64(x), axis=2) for x in (k * real, real))
+    if not is_causal:
+        sums, counts = sums[:, :, -1:], counts[:, :, -1:]
+    return (sums / np.maximum(counts, 1)).astype(k.dtype)
