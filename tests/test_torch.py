@@ -30,6 +30,12 @@ ATTENTION = {
     "full": (rt.full_attention, ops.full_attention_forward, ops.full_attention_backward),
     "local": (rt.local_attention, ops.local_attention_forward, ops.local_attention_backward),
     "lsh": (rt.lsh_attention, ops.lsh_attention_forward, ops.lsh_attention_backward),
+    # with keys of their own
+    "hash": (
+        lambda q, k, v, **options: rt.lsh_attention(q, v, k=k, **options),
+        lambda q, k, v, **options: ops.lsh_attention_forward(q, v, k=k, **options),
+        ops.lsh_attention_backward,
+    ),
 }
 CALLS = {
     "full": [
@@ -49,8 +55,16 @@ CALLS = {
         {"num_buckets": 4, "scope": "bucket", "bucket_cap": 64, "rng": 0},
         {"chunk_length": 8, "allow_duplicate_attention": False, "num_hashes": 2, "rng": 5},
         {"chunk_length": 8, "dropout": 0.5, "dropout_key": 9, "scale": 2.0, "rng": 5},
+        {"num_buckets": 4, "scope": "bucket", "local_window": 3, "is_causal": True, "rng": 0},
     ],
-}
+    "hash": [
+        {"num_buckets": 4, "scope": "bucket", "rng": 0},
+        {"num_buckets": 8, "scope": "bucket", "local_window": 5, "is_causal": True, "rng": 1,
+         "num_hashes": 2, "allow_duplicate_attention": False},
+        {"num_buckets": (2, 4), "scope": "bucket", "softcap": 0.7, "center": None, "rng": 2},
+        {"num_buckets": 4, "scope": "bucket", "dropout": 0.5, "dropout_key": 9, "rng": 3},
+    ],
+}  # fmt: skip
 EVERY_CALL = [(name, call) for name in CALLS for call in CALLS[name]]
 
 
@@ -114,6 +128,32 @@ def test_keys_may_have_another_length_and_fewer_heads(hk):
     assert k.grad.shape == v.grad.shape == (1, hk, 30, 4)
 
 
+@pytest.mark.parametrize("hk", [2, 1])
+@pytest.mark.parametrize("center", ["keys", None, torch.ones(8), torch.ones(1, 8)], ids=str)
+def test_hashed_keys_may_have_another_length_and_fewer_heads(hk, center):
+    q, k, v, dout = *draw(1, 2, 2, 30, 8), *draw(2, 2, hk, 50, 8), *draw(1, 2, 2, 30, 8)
+    mask = torch.rand(2, 50, generator=torch.Generator().manual_seed(1)) < 0.8
+    options = {"scope": "bucket", "num_buckets": 4, "local_window": 2, "is_causal": True, "rng": 1}
+    inputs = leaves([q, k, v])
+    out = rt.lsh_attention(
+        inputs[0], inputs[2], k=inputs[1], center=center, attention_mask=mask, **options
+    )
+    out.backward(dout)
+    less = center.numpy() if isinstance(center, torch.Tensor) else center
+    expected, saved = ops.lsh_attention_forward(
+        q.numpy(), v.numpy(), k=k.numpy(), center=less, attention_mask=mask.numpy(), **options
+    )
+    assert_same_bits(out, expected)
+    for x, gradient in zip(inputs, ops.lsh_attention_backward(dout.numpy(), saved), strict=True):
+        assert_same_bits(x.grad, gradient)
+    again = rt.lsh_attention(
+        q, v, k=k, attention_mask=mask, buckets=torch.from_numpy(saved.buckets),
+        key_buckets=torch.from_numpy(saved.key_buckets),
+        **{name: x for name, x in options.items() if name != "rng"},
+    )  # fmt: skip
+    assert_same_bits(again, expected)
+
+
 @pytest.mark.parametrize("shape", [(40, 8), (3, 40, 8), (2, 3, 40, 8), (0, 3, 40, 8), (2, 3, 0, 8)])
 @pytest.mark.parametrize("name", ATTENTION)
 def test_every_rank_and_no_tokens_at_all(name, shape):
@@ -127,7 +167,7 @@ def test_every_rank_and_no_tokens_at_all(name, shape):
 @pytest.mark.parametrize("name", ATTENTION)
 def test_transposed_views_are_used_as_they_are(name):
     function = ATTENTION[name][0]
-    call = {"rng": 0} if name == "lsh" else {}
+    call = {"rng": 0} if name in ("lsh", "hash") else {}
     views = [x.transpose(1, 2) for x in leaves(draw(count(name), 2, 100, 3, 8))]
     out = function(*views, **call)
     assert out.stride() == views[0].stride()
@@ -188,12 +228,20 @@ def operator_calls():
     }  # fmt: skip
     rotations = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(1))
     ids = torch.randint(4, (1, 2, 2, 40), generator=torch.Generator().manual_seed(1))
-    yield "lsh_attention", (q, v, mask, rotations, None), lsh
-    yield "lsh_attention", (q, v, None, None, ids), lsh | {"num_buckets": None}
-    yield "lsh_attention", (q, one[1], None, None, ids), lsh | {"num_buckets": None}
-    yield "lsh_attention", (q, v, None, rotations, None), lsh | {"chunk_length": 64}
+    hashed, known = (None, None, rotations, None, None), (None, None, None, ids, None)
+    yield "lsh_attention", (q, v, None, mask, *hashed[1:]), lsh
+    yield "lsh_attention", (q, v, None, *known), lsh | {"num_buckets": None}
+    yield "lsh_attention", (q, one[1], None, *known), lsh | {"num_buckets": None}
+    yield "lsh_attention", (q, v, None, *hashed), lsh | {"chunk_length": 64}
     transposed = [x.transpose(1, 2) for x in leaves(draw(2, 1, 40, 2, 4))]
-    yield "lsh_attention", (*transposed, None, rotations, None), lsh | {"scope": "bucket"}
+    yield "lsh_attention", (*transposed, None, *hashed), lsh | {"scope": "bucket"}
+    separate = lsh | {"scope": "bucket", "is_causal": True, "local_window": 2}
+    long = leaves(draw(2, 1, 1, 60, 4))
+    yield "lsh_attention", (q, *long, torch.ones(1, 60), *hashed[1:]), separate
+    center = torch.ones(1, 4)
+    yield "lsh_attention", (q, v, k, None, center, *hashed[2:]), separate | {"center_keys": False}
+    of_keys = torch.randint(4, (1, 2, 2, 60), generator=torch.Generator().manual_seed(2))
+    yield "lsh_attention", (q, *long, *known[:4], of_keys), separate | {"num_buckets": None}
     weights = leaves([*draw(1, 9, 4), *draw(1, 9), *draw(1, 4, 9), *draw(1, 4)])
     rules = {"activation": "gelu", "chunk_length": 0} | dropped
     yield "feed_forward", (q, *weights, None, None), rules
@@ -212,11 +260,13 @@ def test_operators_are_what_they_say(call):
 def test_gradients_are_those_of_differences(name, call):
     inputs = leaves(draw(count(name), 1, 2, 10, 3, dtype=torch.float64))
     call = {**call, "chunk_length": 4} if name != "full" else call
-    if name == "lsh":  # buckets that do not move
-        call = {k: x for k, x in call.items() if k not in ("rng", "num_buckets")}
+    if name in ("lsh", "hash"):  # buckets that do not move
+        call = {k: x for k, x in call.items() if k not in ("rng", "num_buckets", "center")}
         rounds = call.get("num_hashes", 1)
         generator = torch.Generator().manual_seed(0)
-        call["buckets"] = torch.randint(3, (1, 2, rounds, 10), generator=generator)
+        sides = ("buckets", "key_buckets") if name == "hash" else ("buckets",)
+        for side in sides:
+            call[side] = torch.randint(3, (1, 2, rounds, 10), generator=generator)
     function = ATTENTION[name][0]
     assert torch.autograd.gradcheck(lambda *x: function(*x, **call), inputs)
 
@@ -236,7 +286,7 @@ def test_compiled_code_gives_the_same(name):
         inputs, attention = leaves(draw(count(name), 1, 2, 100, 8)), ATTENTION[name][0]
 
         def function(*x):
-            if name == "lsh":
+            if name in ("lsh", "hash"):
                 return attention(*x, rotations=rotations, num_buckets=4)
             return attention(*x)
 

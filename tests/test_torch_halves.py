@@ -78,6 +78,20 @@ def test_half_precision_is_float32_rounded_at_the_end(name, options, half):
 
 
 @every_half
+def test_keys_of_their_own_in_half_precision(half):
+    options = {"num_buckets": 4, "scope": "bucket", "local_window": 3, "rng": 2}
+    inputs, dout = [x.to(half) for x in tensors("full_attention")], draw(2, 3, 75, 8, seed=9)
+    found = []
+    for cast in (torch.Tensor.clone, torch.Tensor.float):
+        q, k, v = (cast(x).requires_grad_() for x in inputs)
+        out = rt.lsh_attention(q, v, k=k, **options)
+        out.backward(dout.to(half).to(out.dtype))
+        found.append([out.detach(), q.grad, k.grad, v.grad])
+    torch.testing.assert_close(found[0][0], found[1][0].to(half), rtol=0, atol=0)
+    assert_rounded(*found, half)
+
+
+@every_half
 @every_call
 def test_under_autocast_the_result_has_its_dtype_and_gradients_that_of_the_inputs(
     name, options, half
@@ -134,14 +148,16 @@ def test_operators_are_what_they_say(half):
     views = [
         x.transpose(1, 2).contiguous().transpose(1, 2).detach().requires_grad_() for x in (q, v)
     ]
+    hashed = (None, None, draw(2, 4, 2, 2), None, None)
     weights = [draw(*shape).to(half).requires_grad_() for shape in ((9, 4), (9,), (4, 9), (4,))]
     gate = [x.detach().clone().requires_grad_() for x in weights[:2]]
     of_hidden = {"activation": "gelu", "chunk_length": 0, "dropout": 0.0, "dropout_key": 0}
     calls = [
         ("full_attention", (q, k, v, None), common | {"shared_qk": False}),
         ("local_attention", (q, None, v, None), windows | {"shared_qk": True}),
-        ("lsh_attention", (q, v, None, draw(2, 4, 2, 2), None), lsh),
-        ("lsh_attention", (*views, None, draw(2, 4, 2, 2), None), lsh | {"scope": "bucket"}),
+        ("lsh_attention", (q, v, None, *hashed), lsh),
+        ("lsh_attention", (*views, None, *hashed), lsh | {"scope": "bucket"}),
+        ("lsh_attention", (q, v, k, *hashed), lsh | {"scope": "bucket", "local_window": 3}),
         ("feed_forward", (q, *weights, None, None), of_hidden),
         ("feed_forward", (q, *weights, *gate), of_hidden),
     ]

@@ -41,7 +41,7 @@ def lsh_attention_forward(
     scope: str = "chunk",
     bucket_cap: int | None = None,
     local_window: int | None = None,
-    center: Any = "keys",
+    center: np.ndarray | str | None = "keys",
     rotations: np.ndarray | None = None,
     buckets: np.ndarray | None = None,
     key_buckets: np.ndarray | None = None,

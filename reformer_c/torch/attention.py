@@ -40,16 +40,18 @@ def _backward(
     v: Tensor,
     attention_mask: Tensor | None,
     buckets: Tensor | None,
+    key_buckets: Tensor | None,
     out: Tensor,
     lse: Tensor,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    spec, mask, ids = AttentionSpec(**options), mask_of(attention_mask), array_of(buckets)
+    spec, mask = AttentionSpec(**options), mask_of(attention_mask)
+    ids, key_ids = array_of(buckets), array_of(key_buckets)
     factors: Any = spec.num_buckets
     saved = AttentionSaved(
         spec, array_of(q), array_of(k), array_of(v), mask,
-        0 if ids is None else bucket_ids(ids, factors, mask),
-        ids, None, array_of(out), array_of(lse),
+        max((bucket_ids(x, factors, mask) for x in (ids, key_ids) if x is not None), default=0),
+        ids, key_ids, array_of(out), array_of(lse),
     )  # fmt: skip
     backward = getattr(ops, f"{spec.kind}_attention_backward")
     dq, *of_keys, dv = backward(array_of(dout), saved, workers=torch.get_num_threads())
@@ -66,7 +68,7 @@ def _fake_backward(
 
 _backward_operator = operator(
     "attention_backward(Tensor dout, Tensor q, Tensor? k, Tensor v, Tensor? attention_mask, "
-    f"Tensor? buckets, Tensor out, Tensor lse, {schema_of(AttentionSpec)}) -> "
+    f"Tensor? buckets, Tensor? key_buckets, Tensor out, Tensor lse, {schema_of(AttentionSpec)}) -> "
     "(Tensor dq, Tensor dk, Tensor dv)",
     _backward,
     _fake_backward,
@@ -126,7 +128,7 @@ def _register(kind: str) -> Any:
     ) -> None:
         out, lse = output
         ctx.mark_non_differentiable(lse)
-        _save(ctx, *inputs, None, out, lse, kind=kind, **keyword_only_inputs)
+        _save(ctx, *inputs, None, None, out, lse, kind=kind, **keyword_only_inputs)
 
     return operator(
         f"{kind}_attention({schema_of(getattr(ops, f'{kind}_attention'))}) -> "
@@ -232,68 +234,80 @@ def local_attention(
 def _lsh_forward(
     qk: Tensor,
     v: Tensor,
+    k: Tensor | None,
     attention_mask: Tensor | None,
+    center: Tensor | None,
     rotations: Tensor | None,
     buckets: Tensor | None,
+    key_buckets: Tensor | None,
+    *,
+    center_keys: bool = True,
     **options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out = result_like(qk)
     _, saved = ops.lsh_attention_forward(
-        array_of(qk), array_of(v), attention_mask=mask_of(attention_mask),
-        rotations=array_of(rotations), buckets=array_of(buckets), out=out.numpy(),
+        array_of(qk), array_of(v), k=array_of(k), attention_mask=mask_of(attention_mask),
+        center="keys" if center_keys else array_of(center), rotations=array_of(rotations),
+        buckets=array_of(buckets), key_buckets=array_of(key_buckets), out=out.numpy(),
         workers=torch.get_num_threads(), **options,
     )  # fmt: skip
     # empty for one chunk, and for buckets that were given: an operator may not return its input
-    drawn = torch.empty(0, dtype=torch.int32)
-    if buckets is None and saved.buckets is not None:
-        drawn = torch.from_numpy(saved.buckets)
-    return rounded_to(qk, out), torch.from_numpy(saved.lse), drawn
+    drawn = [
+        torch.empty(0, dtype=torch.int32) if x is None or given is not None else torch.from_numpy(x)
+        for given, x in ((buckets, saved.buckets), (key_buckets, saved.key_buckets))
+    ]
+    return rounded_to(qk, out), torch.from_numpy(saved.lse), drawn[0], drawn[1]
 
 
 def _fake_lsh(
     qk: Tensor,
     v: Tensor,
+    k: Tensor | None,
     attention_mask: Tensor | None,
+    center: Tensor | None,
     rotations: Tensor | None,
     buckets: Tensor | None,
+    key_buckets: Tensor | None,
     *,
     num_hashes: int,
     chunk_length: int,
     scope: str,
     **options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     one_chunk = qk.shape[-2] <= chunk_length and scope == "chunk"
     given = one_chunk or buckets is not None
-    shape = (0,) if given else (*qk.shape[:-2], num_hashes, qk.shape[-2])
-    return *_fake(qk), torch.empty(shape, dtype=torch.int32)
+    shapes = [
+        (0,) if given or x is None else (*qk.shape[:-2], num_hashes, x.shape[-2]) for x in (qk, k)
+    ]
+    drawn = [torch.empty(shape, dtype=torch.int32) for shape in shapes]
+    return *_fake(qk), drawn[0], drawn[1]
 
 
 def _setup_lsh(
     ctx: Any,
     inputs: tuple[Any, ...],
     keyword_only_inputs: dict[str, Any],
-    output: tuple[Tensor, Tensor, Tensor],
+    output: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
-    qk, v, attention_mask, _, buckets = inputs
-    out, lse, drawn = output
-    ctx.mark_non_differentiable(lse, drawn)
-    if buckets is None and drawn.ndim > 1:
-        buckets = drawn
-    _save(
-        ctx, qk, None, v, attention_mask, buckets, out, lse,
-        kind="lsh", shared_qk=True, **keyword_only_inputs,
-    )  # fmt: skip
+    qk, v, k, attention_mask, _, _, *given = inputs
+    out, lse, *drawn = output
+    ctx.mark_non_differentiable(lse, *drawn)
+    ids = [
+        new if known is None and new.ndim > 1 else known
+        for known, new in zip(given, drawn, strict=True)
+    ]
+    options = {name: x for name, x in keyword_only_inputs.items() if name != "center_keys"}
+    _save(ctx, qk, k, v, attention_mask, *ids, out, lse, kind="lsh", shared_qk=k is None, **options)
 
 
-def _differentiate_lsh(
-    ctx: Any, dout: Tensor, dlse: Tensor, dbuckets: Tensor
-) -> tuple[Tensor | None, ...]:
-    dqk, _, dv = _gradients(ctx, dout)
-    return dqk, dv, None, None, None
+def _differentiate_lsh(ctx: Any, dout: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    dq, dk, dv = _gradients(ctx, dout)
+    return dq, dv, dk, None, None, None, None, None
 
 
 _lsh = operator(
-    f"lsh_attention({schema_of(ops.lsh_attention)}) -> (Tensor out, Tensor lse, Tensor buckets)",
+    f"lsh_attention({schema_of(ops.lsh_attention)}, bool center_keys=True) -> "
+    "(Tensor out, Tensor lse, Tensor buckets, Tensor key_buckets)",
     _lsh_forward,
     _fake_lsh,
     _setup_lsh,
@@ -308,12 +322,12 @@ def lsh_attention(qk: Tensor, v: Tensor, **options: Any) -> Tensor:
     Parameters
     ----------
     qk, v
-        As in `reformer_c.lsh_attention`.
+        As in `reformer_c.lsh_attention`; with `k`, qk are the queries.
     rng : int, torch.Generator or None
         Draws the rotations if neither rotations nor buckets are given: an int draws those of
         `reformer_c.lsh_rotations`; otherwise PyTorch draws them.
     **options
-        Those of `reformer_c.lsh_attention` except `out` and `workers`. `dropout_key` is in
+        Those of `reformer_c.lsh_attention` except `out`, `lse` and `workers`. `dropout_key` is in
         [0, 2**63), and drawn by PyTorch's generator by default.
 
     Returns
@@ -334,6 +348,12 @@ def lsh_attention(qk: Tensor, v: Tensor, **options: Any) -> Tensor:
     >>> same = ops.lsh_attention(qk.numpy(), v.numpy(), num_hashes=2, rng=0)
     >>> bool((out.numpy() == same).all())
     True
+
+    Keys of their own, of another length and with fewer heads:
+
+    >>> k, v = torch.randn(2, 1, 2, 3000, 32)
+    >>> lsh_attention(qk, v, k=k, scope="bucket", local_window=16, is_causal=True).shape
+    torch.Size([1, 4, 1000, 32])
     """
     return lsh_attention_results(qk, v, **options)[0]
 
@@ -343,19 +363,27 @@ def lsh_attention_results(
     qk: Tensor,
     v: Tensor,
     *,
+    k: Tensor | None = None,
     num_buckets: int | Sequence[int] | None = None,
     attention_mask: Tensor | None = None,
+    center: Tensor | str | None = "keys",
     rotations: Tensor | None = None,
     buckets: Tensor | None = None,
+    key_buckets: Tensor | None = None,
     rng: int | torch.Generator | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lsh_attention`, and what else its operator returns: the log-sum-exp (b, h, t), which is -inf
     for a token that found no key but itself in all of several rounds, and the buckets it drew."""
-    qk, v, rotations, attention_mask, buckets = checked(
+    center_keys = isinstance(center, str)
+    if isinstance(center, str):
+        if center != "keys":
+            raise ValueError(f"center must be 'keys', None or a tensor, got {center!r}")
+        center = None
+    qk, v, k, rotations, less, attention_mask, buckets, key_buckets = checked(
         {"qk": qk, "v": v},
-        {"rotations": rotations},
-        {"attention_mask": attention_mask, "buckets": buckets},
+        {"k": k, "rotations": rotations, "center": center},
+        {"attention_mask": attention_mask, "buckets": buckets, "key_buckets": key_buckets},
     )
     options = _counted(options)
     if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
@@ -364,13 +392,15 @@ def lsh_attention_results(
         heads_of("qk", qk)  # raises
     factors = None if num_buckets is None else bucket_factors(num_buckets)
     if rotations is None and buckets is None:
-        chosen = ops.choose_num_buckets(qk.shape[-2], options["chunk_length"])
+        longest = max(x.shape[-2] if x.ndim > 1 else 0 for x in (qk, qk if k is None else k))
+        chosen = ops.choose_num_buckets(longest, options["chunk_length"])
         factors = factors or bucket_factors(chosen)
         rotations = _draw_rotations(qk, options["num_hashes"], factors, rng)
-    results: tuple[Tensor, Tensor, Tensor] = _lsh(
-        qk, v, attention_mask, rotations, buckets, num_buckets=factors, **resolved(**options)
-    )
-    return results
+    out, lse, drawn, _ = _lsh(
+        qk, v, k, attention_mask, less, rotations, buckets, key_buckets, num_buckets=factors,
+        center_keys=center_keys, **resolved(**options),
+    )  # fmt: skip
+    return out, lse, drawn
 
 
 def _draw_rotations(

@@ -21,18 +21,14 @@ TYPES = {
     "np.ndarray": "Tensor", "np.ndarray | None": "Tensor?", "int": "int", "bool": "bool",
     "float": "float", "str": "str", "int | None": "int?", "float | None": "float?",
     "str | None": "str?", "int | Sequence[int] | None": "int[]?",
+    "np.ndarray | str | None": "Tensor?",
 }  # fmt: skip
 
 
 def arguments_of(op: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters of an operation that PyTorch does not decide, and that its operator takes."""
+    """The parameters of an operation that PyTorch does not decide."""
     parameters = inspect.signature(op).parameters.values()
-    no = ("out", "workers", "lse", "center", "key_buckets")
-    return [
-        p
-        for p in parameters
-        if p.name not in no and (p.name != "k" or p.kind is p.POSITIONAL_OR_KEYWORD)
-    ]
+    return [p for p in parameters if p.name not in ("out", "workers", "lse")]
 
 
 def schema_of(op: Callable[..., Any]) -> str:

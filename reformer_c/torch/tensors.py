@@ -88,7 +88,7 @@ def checked(
     reals: dict[str, Tensor], optional: dict[str, Tensor | None], others: dict[str, Tensor | None]
 ) -> list[Any]:
     """The tensors, checked: on the CPU, and, except `others`, real. If one of them has half
-    precision, all have, but rotations may be float32. Under autocast all but rotations are
+    precision, all have, but rotations and a center may be float32. Under autocast all but these are
     converted to its dtype, except float64."""
     found: list[Any] = []
     first = next(iter(reals))
@@ -107,7 +107,7 @@ def checked(
                     f"{name} must be float32 or float64, bfloat16 or float16, got {x.dtype}: pass "
                     f"{name}.float()"
                 )
-            is_widened = name == "rotations" and x.dtype == torch.float32
+            is_widened = name in ("rotations", "center") and x.dtype == torch.float32
             if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64 and not is_widened:
                 x = x.to(torch.get_autocast_dtype("cpu"))
             dtype = x.dtype if dtype is None else dtype
