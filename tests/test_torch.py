@@ -199,7 +199,8 @@ def test_doctests():
         pytest.skip("needs transformers: pip install '.[parity]'")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for module in (rt, rt.attention, rt.layers, rt.registration, rt.models):
+        modules = (rt.attention, rt.imports, rt.interface, rt.layers, rt.models, rt.registration)
+        for module in (rt, *modules):
             assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
 
 

@@ -2,8 +2,10 @@
 
 Tensors on the CPU are read in place, and results are written directly into PyTorch's memory; those
 of half precision are computed in float32, also under autocast.
-`patch` makes a Reformer of transformers or reformer_pytorch run on these kernels. The number of
-threads is PyTorch's (``torch.set_num_threads``).
+`patch` makes a Reformer of transformers or reformer_pytorch run on these kernels, and
+`use_lsh_attention` makes other models of transformers hash their attention: importing this module
+registers ``attn_implementation="reformer_c_lsh"``. The number of threads is PyTorch's
+(``torch.set_num_threads``).
 
 Each operation is an operator in ``torch.ops.reformer_c``, which `torch.compile` supports; the
 operator also returns what its backward pass needs. Derivatives are first-order, in reverse mode:
@@ -28,14 +30,17 @@ if find_spec("torch") is None:
     raise requires_extra("reformer_c.torch", "torch", "torch")
 
 from .attention import full_attention, local_attention, lsh_attention
+from .interface import attention_function, use_lsh_attention
 from .layers import feed_forward
 from .models import patch, unpatch
 
 __all__ = [
+    "attention_function",
     "feed_forward",
     "full_attention",
     "local_attention",
     "lsh_attention",
     "patch",
     "unpatch",
+    "use_lsh_attention",
 ]
