@@ -6,6 +6,7 @@ address and undefined-behaviour sanitizers, REFORMER_C_OPENMP=0 builds without t
 
 import os
 import re
+import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -110,22 +111,43 @@ class BuildExt(build_ext):
             macros=ext.define_macros,
             include_dirs=ext.include_dirs,
             depends=ext.depends,
-            extra_postargs=ext.extra_compile_args + flags,
+            extra_postargs=self.spelled(ext.extra_compile_args + flags),
         )
 
     def check_compiler(self):
         """Raise CompileError if the compiler cannot build the extension."""
-        if self.compiler.compiler_type == "msvc":
-            raise CompileError(
-                "reformer_c: MSVC's own compiler lacks the vector extensions used by the kernels. "
-                "clang-cl compiles them, but not yet the extension, which needs POSIX: "
-                "on Windows, use WSL with gcc or clang"
-            )
+        if self.is_msvc():
+            self.use_clang_cl()
         if not self.builds(EMPTY_PROGRAM, []):
             raise CompileError(
                 "reformer_c: no working C compiler: install gcc or clang (Debian, Ubuntu: apt "
                 "install build-essential; macOS: xcode-select --install), or name one in CC"
             )
+
+    def is_msvc(self):
+        return self.compiler.compiler_type == "msvc"
+
+    def use_clang_cl(self):
+        """Compile with clang-cl, whose command line is that of cl, Microsoft's own compiler."""
+        folders = [os.environ.get("PATH", ""), os.path.expandvars(r"%ProgramFiles%\LLVM\bin")]
+        name = os.environ.get("CC", "clang-cl")
+        found = shutil.which(name, path=os.pathsep.join(folders))
+        if not found or "clang-cl" not in Path(found).name.lower():
+            raise CompileError(
+                "reformer_c: MSVC's own compiler lacks the vector extensions used by the kernels: "
+                "install clang-cl, which comes with LLVM and with Visual Studio's component "
+                '"C++ Clang Compiler for Windows", and put it into PATH or name it in CC, '
+                f"got {name}"
+            )
+        if not self.compiler.initialized:
+            self.compiler.initialize()
+        self.compiler.cc = found
+        # optimising when linking is cl's
+        self.compiler.compile_options = [x for x in self.compiler.compile_options if x != "/GL"]
+
+    def spelled(self, flags):
+        """Flags as the compiler takes them: clang-cl hands on those behind /clang:."""
+        return [f"/clang:{flag}" for flag in flags] if self.is_msvc() else list(flags)
 
     def builds(self, program, compile_args, link_args=()):
         """Whether a program compiles and links with these flags."""
@@ -134,7 +156,7 @@ class BuildExt(build_ext):
             source.write_text(program)
             try:
                 objects = self.compiler.compile(
-                    [str(source)], output_dir=folder, extra_postargs=list(compile_args)
+                    [str(source)], output_dir=folder, extra_postargs=self.spelled(compile_args)
                 )
                 self.compiler.link_executable(
                     objects, "program", output_dir=folder, extra_postargs=list(link_args)
@@ -145,7 +167,8 @@ class BuildExt(build_ext):
 
     def openmp(self):
         """The first OpenMP flags with which a program compiles and links, or flags without it."""
-        wanted = os.environ.get("REFORMER_C_OPENMP", "1") != "0"
+        # LLVM's OpenMP ends a process that has another one, as PyTorch's for Windows is
+        wanted = os.environ.get("REFORMER_C_OPENMP", "1") != "0" and not self.is_msvc()
         for compile_args, link_args in OPENMP if wanted else []:
             if self.builds(OPENMP_PROGRAM, compile_args, link_args):
                 return compile_args, link_args

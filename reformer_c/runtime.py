@@ -250,6 +250,8 @@ def available_memory(
         if bound is not None and size in process:
             free.append(bound - process[size])
     free += [limit - used for limit, used in _cgroup_memory(root, own)]
+    if (memory := _core.memory()) is not None:
+        free.append(memory[1])
     return max(0, min(free)) + _core.pool_cached() if free else None
 
 
@@ -264,7 +266,7 @@ def peak_memory() -> int | None:
     try:
         import resource
     except ImportError:  # Windows
-        return None
+        return memory[2] if (memory := _core.memory()) is not None else None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -276,7 +278,10 @@ def _all_memory(
 ) -> int:
     """Bytes of memory of the machine, or of the container if that is less."""
     total = _kilobytes(proc, "meminfo").get("MemTotal")
-    if total is None and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+    if (memory := _core.memory()) is not None:
+        total = memory[0]
+    names: dict[str, int] = getattr(os, "sysconf_names", {})
+    if total is None and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [limit for limit, _ in _cgroup_memory(root, own)]
     return min([total or 0, *limits])

@@ -104,10 +104,61 @@ def test_wide_vectors_are_left_out_where_gcc_does_not_align_the_stack(build):
     assert isas(build("x86_64", defines=clang).variants())[0] == X86
 
 
-def test_microsofts_compiler_is_refused_before_it_compiles(build):
+class Msvc(Compiler):
+    """Microsoft's compiler, as setuptools knows it before it has looked for it."""
+
+    def __init__(self):
+        super().__init__("x86_64", kind="msvc")
+        self.initialized = False
+
+    def initialize(self):
+        assert not self.initialized
+        self.initialized, self.cc = True, "cl.exe"
+        self.compile_options = ["/nologo", "/O2", "/GL"]
+
+    def compile(self, sources, extra_postargs=(), **other):
+        assert all(flag.startswith("/clang:") for flag in extra_postargs)
+        flags = [flag.removeprefix("/clang:") for flag in extra_postargs]
+        return super().compile(sources, extra_postargs=flags, **other)
+
+
+@pytest.fixture
+def clang_cl(tmp_path, monkeypatch):
+    """The path of a program of this name, which is found."""
+    program = tmp_path / "clang-cl"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CC", raising=False)
+    return str(program)
+
+
+def test_clang_cl_compiles_in_the_place_of_microsofts_compiler(build, clang_cl):
+    it = build("x86_64")
+    it.compiler = Msvc()
+    it.check_compiler()
+    assert (it.compiler.cc, it.compiler.compile_options) == (clang_cl, ["/nologo", "/O2"])
+    it.check_compiler()  # of a second extension
+    assert isas(it.variants())[0] == X86
+    assert it.openmp()[1] == []
     extension = setuptools.Extension("reformer_c._core", [])
-    with pytest.raises(CompileError, match=r"lacks the vector extensions .* clang-cl .* use WSL"):
-        build("x86_64", kind="msvc", works=False).build_extension(extension)
+    extension.extra_compile_args = ["-O3"]
+    given = []
+    it.compiler.compile = lambda *_, extra_postargs, **__: given.extend(extra_postargs)
+    it.compile(extension, "a.c", ["-mavx2"])
+    assert given == ["/clang:-O3", "/clang:-mavx2"]
+
+
+@pytest.mark.parametrize("name", [None, "cl", "no-such-clang-cl"])
+def test_microsofts_own_compiler_is_refused_before_it_compiles(build, monkeypatch, name):
+    monkeypatch.setenv("PATH", "")
+    if name:
+        monkeypatch.setenv("CC", name)
+    else:
+        monkeypatch.delenv("CC", raising=False)
+    it = build("x86_64")
+    it.compiler = Msvc()
+    with pytest.raises(CompileError, match=r"lacks the vector extensions .* install clang-cl"):
+        it.build_extension(setuptools.Extension("reformer_c._core", []))
 
 
 def test_no_compiler_is_one_error_that_says_how_to_get_one(build):

@@ -56,7 +56,7 @@ def test_variants_include_the_core():
     for path in files(CSRC / "variants", ".c"):
         if path.name == "select.c":
             system = ["<cpuid.h>", "<sys/syscall.h>", "<unistd.h>"]
-            assert includes(path) == ['"../rf.h"', *system]
+            assert includes(path) == ['"../rf.h"', '"supports.h"', *system]
         else:
             assert includes(path) == ['"../core/table.c"'], path
 

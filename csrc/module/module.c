@@ -1,5 +1,6 @@
 /* module.c: reformer_c._core: its methods, and the instruction set in use. */
 #include "bind.h"
+#include "system.h"
 
 #if defined(__clang__)
 #define COMPILER "clang " __clang_version__
@@ -75,6 +76,15 @@ static PyObject *forked(PyObject *module, PyObject *none) {
     return PyBool_FromLong(rf_forked());
 }
 
+/* (total, available, peak) bytes of memory, None where Python finds them by itself. */
+static PyObject *memory(PyObject *module, PyObject *none) {
+    (void)module, (void)none;
+    uint64_t total, available, peak;
+    if (!rf_system_memory(&total, &available, &peak)) Py_RETURN_NONE;
+    return Py_BuildValue("KKK", (unsigned long long)total, (unsigned long long)available,
+                         (unsigned long long)peak);
+}
+
 #define FAST(name, function) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, NULL},
 #define METHOD(op) FAST(#op, bind_##op)
 
@@ -96,6 +106,7 @@ static PyMethodDef methods[] = {
      "Set the total memory; a part may stay cached."},
     {"openmp_threads", rf_openmp_threads, METH_NOARGS, "omp_get_max_threads() of this thread."},
     {"openmp_processors", rf_openmp_processors, METH_NOARGS, "Processors that OpenMP binds to."},
+    {"memory", memory, METH_NOARGS, "Bytes of memory: total, available, peak; or None."},
     {"forked", forked, METH_NOARGS, "Whether this process was forked; its calls are then serial."},
     {NULL, NULL, 0, NULL},
 };

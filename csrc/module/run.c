@@ -1,9 +1,7 @@
 /* run.c: runs a kernel: with scratch, without the GIL, interruptible by Ctrl-C, and with one thread
    after a fork. */
 #include "call.h"
-
-#include <pthread.h>
-#include <time.h>
+#include "system.h"
 
 enum { POLL_MILLISECONDS = 50 };
 
@@ -44,37 +42,27 @@ int rf_forked(void) {
 int rf_run_init(void) {
     static atomic_flag watching = ATOMIC_FLAG_INIT;
     if (atomic_flag_test_and_set(&watching)) return 0;
-    if (pthread_atfork(NULL, NULL, in_child) == 0) return 0;
+    if (rf_at_fork(NULL, NULL, in_child) == 0) return 0;
     PyErr_NoMemory();
     return -1;
-}
-
-static int64_t now(void) {
-    struct timespec t;
-#ifdef CLOCK_MONOTONIC_COARSE
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-#else
-    clock_gettime(CLOCK_MONOTONIC, &t);
-#endif
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 /* Reads the clock first, since taking the GIL is expensive. A signal handler that raises stops the
    kernel; its exception stays set until rf_finish. */
 static void poll(rf_run *run) {
     rf_call *c = (rf_call *)run;
-    const int64_t time = now();
+    const int64_t time = rf_milliseconds();
     if (time < c->next_poll) return;
     PyEval_RestoreThread(c->thread);
     if (PyErr_CheckSignals() < 0) atomic_store(&run->stop, 1);
     c->thread = PyEval_SaveThread();
-    c->next_poll = now() + POLL_MILLISECONDS;
+    c->next_poll = rf_milliseconds() + POLL_MILLISECONDS;
 }
 
 int rf_start(rf_call *c) {
     if (c->failed) return 0;
     c->run.poll = poll;
-    c->next_poll = now() + POLL_MILLISECONDS;
+    c->next_poll = rf_milliseconds() + POLL_MILLISECONDS;
     c->thread = PyEval_SaveThread();
     return 1;
 }

@@ -5,7 +5,10 @@
 #define _DEFAULT_SOURCE // syscall
 #include "../rf.h"
 
-#if defined(RF_HAVE_AMX) && defined(__linux__)
+#if defined(_WIN32) && defined(__x86_64__)
+#include "supports.h"
+#define __builtin_cpu_supports(feature) supports(feature)
+#elif defined(RF_HAVE_AMX) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>

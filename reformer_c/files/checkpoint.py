@@ -135,7 +135,8 @@ def _sync(path: Path) -> None:
     """Flush a file, or a folder's directory entries, to disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return  # folders cannot be opened on this system
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what may be written
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,6 +13,12 @@
 #define ASAN_UNPOISON_MEMORY_REGION(where, bytes) ((void)(where), (void)(bytes))
 #endif
 
+#ifdef _WIN32
+#include <malloc.h>
+#define aligned_alloc(align, bytes) _aligned_malloc(bytes, align)
+#define free(memory) _aligned_free(memory)
+#endif
+
 enum { GUARD = 128, MAX_BUFFERS = 1024 };
 
 static struct {

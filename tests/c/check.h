@@ -34,4 +34,7 @@ double normal(void);
 void test_all_f32(void);
 void test_all_f64(void);
 
+/* What of the extension needs no Python. */
+void test_all_of_the_module(void);
+
 #endif

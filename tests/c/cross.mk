@@ -1,5 +1,6 @@
-# The core for other systems, compiled and not run: `make cross`, with the clang and the C headers
-# of the PyPI package ziglang. OpenMP's header comes with no compiler of these: omp/omp.h is ours.
+# The core and what of the extension needs no Python for other systems, and the whole extension for
+# Windows, compiled and not run: `make cross`, with the clang and the C headers of the PyPI package
+# ziglang. OpenMP's header comes with no compiler of these: omp/omp.h is ours.
 CSRC = ../../csrc
 include $(CSRC)/variants/flags.mk
 ZIG := $(shell python3 -c 'import ziglang; print(ziglang.__path__[0])')
@@ -27,7 +28,7 @@ TARGET_musl-x86_64 = --target=x86_64-linux-musl $(OPENMP)
 TARGET_musl-arm64 = --target=aarch64-linux-musl $(OPENMP)
 TARGET_windows-gnu = --target=x86_64-windows-gnu $(OPENMP)
 # MinGW's headers ask for a GNU C; the interface of a function is Microsoft's
-TARGET_windows-msvc = --target=x86_64-windows-msvc -fgnuc-version=4.2.1 -fopenmp-simd
+TARGET_windows-msvc = --target=x86_64-windows-msvc -fgnuc-version=4.2.1 -fopenmp-simd -isystem ../windows/msvc
 TARGET_wasm = --target=wasm32-wasip1 -msimd128 -fopenmp-simd
 HEADERS_macos-x86_64 = any-darwin-any
 HEADERS_macos-arm64 = any-darwin-any
@@ -38,8 +39,26 @@ HEADERS_windows-gnu = any-windows-any
 HEADERS_windows-msvc = any-windows-any
 HEADERS_wasm = wasm-wasi-musl generic-musl
 
+POSIX = $(filter-out windows-% wasm,$(SYSTEMS))
+WINDOWS = $(filter windows-%,$(SYSTEMS))
+# the headers of this Python with our pyconfig.h, and those of NumPy's wheel for Windows
+FOR_WINDOWS = $(BUILD)/headers
+PYTHON = -isystem $(FOR_WINDOWS)/python -isystem $(FOR_WINDOWS)/numpy \
+         -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION -DNPY_TARGET_VERSION=NPY_1_25_API_VERSION
+
 .PHONY: all
-all:
+all: $(foreach system,$(POSIX),$(BUILD)/$(system)/module/memory.o $(BUILD)/$(system)/module/system_posix.o) \
+     $(foreach system,$(WINDOWS),$(patsubst $(CSRC)/module/%.c,$(BUILD)/$(system)/module/%.o, \
+     $(filter-out %_posix.c,$(wildcard $(CSRC)/module/*.c))))
+
+$(FOR_WINDOWS)/done: ../windows/pyconfig.h
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp -rL $$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))') $(@D)/python
+	cp ../windows/pyconfig.h $(@D)/python
+	cd $(@D) && python3 -m pip --quiet download --no-deps --only-binary=:all: --platform win_amd64 numpy
+	cd $(@D) && python3 -m zipfile -e numpy-*.whl wheel && mv wheel/numpy/_core/include numpy && rm -r wheel *.whl
+	touch $@
 
 define rules
 all: $(BUILD)/$(1)/select.o $(foreach isa,$(ISAS_$(1)),$(patsubst \
@@ -49,5 +68,9 @@ $(BUILD)/$(1)/%.o: $(CSRC)/variants/%.c $(wildcard $(CSRC)/*.h $(CSRC)/core/*) o
 	$$(CC) $$(CFLAGS) $(TARGET_$(1)) $(HEADERS_$(1):%=-isystem $(ZIG)/lib/libc/include/%) \
 	    $(foreach isa,$(ISAS_$(1)),-DRF_HAVE_$(shell echo $(isa) | tr a-z A-Z)) \
 	    $$(FLAGS_$$(patsubst %_f64,%,$$(patsubst %_f32,%,$$*))) -c $$< -o $$@
+$(BUILD)/$(1)/module/%.o: $(CSRC)/module/%.c $(wildcard $(CSRC)/*.h $(CSRC)/module/*.h) omp/omp.h cross.mk \
+                          $(if $(filter $(1),$(WINDOWS)),$(FOR_WINDOWS)/done)
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS) $(TARGET_$(1)) $(HEADERS_$(1):%=-isystem $(ZIG)/lib/libc/include/%) $$(PYTHON) -c $$< -o $$@
 endef
 $(foreach system,$(SYSTEMS),$(eval $(call rules,$(system))))

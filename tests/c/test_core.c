@@ -1,5 +1,5 @@
 /* test_core.c: every core of this machine against the portable one, on awkward sizes, with every
-   buffer guarded. Needs no Python; meant for the sanitizers. */
+   buffer guarded; and memory. Needs no Python; meant for the sanitizers. */
 #include "check.h"
 
 #include "../../csrc/rf.h"
@@ -10,5 +10,6 @@ int main(void) {
     printf("\n");
     test_all_f32();
     test_all_f64();
+    test_all_of_the_module();
     printf("%zu results are right\n", checks);
 }
