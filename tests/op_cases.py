@@ -172,6 +172,8 @@ CALLS = {
         dict(chunk_length=16, num_chunks_before=3, allow_duplicate_attention=False, **LSH),
     ),
     "buckets": ("lsh_attention", dict(scope="bucket", **LSH)),
+    "lsh, window": ("lsh_attention", dict(chunk_length=32, local_window=20, **LSH, **DROP)),
+    "buckets, window": ("lsh_attention", dict(scope="bucket", local_window=70, **LSH)),
     "buckets, causal": (
         "lsh_attention",
         dict(scope="bucket", is_causal=True, allow_duplicate_attention=False, **LSH, **DROP),
