@@ -115,7 +115,7 @@ def test_settings_are_kept_in_the_configuration_and_in_its_file(tmp_path, monkey
     model = rt.use_lsh_attention(bert(), num_hashes=3, num_buckets=[2, 4], minimum_length=10)
     kept = {
         "num_hashes": 3, "num_buckets": [2, 4], "local_window": 64, "minimum_length": 10,
-        "hash_seed": 0,
+        "hash_seed": 0, "cache_index": True, "sinks": 4,
     }  # fmt: skip
     assert model.config.reformer_c_lsh == kept
     model.save_pretrained(tmp_path)

@@ -33,11 +33,13 @@ from .attention import full_attention, local_attention, lsh_attention
 from .interface import attention_function, use_lsh_attention
 from .layers import feed_forward
 from .models import patch, unpatch
+from .prompt_index import index_of
 
 __all__ = [
     "attention_function",
     "feed_forward",
     "full_attention",
+    "index_of",
     "local_attention",
     "lsh_attention",
     "patch",

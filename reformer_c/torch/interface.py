@@ -22,15 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from ..checks import bucket_factors, integer, names_keywords, refuse_unknown, requires_extra
+from ..checks import bucket_factors, flag, integer, names_keywords, refuse_unknown, requires_extra
 from .attention import full_attention, lsh_attention
 from .imports import when_imported
+from .prompt_index import attend_by_index, forget
 
 __all__ = ["attention_function", "attention_mask", "use_lsh_attention"]
 
 NAME = "reformer_c_lsh"
 # queries that are attended at a time under a mask of pairs
 ROWS = 512
+# new tokens of a step of decoding, at most: an assistant may propose several
+STEP = 32
 # arguments of an attention function that change its result in ways that are not computed here
 REFUSED = ("s_aux", "sinks", "indices", "block_indices", "head_mask")
 
@@ -44,6 +47,8 @@ class Settings:
     local_window: int | None = 64
     minimum_length: int = 2048
     hash_seed: int | None = 0
+    cache_index: bool = True
+    sinks: int = 4
 
     def __post_init__(self) -> None:
         integer("num_hashes", self.num_hashes, 1)
@@ -54,6 +59,8 @@ class Settings:
         integer("minimum_length", self.minimum_length, 1)
         if self.hash_seed is not None:
             integer("hash_seed", self.hash_seed, 0)
+        flag("cache_index", self.cache_index)
+        integer("sinks", self.sinks, 0)
 
 
 def _settings_of(module: torch.nn.Module) -> Settings:
@@ -72,6 +79,8 @@ def use_lsh_attention(
     local_window: int | None = Settings.local_window,
     minimum_length: int = Settings.minimum_length,
     hash_seed: int | None = Settings.hash_seed,
+    cache_index: bool = Settings.cache_index,
+    sinks: int = Settings.sinks,
 ) -> Any:
     """Make a model of transformers compute its attention on long sequences by hashing.
 
@@ -80,10 +89,10 @@ def use_lsh_attention(
 
     Weights do not change, and need no training: the keys are centred and hashed apart from the
     queries, and a query attends to the keys of its buckets and to those near it, see
-    `reformer_c.lsh_attention`. Exact attention is computed for calls with fewer queries or keys
-    than `minimum_length`, such as the steps of ``generate`` after the prompt, and under masks other
-    than padding and causality: sliding windows, packed sequences, masks of four dimensions,
-    position biases.
+    `reformer_c.lsh_attention`. The steps of ``generate`` after a long prompt attend by an index of
+    the cache. Exact attention is computed for calls with fewer keys than `minimum_length`, and for
+    other calls with fewer queries, and under masks other than padding and causality: sliding
+    windows, packed sequences, masks of four dimensions, position biases.
 
     Parameters
     ----------
@@ -101,6 +110,11 @@ def use_lsh_attention(
     hash_seed : int, optional
         Layer i draws its rotations from ``hash_seed + i``; None: in each call, by PyTorch's
         generator.
+    cache_index : bool
+        Whether the steps of ``generate`` after a prompt of `minimum_length` attend by an index of
+        the cache, see `index_of`; otherwise they are exact.
+    sinks : int
+        How many of the first tokens these steps always see.
 
     Returns
     -------
@@ -126,7 +140,9 @@ def use_lsh_attention(
     ...     model(torch.zeros(1, 4096, dtype=torch.int64)).last_hidden_state.shape
     torch.Size([1, 4096, 768])
     """
-    settings = Settings(num_hashes, num_buckets, local_window, minimum_length, hash_seed)
+    settings = Settings(
+        num_hashes, num_buckets, local_window, minimum_length, hash_seed, cache_index, sinks
+    )
     register()
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -309,24 +325,51 @@ def attention_function(
     if mask is not None and not pairs:
         key, value = (x[:, :, : mask.shape[1]] for x in (key, value))
     tk = key.shape[2]
+    newest = bool(is_causal) and tq <= STEP and not pairs
     is_causal = bool(is_causal) and tq > 1 and not pairs
     if is_causal and tq > tk:
         raise ValueError(f"query must have at most {tk} tokens, as key has, got {tq}")
     if position_bias is not None or (mask is not None and mask.dtype.is_floating_point):
         return _biased(module, query, key, value, mask, is_causal, dropout, scaling, softcap,
                        position_bias)  # fmt: skip
+    seed, layer = settings.hash_seed, getattr(module, "layer_idx", None) or 0
+    seed = None if seed is None else seed + layer
+    if (
+        newest
+        and settings.cache_index
+        and settings.minimum_length <= tk > tq
+        and _is_plain(query, key, value, dropout)
+    ):
+        out = attend_by_index(
+            module, query, key, value, mask, num_hashes=settings.num_hashes,
+            num_buckets=settings.num_buckets, local_window=settings.local_window or 0,
+            sinks=settings.sinks, scale=scaling, softcap=softcap, rng=seed,
+        )  # fmt: skip
+        return out.transpose(1, 2).contiguous(), None
+    forget(module)
     hashed = min(tq, tk) >= settings.minimum_length
     if mask is None or not pairs:
         if hashed or tq == tk or not is_causal:
-            seed, layer = settings.hash_seed, getattr(module, "layer_idx", None) or 0
             out = _attend(
                 query, key, value, mask, is_causal, scaling, dropout, softcap,
-                settings if hashed else None, None if seed is None else seed + layer,
+                settings if hashed else None, seed,
             )  # fmt: skip
             return out.transpose(1, 2).contiguous(), None
         mask = _pairs(mask, tq, tk)
     out = _under_mask(query, key, value, mask, scaling, dropout, softcap)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _is_plain(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether a step is one of decoding, for which an index may be kept."""
+    tensors = query, key, value
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return (
+        not (dropout or differentiated or torch.compiler.is_compiling())
+        and key.shape == value.shape
+        and len(query) == len(key)
+        and query.shape[-1] == key.shape[-1]
+    )
 
 
 def _refuse(options: dict[str, Any], mask: Tensor | None) -> None:
