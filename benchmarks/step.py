@@ -7,6 +7,8 @@ step takes turns with one that keeps activations (`memory_budget`) and, if trans
 installed, with Hugging Face's model, unchanged and after `reformer_c.torch.patch`; no dropout.
 
     python -m benchmarks.step --lengths 65536 524288 1048576      # twelve minutes
+
+With `--residual-dtype int16` the steps of the first part have residual streams in fixed point.
 """
 
 import argparse
@@ -36,9 +38,9 @@ def seconds(step):
     return time.perf_counter() - start
 
 
-def measure(length, repeats):
+def measure(length, repeats, residual_dtype):
     """Run in a new process: {seconds, operations, peak, product, memory, predicted}."""
-    model, ids = draw_model(length)
+    model, ids = draw_model(length, residual_dtype=residual_dtype)
     step, best, peak = training_step(model, ids), np.inf, 0.0
     for _ in range(repeats):
         peak = max(peak, *(rc.fma_peak(0.05) for _ in range(3)))
@@ -63,7 +65,9 @@ def print_lengths(options):
         f"{'predicted':>9}"
     )
     for length in options.lengths:
-        words = ("--measure", length, "--repeats", options.repeats)
+        words = ["--measure", length, "--repeats", options.repeats]
+        if options.residual_dtype:
+            words += ["--residual-dtype", options.residual_dtype]
         found = measure_alone("benchmarks.step", *words)
         speed = 1e-9 * found["operations"] / found["seconds"]
         print(
@@ -106,11 +110,12 @@ def main():
         help="tokens of the comparison with Hugging Face; 0 skips it (16384)",
     )
     add("--repeats", type=int, default=3, help="steps; the fastest counts (3)")
+    add("--residual-dtype", choices=("int16", "int32"), help="of the streams")
     add("--measure", type=int, metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.measure:
-        print(json.dumps(measure(options.measure, options.repeats)))
+        print(json.dumps(measure(options.measure, options.repeats, options.residual_dtype)))
         return
     print_machine(describe_machine() | rivals.describe())
     print_lengths(options)

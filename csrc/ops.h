@@ -294,6 +294,21 @@ typedef struct {
                        const real *x, // n
                        double alpha, size_t n);
 
+    /* The same for a y in fewer bits: bfloat16 numbers, which are rounded to nearest even, or fixed
+       point, where alpha x is rounded to whole steps, half to even, and the sum is exact. Returns
+       the largest size of a sum that does not fit, or 0 if all do; elements that do not fit are
+       left as they are. */
+    double (*add_rounded)(rf_run *run,
+                          void *y, // n, uint16_t, int16_t or int32_t
+                          rf_storage storage,
+                          const real *x, // n
+                          double alpha, size_t n);
+    void (*from_fixed_point)(rf_run *run,
+                             const void *x, // n, int16_t or int32_t
+                             rf_storage storage,
+                             real *out, // n
+                             size_t n);
+
     /* Sum of squares of a gradient, in blocks whose number depends only on n. */
     double (*sum_of_squares)(rf_run *run, const real *x, size_t n);
 

@@ -26,9 +26,12 @@ struct rf_run {
     void (*poll)(rf_run *); // or NULL
 };
 
-/* A weight matrix as it is stored: reals, bfloat16 numbers, or 8-bit integers that are multiplied
-   by the scale of their row. */
-typedef enum { RF_REALS, RF_BFLOAT16, RF_INT8 } rf_storage;
+/* How numbers are stored: as reals, as bfloat16 numbers, as 8-bit integers that are multiplied by
+   the scale of their row, or in fixed point, as integers that count steps of 2^-8 or of 2^-20. */
+typedef enum { RF_REALS, RF_BFLOAT16, RF_INT8, RF_INT16, RF_INT32 } rf_storage;
+enum { RF_INT16_FRACTION = 8, RF_INT32_FRACTION = 20 };
+
+/* A weight matrix: reals, bfloat16 numbers, or 8-bit integers. */
 typedef struct {
     const void *data;  // float or double, uint16_t, int8_t
     const void *scale; // reals, one for each row; NULL unless RF_INT8

@@ -54,6 +54,9 @@ ARRAYS = {
     ),
     "sum_of_squares": lambda real, ids, n=4: dict(x=real(n)),
     "add_scaled": lambda real, ids, n=4: dict(y=real(n), x=real(n)),
+    "add_rounded": lambda real, ids, n=4: dict(y=np.zeros(n, np.int16), x=real(n)),
+    "from_fixed_point": lambda real, ids, n=4, c=3: dict(x=real(n, c).astype(np.int16)),
+    "to_fixed_point": lambda real, ids, n=4, c=3: dict(x=real(n, c)),
     "to_bfloat16": lambda real, ids, n=4, c=3: dict(x=real(n, c)),
     "from_bfloat16": lambda real, ids, n=4, c=3: dict(x=real(n, c).astype(np.uint16)),
 }
@@ -72,6 +75,7 @@ SCALARS = {
         lr=0.1, beta1=0.5, beta2=0.9, eps=1e-30, clip_threshold=1.0, weight_decay=0.1
     ),
     "add_scaled": dict(alpha=1.0),
+    "add_rounded": dict(alpha=1.0),
 }
 
 # op: sizes that are large enough for several threads to share the work

@@ -23,7 +23,7 @@ REALS = [
 ]
 # arrays whose rank an op does not prescribe
 ANY_SHAPE = {("dropout", "x"), ("sum_of_squares", "x"), ("adamw_step", "g"), ("add_scaled", "x"),
-             ("to_bfloat16", "x")}  # fmt: skip
+             ("to_bfloat16", "x"), ("to_fixed_point", "x"), ("add_rounded", "x")}  # fmt: skip
 # ... and those with any number of leading axes
 ANY_ROWS = {(op, "x") for op in ("linear", "layer_norm", "feed_forward",
                                    "quantized_linear", "quantized_feed_forward")}  # fmt: skip
@@ -88,9 +88,10 @@ def test_a_wrong_rank_is_named(op, name):
 WRONG_SIZE = r"^\w+ must have ((the )?shape .* got \(|hk that divides h = \d of \w+, got \d)"
 
 
-@pytest.mark.parametrize(
-    ("op", "name"), [x for x in REALS if x[0] not in ("dropout", "sum_of_squares", "to_bfloat16")]
-)
+ALONE = ("dropout", "sum_of_squares", "to_bfloat16", "to_fixed_point")
+
+
+@pytest.mark.parametrize(("op", "name"), [x for x in REALS if x[0] not in ALONE])
 def test_a_wrong_size_is_named(op, name):
     """Either this array or one that it disagrees with, and the letter."""
     x = RIGHT[op][name]
@@ -186,6 +187,7 @@ SCALARS = {
     ("adafactor_step", "clip_threshold"): [0.0, -1.0, np.nan],
     ("adafactor_step", "weight_decay"): [np.nan],
     ("add_scaled", "alpha"): ["x", np.nan],
+    ("add_rounded", "alpha"): ["x", np.nan],
 }
 
 
@@ -337,7 +339,8 @@ def test_masks_are_checked(op):
 
 
 WITHOUT_OUT = {"cross_entropy_head", "adamw_step", "adafactor_step", "sum_of_squares", "add_scaled"}
-WITHOUT_OUT |= {"from_bfloat16"}  # its dtype is free: tests/ops/test_bfloat16.py
+# their dtypes are free: tests/ops/test_bfloat16.py, test_fixed_point.py
+WITHOUT_OUT |= {"from_bfloat16", "from_fixed_point", "to_fixed_point", "add_rounded"}
 WITH_OUT = [op for op in RIGHT if op not in WITHOUT_OUT]
 
 

@@ -27,7 +27,7 @@ OPTIONAL = {
 }
 GIVEN = {op: arguments | OPTIONAL.get(op, {}) for op, arguments in RIGHT.items()}
 # arrays that are updated in place have messages of their own
-OTHER_WORDS = {"adamw_step", "adafactor_step", "add_scaled"}
+OTHER_WORDS = {"adamw_step", "adafactor_step", "add_scaled", "add_rounded"}
 
 
 @pytest.mark.parametrize(

@@ -244,8 +244,9 @@ static size_t feed_forward_backward_workspace(const rf_run *run, size_t n, size_
                                      weight_gradient_workspace(run, rows, c, f));
     const size_t threads =
         bytes_mul((size_t)run->workers, feed_forward_rows_bytes(run, task_rows(run, rows, 0), c));
-    return bytes_add(bytes_mul(linears, bytes_add(packed, hidden)),
-                     bytes_add(parts, max_size(gradient, threads)));
+    const size_t own = bytes_add(bytes_mul(linears, bytes_add(packed, hidden)),
+                                 bytes_add(parts, max_size(gradient, threads)));
+    return n < SMALL_BATCH ? max_size(own, hidden_rows_bytes(n, f, gated)) : own;
 }
 
 static feed_forward_scratch feed_forward_scratch_of(const rf_run *run, void *scratch, size_t n,
@@ -337,6 +338,11 @@ static void feed_forward_backward(rf_run *run, const real *x, const real *w1, co
                                   size_t n, size_t c, size_t f, void *scratch) {
     const int gated = w3 != NULL;
     const feed_forward ff = feed_forward_of(run, n, c, f, gated, activation, dropout, dropout_key);
+    if (value_out && n < SMALL_BATCH) { // in the bits of the forward pass
+        feed_forward_forward(run, x, w1, b1, w2, b2, w3, b3, activation, chunk_length, dropout,
+                             dropout_key, value_out, n, c, f, scratch);
+        value_out = NULL;
+    }
     const feed_forward_scratch s =
         feed_forward_scratch_of(run, scratch, n, c, f, gated, chunk_length);
     // 1. pack the weights

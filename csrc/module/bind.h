@@ -30,6 +30,8 @@
     BINDING(to_bfloat16)                                                                           \
     BINDING(from_bfloat16)                                                                         \
     BINDING(add_scaled)                                                                            \
+    BINDING(add_rounded)                                                                           \
+    BINDING(from_fixed_point)                                                                      \
     BINDING(sum_of_squares)                                                                        \
     BINDING(adamw_step)                                                                            \
     BINDING(adafactor_step)                                                                        \

@@ -86,6 +86,32 @@ PyObject *bind_add_scaled(PyObject *module, PyObject *const *args, Py_ssize_t na
     return rf_return(&c);
 }
 
+PyObject *bind_add_rounded(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "add_rounded");
+    const rf_storage storage = rf_next_storage(&c);
+    void *y = rf_inout_rounded(&c, "y", "n...", storage);
+    const void *x = rf_in(&c, "x", "n...");
+    const double alpha = rf_double(&c, "alpha");
+    rf_workers(&c);
+
+    double beyond = 0;
+    RF_RUN_DOUBLE(&c, beyond, add_rounded, y, storage, x, alpha, rf_size(&c, "n"));
+    return rf_return_doubles(&c, &beyond, 1);
+}
+
+PyObject *bind_from_fixed_point(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    rf_call c;
+    rf_begin(&c, module, args, nargs, "from_fixed_point");
+    const rf_storage storage = rf_next_storage(&c);
+    const void *x = rf_in_fixed(&c, "x", "n...", storage);
+    void *out = rf_inout(&c, "out", "n...");
+    rf_workers(&c);
+
+    RF_RUN(&c, from_fixed_point, x, storage, out, rf_size(&c, "n"));
+    return rf_return(&c);
+}
+
 PyObject *bind_sum_of_squares(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     rf_call c;
     rf_begin(&c, module, args, nargs, "sum_of_squares");

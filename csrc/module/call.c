@@ -229,6 +229,20 @@ const uint16_t *rf_in_bfloat16(rf_call *c, const char *name, const char *shape) 
     return data;
 }
 
+const void *rf_in_fixed(rf_call *c, const char *name, const char *shape, rf_storage storage) {
+    PyArrayObject *given = next_array(c, name);
+    if (!given) return NULL;
+    if (storage != RF_INT16 && storage != RF_INT32)
+        RF_FAIL(c, PyExc_TypeError, "%s must be in fixed point (int16 or int32), got %S", name,
+                PyArray_DESCR(given));
+    if (c->failed || !check_shape(c, given, name, shape)) {
+        Py_DECREF(given);
+        return NULL;
+    }
+    PyArrayObject *used = hold(c, given, plain(given, PyArray_TYPE(given), 0), name);
+    return used ? PyArray_DATA(used) : NULL;
+}
+
 rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows) {
     PyObject *const *const next = c->next, *const *const end = c->end;
     // a plain tuple is a list of rows
@@ -608,13 +622,30 @@ void *rf_inout_or_none(rf_call *c, const char *name, const char *shape) {
 }
 
 rf_storage rf_next_storage(const rf_call *c) {
-    const int halves = !c->failed && c->next != c->end && PyArray_Check(*c->next) &&
-                       PyArray_TYPE((PyArrayObject *)*c->next) == NPY_UINT16;
-    return halves ? RF_BFLOAT16 : RF_REALS;
+    if (c->failed || c->next == c->end || !PyArray_Check(*c->next)) return RF_REALS;
+    switch (PyArray_TYPE((PyArrayObject *)*c->next)) {
+    case NPY_UINT16: return RF_BFLOAT16;
+    case NPY_INT16: return RF_INT16;
+    case NPY_INT32: return RF_INT32;
+    default: return RF_REALS;
+    }
 }
 
 void *rf_inout_stored(rf_call *c, const char *name, const char *shape, rf_storage storage) {
     return inout(c, name, shape, storage == RF_BFLOAT16 ? NPY_UINT16 : -1);
+}
+
+void *rf_inout_rounded(rf_call *c, const char *name, const char *shape, rf_storage storage) {
+    static const int type[] = {
+        [RF_BFLOAT16] = NPY_UINT16, [RF_INT16] = NPY_INT16, [RF_INT32] = NPY_INT32};
+    if (storage != RF_REALS) return inout(c, name, shape, type[storage]);
+    PyArrayObject *given = next_array(c, name);
+    if (given)
+        RF_FAIL(c, PyExc_TypeError,
+                "%s must be bfloat16 (as uint16) or in fixed point (int16 or int32), got %S", name,
+                PyArray_DESCR(given));
+    Py_XDECREF(given);
+    return NULL;
 }
 
 int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape) {

@@ -93,8 +93,10 @@ void *rf_none(rf_call *c, const char *name, const char *where);
 rf_matrix rf_in_matrix(rf_call *c, const char *name, const char *shape, const char *rows);
 rf_matrix rf_in_matrix_or_none(rf_call *c, const char *name, const char *shape, const char *rows);
 
-/* bfloat16 numbers, as uint16. */
+/* bfloat16 numbers, as uint16; numbers in fixed point, in the storage that rf_next_storage found.
+ */
 const uint16_t *rf_in_bfloat16(rf_call *c, const char *name, const char *shape);
+const void *rf_in_fixed(rf_call *c, const char *name, const char *shape, rf_storage storage);
 
 /* An integer array; and, once its limit is known, the check that every element is at least 0 and
    below it. Labels may also be `ignore`. A mask is of any bool, integer or float type. */
@@ -120,10 +122,12 @@ void *rf_new_like(rf_call *c, const char *shape, const char *like, rf_strides *s
 void *rf_nothing(rf_strides *strides); // NULL
 
 /* An array to update in place; `_or_none` returns NULL for None. Not part of rf_return's result.
-   `_stored`: of reals or, as uint16, of bfloat16 numbers; rf_next_storage says which is next. */
+   `_stored`: of reals or, as uint16, of bfloat16 numbers; `_rounded`: of bfloat16 numbers or in
+   fixed point. rf_next_storage says which is next, RF_REALS for any other array. */
 void *rf_inout(rf_call *c, const char *name, const char *shape);
 void *rf_inout_or_none(rf_call *c, const char *name, const char *shape);
 void *rf_inout_stored(rf_call *c, const char *name, const char *shape, rf_storage storage);
+void *rf_inout_rounded(rf_call *c, const char *name, const char *shape, rf_storage storage);
 rf_storage rf_next_storage(const rf_call *c);
 int32_t *rf_inout_int32_or_none(rf_call *c, const char *name, const char *shape);
 

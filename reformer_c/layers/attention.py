@@ -19,6 +19,7 @@ from .parameters import Weights
 from .parts import Part, group_rows
 from .positions import Rotary
 from .randomness import Key
+from .streams import add_to
 from .sublayer import Sublayer, blocks, in_memory_order, peaks
 
 __all__ = ["Attention", "Observer"]
@@ -176,7 +177,7 @@ class Attention(Sublayer):
     def _project(self, part: Part, x: np.ndarray) -> list[np.ndarray]:
         """The heads (b, h, t, d) of each projection."""
         widths = [self._width(part, name) for name in self.own_projections]
-        heads = [np.empty((part.rows, width), x.dtype) for width in widths]
+        heads = [np.empty((part.rows, width), self.weights.dtype) for width in widths]
         for at, rows in part.blocks(self.rows_at_a_time(x.shape[-1])):
             n, _ = self.norm.forward(x[rows])
             for name, head in zip(self.own_projections, heads, strict=True):
@@ -219,7 +220,7 @@ class Attention(Sublayer):
             dn = first()
             for other in others:
                 ops.add_scaled(dn, other(), 1.0)
-            ops.add_scaled(dx[rows], self.norm.backward(dn, norm), 1.0)
+            add_to(dx[rows], self.norm.backward(dn, norm), 1.0)
 
     def _project_backward(
         self, part: Part, name: str, n: np.ndarray, dhead: np.ndarray

@@ -10,6 +10,7 @@ from .. import ops
 from .parameters import Weights
 from .positions import Positions
 from .randomness import Dropout
+from .streams import stored
 
 __all__ = ["Embeddings"]
 
@@ -25,10 +26,19 @@ class Embeddings:
         With the prefix ``embeddings.word_embeddings.``.
     dropout : Dropout
     positions : Positions, optional
+    residual_dtype : {"int16", "int32"}, optional
+        Of the stream, see `streams`.
     """
 
-    def __init__(self, words: Weights, dropout: Dropout, positions: Positions | None) -> None:
+    def __init__(
+        self,
+        words: Weights,
+        dropout: Dropout,
+        positions: Positions | None,
+        residual_dtype: str | None,
+    ) -> None:
         self.words, self._drop, self.positions = words, dropout, positions
+        self._residual_dtype = residual_dtype
         self._saved: tuple[Any, ...] = ()
 
     def forward(
@@ -43,17 +53,18 @@ class Embeddings:
         self._drop(x, "words", in_place=True)
         tables = [] if self.positions is None else self._add(self.positions, x, positions)
         self._saved = words, positions, tables
-        return x
+        return stored(x, self._residual_dtype)
 
     def backward(self, dx: np.ndarray) -> np.ndarray | None:
-        """Accumulate the gradients of the tables from dx (b, t, c). Returns the gradient of the
-        vectors, if `forward` was called with vectors, in the memory of dx."""
+        """Accumulate the gradients of the tables from dx (b, t, c), which is overwritten. Returns
+        the gradient of the vectors, if `forward` was called with vectors, in the memory of dx."""
         words, positions, tables = self._saved
         if self.positions is not None and self.positions.learned:
             self._positions_backward(self.positions, dx, positions, tables)
+        dx = self._drop(dx, "words", in_place=True)
         if words is None:
-            return self._drop(dx, "words", in_place=True)
-        self.words.add_gradient("weight", ops.embedding_backward(self._drop(dx, "words"), words))
+            return dx
+        self.words.add_gradient("weight", ops.embedding_backward(dx, words))
         return None
 
     @staticmethod
@@ -66,7 +77,8 @@ class Embeddings:
             if row < len(positions):
                 vectors, table = kind.forward(at)
                 tables.append(table)
-            ops.add_scaled(stream, drop(vectors, row, at), 1.0)
+            again = len(positions) - 1 <= row < len(x) - 1  # for the next row
+            ops.add_scaled(stream, drop(vectors, row, at, in_place=not again), 1.0)
         return tables
 
     @staticmethod
@@ -78,8 +90,8 @@ class Embeddings:
         for row, gradient in enumerate(dx):
             at = min(row, len(positions) - 1)
             part = drop(gradient, row, positions[at])
-            if total is None:
-                total = part.copy()
+            if total is None:  # a copy if others are added to it
+                total = part if len(positions) > 1 or len(dx) == 1 else part.copy()
             else:
                 ops.add_scaled(total, part, 1.0)
             # rows with the same positions share one lookup

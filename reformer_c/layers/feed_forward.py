@@ -14,6 +14,7 @@ from ..ops.mlp import FeedForwardSaved
 from .activations import WEIGHTED
 from .parameters import Weights
 from .randomness import Key
+from .streams import add_to
 from .sublayer import Step, Sublayer, blocks, peaks
 
 __all__ = ["FeedForward", "WeightedFeedForward"]
@@ -88,7 +89,7 @@ class FeedForward(Sublayer):
     ) -> None:
         dn = self._value_backward(self._undropped(dout, part), saved.n, part.start)
         del saved.n
-        ops.add_scaled(dx[part], self.norm.backward(dn, saved.norm), 1.0)
+        add_to(dx[part], self.norm.backward(dn, saved.norm), 1.0)
         del saved.norm
 
     # and the recomputed output
@@ -101,7 +102,7 @@ class FeedForward(Sublayer):
         dn = self._value_backward(self._undropped(dout, part), n, part.start, y)
         self._add_dropped(out, part, y, -1.0)
         del y, n
-        ops.add_scaled(dx[part], self.norm.backward(dn, norm), 1.0)
+        add_to(dx[part], self.norm.backward(dn, norm), 1.0)
 
     def step_add(self, cache: None, step: Step, out: np.ndarray, x: np.ndarray) -> None:
         n, _ = self.norm.forward(x)

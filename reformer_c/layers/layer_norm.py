@@ -10,12 +10,13 @@ import numpy as np
 from .. import ops
 from .parameters import Weights
 from .randomness import Dropout, Key
+from .streams import numbers
 
 __all__ = ["FinalNorm", "LayerNorm"]
 
 
 class LayerNorm:
-    """n = (x - mean) / sqrt(variance + eps) weight + bias, over the last axis of x (n, c).
+    """n = (x - mean) / sqrt(variance + eps) weight + bias, over the last axis of a stream x (n, c).
 
     See `reformer_c.layer_norm`.
     """
@@ -25,10 +26,13 @@ class LayerNorm:
 
     def forward(self, x: np.ndarray) -> tuple[np.ndarray, Any]:
         """The normalised rows (n, c), and what `backward` needs."""
-        return ops.layer_norm_forward(x, self.weights["weight"], self.weights["bias"], eps=self.eps)
+        weight, bias = self.weights["weight"], self.weights["bias"]
+        n, saved = ops.layer_norm_forward(numbers(x, weight.dtype), weight, bias, eps=self.eps)
+        return n, saved._replace(x=x)  # the stream, which exists anyway, not its numbers
 
     def backward(self, dn: np.ndarray, saved: Any) -> np.ndarray:
         """dx (n, c); the gradients of the weights are accumulated."""
+        saved = saved._replace(x=numbers(saved.x, dn.dtype))
         dx, *gradients = ops.layer_norm_backward(dn, saved)
         self.weights.add_gradients(("weight", "bias"), gradients)
         return dx
@@ -54,4 +58,6 @@ class FinalNorm:
     ) -> None:
         """Fill rows of dy1 and dy2 (n, c) from dh (rows, 2 c)."""
         dy = self._norm.backward(self._drop(dh, rows.start), saved)
+        if dy1.dtype == np.uint16:
+            dy = ops.to_bfloat16(dy)
         dy1[rows], dy2[rows] = np.split(dy, 2, axis=-1)

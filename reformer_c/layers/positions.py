@@ -15,9 +15,9 @@ from .sublayer import blocks
 
 __all__ = ["AxialPositions", "PositionTable", "Positions", "Rotary", "SinusoidalPositions"]
 
-# dropout of the vectors (t, c) at a row of the batch and its positions (t,); the backward pass
-# applies it to their gradients
-Drop = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+# dropout of the vectors (t, c) at a row of the batch and its positions (t,), in their memory if
+# `in_place` is True; the backward pass applies it to their gradients
+Drop = Callable[..., np.ndarray]
 
 
 class Positions:
@@ -38,7 +38,9 @@ class Positions:
 
     def dropout(self, b: int) -> Drop:
         """Dropout of single elements, for a batch of b rows."""
-        return lambda vectors, row, positions: self._dropout(vectors, "positions", row)
+        return lambda vectors, row, positions, in_place=False: self._dropout(
+            vectors, "positions", row, in_place=in_place
+        )
 
 
 class SinusoidalPositions(Positions):
@@ -133,9 +135,10 @@ class AxialPositions(Positions):
             return super().dropout(b)
         shape = [w.shape[a] for a, w in enumerate(tables)]
         keep = self._dropout(np.ones((b, shape[1]), tables[0].dtype), "positions")
-        return lambda vectors, row, positions: (
-            vectors * keep[row, np.unravel_index(positions, shape)[1]][:, None]
-        )
+        return lambda vectors, row, positions, in_place=False: np.multiply(
+            vectors, keep[row, np.unravel_index(positions, shape)[1]][:, None],
+            out=vectors if in_place else None,
+        )  # fmt: skip
 
     def _tables(self) -> list[np.ndarray]:
         return [self._weights[name] for name in self._names]

@@ -94,7 +94,7 @@ class WholeSequences(SelfAttention):
 
     def _split(self, x: np.ndarray) -> list[Part]:
         b, t, _ = x.shape
-        head = t * self._depth * x.itemsize
+        head = t * self._depth * self.weights.dtype.itemsize
         fitting = max(1, self.max_bytes // head)
         if fitting >= self.num_heads:
             return self._sequences(b, t, fitting // self.num_heads)

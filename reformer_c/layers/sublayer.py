@@ -13,6 +13,7 @@ from .. import ops
 from .layer_norm import LayerNorm
 from .parameters import StepWeights, Weights
 from .randomness import Dropout, Key
+from .streams import add_to, numbers, stream_bytes
 
 __all__ = ["Kept", "Step", "Sublayer", "blocks", "peaks"]
 
@@ -120,7 +121,7 @@ class Sublayer(ABC):
         freed part by part."""
         parts = self._parts(x)
         dx, dout, x = map(rows_of, (dx, dout, x))
-        widen = partial(ops.from_bfloat16, dtype=x.dtype)
+        widen = partial(ops.from_bfloat16, dtype=self.weights.dtype)
         for i, part in enumerate(parts):
             of_part = self._activations(widen, saved[i]) if kept_dtype else saved[i]
             saved[i] = None
@@ -136,6 +137,15 @@ class Sublayer(ABC):
     def step_add(self, cache: Any, step: Step, out: np.ndarray, x: np.ndarray) -> None:
         """Add the value at one new token of each text to `out`; x and `out` are (n, c)."""
         self.forward_add(out, x)
+
+    def step_stream(self, cache: Any, step: Step, out: np.ndarray, x: np.ndarray) -> None:
+        """`step_add` for streams (n, c) of any storage."""
+        if out.dtype.kind == "f":
+            self.step_add(cache, step, out, x)
+            return
+        y = np.zeros(x.shape, self.weights.dtype)
+        self.step_add(cache, step, y, numbers(x, y.dtype))
+        add_to(out, y, 1.0, self.weights.prefix[:-1])
 
     # ---- memory ----
 
@@ -175,11 +185,13 @@ class Sublayer(ABC):
 
     def _add_dropped(self, out: np.ndarray, rows: slice, y: np.ndarray, sign: float) -> None:
         """out[rows] += sign drop(y), for y (rows, c), which is overwritten."""
-        ops.add_scaled(out[rows], self.drop(y, "output", rows.start, in_place=True), sign)
+        dropped = self.drop(y, "output", rows.start, in_place=True)
+        add_to(out[rows], dropped, sign, self.weights.prefix[:-1])
 
     def _undropped(self, dout: np.ndarray, rows: slice) -> np.ndarray:
         """The gradient of y in `_add_dropped`."""
-        return self.drop(dout[rows], "output", rows.start)
+        dy = numbers(dout[rows], self.weights.dtype)
+        return self.drop(dy, "output", rows.start, in_place=dy.dtype != dout.dtype)
 
     def _rebuild(
         self, part: Any, dx: np.ndarray, dout: np.ndarray, out: np.ndarray, x: np.ndarray
@@ -232,7 +244,8 @@ class Kept:
     kept_dtype : {"bfloat16"}, optional
         What activations are rounded to.
     exact : bool
-        Keep the stream as it is: the layers before recompute their activations from it.
+        Keep the stream as it is: it has few bits already, or the layers before recompute their
+        activations from it.
     """
 
     def __init__(
@@ -272,6 +285,13 @@ def blocks(rows: slice, size: int) -> Iterator[slice]:
 def rounded_bytes(size: int, x: np.ndarray, kept_dtype: str | None) -> int:
     """Bytes of an array that takes `size` bytes in x's dtype, as it is kept."""
     return size if kept_dtype is None else size // x.itemsize * 2
+
+
+def kept_stream_bytes(x: np.ndarray, kept_dtype: str | None, residual_dtype: str | None) -> int:
+    """Bytes of a stream of the numbers x that is kept before a branch: streams in fixed point are
+    not rounded."""
+    own, _ = stream_bytes(x, residual_dtype)
+    return own if residual_dtype is not None else rounded_bytes(own, x, kept_dtype)
 
 
 def in_memory_order(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:

@@ -37,7 +37,8 @@ from ..layers.randomness import Dropout, random_key
 from ..layers.residual import Residual
 from ..layers.reversible import alternating_backward, alternating_forward
 from ..layers.self_attention import SelfAttention
-from ..layers.sublayer import Kept, Sublayer, blocks, rounded_bytes
+from ..layers.streams import new_gradient, numbers, numbers_bytes, stream_bytes
+from ..layers.sublayer import Kept, Sublayer, blocks, kept_stream_bytes
 from ..precision import in_own_precision
 from ..runtime import underflow_to_zero
 from ..text.tables import html_pairs
@@ -169,7 +170,8 @@ class Pass:
                 AxialPositions(below, drop, len(config.axial_pos_shape)) if config.axial_pos_embds
                 else PositionTable(below, drop)
             )  # fmt: skip
-        return Embeddings(weights.below("word_embeddings."), drop, positions)
+        words = weights.below("word_embeddings.")
+        return Embeddings(words, drop, positions, config.residual_dtype)
 
     def _layer(
         self, i: int, kind: str, weights: Weights, common: dict[str, Any]
@@ -319,14 +321,14 @@ class Pass:
         inputs, record = self.inputs, self.call.requested.hidden_states
         y1 = self.embeddings.forward(inputs.input_ids, inputs.inputs_embeds, inputs.positions)
         y2 = y1.copy() if self.config.reversible else y1
-        self._hidden_states = [y2[:, : inputs.t].copy()] if record else []
+        self._hidden_states = [self._numbers_of(y2)] if record else []
         self._branches: list[Sequence[Any]] = []
         first_kept, dtype = len(self.layers) - kept_layers, self.config.kept_dtype
         for i, layer in enumerate(self.layers):
             kept = i >= first_kept
             branches: Sequence[Any]
             if self.config.reversible:
-                exact = i == first_kept > 0
+                exact = i == first_kept > 0 or self.config.residual_dtype is not None
                 branches = [Kept(branch, dtype, exact=exact) for branch in layer] if kept else layer
                 y1, y2 = alternating_forward([branch.forward_add for branch in branches], y1, y2)
             else:
@@ -336,11 +338,15 @@ class Pass:
             if differentiate:
                 self._branches.append(branches)
             if record:
-                self._hidden_states.append(y2[:, : inputs.t].copy())
+                self._hidden_states.append(self._numbers_of(y2))
         self.y1, self.y2 = y1, y2
         warn_of_cut(self.config.bucket_cap, self.cut_shares or ())
         if differentiate:
-            self.dy1, self.dy2 = np.zeros_like(y1), np.zeros_like(y2)
+            self.dy1, self.dy2 = (new_gradient(y, self.weights.dtype) for y in (y1, y2))
+
+    def _numbers_of(self, stream: np.ndarray) -> np.ndarray:
+        """A copy of the numbers of a stream, without those of padding."""
+        return np.array(numbers(stream[:, : self.inputs.t], self.weights.dtype), order="C")
 
     def describe(self, output: ReformerOutput) -> None:
         """Fill the requested fields of an output, after `forward`."""
@@ -360,14 +366,16 @@ class Pass:
         `budget` bytes."""
         x = self._stream()
         dtype, reversible = self.config.kept_dtype, self.config.reversible
+        own, of_gradient = stream_bytes(x, self.config.residual_dtype)
         # a stream is kept before each branch of the layers that keep activations, or of all layers
-        stream, before = (rounded_bytes(x.nbytes, x, dtype), 0) if reversible else (0, x.nbytes)
+        kept_stream = kept_stream_bytes(x, dtype, self.config.residual_dtype)
+        stream, before = (kept_stream, 0) if reversible else (0, x.nbytes)
         costs = [
             sum(branch.kept_bytes(x, dtype) + stream for branch in layer)
             for layer in reversed(self.layers)
         ]
         # more for the streams of the first of these layers, which are exact if others are before it
-        more = (x.nbytes - stream) * reversible
+        more = (own - stream) * reversible
         exact = [*(len(layer) * more for layer in self.layers[:0:-1]), 0]
         kept_layers = int((np.cumsum(costs) + exact <= budget).sum())
         kept = sum(costs[:kept_layers]) + before * len(self.branches)
@@ -390,13 +398,14 @@ class Pass:
         buckets = sum(branch.bucket_bytes() for branch in self.branches)
         memory = StepMemory(
             # 16 bytes per token: positions, and labels shifted to the logits that predict them
-            streams=(4 if self.config.reversible else 3) * x.nbytes
+            streams=(2 * own + 2 * of_gradient if reversible else 3 * x.nbytes)
             + 16 * self.inputs.b * self.inputs.n
             + buckets,
             gradients=self.weights.nbytes,
             kept=kept,
             working=max(0, peak - kept - self.weights.nbytes)
-            + heap_gaps(x.nbytes, rounded=dtype is not None and kept_layers > 0),
+            + numbers_bytes(x, self.config.residual_dtype, Sublayer.rows_at_a_time(x.shape[-1]))
+            + heap_gaps(own, rounded=dtype is not None and kept_layers > 0),
         )
         return Plan(memory, kept_layers)
 
@@ -405,8 +414,8 @@ class Pass:
         """For each layer, the bytes of its activations, and the peak of a backward pass that
         recomputes them."""
         x, dtype = self._stream(), self.config.kept_dtype
-        # with the streams that are kept
-        stream = rounded_bytes(x.nbytes, x, dtype if self.config.reversible else None)
+        kept_dtype = dtype if self.config.reversible else None
+        stream = kept_stream_bytes(x, kept_dtype, self.config.residual_dtype)
         return [
             (
                 sum(branch.kept_bytes(x, dtype) + stream for branch in layer),
@@ -470,7 +479,7 @@ class Pass:
     def map_final(self, width: int, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """function(final states (rows, 2 c)) -> (rows, width), for all rows: (b, t, width)."""
         inputs = self.inputs
-        out = np.empty((inputs.b * inputs.n, width), self.y1.dtype)
+        out = np.empty((inputs.b * inputs.n, width), self.weights.dtype)
         for rows in self.blocks():
             out[rows] = function(self.final(rows)[0])
         return out.reshape(inputs.b, inputs.n, width)[:, : inputs.t]
@@ -492,17 +501,22 @@ class Pass:
             for layer in reversed(self._branches):
                 streams = alternating_backward(layer, *streams)
             self.dy1, self.dy2 = streams[2:]
-            del streams
+            del streams, self.y1, self.y2
         # both streams start as the embeddings, or are one: the gradients add up
-        ops.add_scaled(self.dy1, self.dy2, 1.0)
-        del self.dy2
+        dtype = self.weights.dtype
+        dx, more = numbers(self.dy1, dtype), self.dy2
+        del self.dy1, self.dy2
+        flat = self._flat(dx, more)
+        for rows in self.blocks():
+            ops.add_scaled(flat[0][rows], numbers(flat[1][rows], dtype), 1.0)
+        del more, flat
         if not self.config.reversible:
             for layer in reversed(self._branches):
                 for branch in reversed(layer):
-                    branch.backward_add(self.dy1, self.y1)
-        del self.y1, self.y2
-        dx = self.embeddings.backward(self.dy1)
-        return None if dx is None else np.ascontiguousarray(dx[:, : self.inputs.t])
+                    branch.backward_add(dx, self.y1)
+            del self.y1, self.y2
+        dvectors = self.embeddings.backward(dx)
+        return None if dvectors is None else np.ascontiguousarray(dvectors[:, : self.inputs.t])
 
 
 def heap_gaps(nbytes: int, *, rounded: bool = False) -> int:

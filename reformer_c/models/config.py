@@ -27,8 +27,8 @@ OURS = ("reversible", "num_key_value_heads", "local_shared_qk", "feed_forward_ga
         "rope_theta", "full_attention_probs_dropout_prob", "position_embedding_type",
         "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
-        "kept_dtype", "apply_lm_head_bias", "label_smoothing", "shared_embeddings",
-        "image_shape", "hash_local_window", "cross_attention")  # fmt: skip
+        "kept_dtype", "residual_dtype", "apply_lm_head_bias", "label_smoothing",
+        "shared_embeddings", "image_shape", "hash_local_window", "cross_attention")  # fmt: skip
 
 # the types of attention whose fields begin with another's name
 PREFIXES = {"full_shared": "full", "hash": "full"}
@@ -211,6 +211,11 @@ class ReformerConfig(NamedAttributes, JsonFile):
         What `memory_budget` keeps is rounded to bfloat16, so that about twice as many layers fit;
         None: not. Losses are the same, and gradients differ by the rounding: see
         docs/how_it_works.md.
+    residual_dtype : {"int16", "int32"}, optional
+        Residual streams are kept in fixed point, in steps of 2**-8 below 128 or of 2**-20 below
+        2048, and rebuilt bit for bit; a number beyond raises an OverflowError. With "int16" their
+        gradients are bfloat16 numbers, so that streams and gradients take half the memory. Needs
+        `reversible`. None: as they are computed.
     apply_lm_head_bias : bool
         False: lm_head.bias is not added, as in transformers 5.0 to 5.23.
     label_smoothing : float
@@ -319,6 +324,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     matmul_precision: str | None = None
     memory_budget: int | float | None = None
     kept_dtype: str | None = None
+    residual_dtype: str | None = None
     apply_lm_head_bias: bool = True
     label_smoothing: float = 0.0
     shared_embeddings: bool = False

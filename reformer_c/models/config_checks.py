@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 from ..checks import flag, integer, positive
+from ..layers.streams import RESIDUAL_DTYPES
 from ..precision import PRECISIONS
 from .config_keys import ACTIVATIONS
 
@@ -169,6 +170,11 @@ def _check_options(config: Any) -> None:
         raise ValueError("softcap must be a number > 0 or None, got 0")
     _each(config, "matmul_precision", _choice, PRECISIONS, optional=True)
     _each(config, "kept_dtype", _choice, ("bfloat16",), optional=True)
+    _each(config, "residual_dtype", _choice, RESIDUAL_DTYPES, optional=True)
+    if config.residual_dtype is not None and config.reversible is False:
+        raise ValueError(
+            f"residual_dtype must be None with reversible=False, got {config.residual_dtype!r}"
+        )
     _each(config, "problem_type", _choice, PROBLEM_TYPES, optional=True)
     if config.problem_type == "single_label_classification" and config.num_labels == 1:
         raise ValueError(

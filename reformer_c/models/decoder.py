@@ -134,7 +134,7 @@ class Decoder:
         positions, run = self._lengths[rows], self._run
         y1 = run.embeddings.forward(tokens[None], None, positions[None])[0]
         if not self._functions:
-            self._functions = [partial(f.step_add, self._caches.of(f)) for f in run.branches]
+            self._functions = [partial(f.step_stream, self._caches.of(f)) for f in run.branches]
         step = Step(rows, positions, self._prompt_index[rows], self._weights)
         functions = [partial(add, step) for add in self._functions]
         if run.config.reversible:

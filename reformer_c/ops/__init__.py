@@ -10,6 +10,7 @@ from types import ModuleType as _Module
 from .attention import *
 from .bfloat16 import *
 from .decoding import *
+from .fixed_point import *
 from .full import *
 from .hashing import *
 from .key_value_index import *

@@ -424,7 +424,7 @@ class Trainer(NamedAttributes):
             if self._log is not None:
                 self._log.write(asdict(report))
             return report
-        except (FloatingPointError, OSError):
+        except (ArithmeticError, OSError):
             self._save_if_good()
             raise
 

@@ -245,6 +245,14 @@ static void run_elements(const rf_ops *ops, rf_run *run, const problem *p, resul
     ops->add_scaled(run, w, in[3], -0.5, n);
     ops->adamw_step(run, w, m, s, in[3], 0.01, 0.9, 0.999, 1e-6, 0.1, 2, 0.5, n);
     result(to, 4, 1, NULL)[0] = (real)ops->sum_of_squares(run, in[0], n);
+    int16_t *y16 = buffer(n * sizeof *y16);
+    int32_t *y32 = buffer(n * sizeof *y32);
+    memset(y16, 0, n * sizeof *y16);
+    memset(y32, 0, n * sizeof *y32);
+    ops->add_rounded(run, y16, RF_INT16, in[0], 8, n);
+    ops->add_rounded(run, y32, RF_INT32, in[1], 8, n);
+    ops->from_fixed_point(run, y16, RF_INT16, result(to, 5, n, NULL), n);
+    ops->from_fixed_point(run, y32, RF_INT32, result(to, 6, n, NULL), n);
 }
 
 static void test_elements(size_t n, double dropout) {

@@ -83,6 +83,7 @@ def test_our_own_fields_are_off_by_default_and_written_only_when_on():
     assert config.attention_scope == "chunk"
     assert config.memory_budget is None
     assert config.kept_dtype is None
+    assert config.residual_dtype is None
     assert config.apply_lm_head_bias is True
     assert config.label_smoothing == 0.0
     assert config.shared_embeddings is False
@@ -90,7 +91,7 @@ def test_our_own_fields_are_off_by_default_and_written_only_when_on():
     config = ReformerConfig(
         attention_scope="bucket", memory_budget=math.inf, apply_lm_head_bias=False,
         label_smoothing=0.1, shared_embeddings=True, local_shared_qk=True, kept_dtype="bfloat16",
-        num_key_value_heads=4, feed_forward_gated=True,
+        num_key_value_heads=4, feed_forward_gated=True, residual_dtype="int16",
     )  # fmt: skip
     written = config.to_dict()
     assert written["memory_budget"] == "inf"
@@ -396,6 +397,7 @@ WRONG = {
     "num_key_value_heads": [0, 5, 24, 1.5, "2", True],
     "memory_budget": [-1, "2 GB"],
     "kept_dtype": ["float16", 16],
+    "residual_dtype": ["float16", "int8", 16],
     "image_shape": [[8, 8], [8, 0, 3], 192, [64, 64, 3], [8, 8, 3]],
     "problem_type": ["ranking", 1],
     "vocab_size": [0],

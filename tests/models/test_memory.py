@@ -71,6 +71,12 @@ def can_measure():
         ("book", {}, 2048, 2, 100_000_000),
         ("tiny", {"kept_dtype": "bfloat16"}, 4096, 4, 2**30),
         ("book", {"kept_dtype": "bfloat16"}, 2048, 2, 100_000_000),
+        ("tiny", {"residual_dtype": "int16"}, 16_384, 1, 0),
+        ("tiny", {"residual_dtype": "int32"}, 4096, 4, 2**30),
+        ("book", {"residual_dtype": "int16"}, 4096, 1, 0),
+        ("book", {"residual_dtype": "int16"}, 65_536, 1, 0),
+        ("book", {"residual_dtype": "int16"}, 2048, 2, 100_000_000),
+        ("book", {"residual_dtype": "int16", "kept_dtype": "bfloat16"}, 2048, 2, 100_000_000),
         ("tiny", {"shared_embeddings": True, "vocab_size": 50_000}, 2048, 1, 0),
         # activations in NumPy, of all hidden units at once
         ("book", WIDE | {"hidden_act": "xielu"}, 2048, 1, 0),

@@ -99,8 +99,8 @@ NAMES = {
     "is_encoder_decoder", "label2id", "pad_token_id", "problem_type", "transformers_version",
 }  # fmt: skip
 DRAWN_BY_TESTS = {*DROPOUT, "output_attentions", "output_hidden_states", "return_dict", "use_cache"}
-# of other heads; rounds gradients; transformers' own, which has no effect in its model
-ELSEWHERE = {"classifier_dropout", "kept_dtype", "tie_word_embeddings"}
+# of other heads; round gradients and streams; transformers' own, which has no effect in its model
+ELSEWHERE = {"classifier_dropout", "kept_dtype", "residual_dtype", "tie_word_embeddings"}
 
 
 def test_every_other_field_is_drawn():

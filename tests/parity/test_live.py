@@ -175,6 +175,7 @@ def test_configurations_go_both_ways_and_keep_unknown_fields(tmp_path, changes):
         "attention_scope",
         "memory_budget",
         "kept_dtype",
+        "residual_dtype",
         "apply_lm_head_bias",
         "label_smoothing",
         "shared_embeddings",

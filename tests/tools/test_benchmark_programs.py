@@ -53,7 +53,7 @@ def test_a_step_is_timed_alone_and_with_hugging_faces(monkeypatch, capfd):
     from benchmarks import rivals, step
 
     options = ("--lengths", 256, 512, "--compare", 256, "--repeats", 1)
-    printed = run(step, monkeypatch, capfd, *options)
+    printed = run(step, monkeypatch, capfd, *options, "--residual-dtype", "int16")
     assert re.findall(r"^ +(256|512) .*%", printed, re.MULTILINE) == ["256", "512"]
     rows = re.findall(r"^(.*?) +[\d.]+ s +[\d,]+ tokens/s", printed, re.MULTILINE)
     theirs = [f"{rivals.HUGGING_FACE}, patched", rivals.HUGGING_FACE]
@@ -80,6 +80,19 @@ def test_scopes_are_trained_and_compared(monkeypatch, capsys):
     assert (chunk[0], bucket[0]) == ("chunk", "bucket")
     assert bucket[4] == "0%"  # strictly causal
     assert float(bucket[6]) < tolerance("four_places")
+
+
+def test_streams_in_fixed_point_are_compared(monkeypatch, capsys):
+    from benchmarks import streams
+
+    printed = run(
+        streams, monkeypatch, capsys, "--quick", "--steps", 2, "--kinds", "int16", "int32"
+    )
+    errors = dict(re.findall(r"^(\w+) +([\d.]+e[-+]\d+)$", printed, re.MULTILINE))
+    assert float(errors["float32"]) == 0 < float(errors["int32"]) < float(errors["int16"]) < 0.3
+    rows = re.findall(r"^ +0 +(\w+) +([\d.]+) +[-+][\d.]+% +[\d.]+$", printed, re.MULTILINE)
+    assert [name for name, _ in rows] == ["float32", "int16", "int32"]
+    assert len(re.findall(r"^int\d\d: [-+][\d.]+% .*: (?:yes|NO)$", printed, re.MULTILINE)) == 2
 
 
 def test_precisions_are_compared_and_the_same_command_goes_on(monkeypatch, capsys, tmp_path):
