@@ -27,7 +27,8 @@ def fixed_point_limit(dtype: Any) -> int:
     dtype = np.dtype(dtype)
     if dtype.name not in FRACTION:
         raise ValueError(f"dtype must be int16 or int32, got {dtype}")
-    return 1 << (8 * dtype.itemsize - 1 - FRACTION[dtype.name])
+    bits: int = 8 * dtype.itemsize - 1 - FRACTION[dtype.name]
+    return 1 << bits
 
 
 def add_rounded(y: np.ndarray, x: np.ndarray, alpha: float, *, workers: int | None = None) -> None:
