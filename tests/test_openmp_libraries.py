@@ -1,11 +1,12 @@
 """One process, several copies of OpenMP: ours, PyTorch's and scikit-learn's, in any order.
 
 Times are not tested. Where more threads want to run than there are processors, fits of
-scikit-learn's histogram boosting stall, with or without this package: its own OpenMP spins while a
-thread that it waits for has no processor. With about four threads for each of two processors, six
-fits of 20 iterations took 2 to 30 s without us, and six each 1.6 to 22 s and 1.2 to 9.5 s with us
-imported or called before. With OMP_WAIT_POLICY=passive twelve each took 0.3 to 0.8 s without us,
-and 0.1 to 0.9 s with us called before.
+scikit-learn's histogram boosting stall, with or without this package. With about four threads for
+each of two processors, six fits of 20 iterations took 2 to 30 s without us, and six each 1.6 to
+22 s and 1.2 to 9.5 s with us imported or called before. With OMP_WAIT_POLICY=passive there were no
+stalls: twelve fits each took 0.3 to 0.8 s without us, and 0.1 to 0.9 s with us called before. So
+the likely cause is that scikit-learn's own OpenMP spins while a thread that it waits for has no
+processor; so few fits do not show that we have no part in it.
 """
 
 import hashlib
