@@ -4,7 +4,7 @@ First the error of all gradients of one window with the first weights, ||g - g32
 small model of bytes, alternately local and LSH layers, is trained with each kind of residual
 streams from the same seeds on the same windows, and evaluated on held-out text.
 
-    python -m benchmarks.streams FILE               # nine minutes on one core
+    python -m benchmarks.streams FILE               # twenty minutes on one core
     python -m benchmarks.streams --quick            # seconds
 
 Without FILE, the text is one that is part of Python.
