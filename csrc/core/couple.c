@@ -24,24 +24,30 @@ static void add_to_bfloat16(uint16_t *restrict y, const real *restrict x, real a
 
 /* y += round(scale x). A `wide` holds every sum that fits exactly; adding 3 exact, whose last digit
    is 1, rounds to an integer, half to even. Returns the largest size of a sum that is more than
-   `largest`, infinity for NaN, or 0. */
-#define ADD_TO_FIXED(name, integer, wide, exact, largest)                                          \
+   `largest`, infinity for NaN, or 0: of sizes, which are not negative, the largest has the largest
+   bits, and unlike a maximum of floating-point numbers, one of integers is vectorized by all
+   compilers. */
+#define ADD_TO_FIXED(name, integer, wide, bits, exact, largest)                                    \
     static double name(integer *restrict y, const real *restrict x, wide scale, size_t n) {        \
-        wide beyond = 0;                                                                           \
+        bits beyond = 0;                                                                           \
         _Pragma("omp simd reduction(max : beyond)") for (size_t i = 0; i < n; i++) {               \
             const wide all = (wide)x[i] * scale, whole = (all + 3 * (exact)) - 3 * (exact);        \
             const wide sum = (wide)y[i] + (all < (exact) && all > -(exact) ? whole : all);         \
             const wide size = sum < 0 ? -sum : sum, far = size == size ? size : (wide)INFINITY;    \
             const wide excess = far <= (largest) ? 0 : far;                                        \
-            beyond = excess > beyond ? excess : beyond;                                            \
+            bits excess_bits;                                                                      \
+            memcpy(&excess_bits, &excess, sizeof excess);                                          \
+            beyond = excess_bits > beyond ? excess_bits : beyond;                                  \
             y[i] = (integer)(int32_t)(far <= (largest) ? sum : (wide)y[i]);                        \
         }                                                                                          \
-        return (double)beyond;                                                                     \
+        wide found;                                                                                \
+        memcpy(&found, &beyond, sizeof found);                                                     \
+        return (double)found;                                                                      \
     }
 
 #define EXACT ((real)(IS_FLOAT ? 0x1p22 : 0x1p51))
-ADD_TO_FIXED(add_to_int16, int16_t, real, EXACT, INT16_MAX)
-ADD_TO_FIXED(add_to_int32, int32_t, double, 0x1p51, INT32_MAX)
+ADD_TO_FIXED(add_to_int16, int16_t, real, lane, EXACT, INT16_MAX)
+ADD_TO_FIXED(add_to_int32, int32_t, double, int64_t, 0x1p51, INT32_MAX)
 
 static double add_rounded(rf_run *run, void *y, rf_storage storage, const real *x, double alpha,
                           size_t n) {
