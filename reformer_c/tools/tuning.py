@@ -419,7 +419,7 @@ def _candidates(
     vectors = 1.0 if k is None else 1 + k.shape[1] * k.shape[2] / (h * t)
     full = 4 * d * visible / queries
     mass, pairs, unique = (
-        sum(getattr(x, name) for x in some) for name in ("mass", "pairs", "unique")
+        np.sum([getattr(x, name) for x in some], axis=0) for name in ("mass", "pairs", "unique")
     )
     least = np.min([x.mass / x.queries for x in some], axis=0)
     found = []

@@ -229,7 +229,7 @@ def attention_mask(
     every = allow_is_bidirectional_skip and (
         wide or mask_function is rules.bidirectional_mask_function
     )
-    compiled = isinstance(q_offset, Tensor) and torch.compiler.is_compiling()
+    compiled = torch.compiler.is_compiling() and not isinstance(q_offset, int)
     seen = kv_length
     if causal and not compiled:
         seen = int(q_offset) + q_length - kv_offset

@@ -94,8 +94,10 @@ def attend_by_index(
     if kept is not None and kept.options == options and tk <= 2 * kept.made:
         same = kept.index.common_length(k, v, attention_mask=real)
     if kept is None or 2 * same < kept.made:
-        drawn = {} if options.get("rng", 0) is not None else {"rng": int(torch.randint(2**31, ()))}
-        index = KeyValueIndex(k, v, attention_mask=real, **options | drawn)
+        drawn = dict(options)
+        if drawn["rng"] is None:
+            drawn["rng"] = int(torch.randint(2**31, ()))
+        index = KeyValueIndex(k, v, attention_mask=real, **drawn)
         kept = _kept[module] = _Kept(index, options, tk)
     else:
         index, rest = kept.index, slice(same, None)
