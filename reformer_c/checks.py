@@ -198,6 +198,33 @@ def is_masked(values: Any) -> bool:
     return isinstance(values, np.ma.MaskedArray)
 
 
+def real_tokens(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Which tokens are real, by a mask of the shape that is nonzero for them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It has another dtype or shape, or is additive (0 = keep, -inf = drop).
+
+    Examples
+    --------
+    >>> real_tokens("attention_mask", [[1, 1, 0]], (1, 3))
+    array([[ True,  True, False]])
+    """
+    given = as_array(name, mask)
+    if given.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be numbers or booleans, got {given.dtype}")
+    if given.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {given.shape}")
+    if given.size and not given.min() >= 0:
+        raise ValueError(
+            f"{name} must be nonzero for a real token and 0 for another, and not below 0, "
+            f"got {given.min()}"
+        )
+    real: np.ndarray = given != 0
+    return real
+
+
 def heads_of(name: str, x: Any) -> tuple[np.ndarray, int, int, int]:
     """An array of attention heads, with its (h, t, d)."""
     array = as_array(name, x)

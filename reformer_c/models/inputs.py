@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import as_array
+from ..checks import as_array, real_tokens
 from .config import ReformerConfig
 from .outputs import Requested
 
@@ -193,24 +193,14 @@ def check_mask(mask: Any, b: int, t: int, prefix: str = "") -> np.ndarray | None
         return None
     name = f"{prefix}attention_mask"
     mask = as_array(name, mask)
-    if mask.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be numbers or booleans, got {mask.dtype}")
-    if mask.shape != (b, t):
-        raise ValueError(f"{name} must have shape {(b, t)}, got {mask.shape}")
-    # reject additive masks (0 = keep, -inf = drop): they would be read inverted
-    if mask.size and not mask.min() >= 0:
-        raise ValueError(
-            f"{name} must be nonzero for a real token and 0 for another, and not below 0, "
-            f"got {mask.min()}"
-        )
+    real = real_tokens(name, mask, (b, t))
     if t > 2 and (np.diff(mask.astype(np.float64), axis=1) == 1).all(axis=1).any():
         # the second place of a call is that of position_ids in some models of transformers
         raise ValueError(
             f"{name} must be nonzero for a real token and 0 for another, got position ids: pass "
             f"them as {prefix}position_ids"
         )
-    mask = mask != 0
-    return None if mask.all() else mask
+    return None if real.all() else real
 
 
 def check_positions(position_ids: Any, b: int, t: int, count: int, prefix: str = "") -> np.ndarray:

@@ -17,6 +17,7 @@ from ..checks import (
     names_keywords,
     number,
     positive,
+    real_tokens,
     real_type,
 )
 from ..runtime import resolve_workers, underflow_to_zero
@@ -333,12 +334,7 @@ class KeyValueIndex:
     def _mask_of(self, attention_mask: Any, n: int) -> np.ndarray | None:
         if attention_mask is None:
             return None
-        mask = as_array("attention_mask", attention_mask)
-        shape = (len(self._keys), n)
-        if mask.shape != shape:
-            raise ValueError(f"attention_mask must have shape {shape}, got {mask.shape}")
-        real: np.ndarray = mask != 0
-        return real
+        return real_tokens("attention_mask", attention_mask, (len(self._keys), n))
 
     def _append(
         self, k: np.ndarray, v: np.ndarray, real: np.ndarray | None, workers: int | None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import as_array, real_type
+from ..checks import as_array, real_tokens, real_type
 from .hashing import buckets_of
 
 __all__: list[str] = []
@@ -51,11 +51,7 @@ def check_keys(q: np.ndarray, k: np.ndarray, attention_mask: Any) -> None:
         if h != hk and (not hk or h % hk):
             raise ValueError(f"k must have hk that divides h = {h} of q, got {hk}")
     if attention_mask is not None:
-        mask, shape = as_array("attention_mask", attention_mask), (*k.shape[:-3], k.shape[-2])
-        if mask.shape != shape:
-            raise ValueError(
-                f"attention_mask must have shape {shape}, that of the keys, got {mask.shape}"
-            )
+        real_tokens("attention_mask", attention_mask, (*k.shape[:-3], k.shape[-2]))
 
 
 def key_buckets_of(

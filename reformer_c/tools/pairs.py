@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import as_array
+from ..checks import as_array, real_tokens
 from ..runtime import underflow_to_zero
 
 __all__ = [
@@ -52,10 +52,7 @@ def keys_and_mask(
         return k, None
     tk = (q if k is None else k).shape[2]
     mask = as_array("attention_mask", attention_mask)
-    mask = mask[None] if mask.ndim == 1 else mask
-    if mask.shape != (b, tk):
-        raise ValueError(f"attention_mask must have shape (b, tk) = {(b, tk)}, got {mask.shape}")
-    return k, mask != 0
+    return k, real_tokens("attention_mask", mask[None] if mask.ndim == 1 else mask, (b, tk))
 
 
 def sampled_rows(t: int, queries: int | None) -> np.ndarray:

@@ -210,6 +210,8 @@ def test_the_common_length_is_that_of_equal_bits(rng):
         ({"center": "mean"}, ValueError, "^center must be 'keys', None or an array"),
         ({"center": np.zeros(3)}, ValueError, r"^center must have shape \(d,\), \(hk, d\)"),
         ({"attention_mask": np.ones((1, 8))}, ValueError, "^attention_mask must have shape"),
+        ({"attention_mask": np.full((1, 9), -1)}, ValueError, "^attention_mask .* not below 0"),
+        ({"attention_mask": [["yes"] * 9]}, TypeError, "^attention_mask must be numbers or"),
         ({"scale": "1"}, TypeError, "^scale must be"),
         ({"softcap": 0.0}, ValueError, "^softcap must be"),
         ({"rotations": np.zeros((2, 4, 1, 1))}, ValueError, "^rotations must have shape"),

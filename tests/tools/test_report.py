@@ -315,6 +315,7 @@ def test_a_window_joins_shared_queries_and_keys():
         ({"k": np.zeros((64, 8), np.float32)}, TypeError, "^k must be float64"),
         ({"k": np.zeros((9, 8))}, ValueError, r"^v must have the shape of k, \(1, 1, 9, 8\)"),
         ({"attention_mask": np.ones(63)}, ValueError, "^attention_mask must have shape"),
+        ({"attention_mask": np.full(64, np.nan)}, ValueError, "^attention_mask .* not below 0"),
         ({"local_window": -1}, ValueError, "^local_window must be"),
         ({"center": None}, ValueError, "^center must be"),
         ({"scale": "1"}, TypeError, "^scale must be"),

@@ -222,6 +222,7 @@ def test_masked_queries_of_shared_queries_and_keys_do_not_count():
         ({"local_window": -1}, ValueError, "^local_window must be"),
         ({"is_causal": 2}, TypeError, "^is_causal must be"),
         ({"attention_mask": np.ones(7)}, ValueError, "^attention_mask must have shape"),
+        ({"attention_mask": -np.ones(40)}, ValueError, "^attention_mask .* not below 0"),
         ({"attention_mask": np.zeros(40)}, ValueError, "^q must have a sampled query"),
         ({"center": "mean"}, ValueError, "^center must be"),
         ({"scale": np.inf}, ValueError, "^scale must be"),
