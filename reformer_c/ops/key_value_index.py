@@ -492,10 +492,10 @@ class KeyValueIndex:
 
 def _center_of(k: np.ndarray, center: Any, real: np.ndarray | None) -> np.ndarray | None:
     """What is subtracted from keys (b, hk, tk, d): (b, hk, 1, d), or None."""
-    check_center(center, k)
+    one: np.ndarray = k[:, :, :0].sum(2, keepdims=True)
+    check_center(center, one)
     if center is None:
         return None
     if isinstance(center, str):
         return mean_of(k, None if real is None else real[:, None, :, None])
-    one: np.ndarray = k[:, :, :0].sum(2, keepdims=True)
     return broadcast_center(center, one)

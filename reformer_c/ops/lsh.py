@@ -82,7 +82,6 @@ def lsh_attention_forward(
     q, *_ = heads_of("qk" if shared else "q", qk)
     if (rotations is not None) + (buckets is not None) + (rng is not None) > 1:
         raise ValueError("rotations, buckets and rng each decide the buckets: pass one of them")
-    check_center(center, k)
     if (key_buckets is not None) != (buckets is not None and not shared):
         raise ValueError("key_buckets must be given with k and buckets, and only then")
     spec = spec_of(
@@ -98,6 +97,9 @@ def lsh_attention_forward(
     if k is not None:
         k = as_array("k", k)
         check_keys(q, k, attention_mask)
+    check_center(center, k)
+    if buckets is not None and not (center is None or isinstance(center, str)):
+        raise ValueError("center must be left out with buckets: the keys are not hashed again")
     if lse is True:
         lse = np.empty(q.shape[:-1], q.dtype)
     log_sums = None if lse is False else lse
@@ -220,7 +222,7 @@ def lsh_attention() -> Any:
         scores' order, but the hash then compares what differs between keys. "keys" is the mean of
         the head's keys, and with is_causal of those up to each key, so that later keys change
         nothing; masked ones do not count. An array of shape (d,) or (hk, d), or one that broadcasts
-        to k. Only the hash sees it.
+        to k. Only the hash sees it. Not with `buckets`.
     rotations : (h, d, num_hashes, sum(factors) // 2) same dtype, optional
         Directions of the hash, as `lsh_rotations` draws them.
     buckets : (b, h, num_hashes, t) integers, optional

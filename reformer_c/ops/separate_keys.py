@@ -21,7 +21,7 @@ def check_center(center: Any, k: np.ndarray | None) -> None:
     Raises
     ------
     TypeError, ValueError
-        It is something else, or given where there are no separate keys.
+        It is something else, has another shape, or is given where there are no separate keys.
     """
     if isinstance(center, str) and center == "keys":
         return
@@ -29,6 +29,8 @@ def check_center(center: Any, k: np.ndarray | None) -> None:
         raise ValueError("center must be left out without k: shared queries and keys hash alike")
     if isinstance(center, str):
         raise ValueError(f"center must be 'keys', None or an array, got {center!r}")
+    if center is not None:
+        broadcast_center(center, k)
 
 
 def check_keys(q: np.ndarray, k: np.ndarray, attention_mask: Any) -> None:
@@ -105,7 +107,7 @@ def broadcast_center(center: Any, k: np.ndarray) -> np.ndarray:
     # (hk, d): one for each head
     placed = given[:, None] if given.ndim == 2 and k.ndim > 2 else given
     try:
-        return np.broadcast_to(placed.astype(k.dtype), k.shape)
+        return np.broadcast_to(placed.astype(k.dtype, copy=False), k.shape)
     except ValueError:
         raise ValueError(
             f"center must have shape (d,), (hk, d) or one that k, {k.shape}, has with axes of "

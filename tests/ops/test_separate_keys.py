@@ -477,6 +477,15 @@ def test_errors(wrong, error, scope):
         ops.lsh_attention(np.ones((1, 1, 4, 2)), **right | wrong)
 
 
+def test_what_is_subtracted_is_checked_where_nothing_is_hashed():
+    q, k = np.ones((1, 1, 4, 2)), np.ones((1, 1, 5, 2))
+    with pytest.raises(ValueError, match=r"^center must have shape \(d,\), \(hk, d\)"):
+        ops.lsh_attention(q, k, k=k, center=np.ones(3))  # one chunk
+    ids = {"buckets": np.zeros((1, 1, 1, 4), int), "key_buckets": np.zeros((1, 1, 1, 5), int)}
+    with pytest.raises(ValueError, match=r"^center must be left out with buckets"):
+        ops.lsh_attention(q, k, k=k, center=np.ones(2), scope="bucket", **ids)
+
+
 @pytest.mark.parametrize("wrong", [dict(center=None), dict(key_buckets=np.zeros((1, 1, 1, 4)))])
 def test_what_belongs_to_separate_keys_needs_them(wrong):
     x = np.ones((1, 1, 4, 2))
