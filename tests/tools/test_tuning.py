@@ -130,7 +130,26 @@ def test_the_cheapest_that_finds_enough_is_chosen():
     assert tuning.settings == {
         "num_hashes": tuning.chosen.num_hashes, "num_buckets": tuning.chosen.num_buckets,
         "local_window": tuning.chosen.local_window, "scope": "bucket",
+        "allow_duplicate_attention": False,
     }  # fmt: skip
+
+
+def test_the_settings_give_the_share_that_was_measured():
+    """The result with them is full attention's on the keys that are found, weighed anew."""
+    q, k = draw(b=1, h=1, hk=1, t=60, tk=60)
+    tuning = rc.tune_lsh(q, k, recall=0.6, queries=None, num_hashes=4, num_buckets=4)
+    _, whole = rc.full_attention_forward(q, k, k)
+    shares = []
+    for seed in range(40):
+        _, lse = rc.lsh_attention(q, k, k=k, rng=seed, lse=True, **tuning.settings)
+        shares.append(np.exp(lse - whole.lse).mean())
+    assert abs(np.mean(shares) - tuning.chosen.recall) < 0.05
+
+
+def test_one_number_of_buckets_of_any_integer_type():
+    q, k = draw()
+    one, same = (rc.tune_lsh(q, k, recall=1e-9, num_buckets=n) for n in (4, np.int64(4)))
+    assert one == same
 
 
 def test_the_same_rng_gives_the_same_result_and_heads_are_sampled():
@@ -219,6 +238,7 @@ def test_masked_queries_of_shared_queries_and_keys_do_not_count():
         ({"num_hashes": (0, 1)}, ValueError, "^num_hashes must be"),
         ({"num_buckets": ()}, ValueError, "^num_buckets must be"),
         ({"num_buckets": (3,)}, ValueError, "^num_buckets must be"),
+        ({"num_buckets": 4.5}, TypeError, "^num_buckets must be"),
         ({"local_window": -1}, ValueError, "^local_window must be"),
         ({"is_causal": 2}, TypeError, "^is_causal must be"),
         ({"attention_mask": np.ones(7)}, ValueError, "^attention_mask must have shape"),
