@@ -163,6 +163,12 @@ def test_a_setting_that_is_wrong_is_refused_before_the_model_changes(setting, er
         states(model, tokens())
 
 
+def test_settings_that_are_no_dict_are_refused():
+    _, call = attended(settings=5)
+    with pytest.raises(TypeError, match=r"^config.reformer_c_lsh must be a dict, got int"):
+        call()
+
+
 @pytest.mark.parametrize("given", [torch.nn.Linear(2, 2), "bert"])
 def test_what_is_not_a_model_of_transformers_is_refused(given):
     with pytest.raises(TypeError, match="model must be a PreTrainedModel of transformers, got"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from numbers import Real
 from typing import Any
 
-from ..checks import flag, integer, positive
+from ..checks import INT32_MAX, flag, integer, positive
 from ..layers.streams import RESIDUAL_DTYPES
 from ..precision import PRECISIONS
 from .config_keys import ACTIVATIONS
@@ -33,7 +33,7 @@ def check_fields(config: Any) -> None:
     _real("full_attention_probs_dropout_prob", config.full_attention_probs_dropout_prob, 0.0,
           below=1.0)  # fmt: skip
     _choice("cross_attention", config.cross_attention, CROSS_TYPES)
-    _each(config, "hash_local_window", integer, 0)
+    _each(config, "hash_local_window", integer, 0, INT32_MAX)
     if config.hashes or config.cross_attention == "lsh":
         _check_hashing(config)
     _check_options(config)

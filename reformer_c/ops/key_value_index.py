@@ -257,7 +257,10 @@ class KeyValueIndex:
         TypeError, ValueError
             For another dtype or shape, naming the argument.
         """
-        n = np.shape(k)[2] if np.ndim(k) == 4 else 0
+        k = as_array("k", k)
+        if k.ndim != 4:
+            raise ValueError(f"k must have shape (b, hk, n, d), got {k.shape}")
+        n = k.shape[2]
         k, v = self._checked("k", k, n), self._checked("v", v, n)
         self._append(k, v, self._mask_of(attention_mask, n), workers)
 
@@ -302,6 +305,7 @@ class KeyValueIndex:
         int
             At most the smaller length; 0 if shapes or dtypes do not agree.
         """
+        k, v = as_array("k", k), as_array("v", v)
         if k.ndim != 4 or v.shape != k.shape or not k.dtype == v.dtype == self._keys.dtype:
             return 0
         if (*k.shape[:2], k.shape[3]) != (*self._keys.shape[:2], self._keys.shape[3]):
@@ -457,7 +461,7 @@ class KeyValueIndex:
             array.ndim != 4
             or array.shape[0] != b
             or array.shape[3] != d
-            or (hk and array.shape[1] % hk)
+            or (array.shape[1] % hk if hk else array.shape[1])
         ):
             raise ValueError(
                 f"q must have shape (b, h, t, d) with b = {b}, d = {d} and h a multiple of {hk}, "

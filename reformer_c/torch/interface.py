@@ -66,6 +66,8 @@ class Settings:
 def _settings_of(module: torch.nn.Module) -> Settings:
     """The settings in the configuration of a module's model."""
     given = getattr(getattr(module, "config", None), NAME, {})
+    if not isinstance(given, dict):
+        raise TypeError(f"config.{NAME} must be a dict, got {type(given).__name__}")
     refuse_unknown(given, [field.name for field in fields(Settings)], f"config.{NAME}")
     return Settings(**given)
 

@@ -247,6 +247,10 @@ def test_wrong_tokens_and_queries_are_named():
         index.compare(np.zeros((1, 2, 0, 4)))
     with pytest.raises(ValueError, match=r"^k must have shape"):
         index.append(np.zeros((1, 1, 1, 4)), np.zeros((1, 1, 1, 4)))
+    with pytest.raises(ValueError, match=r"^k must have shape \(b, hk, n, d\), got \(2, 1, 4\)"):
+        index.append(np.zeros((2, 1, 4)), np.zeros((2, 1, 4)))
+    with pytest.raises(ValueError, match=r"^q must have shape .* h a multiple of 0"):
+        rc.KeyValueIndex(zeros[:, :0], zeros[:, :0]).attend(zeros)
     with pytest.raises(ValueError, match=r"^v must have shape"):
         index.append(np.zeros((1, 2, 1, 4)), np.zeros((1, 2, 2, 4)))
     for length in (-1, 10):
