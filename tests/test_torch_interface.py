@@ -418,6 +418,18 @@ def attended(b=1, h=2, hk=2, tq=9, tk=9, d=4, depth=4, **options):
     return tensors, lambda: interface.attention_function(module, *tensors, mask, **options)[0]
 
 
+def test_later_tokens_of_a_causal_prompt_change_nothing_before_them():
+    model = rt.use_lsh_attention(
+        made(CAUSAL["llama"]), minimum_length=1, num_buckets=8, local_window=1
+    )
+    ids = tokens()
+    other = torch.cat([ids[:, :30], tokens(seed=1)[:, 30:]], 1)
+    whole, changed, start = (states(model, x) for x in (ids, other, ids[:, :30]))
+    assert not torch.equal(whole, changed)
+    close(changed[:, :30], whole[:, :30])
+    close(start, whole[:, :30])
+
+
 @pytest.mark.parametrize("minimum", [1, 100])
 @pytest.mark.parametrize(("d", "depth"), [(6, 4), (4, 6)])
 def test_values_of_another_depth(d, depth, minimum):
