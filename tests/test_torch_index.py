@@ -38,6 +38,22 @@ def check(module, q, k, v, mask=None):
     assert_close(out.numpy(), expected, "attention")
 
 
+def test_hashing_uses_as_many_threads_as_pytorch(monkeypatch, rng):
+    used, original = [], prompt_index.KeyValueIndex._append
+
+    def append(self, k, v, real, workers):
+        used.append(workers)
+        original(self, k, v, real, workers)
+
+    monkeypatch.setattr(prompt_index.KeyValueIndex, "_append", append)
+    module, (k, v) = torch.nn.Module(), cache(rng, 20)
+    for n in (19, 20):
+        prompt_index.attend_by_index(
+            module, k[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n], None, **OPTIONS
+        )
+    assert used == [torch.get_num_threads()] * 2
+
+
 @pytest.fixture
 def made(monkeypatch):
     """The lengths at which an index was made."""

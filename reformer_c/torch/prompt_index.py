@@ -88,6 +88,7 @@ def attend_by_index(
     Tensor, (b, h, t, d)
     """
     k, v, real = array_of(key), array_of(value), mask_of(mask)
+    workers = torch.get_num_threads()
     tk, kept = k.shape[2], _kept.get(module)
     same = 0
     # buckets of a text that has doubled are twice as large
@@ -97,14 +98,14 @@ def attend_by_index(
         drawn = dict(options)
         if drawn["rng"] is None:
             drawn["rng"] = int(torch.randint(2**31, ()))
-        index = KeyValueIndex(k, v, attention_mask=real, **drawn)
+        index = KeyValueIndex(k, v, attention_mask=real, workers=workers, **drawn)
         kept = _kept[module] = _Kept(index, options, tk)
     else:
         index, rest = kept.index, slice(same, None)
         index.crop(same)
         index.append(
             k[:, :, rest], v[:, :, rest],
-            attention_mask=None if real is None else real[:, rest],
+            attention_mask=None if real is None else real[:, rest], workers=workers,
         )  # fmt: skip
-    out = kept.index.attend(array_of(query), workers=torch.get_num_threads())
+    out = kept.index.attend(array_of(query), workers=workers)
     return torch.from_numpy(out).to(query.dtype)
