@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
+from ..checks import bucket_factors
 from ..ops.attention import AttentionSaved, AttentionSpec
 from ..ops.hash_decoding import HashCache
 from .cross_attention import CrossAttention
@@ -68,7 +70,7 @@ class HashAttention(LSHAttention):
         return HashCache(
             b, self.num_heads, self._depth, num_key_value_heads=self.num_key_value_heads,
             rotations=np.ascontiguousarray(self._rotations(buckets)),
-            num_buckets=factors_of(buckets), local_window=self.rules["local_window"],
+            num_buckets=bucket_factors(buckets), local_window=self.rules["local_window"],
             longest=longest, softcap=self.rules["softcap"], eps=self.norm.eps,
             rope_theta=self._rope_theta, dtype=self.weights.dtype.type, **options,
         )  # fmt: skip
@@ -119,12 +121,12 @@ class HashCrossAttention(CrossAttention):
         """The factors of the number of buckets of each text."""
         b, s = self.encoder.states.shape[:2]
         if self._fixed is not None:
-            return [factors_of(self._fixed)] * b
+            return [bucket_factors(self._fixed)] * b
         lengths = np.full(b, s)
         if self.encoder.mask is not None:
             real = self.encoder.mask != 0
             lengths = np.where(real.any(axis=1), s - real[:, ::-1].argmax(axis=1), s)
-        return [factors_of(self._choose(int(length))) for length in lengths]
+        return [bucket_factors(self._choose(int(length))) for length in lengths]
 
     def _alike(self, texts: Sequence[int]) -> Iterator[slice]:
         """Cut texts into runs that have one number of buckets."""
@@ -225,14 +227,12 @@ class HashCrossAttention(CrossAttention):
 
     def _scratch_spec(self) -> AttentionSpec:
         return AttentionSpec(
-            "lsh", num_hashes=self._num_hashes, num_buckets=max(self._numbers), **HASHED
+            "lsh",
+            num_hashes=self._num_hashes,
+            num_buckets=max(self._numbers, key=math.prod),
+            **HASHED,
         )
 
     def bucket_bytes(self) -> int:
         (b, t), s = self.shape, int(self.encoder.states.shape[1])
         return 4 * b * self.num_heads * self._num_hashes * (t + s)
-
-
-def factors_of(num_buckets: Any) -> tuple[int, ...]:
-    """The factors of a number of buckets."""
-    return (num_buckets,) if isinstance(num_buckets, int) else tuple(num_buckets)

@@ -14,6 +14,7 @@ from small_models import (
 from tolerances import assert_close, tolerance
 
 import reformer_c as rc
+from reformer_c.layers.hash_attention import HashCrossAttention
 from reformer_c.layers.self_attention import WholeSequences
 from reformer_c.models.decoder import Decoder, cache_bytes
 from reformer_c.models.inputs import Call
@@ -367,6 +368,12 @@ def test_an_encoder_decoder_keeps_how_it_attends(tmp_path):
     ids, labels = random_ids((1, 30)), random_ids((1, 5), 1)
     found = [x.loss(ids, labels=labels, rng=1) for x in (model, same, with_full(model))]
     assert found[0] == found[1] != found[2]
+
+
+def test_memory_is_planned_for_the_text_of_most_buckets():
+    layer = object.__new__(HashCrossAttention)
+    layer._num_hashes, layer._numbers = 1, [(128,), (8, 32)]
+    assert layer._scratch_spec().num_buckets == (8, 32)
 
 
 def test_the_memory_of_hashed_layers_is_planned():
