@@ -146,7 +146,8 @@ def test_models_have_settings_of_their_own():
     [
         ({"num_hashes": 0}, "num_hashes must be an integer >= 1, got 0"),
         ({"num_buckets": 3}, "num_buckets must be"),
-        ({"local_window": -1}, "local_window must be an integer >= 0, got -1"),
+        ({"local_window": -1}, "local_window must be an integer >= 0 .*, got -1"),
+        ({"local_window": 2**31}, r"local_window must be an integer .* < 2\*\*31, got"),
         ({"minimum_length": 0}, "minimum_length must be an integer >= 1, got 0"),
         ({"hash_seed": 0.5}, "hash_seed must be an integer >= 0, got 0.5"),
         ({"num_hash": 1}, "did you mean num_hashes"),

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from ..checks import bucket_factors, flag, integer, names_keywords, refuse_unknown, requires_extra
+from ..checks import (
+    INT32_MAX,
+    bucket_factors,
+    flag,
+    integer,
+    names_keywords,
+    refuse_unknown,
+    requires_extra,
+)
 from .attention import full_attention, lsh_attention
 from .imports import when_imported
 from .prompt_index import attend_by_index, forget
@@ -55,7 +63,7 @@ class Settings:
         if self.num_buckets is not None:
             bucket_factors(self.num_buckets)
         if self.local_window is not None:
-            integer("local_window", self.local_window, 0)
+            integer("local_window", self.local_window, 0, INT32_MAX)
         integer("minimum_length", self.minimum_length, 1)
         if self.hash_seed is not None:
             integer("hash_seed", self.hash_seed, 0)
