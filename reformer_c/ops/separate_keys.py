@@ -92,10 +92,9 @@ def centered(k: np.ndarray, center: Any, mask: np.ndarray | None, is_causal: boo
     real = None if mask is None else (mask != 0)[..., None, :, None]
     if k.ndim == 2 and real is not None:
         real = real[..., 0, :, :]
-    if not isinstance(center, str):
-        less = broadcast_center(center, k)
-    else:
-        less = _running_mean(k, real) if is_causal else mean_of(k, real)
+    if isinstance(center, str) and is_causal:
+        return _less_running_mean(k, real)
+    less = mean_of(k, real) if isinstance(center, str) else broadcast_center(center, k)
     found: np.ndarray = k - less
     return found
 
@@ -124,8 +123,8 @@ def mean_of(k: np.ndarray, real: np.ndarray | None) -> np.ndarray:
     return mean
 
 
-def _running_mean(k: np.ndarray, real: np.ndarray | None) -> np.ndarray:
-    """The mean of the keys up to each one, in blocks: later keys do not change it by a bit."""
+def _less_running_mean(k: np.ndarray, real: np.ndarray | None) -> np.ndarray:
+    """Each key less the mean of those up to it, in blocks: later keys do not change it by a bit."""
     found = np.empty(k.shape, k.dtype)
     total, n = np.zeros_like(k[..., :1, :], np.float64), np.zeros((1, 1))
     for start in range(0, k.shape[-2], BLOCK):
@@ -135,6 +134,7 @@ def _running_mean(k: np.ndarray, real: np.ndarray | None) -> np.ndarray:
         )
         sums = np.cumsum(np.where(counted != 0, block, 0), axis=-2, dtype=np.float64) + total
         counts = np.cumsum(counted, axis=-2, dtype=np.float64) + n
-        found[..., start : start + BLOCK, :] = sums / np.maximum(counts, 1)
+        means = (sums / np.maximum(counts, 1)).astype(k.dtype)
+        found[..., start : start + BLOCK, :] = block - means
         total, n = sums[..., -1:, :], counts[..., -1:, :]
     return found

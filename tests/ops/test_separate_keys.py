@@ -1,6 +1,7 @@
 """LSH attention with keys of their own; and its window and log-sum-exp, also of shared ones."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tolerances import assert_all_close, assert_close
 
 from reformer_c import ops
 from reformer_c.ops.attention import AttentionSpec, attention_scratch
+from reformer_c.ops.separate_keys import centered
 
 SWITCHES = {
     "buckets": {"scope": "bucket"},
@@ -277,6 +279,16 @@ def test_keys_are_hashed_less_their_mean(dtype, rng, is_causal, mask_kind, hk):
     np.testing.assert_array_equal(
         saved.buckets, ops.lsh_hash(q, num_hashes=2, num_buckets=4, rotations=rotations)
     )
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_centred_keys_are_one_array(rng, is_causal):
+    k = rng.standard_normal((1, 2, 20_000, 8))
+    tracemalloc.start()
+    centered(k, "keys", None, is_causal)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * k.nbytes
 
 
 def test_what_is_subtracted_may_be_given(dtype, rng):
