@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import INT32_MAX, as_array, bucket_factors, heads_of, names_keywords, real_type
+from ..checks import (
+    INT32_MAX,
+    as_array,
+    bucket_factors,
+    heads_of,
+    names_keywords,
+    real_tokens,
+    real_type,
+)
 from ..precision import resolve_precision
 from ._derive import value_of
 from .attention import (
@@ -366,7 +374,10 @@ def cut_share(
     """
     buckets = as_array("buckets", buckets)
     lists = buckets.reshape(-1, buckets.shape[-1])
-    real = None if attention_mask is None else as_array("attention_mask", attention_mask) != 0
+    real = None
+    if attention_mask is not None:
+        mask = as_array("attention_mask", attention_mask)
+        real = real_tokens("attention_mask", mask, (*mask.shape[:1], buckets.shape[-1]))
     pairs = cut = 0
     for i, ids in enumerate(lists):
         if real is not None:

@@ -67,6 +67,14 @@ def test_the_share_that_is_cut_is_counted(rng, cap):
         assert share == pytest.approx(1 - seen / pairs)
 
 
+@pytest.mark.parametrize(
+    ("mask", "error"), [(np.ones((1, 3)), "must have shape"), (-np.ones((1, 9)), "not below 0")]
+)
+def test_the_mask_of_a_share_is_checked(mask, error):
+    with pytest.raises(ValueError, match=f"^attention_mask .*{error}"):
+        ops.cut_share(np.zeros((1, 2, 1, 9), int), 64, attention_mask=mask)
+
+
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_recorded_probabilities_know_the_cap(rng, is_causal):
     qk = normal(rng, np.float64, 1, 1, 300, 4)
