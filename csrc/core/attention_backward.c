@@ -11,8 +11,10 @@
      all its queries.
    Heads of queries that share keys or values are processed in turn, and add to the same rows.
    Separate keys are sorted by themselves, so query spans and key spans are processed in turn, too;
-   a bucket with a single span of queries needs no more than that. */
+   but a bucket that is no longer than a task is processed as a whole, without repetition. */
 #include "attention_tasks.h"
+
+#define WHOLE_BUCKET 16 // blocks of queries of the longest bucket that one task processes
 
 /* Probabilities and score gradients of keys [i0, i1) of one group of lanes: forward was
    p = 2^(s - lse), then out = sum of p keep v; so ds = p (keep dp - dout out), and s was the raw
@@ -129,12 +131,12 @@ static inline void write_row(real *restrict to, const real *restrict from, size_
 }
 
 /* The first round writes rows, later ones add to them: a token is in one query span per round. So
-   do the heads that share keys, turn by turn. */
-static void flush_keys(const attention_arrays *x, const query_tile *tile,
-                       const backward_results *g) {
+   do the heads that share keys, turn by turn, and the query spans of a whole bucket (`begun`). */
+static void flush_keys(const attention_arrays *x, const query_tile *tile, const backward_results *g,
+                       int begun) {
     const rf_attention *a = x->a;
     const block *blk = tile->blk;
-    const int add = !is_first_round(a, blk->round) || x->turn > 0;
+    const int add = begun || !is_first_round(a, blk->round) || x->turn > 0;
     real *dv = (real *)kv_head_of(g->dv, g->sdv, a, blk->bh);
     real *dk = a->shared_qk ? NULL : (real *)kv_head_of(g->dk, g->sdk, a, blk->bh);
     for (size_t i = 0; i < blk->nk; i++) {
@@ -225,40 +227,49 @@ static void backward_separate_chunk(const attention_arrays *x, thread_scratch *t
     }
 }
 
-/* Are the queries of a bucket of separate keys a single query span? */
-static int is_single_span(const attention_arrays *x, size_t bh, query_span of) {
+/* The blocks of queries of a bucket of separate keys that one task processes as a whole, or 0 if
+   there is none or the bucket is too long. */
+static size_t whole_bucket(const attention_arrays *x, size_t bh, query_span of) {
     const rf_attention *a = x->a;
     if (!a->separate || a->scope != RF_BUCKET || !is_hash_round(a, of.base.round)) return 0;
     const span s = bucket_span(&x->order, QUERIES, bh, of.base.round, of.bucket);
-    const size_t item = QUERY_TILES * BLOCK, blocks = blocks_of(s.end - s.start, BLOCK);
-    return blocks && s.start / item == (s.start + (blocks - 1) * BLOCK) / item;
+    const size_t blocks = blocks_of(s.end - s.start, BLOCK);
+    const size_t all = bytes_mul(heads_of(x), blocks_of(a->t, BLOCK));
+    const size_t most = max_size(QUERY_TILES, min_size(WHOLE_BUCKET, all / 16));
+    return blocks <= most ? blocks : 0;
 }
 
-/* All queries of a bucket, with separate keys: the gradients of its keys are complete, too. */
-static void backward_single_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
-                                 query_span queries, const backward_results *g) {
+/* A query span of a bucket that is processed as a whole: its keys' gradients, too, are added to
+   what the spans before have written. */
+static void backward_whole_bucket(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                                  query_span queries, const backward_results *g) {
     const span all = bucket_span(&x->order, KEYS, bh, queries.base.round, queries.bucket);
+    const int last = queries.base.start + (queries.first + queries.count) * BLOCK >= queries.base.end;
+    const size_t end = last ? all.end : keys_of(x, bh, queries).end;
+    size_t begun = all.start;
+    if (queries.first) {
+        query_span before = queries;
+        before.first -= QUERY_TILES, before.count = QUERY_TILES;
+        begun = keys_of(x, bh, before).end;
+    }
     const size_t bytes = BLOCK * x->dp * sizeof(real);
     query_tile keys = {.dk = ts->tiles[0].dk, .dv = ts->tiles[0].dv};
-    for (size_t j = 0; j < blocks_of(all.end - all.start, BLOCK); j++) {
+    for (size_t j = 0; j < blocks_of(end - all.start, BLOCK); j++) {
         if (stopped(x->order.run)) return;
         keys.blk = span_block(x, ts, bh, all, j, 0);
         memset(keys.dk, 0, bytes);
         memset(keys.dv, 0, bytes);
         for (size_t i = 0; i < queries.count; i++)
             backward_pair(x, ts, ts->tiles[i].blk, keys.blk, 0, ts->tiles[i].dq, keys.dk, keys.dv);
-        flush_keys(x, &keys, g);
+        flush_keys(x, &keys, g, all.start + j * BLOCK < begun);
     }
 }
 
-static void backward_query_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
-                                query_span queries, void *results) {
+static void backward_one_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                              query_span queries, const backward_results *g, int whole) {
     const rf_attention *a = x->a;
-    const backward_results *g = results;
     const size_t block_size = BLOCK * x->dp;
     const int hashed = is_hash_round(a, queries.base.round);
-    const int single = is_single_span(x, bh, queries);
-    if (single && x->side == KEYS) return; // the queries' turn has done it
 
     // 1. dq: continue what the task before has begun, or start from 0
     const int known =
@@ -292,8 +303,8 @@ static void backward_query_span(const attention_arrays *x, thread_scratch *ts, s
                of_queries + (a->separate && of_queries ? 0 : of_keys));
 
     // 3. accumulate
-    if (single) {
-        backward_single_span(x, ts, bh, queries, g);
+    if (whole) {
+        backward_whole_bucket(x, ts, bh, queries, g);
     } else if (a->separate && hashed && is_window_scope(a)) {
         backward_separate_chunk(x, ts, bh, queries);
     } else if (a->separate || !hashed) {
@@ -312,13 +323,24 @@ static void backward_query_span(const attention_arrays *x, thread_scratch *ts, s
     // 4. write
     const int unfinished = x->whole_heads && !a->causal; // later keys add to every dq
     for (size_t i = 0; i < queries.count; i++) {
-        flush_keys(x, ts->tiles + i, g);
+        flush_keys(x, ts->tiles + i, g, 0);
         if (!unfinished) flush_queries(x, ts->tiles + i, g);
         ts->tiles[i].blk->pinned = 0;
     }
     if (unfinished && queries.first + queries.count == full_blocks(a))
         for (size_t i = 0; i < a->t; i++)
             copy_row((real *)row_of(g->dq, g->sdq, a, bh, i), ts->dq + i * x->dp, a->d);
+}
+
+static void backward_query_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
+                                query_span queries, void *results) {
+    const size_t whole = whole_bucket(x, bh, queries);
+    if (!whole) backward_one_span(x, ts, bh, queries, results, 0);
+    if (!whole || x->side == KEYS || queries.first > 0) return; // the bucket's first span does all
+    for (; queries.first < whole; queries.first += QUERY_TILES) {
+        queries.count = min_size(QUERY_TILES, whole - queries.first);
+        backward_one_span(x, ts, bh, queries, results, 1);
+    }
 }
 
 /* delta = dout . out, for each row. */

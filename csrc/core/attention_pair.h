@@ -71,14 +71,20 @@ static void find_extent(mask_extent *extent, const attention_arrays *x, const bl
     }
 
     // 2. for each query, the end of the keys at its own or earlier positions; a block against
-    // itself, with no key hidden, needs no comparisons
+    // itself, with no key hidden, needs no comparisons; if the queries are in order, a group needs
+    // only those of the keys up to its last query, beyond the keys that end the group before
     const int diagonal = q == k && visible == k->nk && visible == q->nq;
     for (size_t i = 0; i < extent->groups * VEC_LANES && diagonal; i++)
         extent->query_end[i] = i < visible ? (lane)i + 1 : 0;
-    for (size_t g = 0; g < extent->groups && !diagonal; g++) {
-        ivec count = {0};
+    const int sorted = a->separate || q->visible == q->nq;
+    for (size_t g = 0, met = 0; g < extent->groups && !diagonal; g++) {
+        const lane last = sorted ? q->qpos[min_size(q->nq, (g + 1) * VEC_LANES) - 1] : q->latest;
+        size_t i = sorted ? met : 0;
+        ivec count = (ivec){0} + (lane)i;
         const ivec positions = iload(q->qpos + g * VEC_LANES);
-        for (size_t i = 0; i < visible; i++) count -= (k->kpos[i] - (ivec){0}) <= positions;
+        for (; i < visible && k->kpos[i] <= last; i++)
+            count -= (k->kpos[i] - (ivec){0}) <= positions;
+        met = i;
         memcpy(extent->query_end + g * VEC_LANES, &count, sizeof count);
     }
 
