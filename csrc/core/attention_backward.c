@@ -244,7 +244,8 @@ static size_t whole_bucket(const attention_arrays *x, size_t bh, query_span of) 
 static void backward_whole_bucket(const attention_arrays *x, thread_scratch *ts, size_t bh,
                                   query_span queries, const backward_results *g) {
     const span all = bucket_span(&x->order, KEYS, bh, queries.base.round, queries.bucket);
-    const int last = queries.base.start + (queries.first + queries.count) * BLOCK >= queries.base.end;
+    const int last =
+        queries.base.start + (queries.first + queries.count) * BLOCK >= queries.base.end;
     const size_t end = last ? all.end : keys_of(x, bh, queries).end;
     size_t begun = all.start;
     if (queries.first) {

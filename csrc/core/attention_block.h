@@ -393,6 +393,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
 typedef struct {
     line_list lines, issued;
     size_t next;
+    size_t steps; // of a tile per line
 } prefetch_queue;
 
 #define QUEUE_ROWS (7 * BLOCK) // q, k, v, dout, dq, dk and dv of a block
@@ -411,7 +412,7 @@ static inline const line_list *prefetch_take(prefetch_queue *queue, size_t n) {
 
 /* The lines that a tile of `steps` steps is to prefetch. */
 static inline const line_list *prefetch_next(prefetch_queue *queue, size_t steps) {
-    return prefetch_take(queue, steps / PREFETCH_STEPS);
+    return prefetch_take(queue, steps / queue->steps);
 }
 
 /* Prefetch up to n lines now, where no tile follows soon. */

@@ -85,7 +85,7 @@ static void forward_groups(const attention_arrays *x, thread_scratch *ts, query_
     raw_scores(ts->s, x, extent, g0, q, k, &ts->queue);
 
     for (size_t g = g0; g < extent->groups; g++) {
-        prefetch_flush(&ts->queue, x->terms ? ROUNDED_FLUSH : 8);
+        prefetch_flush(&ts->queue, x->terms || a->separate ? ROUNDED_FLUSH : 8);
         real *s = ts->s + g * VEC_LANES;
         const size_t dense_end = extent->dense_end[g];
         const size_t partial_end = max_size(extent->partial_end[g], dense_end);

@@ -107,6 +107,8 @@ static void thread_scratch_place(const rf_run *run, thread_scratch *ts, const rf
     ts->queued_end[QUERIES] = ts->queued_end[KEYS] = 0;
     ts->next_head = ts->next_chunk = SIZE_MAX;
     prefetch_clear(&ts->queue);
+    // separate keys are more rows for as many tiles; where tiles are narrow, some lines were left
+    ts->queue.steps = a->separate && GEMM_NV == 2 ? PREFETCH_STEPS / 2 : PREFETCH_STEPS;
     real *reals =
         take(&at, ts->cache.count * each + thread_scratch_reals(run, a, backward), sizeof(real));
     ts->cache.blocks = take(&at, ts->cache.count, sizeof(block));

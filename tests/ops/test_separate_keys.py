@@ -110,6 +110,23 @@ def test_buckets_and_windows_of_several_blocks(isa, rng, t, tk, is_causal, windo
     assert_matches(rng, q, k, v, options)
 
 
+# with twelve heads, one task processes buckets of up to eight blocks of queries
+@pytest.mark.parametrize(("hk", "t", "tk"), [(12, 700, 300), (12, 700, 900), (4, 530, 600)])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("buckets", [1, 2])
+def test_buckets_of_several_spans(rng, hk, t, tk, is_causal, window, buckets):
+    q, k, v, options = case(rng, "float64", 1, 12, hk, t, tk, 4, 2, buckets)
+    options |= {"scope": "bucket", "is_causal": is_causal, "local_window": window}
+    options |= {"attention_mask": mask_of("some", 1, tk, rng)}
+    assert_matches(rng, q, k, v, options)
+
+    def forward(q, k, v, **options):
+        return ops.lsh_attention_forward(q, v, k=k, **options)
+
+    assert_threads_do_not_matter(rng, forward, ops.lsh_attention_backward, q, k, v, **options)
+
+
 @pytest.mark.parametrize(("t", "tk"), [(0, 5), (5, 0), (0, 0), (3, 0)])
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("window", [None, 2])

@@ -82,6 +82,15 @@ def test_scopes_are_trained_and_compared(monkeypatch, capsys):
     assert float(bucket[6]) < tolerance("four_places")
 
 
+def test_separate_keys_are_compared_with_shared_ones(monkeypatch, capsys):
+    from benchmarks import separate
+
+    options = ("--length", 512, "--sizes", 64, 256, "--repeats", 1)
+    rows = [line.split() for line in run(separate, monkeypatch, capsys, *options).splitlines()[-4:]]
+    assert [row[:2] for row in rows] == [[n, c] for n in ("64", "256") for c in ("no", "yes")]
+    assert all(float(x) > 0 for row in rows for x in row[2:])
+
+
 def test_streams_in_fixed_point_are_compared(monkeypatch, capsys):
     from benchmarks import streams
 
