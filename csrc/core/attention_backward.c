@@ -333,8 +333,20 @@ static void backward_one_span(const attention_arrays *x, thread_scratch *ts, siz
             copy_row((real *)row_of(g->dq, g->sdq, a, bh, i), ts->dq + i * x->dp, a->d);
 }
 
+/* A span of separate keys without queries, in a round that would only add 0 to its gradients: the
+   orphans' has queries of few keys. */
+static int adds_nothing(const attention_arrays *x, size_t bh, query_span keys) {
+    const rf_attention *a = x->a;
+    const size_t round = keys.base.round;
+    if (x->side == QUERIES || is_first_round(a, round)) return 0;
+    if (is_window_scope(a) && is_hash_round(a, round)) return 0;
+    const span queries = queries_of(x, bh, keys);
+    return queries.start == queries.end;
+}
+
 static void backward_query_span(const attention_arrays *x, thread_scratch *ts, size_t bh,
                                 query_span queries, void *results) {
+    if (adds_nothing(x, bh, queries)) return;
     const size_t whole = whole_bucket(x, bh, queries);
     if (!whole) backward_one_span(x, ts, bh, queries, results, 0);
     if (!whole || x->side == KEYS || queries.first > 0) return; // the bucket's first span does all
