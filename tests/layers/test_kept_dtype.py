@@ -86,9 +86,9 @@ def test_other_options_meet_rounded_activations(
     again, rounded = step(model, "bfloat16", budget, **arguments)
     assert loss == again
     assert error(rounded, exact) < tolerance("kept_bfloat16")
-    assert model.memory(26, 2, memory_budget=budget).kept <= max(
-        budget, model.memory(26, 2, memory_budget=0).kept
-    )
+    # the budget is for what would else be recomputed; ordinary residuals keep their streams besides
+    needed = model.memory(26, 2, memory_budget=0).kept
+    assert model.memory(26, 2, memory_budget=budget).kept <= needed + budget
 
 
 @pytest.mark.parametrize("changes", KINDS, ids=str)
