@@ -58,7 +58,9 @@ def run(settings, data, folder):
     calls = {
         "SDPA": of_pytorch(q, k, v),
         "full": lambda: rc.full_attention(q, k, v),
-        "LSH": lambda: rc.lsh_attention(q, v, k=k, rng=settings["seed"], **hashing),
+        "LSH": lambda: rc.lsh_attention(
+            q, v, k=k, rng=settings["seed"], allow_duplicate_attention=False, **hashing
+        ),
     }
     (row,) = rc.lsh_report(
         q, k=k, queries=settings["queries"], rng=settings["seed"],
