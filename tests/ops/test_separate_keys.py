@@ -259,7 +259,8 @@ def test_extremely_low_scores_are_scores(isa, rng, score):
     options |= {"scope": "bucket"}
     (out, lse), saved = mine(q, v, k, options)
     expected = theirs(q, k, options)
-    assert_close(out, expected.output(v), "self_only")
+    # float64 rounds such scores by up to 1e-10, and so the logarithms of their probabilities
+    assert_close(out, expected.output(v), "self_only", scale=8.0)
     assert_close(lse, expected.lse, "attention")
     dout = normal(rng, "float64", *q.shape)
     # not dq: it is a difference of nearly equal multiples of nearly equal keys
