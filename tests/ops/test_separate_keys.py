@@ -265,7 +265,9 @@ def test_extremely_low_scores_are_scores(isa, rng, score):
     dout = normal(rng, "float64", *q.shape)
     # not dq: it is a difference of nearly equal multiples of nearly equal keys
     found = ops.lsh_attention_backward(dout, saved)[1:]
-    assert_all_close(found, expected.gradients(v, dout)[1:], "self_only")
+    for mine_of, theirs_of in zip(found, expected.gradients(v, dout)[1:], strict=True):
+        scale = 8 * np.abs(theirs_of).max()
+        assert_close(mine_of, theirs_of, "self_only", scale=scale)
 
 
 # ---- hashing ----
