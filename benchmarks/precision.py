@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 import reformer_c as rc
-from reformer_c.models.presets import DROPOUTS, preset_config
 from reformer_c.precision import PRECISIONS
 from reformer_c.tools.bench import (
     WINDOW,
@@ -35,13 +34,13 @@ from reformer_c.tools.bench import (
     print_machine,
     write_json,
 )
-from reformer_c.tools.demo import bigram_bits_per_byte, python_text
-from reformer_c.training.data import Windows
+from reformer_c.tools.demo import bigram_bits_per_byte
 from reformer_c.training.evaluation import evaluate
 from reformer_c.training.log import read_log
 from reformer_c.training.progress import show_progress
 from reformer_c.training.state import has_checkpoint
-from reformer_c.training.texts import encode_text, read_text, split_tokens
+
+from .small_model import make_model, make_trainer, text_of
 
 MAX_LOSS = 0.01  # target: bits per byte of "medium" above "highest"
 HELD_OUT = 16  # windows
@@ -121,34 +120,16 @@ def measure_errors(operation):
     return errors
 
 
-def make_trainer(precision, seed, tokens, options, folder):
-    config = preset_config(
-        "book", options.length, layers=2, width=options.width, num_buckets=None,
-        vocab_size=rc.ByteTokenizer.vocab_size, matmul_precision=precision,
-        # a narrow window is learned within 300 steps
-        local_attn_chunk_length=8, **dict.fromkeys(DROPOUTS, 0.0),
-    )  # fmt: skip
-    model = rc.ReformerModelWithLMHead(config, rng=seed)
-    return rc.Trainer(
-        model,
-        Windows(tokens, options.length, seed=seed),
-        rc.AdamW(model.parameters, lr=3e-3),
-        steps=options.steps,
-        schedule=rc.schedules.cosine(options.steps, warmup=options.steps // 15, floor=0.1),
-        seed=seed,
-        folder=folder,
-        save_every=50,
-        log=folder / LOG,
-    )
-
-
 def train(precision, seed, texts, options, folder):
     """Train a model; returns its speed, and held-out bits per byte evaluated in each precision."""
     tokens, held_out = texts
     folder.mkdir(parents=True, exist_ok=True)
     if not has_checkpoint(folder):  # left by a run that ended before its first checkpoint
         (folder / LOG).unlink(missing_ok=True)
-    trainer = make_trainer(precision, seed, tokens, options, folder)
+    model = make_model(seed, options, layers=2, matmul_precision=precision)
+    trainer = make_trainer(
+        model, tokens, seed, options, lr=3e-3, folder=folder, save_every=50, log=folder / LOG
+    )
     if has_checkpoint(folder):
         trainer.resume(folder)
     for _ in show_progress(trainer):
@@ -254,17 +235,9 @@ def parse():
     if options.quick:
         options.rows, options.length, options.width = 256, 256, 32
         options.steps, options.seeds = min(options.steps, 5), options.seeds[:1]
-    if options.steps < 1:
-        parser.error("--steps must be a whole number >= 1")
-    try:
-        text, source = (read_text(options.file), options.file) if options.file else python_text()
-    except (OSError, ValueError) as error:
-        parser.error(f"FILE: {error}")
-    tokens, held_out = split_tokens(encode_text(text), 0.1)
-    if len(held_out) < options.length:
-        parser.error(f"FILE must have at least {10 * options.length:,} bytes, got {len(text):,}")
-    options.text, options.source = zlib.crc32(text), source
-    return options, (tokens, held_out[: HELD_OUT * options.length])
+    text, options.source, texts = text_of(parser, options, HELD_OUT)
+    options.text = zlib.crc32(text)
+    return options, texts
 
 
 def main():

@@ -15,35 +15,24 @@ import sys
 
 import numpy as np
 
-import reformer_c as rc
-from reformer_c.models.presets import DROPOUTS, preset_config
 from reformer_c.tools.bench import describe_machine, print_machine
-from reformer_c.tools.demo import bigram_bits_per_byte, python_text
-from reformer_c.training.data import Windows
+from reformer_c.tools.demo import bigram_bits_per_byte
 from reformer_c.training.evaluation import evaluate
 from reformer_c.training.progress import show_progress
-from reformer_c.training.texts import encode_text, read_text, split_tokens
+
+from .small_model import make_model, make_trainer, text_of
 
 MAX_LOSS = 0.005  # target: bits per byte above those of real streams, as a share
 HELD_OUT = 32  # windows
 KINDS = (None, "int16", "int32")
 
 
-def make_model(residual_dtype, seed, options):
-    config = preset_config(
-        "book", options.length, layers=options.layers, width=options.width, num_buckets=None,
-        vocab_size=rc.ByteTokenizer.vocab_size, residual_dtype=residual_dtype,
-        # a narrow window is learned within 300 steps
-        local_attn_chunk_length=8, **dict.fromkeys(DROPOUTS, 0.0),
-    )  # fmt: skip
-    return rc.ReformerModelWithLMHead(config, rng=seed)
-
-
 def print_errors(tokens, options):
     print("\nerror of all gradients with the first weights")
     ids, exact = np.asarray(tokens[: options.length])[None], None
     for kind in KINDS:
-        _, gradients = make_model(kind, 0, options).loss_and_gradients(ids, labels=ids, rng=0)
+        model = make_model(0, options, layers=options.layers, residual_dtype=kind)
+        _, gradients = model.loss_and_gradients(ids, labels=ids, rng=0)
         found = np.concatenate([x.ravel() for x in gradients.values()]).astype(np.float64)
         exact = found if exact is None else exact
         print(f"{kind or 'float32':9}{np.linalg.norm(found - exact) / np.linalg.norm(exact):10.1e}")
@@ -52,15 +41,8 @@ def print_errors(tokens, options):
 def train(kind, seed, texts, options):
     """Train a model; its held-out bits per byte, and the largest number in its streams then."""
     tokens, held_out = texts
-    model = make_model(kind, seed, options)
-    trainer = rc.Trainer(
-        model,
-        Windows(tokens, options.length, seed=seed),
-        rc.AdamW(model.parameters, lr=2e-3),
-        steps=options.steps,
-        schedule=rc.schedules.cosine(options.steps, warmup=options.steps // 15, floor=0.1),
-        seed=seed,
-    )
+    model = make_model(seed, options, layers=options.layers, residual_dtype=kind)
+    trainer = make_trainer(model, tokens, seed, options, lr=2e-3)
     for _ in show_progress(trainer):
         pass
     ids = np.asarray(held_out[: options.length])[None]
@@ -106,17 +88,8 @@ def parse():
     if options.quick:
         options.length, options.layers, options.width = 256, 2, 32
         options.steps, options.seeds = min(options.steps, 5), options.seeds[:1]
-    if options.steps < 1:
-        parser.error("--steps must be a whole number >= 1")
-    try:
-        text, source = (read_text(options.file), options.file) if options.file else python_text()
-    except (OSError, ValueError) as error:
-        parser.error(f"FILE: {error}")
-    tokens, held_out = split_tokens(encode_text(text), 0.1)
-    if len(held_out) < options.length:
-        parser.error(f"FILE must have at least {10 * options.length:,} bytes, got {len(text):,}")
-    options.source = source
-    return options, (tokens, held_out[: HELD_OUT * options.length])
+    _, options.source, texts = text_of(parser, options, HELD_OUT)
+    return options, texts
 
 
 def main():
