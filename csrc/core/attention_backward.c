@@ -228,7 +228,7 @@ static void backward_separate_chunk(const attention_arrays *x, thread_scratch *t
 }
 
 /* The blocks of queries of a bucket of separate keys that one task processes as a whole, or 0 if
-   there is none or the bucket is too long. */
+   this is no such bucket, or it is too long. */
 static size_t whole_bucket(const attention_arrays *x, size_t bh, query_span of) {
     const rf_attention *a = x->a;
     if (!a->separate || a->scope != RF_BUCKET || !is_hash_round(a, of.base.round)) return 0;

@@ -31,7 +31,7 @@ static span window_keys(const rf_attention *a, ptrdiff_t from, ptrdiff_t to) {
     return (span){window_round(a), (size_t)first, (size_t)last, key_side(a)};
 }
 
-/* The slot-th of these spans; returns 0 if there is none. */
+/* Span number `slot` of those, into *s; returns 0 if there is none. */
 static int seen_span(const attention_arrays *x, size_t bh, size_t round, size_t i, size_t slot,
                      span *s) {
     const rf_attention *a = x->a;
