@@ -2,10 +2,10 @@
 
 A network that ends at 512 tokens cannot read a longer text. So the queries, keys and values of one
 layer, of successive passages under exact attention, are put together to one text: their hash has
-the uneven buckets of a trained network, which random ones do not have. `rc.lsh_attention` of them
-is timed beside `rc.full_attention` and PyTorch's ``scaled_dot_product_attention``, on as many
-threads, forward, without a mask; buckets grow with the text. The share of full attention's mass
-that is found is measured for evenly spaced queries.
+the uneven buckets of a trained network, unlike random ones. `rc.lsh_attention` of them is timed
+next to `rc.full_attention` and PyTorch's ``scaled_dot_product_attention``: the forward pass,
+without a mask, with the same number of threads; buckets grow with the text. The share of full
+attention's mass that is found is measured for evenly spaced queries.
 
 `rc.KeyValueIndex` of the same keys is not timed: for the newest tokens, the mass that they find and
 its estimated operations are compared with those of full attention.
@@ -18,6 +18,7 @@ import numpy as np
 
 import reformer_c as rc
 from reformer_c.checks import requires_extra
+from reformer_c.tools.tuning import factors_of_power
 
 from . import bert
 from .table1 import exponent
@@ -105,7 +106,7 @@ def hashing_of(settings):
     power = max(1, round(math.log2(settings["tokens"] / settings["keys"])))
     return {
         "scope": "bucket", "num_hashes": settings["rounds"], "local_window": settings["window"],
-        "num_buckets": 2**power if power < 8 else (2 ** (power // 2), 2 ** (power - power // 2)),
+        "num_buckets": factors_of_power(power),
     }  # fmt: skip
 
 

@@ -57,8 +57,13 @@ def choose_num_buckets(
         longest = count("max_position_embeddings", max_position_embeddings, 1)
     power = (2 * max(1, -(-t // chunk_length))).bit_length() - 1
     if 2**power > 2 * max(math.isqrt(longest // chunk_length), chunk_length):
-        return 2 ** (power // 2), 2 ** (power - power // 2)
+        return halved_power(power)
     return 1 << power
+
+
+def halved_power(power: int) -> tuple[int, int]:
+    """A power of two as two factors that are nearly the same."""
+    return 2 ** (power // 2), 2 ** (power - power // 2)
 
 
 @names_keywords

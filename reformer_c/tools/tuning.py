@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import ops
 from ..checks import bucket_factors, count, flag, names_keywords, number
-from ..ops.hashing import generator_of
+from ..ops.hashing import generator_of, halved_power
 from ..ops.separate_keys import centered, check_center
 from ..runtime import underflow_to_zero
 from ..text.tables import html_table, text_table
@@ -290,7 +290,18 @@ def _bucket_options(num_buckets: Any, tk: int) -> list[tuple[int, ...]]:
         return [bucket_factors(one) for one in listed]
     powers = range(1, max(2, (tk // 16).bit_length()))
     few = [p for p in powers if tk / 2**p <= 512] or [powers[-1]]
-    return [(2**p,) if 2**p <= _LARGEST else (2 ** (p // 2), 2 ** (p - p // 2)) for p in few]
+    return [factors_of_power(p) for p in few]
+
+
+def factors_of_power(power: int) -> tuple[int, ...]:
+    """The factors of 2**power buckets that cost few products.
+
+    Examples
+    --------
+    >>> factors_of_power(7), factors_of_power(9)
+    ((128,), (16, 32))
+    """
+    return (2**power,) if 2**power <= _LARGEST else halved_power(power)
 
 
 def _sample_heads(all_heads: int, heads: int | None, rng: np.random.Generator) -> np.ndarray:
