@@ -358,15 +358,15 @@ def attention_function(
         return out.transpose(1, 2).contiguous(), None
     forget(module)
     hashed = min(tq, tk) >= settings.minimum_length
-    if mask is None or not pairs:
-        if hashed or tq == tk or not is_causal:
-            out = _attend(
-                query, key, value, mask, is_causal, scaling, dropout, softcap,
-                settings if hashed else None, seed,
-            )  # fmt: skip
-            return out.transpose(1, 2).contiguous(), None
-        mask = _pairs(mask, tq, tk)
-    out = _under_mask(query, key, value, mask, scaling, dropout, softcap)
+    if not pairs and is_causal and tq != tk and not hashed:
+        mask, pairs = _pairs(mask, tq, tk), True
+    if mask is not None and pairs:
+        out = _under_mask(query, key, value, mask, scaling, dropout, softcap)
+    else:
+        out = _attend(
+            query, key, value, mask, is_causal, scaling, dropout, softcap,
+            settings if hashed else None, seed,
+        )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
 
