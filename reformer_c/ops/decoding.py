@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -164,9 +164,18 @@ class AttentionCache:
             return math.inf
         return 2 * self.spec.bucket_cap - int(self.buckets[..., 1].max(initial=0))
 
+    # attributes that hold a text's state: which axis counts its tokens, None: it has no such axis
+    _state: ClassVar[dict[str, int | None]] = {
+        "keys": 2, "values": 2, "buckets": None, "previous": 3,
+    }  # fmt: skip
+
+    def _held(self) -> dict[str, np.ndarray]:
+        """The arrays of `_state` that there are."""
+        arrays = {name: getattr(self, name) for name in self._state}
+        return {name: array for name, array in arrays.items() if array is not None}
+
     def _arrays(self) -> list[np.ndarray]:
-        arrays = (self.keys, self.values, self.buckets, self.previous)
-        return [array for array in arrays if array is not None]
+        return [*self._held().values()]
 
     @underflow_to_zero()
     def fill(
@@ -248,20 +257,18 @@ class AttentionCache:
             The tokens that are copied: those before `start` are the same already.
         """
         if len(parents) != len(self.keys):
-            self.keys, self.values = self.keys[parents], self.values[parents]
-            if self.previous is not None and self.buckets is not None:
-                self.previous, self.buckets = self.previous[parents], self.buckets[parents]
+            for name, array in self._held().items():
+                setattr(self, name, array[parents])
             return
         changed = np.flatnonzero(parents != np.arange(len(parents)))
         if len(changed) == 0:
             return
         ring = end is None or end > self.keys.shape[2]  # the oldest slots hold new tokens
         parents, tokens = parents[changed], slice(None) if ring else slice(start, end)
-        for array in (self.keys, self.values):
-            array[changed, :, tokens] = array[parents, :, tokens]
-        if self.previous is not None and self.buckets is not None:
-            self.previous[changed, ..., tokens] = self.previous[parents, ..., tokens]
-            self.buckets[changed] = self.buckets[parents]
+        for name, array in self._held().items():
+            axis = self._state[name]
+            part = () if axis is None else (*(axis - 1) * (slice(None),), tokens)
+            array[changed, *part] = array[parents, *part]
 
     def step(
         self,

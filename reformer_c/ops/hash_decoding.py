@@ -50,6 +50,8 @@ class HashCache(AttentionCache):
     (1, 2, 3, 100)
     """
 
+    _state = AttentionCache._state | {"key_buckets": 3, "key_sums": None}
+
     def __init__(
         self,
         b: int,
@@ -67,9 +69,6 @@ class HashCache(AttentionCache):
         self.key_buckets: np.ndarray = np.zeros((b, h, rotations.shape[2], room), np.int32)
         self.key_sums: np.ndarray = np.zeros((b, self.keys.shape[1], d))
 
-    def _arrays(self) -> list[np.ndarray]:
-        return [*super()._arrays(), self.key_buckets, self.key_sums]
-
     @underflow_to_zero()
     def fill(
         self, rows: np.ndarray, k: np.ndarray, v: np.ndarray, buckets: np.ndarray | None
@@ -79,10 +78,6 @@ class HashCache(AttentionCache):
         self.key_sums[rows] = k.sum(axis=2, dtype=np.float64)
         for at, slots in self._slots(self._oldest_kept(k.shape[2]), k.shape[2]):
             self.key_buckets[rows, :, :, slots] = buckets[..., at]
-
-    def take(self, parents: np.ndarray, start: int = 0, end: int | None = None) -> None:
-        super().take(parents, start, end)
-        self.key_buckets, self.key_sums = self.key_buckets[parents], self.key_sums[parents]
 
     @underflow_to_zero()
     def step(
