@@ -446,8 +446,8 @@ class KeyValueIndex:
             )  # fmt: skip
             full[:, :, i] = saved.lse[:, :, 0]
             visible[:, :, i] = end if real is None else real.sum(1)[:, None]
-        share = np.exp(np.minimum(lse - full, 0, where=keys > 0, out=np.zeros_like(lse)))
-        recall = np.where(keys > 0, share, visible == 0)
+        less = np.subtract(lse, full, where=keys > 0, out=np.zeros_like(lse))
+        recall = np.where(keys > 0, np.exp(np.minimum(less, 0)), visible == 0)
         hashing = 2 * d * self._hashing["num_hashes"] * (sum(self._factors) // 2)
         return IndexReport(
             recall, keys, self._length, hashing + 4 * d * float(keys.mean()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class RoundsReport:
     recall : float
         Share of full attention's probability mass on those keys, mean over queries.
     error : float or None
-        Distance of the output from that of full attention, divided by the latter's norm.
+        Distance of the output from that of full attention, divided by the latter's norm, over the
+        queries that count: masked ones do not, nor do those that may see no key of `k`.
     duplicates : float
         Share of the computed (query, key) pairs that repeat one of another round or of a wrapped
         window.
@@ -226,7 +228,7 @@ scope, local_window, center, scale
     }
     if keys is not None:
         rules |= {"k": keys, "center": center}
-    errors = _output_errors(q, v, rounds, rotations, rules)
+    errors = _output_errors(q, v, heads.counted, rounds, rotations, rules)
     sizes = _bucket_sizes(heads.key_buckets, int(np.prod(num_buckets)))
     number_of = num_buckets if isinstance(num_buckets, int) else tuple(num_buckets)
     return LSHReport(
@@ -330,11 +332,18 @@ class _Heads:
             real=None if self.mask is None else self.mask[i], shared=self.k is None,
         )  # fmt: skip
 
-    def counted(self, i: int, rows: np.ndarray) -> np.ndarray:
-        """The rows that count: of real shared queries, or of those that may see a key."""
-        if self.k is not None:
-            return rows[self.visible(i, rows).any(1)]
-        return rows if self.mask is None else rows[self.mask[i, rows]]
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """The queries that count, (b, t) bool: real shared ones, or those that may see a key."""
+        (b, _, t, _), tk = self.q.shape, self.key_buckets.shape[3]
+        real = np.ones((b, tk), bool) if self.mask is None else self.mask
+        if self.k is None:
+            return real
+        if not self.is_causal:
+            return np.repeat(real.any(axis=1, keepdims=True), t, axis=1)
+        up_to = np.logical_or.accumulate(real, axis=1)
+        # queries before the first key see none
+        return np.pad(up_to, ((0, 0), (max(0, t - tk), 0)))[:, max(0, tk - t) :]
 
 
 def _hash(
@@ -369,7 +378,7 @@ def _found(
     all_pairs = count = 0
     for i, j in np.ndindex(b, h):
         groups = heads.groups(i, j)
-        some = heads.counted(i, rows)
+        some = rows[heads.counted[i, rows]]
         count += len(some)
         for start in range(0, len(some), _BLOCK):
             block = some[start : start + _BLOCK]
@@ -397,11 +406,13 @@ def _found(
 def _output_errors(
     q: np.ndarray,
     v: np.ndarray | None,
+    counted: np.ndarray,
     rounds: Sequence[int],
     rotations: np.ndarray,
     rules: dict[str, Any],
 ) -> list[float | None]:
-    """Relative distance of the output from that of full attention, for each number of rounds."""
+    """Relative distance of the outputs of the queries that count from those of full attention, for
+    each number of rounds."""
     if v is None:
         return [None] * len(rounds)
     full = _full(q, rules.get("k"), v, rules)
@@ -409,7 +420,7 @@ def _output_errors(
     for r in rounds:
         some = np.ascontiguousarray(rotations[:, :, :r])
         out = ops.lsh_attention(q, v, num_hashes=r, rotations=some, **rules)
-        errors.append(_relative_distance(out, full))
+        errors.append(_relative_distance(*(x.swapaxes(1, 2)[counted] for x in (out, full))))
     return errors
 
 
@@ -431,7 +442,7 @@ def _full(q: np.ndarray, k: np.ndarray | None, v: np.ndarray, rules: dict[str, A
 
 def _relative_distance(x: np.ndarray, y: np.ndarray) -> float:
     """|x - y| / |y|; 0 where both are 0."""
-    _, exponent = np.frexp(np.abs(y).max())
+    _, exponent = np.frexp(np.abs(y).max(initial=0))
     # scale by a power of two, which is exact, so that squares neither underflow nor overflow
     distance = np.linalg.norm(np.ldexp(x - y, -exponent))
     return float(distance / np.linalg.norm(np.ldexp(y, -exponent))) if distance else 0.0

@@ -150,6 +150,15 @@ def test_recall_is_the_share_of_full_attention(t, masked, rng):
     assert "of 50 keys a query" in str(report)
 
 
+def test_a_query_that_sees_no_key_finds_all_of_nothing(rng):
+    q, k, v = draw(rng, np.float64, 1, 2, 1, 3, 6, 4)
+    mask = np.arange(6)[None] >= 5
+    index = rc.KeyValueIndex(k, v, num_buckets=2, sinks=0, attention_mask=mask)
+    report = index.compare(q)
+    np.testing.assert_array_equal(report.keys, [[[0, 0, 1]] * 2])
+    assert report.recall == pytest.approx(1.0)
+
+
 def test_a_window_of_the_whole_text_finds_everything(rng):
     q, k, v = draw(rng, np.float32, 1, 2, 2, 1, 300, 8)
     index = rc.KeyValueIndex(k, v, local_window=300, rng=0)

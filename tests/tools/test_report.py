@@ -263,18 +263,20 @@ def test_shares_of_separate_keys_are_those_of_the_pairs_that_lsh_attention_weigh
         assert row.bucket_sizes.sum() == 4 * row.num_hashes * real.sum()
 
 
+@pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("t", "tk"), [(40, 40), (11, 40), (40, 11)])
-def test_errors_of_separate_keys_are_those_of_the_op(t, tk, causal):
+def test_errors_of_separate_keys_are_those_of_the_op(t, tk, causal, padding):
     q, k, v = draw_separate(t, tk)
+    real = np.repeat(np.arange(tk)[None] >= padding, 2, axis=0)
     rules = {"num_buckets": 6, "is_causal": causal, "scope": "bucket", "local_window": 2,
-             "allow_duplicate_attention": False}  # fmt: skip
+             "allow_duplicate_attention": False, "attention_mask": real}  # fmt: skip
     (row,) = lsh_report(q, v, k=k, num_hashes=2, rng=7, **rules)
     rotations = ops.lsh_rotations(4, 8, num_hashes=2, num_buckets=6, rng=7, dtype=q.dtype)
     out = ops.lsh_attention(q, v, k=k, num_hashes=2, rotations=rotations, **rules)
     where = np.arange(t)[:, None] + tk - t
     p = np.exp(q @ np.repeat(k, 2, axis=1).swapaxes(2, 3) / np.sqrt(8))
-    p *= (np.arange(tk) <= where) | (not causal)
+    p *= ((np.arange(tk) <= where) | (not causal)) & real[:, None, None]
     total = p.sum(-1, keepdims=True)
     full = p / np.where(total > 0, total, 1) @ np.repeat(v, 2, axis=1)
     assert row.error == pytest.approx(np.linalg.norm(out - full) / np.linalg.norm(full))
@@ -295,6 +297,13 @@ def test_masked_shared_tokens_are_in_no_bucket_and_do_not_count(scope):
         (rest,) = lsh_report(qk[:, :, :32], v[:, :, :32], **rules)
         assert row.recall == pytest.approx(rest.recall)
         assert row.keys == pytest.approx(rest.keys)
+        assert row.error == pytest.approx(rest.error)
+
+
+def test_an_error_of_queries_that_may_see_no_key_is_0():
+    q, k, v = draw_separate(12, 20)
+    (row,) = lsh_report(q, v, k=k, num_hashes=1, attention_mask=np.zeros((2, 20)))
+    assert row.recall == row.error == 0.0
 
 
 def test_a_window_joins_shared_queries_and_keys():
