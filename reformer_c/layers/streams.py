@@ -65,9 +65,11 @@ residual_dtype='int32' holds numbers below 2048, None holds all
     try:
         ops.add_rounded(stream, y, sign)
     except OverflowError as error:
-        wider = f"'int32' holds numbers below {fixed_point_limit('int32')}, "
-        advice = f"residual_dtype={wider if stream.itemsize == 2 else ''}None holds all"
-        raise OverflowError(f"the residual stream after {layer}: {error}; {advice}") from error
+        advice = ""
+        if np.isfinite(y).all():  # no dtype helps if not
+            wider = f"'int32' holds numbers below {fixed_point_limit('int32')}, "
+            advice = f"; residual_dtype={wider if stream.itemsize == 2 else ''}None holds all"
+        raise OverflowError(f"the residual stream after {layer}: {error}{advice}") from error
 
 
 def new_gradient(stream: np.ndarray, dtype: Any) -> np.ndarray:

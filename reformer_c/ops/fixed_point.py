@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,8 @@ def add_rounded(y: np.ndarray, x: np.ndarray, alpha: float, *, workers: int | No
     beyond = _core.add_rounded(y, x, alpha, resolve_workers(workers))
     if beyond > 0:
         limit = fixed_point_limit(y.dtype)
-        raise OverflowError(f"y must stay below {limit} in {y.dtype}, got {beyond:.6g}")
+        got = f"{beyond:.6g}" if math.isfinite(beyond) else "inf or nan"
+        raise OverflowError(f"y must stay below {limit} in {y.dtype}, got {got}")
 
 
 def to_fixed_point(

@@ -260,6 +260,12 @@ def test_numbers_that_do_not_fit_are_refused_with_the_layers_name(integer, name,
     assert np.isfinite(model(ids).logits).all()
 
 
+def test_of_a_nan_no_other_dtype_is_advised():
+    model = large(WORDS, np.nan, residual_dtype="int16")
+    with pytest.raises(OverflowError, match=r"after embeddings: .* got inf or nan$"):
+        model(random_ids((1, 9)))
+
+
 def test_a_decoded_token_that_does_not_fit_is_refused():
     model = model_of(hidden_dropout_prob=0.0, residual_dtype="int16")
     model.parameters[WORDS][12] = 1000.0

@@ -65,7 +65,8 @@ def test_every_number_that_fits_does_and_others_are_told(isa, dtype, integer, n,
         ops.add_rounded(y, x, 1.0)
     assert y[at] == sign * np.iinfo(integer).max  # as it was
     assert y[0] == 1 or n == 1
-    for wrong, told in ((np.nan, "inf"), (sign * np.inf, "inf"), (sign * 1e30, r"1e\+30")):
+    for wrong in (np.nan, sign * np.inf, sign * 1e30):
+        told = r"1e\+30" if np.isfinite(wrong) else "inf or nan"
         x[at] = wrong
         with pytest.raises(OverflowError, match=f"got {told}$"):
             ops.add_rounded(y, x, 1.0)
