@@ -29,20 +29,23 @@ def parse(arguments=None):
     add("files", metavar="FILE", nargs="*", help="data; without it, a text that is part of Python")
     add("--quick", action="store_true", help="sizes that take seconds, to test that it works")
     add("--save", metavar="DIR", help="folder of the results, from which the run resumes")
-    add("--seeds", type=int, nargs="+", metavar="N", help="instead of the experiment's own")
     add(
-        "--set", nargs="+", default=[], metavar="SETTING=VALUE", dest="changes",
+        "--seeds", type=int, nargs="+", action="extend", metavar="N",
+        help="instead of the experiment's own",
+    )  # fmt: skip
+    add(
+        "--set", nargs="+", action="extend", default=[], metavar="SETTING=VALUE", dest="changes",
         help="change settings, such as steps=1500; values are JSON",
     )  # fmt: skip
     add(
-        "--only", nargs="+", default=[], metavar="RUN",
+        "--only", nargs="+", action="extend", default=[], metavar="RUN",
         help="only runs whose names begin so; several processes may share DIR in this way",
     )  # fmt: skip
     add(
         "--kept", metavar="JSON",
         help="results such as experiments/results/NAME.json; runs of theirs are not run again",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # files after options, too
     module = import_module(f".{options.name}", __package__)
     options.size = module.SIZE | (module.QUICK if options.quick else {})
     for change in options.changes:
@@ -53,6 +56,9 @@ def parse(arguments=None):
             options.size[name] = json.loads(value)
         except ValueError:
             parser.error(f"--set: {name} must be JSON, got {value!r}")
+        likes = module.SIZE[name], (module.SIZE | module.QUICK)[name]
+        if not any(is_like(options.size[name], x) for x in likes):
+            parser.error(f"--set: {name} must be like {json.dumps(likes[0])}, got {value}")
     options.command = command_of(options)
     if options.seeds is None:
         options.seeds = module.SEEDS[:1] if options.quick else module.SEEDS
@@ -79,10 +85,17 @@ def main(arguments=None):
     print_machine(machine, sys.stderr)
     with TemporaryDirectory() as elsewhere:
         folder = Path(options.save or elsewhere)
+        if folder.exists() and not folder.is_dir():
+            parser.error(f"--save: {options.save} must be a folder")
         try:
             print(run_all(module, options, data, machine, kept, folder))
         except Refused as error:
             parser.error(str(error))
+
+
+def is_like(value, example):
+    """Whether a value of JSON has the type of another; integers are numbers, too."""
+    return type(value) in ({int, float} if isinstance(example, float) else {type(example)})
 
 
 def command_of(options):

@@ -127,10 +127,15 @@ def read_summary(file, name):
     found = summary.get("experiment") if isinstance(summary, dict) else None
     if found != name:
         raise ValueError(f"{file} must have results of {name}, got {found}")
-    machines, data = summary["machines"], summary["data"]
-    return [
-        run | {"data": data, "machine": machines[run.get("machine", 0)]} for run in summary["runs"]
-    ]
+    try:
+        machines, data = summary["machines"], summary["data"]
+        return [
+            {key: run[key] for key in ("name", "settings", "result")}
+            | {"data": data, "machine": machines[run.get("machine", 0)]}
+            for run in summary["runs"]
+        ]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} must have what an experiment writes, got {error!r}") from error
 
 
 def plot(module, runs, file, **options):

@@ -291,8 +291,9 @@ def _generate(command: ArgumentParser) -> None:
         help="exclude tokens less than X times as likely as the likeliest (0)")  # fmt: skip
     add("--repetition-penalty", **POSITIVE,
         help="above 1: tokens of the text become less likely (1)")  # fmt: skip
-    add("--without", **TEXT, nargs="+", default=[], help="words to exclude")
-    add("--until", **ASCII, nargs="+", default=[], help="characters that end the text")
+    add("--without", **TEXT, nargs="+", action="extend", default=[], help="words to exclude")
+    add("--until", **ASCII, nargs="+", action="extend", default=[],
+        help="characters that end the text")  # fmt: skip
     add("--min-length", **WHOLE, help="tokens before the text may end (0)")
     add("--beams", **COUNT, help="beam search with N beams instead of sampling (1)")
     add("--length-penalty", **FINITE, help="of beam search: above 0 favours long texts (1)")
@@ -371,7 +372,7 @@ def _average(command: ArgumentParser) -> None:
 def _info(command: ArgumentParser) -> None:
     _model_folder(command)
     command.add_argument(
-        "--lengths", **COUNT, nargs="+", default=[],
+        "--lengths", **COUNT, nargs="+", action="extend", default=[],
         help="measure speed and memory of a forward pass and of decoding at these lengths",
     )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print all as a line of JSON")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from reformer_c import _core
-from reformer_c.cli.arguments import OPTIMIZERS, PRESETS, SCHEDULES
+from reformer_c.cli.arguments import OPTIMIZERS, PRESETS, SCHEDULES, parse
 from reformer_c.cli.main import main
 from reformer_c.models import presets
 from reformer_c.models.config import ReformerConfig
@@ -218,6 +218,23 @@ def test_every_way_to_choose_bytes(trained, capsys):
     assert main([*common, "--temperature", "0", "--without", "e", "a"]) == 0
     capsys.readouterr()
     assert main([*common, "--temperature", "0", "--until", "e", "t", "a", " ", "o"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "words"),
+    [
+        (["generate", "model"], "--without", ["a", "b", "c"]),
+        (["generate", "model"], "--until", ["a", "b", "c"]),
+        (["info", "model"], "--lengths", ["1", "2", "3"]),
+        (["train"], "--pairs", ["a", "b", "c"]),
+    ],
+)
+def test_values_of_an_option_that_is_repeated_are_joined(command, option, words):
+    once, twice = (
+        vars(parse([*command, *words])) | {"parser": None}
+        for words in ([option, *words], [option, *words[:2], option, words[2]])
+    )
+    assert once == twice
 
 
 def test_sliding_windows_predict_each_byte_once(trained, text, capsys):

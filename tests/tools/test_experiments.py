@@ -98,6 +98,11 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(capsys, monkeypatch, tmp_
         (["figure99"], "invalid choice: 'figure99'"),
         (["figure3", "--set", "wdith=3"], "'wdith' must be one of layers, width"),
         (["figure3", "--set", "width=wide"], "width must be JSON, got 'wide'"),
+        (["figure3", "--set", 'steps="5"'], 'steps must be like 1500, got "5"'),
+        (["enwik8", "--set", "measured=1"], "measured must be like true, got 1"),
+        (["figure3", "--quick", "{short}"], "must have at least 640 bytes, got 5"),
+        (["figure3", "--quick", "--save", "{short}"], "a must be a folder"),
+        (["figure3", "--kept", "{part}"], "part must have what an experiment writes, got KeyErr"),
         (["figure3", "--seeds", "1", "1"], "must be different numbers >= 0, got [1, 1]"),
         (["figure3", "--seeds", "-1"], "must be different numbers >= 0, got [-1]"),
         (["figure3", "missing.txt"], "FILE: [Errno 2] No such file"),
@@ -115,6 +120,8 @@ def test_what_cannot_be_run_is_refused_before_any_work(
     arguments, words, capsys, monkeypatch, tmp_path
 ):
     places = {"short": tmp_path / "a", "long": tmp_path / "b", "save": tmp_path / "saved"}
+    places["part"] = tmp_path / "part"
+    places["part"].write_text('{"experiment": "figure3"}')
     places["short"].write_text("short")
     places["long"].write_text("long enough " * 100)
     run(capsys, "figure3", "--quick", "--save", places["save"])
@@ -139,6 +146,15 @@ def test_a_command_is_kept_without_the_places_of_files_and_what_results_do_not_d
     _, _, options = program.parse([*words, "--seeds", "1", "--set", "depths=[3]"])
     expected = "python -m experiments figure5_left BOOK.txt --seeds 1 --set 'depths=[3]'"
     assert options.command == expected
+    options, once = (
+        program.parse(["figure3", "--seeds", "1", *words, "--quick", "BOOK.txt"])[2]
+        for words in (
+            ["--set", "steps=2", "--seeds", "2", "--only", "a", "--set", "width=8", "--only", "b"],
+            ["2", "--only", "a", "b", "--set", "steps=2", "width=8"],
+        )
+    )
+    assert options == once
+    assert once.files == ["BOOK.txt"]
     assert program.parse(["figure3"])[2].command == "python -m experiments figure3"
 
 
