@@ -81,7 +81,7 @@ def _prepare_classification(folder: Path | None, options: Namespace) -> Prepared
     summary = f"{len(train):,} examples to train on, {len(held):,} held out"
     if problem != "regression":
         summary += f"; {len(labels)} labels: {', '.join(labels[:8])}" + ", ..." * (len(labels) > 8)
-    if note := task.note(example.ids for example in train):
+    if note := task.note(example.is_cut for example in train):
         summary += f"\n{note}"
     return Prepared(model, data, _measure(task, held), tokenizer, summary)
 
@@ -232,7 +232,7 @@ def evaluate(model: Any, options: Namespace) -> tuple[dict[str, Any], str]:
     lines.append(f"{len(examples):,} {task.unit}, {seconds:.1f} s")
     values: dict[str, Any] = {name.replace(" ", "_"): value for name, value in metrics.items()}
     values |= {task.unit: len(examples), "seconds": seconds}
-    if isinstance(task, Classification) and (note := task.note(one.ids for one in examples)):
+    if isinstance(task, Classification) and (note := task.note(one.is_cut for one in examples)):
         lines.append(note)
         values["note"] = note
     return values, "\n".join(lines)

@@ -105,9 +105,18 @@ class Classification:
             )
         return ids
 
+    def is_cut(self, record: Record, ids: np.ndarray) -> bool:
+        """Whether a record's text has more tokens than `ids`, what `encode` made of it."""
+        if len(ids) < self.length:
+            return False
+        return len(self.tokenizer.encode(record.text(self.text_column))) > len(ids)
+
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """Encode texts and labels."""
-        return [Example(self.encode(one), {"labels": self._label(one)}) for one in records]
+        return [
+            Example(ids, {"labels": self._label(one)}, self.is_cut(one, ids))
+            for one, ids in zip(records, map(self.encode, records), strict=True)
+        ]
 
     def _label(self, record: Record) -> Any:
         """A class, zeros and ones (k,), or a number."""
@@ -125,10 +134,10 @@ class Classification:
             return self.labels.index(names[0])
         return np.isin(self.labels, names).astype(np.float32)
 
-    def note(self, rows: Iterable[np.ndarray]) -> str:
-        """A warning about rows that were truncated; empty if there are none."""
-        cut = sum(len(ids) == self.length for ids in rows)
-        return f"{cut:,} texts of {self.length:,} tokens or more, truncated" if cut else ""
+    def note(self, are_cut: Iterable[bool]) -> str:
+        """A warning about texts that were truncated; empty if there are none."""
+        cut = sum(are_cut)
+        return f"{cut:,} texts of more than {self.length:,} tokens, truncated" if cut else ""
 
     def logits(
         self,

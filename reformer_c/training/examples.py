@@ -25,10 +25,12 @@ def no_progress(done: int, total: int) -> None:
 
 
 class Example(NamedTuple):
-    """The token ids (t,) of one row, and its targets: arguments of a loss, without the batch."""
+    """The token ids (t,) of one row, its targets, which are arguments of a loss, without the batch,
+    and whether its text has more tokens."""
 
     ids: np.ndarray
     targets: Mapping[str, Any]
+    is_cut: bool = False
 
 
 class Examples(NamedAttributes):
@@ -118,7 +120,7 @@ class Examples(NamedAttributes):
     @cached_property
     def _checksum(self) -> int:
         checksum = 0
-        for ids, targets in self.examples:
+        for ids, targets, _ in self.examples:
             checksum = zlib.crc32(np.asarray(ids, np.int64).tobytes(), checksum)
             targets = {name: np.asarray(value).tolist() for name, value in targets.items()}
             checksum = zlib.crc32(f"{len(ids)} {targets}".encode(), checksum)

@@ -88,6 +88,16 @@ def records(labels):
     ]
 
 
+@pytest.mark.parametrize(("length", "cut"), [(20, 0), (11, 1), (7, 2), (6, 3)])
+def test_texts_as_long_as_the_model_are_not_called_truncated(length, cut):
+    _, task = classifier("single_label_classification", ["a", "b", "c"])
+    task = replace(task, length=length)  # texts have 2, 11, 1, 20 and 7 bytes
+    examples = task.examples(records("abcab"))
+    assert sum(example.is_cut for example in examples) == cut
+    note = f"{cut} texts of more than {length} tokens, truncated" if cut else ""
+    assert task.note(example.is_cut for example in examples) == note
+
+
 def test_predictions_are_those_of_each_text_alone(monkeypatch):
     model, task = classifier("single_label_classification", ["a", "b", "c"])
     rows = [task.encode(record) for record in records("abcab")]
