@@ -74,7 +74,8 @@ def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> 
         config = preset_config(
             options.preset or PRESET, length, layers=options.layers, width=options.width, **fields
         )
-    if options.hashes is not None and not config.hashes:
+    crosses = options.task == "translation" and config.cross_attention == "lsh"
+    if options.hashes is not None and not (config.hashes or crosses):
         raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")
     return config
 

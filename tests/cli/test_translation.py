@@ -118,6 +118,14 @@ def test_other_layers_can_be_chosen(pairs, tmp_path, capsys):
     assert main(["translate", folder, "--text", "ein Haus"]) == 0
 
 
+def test_rounds_are_those_of_cross_attention(pairs, tmp_path, capsys):
+    command = ["--pairs", f"{pairs}/pairs.tsv", "--set", "cross_attention=lsh"]
+    named = losses([*command, "--hashes", "2"], tmp_path, capsys)[0]
+    assert named == losses([*command, "--set", "num_hashes=2"], tmp_path, capsys)[0]
+    assert main(["train", *command[:2], "--hashes", "2"]) == 1
+    assert "--hashes needs an LSH layer, got full" in capsys.readouterr().err
+
+
 def test_what_is_held_out_does_not_depend_on_padding(pairs, tmp_path, capsys):
     arguments = ["train", "--pairs", f"{pairs}/pairs.tsv", *SMALL, "--steps", "2", "--lr", "1e-9"]
     found = []
