@@ -147,6 +147,13 @@ def test_messages_say_what_was_expected_and_what_came():
     )
 
 
+def test_lists_without_end_are_refused():
+    x = []
+    x += [x, x]
+    with pytest.raises(ValueError, match=r"^x must have at most 64 axes, got lists of more"):
+        ops.linear(x, ones(3, 4))
+
+
 # ---- scalars ----
 
 

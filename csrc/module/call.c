@@ -68,17 +68,25 @@ static int is_masked(PyObject *argument) {
     return masked;
 }
 
-/* 0 and an error for a masked array, or a list that holds one. */
-static int refuse_masked(rf_call *c, PyObject *argument, const char *name) {
+/* 0 and an error for a masked array, or a list that holds one; this one is in `depth` others. */
+static int refuse_masked(rf_call *c, PyObject *argument, const char *name, int depth) {
     int masked = PyArray_Check(argument) ? is_masked(argument) : 0;
+    // not the list itself, which another thread may change
     const int is_list = PyList_Check(argument) || PyTuple_Check(argument);
-    for (Py_ssize_t i = 0; is_list && i < PySequence_Fast_GET_SIZE(argument) && !masked; i++) {
-        PyObject *element = PySequence_Fast_GET_ITEM(argument, i);
+    PyObject *elements = is_list ? PySequence_Tuple(argument) : NULL;
+    if (is_list && !elements) masked = -1;
+    const Py_ssize_t n = elements ? PyTuple_GET_SIZE(elements) : 0;
+    if (n > 0 && depth == MAX_NDIM)
+        RF_FAIL(c, PyExc_ValueError, "%s must have at most %d axes, got lists of more", name,
+                (int)MAX_NDIM);
+    for (Py_ssize_t i = 0; i < n && !c->failed && !masked; i++) {
+        PyObject *element = PyTuple_GET_ITEM(elements, i);
         if (PyArray_Check(element))
             masked = is_masked(element);
-        else if (!refuse_masked(c, element, name))
-            return 0;
+        else
+            refuse_masked(c, element, name, depth + 1);
     }
+    Py_XDECREF(elements);
     if (masked > 0)
         RF_FAIL(c, PyExc_TypeError,
                 "%s must be an array without a mask, got a masked array: pass %s.filled(...), and "
@@ -86,13 +94,13 @@ static int refuse_masked(rf_call *c, PyObject *argument, const char *name) {
                 name, name);
     else if (masked < 0)
         c->failed = 1;
-    return masked == 0;
+    return !c->failed;
 }
 
 /* The next argument as an array of any type: a new reference. */
 static PyArrayObject *next_array(rf_call *c, const char *name) {
     PyObject *argument = rf_next(c, name);
-    if (!argument || !refuse_masked(c, argument, name)) return NULL;
+    if (!argument || !refuse_masked(c, argument, name, 0)) return NULL;
     if (PyArray_Check(argument)) return (PyArrayObject *)Py_NewRef(argument);
     PyObject *array = PyArray_FromAny(argument, NULL, 0, 0, 0, NULL);
     if (!array && PyErr_ExceptionMatches(PyExc_ValueError)) {
@@ -484,7 +492,7 @@ static PyArrayObject *next_target(rf_call *c, const char *name, const char *shap
     PyObject *argument = rf_next(c, name);
     if (!argument) return NULL;
     PyArrayObject *array = (PyArrayObject *)argument;
-    if (!refuse_masked(c, argument, name)) return NULL;
+    if (!refuse_masked(c, argument, name, 0)) return NULL;
     if (!PyArray_Check(argument)) {
         RF_FAIL(c, PyExc_TypeError, "%s must be a numpy array, got %s", name,
                 Py_TYPE(argument)->tp_name);
