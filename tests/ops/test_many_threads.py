@@ -3,38 +3,14 @@
 Meant for builds of Python without the GIL, where all of a call runs at the same time as others.
 """
 
-import threading
-
 import numpy as np
 import pytest
+from many_threads import at_once
 from op_cases import CALLS, SIZES, large
 
 import reformer_c as rc
 from reformer_c import ops
 from reformer_c.runtime import reuse_memory
-
-THREADS, WAIT = 8, 300
-
-
-def at_once(work):
-    """Call work(0), work(1), ... in as many threads, which begin together; raise their errors."""
-    barrier, errors = threading.Barrier(THREADS), []
-
-    def run(i):
-        try:
-            barrier.wait(WAIT)
-            work(i)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=[i], daemon=True) for i in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
-        assert not thread.is_alive(), "a thread hangs"
-    if errors:
-        raise errors[0]
 
 
 def prepared(name):
@@ -112,3 +88,16 @@ def test_settings_that_change_during_calls():
         at_once(work)
     finally:
         rc.set_num_threads(before)
+
+
+def test_lists_that_change_during_a_call():
+    x = [np.ones(3, np.float32), np.ones(3, np.float32)]
+
+    def work(i):
+        for _ in range(300):
+            if i % 2:
+                x[0], x[1] = np.ones(3, np.float32), np.ones(3, np.float32)
+            else:
+                assert (ops.linear(x, np.ones((2, 3), np.float32)) == 3).all()
+
+    at_once(work)
