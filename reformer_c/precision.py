@@ -86,6 +86,9 @@ def get_matmul_precision() -> str:
 def matmul_precision(precision: str | None) -> Iterator[None]:
     """Set the precision in a ``with`` block, in this Python thread (or asyncio task) only.
 
+    A Python thread that the block starts is in it where threads inherit context variables, which
+    is the default of free-threaded Python from 3.14 on (``-X thread_inherit_context``).
+
     Parameters
     ----------
     precision : {"highest", "high", "medium"} or None

@@ -84,6 +84,9 @@ def get_num_threads() -> int:
 def num_threads(n: int) -> Iterator[None]:
     """Use `n` threads within a ``with`` block, in this Python thread (or asyncio task) only.
 
+    A Python thread that the block starts is in it where threads inherit context variables, which
+    is the default of free-threaded Python from 3.14 on (``-X thread_inherit_context``).
+
     Parameters
     ----------
     n : int

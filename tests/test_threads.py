@@ -8,6 +8,8 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +64,13 @@ def test_the_number_of_threads_is_set_for_the_process_or_for_a_block():
 
 def test_a_block_is_its_own_threads_alone():
     rc.set_num_threads(3)
-    seen = []
-    with rc.num_threads(1):
-        other = threading.Thread(target=lambda: seen.append(rc.get_num_threads()))
-        other.start()
-        other.join(WAIT)
-        assert rc.get_num_threads() == 1
-    assert seen == [3]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result(WAIT)  # a thread that the block did not start
+        with rc.num_threads(1):
+            assert pool.submit(rc.get_num_threads).result(WAIT) == 3
+            inherited = copy_context().run
+            assert pool.submit(inherited, rc.get_num_threads).result(WAIT) == 1
+            assert rc.get_num_threads() == 1
 
 
 def test_negative_numbers_count_from_the_end():

@@ -1,6 +1,7 @@
 """matmul_precision: products of operands rounded to bfloat16, on every instruction set."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import numpy as np
 import pytest
@@ -206,12 +207,12 @@ def test_the_setting_the_block_and_the_call(rng):
 
 
 def test_a_block_is_of_its_thread_alone():
-    found = []
-    with rc.matmul_precision("medium"):
-        thread = threading.Thread(target=lambda: found.append(rc.get_matmul_precision()))
-        thread.start()
-        thread.join()
-    assert found == ["highest"]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # a thread that the block did not start
+        with rc.matmul_precision("medium"):
+            assert pool.submit(rc.get_matmul_precision).result() == "highest"
+            inherited = copy_context().run
+            assert pool.submit(inherited, rc.get_matmul_precision).result() == "medium"
 
 
 @pytest.mark.parametrize("op", ["linear", "feed_forward", "cross_entropy_head", "local_attention"])
