@@ -14,7 +14,9 @@ from .openmp import loading_openmp as _loading_openmp
 with _loading_openmp():
     from . import _core
 
-from . import ops
+# packages that are loaded later: for a moment at the end of a package's import, another thread's
+# import of a module in it fails
+from . import files, layers, models, ops, text, tools, training
 from .ops import *  # noqa: F403
 from .precision import get_matmul_precision, matmul_precision, set_matmul_precision
 from .runtime import (

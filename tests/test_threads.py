@@ -357,6 +357,30 @@ def test_import_is_silent_and_takes_numpy_alone():
 # ---- many Python threads at once ----
 
 
+def test_many_threads_may_use_every_name_first():
+    code = """
+        import sys, threading
+        import reformer_c as rc
+        modules = [*rc._LAZY.values(), *rc._LAZY_MODULES.values()]
+        packages = {f"reformer_c.{path}".rpartition(".")[0] for path in modules}
+        assert packages <= set(sys.modules), packages  # of which other threads import modules
+
+        barrier, done = threading.Barrier(8), []
+        def work(i):
+            barrier.wait()
+            for name in rc.__all__[i * 9:] + rc.__all__[:i * 9]:
+                getattr(rc, name)
+            done.append(i)
+        threads = [threading.Thread(target=work, args=[i]) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(len(done))
+    """
+    assert said(code) == "8"
+
+
 def draw(t=256, seed=0):
     return np.random.default_rng(seed).standard_normal((2, 2, t, 16)).astype("float32")
 
