@@ -16,9 +16,9 @@ from benchmarks.growth import growth
 from . import language
 from .growth import check_system
 
-SEEDS = [0]
+SEEDS = [0, 1, 2]
 SIZE = {
-    "depths": [3, 6, 12], "width": 64, "length": 2048, "batch": 1, "steps": 400, "lr": 3e-3,
+    "depths": [3, 6, 12, 20], "width": 64, "length": 2048, "batch": 1, "steps": 400, "lr": 3e-3,
     "rounds": 1, "local_chunk": 8, "chunk": 64, "evaluate_every": 40, "held_out": 8,
 }  # fmt: skip
 QUICK = {

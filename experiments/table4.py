@@ -41,13 +41,13 @@ from .training import curve, fit
 
 SEEDS = [0]
 SIZE = {
-    "models": ["reversible", "ordinary"], "layers": 3, "width": 128, "heads": 4,
+    "models": ["reversible", "ordinary", "smoothed"], "layers": 3, "width": 128, "heads": 4,
     "dropout": 0.1, "vocabulary": 6000, "batch_tokens": 1024, "steps": 1400, "warmup": 400,
     "lr": 2e-3, "averaged": 3, "evaluate_every": 100, "validated": 500, "beams": 4,
     "length_penalty": 0.6, "longest": 100, "tested": 1000, "resamples": 1000,
 }  # fmt: skip
 QUICK = {
-    "models": ["reversible", "ordinary", "smoothed"], "layers": 1, "width": 16, "heads": 2,
+    "layers": 1, "width": 16, "heads": 2,
     "vocabulary": None, "batch_tokens": 120, "steps": 4, "warmup": 1, "averaged": 2,
     "evaluate_every": 2, "validated": 8, "longest": 30, "tested": 4, "resamples": 10,
 }  # fmt: skip
