@@ -28,7 +28,8 @@ OURS = ("reversible", "num_key_value_heads", "local_shared_qk", "feed_forward_ga
         "attention_scope", "bucket_cap", "lsh_attend_across_buckets",
         "lsh_allow_duplicate_attention", "softcap", "matmul_precision", "memory_budget",
         "kept_dtype", "residual_dtype", "apply_lm_head_bias", "label_smoothing",
-        "shared_embeddings", "image_shape", "hash_local_window", "cross_attention")  # fmt: skip
+        "shared_embeddings", "image_shape", "hash_local_window", "cross_attention",
+        "cross_num_buckets")  # fmt: skip
 
 # the types of attention whose fields begin with another's name
 PREFIXES = {"full_shared": "full", "hash": "full"}
@@ -233,7 +234,9 @@ class ReformerConfig(NamedAttributes, JsonFile):
         with those of its buckets. Each key counts once, and buckets are whole.
     cross_attention : {"full", "lsh"}
         How the decoder of a `ReformerEncoderDecoder` attends to the encoder's states: to all, or to
-        the keys in the buckets of a query, by num_hashes, num_buckets and hash_seed.
+        the keys in the buckets of a query, by num_hashes, cross_num_buckets and hash_seed.
+    cross_num_buckets : int or list of int, optional
+        As num_buckets. None: chosen from the length of each text that the encoder reads.
     extra : dict
         Other keys, kept unchanged.
 
@@ -331,6 +334,7 @@ class ReformerConfig(NamedAttributes, JsonFile):
     image_shape: list[int] | None = None
     hash_local_window: int = 64
     cross_attention: str = "full"
+    cross_num_buckets: int | list[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -144,15 +144,20 @@ def _check_hashing(config: Any) -> None:
     # of it depends the number of buckets that is chosen
     _each(config, "num_hashes lsh_attn_chunk_length", integer, 1)
     _each(config, "hash_seed", integer, optional=True)
-    if config.num_buckets is None:
+    for name in ("num_buckets", "cross_num_buckets"):
+        _check_factors(name, getattr(config, name))
+
+
+def _check_factors(name: str, value: Any) -> None:
+    if value is None:
         return
-    factors = _listed(config.num_buckets)
+    factors = _listed(value)
     if not factors:
-        raise ValueError("num_buckets must have at least one factor, got []")
+        raise ValueError(f"{name} must have at least one factor, got []")
     for factor in factors:
-        integer("num_buckets", factor, 2)
+        integer(name, factor, 2)
         if factor % 2:
-            raise ValueError(f"num_buckets must be even numbers, got {config.num_buckets}")
+            raise ValueError(f"{name} must be even numbers, got {value}")
 
 
 def _check_options(config: Any) -> None:

@@ -63,7 +63,7 @@ class DecoderPass(Pass):
             key = partial(random_key, config.hash_seed, i, "cross attention")
         return {
             "num_hashes": config.num_hashes if num_hashes is None else num_hashes,
-            "num_buckets": config.num_buckets,
+            "num_buckets": config.cross_num_buckets,
             "choose_num_buckets": partial(
                 ops.choose_num_buckets, chunk_length=config.attention("lsh", "attn_chunk_length"),
                 max_position_embeddings=config.max_position_embeddings,

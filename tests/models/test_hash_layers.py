@@ -251,6 +251,8 @@ def test_a_checkpoint_keeps_its_layers(tmp_path):
         ({"hash_local_window": 2**31}, r"hash_local_window must be an integer .* < 2\*\*31, got"),
         ({"num_hashes": None}, "num_hashes must be an integer >= 1, got None"),
         ({"num_buckets": 3}, "num_buckets must be even numbers, got 3"),
+        ({"cross_num_buckets": [2, 3]}, r"cross_num_buckets must be even numbers, got \[2, 3\]"),
+        ({"cross_num_buckets": []}, r"cross_num_buckets must have at least one factor, got \[\]"),
         ({"lsh_attn_chunk_length": None}, "lsh_attn_chunk_length must be an integer >= 1"),
         ({"cross_attention": "local"}, "cross_attention must be one of full, lsh, got 'local'"),
     ],
@@ -274,7 +276,8 @@ def test_rotations_are_given_for_each_layer_that_hashes():
 
 
 def encoder_decoder(dtype=np.float64, **changes):
-    config = small_config(attn_layers=["local"], cross_attention="lsh", **changes)
+    fields = {"attn_layers": ["local"], "cross_attention": "lsh", "cross_num_buckets": 4}
+    config = small_config(**fields | changes)
     return randomise(rc.ReformerEncoderDecoder(config, rng=0, dtype=dtype))
 
 
@@ -290,7 +293,7 @@ def with_full(model):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reversible", [False, True])
 def test_with_many_rounds_cross_attention_finds_every_key(masked, reversible):
-    model = encoder_decoder(num_hashes=60, num_buckets=2, reversible=reversible)
+    model = encoder_decoder(num_hashes=60, cross_num_buckets=2, reversible=reversible)
     ids, labels = random_ids((3, 20)), random_ids((3, 9), 1)
     mask = padding_mask(3, 20) if masked else None
     found, expected = (
@@ -310,7 +313,7 @@ def test_with_many_rounds_cross_attention_finds_every_key(masked, reversible):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_buckets": None}, {"num_attention_heads": 4, "num_key_value_heads": 2},
+    [{}, {"cross_num_buckets": None}, {"num_attention_heads": 4, "num_key_value_heads": 2},
      {"softcap": 0.5, "hash_seed": 3}, {"memory_budget": 10**9}],
 )  # fmt: skip
 def test_cross_attention_sees_a_part_of_the_keys_and_its_gradients_are_exact(changes):
@@ -337,7 +340,7 @@ def test_cross_attention_sees_a_part_of_the_keys_and_its_gradients_are_exact(cha
     assert_close(actual, expected, "derivative")
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_buckets": None}, {"num_key_value_heads": 1}])
+@pytest.mark.parametrize("changes", [{}, {"cross_num_buckets": None}, {"num_key_value_heads": 1}])
 def test_texts_are_those_of_forward_passes(changes):
     """Greedy texts of padded rows: each token is the best of a pass over the text so far, and each
     row is what it is alone."""
@@ -368,6 +371,18 @@ def test_an_encoder_decoder_keeps_how_it_attends(tmp_path):
     ids, labels = random_ids((1, 30)), random_ids((1, 5), 1)
     found = [x.loss(ids, labels=labels, rng=1) for x in (model, same, with_full(model))]
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("kind", ["hash", "lsh"])
+def test_the_buckets_of_sources_do_not_become_those_of_the_first_targets(kind):
+    fields = {"attn_layers": [kind], "lsh_attn_chunk_length": 4, "num_buckets": None}
+    model = encoder_decoder(cross_num_buckets=None, **fields)
+    ids, labels = random_ids((2, 40)), random_ids((2, 9), 1)
+    steps = [model.loss_and_gradients(ids, labels=labels, rng=1) for _ in range(2)]
+    assert model.decoder.config.num_buckets == rc.choose_num_buckets(12, 4, 42)
+    assert steps[0][0] == steps[1][0]
+    for name, gradient in steps[0][1].items():
+        np.testing.assert_array_equal(gradient, steps[1][1][name])
 
 
 def test_memory_is_planned_for_the_text_of_most_buckets():

@@ -70,6 +70,7 @@ def configurations(
         "hash_seed": draw(st.sampled_from([None, 5])),
         "hash_local_window": draw(st.sampled_from([0, 1, 5])),
         "cross_attention": draw(st.sampled_from(["full", "lsh"])),
+        "cross_num_buckets": draw(num_buckets),
         **draw(st.sampled_from(HEADS)),
         **draw(st.sampled_from([*POSITIONS.values()])),
         "hidden_act": draw(st.sampled_from(activations)),
