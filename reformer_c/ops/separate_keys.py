@@ -103,6 +103,8 @@ def broadcast_center(center: Any, k: np.ndarray) -> np.ndarray:
     given = as_array("center", center)
     if given.dtype.kind not in "fiu":
         raise TypeError(f"center must be of real numbers, got {given.dtype}")
+    if not np.isfinite(given).all():
+        raise ValueError("center must be finite numbers, got inf or nan")
     # (hk, d): one for each head
     placed = given[:, None] if given.ndim == 2 and k.ndim > 2 else given
     try:

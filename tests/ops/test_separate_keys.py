@@ -485,6 +485,7 @@ def test_scratch_is_known_before_the_call():
     (dict(center=np.ones(3)), r"^center must have shape \(d,\), \(hk, d\)"),
     (dict(center=np.ones((5, 2, 2))), r"^center must have shape \(d,\), \(hk, d\)"),
     (dict(center=[True, False]), r"^center must be of real numbers, got bool"),
+    (dict(center=[0.0, np.nan]), r"^center must be finite numbers, got inf or nan"),
     (dict(buckets=np.zeros((1, 1, 1, 4), int)), r"^key_buckets must be given with k and buckets"),
     (dict(key_buckets=np.zeros((1, 1, 1, 5), int)), r"^key_buckets must be given with k and"),
     (dict(buckets=np.zeros((1, 1, 1, 4), int), key_buckets=np.zeros((1, 1, 1, 4), int)),
