@@ -128,10 +128,10 @@ def run(settings, data, folder):
 def guessed(train, test, count):
     """The share of the most frequent values, given the first `count` symbols of a sequence."""
     values = defaultdict(Counter)
-    for ids, targets in train:
-        values[tuple(ids[:count])][targets["labels"]] += 1
+    for example in train:
+        values[tuple(example.ids[:count])][example.targets["labels"]] += 1
     most = {start: counts.most_common(1)[0][0] for start, counts in values.items()}
-    return np.mean([most.get(tuple(ids[:count])) == x["labels"] for ids, x in test])
+    return np.mean([most.get(tuple(x.ids[:count])) == x.targets["labels"] for x in test])
 
 
 def accuracy(model, examples, seed):

@@ -136,11 +136,11 @@ def test_expressions_have_their_value_and_the_lengths_depths_and_arguments_of_th
     assert len({tuple(x.ids) for x in (*train, *test)}) == 80
     names = {i: name for name, i in listops.IDS.items()}
     depths, most = set(), set()
-    for ids, targets in (*train, *test):
-        first, *symbols = (names[i] for i in ids)
+    for example in (*train, *test):
+        first, *symbols = (names[i] for i in example.ids)
         assert first == listops.FIRST
         assert 50 <= len(symbols) <= 300
-        assert value_of(symbols) == targets["labels"]
+        assert value_of(symbols) == example.targets["labels"]
         counts = [0]
         for symbol in symbols:
             if symbol == "]":
