@@ -31,7 +31,8 @@ static span window_keys(const rf_attention *a, ptrdiff_t from, ptrdiff_t to) {
     return (span){window_round(a), (size_t)first, (size_t)last, key_side(a)};
 }
 
-/* Span number `slot` of those, into *s; returns 0 if there is none. */
+/* Set *s to the span of keys with index `slot`, from 0 to slots_of - 1, that query i may see in a
+   round; returns 0 if that span does not exist. */
 static int seen_span(const attention_arrays *x, size_t bh, size_t round, size_t i, size_t slot,
                      span *s) {
     const rf_attention *a = x->a;

@@ -79,13 +79,8 @@ static int refuse_masked(rf_call *c, PyObject *argument, const char *name, int d
     if (n > 0 && depth == MAX_NDIM)
         RF_FAIL(c, PyExc_ValueError, "%s must have at most %d axes, got lists of more", name,
                 (int)MAX_NDIM);
-    for (Py_ssize_t i = 0; i < n && !c->failed && !masked; i++) {
-        PyObject *element = PyTuple_GET_ITEM(elements, i);
-        if (PyArray_Check(element))
-            masked = is_masked(element);
-        else
-            refuse_masked(c, element, name, depth + 1);
-    }
+    for (Py_ssize_t i = 0; i < n && !c->failed; i++)
+        refuse_masked(c, PyTuple_GET_ITEM(elements, i), name, depth + 1);
     Py_XDECREF(elements);
     if (masked > 0)
         RF_FAIL(c, PyExc_TypeError,
