@@ -8,23 +8,25 @@ import reformer_c as rc
 CLEAR = Path("/proc/self/clear_refs")
 
 
-def growth(call, own=0, repeats=1):
+def growth(call, own=0, repeats=1, seconds=0.0):
     """The fastest of some calls in seconds, and the growth in the first, without `own` bytes.
 
-    "cpu_seconds" are those of all threads in the fastest call.
+    There are at least `repeats` calls, and more until `seconds` have passed: short calls are
+    disturbed more by other work, and need more turns. "cpu_seconds" are those of all threads in the
+    fastest call.
     """
     rc.fma_peak(0.01)  # starts the threads
     CLEAR.write_text("5")  # resets the peak
     before = resident("VmRSS")
     times = []
-    for i in range(repeats):
+    while len(times) < repeats or sum(wall for wall, _ in times) < seconds:
         begin, busy = time.perf_counter(), time.process_time()
         call()
         times.append((time.perf_counter() - begin, time.process_time() - busy))
-        if i == 0:
+        if len(times) == 1:
             size = resident("VmHWM") - before - own
-    seconds, busy = (round(x, 6) for x in min(times))
-    return {"seconds": seconds, "cpu_seconds": busy, "bytes": size}
+    wall, busy = (round(x, 6) for x in min(times))
+    return {"seconds": wall, "cpu_seconds": busy, "bytes": size}
 
 
 def resident(key):

@@ -59,6 +59,9 @@ def parse(arguments=None):
         likes = module.SIZE[name], (module.SIZE | module.QUICK)[name]
         if not any(is_like(options.size[name], x) for x in likes):
             parser.error(f"--set: {name} must be like {json.dumps(likes[0])}, got {value}")
+        least = int(min(numbers(likes), default=0) >= 1)
+        if min(numbers(options.size[name]), default=least) < least:
+            parser.error(f"--set: {name} must be at least {least}, got {value}")
     options.command = command_of(options)
     if options.seeds is None:
         options.seeds = module.SEEDS[:1] if options.quick else module.SEEDS
@@ -96,6 +99,15 @@ def main(arguments=None):
 def is_like(value, example):
     """Whether a value of JSON has the type of another; integers are numbers, too."""
     return type(value) in ({int, float} if isinstance(example, float) else {type(example)})
+
+
+def numbers(value):
+    """All numbers of a value of JSON, in lists and objects, too."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [number for part in value for number in numbers(part)]
+    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
 def command_of(options):

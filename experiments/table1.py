@@ -5,8 +5,10 @@ with full or LSH attention, with ordinary residuals and all activations kept or 
 and with feed-forward layers on the whole sequence or in chunks; from a base, one size at a time is
 changed.
 
-Each point is measured in a new process: the fastest of a few repetitions, and the bytes by which it
-grows (for a step, without the gradients of the weights, which the paper does not count either). The
+Each point is measured in a new process: the fastest of some calls, at least `repeats` and at least
+`seconds` long together, and the bytes by which it grows (for a step, without the gradients of the
+weights, which the paper does not count either). All points are measured once for each seed, and the
+least of each point counts, so that other work on the machine has to last to disturb one. The
 exponent is the slope of a line through the logarithms. The paper's formulas are evaluated at the
 same sizes and fitted in the same way.
 """
@@ -23,20 +25,20 @@ from reformer_c.models.presets import preset_config
 
 from .growth import check_system
 
-SEEDS = [0]
+SEEDS = [0, 1, 2]
 SIZE = {
     "full_lengths": [2048, 4096, 8192, 16384],
     "lsh_lengths": [4096, 8192, 16384, 32768, 65536],
     "rounds": [1, 2, 4, 8],
     "l": [2048, 4096, 8192, 16384], "d_ff": [512, 1024, 2048, 4096], "n_l": [2, 4, 8, 16],
     "base": {"l": 4096, "d_ff": 1024, "n_l": 2, "rounds": 2},
-    "width": 128, "repeats": 3,
+    "width": 128, "repeats": 3, "seconds": 1.0,
 }  # fmt: skip
 QUICK = {
     "full_lengths": [512, 1024], "lsh_lengths": [512, 1024], "rounds": [1, 2],
     "l": [256, 512], "d_ff": [128, 256], "n_l": [1, 2],
     "base": {"l": 256, "d_ff": 128, "n_l": 1, "rounds": 1},
-    "width": 32, "repeats": 1,
+    "width": 32, "repeats": 1, "seconds": 0.0,
 }  # fmt: skip
 HEADS = 2
 # attention, activations, feed-forward layers, and the paper's name for all three
@@ -55,18 +57,22 @@ PARTS = ("attention", "activations", "feed_forward")
 
 def grid(size, seeds):
     check_system()
-    fixed = {"width": size["width"], "repeats": size["repeats"], "seed": seeds[0]}
-    found = [{"attention": "full", "l": l, "rounds": 0} for l in size["full_lengths"]]  # noqa: E741
-    found += [
+    fixed = {key: size[key] for key in ("width", "repeats", "seconds")}
+    points = [{"attention": "full", "l": l, "rounds": 0} for l in size["full_lengths"]]  # noqa: E741
+    points += [
         {"attention": "lsh", "l": l, "rounds": rounds}
         for rounds in size["rounds"]
         for l in size["lsh_lengths"]  # noqa: E741
     ]
     for model in MODELS:
         axes = ("l", "d_ff", "n_l") + ("rounds",) * (model[0] == "lsh")
-        points = [size["base"] | {axis: value} for axis in axes for value in size[axis]]
-        found += [dict(zip(PARTS, model, strict=True)) | point for point in points]
-    return {" ".join(str(x) for x in point.values()): point | fixed for point in found}
+        steps = [size["base"] | {axis: value} for axis in axes for value in size[axis]]
+        points += [dict(zip(PARTS, model, strict=True)) | step for step in steps]
+    return {
+        f"{' '.join(str(x) for x in point.values())}, seed {seed}": point | fixed | {"seed": seed}
+        for seed in seeds
+        for point in points
+    }
 
 
 def run(settings, data, folder):
@@ -76,7 +82,7 @@ def run(settings, data, folder):
 def measure(settings):
     """Seconds and bytes of a point, in this process."""
     call, own = (step if "n_l" in settings else attention)(settings)
-    return growth(call, own, settings["repeats"])
+    return growth(call, own, settings["repeats"], settings["seconds"])
 
 
 def attention(settings):
@@ -157,8 +163,22 @@ def series(runs, fixed, axis):
 
 
 def split(runs):
-    """The runs of attention, and those of training steps."""
-    return [[x for x in runs if ("n_l" in x["settings"]) == steps] for steps in (False, True)]
+    """The points of attention, and those of training steps."""
+    points = least(runs)
+    return [[x for x in points if ("n_l" in x["settings"]) == steps] for steps in (False, True)]
+
+
+def least(runs):
+    """Each point once, with the least of its results over all seeds."""
+    points = {}
+    for run in runs:
+        settings = without(run["settings"], "seed")
+        results = points.setdefault(json.dumps(settings), {"settings": settings, "result": {}})[
+            "result"
+        ]
+        for key, value in run["result"].items():
+            results[key] = min(value, results.get(key, value))
+    return list(points.values())
 
 
 def base_of(steps):
@@ -214,8 +234,8 @@ def show(runs):
     return "\n".join(lines)
 
 
-def without(base, axis):
-    return {key: value for key, value in base.items() if key != axis}
+def without(settings, name):
+    return {key: value for key, value in settings.items() if key != name}
 
 
 def draw(runs, figure):

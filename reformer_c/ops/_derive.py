@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from ..checks import names_keywords
+
 P = ParamSpec("P")
 Value = TypeVar("Value", bound=np.ndarray | float)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,7 +36,7 @@ def value_of(
         op.__signature__ = signature.replace(  # type: ignore[attr-defined]
             return_annotation=inspect.signature(documented).return_annotation
         )
-        return op
+        return names_keywords(op)  # errors name this operation, not `forward`
 
     return decorate
 

@@ -48,6 +48,14 @@ def test_the_plain_op_is_the_forward_without_what_it_saves(isa, dtype, rng, name
     assert_same_bits([plain], [forward(op, inputs, options)[0]])
 
 
+@pytest.mark.parametrize("op", sorted({op for op, _ in CALLS.values()}))
+@pytest.mark.parametrize("suffix", ["", "_forward"])
+def test_an_unknown_argument_is_refused_by_the_name_of_the_function(rng, op, suffix):
+    inputs = large(op, rng, np.float32)
+    with pytest.raises(TypeError, match=rf"{op}{suffix}\b.*\bwidht\b|widht: {op}{suffix} has no"):
+        getattr(ops, op + suffix)(*inputs, widht=1)
+
+
 @every_call
 def test_any_number_of_workers_gives_the_same_bits(isa, dtype, rng, name):
     # lucidrains' and reformer_fastai's gradients depend on how attention is cut up

@@ -99,6 +99,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(capsys, monkeypatch, tmp_
         (["figure3", "--set", "wdith=3"], "'wdith' must be one of layers, width"),
         (["figure3", "--set", "width=wide"], "width must be JSON, got 'wide'"),
         (["figure3", "--set", 'steps="5"'], 'steps must be like 1500, got "5"'),
+        (["figure3", "--set", "steps=0"], "steps must be at least 1, got 0"),
+        (["figure3", "--set", "lr=-1"], "lr must be at least 0, got -1"),
+        (["figure5_left", "--set", "depths=[3,0]"], "depths must be at least 1, got [3,0]"),
+        (["pretrained", "--set", "windows=[-1]"], "windows must be at least 0, got [-1]"),
         (["enwik8", "--set", "measured=1"], "measured must be like true, got 1"),
         (["figure3", "--quick", "{short}"], "must have at least 640 bytes, got 5"),
         (["figure3", "--quick", "--save", "{short}"], "a must be a folder"),
@@ -234,6 +238,17 @@ def test_exponents_are_those_of_powers():
     sizes = np.array([1, 2, 4])
     assert table1.exponent(sizes, 3.0 * sizes**2) == pytest.approx(2)
     assert table1.exponent(sizes, [5.0] * 3) == pytest.approx(0)
+
+
+def test_the_least_of_all_seeds_is_shown():
+    def a_run(seed, l, seconds):  # noqa: E741
+        settings = {"attention": "full", "l": l, "rounds": 0, "seed": seed}
+        return {"settings": settings, "result": {"seconds": seconds, "bytes": 5}}
+
+    runs = [a_run(0, 64, 2.0), a_run(0, 128, 1.0), a_run(1, 64, 1.0), a_run(1, 128, 3.0)]
+    points, steps = table1.split(runs)
+    assert steps == []
+    assert [(x["settings"]["l"], x["result"]["seconds"]) for x in points] == [(64, 1.0), (128, 1.0)]
 
 
 def test_the_papers_formulas_are_those_of_its_tables():
