@@ -68,9 +68,9 @@ static int sees_any(const attention_arrays *x, size_t bh, size_t round, size_t i
     return 0;
 }
 
-/* Mark the queries that see a key of their bucket: all, or under the causal mask those that are not
-   before its first key. */
-static void find_in_buckets(const attention_arrays *x, size_t bh, size_t round, uint32_t *found) {
+/* Count in which rounds a query sees no key of its bucket: because it has none, or under the causal
+   mask because the query is before the first. */
+static void count_missed(const attention_arrays *x, size_t bh, size_t round, uint32_t *missed) {
     const rf_attention *a = x->a;
     for (size_t bucket = 0; bucket <= a->k; bucket++) {
         if (bucket % 1024 == 1023 && stopped(x->order.run)) return;
@@ -78,11 +78,13 @@ static void find_in_buckets(const attention_arrays *x, size_t bh, size_t round, 
         const span queries = bucket_span(&x->order, QUERIES, bh, round, (int32_t)bucket);
         size_t key = keys.start;
         while (key < keys.end && is_hidden(x, bh, token_at(x, KEYS, bh, round, key))) key++;
-        if (key == keys.end) continue;
-        const ptrdiff_t first = (ptrdiff_t)token_at(x, KEYS, bh, round, key);
+        ptrdiff_t first = PTRDIFF_MAX; // the first position from which a key is seen
+        if (key < keys.end)
+            first = a->causal ? (ptrdiff_t)token_at(x, KEYS, bh, round, key) : PTRDIFF_MIN;
         for (size_t at = queries.start; at < queries.end; at++) {
             const size_t i = token_at(x, QUERIES, bh, round, at);
-            found[i] |= !a->causal || first <= position_of(a, i);
+            if (first <= position_of(a, i)) break; // later queries are at later positions
+            missed[i]++;
         }
     }
 }
@@ -121,15 +123,16 @@ static void find_orphans(attention_arrays *x, void **scratch) {
 #pragma omp parallel for num_threads(team(x->order.run, 20.0 * (double)(heads * a->t)))            \
     schedule(dynamic)
     for (size_t bh = 0; bh < heads; bh++) {
-        // marks first, then orphans in their place: no more of them than marks that were read
+        // counts first, then orphans in their place: no more of them than counts that were read
         uint32_t *of_head = orphans + bh * a->t;
         memset(of_head, 0, a->t * sizeof *of_head);
         for (size_t round = 0; round < a->r && a->scope == RF_BUCKET; round++)
-            find_in_buckets(x, bh, round, of_head);
+            count_missed(x, bh, round, of_head);
         count[bh] = 0;
         for (size_t i = 0; i < a->t; i++) {
             if (i % 1024 == 0 && stopped(x->order.run)) break;
-            if (!of_head[i] && !finds_key(x, bh, i)) of_head[count[bh]++] = (uint32_t)i;
+            if (a->scope == RF_BUCKET && of_head[i] < a->r) continue;
+            if (!finds_key(x, bh, i)) of_head[count[bh]++] = (uint32_t)i;
         }
     }
 }
