@@ -10,9 +10,8 @@ guessed. To find out why, full attention is also evaluated without what sets sha
 apart: with keys that are not normalised, with a query that sees its own key, and with both, which
 is ordinary attention whose keys are its queries. That is trained, too.
 
-Lengths are trained one after the other, each until the target is reached: a model for longer texts
-is initialised from the one for shorter texts, its positions by stretching. With `last_steps`, the
-last length is trained for that many steps, whether the target is reached before or not.
+Lengths are trained one after the other: a model for longer texts is initialised from the one for
+shorter texts, its positions by stretching.
 """
 
 import json
@@ -38,11 +37,11 @@ SEEDS = [0]
 SIZE = {
     "train": ["full", "LSH-4", "LSH-2", "LSH-1", "ordinary", "separate", "local"],
     "lengths": [256, 512, 1024], "chunk": 64, "steps": 5000, "control_steps": 2000,
-    "last_steps": None, "target": 0.999, "batch": None, "texts": 32, "warmup": 200, "lr": 1e-3,
+    "target": 0.999, "batch": None, "texts": 32, "warmup": 200, "lr": 1e-3,
 }  # fmt: skip
 QUICK = {
-    "lengths": [16, 32], "chunk": 4, "steps": 2, "control_steps": 1, "last_steps": 2, "target": 0,
-    "batch": 2, "texts": 2, "warmup": 1,
+    "lengths": [16, 32], "chunk": 4, "steps": 2, "control_steps": 1, "target": 0, "batch": 2,
+    "texts": 2, "warmup": 1,
 }  # fmt: skip
 ROUNDS = (8, 4, 2, 1)
 # full attention, by name: whether keys are normalised, and whether a query sees its own key
@@ -125,8 +124,6 @@ def run(settings, data, folder):
     """Train at all lengths, and evaluate at each, until a length is not learned."""
     results, last = {}, None
     for length in settings["lengths"]:
-        if length == settings["lengths"][-1] and settings["last_steps"] is not None:
-            settings = settings | {"steps": settings["last_steps"], "target": math.inf}
         place = folder / str(length)
         model = make_model(settings["trained"], length, settings["chunk"], settings["seed"])
         if last is not None:
