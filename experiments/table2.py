@@ -309,28 +309,41 @@ def attention(q, v, normalise, own_key):
 
 
 def show(runs):
-    length = max(length for run in runs for length in run["settings"]["lengths"])
+    """The table of the longest texts, and that of the shortest, which no others came before."""
+    lengths = [length for run in runs for length in run["settings"]["lengths"]]
+    lines = table(runs, max(lengths))
+    if min(lengths) < max(lengths):
+        lines += ["", *table(runs, min(lengths))]
+    lines.append("")
+    for run in runs:
+        reached, last = list(run["result"].items())[-1]
+        steps = ", ".join(f"{row['steps']:,} at {n}" for n, row in run["result"].items())
+        share = 100 * last["accuracy"]
+        lines.append(f"- {label(run)}: steps {steps}; {share:.1f} % with itself at {reached}")
+    return "\n".join(lines)
+
+
+def label(run):
+    return run["settings"]["trained"] if run["settings"]["seed"] == 0 else run["name"]
+
+
+def table(runs, length):
+    """Lines of Markdown: the accuracy at a length, in per cent, of the layers that came to it."""
     lines = [
         f"| trained, at {length:,} symbols | {' | '.join(EVALUATED)} |",
         "|---|" + "---|" * len(EVALUATED),
     ]
-    others = []
     for run in runs:
         name, results = run["settings"]["trained"], run["result"]
-        label = name if run["settings"]["seed"] == 0 else run["name"]
-        reached, last = list(results.items())[-1]
-        steps = ", ".join(f"{row['steps']:,} at {n}" for n, row in results.items())
-        share = 100 * last["accuracy"]
-        others.append(f"- {label}: steps {steps}; {share:.1f} % with itself at {reached}")
-        if name == "local" or int(reached) < length:
+        if name == "local" or str(length) not in results:
             continue
         cells = [
-            f"{100 * last['evaluated'][column]:.1f}"
+            f"{100 * results[str(length)]['evaluated'][column]:.1f}"
             + (f" ({PAPER[name][column]})" if column in PAPER.get(name, {}) else "")
             for column in EVALUATED
         ]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *others])
+        lines.append(f"| {label(run)} | {' | '.join(cells)} |")
+    return lines
 
 
 def draw(runs, figure):
