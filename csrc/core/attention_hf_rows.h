@@ -27,10 +27,15 @@ typedef struct {
     size_t n;
 } key_list;
 
-/* The maximum number of keys of a row in one round. */
+/* The maximum number of keys of a row in one round: in the window's and the orphans', all; in one
+   of chunks, those of its span of chunks, which may go around the circle and list a key repeatedly.
+ */
 static size_t key_list_max(const rf_attention *a) {
-    if (!is_window_scope(a) || a->window || a->separate) return max_size(a->t, a->tk);
-    return bytes_mul(bytes_add(bytes_add(a->before, a->after), 1), min_size(a->m, a->t));
+    const size_t all = max_size(a->t, a->tk);
+    if (!is_window_scope(a)) return all;
+    const size_t chunks = bytes_add(bytes_add(a->before, a->after), 1);
+    const size_t listed = bytes_mul(chunks, min_size(chunk_length(a, key_side(a)), all));
+    return a->window || a->separate ? max_size(all, listed) : listed;
 }
 
 /* Passes in which a row may see keys: with separate keys, one more for those of an orphan. */

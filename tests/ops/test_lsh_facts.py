@@ -195,6 +195,26 @@ def test_such_rows_are_their_value_where_hugging_face_has_no_such_attention(
     np.testing.assert_array_equal(dv, dout)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 0), (3, 2)])
+@pytest.mark.parametrize("t", [11, 13, 17])
+def test_such_rows_may_see_chunks_repeatedly_around_the_circle(isa, dtype, rng, before, after, t):
+    rules = {"chunk_length": 8, "num_chunks_before": before, "num_chunks_after": after, "rng": 0}
+    # with a window, the first row sees only itself
+    qk, v = 1 + rng.random((2, 1, 1, t, 4)).astype(dtype)
+    shared = rules | {"is_causal": True, "local_window": 0, "num_hashes": 2}
+    out, saved = ops.lsh_attention_forward(qk, v, **shared)
+    assert_close(out[0, 0, 0], v[0, 0, 0], "forward")
+    # with separate keys, all scores are low
+    q, k = np.full_like(qk, 1e4), -1e3 * qk
+    low, saved_low = ops.lsh_attention_forward(q, v, k=k, **rules)
+    assert low.min() >= 1
+    assert low.max() <= 2
+    # the weights of each row sum to 1
+    for result in (saved, saved_low):
+        dv = ops.lsh_attention_backward(np.ones_like(v), result)[-1]
+        assert_close(dv.sum(), np.asarray(v.size, dtype), "backward")
+
+
 def test_such_rows_drop_each_meeting_for_itself(isa, dtype, rng):
     t, r = 600, 3
     qk, v = normal(rng, dtype, 2, 1, 1, t, 8)
