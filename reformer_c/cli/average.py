@@ -23,6 +23,7 @@ def run(options: Namespace) -> None:
     for name in options.models:
         # of a run with --keep, the models that it kept
         folders += [str(path) for path in kept_models(Path(name))] or [name]
+    folders = list({Path(folder).resolve(): folder for folder in folders}.values())  # each once
     model = average_models(open_model(folder) for folder in folders)
     tokenizer = folder_tokenizer(options.models[0])
     model.save_pretrained(output)

@@ -19,7 +19,7 @@ from ..training.metrics import describe_metrics
 from ..training.optim import Adafactor, AdamW, Optimizer
 from ..training.progress import show_progress
 from ..training.schedules import Schedule, schedules
-from ..training.state import has_checkpoint
+from ..training.state import has_checkpoint, read_state
 from ..training.train import Trainer
 from . import tasks
 from .pictures import describe_bits, read_picture_data
@@ -83,7 +83,8 @@ def _prepare(folder: Path | None, options: Namespace) -> Prepared:
     """The run of a language model of texts or pictures."""
     found = read_picture_data(options) if options.task == "image" else read_data(folder, options)
     data, held_out, held_out_bytes, tokenizer, _ = found
-    model = make_model(folder, found, options, ReformerModelWithLMHead)
+    causal = {"is_decoder": True, "local_num_chunks_after": 0}  # whatever --from was trained for
+    model = make_model(folder, found, options, ReformerModelWithLMHead, **causal)
     if tokenizer is None and options.bytes_per_token is None and options.task != "image":
         raise ValueError(
             "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "
@@ -136,6 +137,13 @@ def _check_folder(folder: Path | None, options: Namespace) -> None:
     found = has_checkpoint(folder)
     if options.resume and not found:
         raise ValueError(f"--resume: there is no checkpoint in {str(folder)!r}")
+    if options.resume:
+        state = read_state(folder)
+        least = max(state["step"], state.get("schedule", {}).get("steps", 0))
+        if options.steps < least:
+            raise ValueError(
+                f"--steps must be at least the {least} of the run that resumes, got {options.steps}"
+            )
     if not options.resume and found:
         raise ValueError(
             f"--save: there is a checkpoint in {str(folder)!r}: add --resume to continue it, or "

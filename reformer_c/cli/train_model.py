@@ -56,7 +56,8 @@ def make_model(
 def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> ReformerConfig:
     """The configuration of the preset or of --from, with what data and options determine."""
     if options.start is not None:
-        determined = {name: x for name, x in determined.items() if name not in KEPT}
+        kept = KEPT[:1] if determined.get("is_decoder") else KEPT  # causal: no later chunks
+        determined = {name: x for name, x in determined.items() if name not in kept}
     fields = determined | given(
         **dict.fromkeys(DROPOUTS, options.dropout),
         memory_budget=_bytes_of(options.memory_budget),
@@ -65,14 +66,14 @@ def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> 
     fields |= dict(options.set)
     if options.start is not None:
         config = ReformerConfig.from_pretrained(options.start).changed(fields)
-        if length > config.num_positions:
-            raise ValueError(
-                f"--length must be at most the {config.num_positions} positions of "
-                f"{options.start!r}, got {length}"
-            )
     else:
         config = preset_config(
             options.preset or PRESET, length, layers=options.layers, width=options.width, **fields
+        )
+    if length > config.num_positions:
+        raise ValueError(
+            f"--length must be at most the {config.num_positions} positions of "
+            f"{repr(options.start) if options.start else 'the model'}, got {length}"
         )
     crosses = options.task == "translation" and config.cross_attention == "lsh"
     if options.hashes is not None and not (config.hashes or crosses):
@@ -106,10 +107,15 @@ def create_or_open(
         for warning in caught:
             show(f"--from: {warning.message}")
         return model
+    saved = ReformerConfig.from_json(folder)
+    if found := config_differences(config, saved):
+        raise ValueError(f"--resume: {'; '.join(found)} in {str(folder)!r}")
     # the saved memory budget is used: a share of today's free memory would be other bytes, and
     # results would round differently
-    if found := config_differences(config, ReformerConfig.from_json(folder)):
-        raise ValueError(f"--resume: {'; '.join(found)} in {str(folder)!r}")
+    own, kept = config.memory_budget, saved.memory_budget
+    share = options.memory_budget is not None and options.memory_budget <= 1
+    if own not in (None, kept) and not (share and kept is not None):
+        raise ValueError(f"--resume: memory_budget is {own} here and {kept} in {str(folder)!r}")
     return kind.from_pretrained(folder)
 
 

@@ -171,7 +171,8 @@ class GenerationConfig(NamedAttributes, JsonFile):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
-        """The options of a generation_config.json; other keys are kept in `extra`.
+        """The options of a generation_config.json; other keys are kept in `extra`, and so is a
+        temperature of 0 without `do_sample`, which some models have.
 
         Warns of options of transformers that are set and not supported here, and of keys that
         resemble an option.
@@ -183,10 +184,12 @@ class GenerationConfig(NamedAttributes, JsonFile):
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"values must be a dictionary, got {type(values).__name__}")
-        names = [f.name for f in fields(cls) if f.name != "extra"]
+        greedy = values.get("temperature") == 0 and not values.get("do_sample")
+        unused = {"temperature"} if greedy else set()
+        names = [f.name for f in fields(cls) if f.name not in {"extra"} | unused]
         extra = {name: value for name, value in values.items() if name not in names}
         _warn_of_unsupported(GENERATION_CONFIG, extra)
-        for name in extra.keys() - UNSUPPORTED.keys() - IGNORED:
+        for name in extra.keys() - UNSUPPORTED.keys() - IGNORED - unused:
             if near := did_you_mean(name, names):
                 warnings.warn(f"{GENERATION_CONFIG}: unknown option {name}{near}", stacklevel=2)
         known = {name: value for name, value in values.items() if name in names}

@@ -73,7 +73,8 @@ def full_attention() -> np.ndarray:  # type: ignore[empty-body]
         heads serves h / hk successive ones of q, as in grouped-query attention (Ainslie et al.
         2023).
     is_causal : bool
-        A query sees keys at its own position and before.
+        A query sees keys at its own position and before. Positions of both count from their first:
+        of lengths that differ, query 0 is at key 0, as in PyTorch's attention.
     attention_mask : (b, tk) bool, int or float, optional
         Nonzero for a real token; (tk,) without a batch axis.
     scale : float, optional

@@ -204,12 +204,14 @@ def lsh_attention() -> Any:
         by default.
     chunk_length : int
         Length of a chunk; the last one may be short. A sequence of at most one chunk gets
-        `full_attention`, whatever num_hashes (with ``scope="chunk"``). There are as many chunks of
+        `full_attention`, whatever num_hashes (with ``scope="chunk"``), under a causal mask with
+        the positions that `is_causal` describes. There are as many chunks of
         `k` as of queries, of ceil(tk / chunks) keys.
     num_chunks_before, num_chunks_after : int
         How many neighbouring chunks a query sees.
     is_causal : bool
-        A query sees keys at its own position and before.
+        A query sees keys at its own position and before. With `k`, the last query is at the
+        position of the last key.
     attention_mask : (b, t) bool, int or float, optional
         Nonzero for a real token; (t,) without a batch axis. The others share a bucket of their own.
         With `k` it is of keys, (b, tk).

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..checks import bucket_factors, integer, names_keywords, number
+from ..checks import bucket_factors, count, integer, names_keywords, number
 from ..ops.separate_keys import check_center, key_buckets_of
 from ..runtime import underflow_to_zero
 from ..text.tables import html_table, text_table
@@ -192,11 +192,10 @@ scope, local_window, center, scale
     if v is not None and v.shape != (q if keys is None else keys).shape:
         owner, shape = ("qk", q.shape) if keys is None else ("k", keys.shape)
         raise ValueError(f"v must have the shape of {owner}, {shape}, got {v.shape}")
-    rounds = [int(r) for r in np.atleast_1d(num_hashes)]
-    if not rounds or min(rounds) < 1:
+    rounds = [count("num_hashes", r, 1) for r in np.atleast_1d(num_hashes).tolist()]
+    if not rounds:
         raise ValueError(f"num_hashes must be numbers >= 1, got {num_hashes!r}")
-    if queries is not None and queries < 1:
-        raise ValueError(f"queries must be a number >= 1 or None, got {queries!r}")
+    queries = None if queries is None else count("queries", queries, 1)
     if local_window is not None:
         local_window = integer("local_window", local_window, 0)
     scale = None if scale is None else number("scale", scale)

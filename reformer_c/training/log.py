@@ -54,6 +54,8 @@ class TrainingLog:
         ------
         FileExistsError
             A new run (`after` is 0) finds the lines of another.
+        ValueError
+            The file is not a log.
         """
         self.close()
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
@@ -62,7 +64,7 @@ class TrainingLog:
                 f"log: {os.fspath(self.path)!r} has the steps of another run: resume it, or choose "
                 "another file"
             )
-        kept = [line for line in _complete_lines(text) if json.loads(line)["step"] <= after]
+        kept = [line for line in _complete_lines(text) if _step_of(line, self.path) <= after]
         rest = "".join(f"{line}\n" for line in kept)
         if rest != text:
             write_atomically(self.path, lambda part: part.write_text(rest, encoding="utf-8"))
@@ -101,12 +103,26 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         The file does not exist, or is not a log.
     """
     lines = _complete_lines(Path(path).read_text(encoding="utf-8"))
+    return [_parse(line, path) for line in lines]
+
+
+def _parse(line: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        return [json.loads(line) for line in lines]
+        values = json.loads(line)
     except ValueError as error:
         raise ValueError(
             f"log: {os.fspath(path)!r} is not a file of JSON lines: {error}"
         ) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"log: {os.fspath(path)!r} has a line that is not an object: {line:.80}")
+    return values
+
+
+def _step_of(line: str, path: str | os.PathLike[str]) -> int:
+    step = _parse(line, path).get("step")
+    if not isinstance(step, int):
+        raise ValueError(f"log: {os.fspath(path)!r} has a line without a step: {line:.80}")
+    return step
 
 
 def _complete_lines(text: str) -> list[str]:

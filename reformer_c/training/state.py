@@ -17,8 +17,8 @@ from ..files.checkpoint import read_safetensors, write_atomically, write_safeten
 from ..models.config import ReformerConfig
 from .optim import Optimizer
 
-__all__ = ["config_differences", "has_checkpoint", "keep_model", "kept_models", "restore_run",
-           "save_run"]  # fmt: skip
+__all__ = ["config_differences", "has_checkpoint", "keep_model", "kept_models", "read_state",
+           "restore_run", "save_run"]  # fmt: skip
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -31,6 +31,24 @@ KEPT = "checkpoint-"
 def has_checkpoint(folder: Path) -> bool:
     """Whether `Trainer.resume` would find a checkpoint in the folder."""
     return (folder / STATE_FILE).is_file()
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `save_run` wrote of a run, besides weights: its steps, and what must agree.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged.
+    """
+    path = folder / STATE_FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"resume: {os.fspath(path)!r} is damaged: {error}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise ValueError(f"resume: {STATE_FILE} in {os.fspath(folder)!r} has no step")
+    return state
 
 
 def save_run(folder: Path, model: Any, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -72,9 +90,7 @@ def restore_run(
     finish_checkpoint(folder)
     if not has_checkpoint(folder):
         raise FileNotFoundError(f"folder: there is no {STATE_FILE} in {os.fspath(folder)!r}")
-    state = json.loads((folder / STATE_FILE).read_text())
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        raise ValueError(f"resume: {STATE_FILE} in {os.fspath(folder)!r} has no step")
+    state = read_state(folder)
     own = describe(state["step"])
     if own["optimizer"] != state.get("optimizer"):  # its arguments differ as a consequence
         state.pop("settings", None)

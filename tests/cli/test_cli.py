@@ -508,6 +508,11 @@ def test_what_differs_from_the_saved_run_is_said(trained, text, capsys):
     said = capsys.readouterr().err
     assert "--resume: num_hashes is 9 here and " in said or "; num_hashes is 9 here and " in said
     assert "hidden_act is gelu here and relu" in said
+    # a memory budget that would be ignored, and fewer steps than those of the schedule
+    assert main([*command[:-2], "--memory-budget", "1e6"]) == 1
+    assert "--resume: memory_budget is 1000000 here and None in" in capsys.readouterr().err
+    assert main([*command[:4], "--steps", "3", "--save", trained, "--resume"]) == 1
+    assert "--steps must be at least the 4 of the run that resumes" in capsys.readouterr().err
     # a finished run may be extended, and its schedule with it
     assert main(command[:-2]) == 0
     assert "resumed: schedule.steps is 5 here and 4\n" in capsys.readouterr().out

@@ -422,6 +422,18 @@ def test_a_language_model_is_trained_further(tmp_path, reviews, capsys):
     assert main(["train", reviews, *TUNE, second, "--steps", "1", "--threads", "1"]) == 0
     assert main([*command, "--from", second, "--length", "64"]) == 1
     assert "--length must be at most the 32 positions of" in capsys.readouterr().err
+    few = ["--set", "max_position_embeddings=16"]
+    assert main([*command, *SMALL, *few]) == 1
+    assert "--length must be at most the 16 positions of the model" in capsys.readouterr().err
+
+
+def test_a_masked_language_model_becomes_a_causal_one(tmp_path, reviews):
+    masked, causal = str(tmp_path / "masked"), str(tmp_path / "causal")
+    command = ["train", reviews, "--length", "32", "--steps", "1", "--threads", "1"]
+    assert main([*command, *SMALL, "--task", "mlm", "--save", masked]) == 0
+    assert main([*command, "--from", masked, "--save", causal]) == 0
+    config = json.loads(Path(causal, "config.json").read_text())
+    assert (config["is_decoder"], config["local_num_chunks_after"]) == (True, 0)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_folder_of_before_has_its_options_in_config_json(tmp_path, model):
 
 
 @pytest.mark.parametrize("values", [
-    {"temperature": 0}, {"top_k": "many"}, {"num_beams": -2}, {"do_sample": "yes"},
+    {"temperature": -1}, {"top_k": "many"}, {"num_beams": -2}, {"do_sample": "yes"},
 ])  # fmt: skip
 def test_a_wrong_value_in_a_folder_is_named(tmp_path, model, values):
     model.save_pretrained(tmp_path)
@@ -253,6 +253,15 @@ def test_what_is_not_built_is_said_and_kept(tmp_path, model, file):
     assert json.loads((tmp_path / "again" / file).read_text())["penalty_alpha"] == 0.6
     with pytest.raises(TypeError, match=r"^penalty_alpha: generate has no such argument"):
         model.generate([[1]], penalty_alpha=0.6)
+
+
+def test_a_temperature_of_0_that_is_not_used_is_kept():
+    file = {"do_sample": False, "temperature": 0.0}  # as in some models of transformers
+    config = GenerationConfig.from_dict(file)
+    assert config.temperature is None
+    assert config.to_dict() == file
+    with pytest.raises(ValueError, match=r"^temperature must be a number > 0"):
+        GenerationConfig.from_dict({"do_sample": True, "temperature": 0.0})
 
 
 def test_a_key_that_is_nearly_an_option_is_said():

@@ -186,6 +186,14 @@ def test_a_layer_that_does_not_hash_is_named(layer):
         attention_inputs(model, random_ids((1, 24)), layer)
 
 
+@pytest.mark.parametrize("options", [{"num_hashes": [2.9]}, {"num_hashes": 0}, {"queries": 1.5}])
+def test_counts_of_a_report_are_integers(options):
+    qk, v = draw(64)
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be an integer >= 1, got "):
+        rc.lsh_report(qk, v=v, **options)
+
+
 def test_a_report_prints_as_a_table():
     qk, v = draw(64)
     lines = str(lsh_report(qk, v, chunk_length=16)).splitlines()

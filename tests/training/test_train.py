@@ -621,6 +621,27 @@ def test_the_log_of_another_run_is_not_written_over(tmp_path):
         read_log(tmp_path / "text")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"), [("no log", "JSON lines"), ("[1]", "object"), ('{"a": 1}', "without a step")]
+)
+def test_a_run_does_not_resume_into_what_is_no_log(tmp_path, text, words):
+    run(make(steps=2, folder=tmp_path))
+    log = tmp_path / "text"
+    log.write_text(text + "\n")
+    trainer = make(log=log)
+    trainer.resume(tmp_path)
+    with pytest.raises(ValueError, match=f"^log: .*text' .*{words}"):
+        run(trainer)
+    assert log.read_text() == text + "\n"
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    run(make(steps=1, folder=tmp_path))
+    (tmp_path / "trainer_state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^resume: '.*trainer_state.json' is damaged"):
+        make().resume(tmp_path)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_log_that_cannot_be_written_ends_the_run_and_saves_it(tmp_path):
     with pytest.raises(OSError, match="No space"):
