@@ -356,8 +356,8 @@ def _predict(command: ArgumentParser) -> None:
     add = command.add_argument
     _model_folder(command)
     add("files", nargs="+", metavar="FILE",
-        help=".csv, .tsv, .jsonl, .json, or .txt with a text per line; - is JSON lines from "
-        "standard input")  # fmt: skip
+        help=".csv, .tsv, .jsonl, .json, or .txt with a text per line, without empty ones; - is "
+        "JSON lines from standard input")  # fmt: skip
     add("--length", **COUNT, help="tokens per text (the model's maximum)")
     add("--text-column", metavar="NAME", help="column of the text (text)")
 
