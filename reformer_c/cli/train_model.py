@@ -71,10 +71,10 @@ def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> 
             options.preset or PRESET, length, layers=options.layers, width=options.width, **fields
         )
     if length > config.num_positions:
-        raise ValueError(
-            f"--length must be at most the {config.num_positions} positions of "
-            f"{repr(options.start) if options.start else 'the model'}, got {length}"
-        )
+        given_by = "--length and --offset together" if options.offset else "--length"
+        owner = "the model" if options.start is None else repr(options.start)
+        most = f"the {config.num_positions} positions of {owner}"
+        raise ValueError(f"{given_by} must be at most {most}, got {length}")
     crosses = options.task == "translation" and config.cross_attention == "lsh"
     if options.hashes is not None and not (config.hashes or crosses):
         raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")
