@@ -18,8 +18,8 @@ def growth(call, own=0, repeats=1, seconds=0.0):
     rc.fma_peak(0.01)  # starts the threads
     CLEAR.write_text("5")  # resets the peak
     before = resident("VmRSS")
-    times = []
-    while len(times) < repeats or sum(wall for wall, _ in times) < seconds:
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < repeats or time.perf_counter() < end:
         begin, busy = time.perf_counter(), time.process_time()
         call()
         times.append((time.perf_counter() - begin, time.process_time() - busy))

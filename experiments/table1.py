@@ -173,11 +173,9 @@ def least(runs):
     points = {}
     for run in runs:
         settings = without(run["settings"], "seed")
-        results = points.setdefault(json.dumps(settings), {"settings": settings, "result": {}})[
-            "result"
-        ]
+        point = points.setdefault(json.dumps(settings), {"settings": settings, "result": {}})
         for key, value in run["result"].items():
-            results[key] = min(value, results.get(key, value))
+            point["result"][key] = min(value, point["result"].get(key, value))
     return list(points.values())
 
 

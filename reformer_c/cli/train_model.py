@@ -70,11 +70,11 @@ def make_config(length: int, options: Namespace, determined: dict[str, Any]) -> 
         config = preset_config(
             options.preset or PRESET, length, layers=options.layers, width=options.width, **fields
         )
+    length -= options.offset  # an offset for which there are too few positions is refused later
     if length > config.num_positions:
-        given_by = "--length and --offset together" if options.offset else "--length"
         owner = "the model" if options.start is None else repr(options.start)
         most = f"the {config.num_positions} positions of {owner}"
-        raise ValueError(f"{given_by} must be at most {most}, got {length}")
+        raise ValueError(f"--length must be at most {most}, got {length}")
     crosses = options.task == "translation" and config.cross_attention == "lsh"
     if options.hashes is not None and not (config.hashes or crosses):
         raise ValueError(f"--hashes needs an LSH layer, got {', '.join(config.attn_layers)}")

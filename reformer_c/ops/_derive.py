@@ -25,18 +25,20 @@ def value_of(
     documentation of `forward` gets the parameters.
     """
 
+    call: Callable[P, tuple[Value, Any]] = inspect.unwrap(forward)  # errors name the operation
+
     def decorate(documented: Callable[..., Value]) -> Callable[P, Value]:
         parameters_of(documented)(forward)
 
         @functools.wraps(documented)
         def op(*args: P.args, **kwargs: P.kwargs) -> Value:
-            return forward(*args, **kwargs)[0]
+            return call(*args, **kwargs)[0]
 
         signature = inspect.signature(forward)
         op.__signature__ = signature.replace(  # type: ignore[attr-defined]
             return_annotation=inspect.signature(documented).return_annotation
         )
-        return names_keywords(op)  # errors name this operation, not `forward`
+        return names_keywords(op)
 
     return decorate
 
