@@ -156,7 +156,7 @@ static void flush_queries(const attention_arrays *x, const query_tile *tile,
         const size_t token = (size_t)blk->qtoken[i], at = i * x->dp;
         real *dq = (real *)row_of(g->dq, g->sdq, a, blk->bh, token);
         write_row(dq, tile->dq + at, a->d, !is_first_round(a, blk->round));
-        if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + at, tile->dk + at);
+        if (a->shared_qk) add_key_gradient(a, dq, blk->k_rows + at, tile->dk + at, blk->norm[i]);
     }
 }
 

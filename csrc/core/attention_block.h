@@ -52,6 +52,7 @@ typedef struct {
     lane qbucket[BLOCK], kbucket[BLOCK]; // over all rounds; only if buckets are compared
     lane *homes;                         // r x BLOCK, if pairs must not repeat: see order.h
     uint64_t drop[BLOCK];                // keys of the queries' dropout bits
+    real norm[BLOCK];                    // of shared keys: a query times norm is the key
     real kscale[BLOCK];                  // raw product times kscale = score
     real kunit[BLOCK];                   // the same for scores in units of log 2
     real khidden[BLOCK];           // the raw product of SCORE_HIDDEN, if pairs must not repeat
@@ -295,42 +296,72 @@ static void query_columns(const attention_arrays *x, block *blk, const lane *tok
     if (x->dout) right_rows(blk->q_right, blk->q_rows, dp, n, d);
 }
 
-/* The rounded operands of keys and values. */
+/* The rounded operands of keys and values. Those of shared keys are the queries', where a left
+   operand is as a transposed right one. */
 static void round_keys(const attention_arrays *x, block *blk) {
     const size_t d = x->a->d, dp = x->dp, n = blk->nk;
-    left_rows(blk->k_left, blk->k_rows, dp, n, d);
+    const int shared = x->a->shared_qk;
+    if (shared && TAKES_PAIRS)
+        blk->k_left = columns_of(blk->q_columns_right);
+    else
+        left_rows(blk->k_left, blk->k_rows, dp, n, d);
     if (x->dout) {
         left_rows(blk->v_left, blk->v_rows, dp, n, d);
-        right_rows(blk->k_right, blk->k_rows, dp, n, d);
+        if (shared)
+            blk->k_right = blk->q_right;
+        else
+            right_rows(blk->k_right, blk->k_rows, dp, n, d);
     } else {
         right_rows(blk->v_right, blk->v_rows, dp, n, d);
     }
 }
 
-/* Divide the factors of shared keys by the keys' root mean squares, taken from the queries'
-   columns, one lane per key. */
-static void divide_by_norms(const attention_arrays *x, block *blk) {
-    real mean[BLOCK];
-    for (size_t i = 0; i < blk->nk; i += VEC_LANES) {
-        vec sum[2] = {{0}, {0}};
-        for (size_t j = 0; j < x->dp; j += 2) {
-            const vec even = vload(blk->q_columns + j * BLOCK + i);
-            const vec odd = vload(blk->q_columns + (j + 1) * BLOCK + i);
-            sum[0] += even * even, sum[1] += odd * odd;
-        }
-        vstore(mean + i, (sum[0] + sum[1]) / (real)x->a->d + (real)1e-6);
+/* The sums of squares of up to VEC_LANES rows, one lane each; lanes beyond the last row repeat it.
+ */
+static vec squares_of_rows(const real *rows, size_t ld, size_t n, size_t dp) {
+    real sums[VEC_LANES][VEC_LANES], columns[VEC_LANES * VEC_LANES];
+    const real *line[VEC_LANES];
+    for (size_t i = 0; i < VEC_LANES; i++) {
+        const real *row = rows + min_size(i, n - 1) * ld;
+        vec sum = {0};
+        for (size_t j = 0; j < dp; j += VEC_LANES) sum += vload(row + j) * vload(row + j);
+        vstore(sums[i], sum);
+        line[i] = sums[i];
     }
-    for (size_t i = 0; i < blk->nk; i++) blk->kscale[i] *= inverse_root(mean[i]);
+    transpose_rows(columns, VEC_LANES, line, VEC_LANES);
+    vec sum = {0};
+    for (size_t i = 0; i < VEC_LANES; i++) sum += vload(columns + i * VEC_LANES);
+    return sum;
 }
 
-/* The factors of each key's raw products. A shared key is the query divided by its root mean
-   square; rounded queries have no columns in float32, so their norms are taken from the rows. */
+/* The same of rows that are stored as columns, ld apart. */
+static vec squares_of_columns(const real *columns, size_t ld, size_t dp) {
+    vec sum[2] = {{0}, {0}};
+    for (size_t j = 0; j < dp; j += 2) {
+        const vec even = vload(columns + j * ld), odd = vload(columns + (j + 1) * ld);
+        sum[0] += even * even, sum[1] += odd * odd;
+    }
+    return sum[0] + sum[1];
+}
+
+/* What shared keys are multiplied by: a key is the query divided by its root mean square. Rounded
+   queries have no columns in float32. */
+static void key_norms(const attention_arrays *x, block *blk) {
+    for (size_t i = 0; i < blk->nk; i += VEC_LANES) {
+        const vec squares =
+            x->terms ? squares_of_rows(blk->k_rows + i * x->dp, x->dp, blk->nk - i, x->dp)
+                     : squares_of_columns(blk->q_columns + i, BLOCK, x->dp);
+        vstore(blk->norm + i, squares / (real)x->a->d + (real)1e-6);
+    }
+    for (size_t i = 0; i < blk->nk; i++) blk->norm[i] = inverse_root(blk->norm[i]);
+}
+
+/* The factors of each key's raw products. */
 static void key_scales(const attention_arrays *x, block *blk) {
     const rf_attention *a = x->a;
     for (size_t i = 0; i < BLOCK; i++) blk->kscale[i] = (real)a->scale;
-    if (a->shared_qk && !x->terms) divide_by_norms(x, blk);
-    for (size_t i = 0; i < blk->nk && a->shared_qk && x->terms; i++)
-        blk->kscale[i] *= key_norm(blk->k_rows + i * x->dp, a->d);
+    if (a->shared_qk) key_norms(x, blk);
+    for (size_t i = 0; i < blk->nk && a->shared_qk; i++) blk->kscale[i] *= blk->norm[i];
     for (size_t i = 0; i < BLOCK; i++) blk->kunit[i] = blk->kscale[i] * LOG2_E;
     const real least = (real)1e-28; // SCORE_HIDDEN / least is finite
     for (size_t i = 0; i < BLOCK && x->repeats; i++) {
@@ -425,7 +456,11 @@ static ALWAYS_INLINE void prefetch_flush(prefetch_queue *queue, size_t n) {
 /* Lines to prefetch between two pieces of work where products are of rounded operands, which do not
    prefetch while they compute. */
 #define ROUNDED_FLUSH 16
-#define PRODUCT_LINES 32 // and during a product, at most
+
+/* And during a product of that many rows, at most. */
+static inline size_t product_lines(size_t rows) {
+    return 32 * rows / MASKED_ROWS;
+}
 
 static inline void prefetch_clear(prefetch_queue *queue) {
     queue->lines.count = queue->next = 0;

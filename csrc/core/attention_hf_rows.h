@@ -241,12 +241,9 @@ static void hf_row_forward(const attention_arrays *x, real *out, size_t bh, size
 
 /* dx += what follows from the gradient g of the raw key row: g itself, less what the norm of a
    shared key takes out of it. */
-static void add_key_gradient(const rf_attention *a, real *dx, const real *x, const real *g) {
-    real along = 0;
-    if (a->shared_qk) {
-        const real rho = key_norm(x, a->d);
-        along = rho * rho * dot(x, g, a->d) / (real)a->d;
-    }
+static void add_key_gradient(const rf_attention *a, real *dx, const real *x, const real *g,
+                             real norm) {
+    const real along = a->shared_qk ? norm * norm * dot(x, g, a->d) / (real)a->d : 0;
     for (size_t j = 0; j < a->d; j++) dx[j] += g[j] - along * x[j];
 }
 
@@ -298,7 +295,7 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
             }
             const real *dkj = a->shared_qk ? row_of(to->dq, to->sdq, a, bh, token)
                                            : kv_row_of(to->dk, to->sdk, a, bh, token);
-            add_key_gradient(a, (real *)dkj, k, g);
+            add_key_gradient(a, (real *)dkj, k, g, a->shared_qk ? key_norm(k, d) : 1);
         }
     }
 }

@@ -147,7 +147,7 @@ static void rounded_staircase(real *c, const mask_extent *extent, size_t g0, ope
         const size_t from = first / OPERAND_PANEL * OPERAND_PANEL;
         rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
                         right_from(columns, 0, from), min_size(MASKED_ROWS, extent->max_end - i),
-                        end - from, d, 0, prefetch_take(queue, PRODUCT_LINES));
+                        end - from, d, 0, prefetch_take(queue, product_lines(MASKED_ROWS)));
     }
 }
 
@@ -341,18 +341,19 @@ static void queries_product(real *out, const mask_extent *extent, const real *s,
 static inline void round_scores(operand left, const mask_extent *extent, const real *s, size_t g,
                                 size_t nq) {
     const size_t i = g * VEC_LANES;
-    left_columns(left_from(left, i, 0), s + i, BLOCK, min_size(VEC_LANES, nq - i), extent->max_end);
+    left_columns(left_from(columns_of(left), i, 0), s + i, BLOCK, min_size(VEC_LANES, nq - i),
+                 extent->max_end);
 }
 
 /* The same of rounded operands, `left` being s, for the groups from g0 on. */
 static void rounded_queries_product(real *out, const mask_extent *extent, size_t g0, operand left,
                                     operand rows, size_t nq, size_t dp, int add,
                                     prefetch_queue *queue) {
-    const size_t end = min_size(nq, extent->groups * VEC_LANES);
-    for (size_t i = g0 * VEC_LANES; i < end; i += MASKED_ROWS) {
-        const size_t m = min_size(MASKED_ROWS, end - i);
-        rounded_product(out + i * dp, dp, left_from(left, i, 0), rows, m, dp,
-                        tile_depth(extent, i, m), add, prefetch_take(queue, PRODUCT_LINES));
+    const size_t end = min_size(nq, extent->groups * VEC_LANES), step = left_rows_of(dp);
+    for (size_t i = g0 * VEC_LANES; i < end; i += step) {
+        const size_t m = min_size(step, end - i);
+        rounded_product(out + i * dp, dp, left_from(columns_of(left), i, 0), rows, m, dp,
+                        tile_depth(extent, i, m), add, prefetch_take(queue, product_lines(step)));
     }
 }
 
@@ -380,11 +381,12 @@ static void keys_product(real *out, const mask_extent *extent, const real *s, co
 static void rounded_keys_product(real *out, const mask_extent *extent, const real *s, operand left,
                                  operand rows, size_t nq, size_t dp, prefetch_queue *queue) {
     left_rows(left, s, BLOCK, extent->max_end, nq);
-    for (size_t i = 0; i < extent->max_end; i += MASKED_ROWS) {
-        const size_t from = first_query(extent, nq, i) / OPERAND_STEP * OPERAND_STEP;
+    const size_t step = left_rows_of(dp);
+    for (size_t i = 0; i < extent->max_end; i += step) {
+        const size_t from = first_query(extent, nq, i) / LEFT_STEP * LEFT_STEP;
         rounded_product(out + i * dp, dp, left_from(left, i, from), right_from(rows, from, 0),
-                        min_size(MASKED_ROWS, extent->max_end - i), dp, nq - from, 1,
-                        prefetch_take(queue, PRODUCT_LINES));
+                        min_size(step, extent->max_end - i), dp, nq - from, 1,
+                        prefetch_take(queue, product_lines(step)));
     }
 }
 

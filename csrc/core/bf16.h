@@ -6,7 +6,9 @@
    The layouts are those that the hardware multiplies pairs in, AMX's tiles and AVX512_BF16's dot
    products:
    - a left operand (m x k) is cut into strips of OPERAND_STRIP rows, and a strip into steps of
-     OPERAND_STEP columns;
+     OPERAND_STEP columns; within a step it is in order of rows or, where the dot products broadcast
+     single pairs, by_pairs: the pairs of two columns after each other, each of all rows. That is
+     the order of a panel, so that a transposed operand needs no transposing;
    - a right operand (k x n) is cut into panels of OPERAND_PANEL columns, in which two rows of k are
      interleaved.
    All are padded with zeros. Other processors multiply in float32: a left operand is stored by rows
@@ -39,8 +41,14 @@ typedef real term;
    needs two strips to reuse what it loads. */
 #if HAS_BF16 && !defined(RF_AMX)
 #define MASKED_ROWS OPERAND_STRIP
+#define TAKES_PAIRS 1 // left operands may be by_pairs, and may begin at any pair and in mid-strip
+#define LEFT_ROWS (OPERAND_STRIP / 2)
+#define LEFT_STEP 2
 #else
 #define MASKED_ROWS UNIT
+#define TAKES_PAIRS 0
+#define LEFT_ROWS MASKED_ROWS
+#define LEFT_STEP OPERAND_STEP
 #endif
 
 /* Terms of an operand, 0 for operands that are not rounded. */
@@ -53,7 +61,9 @@ static inline size_t terms_of(const rf_run *run) {
 typedef struct {
     term *at;
     size_t terms, size;
-    size_t k; // of one strip or panel
+    size_t k;     // of one strip or panel
+    int by_pairs; // the order of a left operand
+    size_t start; // its first column, within the first step
 } operand;
 
 /* Elements of one term of an m x k left operand, and of a k x n right one. */
@@ -66,21 +76,34 @@ static inline size_t right_size(size_t k, size_t n) {
 }
 
 static inline operand left_operand(void *at, size_t terms, size_t m, size_t k) {
-    return (operand){at, terms, left_size(m, k), round_up(k, OPERAND_STEP)};
+    return (operand){at, terms, left_size(m, k), round_up(k, OPERAND_STEP), 0, 0};
 }
 
 static inline operand right_operand(void *at, size_t terms, size_t k, size_t n) {
-    return (operand){at, terms, right_size(k, n), round_up(k, OPERAND_STEP)};
+    return (operand){at, terms, right_size(k, n), round_up(k, OPERAND_STEP), 0, 0};
 }
 
-/* The part of a left operand from row i and step p on, multiples of OPERAND_STRIP and OPERAND_STEP.
- */
-static inline operand left_from(operand left, size_t i, size_t p) {
-    left.at += i * left.k + p * OPERAND_STRIP;
+/* A left operand that left_columns writes, or has written. */
+static inline operand columns_of(operand left) {
+    left.by_pairs = TAKES_PAIRS;
     return left;
 }
 
-/* The part of a right operand from step p (a multiple of OPERAND_STEP) and column j on: a multiple
+/* Parts of a left operand begin at multiples of that many rows, if their product has n columns. */
+static inline size_t left_rows_of(size_t n) {
+    return n % UNIT ? MASKED_ROWS : LEFT_ROWS;
+}
+
+/* The part of a left operand from row i and step p on: multiples of left_rows_of and LEFT_STEP. */
+static inline operand left_from(operand left, size_t i, size_t p) {
+    const size_t row = i % OPERAND_STRIP, step = p / OPERAND_STEP * OPERAND_STEP;
+    left.at += (i - row) * left.k + step * OPERAND_STRIP;
+    left.at += row * (left.by_pairs ? 2 : OPERAND_STEP);
+    left.start = p - step;
+    return left;
+}
+
+/* The part of a right operand from step p (a multiple of LEFT_STEP) and column j on: a multiple
    of OPERAND_PANEL or, where the hardware does not round, of VEC_LANES. */
 static inline operand right_from(operand right, size_t p, size_t j) {
     right.at += j / OPERAND_PANEL * OPERAND_PANEL * right.k + p * OPERAND_PANEL + j % OPERAND_PANEL;
@@ -202,7 +225,28 @@ static void left_rows(operand left, const real *x, size_t ld, size_t m, size_t k
             }
 }
 
-/* Element (i, p) of the operand is x[p * ld + i]. */
+/* Element (p, j) of the operand is x[p * ld + j]. Rows are read in order, some panels at a time:
+   more would collide in the sets of the L1 cache. */
+static void right_rows(operand right, const real *x, size_t ld, size_t k, size_t n) {
+    enum { TOGETHER = 4 * OPERAND_PANEL };
+    for (size_t low = 0; low < right.terms; low++)
+        for (size_t j0 = 0; j0 < n; j0 += TOGETHER)
+            for (size_t p = 0; p < round_up(k, OPERAND_STEP); p += 2)
+                for (size_t j = j0; j < min_size(n, j0 + TOGETHER); j += OPERAND_PANEL) {
+                    term *to = right.at + low * right.size + j * right.k + p * OPERAND_PANEL;
+                    if (p < k)
+                        round_rows_pair(to, x + p * ld + j, ld, k - p, n - j, (int)low);
+                    else
+                        memset(to, 0, 2 * OPERAND_PANEL * sizeof *to);
+                }
+}
+
+/* Element (i, p) of the operand, one of columns_of, is x[p * ld + i]. Its strips are panels. */
+#if TAKES_PAIRS
+static void left_columns(operand left, const real *x, size_t ld, size_t m, size_t k) {
+    right_rows(left, x, ld, k, m);
+}
+#else
 static void left_columns(operand left, const real *x, size_t ld, size_t m, size_t k) {
     _Alignas(RF_ALIGN) term rows[OPERAND_STEP / 2][2 * OPERAND_STRIP];
     for (size_t low = 0; low < left.terms; low++)
@@ -218,22 +262,7 @@ static void left_columns(operand left, const real *x, size_t ld, size_t m, size_
                                 2 * OPERAND_STRIP, OPERAND_STEP / 2);
             }
 }
-
-/* Element (p, j) of the operand is x[p * ld + j]. Rows are read in order, some panels at a time:
-   more would collide in the sets of the L1 cache. */
-static void right_rows(operand right, const real *x, size_t ld, size_t k, size_t n) {
-    enum { TOGETHER = 4 * OPERAND_PANEL };
-    for (size_t low = 0; low < right.terms; low++)
-        for (size_t j0 = 0; j0 < n; j0 += TOGETHER)
-            for (size_t p = 0; p < right.k; p += 2)
-                for (size_t j = j0; j < min_size(n, j0 + TOGETHER); j += OPERAND_PANEL) {
-                    term *to = right.at + low * right.size + j * right.k + p * OPERAND_PANEL;
-                    if (p < k)
-                        round_rows_pair(to, x + p * ld + j, ld, k - p, n - j, (int)low);
-                    else
-                        memset(to, 0, 2 * OPERAND_PANEL * sizeof *to);
-                }
-}
+#endif
 
 /* Element (p, j) of the operand is x[j * ld + p]. */
 static void right_columns(operand right, const real *x, size_t ld, size_t k, size_t n) {
@@ -256,10 +285,10 @@ static void right_columns(operand right, const real *x, size_t ld, size_t k, siz
 
 #ifdef RF_AMX
 
-/* c (16 or 32 rows and columns) = or += a b. Each step prefetches its share of `lines`. */
+/* c (16 or 32 rows, one or two panels) = or += a b. Each step prefetches its share of `lines`. */
 static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b, size_t k, int add,
-                                       const line_list *lines, const int two_strips,
-                                       const int two_panels) {
+                                       const line_list *lines, const int rows, const int panels) {
+    const int two_strips = rows > OPERAND_STRIP, two_panels = panels > 1;
     const size_t row = ldc * sizeof(real);
     const char *const *line = lines->line, *const *last = line + lines->count;
     const size_t each = blocks_of(lines->count, max_size(1, blocks_of(k, OPERAND_STEP)));
@@ -305,7 +334,9 @@ static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b
    `lines`; returns the first that is left. */
 static ALWAYS_INLINE const char *const *some_rows(real *c, size_t ldc, operand a, operand b,
                                                   size_t k, int add, const char *const *line,
-                                                  const char *const *last, const int panels) {
+                                                  const char *const *last, const int panels,
+                                                  const int by_pairs) {
+    const size_t row_step = by_pairs ? 2 : OPERAND_STEP, pair_step = by_pairs ? OPERAND_STEP : 2;
     __m512 acc[16];
 #pragma GCC unroll 16
     for (int e = 0; e < 16; e++)
@@ -314,9 +345,12 @@ static ALWAYS_INLINE const char *const *some_rows(real *c, size_t ldc, operand a
     for (size_t pair = first_pair(a.terms); pair < TERM_PAIRS; pair++) {
         const term *left = a.at + term_pairs[pair].left * a.size;
         const term *right = b.at + term_pairs[pair].right * b.size;
-        for (size_t p = 0; p < k; p += OPERAND_STEP, left += OPERAND_STEP * OPERAND_STRIP) {
-            const term *end = left + min_size(OPERAND_STEP, k - p);
-            for (const term *row = left; row < end; row += 2, right += 2 * OPERAND_PANEL) {
+        const size_t columns = a.start + k;
+        size_t first = a.start / 2;
+        for (size_t p = 0; p < columns; p += OPERAND_STEP, left += OPERAND_STEP * OPERAND_STRIP) {
+            const term *row = left + first * pair_step;
+            const term *end = left + blocks_of(min_size(OPERAND_STEP, columns - p), 2) * pair_step;
+            for (first = 0; row < end; row += pair_step, right += 2 * OPERAND_PANEL) {
                 if (line < last) __builtin_prefetch(*line++, 0, 2);
                 __m512i bp[2];
 #pragma GCC unroll 2
@@ -325,7 +359,7 @@ static ALWAYS_INLINE const char *const *some_rows(real *c, size_t ldc, operand a
 #pragma GCC unroll 16
                 for (int e = 0; e < 16; e++) {
                     int32_t both;
-                    memcpy(&both, row + e / panels * OPERAND_STEP, sizeof both);
+                    memcpy(&both, row + (size_t)(e / panels) * row_step, sizeof both);
                     acc[e] = _mm512_dpbf16_ps(acc[e], (__m512bh)_mm512_set1_epi32(both),
                                               (__m512bh)bp[e % panels]);
                 }
@@ -339,30 +373,37 @@ static ALWAYS_INLINE const char *const *some_rows(real *c, size_t ldc, operand a
 }
 
 static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b, size_t k, int add,
-                                       const line_list *lines, const int two_strips,
-                                       const int two_panels) {
-    const size_t step = two_panels ? 8 : 16;
+                                       const line_list *lines, const int rows, const int panels) {
     const char *const *line = lines->line, *const *last = line + lines->count;
-    for (size_t i = 0; i < (two_strips ? 32 : 16); i += step) {
-        operand rows = a;
-        rows.at += i / OPERAND_STRIP * OPERAND_STRIP * a.k + i % OPERAND_STRIP * OPERAND_STEP;
-        line = some_rows(c + i * ldc, ldc, rows, b, k, add, line, last, two_panels ? 2 : 1);
+    for (size_t i = 0; i < (size_t)rows; i += 16 / panels) {
+        const operand from = left_from(a, i, a.start);
+        if (a.by_pairs)
+            line = some_rows(c + i * ldc, ldc, from, b, k, add, line, last, panels, 1);
+        else
+            line = some_rows(c + i * ldc, ldc, from, b, k, add, line, last, panels, 0);
     }
     while (line < last) __builtin_prefetch(*line++, 0, 2);
 }
 
 #endif
 
+/* Products of half a strip have two panels. */
+static inline int is_half_strip(size_t m, size_t n) {
+    return m <= LEFT_ROWS && LEFT_ROWS < OPERAND_STRIP && n > OPERAND_PANEL;
+}
+
 static void unit_of_strips(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
                            int add, const line_list *lines) {
-    if (m > OPERAND_STRIP && n > OPERAND_PANEL)
-        unit_product(c, ldc, a, b, k, add, lines, 1, 1);
+    if (is_half_strip(m, n))
+        unit_product(c, ldc, a, b, k, add, lines, OPERAND_STRIP / 2, 2);
+    else if (m > OPERAND_STRIP && n > OPERAND_PANEL)
+        unit_product(c, ldc, a, b, k, add, lines, 2 * OPERAND_STRIP, 2);
     else if (m > OPERAND_STRIP)
-        unit_product(c, ldc, a, b, k, add, lines, 1, 0);
+        unit_product(c, ldc, a, b, k, add, lines, 2 * OPERAND_STRIP, 1);
     else if (n > OPERAND_PANEL)
-        unit_product(c, ldc, a, b, k, add, lines, 0, 1);
+        unit_product(c, ldc, a, b, k, add, lines, OPERAND_STRIP, 2);
     else
-        unit_product(c, ldc, a, b, k, add, lines, 0, 0);
+        unit_product(c, ldc, a, b, k, add, lines, OPERAND_STRIP, 1);
 }
 
 /* The rows and columns that exist of a unit at the edge of c. */
@@ -378,7 +419,8 @@ static void unit_edge(real *c, size_t ldc, operand a, operand b, size_t m, size_
 /* c (m x n, at most UNIT each) = (or, with add, +=) a b over k steps. Prefetches `lines`. */
 static void rounded_unit(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
                          int add, const line_list *lines) {
-    if (m % OPERAND_STRIP == 0 && n % OPERAND_PANEL == 0)
+    const size_t strip = is_half_strip(m, n) ? LEFT_ROWS : OPERAND_STRIP;
+    if (m % strip == 0 && n % OPERAND_PANEL == 0)
         unit_of_strips(c, ldc, a, b, m, n, k, add, lines);
     else
         unit_edge(c, ldc, a, b, m, n, k, add, lines);
@@ -477,7 +519,7 @@ static void rounded_product(real *c, size_t ldc, operand a, operand b, size_t m,
         for (size_t i = 0; i < m; i += UNIT) {
             mine.line += mine.count;
             mine.count = min_size(each, (size_t)(lines->line + lines->count - mine.line));
-            rounded_unit(c + i * ldc + j, ldc, left_from(a, i, 0), right_from(b, 0, j),
+            rounded_unit(c + i * ldc + j, ldc, left_from(a, i, a.start), right_from(b, 0, j),
                          min_size(UNIT, m - i), min_size(UNIT_COLUMNS, n - j), k, add, &mine);
         }
 }
