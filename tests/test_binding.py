@@ -499,6 +499,24 @@ def test_two_arrays_that_are_both_written_must_not_share_memory():
     np.testing.assert_array_equal(y, [2.0] * 5)
 
 
+@pytest.mark.parametrize("to", [np.s_[1:], np.s_[:-1]])
+def test_what_shares_memory_with_an_array_that_is_changed_is_read_first(isa, to):
+    memory = np.arange(101.0)
+    source = np.s_[:-1] if to == np.s_[1:] else np.s_[1:]
+    expected = memory[to] + 0.5 * memory[source]
+    ops.add_scaled(memory[to], memory[source], 0.5)
+    np.testing.assert_array_equal(memory[to], expected)
+
+    step = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "step": 1}
+    results = []
+    for shared in (True, False):
+        memory = np.linspace(-1, 1, 101)
+        g = memory[source] if shared else memory[source].copy()
+        ops.adamw_step(memory[to], np.zeros(100), np.zeros(100), g, **step)
+        results.append(memory)
+    np.testing.assert_array_equal(*results)
+
+
 # ---- sizes ----
 
 
@@ -528,10 +546,12 @@ def test_memory_that_there_is_not_is_an_error_that_says_how_much():
     with pytest.raises(ValueError, match=r"length must be below 2\*\*31"):
         ops.full_attention(long, long, long)
     x, few = ones(1, 1, 20, 1), np.zeros((1, 1, 1, 20), int)
-    few[..., 7] = 2**31 - 3
-    # the counters of that many buckets: 8.6 GB, or a MemoryError
+    many = (2**16, 2**14)
+    # the counters of that many buckets: 4.3 GB, or a MemoryError
     with pytest.raises(MemoryError, match=r"attention with .*t = 20.* needs .*[GM]B of scratch"):
-        limit_memory(lambda: ops.lsh_attention(x, x, chunk_length=4, buckets=few))
+        limit_memory(
+            lambda: ops.lsh_attention(x, x, chunk_length=4, num_buckets=many, buckets=few)
+        )
 
 
 def limit_memory(function):

@@ -180,6 +180,12 @@ static inline lane bucket_of(const attention_arrays *x, token_side side, size_t 
     return (lane)(round * (x->a->k + 1)) + bucket;
 }
 
+/* May a query see keys of another round, where a window of chunks reaches across its end? Within
+   buckets it may not, not even itself. */
+static inline int sees_round(const rf_attention *a, size_t round, size_t key_round) {
+    return a->across_buckets || round == key_round || !is_hash_round(a, round);
+}
+
 /* The positions of the tokens of a side, less the tokens. */
 static inline ptrdiff_t position_shift(const rf_attention *a, token_side side) {
     return side == QUERIES ? first_position(a) : 0;

@@ -102,6 +102,7 @@ static void list_span(const attention_arrays *x, size_t bh, size_t round, size_t
                       size_t slot, key_list *keys) {
     const rf_attention *a = x->a;
     const int hashed = is_hash_round(a, round);
+    if (!sees_round(a, round, s.round)) return;
     for (size_t at = s.start; at < s.end; at++) {
         if (at % 1024 == 0 && stopped(x->order.run)) return;
         const size_t j = token_at(x, s.side, bh, s.round, at);

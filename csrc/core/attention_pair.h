@@ -54,6 +54,7 @@ static void find_extent(mask_extent *extent, const attention_arrays *x, const bl
     extent->groups = blocks_of(q->nq, VEC_LANES);
     extent->max_end = 0;
     if (!visible || !q->nq || (a->causal && k->kpos[0] > q->latest)) return;
+    if (!sees_round(a, q->round, k->round)) return;
     const window_mask window = window_mask_of(a, q, k);
     if (window == NONE_COUNT) return;
     const int all_partial = (!a->across_buckets && is_hash_round(a, q->round)) || a->softcap > 0 ||

@@ -406,14 +406,14 @@ static void unit_of_strips(real *c, size_t ldc, operand a, operand b, size_t m, 
         unit_product(c, ldc, a, b, k, add, lines, OPERAND_STRIP, 1);
 }
 
-/* The rows and columns that exist of a unit at the edge of c. */
+/* The rows and columns that exist of a unit at the edge of c. With add, its sums begin with c, as
+   those of other units do: a row has the same bits wherever tasks and chunks are cut. */
 static void unit_edge(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
                       int add, const line_list *lines) {
     _Alignas(RF_ALIGN) real whole[UNIT * UNIT];
-    unit_of_strips(whole, UNIT, a, b, m, n, k, 0, lines);
-    for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j++)
-            c[i * ldc + j] = add ? c[i * ldc + j] + whole[i * UNIT + j] : whole[i * UNIT + j];
+    for (size_t i = 0; i < m && add; i++) memcpy(whole + i * UNIT, c + i * ldc, n * sizeof(real));
+    unit_of_strips(whole, UNIT, a, b, m, n, k, add, lines);
+    for (size_t i = 0; i < m; i++) memcpy(c + i * ldc, whole + i * UNIT, n * sizeof(real));
 }
 
 /* c (m x n, at most UNIT each) = (or, with add, +=) a b over k steps. Prefetches `lines`. */

@@ -168,9 +168,17 @@ static void attend_bucket(online_softmax *sm, const hash_round *round, int32_t b
                  segment > 1 ? count - (segment - 1) * cap : count);
 }
 
+/* The n oldest tokens of a bucket. */
+static void attend_oldest(online_softmax *sm, const hash_round *round, int32_t bucket, size_t n) {
+    int32_t token = round->buckets[2 * bucket];
+    for (size_t i = n; i < (size_t)round->buckets[2 * bucket + 1]; i++)
+        token = round->previous[token];
+    attend_chain(sm, round, token, n);
+}
+
 /* Attend to the query's chunk of the sorted tokens and to those before it. As in Hugging Face's
    cache, the sorted tokens form a circle, and a window longer than the circle visits tokens
-   repeatedly. */
+   repeatedly; within buckets, those of the own bucket count, once. */
 static void attend_window(online_softmax *sm, const hash_round *round, int32_t bucket) {
     const rf_decoding *a = sm->a;
     const int32_t *buckets = round->buckets, k = (int32_t)a->k;
@@ -182,9 +190,16 @@ static void attend_window(online_softmax *sm, const hash_round *round, int32_t b
 
     // 2. itself (the newest token is the last of its bucket) and the tokens before it
     attend(sm, sm->self);
-    size_t n = min_size(before, (size_t)buckets[2 * bucket + 1] - 1);
+    const size_t own = (size_t)buckets[2 * bucket + 1];
+    size_t n = min_size(before, own - 1);
     attend_chain(sm, round, round->previous[sm->self], n);
-    if (!a->across_buckets) return;
+    if (!a->across_buckets) {
+        // around the circle, after all tokens of other buckets, the first of its bucket follow
+        size_t others = 0;
+        for (int32_t j = 0; j < k; j++) others += j == bucket ? 0 : (size_t)buckets[2 * j + 1];
+        if (after > others) attend_oldest(sm, round, bucket, min_size(after - others, own - 1 - n));
+        return;
+    }
     before -= n;
     for (int32_t j = bucket; before > 0; before -= n) {
         j = j > 0 ? j - 1 : k - 1;
@@ -194,11 +209,8 @@ static void attend_window(online_softmax *sm, const hash_round *round, int32_t b
     // 3. the tokens after it: the first ones of the next buckets
     for (int32_t j = bucket; after > 0; after -= n) {
         j = j + 1 < k ? j + 1 : 0;
-        const size_t count = (size_t)buckets[2 * j + 1];
-        n = min_size(after, count);
-        int32_t token = buckets[2 * j];
-        for (size_t i = n; i < count; i++) token = round->previous[token];
-        attend_chain(sm, round, token, n);
+        n = min_size(after, (size_t)buckets[2 * j + 1]);
+        attend_oldest(sm, round, j, n);
     }
 }
 

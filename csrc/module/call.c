@@ -44,9 +44,43 @@ static int next_is_none(const rf_call *c) {
 
 /* ---- arrays: held until the call returns ---------------------------------------------------- */
 
-/* Keep an argument until the call returns. Steals both references. */
+/* Where the elements of an array are. */
+typedef struct {
+    const char *low, *high; // the first byte, and one past the last
+} extent;
+
+static extent extent_of(PyArrayObject *array) {
+    extent e = {PyArray_BYTES(array), PyArray_BYTES(array)};
+    if (PyArray_SIZE(array) == 0) return e;
+    for (int i = 0; i < PyArray_NDIM(array); i++) {
+        const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
+        if (reach < 0) e.low += reach;
+        if (reach > 0) e.high += reach;
+    }
+    e.high += PyArray_ITEMSIZE(array);
+    return e;
+}
+
+static int overlap(PyArrayObject *a, PyArrayObject *b) {
+    const extent x = extent_of(a), y = extent_of(b);
+    return x.low < y.high && y.low < x.high;
+}
+
+static int overlaps_a_result(const rf_call *c, PyArrayObject *array) {
+    for (size_t i = 0; i < c->arrays; i++)
+        if (c->array[i].written && overlap((PyArrayObject *)c->array[i].used, array)) return 1;
+    return 0;
+}
+
+/* Keep an argument until the call returns, or a copy if it shares memory with one that the kernel
+   writes. Steals both references. */
 static PyArrayObject *hold(rf_call *c, PyArrayObject *given, PyArrayObject *used,
                            const char *name) {
+    if (used && overlaps_a_result(c, used)) {
+        PyArrayObject *copy = (PyArrayObject *)PyArray_NewCopy(used, NPY_CORDER);
+        Py_DECREF(used);
+        used = copy;
+    }
     if (!used) {
         Py_XDECREF(given);
         c->failed = 1;
@@ -424,27 +458,6 @@ const uint8_t *rf_in_mask_or_none(rf_call *c, const char *name, const char *shap
 }
 
 /* ---- results -------------------------------------------------------------------------------- */
-
-typedef struct {
-    const char *low, *high; // the first byte, and one past the last
-} extent;
-
-static extent extent_of(PyArrayObject *array) {
-    extent e = {PyArray_BYTES(array), PyArray_BYTES(array)};
-    if (PyArray_SIZE(array) == 0) return e;
-    for (int i = 0; i < PyArray_NDIM(array); i++) {
-        const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
-        if (reach < 0) e.low += reach;
-        if (reach > 0) e.high += reach;
-    }
-    e.high += PyArray_ITEMSIZE(array);
-    return e;
-}
-
-static int overlap(PyArrayObject *a, PyArrayObject *b) {
-    const extent x = extent_of(a), y = extent_of(b);
-    return x.low < y.high && y.low < x.high;
-}
 
 /* Do two elements share memory (as after np.broadcast_to)? Each axis, in order of strides, must
    step over the extent of all finer ones. Conservative: may report an overlap that is not there,

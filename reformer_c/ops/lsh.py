@@ -128,6 +128,8 @@ def lsh_attention_forward(
         if not shared:
             of_keys = _given_buckets("key_buckets", key_buckets, spec.num_hashes)
             ids = max(ids, bucket_ids(of_keys, chosen, attention_mask))
+        if chosen is None:
+            ids, of_queries, of_keys = _few_ids(ids, of_queries, of_keys)
     result, saved = attention_forward(
         spec, q, k, v, attention_mask, out, workers, ids, of_queries, of_keys, log_sums
     )
@@ -404,6 +406,22 @@ def _given_buckets(name: str, given: Any, rounds: int) -> np.ndarray:
             f"got {buckets.shape}"
         )
     return buckets
+
+
+def _few_ids(
+    ids: int, of_queries: np.ndarray, of_keys: np.ndarray | None
+) -> tuple[int, np.ndarray, np.ndarray | None]:
+    """Number the ids anew, in their order, if they are far more than tokens: sorting takes time
+    and memory for each, used or not."""
+    given = [x for x in (of_queries, of_keys) if x is not None]
+    if ids <= 8 * sum(x.shape[-1] for x in given if x.ndim) + 1024:
+        return ids, of_queries, of_keys
+    if any(x.min(initial=0) < 0 for x in given):
+        return ids, of_queries, of_keys  # the extension says what is wrong
+    values, places = np.unique(np.concatenate([x.ravel() for x in given]), return_inverse=True)
+    parts = np.split(places.ravel().astype(np.int32), [of_queries.size])
+    anew = [part.reshape(x.shape) for part, x in zip(parts, given, strict=False)]
+    return len(values), anew[0], anew[1] if of_keys is not None else None
 
 
 def _check_unused(

@@ -142,7 +142,7 @@ def adafactor_step(
     if (row is None) == (s is None):
         raise TypeError("s must be given where row and column are not, and only there")
     for name, array in (("w", w), ("s", s), ("m", m)):  # a copy would step in vain
-        if not isinstance(array, (np.ndarray, type(None))):
+        if not isinstance(array, np.ndarray) and (array is not None or name == "w"):
             raise TypeError(f"{name} must be a numpy array, got {type(array).__name__}")
     g = as_array("g", g)
     if row is not None and w.ndim < 2:

@@ -146,6 +146,25 @@ def test_one_layer_matches_the_reference(
         assert_close(y, expected[:, i], kind)
 
 
+def test_one_bucket_is_the_same_within_and_across_buckets(isa, rng):
+    """The window reaches tokens of the own bucket around the circle, too."""
+    t, c, d = 9, 3, 2
+    x, norm = rng.standard_normal((1, t, c)), (np.ones(c), np.zeros(c))
+    weights = (rng.standard_normal((d, c)), None, rng.standard_normal((d, c)), np.ones((c, d)))
+    results = []
+    for across in (True, False):
+        cache = ops.AttentionCache(
+            1, 1, d, scope="chunk", longest=t, rotations=np.zeros((1, d, 1, 1)), num_buckets=(2,),
+            chunk_length=3, num_chunks_before=0, attend_across_buckets=across,
+            allow_duplicate_attention=False, dtype=np.float64,
+        )  # fmt: skip
+        y = np.zeros((t, 1, c))
+        for i in range(t):
+            cache.step(y[i], x[:, i].copy(), norm, weights, np.arange(1), np.full(1, i))
+        results.append(y)
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.parametrize("rounds", [2, 3, 5])
 def test_a_token_alone_in_its_buckets_is_its_value(isa, rng, rounds):
     """Equal to the forward pass bit for bit, in float32 too."""

@@ -351,6 +351,46 @@ def test_every_bucket_is_alone_where_each_token_has_its_own(isa, dtype, rng):
         assert not dqk.any()
 
 
+@pytest.mark.parametrize("duplicates", [True, False])
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_within_buckets_a_token_meets_itself_once_a_round(isa, rng, r, before, duplicates):
+    """Chunks reach into other rounds, where no bucket is the token's own."""
+    qk, v = normal(rng, "float64", 1, 1, 6, 4), normal(rng, "float64", 1, 1, 6, 4)
+    own = np.arange(6)
+    buckets = np.array([own, own[::-1], own])[None, None, :r]
+    options = {
+        "chunk_length": 2, "num_chunks_before": before, "attend_across_buckets": False,
+        "allow_duplicate_attention": duplicates,
+    }  # fmt: skip
+    out, lse = ops.lsh_attention(qk, v, buckets=buckets, num_hashes=r, lse=True, **options)
+    np.testing.assert_allclose(out, v, rtol=1e-12)
+    expected = reference.lsh(qk, buckets, **options).lse
+    np.testing.assert_allclose(np.exp(lse + 1e5), np.exp(expected + 1e5), rtol=1e-9)
+    if not duplicates:
+        np.testing.assert_allclose(np.exp(lse + 1e5), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scope", ["chunk", "bucket"])
+def test_huge_ids_cost_no_more_than_small_ones(isa, rng, scope):
+    """Their order alone counts; time and memory would be those of 2 billion buckets."""
+    qk, v, k = (normal(rng, "float32", 1, 1, 8, 4) for _ in range(3))
+    huge = np.array([5, 2 * 10**9, 5, 7, 7, 1, 2 * 10**9, 1]).reshape(1, 1, 1, 8)
+    small = np.array([1, 3, 1, 2, 2, 0, 3, 0]).reshape(1, 1, 1, 8)
+    options = {"scope": scope, "chunk_length": 2}
+    for keys in ({}, {"k": k}):
+        named = [{"key_buckets": ids[..., ::-1]} if keys else {} for ids in (huge, small)]
+        one, other = (
+            ops.lsh_attention_forward(qk, v, buckets=ids, **keys, **own, **options)
+            for ids, own in zip((huge, small), named, strict=True)
+        )
+        np.testing.assert_array_equal(one[0], other[0])
+        for a, b in zip(*(ops.lsh_attention_backward(v, s) for _, s in (one, other)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(IndexError, match="^buckets"):
+        ops.lsh_attention(qk, v, buckets=-huge, **options)
+
+
 def test_the_sort_keeps_positions_in_order_within_a_bucket(isa, dtype, rng):
     """Stable: chunk edges inside a long bucket fall where Hugging Face's fall."""
     # idiap sorts without that, so that chunks of one bucket are drawn by accident

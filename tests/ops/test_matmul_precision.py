@@ -76,6 +76,21 @@ def test_feed_forward_is_near_the_reference(isa, rng, precision, n, f):
     assert again.tobytes() == y.tobytes()  # what a reversible layer subtracts
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("n", "chunk"), [(5000, 0), (64, 1), (203, 31)])
+def test_the_backward_pass_has_the_bits_of_the_forward_pass(isa, rng, precision, n, chunk):
+    """However rows are cut into tasks and chunks: a reversible layer subtracts what was added."""
+    x, w1, b1, w2, b2 = (
+        normal(rng, np.float32, *s) for s in [(n, 24), (300, 24), (300,), (24, 300), (24,)]
+    )
+    y, saved = ops.feed_forward_forward(
+        x, w1, b1, w2, b2, chunk_length=chunk, matmul_precision=precision
+    )
+    again = np.empty_like(y)
+    ops.feed_forward_backward(y, saved, value_out=again)
+    assert again.tobytes() == y.tobytes()
+
+
 @pytest.mark.parametrize("precision", ROUNDED)
 @pytest.mark.parametrize("v", [5, 300])
 def test_the_loss_is_near_the_reference(isa, rng, precision, v):

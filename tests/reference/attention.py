@@ -156,13 +156,14 @@ def weights_of_query(
     buckets: of queries and of keys; shift: the position of query 0.
     """
     visible, total = np.zeros(len(scores)), np.zeros(len(scores))
+    if buckets is not None:  # a bucket is one of its round; -1 is that of the window
+        seen = seen[(seen[:, 0] < 0) | (seen[:, 0] == seen[:, 1])]
     if len(seen) == 0:
         return total, visible, -np.inf
-    round_q, round_k, j = seen.T
+    round_q, _, j = seen.T
     elsewhere = np.zeros(len(j), bool)
     if buckets is not None:
-        elsewhere = (round_q != round_k) | (buckets[0][round_q, i] != buckets[1][round_k, j])
-        elsewhere &= round_q >= 0
+        elsewhere = (round_q >= 0) & (buckets[0][round_q, i] != buckets[1][round_q, j])
     hidden = ~real[j] | elsewhere | (is_causal & (j > i + shift))
     if not shared_qk and not rounded and hidden.all():
         return total, visible, -np.inf
