@@ -305,6 +305,24 @@ def test_compiled_code_gives_the_same(name):
     torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ATTENTION)
+def test_compiled_attention_takes_other_shapes(name):
+    attention, calls = ATTENTION[name][0], 0
+
+    def function(*x):
+        return attention(*x)
+
+    compiled = torch.compile(function, backend="aot_eager", dynamic=True)
+    for shape in [(1, 2, 70, 8), (2, 4, 90, 16)]:
+        torch.manual_seed(calls)
+        inputs = [torch.randn(shape) for _ in range(count(name))]
+        torch.manual_seed(calls)
+        expected = function(*inputs)
+        torch.manual_seed(calls)
+        torch.testing.assert_close(compiled(*inputs), expected, rtol=0, atol=0)
+        calls += 1
+
+
 def test_threads_are_pytorchs(monkeypatch):
     used = []
     forward = ops.local_attention_forward

@@ -97,7 +97,8 @@ class ReformerConfig(NamedAttributes, JsonFile):
     feed_forward_size : int
         Width of the feed-forward layer's hidden units.
     hash_seed : int, optional
-        Every call draws the same rotations, from this seed; None: from the call's `rng`.
+        Every call draws the same rotations, from this seed; None: from the call's `rng`. Models in
+        float32 and in float64 draw different ones.
     hidden_act : str
         Activation of the feed-forward layer.
     hidden_dropout_prob : float

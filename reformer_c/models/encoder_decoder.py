@@ -24,11 +24,11 @@ from .body import WORDS, Pass, StepMemory
 from .calls import Reformer
 from .config import ReformerConfig
 from .inputs import Call
-from .model import ReformerModel
 from .outputs import EncoderDecoderOutput, ReformerOutput, Requested
 from .summary import ModelSummary, longest_of, summarize
 from .text_decoder import (
     TextDecoder,
+    TextEncoder,
     TextGeneration,
     check_rows,
     decoder_call_of,
@@ -117,7 +117,7 @@ class ReformerEncoderDecoder(TextGeneration):
             side._initialise(side.parameters, random_key(seed, name))
 
     def _make_sides(self, config: ReformerConfig, decoder: ReformerConfig, dtype: Any) -> None:
-        self.encoder = ReformerModel._without_numbers(replace(config, is_decoder=False), dtype)
+        self.encoder = TextEncoder._without_numbers(replace(config, is_decoder=False), dtype)
         if config.shared_embeddings or decoder.shared_embeddings:
             for name in ("shared_embeddings", "vocab_size", "hidden_size"):
                 expected, found = getattr(config, name), getattr(decoder, name)

@@ -19,6 +19,7 @@ from ..layers.parameters import Parameters, Weights
 from ..layers.randomness import Key, draw_seed, random_key
 from ..runtime import reuse_memory
 from .body import WORDS, Pass, StepMemory, heap_gaps, norm_shapes
+from .calls import Reformer
 from .config import ReformerConfig
 from .generation_config import GenerationConfig
 from .heads import LanguageModel
@@ -79,7 +80,20 @@ class DecoderPass(Pass):
             output.cross_attentions = tuple(p[:, :, : self.inputs.t] for p in found)
 
 
-class TextDecoder(ReformerModelWithLMHead):
+class OneSide(Reformer):
+    """A side of an encoder-decoder."""
+
+    def resize_token_embeddings(self, *arguments: Any, **options: Any) -> np.ndarray:
+        if self.config.shared_embeddings:
+            raise ValueError("shared_embeddings must be False to resize one side's word vectors")
+        return super().resize_token_embeddings(*arguments, **options)
+
+
+class TextEncoder(OneSide, ReformerModel):
+    """A model of the text that is read."""
+
+
+class TextDecoder(OneSide, ReformerModelWithLMHead):
     """A causal language model that attends to the states of an encoder, given in the `Call`.
 
     With ``config.shared_embeddings``, the word vectors are the encoder's: see `words`.
@@ -104,11 +118,6 @@ class TextDecoder(ReformerModelWithLMHead):
 
     def _pad_vector(self) -> np.ndarray:
         return widened(self.words[self.config.padding_id])
-
-    def resize_token_embeddings(self, *arguments: Any, **options: Any) -> np.ndarray:
-        if self.config.shared_embeddings:
-            raise ValueError("shared_embeddings must be False to resize one side's word vectors")
-        return super().resize_token_embeddings(*arguments, **options)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         config, c, shapes = self.config, self.config.hidden_size, super()._shapes()

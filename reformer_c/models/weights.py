@@ -577,9 +577,11 @@ def _facts_of(config: ReformerConfig) -> dict[str, Any]:
 
 
 def _config_of(model: Weighted) -> dict[str, Any]:
-    """The configuration of a model, in a file; with the dtype of weights of half precision."""
-    half = {"dtype": model.dtype.name} if is_half(model.dtype) else {}
-    return model.config.to_dict() | half
+    """The configuration of a model, in a file. If it names a dtype, it is that of the weights:
+    transformers opens them in that dtype."""
+    config = model.config.to_dict()
+    named = "dtype" in config or is_half(model.dtype)
+    return config | ({"dtype": model.dtype.name} if named else {})
 
 
 def _is_of_head(name: str) -> bool:

@@ -409,7 +409,9 @@ def _draw_rotations(
     h, d = _leading(qk)[1], qk.shape[-1]
     if rng is None or isinstance(rng, torch.Generator):
         shape = (h, d, num_hashes, sum(factors) // 2)
-        return torch.randn(shape, dtype=computed(qk.dtype), generator=rng)
+        # torch.compile with dynamic shapes takes no generator=None
+        source = {} if rng is None else {"generator": rng}
+        return torch.randn(shape, dtype=computed(qk.dtype), **source)
     kind = np.float64 if qk.dtype == torch.float64 else np.float32
     drawn = ops.lsh_rotations(h, d, num_hashes=num_hashes, num_buckets=factors, rng=rng, dtype=kind)
     return torch.from_numpy(drawn)

@@ -40,6 +40,8 @@ def accumulate(
     names : collection of str
         The parameters whose gradients are kept.
     """
+    if getattr(getattr(model, "head", None), "causal", True) is False:
+        _refuse_ids_alone(data)
     batches = [arguments_of(batch) for batch in data]
     tokens = sum(map(_count_tokens, batches))
     counts = [_count_targets(model, batch) for batch in batches]
@@ -80,6 +82,16 @@ def accumulate(
 def arguments_of(batch: Any) -> Mapping[str, Any]:
     """The arguments of `loss_and_gradients` for a batch of the data."""
     return batch if isinstance(batch, Mapping) else {"input_ids": batch, "labels": batch}
+
+
+def _refuse_ids_alone(data: Sequence[Any]) -> None:
+    for batch in data:
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                "data must give a masked language model input_ids and labels, as "
+                f"reformer_c.training.masking.Masked does, got {type(batch).__name__}: the labels would be "
+                "tokens that the model sees"
+            )
 
 
 def _count_tokens(batch: Mapping[str, Any]) -> int:

@@ -223,6 +223,7 @@ class Trainer(NamedAttributes):
         _check_offset(model, data)
         if optimizer is not None:
             _check_method("optimizer", optimizer, "step")
+            _check_parameters(model, optimizer)
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function of the step, got {schedule!r}")
         if evaluate_every and held_out is None:
@@ -495,6 +496,18 @@ class Trainer(NamedAttributes):
             )
         check_finite(grads, step)
         raise FloatingPointError(f"step {step}: the loss is {loss}")
+
+
+def _check_parameters(model: Any, optimizer: Any) -> None:
+    """Refuse an optimizer that would step other arrays than the model's: of another model, of one
+    that was opened again, or of a copy."""
+    theirs = getattr(optimizer, "parameters", {})
+    for name, array in model.parameters.items():
+        if isinstance(theirs, Mapping) and theirs.get(name, array) is not array:
+            raise ValueError(
+                "optimizer must have been made with model.parameters, got other arrays (the first "
+                f"is {name}): make it anew, and give it the state by load_state_dict"
+            )
 
 
 def _check_offset(model: Any, data: Any) -> None:

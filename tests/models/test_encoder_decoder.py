@@ -585,8 +585,9 @@ def test_embeddings_that_cannot_be_shared_are_refused():
         name, value = next(iter(changes.items()))
         with pytest.raises(ValueError, match=rf"^decoder\.{name} must be .* got {value}"):
             small_model(decoder=changes, shared_embeddings=True)
-    with pytest.raises(ValueError, match=r"^shared_embeddings must be False"):
-        small_model(shared_embeddings=True).decoder.resize_token_embeddings(20)
+    for side in small_model(shared_embeddings=True).sides.values():
+        with pytest.raises(ValueError, match=r"^shared_embeddings must be False"):
+            side.resize_token_embeddings(20)
 
 
 # ---- files, memory, errors ----

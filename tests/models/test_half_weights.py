@@ -118,6 +118,11 @@ def test_files_keep_the_type_and_the_numbers(tmp_path, half):
         np.testing.assert_array_equal(rounded.parameters[name], array.astype(np.float32))
     config = json.loads((tmp_path / "halves" / "config.json").read_text())
     assert config["dtype"] == half
+    # transformers would round what is saved again if the file still said so
+    for dtype in ("float32", "float64"):
+        wide = rc.ReformerModelWithLMHead.from_pretrained(tmp_path / "halves", dtype=dtype)
+        wide.save_pretrained(tmp_path / "wide")
+        assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == dtype
     sizes = [(tmp_path / x / "model.safetensors").stat().st_size for x in ("whole", "halves")]
     weights = bytes_of(rounded)
     assert sizes[0] - sizes[1] > 0.45 * weights

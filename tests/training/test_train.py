@@ -1,5 +1,6 @@
 """Training: reports, exact continuation, and checkpoints that survive whatever ends the process."""
 
+import copy
 import json
 import math
 import os
@@ -463,6 +464,26 @@ def test_parameters_that_the_optimizer_does_not_hold_are_frozen():
     list(Trainer(model, Windows(TEXT, 64), optimizer, steps=3))
     assert not model.parameters["table"].any()
     assert (model.parameters["unused"] != 1.0).all()
+
+
+def test_an_optimizer_of_other_arrays_is_refused():
+    """It would train a model that nobody sees."""
+    model, other = Bigrams(), Bigrams()
+    state = AdamW(model.parameters).state_dict()
+    for optimizer in (AdamW(other.parameters), copy.deepcopy(AdamW(model.parameters))):
+        with pytest.raises(ValueError, match=r"^optimizer must have been made with .* is table\)"):
+            Trainer(model, Windows(TEXT, 64), optimizer)
+    optimizer = AdamW(model.parameters)
+    optimizer.load_state_dict(state)
+    Trainer(model, Windows(TEXT, 64), optimizer)
+
+
+def test_ids_alone_are_no_data_of_a_masked_model():
+    """Their labels would be what the model sees."""
+    model = rc.ReformerForMaskedLM(small_config(is_decoder=False), rng=0)
+    trainer = Trainer(model, Windows(random_ids(200), 16), AdamW(model.parameters))
+    with pytest.raises(TypeError, match="^data must give a masked language model input_ids and"):
+        next(iter(trainer))
 
 
 def test_steps_may_be_taken_one_by_one():
