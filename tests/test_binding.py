@@ -549,9 +549,7 @@ def test_memory_that_there_is_not_is_an_error_that_says_how_much():
     many = (2**16, 2**14)
     # the counters of that many buckets: 4.3 GB, or a MemoryError
     with pytest.raises(MemoryError, match=r"attention with .*t = 20.* needs .*[GM]B of scratch"):
-        limit_memory(
-            lambda: ops.lsh_attention(x, x, chunk_length=4, num_buckets=many, buckets=few)
-        )
+        limit_memory(lambda: ops.lsh_attention(x, x, chunk_length=4, num_buckets=many, buckets=few))
 
 
 def limit_memory(function):

@@ -89,8 +89,8 @@ def _refuse_ids_alone(data: Sequence[Any]) -> None:
         if not isinstance(batch, Mapping):
             raise TypeError(
                 "data must give a masked language model input_ids and labels, as "
-                f"reformer_c.training.masking.Masked does, got {type(batch).__name__}: the labels would be "
-                "tokens that the model sees"
+                f"reformer_c.training.masking.Masked does, got {type(batch).__name__}: "
+                "the labels would be tokens that the model sees"
             )
 
 

@@ -387,7 +387,7 @@ def test_huge_ids_cost_no_more_than_small_ones(isa, rng, scope):
         np.testing.assert_array_equal(one[0], other[0])
         for a, b in zip(*(ops.lsh_attention_backward(v, s) for _, s in (one, other)), strict=True):
             np.testing.assert_array_equal(a, b)
-    with pytest.raises(IndexError, match="^buckets"):
+    with pytest.raises(IndexError, match=r"^buckets"):
         ops.lsh_attention(qk, v, buckets=-huge, **options)
 
 

@@ -159,5 +159,5 @@ def test_adafactor_refuses_what_it_could_not_step(name):
     arrays = {"w": np.ones(3), "s": np.ones(3), "m": np.ones(3)}
     with pytest.raises(TypeError, match=f"^{name} must be a numpy array, got list"):
         ops.adafactor_step(g=np.ones(3), **arrays | {name: [1.0, 1.0, 1.0]}, **FACTORED)
-    with pytest.raises(TypeError, match="^w must be a numpy array, got NoneType"):
+    with pytest.raises(TypeError, match=r"^w must be a numpy array, got NoneType"):
         ops.adafactor_step(None, np.ones(3), s=np.ones(3), **FACTORED)

@@ -482,7 +482,7 @@ def test_ids_alone_are_no_data_of_a_masked_model():
     """Their labels would be what the model sees."""
     model = rc.ReformerForMaskedLM(small_config(is_decoder=False), rng=0)
     trainer = Trainer(model, Windows(random_ids(200), 16), AdamW(model.parameters))
-    with pytest.raises(TypeError, match="^data must give a masked language model input_ids and"):
+    with pytest.raises(TypeError, match=r"^data must give a masked language model input_ids and"):
         next(iter(trainer))
 
 
