@@ -407,11 +407,11 @@ def _draw_rotations(
     qk: Tensor, num_hashes: int, factors: tuple[int, ...], rng: int | torch.Generator | None
 ) -> Tensor:
     h, d = _leading(qk)[1], qk.shape[-1]
-    if rng is None or isinstance(rng, torch.Generator):
-        shape = (h, d, num_hashes, sum(factors) // 2)
-        # torch.compile with dynamic shapes takes no generator=None
-        source = {} if rng is None else {"generator": rng}
-        return torch.randn(shape, dtype=computed(qk.dtype), **source)
+    shape = (h, d, num_hashes, sum(factors) // 2)
+    if rng is None:  # torch.compile with dynamic shapes takes no generator=None
+        return torch.randn(shape, dtype=computed(qk.dtype))
+    if isinstance(rng, torch.Generator):
+        return torch.randn(shape, dtype=computed(qk.dtype), generator=rng)
     kind = np.float64 if qk.dtype == torch.float64 else np.float32
     drawn = ops.lsh_rotations(h, d, num_hashes=num_hashes, num_buckets=factors, rng=rng, dtype=kind)
     return torch.from_numpy(drawn)
