@@ -99,7 +99,7 @@ class TextDecoder(OneSide, ReformerModelWithLMHead):
     With ``config.shared_embeddings``, the word vectors are the encoder's: see `words`.
     """
 
-    head: ClassVar[LanguageModel] = LanguageModel(causal=True, shift=0)
+    head: ClassVar[LanguageModel] = LanguageModel(causal=True, shift=0)  # pyright: ignore
     # of the encoder's final states
     _width: int
     _encoder_parameters: Parameters
