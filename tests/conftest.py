@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import random
 import signal
 from collections import defaultdict
@@ -24,6 +25,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a program, which doctest would import
 collect_ignore = [] if find_spec("mpi4py") else ["mpi_program.py"]
+
+
+def pytest_configure(config):
+    if platform.machine() in ("aarch64", "arm64"):
+        # of NumPy's products there, about lanes that do not reach the result
+        config.addinivalue_line("filterwarnings", "ignore:.* encountered in matmul:RuntimeWarning")
+
 
 try:
     from reformer_c import _core

@@ -127,10 +127,12 @@ static void gemm_rounded(real *c, size_t ldc, const real *a, size_t lda, int by_
             for (size_t i = 0; i < m; i += UNIT) {
                 const size_t rows = min_size(UNIT, m - i);
                 operand left = left_operand(strip, terms, rows, kc);
-                if (by_rows)
+                if (by_rows) {
                     left_rows(left, a + i * lda + p, lda, rows, kc);
-                else
-                    left_columns(left = columns_of(left), a + p * lda + i, lda, rows, kc);
+                } else {
+                    left = columns_of(left);
+                    left_columns(left, a + p * lda + i, lda, rows, kc);
+                }
                 rounded_rows(c + i * ldc, ldc, left, b, rows, p, kc, j0,
                              min_size(b->n, j0 + ROUNDED_NC), add || p, &cursor);
             }
