@@ -16,14 +16,15 @@ typedef enum { RF_HIGHEST, RF_HIGH, RF_MEDIUM } rf_precision;
 
 /* How an op runs: the number of threads, the precision, and whether it is to stop.
 
-   Ops call `poll` from the calling thread, between blocks of work; it may set `stop`. Once `stop`
-   is set the remaining blocks are skipped and the outputs are unspecified. */
+   Ops call `poll` from the calling thread, between blocks of work; it may set `stop`, and returns
+   whether it ran the caller's code, which may have called other ops. Once `stop` is set the
+   remaining blocks are skipped and the outputs are unspecified. */
 typedef struct rf_run rf_run;
 struct rf_run {
     int workers;
     rf_precision precision; // of matrix products
     atomic_int stop;
-    void (*poll)(rf_run *); // or NULL
+    int (*poll)(rf_run *); // or NULL
 };
 
 /* How numbers are stored: as reals, as bfloat16 numbers, as 8-bit integers that are multiplied by

@@ -623,14 +623,17 @@ def test_ctrl_c_releases_what_the_call_held():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_a_signal_handler_runs_during_a_call_and_may_compute_itself():
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_a_signal_handler_runs_during_a_call_and_may_compute_itself(precision):
+    # with AMX, the handler's products configure and release the tiles of the interrupted call
     code = f"""
         import signal, sys
         import numpy as np
         import reformer_c as rc
 
+        rc.set_matmul_precision("{precision}")
         x = np.ones((1, 4, 6_000, 64), np.float32)
-        small = np.ones((1, 1, 100, 16))
+        small = np.ones((1, 1, 100, 16), np.float32)
         right = rc.full_attention(small, small, small)
         handled = []
 

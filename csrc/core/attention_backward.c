@@ -58,7 +58,6 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
     if (!extent.max_end) return;
 
     // 1. raw products q k', and dp = dout v'
-    products_begin(x->terms);
     raw_scores(ts->s, x, &extent, 0, q, k, &ts->queue);
     if (x->terms)
         rounded_staircase(ts->g, &extent, 0, k->v_left, q->do_columns_right, a->d, &ts->queue);
@@ -99,7 +98,6 @@ static void backward_pair(const attention_arrays *x, thread_scratch *ts, const b
             keys_product(dk, &extent, ts->g, q->q_rows, q->nq, dp);
         }
     }
-    products_end(x->terms);
 }
 
 /* The query span's tokens as queries of another span's keys (as_queries), and as keys of its

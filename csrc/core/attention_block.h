@@ -268,8 +268,10 @@ static const real *block_rows(const attention_arrays *x, const block *blk, const
     const size_t d = x->a->d, dp = x->dp;
     if (blk->in_order && n == BLOCK && d == dp && stride == (ptrdiff_t)d)
         return head + (ptrdiff_t)tokens[0] * stride;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        if (i % 16 == 0) products_awake(x->terms);
         copy_row(space + i * dp, head + (ptrdiff_t)tokens[i] * stride, d);
+    }
     return space;
 }
 
@@ -299,6 +301,7 @@ static void query_columns(const attention_arrays *x, block *blk, const lane *tok
         return;
     }
     right_columns(blk->q_columns_right, blk->q_rows, dp, d, n);
+    products_awake(x->terms);
     if (x->dout) right_rows(blk->q_right, blk->q_rows, dp, n, d);
 }
 
@@ -311,8 +314,10 @@ static void round_keys(const attention_arrays *x, block *blk) {
         blk->k_left = columns_of(blk->q_columns_right);
     else
         left_rows(blk->k_left, blk->k_rows, dp, n, d);
+    products_awake(x->terms);
     if (x->dout) {
         left_rows(blk->v_left, blk->v_rows, dp, n, d);
+        products_awake(x->terms);
         if (shared)
             blk->k_right = blk->q_right;
         else
@@ -416,6 +421,7 @@ static void block_queries(const attention_arrays *x, block *blk) {
         blk->do_rows = block_rows(x, blk, blk->qtoken, blk->nq, dout, x->sdout.t, blk->do_space);
         if (x->terms) {
             right_columns(blk->do_columns_right, blk->do_rows, x->dp, a->d, blk->nq);
+            products_awake(x->terms);
             right_rows(blk->do_right, blk->do_rows, x->dp, blk->nq, a->d);
         } else {
             block_columns(x, blk->qtoken, blk->nq, dout, x->sdout.t, blk->do_rows, blk->do_columns);

@@ -116,6 +116,7 @@ static void forward_groups(const attention_arrays *x, thread_scratch *ts, query_
         vstore(tile->sum + g * VEC_LANES, sum);
         clear_masked(s, extent, g);
         if (x->terms) round_scores(ts->left, extent, ts->s, g, q->nq);
+        products_awake(x->terms);
     }
 
     // 6. num += p v
@@ -138,12 +139,10 @@ static void forward_pair(const attention_arrays *x, thread_scratch *ts, query_ti
     for (size_t i = 0; i < BLOCK; i++) tile->visible_keys[i] += extent.query_end[i];
 
     const size_t groups = extent.groups, step = x->terms ? UNIT / VEC_LANES : groups;
-    products_begin(x->terms);
     for (size_t g0 = 0; g0 < groups; g0 += step) {
         if (step < groups) limit_groups(&extent, g0, min_size(groups, g0 + step));
         forward_groups(x, ts, tile, k, slot, &extent, g0);
     }
-    products_end(x->terms);
     tile->started = 1;
 }
 
@@ -171,6 +170,7 @@ static void query_tile_load(const attention_arrays *x, query_tile *tile, const f
     if (!tile->started) return;
     for (size_t i = 0; i < q->nq; i++) {
         const size_t token = (size_t)q->qtoken[i], row = q->bh * a->t + token;
+        if (i % 16 == 0) products_awake(x->terms);
         tile->max[i] = f->lse[row];
         tile->sum[i] = f->sum[row];
         real *num = tile->num + i * x->dp;
@@ -219,6 +219,7 @@ static void query_tile_store(const attention_arrays *x, const query_tile *tile,
     const size_t d = a->d, dp = x->dp, first = q->bh * a->t;
     for (size_t i = 0; i < q->nq; i++) {
         real *out = head + (ptrdiff_t)q->qtoken[i] * f->sout.t;
+        if (i % 16 == 0) products_awake(x->terms);
         if (last)
             scale_row(out, tile->num + i * dp, tile->sum[i], d);
         else

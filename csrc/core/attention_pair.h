@@ -139,16 +139,19 @@ static void staircase_product(real *c, const mask_extent *extent, const real *ke
     }
 }
 
-/* The same of rounded operands, for MASKED_ROWS keys at a time and the groups from g0 on. */
+/* The same of rounded operands, for MASKED_ROWS keys at a time and the groups from g0 on. Whole
+   strips are computed: c has room for them, and nothing reads the rows from max_end on. */
 static void rounded_staircase(real *c, const mask_extent *extent, size_t g0, operand keys,
                               operand columns, size_t d, prefetch_queue *queue) {
     const size_t end = extent->groups * VEC_LANES;
     for (size_t i = 0; i < extent->max_end; i += MASKED_ROWS) {
         const size_t first = max_size(g0, first_group(extent, i)) * VEC_LANES;
         const size_t from = first / OPERAND_PANEL * OPERAND_PANEL;
+        const size_t rows = min_size(MASKED_ROWS, extent->max_end - i);
+        const size_t whole = round_up(rows, rows > LEFT_ROWS ? OPERAND_STRIP : LEFT_STRIP);
         rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
-                        right_from(columns, 0, from), min_size(MASKED_ROWS, extent->max_end - i),
-                        end - from, d, 0, prefetch_take(queue, product_lines(MASKED_ROWS)));
+                        right_from(columns, 0, from), whole, end - from, d, 0,
+                        prefetch_take(queue, product_lines(MASKED_ROWS)));
     }
 }
 

@@ -293,12 +293,14 @@ static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void
     const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, all, step);
     thread_scratch ts;
     thread_scratch_place(run, &ts, a, scratch, backward);
+    products_begin(x->terms);
 #pragma omp for schedule(dynamic, at_once) nowait
     for (size_t task = 0; task < all; task++) {
         const size_t bh = task / tasks * x->sharers + x->turn, first = task % tasks * step;
         for (size_t i = first; i < min_size(items, first + step) && !stopped(run); i++)
             for_query_spans(x, &ts, bh, round, i, each, more);
     }
+    products_end(x->terms);
 }
 
 /* Calls `each` for the query spans of one round of a turn's heads, on all threads. With one thread

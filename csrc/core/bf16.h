@@ -43,11 +43,13 @@ typedef real term;
 #define MASKED_ROWS OPERAND_STRIP
 #define TAKES_PAIRS 1 // left operands may be by_pairs, and may begin at any pair and in mid-strip
 #define LEFT_ROWS (OPERAND_STRIP / 2)
+#define LEFT_STRIP LEFT_ROWS
 #define LEFT_STEP 2
 #else
 #define MASKED_ROWS UNIT
 #define TAKES_PAIRS 0
 #define LEFT_ROWS MASKED_ROWS
+#define LEFT_STRIP OPERAND_STRIP
 #define LEFT_STEP OPERAND_STEP
 #endif
 
@@ -136,8 +138,7 @@ static inline real rounded_value(real x, size_t terms) {
 #ifdef RF_AMX
 
 /* Tiles 0 to 3 hold C, 4 and 5 two strips of A, 6 and 7 two panels of B. Between the two calls the
-   processor's tiles belong to this thread, so nothing may be called that runs other code, such as
-   stopped(). */
+   tiles are configured; stopped() may change their contents. */
 static inline void products_begin(size_t terms) {
     static const struct {
         uint8_t palette, start, reserved[14];
@@ -151,6 +152,17 @@ static inline void products_end(size_t terms) {
     if (terms) _tile_release();
 }
 
+/* Called within other work that takes longer than half a microsecond. After 0.6 us without a
+   product Sapphire Rapids lets its matrix unit sleep, and so it does with stores of tiles; each
+   takes 0.35 us to wake up (benchmarks/NOTES.md). A product and a store, of whatever is in the
+   tiles, keep both awake. */
+static inline void products_awake(size_t terms) {
+    _Alignas(RF_ALIGN) char tile[16 * 64];
+    if (!terms) return;
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_stored(1, tile, 64);
+}
+
 #else // nothing to prepare
 
 static inline void products_begin(size_t terms) {
@@ -158,6 +170,10 @@ static inline void products_begin(size_t terms) {
 }
 
 static inline void products_end(size_t terms) {
+    (void)terms;
+}
+
+static inline void products_awake(size_t terms) {
     (void)terms;
 }
 

@@ -14,6 +14,10 @@
 #include <omp.h>
 #endif
 
+#ifdef RF_AMX
+#include <immintrin.h>
+#endif
+
 #include "../rf.h"
 
 #ifndef RF_REAL
@@ -42,6 +46,18 @@ static inline int is_stopped(const rf_run *run) {
     return atomic_load_explicit(&run->stop, memory_order_relaxed);
 }
 
+/* Poll the caller. Its code may use AMX's tiles itself: their configuration is kept here, their
+   contents are not. */
+static inline void poll_caller(rf_run *run) {
+#ifdef RF_AMX
+    _Alignas(RF_ALIGN) char tiles[64];
+    _tile_storeconfig(tiles);
+    if (run->poll(run)) _tile_loadconfig(tiles);
+#else
+    run->poll(run);
+#endif
+}
+
 /* The same, but the calling thread first polls the caller (for Ctrl-C). */
 static inline int stopped(rf_run *run) {
 #ifdef _OPENMP
@@ -49,7 +65,7 @@ static inline int stopped(rf_run *run) {
 #else
     const int caller = 1;
 #endif
-    if (caller && run->poll) run->poll(run);
+    if (caller && run->poll) poll_caller(run);
     return is_stopped(run);
 }
 

@@ -92,7 +92,8 @@ static void gemm_panel(real *c, size_t ldc, const real *a, size_t lda, int by_ro
 #define ROUNDED_STRIP 8192 // terms of UNIT rows: 16 KB of bfloat16, or 32 KB of float32
 #define ROUNDED_KC(terms) (ROUNDED_STRIP / UNIT / (terms))
 #define ROUNDED_NC 512
-#define ROUNDED_LINES 256 // listed for one unit, at most
+#define ROUNDED_COLUMNS 128 // of a left operand that are rounded at once
+#define ROUNDED_LINES 256   // listed for one unit, at most
 
 /* UNIT rows (or the last ones) of c += left b, for steps [p, p + kc) and columns [j0, j1) of b. */
 static void rounded_rows(real *c, size_t ldc, operand left, const packed_matrix *b, size_t rows,
@@ -127,11 +128,16 @@ static void gemm_rounded(real *c, size_t ldc, const real *a, size_t lda, int by_
             for (size_t i = 0; i < m; i += UNIT) {
                 const size_t rows = min_size(UNIT, m - i);
                 operand left = left_operand(strip, terms, rows, kc);
-                if (by_rows) {
-                    left_rows(left, a + i * lda + p, lda, rows, kc);
-                } else {
-                    left = columns_of(left);
-                    left_columns(left, a + p * lda + i, lda, rows, kc);
+                if (!by_rows) left = columns_of(left);
+                for (size_t at = 0; at < rows && by_rows; at += OPERAND_STRIP) {
+                    left_rows(left_from(left, at, 0), a + (i + at) * lda + p, lda,
+                              min_size(OPERAND_STRIP, rows - at), kc);
+                    products_awake(terms);
+                }
+                for (size_t at = 0; at < kc && !by_rows; at += ROUNDED_COLUMNS) {
+                    left_columns(left_from(left, 0, at), a + (p + at) * lda + i, lda, rows,
+                                 min_size(ROUNDED_COLUMNS, kc - at));
+                    products_awake(terms);
                 }
                 rounded_rows(c + i * ldc, ldc, left, b, rows, p, kc, j0,
                              min_size(b->n, j0 + ROUNDED_NC), add || p, &cursor);

@@ -49,14 +49,15 @@ int rf_run_init(void) {
 
 /* Reads the clock first, since taking the GIL is expensive. A signal handler that raises stops the
    kernel; its exception stays set until rf_finish. */
-static void poll(rf_run *run) {
+static int poll(rf_run *run) {
     rf_call *c = (rf_call *)run;
     const int64_t time = rf_milliseconds();
-    if (time < c->next_poll) return;
+    if (time < c->next_poll) return 0;
     PyEval_RestoreThread(c->thread);
     if (PyErr_CheckSignals() < 0) atomic_store(&run->stop, 1);
     c->thread = PyEval_SaveThread();
     c->next_poll = rf_milliseconds() + POLL_MILLISECONDS;
+    return 1;
 }
 
 int rf_start(rf_call *c) {
