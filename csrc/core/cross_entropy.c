@@ -103,7 +103,6 @@ static void cross_entropy_rows(const rf_run *run, double *loss, const real *x, p
 typedef struct {
     packed_matrix wt, w;     // c x v, v x c
     real *logits;            // of a chunk, then their gradient
-    real *parts;             // v per task: its contribution to dbias
     real *rows;              // per thread: x of a task, then its dx
     void *gradient;          // for weight_gradient; overlaps rows, since tasks have ended by then
     size_t chunk, task, ldl; // rows, rows, columns
@@ -117,7 +116,6 @@ static cross_entropy_scratch cross_entropy_scratch_of(const rf_run *run, void *s
     s.wt = take_packed(&scratch, run, c, v);
     s.w = take_packed(&scratch, run, v, c);
     s.logits = take(&scratch, s.chunk * s.ldl, sizeof(real));
-    s.parts = take(&scratch, blocks_of(s.chunk, s.task) * v, sizeof(real));
     s.rows = scratch;
     s.gradient = scratch;
     return s;
@@ -135,11 +133,10 @@ static size_t cross_entropy_head_workspace(const rf_run *run, size_t n, size_t c
     const size_t ldl = padded(v), rows = chunk_rows(n, ldl, chunk),
                  task_back = task_rows(run, rows, 0);
     const size_t logits = bytes_of(bytes_mul(rows, ldl), sizeof(real));
-    const size_t parts = bytes_of(bytes_mul(blocks_of(rows, task_back), v), sizeof(real));
     const size_t own_back = bytes_of(bytes_mul(task_back, padded(c)), sizeof(real));
     const size_t last =
         max_size(weight_gradient_workspace(run, rows, v, c), bytes_mul(threads, own_back));
-    const size_t backward = bytes_add(bytes_add(w, logits), bytes_add(parts, last));
+    const size_t backward = bytes_add(bytes_add(w, logits), last);
     return bytes_add(packed_bytes(run, c, v), max_size(forward, backward));
 }
 
@@ -204,7 +201,6 @@ static void cross_entropy_rows_backward(const cross_entropy_scratch *s, real *dx
     // forward was logits = x w' + bias
     gemm_packed(xr, ldx, logits, (ptrdiff_t)s->ldl, 1, &s->w, rows, 0);
     copy_rows(dx + row * c, c, xr, ldx, rows, c);
-    sum_rows(s->parts + at / s->task * v, logits, s->ldl, rows, v);
 }
 
 static void cross_entropy_head_backward(rf_run *run, const real *h, const real *weight,
@@ -229,7 +225,7 @@ static void cross_entropy_head_backward(rf_run *run, const real *h, const real *
         }
         if (stopped(run)) return;
         // forward was logits = h weight' + bias
-        weight_gradient(run, dweight, s.logits, s.ldl, h + first * c, c, rows, v, c, s.gradient);
-        if (dbias) fold_sums(dbias, s.parts, v, tasks, v);
+        weight_gradient(run, dweight, dbias, s.logits, s.ldl, h + first * c, c, rows, v, c,
+                        s.gradient);
     }
 }

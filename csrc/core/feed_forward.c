@@ -218,9 +218,7 @@ typedef struct {
     char *w1, *w2t, *w3;        // packed in pieces, f x c; w2t for y
     real *hidden, *dhidden;     // a chunk's rows of the activated hidden layer and of dh
     real *dgate;                // of g and then dg, in a gated layer
-    real *parts;                // `sums` per task: its contribution to db1, db2 and db3
-    size_t sums;
-    char *rows;              // per thread: a task's rows of x, dy and dx (or y)
+    char *rows;                 // per thread: a task's rows of x, dy and dx (or y)
     void *gradient;          // for weight_gradient; overlaps rows, since tasks have ended by then
     size_t chunk, task, ldh; // rows, rows, columns
 } feed_forward_scratch;
@@ -235,23 +233,20 @@ static size_t feed_forward_backward_workspace(const rf_run *run, size_t n, size_
                                               int gated, size_t chunk) {
     const size_t linears = gated ? 3 : 2; // and arrays of hidden rows
     const size_t ldh = padded(f), rows = chunk_rows(n, bytes_mul(linears, ldh), chunk);
-    const size_t tasks = blocks_of(rows, task_rows(run, rows, 0));
     const size_t packed = bytes_add(packed_bytes(run, c, f), pieces_bytes(run, f, c));
     const size_t hidden = bytes_of(bytes_mul(rows, ldh), sizeof(real));
-    const size_t sums = bytes_add(bytes_mul(linears - 1, f), c);
-    const size_t parts = bytes_of(bytes_mul(tasks, sums), sizeof(real));
     const size_t gradient = max_size(weight_gradient_workspace(run, rows, f, c),
                                      weight_gradient_workspace(run, rows, c, f));
     const size_t threads =
         bytes_mul((size_t)run->workers, feed_forward_rows_bytes(run, task_rows(run, rows, 0), c));
-    const size_t own = bytes_add(bytes_mul(linears, bytes_add(packed, hidden)),
-                                 bytes_add(parts, max_size(gradient, threads)));
+    const size_t own =
+        bytes_add(bytes_mul(linears, bytes_add(packed, hidden)), max_size(gradient, threads));
     return n < SMALL_BATCH ? max_size(own, hidden_rows_bytes(n, f, gated)) : own;
 }
 
 static feed_forward_scratch feed_forward_scratch_of(const rf_run *run, void *scratch, size_t n,
                                                     size_t c, size_t f, int gated, size_t chunk) {
-    feed_forward_scratch s = {.ldh = padded(f), .sums = gated ? 2 * f + c : f + c};
+    feed_forward_scratch s = {.ldh = padded(f)};
     s.chunk = chunk_rows(n, (gated ? 3 : 2) * s.ldh, chunk);
     s.task = task_rows(run, s.chunk, 0);
     s.w1 = take(&scratch, pieces_bytes(run, f, c), 1);
@@ -265,7 +260,6 @@ static feed_forward_scratch feed_forward_scratch_of(const rf_run *run, void *scr
         s.w3t = take_packed(&scratch, run, c, f);
         s.dgate = take(&scratch, s.chunk * s.ldh, sizeof(real));
     }
-    s.parts = take(&scratch, blocks_of(s.chunk, s.task) * s.sums, sizeof(real));
     s.rows = scratch;
     s.gradient = scratch;
     return s;
@@ -292,7 +286,6 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
                                        const real *b1, const real *b2, const real *b3, size_t row,
                                        size_t at, size_t rows, const prefetch_rows *next_rows) {
     const size_t c = ff->c, f = ff->f, ld = padded(c), ldh = s->ldh;
-    real *part = s->parts + at / s->task * s->sums;
     const size_t each = left_bytes(ff->run, s->task, c);
     char *own = s->rows + thread_index() * feed_forward_rows_bytes(ff->run, s->task, c);
     const left_matrix xr = left_at(ff->run, own, x + row * c, rows, c);
@@ -313,20 +306,17 @@ static void feed_forward_rows_backward(const feed_forward *ff, const feed_forwar
         for (size_t i = 0; i < rows; i++)
             hidden_row_backward(ff, h + i * ldh, g ? g + i * ldh : NULL, dh + i * ldh, row + i, j,
                                 width);
-        // 4. db1, db3 and dx: forward was h = x w1' + b1, g = x w3' + b3
-        sum_rows(part + j, dh, ldh, rows, width);
+        // 4. dx: forward was h = x w1' + b1, g = x w3' + b3
         const packed_matrix w1 = piece_at(ff->run, s->w1, f, c, j);
         gemm_packed(dxr, ld, dh, (ptrdiff_t)ldh, 1, &w1, rows, j > 0);
         if (g) {
-            sum_rows(part + f + c + j, g, ldh, rows, width);
             const packed_matrix w3 = piece_at(ff->run, s->w3, f, c, j);
             gemm_packed(dxr, ld, g, (ptrdiff_t)ldh, 1, &w3, rows, 1);
         }
         j += width;
     } while (j < f);
-    // 5. dx, db2 and y
+    // 5. dx and y
     copy_rows(dx + row * c, c, dxr, ld, rows, c);
-    sum_rows(part + f, dy + row * c, c, rows, c);
     if (y) recompute_rows(ff, s, y, dxr, b2, row, at, rows);
 }
 
@@ -373,13 +363,12 @@ static void feed_forward_backward(rf_run *run, const real *x, const real *w1, co
                                        min_size(s.task, rows - at), &of_dy);
         }
         if (stopped(run)) return;
-        // 3. weights: forward was value_out = hidden w2' + b2
-        weight_gradient(run, dw2, dout + first * c, c, s.hidden, s.ldh, rows, c, f, s.gradient);
-        weight_gradient(run, dw1, s.dhidden, s.ldh, x + first * c, c, rows, f, c, s.gradient);
-        fold_sums(db1, s.parts, s.sums, tasks, f);
-        fold_sums(db2, s.parts + f, s.sums, tasks, c);
-        if (!gated) continue;
-        weight_gradient(run, dw3, s.dgate, s.ldh, x + first * c, c, rows, f, c, s.gradient);
-        fold_sums(db3, s.parts + f + c, s.sums, tasks, f);
+        // 3. weights and biases: forward was value_out = hidden w2' + b2
+        weight_gradient(run, dw2, db2, dout + first * c, c, s.hidden, s.ldh, rows, c, f,
+                        s.gradient);
+        weight_gradient(run, dw1, db1, s.dhidden, s.ldh, x + first * c, c, rows, f, c, s.gradient);
+        if (gated)
+            weight_gradient(run, dw3, db3, s.dgate, s.ldh, x + first * c, c, rows, f, c,
+                            s.gradient);
     }
 }

@@ -229,7 +229,7 @@ static void gemm_left(real *c, size_t ldc, const left_matrix *left, const packed
     products_end(terms);
 }
 
-/* ----------------------------------------------------------------------- dw += dy' x -------- */
+/* ------------------------------------------- dw += dy' x, db += the column sums of dy ------- */
 
 /* The gradient of a weight is a sum over many rows. C is cut into blocks and the rows into slabs,
    so that there are some 32 tasks even if the weight is small; the slabs' sums are added in order.
@@ -257,15 +257,37 @@ static size_t weight_gradient_packs(const rf_run *run) {
 
 static size_t weight_gradient_workspace(const rf_run *run, size_t n, size_t co, size_t ci) {
     const size_t slabs = weight_gradient_slabs(weight_gradient_size(run), n, co, ci);
-    const size_t partial = slabs > 1 ? bytes_mul(slabs, bytes_mul(co, ci)) : 0;
+    const size_t partial = slabs > 1 ? bytes_mul(slabs, bytes_mul(co, bytes_add(ci, 1))) : 0;
     return bytes_add(bytes_of(partial, sizeof(real)),
                      bytes_mul((size_t)run->workers, weight_gradient_packs(run)));
 }
 
-/* One block of one slab: c (mc x nc) += dy[rows, columns of the block]' x[rows, ...]. */
-static void weight_gradient_block(const rf_run *run, real *c, size_t ldc, const real *dy,
-                                  size_t ldy, const real *x, size_t ldx, size_t rows, size_t mc,
-                                  size_t nc, void *packs) {
+/* sums += the column sums of some rows. */
+static void add_column_sums(real *sums, const real *x, size_t ldx, size_t rows, size_t columns) {
+    enum { TOGETHER = 4 };
+    size_t j = 0;
+    for (; j + TOGETHER * VEC_LANES <= columns; j += TOGETHER * VEC_LANES) {
+        vec sum[TOGETHER] = {{0}};
+        for (size_t i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (size_t e = 0; e < TOGETHER; e++) sum[e] += vload(x + i * ldx + j + e * VEC_LANES);
+        for (size_t e = 0; e < TOGETHER; e++) {
+            real *to = sums + j + e * VEC_LANES;
+            vstore(to, vload(to) + sum[e]);
+        }
+    }
+    for (; j < columns; j++) {
+        real sum = 0;
+        for (size_t i = 0; i < rows; i++) sum += x[i * ldx + j];
+        sums[j] += sum;
+    }
+}
+
+/* One block of one slab: c (mc x nc) += dy[rows, columns of the block]' x[rows, ...]. Unless sums
+   is NULL, sums += the column sums of that dy. */
+static void weight_gradient_block(const rf_run *run, real *c, size_t ldc, real *sums,
+                                  const real *dy, size_t ldy, const real *x, size_t ldx,
+                                  size_t rows, size_t mc, size_t nc, void *packs) {
     const block_size size = weight_gradient_size(run);
     real *a = take(&packs, terms_of(run) ? 0 : size.k * size.m, sizeof(real));
     for (size_t p = 0; p < rows; p += size.k) {
@@ -274,6 +296,7 @@ static void weight_gradient_block(const rf_run *run, real *c, size_t ldc, const 
         const size_t next = min_size(size.k, rows - p - kc);
         const prefetch_rows of_x = {x + (p + kc) * ldx, (ptrdiff_t)ldx, nc, next, NULL};
         const prefetch_rows of_dy = {dy + (p + kc) * ldy, (ptrdiff_t)ldy, mc, next, &of_x};
+        if (sums) add_column_sums(sums, dy + p * ldy, ldy, kc, mc);
         if (b.rounded.terms) {
             right_rows(b.rounded, x + p * ldx, ldx, kc, nc);
             gemm_packed_prefetch(c, ldc, dy + p * ldy, 1, (ptrdiff_t)ldy, &b, mc, 1, &of_dy);
@@ -286,13 +309,16 @@ static void weight_gradient_block(const rf_run *run, real *c, size_t ldc, const 
     }
 }
 
-/* dw (co x ci) += dy' x over n rows. */
-static void weight_gradient(rf_run *run, real *dw, const real *dy, size_t ldy, const real *x,
-                            size_t ldx, size_t n, size_t co, size_t ci, void *scratch) {
+/* dw (co x ci) += dy' x over n rows, and db (co) += the column sums of dy, unless it is NULL. */
+static void weight_gradient(rf_run *run, real *dw, real *db, const real *dy, size_t ldy,
+                            const real *x, size_t ldx, size_t n, size_t co, size_t ci,
+                            void *scratch) {
     const block_size of = weight_gradient_size(run);
     const size_t slabs = weight_gradient_slabs(of, n, co, ci), size = co * ci;
-    const size_t across = blocks_of(ci, of.n), blocks = blocks_of(co, of.m) * across;
-    real *partial = take(&scratch, slabs > 1 ? slabs * size : 0, sizeof(real));
+    const size_t across = max_size(1, blocks_of(ci, of.n)); // db needs one
+    const size_t blocks = blocks_of(co, of.m) * across;
+    real *partial = take(&scratch, slabs > 1 ? slabs * (size + co) : 0, sizeof(real));
+    real *sums = partial + slabs * size;
     const size_t packs = weight_gradient_packs(run);
     const int workers = tile_team(run, 2.0 * (double)n * (double)size, slabs * blocks);
 
@@ -304,10 +330,12 @@ static void weight_gradient(rf_run *run, real *dw, const real *dy, size_t ldy, c
         const size_t rows = n * (slab + 1) / slabs - row;
         const size_t mc = min_size(of.m, co - i), nc = min_size(of.n, ci - j);
         real *c = (slabs > 1 ? partial + slab * size : dw) + i * ci + j;
+        real *sum = !db || j ? NULL : (slabs > 1 ? sums + slab * co : db) + i;
         if (slabs > 1)
             for (size_t r = 0; r < mc; r++) memset(c + r * ci, 0, nc * sizeof(real));
-        weight_gradient_block(run, c, ci, dy + row * ldy + i, ldy, x + row * ldx + j, ldx, rows, mc,
-                              nc, (char *)scratch + thread_index() * packs);
+        if (slabs > 1 && sum) memset(sum, 0, mc * sizeof(real));
+        weight_gradient_block(run, c, ci, sum, dy + row * ldy + i, ldy, x + row * ldx + j, ldx,
+                              rows, mc, nc, (char *)scratch + thread_index() * packs);
     }
 
     if (slabs > 1) {
@@ -316,6 +344,7 @@ static void weight_gradient(rf_run *run, real *dw, const real *dy, size_t ldy, c
             for (size_t s = 0; s < slabs; s++) {
                 const real *from = partial + s * size + i * ci;
                 for (size_t j = 0; j < ci; j++) dw[i * ci + j] += from[j];
+                if (db) db[i] += sums[s * co + i];
             }
     }
 }

@@ -89,28 +89,10 @@ static void linear_forward(rf_run *run, const real *x, const real *weight, const
     linear_product(run, out, x, weight, 1, (ptrdiff_t)ci, bias, n, co, ci, scratch);
 }
 
-/* sums += column sums of dy. A task is a strip of columns; within it, blocks of rows are summed one
-   after another, so that the order is the same for any number of threads. */
-static void add_column_sums(rf_run *run, real *sums, const real *dy, size_t n, size_t c) {
-    const size_t width = 64;
-#pragma omp parallel for num_threads(team(run, (double)n *(double)c)) schedule(static)
-    for (size_t block = 0; block < blocks_of(c, width); block++) {
-        if (stopped(run)) continue;
-        const size_t j0 = block * width, columns = min_size(width, c - j0);
-        for (size_t row = 0; row < n; row += 1024) {
-            real part[64] = {0};
-            for (size_t i = row; i < min_size(n, row + 1024); i++)
-                for (size_t j = 0; j < columns; j++) part[j] += dy[i * c + j0 + j];
-            for (size_t j = 0; j < columns; j++) sums[j0 + j] += part[j];
-        }
-    }
-}
-
 static void linear_backward(rf_run *run, const real *x, const real *weight, const real *dout,
                             real *dx, real *dweight, real *dbias, size_t n, size_t ci, size_t co,
                             void *scratch) {
     // forward was y = x weight' + bias
     if (dx) linear_product(run, dx, dout, weight, (ptrdiff_t)ci, 1, NULL, n, ci, co, scratch);
-    weight_gradient(run, dweight, dout, co, x, ci, n, co, ci, scratch);
-    if (dbias) add_column_sums(run, dbias, dout, n, co);
+    weight_gradient(run, dweight, dbias, dout, co, x, ci, n, co, ci, scratch);
 }

@@ -50,21 +50,4 @@ static inline void add_bias(real *y, size_t ldy, const real *x, size_t ldx,
         for (size_t j = 0; j < columns; j++) y[i * ldy + j] = x[i * ldx + j] + bias[j];
 }
 
-/* sums = sum over rows of x: one task's contribution to the gradient of a bias. */
-static inline void sum_rows(real *restrict sums, const real *restrict x, size_t ldx, size_t rows,
-                            size_t columns) {
-    memset(sums, 0, columns * sizeof(real));
-    for (size_t i = 0; i < rows; i++)
-#pragma omp simd
-        for (size_t j = 0; j < columns; j++) sums[j] += x[i * ldx + j];
-}
-
-/* sums += the contributions of all tasks, in order. */
-static inline void fold_sums(real *restrict sums, const real *restrict parts, size_t ldparts,
-                             size_t tasks, size_t columns) {
-    for (size_t i = 0; i < tasks; i++)
-#pragma omp simd
-        for (size_t j = 0; j < columns; j++) sums[j] += parts[i * ldparts + j];
-}
-
 #endif
