@@ -24,7 +24,8 @@ from .runner import each_of
 
 SEEDS = [0, 1]
 SIZE = {
-    "layers": 4, "width": 128, "length": 2048, "batch": 1, "steps": 500, "lr": 3e-3, "rounds": 2,
+    "models": ["LSH", "local"], "layers": 4, "width": 128, "length": 2048, "batch": 1,
+    "steps": 500, "lr": 3e-3, "rounds": 2,
     "local_chunk": 8, "chunk": 64, "evaluate_every": 50, "held_out": 12,
     "recall_rounds": [1, 2, 4, 8], "queries": 512,
 }  # fmt: skip
@@ -32,12 +33,14 @@ QUICK = {
     "width": 16, "length": 128, "steps": 4, "local_chunk": 4, "chunk": 16,
     "evaluate_every": 2, "held_out": 2, "queries": 32,
 }  # fmt: skip
-MODELS = ("LSH", "local")
 REPLACED = ("random", "local", "full", "nothing")
 
 prepare = language.read
 
-grid = each_of(MODELS)
+
+def grid(size, seeds):
+    common = {name: value for name, value in size.items() if name != "models"}
+    return each_of(size["models"])(common, seeds)
 
 
 def run(settings, text, folder):
@@ -186,7 +189,7 @@ def mass(qk, buckets, settings):
 
 
 def show(runs):
-    hashed, local = (language.of(runs, model=model) for model in MODELS)
+    hashed, local = (language.of(runs, model=model) for model in ("LSH", "local"))
     as_is = [mean_loss(run["result"]["loss"]["as is"]) for run in hashed]
     layers = list(hashed[0]["result"]["recall"])
     lines = [
@@ -198,11 +201,10 @@ def show(runs):
     for kind in REPLACED:
         cells = [f"{more(hashed, kind, place, as_is):+.3f}" for place in (*layers, "all")]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
-    twin = [mean_loss(run["result"]["loss"]["as is"]) for run in local]
+    if twin := [mean_loss(run["result"]["loss"]["as is"]) for run in local]:
+        difference = language.in_words(*language.difference(twin, as_is))
+        lines += ["", f'Trained with "local" from the start: {np.mean(twin):.3f}, {difference}.']
     lines += [
-        "",
-        'Trained with "local" from the start: '
-        f"{np.mean(twin):.3f}, {language.in_words(*language.difference(twin, as_is))}.",
         "",
         "| share of full attention's mass found | "
         + " | ".join(f"layer {int(i) + 1}" for i in layers)
@@ -225,10 +227,11 @@ def more(runs, kind, place, as_is):
 
 def draw(runs, figure):
     left, right = figure.subplots(1, 2)
-    hashed, local = (language.of(runs, model=model) for model in MODELS)
+    hashed, local = (language.of(runs, model=model) for model in ("LSH", "local"))
     names = {"as is": "as is", **{kind: f"{kind}, all" for kind in REPLACED}}
     curves = {label: (hashed, name) for label, name in names.items()}
-    curves["trained with local"] = (local, "as is")
+    if local:
+        curves["trained with local"] = (local, "as is")
     for label, (some, name) in curves.items():
         pieces = [run["result"]["loss"][name] for run in some]
         middles = [piece[0] + piece[1] / 2 for piece in pieces[0]]

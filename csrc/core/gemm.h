@@ -239,8 +239,15 @@ typedef struct {
     size_t m, n, k;
 } block_size;
 
+#ifdef RF_AMX
+#define ROUNDED_BLOCK 512 // with an L2 cache of 2 MB
+#else
+#define ROUNDED_BLOCK 256
+#endif
+
 static block_size weight_gradient_size(const rf_run *run) {
-    return HAS_BF16 && terms_of(run) ? (block_size){256, 512, 512} : (block_size){192, 256, 256};
+    return HAS_BF16 && terms_of(run) ? (block_size){ROUNDED_BLOCK, 512, 512}
+                                     : (block_size){192, 256, 256};
 }
 
 static size_t weight_gradient_slabs(block_size size, size_t n, size_t co, size_t ci) {
