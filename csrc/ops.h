@@ -26,7 +26,7 @@ typedef struct {
                             const real *x,      // n ci
                             const real *weight, // co ci
                             const real *dout,   // n co
-                            real *dx,           // n ci, or NULL
+                            real *dx,           // n ci
                             real *dweight,      // co ci, added to
                             real *dbias,        // co, added to, or NULL
                             size_t n, size_t ci, size_t co, void *scratch);

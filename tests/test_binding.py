@@ -724,3 +724,18 @@ def test_a_backward_of_attention_is_that_of_its_kind():
             backward(q, shared)
     with pytest.raises(ValueError, match=r"^saved must be of LSH attention, got that of full or"):
         ops.lsh_attention_backward(q, plain)
+
+
+@pytest.mark.parametrize(
+    ("convert", "operation"),
+    [
+        ("__float__", lambda x: _core.dropout(np.zeros(3), x, 0, None, 1)),
+        ("__index__", lambda x: _core.dropout(np.zeros(3), 0.1, x, None, 1)),
+    ],
+)
+def test_an_interruption_during_a_conversion_is_kept(convert, operation):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        operation(type("Number", (), {convert: interrupted})())

@@ -121,6 +121,14 @@ def test_no_reduction_and_no_atomics_where_bits_must_not_depend_on_threads():
         assert "omp_set_num_threads" not in code, path
 
 
+def test_a_shared_loop_is_in_a_parallel_region_of_its_function():
+    # that of a signal handler's own call would join the region of the call that it interrupts
+    for path in files(CSRC / "core", ".c", ".h"):
+        for function in text_of(path).split("\n}\n"):
+            region, shared = (function.find(f"#pragma omp {x}") for x in ("parallel", "for"))
+            assert shared < 0 or 0 <= region < shared, (path, function)
+
+
 def test_forward_is_followed_by_its_backward():
     names = re.findall(r"\(\*(\w+)\)\(", text_of(CSRC / "ops.h"))
     # decoding has no backward

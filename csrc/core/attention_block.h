@@ -465,11 +465,11 @@ static ALWAYS_INLINE void prefetch_flush(prefetch_queue *queue, size_t n) {
         __builtin_prefetch(queue->lines.line[queue->next], 0, 2);
 }
 
-/* Lines to prefetch between two pieces of work where products are of rounded operands, which do not
-   prefetch while they compute. */
+/* Lines to prefetch between two products of rounded operands: these are short, and prefetch at most
+   product_lines() themselves. */
 #define ROUNDED_FLUSH 16
 
-/* And during a product of that many rows, at most. */
+/* Lines that a rounded product of so many rows prefetches, at most. */
 static inline size_t product_lines(size_t rows) {
     return 32 * rows / MASKED_ROWS;
 }

@@ -31,8 +31,8 @@ static ALWAYS_INLINE vec exponentials(real *s, const real *kunit, size_t i0, siz
     return sum;
 }
 
-/* The lines that the exponentials of keys [i0, i1) are to prefetch: products of rounded operands do
-   not prefetch while they compute. */
+/* The lines that the exponentials of keys [i0, i1) are to prefetch: rounded products are too short
+   to prefetch all. */
 static inline const line_list *lines_for(const attention_arrays *x, thread_scratch *ts, size_t i0,
                                          size_t i1) {
     return x->terms && i0 < i1 ? prefetch_take(&ts->queue, i1 - i0) : &no_lines;
@@ -303,35 +303,33 @@ static void forward_query_span(const attention_arrays *x, thread_scratch *ts, si
     prefetch_flush(&ts->queue, ts->queue.lines.count); // what too few register tiles have left
 }
 
-/* One thread's part of `forward_hf_rows`. */
-static void forward_hf_rows_of_thread(rf_run *run, const attention_arrays *x,
-                                      const forward_results *f, void *scratch) {
+/* The rows from `start` that were marked as having attended to no key. */
+static void forward_hf_rows_of(rf_run *run, const attention_arrays *x, const forward_results *f,
+                               size_t start, size_t end, void *scratch) {
     const rf_attention *a = x->a;
-    const size_t rows = a->b * a->h * a->t, step = 1024;
     hf_scratch hf = hf_scratch_place(a, scratch);
-#pragma omp for schedule(dynamic) nowait
-    for (size_t task = 0; task < blocks_of(rows, step); task++)
-        for (size_t i = task * step; i < min_size(rows, (task + 1) * step); i++) {
-            if (f->log_sums) f->log_sums[i] = f->lse[i] == LSE_SELF_ONLY ? SCORE_SELF : f->lse[i];
-            if (f->lse[i] != -(real)INFINITY || stopped(run)) continue;
-            hf_row_forward(x, (real *)row_of(f->out, f->sout, a, i / a->t, i % a->t), i / a->t,
-                           i % a->t, &hf);
-            if (f->log_sums) f->log_sums[i] = hf.lse;
-        }
+    for (size_t i = start; i < end; i++) {
+        if (f->log_sums) f->log_sums[i] = f->lse[i] == LSE_SELF_ONLY ? SCORE_SELF : f->lse[i];
+        if (f->lse[i] != -(real)INFINITY || stopped(run)) continue;
+        hf_row_forward(x, (real *)row_of(f->out, f->sout, a, i / a->t, i % a->t), i / a->t,
+                       i % a->t, &hf);
+        if (f->log_sums) f->log_sums[i] = hf.lse;
+    }
 }
 
-/* The rows that were marked as having attended to no key. */
 static void forward_hf_rows(rf_run *run, const attention_arrays *x, const forward_results *f,
                             void *scratch) {
     const rf_attention *a = x->a;
-    const size_t bytes = thread_scratch_bytes(run, a, 0);
-    const int workers = team(run, (double)(a->b * a->h * a->t));
+    const size_t bytes = thread_scratch_bytes(run, a, 0), rows = a->b * a->h * a->t, step = 1024;
+    const int workers = team(run, (double)rows);
     if (workers == 1) {
-        forward_hf_rows_of_thread(run, x, f, scratch);
+        forward_hf_rows_of(run, x, f, 0, rows, scratch);
         return;
     }
-#pragma omp parallel num_threads(workers)
-    forward_hf_rows_of_thread(run, x, f, (char *)scratch + thread_index() * bytes);
+#pragma omp parallel for num_threads(workers) schedule(dynamic)
+    for (size_t task = 0; task < blocks_of(rows, step); task++)
+        forward_hf_rows_of(run, x, f, task * step, min_size(rows, (task + 1) * step),
+                           (char *)scratch + thread_index() * bytes);
 }
 
 static void attention_forward(rf_run *run, const rf_attention *a, const real *q, const real *k,

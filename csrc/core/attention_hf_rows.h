@@ -104,7 +104,7 @@ static void list_span(const attention_arrays *x, size_t bh, size_t round, size_t
     const int hashed = is_hash_round(a, round);
     if (!sees_round(a, round, s.round)) return;
     for (size_t at = s.start; at < s.end; at++) {
-        if (at % 1024 == 0 && stopped(x->order.run)) return;
+        if (at % POLL_EVERY == 0 && stopped(x->order.run)) return;
         const size_t j = token_at(x, s.side, bh, s.round, at);
         const int masked = is_masked(x, bh, round, i, s.round, j);
         const int counts = !masked || (a->shared_qk && i == j);
@@ -128,7 +128,7 @@ static void list_keys(const attention_arrays *x, size_t bh, size_t round, size_t
     if (may_have_orphans(a) && round == orphan_round(a) && finds_key(x, bh, i)) return;
     for (size_t slot = 0; slot < slots_of(a, round); slot++) {
         span s;
-        if (slot % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
+        if (slot % POLL_EVERY == POLL_EVERY - 1 && stopped(x->order.run)) return;
         if (seen_span(x, bh, round, i, slot, &s)) list_span(x, bh, round, i, s, slot, keys);
     }
 }
@@ -230,7 +230,7 @@ static void hf_row_forward(const attention_arrays *x, real *out, size_t bh, size
         const size_t round = round_of_pass(a, r);
         if (passes > 1) list_keys(x, bh, round, i, keys);
         for (size_t at = 0; at < keys->n; at++) {
-            if (at % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
+            if (at % POLL_EVERY == POLL_EVERY - 1 && stopped(x->order.run)) return;
             const real p = hf->weight[r] * libm_exp(keys->score[at] - hf->shift[r]) *
                            drop_factor(a, bh, round, i, keys, at);
             const real *v = kv_row_of(x->v, x->sv, a, bh, keys->token[at]);
@@ -270,7 +270,7 @@ static void hf_row_backward(const attention_arrays *x, const backward_results *t
         const size_t round = round_of_pass(a, r);
         if (passes > 1) list_keys(x, bh, round, i, keys);
         for (size_t at = 0; at < keys->n; at++) {
-            if (at % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(x->order.run)) return;
+            if (at % POLL_EVERY == POLL_EVERY - 1 && stopped(x->order.run)) return;
             const size_t token = keys->token[at];
             const real p = hf->weight[r] * libm_exp(keys->score[at] - hf->shift[r]);
             if (p == 0) continue;

@@ -140,7 +140,8 @@ static void staircase_product(real *c, const mask_extent *extent, const real *ke
 }
 
 /* The same of rounded operands, for MASKED_ROWS keys at a time and the groups from g0 on. Whole
-   strips are computed: c has room for them, and nothing reads the rows from max_end on. */
+   strips are computed if possible: c has room for them, and nothing reads the rows from max_end
+   on. */
 static void rounded_staircase(real *c, const mask_extent *extent, size_t g0, operand keys,
                               operand columns, size_t d, prefetch_queue *queue) {
     const size_t end = extent->groups * VEC_LANES;
@@ -148,7 +149,7 @@ static void rounded_staircase(real *c, const mask_extent *extent, size_t g0, ope
         const size_t first = max_size(g0, first_group(extent, i)) * VEC_LANES;
         const size_t from = first / OPERAND_PANEL * OPERAND_PANEL;
         const size_t rows = min_size(MASKED_ROWS, extent->max_end - i);
-        const size_t whole = round_up(rows, rows > LEFT_ROWS ? OPERAND_STRIP : LEFT_STRIP);
+        const size_t whole = round_up(rows, strip_rows(rows, end - from));
         rounded_product(c + i * BLOCK + from, BLOCK, left_from(keys, i, 0),
                         right_from(columns, 0, from), whole, end - from, d, 0,
                         prefetch_take(queue, product_lines(MASKED_ROWS)));

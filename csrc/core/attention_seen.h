@@ -59,7 +59,7 @@ static int seen_span(const attention_arrays *x, size_t bh, size_t round, size_t 
 static int sees_any(const attention_arrays *x, size_t bh, size_t round, size_t i, span s) {
     const rf_attention *a = x->a;
     for (size_t at = s.start; at < s.end; at++) {
-        if (at % 1024 == 1023 && stopped(x->order.run)) return 1;
+        if (at % POLL_EVERY == POLL_EVERY - 1 && stopped(x->order.run)) return 1;
         const size_t j = token_at(x, s.side, bh, s.round, at);
         // tokens of a span are in order of position
         if (a->causal && (ptrdiff_t)j > position_of(a, i)) return 0;
@@ -73,7 +73,7 @@ static int sees_any(const attention_arrays *x, size_t bh, size_t round, size_t i
 static void count_missed(const attention_arrays *x, size_t bh, size_t round, uint32_t *missed) {
     const rf_attention *a = x->a;
     for (size_t bucket = 0; bucket <= a->k; bucket++) {
-        if (bucket % 1024 == 1023 && stopped(x->order.run)) return;
+        if (bucket % POLL_EVERY == POLL_EVERY - 1 && stopped(x->order.run)) return;
         const span keys = bucket_span(&x->order, KEYS, bh, round, (int32_t)bucket);
         const span queries = bucket_span(&x->order, QUERIES, bh, round, (int32_t)bucket);
         size_t key = keys.start;
@@ -123,14 +123,15 @@ static void find_orphans(attention_arrays *x, void **scratch) {
 #pragma omp parallel for num_threads(team(x->order.run, 20.0 * (double)(heads * a->t)))            \
     schedule(dynamic)
     for (size_t bh = 0; bh < heads; bh++) {
+        count[bh] = 0;
+        if (stopped(x->order.run)) continue; // tokens may not be sorted then
         // counts first, then orphans in their place: no more of them than counts that were read
         uint32_t *of_head = orphans + bh * a->t;
         memset(of_head, 0, a->t * sizeof *of_head);
         for (size_t round = 0; round < a->r && a->scope == RF_BUCKET; round++)
             count_missed(x, bh, round, of_head);
-        count[bh] = 0;
         for (size_t i = 0; i < a->t; i++) {
-            if (i % 1024 == 0 && stopped(x->order.run)) break;
+            if (i % POLL_EVERY == 0 && stopped(x->order.run)) break;
             if (a->scope == RF_BUCKET && of_head[i] < a->r) continue;
             if (!finds_key(x, bh, i)) of_head[count[bh]++] = (uint32_t)i;
         }

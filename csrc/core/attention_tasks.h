@@ -284,40 +284,50 @@ static void for_query_spans(const attention_arrays *x, thread_scratch *ts, size_
     }
 }
 
-/* One thread's part of `for_round`. */
-static void for_tasks(rf_run *run, const attention_arrays *x, size_t round, void *scratch,
-                      int backward, query_span_function each, void *more) {
-    const rf_attention *a = x->a;
-    const size_t items = items_of(x, round), step = items_per_attention_task(x, items);
-    const size_t tasks = blocks_of(items, step), all = heads_of(x) * tasks;
-    const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, all, step);
-    thread_scratch ts;
-    thread_scratch_place(run, &ts, a, scratch, backward);
-    products_begin(x->terms);
-#pragma omp for schedule(dynamic, at_once) nowait
-    for (size_t task = 0; task < all; task++) {
-        const size_t bh = task / tasks * x->sharers + x->turn, first = task % tasks * step;
-        for (size_t i = first; i < min_size(items, first + step) && !stopped(run); i++)
-            for_query_spans(x, &ts, bh, round, i, each, more);
-    }
-    products_end(x->terms);
+/* The tasks of one round of a turn's heads. */
+typedef struct {
+    rf_run *run;
+    const attention_arrays *x;
+    size_t round, items, items_per_task, tasks_per_head, tasks;
+    query_span_function each;
+    void *more;
+} round_tasks;
+
+static void run_task(const round_tasks *r, size_t task, thread_scratch *ts) {
+    const size_t bh = task / r->tasks_per_head * r->x->sharers + r->x->turn;
+    const size_t first = task % r->tasks_per_head * r->items_per_task;
+    const size_t end = min_size(r->items, first + r->items_per_task);
+    for (size_t i = first; i < end && !stopped(r->run); i++)
+        for_query_spans(r->x, ts, bh, r->round, i, r->each, r->more);
 }
 
-/* Calls `each` for the query spans of one round of a turn's heads, on all threads. With one thread
-   the parallel region is skipped: libgomp's barriers make system calls even then. */
+/* Calls `each` for the query spans of one round of a turn's heads, on all threads. One thread needs
+   no parallel region: libgomp's barriers make system calls even then. */
 static void for_round(rf_run *run, const attention_arrays *x, size_t round, void *scratch,
                       int backward, query_span_function each, void *more) {
     const rf_attention *a = x->a;
     const size_t bytes = thread_scratch_bytes(run, a, backward), items = items_of(x, round);
-    const double work = attention_work(a) / (double)x->sharers;
-    const size_t tasks = blocks_of(items, items_per_attention_task(x, items));
-    const int workers = tile_team(run, work, heads_of(x) * tasks);
+    const size_t step = items_per_attention_task(x, items), per_head = blocks_of(items, step);
+    const size_t tasks = heads_of(x) * per_head;
+    const round_tasks r = {run, x, round, items, step, per_head, tasks, each, more};
+    const int workers = tile_team(run, attention_work(a) / (double)x->sharers, tasks);
+    thread_scratch ts;
     if (workers == 1) {
-        for_tasks(run, x, round, scratch, backward, each, more);
+        thread_scratch_place(run, &ts, a, scratch, backward);
+        products_begin(x->terms);
+        for (size_t task = 0; task < tasks; task++) run_task(&r, task, &ts);
+        products_end(x->terms);
         return;
     }
-#pragma omp parallel num_threads(workers)
-    for_tasks(run, x, round, (char *)scratch + thread_index() * bytes, backward, each, more);
+    const size_t at_once = a->scope == RF_FULL ? 1 : tasks_at_once(run, tasks, step);
+#pragma omp parallel num_threads(workers) private(ts)
+    {
+        thread_scratch_place(run, &ts, a, (char *)scratch + thread_index() * bytes, backward);
+        products_begin(x->terms);
+#pragma omp for schedule(dynamic, at_once) nowait
+        for (size_t task = 0; task < tasks; task++) run_task(&r, task, &ts);
+        products_end(x->terms);
+    }
 }
 
 /* -------------------------------------------------------------- the other side of a span ---- */

@@ -12,7 +12,7 @@
    - a right operand (k x n) is cut into panels of OPERAND_PANEL columns, in which two rows of k are
      interleaved.
    All are padded with zeros. Other processors multiply in float32: a left operand is stored by rows
-   and a right one as gemm.h packs it, so that its tile computes the product. The operands are the
+   and a right one as gemm_pack does, so that its tile computes the product. The operands are the
    same numbers, only the order of the sums differs. */
 #ifndef RF_BF16_H
 #define RF_BF16_H
@@ -37,21 +37,27 @@ typedef real term;
 #define UNIT 32
 #define UNIT_COLUMNS (OPERAND_PANEL > UNIT ? OPERAND_PANEL : UNIT)
 
-/* Rows of C in the products of attention, whose masks leave out some columns or steps of each: AMX
-   needs two strips to reuse what it loads. */
+/* MASKED_ROWS: rows of C in a product of attention, whose mask leaves out some columns or steps of
+   each; AMX needs two strips to reuse what it loads. LEFT_ROWS, LEFT_STEP: a part of a left operand
+   may begin at multiples of them (rows, steps). */
 #if HAS_BF16 && !defined(RF_AMX)
 #define MASKED_ROWS OPERAND_STRIP
 #define TAKES_PAIRS 1 // left operands may be by_pairs, and may begin at any pair and in mid-strip
 #define LEFT_ROWS (OPERAND_STRIP / 2)
-#define LEFT_STRIP LEFT_ROWS
 #define LEFT_STEP 2
 #else
 #define MASKED_ROWS UNIT
 #define TAKES_PAIRS 0
 #define LEFT_ROWS MASKED_ROWS
-#define LEFT_STRIP OPERAND_STRIP
 #define LEFT_STEP OPERAND_STEP
 #endif
+
+/* Rows of a strip of C (m x n, at most UNIT columns): half a strip if it has two panels. C needs no
+   temporary if m is a multiple. */
+static inline size_t strip_rows(size_t m, size_t n) {
+    const int half = LEFT_ROWS < OPERAND_STRIP && m <= LEFT_ROWS && n > OPERAND_PANEL;
+    return half ? LEFT_ROWS : OPERAND_STRIP;
+}
 
 /* Terms of an operand, 0 for operands that are not rounded. */
 static inline size_t terms_of(const rf_run *run) {
@@ -137,8 +143,8 @@ static inline real rounded_value(real x, size_t terms) {
 
 #ifdef RF_AMX
 
-/* Tiles 0 to 3 hold C, 4 and 5 two strips of A, 6 and 7 two panels of B. Between the two calls the
-   tiles are configured; stopped() may change their contents. */
+/* Tiles 0 to 3 hold C, 4 and 5 two strips of A, 6 and 7 two panels of B. Between these two calls
+   the thread's tiles are configured; stopped() keeps that, but not what the tiles hold. */
 static inline void products_begin(size_t terms) {
     static const struct {
         uint8_t palette, start, reserved[14];
@@ -152,10 +158,10 @@ static inline void products_end(size_t terms) {
     if (terms) _tile_release();
 }
 
-/* Called within other work that takes longer than half a microsecond. After 0.6 us without a
-   product Sapphire Rapids lets its matrix unit sleep, and so it does with stores of tiles; each
-   takes 0.35 us to wake up (benchmarks/NOTES.md). A product and a store, of whatever is in the
-   tiles, keep both awake. */
+/* To be called within work of more than half a microsecond between products, where no tile holds a
+   result: it adds to tile 0. Sapphire Rapids powers its matrix unit down after 0.6 us without a
+   product, and likewise stores of tiles; the next of each takes 0.35 us longer (measured:
+   benchmarks/NOTES.md). A product and a store of whatever the tiles hold prevent both. */
 static inline void products_awake(size_t terms) {
     _Alignas(RF_ALIGN) char tile[16 * 64];
     if (!terms) return;
@@ -403,14 +409,9 @@ static ALWAYS_INLINE void unit_product(real *c, size_t ldc, operand a, operand b
 
 #endif
 
-/* Products of half a strip have two panels. */
-static inline int is_half_strip(size_t m, size_t n) {
-    return m <= LEFT_ROWS && LEFT_ROWS < OPERAND_STRIP && n > OPERAND_PANEL;
-}
-
 static void unit_of_strips(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
                            int add, const line_list *lines) {
-    if (is_half_strip(m, n))
+    if (strip_rows(m, n) < OPERAND_STRIP)
         unit_product(c, ldc, a, b, k, add, lines, OPERAND_STRIP / 2, 2);
     else if (m > OPERAND_STRIP && n > OPERAND_PANEL)
         unit_product(c, ldc, a, b, k, add, lines, 2 * OPERAND_STRIP, 2);
@@ -435,8 +436,7 @@ static void unit_edge(real *c, size_t ldc, operand a, operand b, size_t m, size_
 /* c (m x n, at most UNIT each) = (or, with add, +=) a b over k steps. Prefetches `lines`. */
 static void rounded_unit(real *c, size_t ldc, operand a, operand b, size_t m, size_t n, size_t k,
                          int add, const line_list *lines) {
-    const size_t strip = is_half_strip(m, n) ? LEFT_ROWS : OPERAND_STRIP;
-    if (m % strip == 0 && n % OPERAND_PANEL == 0)
+    if (m % strip_rows(m, n) == 0 && n % OPERAND_PANEL == 0)
         unit_of_strips(c, ldc, a, b, m, n, k, add, lines);
     else
         unit_edge(c, ldc, a, b, m, n, k, add, lines);

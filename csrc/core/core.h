@@ -42,6 +42,7 @@ typedef RF_REAL real;
 
 #define RF_ALIGN 64 // bytes of a cache line, and of the widest vector
 
+/* Is the run to stop? Does not poll. */
 static inline int is_stopped(const rf_run *run) {
     return atomic_load_explicit(&run->stop, memory_order_relaxed);
 }
@@ -58,7 +59,7 @@ static inline void poll_caller(rf_run *run) {
 #endif
 }
 
-/* The same, but the calling thread first polls the caller (for Ctrl-C). */
+/* Is the run to stop? The calling thread first polls the caller (for Ctrl-C). */
 static inline int stopped(rf_run *run) {
 #ifdef _OPENMP
     const int caller = omp_get_thread_num() == 0;

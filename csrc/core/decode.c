@@ -23,8 +23,7 @@ typedef struct {
     real max, sum, *out;           // running maximum, denominator, numerator (d)
 } online_softmax;
 
-/* Process the pending keys. */
-
+/* Process the pending keys; none if the run was stopped. */
 static void flush(online_softmax *sm) {
     const size_t d = sm->a->d;
     if (stopped(sm->run)) sm->n = 0; // a window may be long

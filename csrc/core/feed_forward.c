@@ -347,7 +347,7 @@ static void feed_forward_backward(rf_run *run, const real *x, const real *w1, co
 
     for (size_t first = 0; first < n; first += s.chunk) {
         const size_t rows = min_size(s.chunk, n - first), tasks = blocks_of(rows, s.task);
-        // 2. dx, and a chunk_length's rows of the hidden layer and of its gradient
+        // 2. dx, and a chunk's rows of the hidden layer and of its gradient
         const double work = (gated ? 10.0 : 6.0) * (double)rows * (double)c * (double)f;
         const int workers = tile_team(run, work, tasks);
 #pragma omp parallel for num_threads(workers) schedule(dynamic)
@@ -363,7 +363,7 @@ static void feed_forward_backward(rf_run *run, const real *x, const real *w1, co
                                        min_size(s.task, rows - at), &of_dy);
         }
         if (stopped(run)) return;
-        // 3. weights and biases: forward was value_out = hidden w2' + b2
+        // 3. weights and biases: forward was y = hidden w2' + b2, hidden of x w1' + b1 (x w3' + b3)
         weight_gradient(run, dw2, db2, dout + first * c, c, s.hidden, s.ldh, rows, c, f,
                         s.gradient);
         weight_gradient(run, dw1, db1, s.dhidden, s.ldh, x + first * c, c, rows, f, c, s.gradient);

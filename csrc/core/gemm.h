@@ -283,11 +283,15 @@ static void add_column_sums(real *sums, const real *x, size_t ldx, size_t rows, 
             vstore(to, vload(to) + sum[e]);
         }
     }
-    for (; j < columns; j++) {
-        real sum = 0;
-        for (size_t i = 0; i < rows; i++) sum += x[i * ldx + j];
-        sums[j] += sum;
+    for (; j + VEC_LANES <= columns; j += VEC_LANES) {
+        vec sum = {0};
+        for (size_t i = 0; i < rows; i++) sum += vload(x + i * ldx + j);
+        vstore(sums + j, vload(sums + j) + sum);
     }
+    real rest[VEC_LANES] = {0};
+    for (size_t i = 0; i < rows; i++)
+        for (size_t e = 0; e < columns - j; e++) rest[e] += x[i * ldx + j + e];
+    for (size_t e = 0; e < columns - j; e++) sums[j + e] += rest[e];
 }
 
 /* One block of one slab: c (mc x nc) += dy[rows, columns of the block]' x[rows, ...]. Unless sums
@@ -345,7 +349,7 @@ static void weight_gradient(rf_run *run, real *dw, real *db, const real *dy, siz
                               rows, mc, nc, (char *)scratch + thread_index() * packs);
     }
 
-    if (slabs > 1) {
+    if (slabs > 1 && !is_stopped(run)) {
 #pragma omp parallel for num_threads(team(run, (double)(slabs * size))) schedule(static)
         for (size_t i = 0; i < co; i++)
             for (size_t s = 0; s < slabs; s++) {

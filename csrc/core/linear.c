@@ -93,6 +93,6 @@ static void linear_backward(rf_run *run, const real *x, const real *weight, cons
                             real *dx, real *dweight, real *dbias, size_t n, size_t ci, size_t co,
                             void *scratch) {
     // forward was y = x weight' + bias
-    if (dx) linear_product(run, dx, dout, weight, (ptrdiff_t)ci, 1, NULL, n, ci, co, scratch);
+    linear_product(run, dx, dout, weight, (ptrdiff_t)ci, 1, NULL, n, ci, co, scratch);
     weight_gradient(run, dweight, dbias, dout, co, x, ci, n, co, ci, scratch);
 }

@@ -249,7 +249,7 @@ static inline span bucket_segments(const layout *l, size_t bh, size_t round, siz
     return s;
 }
 
-#define MANY_CHUNKS 4096 // between two polls, where a chunk takes nanoseconds
+#define POLL_EVERY 4096 // items between two polls, where one takes nanoseconds
 
 /* -------------------------------------------------------------- pairs that meet repeatedly ---- */
 
@@ -289,14 +289,14 @@ static int has_met(const layout *l, size_t bh, size_t i, size_t j, size_t round,
     const size_t slots = l->a->scope == RF_BUCKET ? 1 : l->a->before + l->a->after + 1;
     for (size_t r = 0; r <= round; r++)
         for (size_t s = 0; s < (r < round ? slots : slot); s++) {
-            if (s % MANY_CHUNKS == MANY_CHUNKS - 1 && stopped(l->run)) return 1;
+            if (s % POLL_EVERY == POLL_EVERY - 1 && stopped(l->run)) return 1;
             if (meets(l, bh, i, j, r, s)) return 1;
         }
     return 0;
 }
 
-/* The same for whole blocks (repeats_of): each token has a number per round, its home, and a query
-   meets the keys whose homes are near its own. */
+/* The same for whole blocks (find_earlier_windows in attention_pair.h): each token has a number per
+   round, its home, and a query meets the keys whose homes are near its own. */
 
 /* How far below and above a query's home those of its keys are. */
 static inline size_t home_below(const rf_attention *a) {

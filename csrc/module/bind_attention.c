@@ -160,8 +160,8 @@ PyObject *bind_index_attention(PyObject *module, PyObject *const *args, Py_ssize
     const void *keys = rf_in(&c, "keys", "b hk s d");
     const void *values = rf_in(&c, "values", "b hk s d");
     const uint8_t *attention_mask = rf_in_mask_or_none(&c, "attention_mask", "b s");
-    const int32_t *newest = rf_inout_int32_or_none(&c, "newest", "b hk r k");
-    const int32_t *previous = rf_inout_int32_or_none(&c, "previous", "b hk r s");
+    const int32_t *newest = rf_in_int32_or_none(&c, "newest", "b hk r k");
+    const int32_t *previous = rf_in_int32_or_none(&c, "previous", "b hk r s");
     const int64_t *ids = rf_in_ids(&c, "ids", "b h r t");
     rf_check_ids(&c, "ids", rf_size(&c, "k"));
     const size_t length = rf_count(&c, "length"), window = rf_count(&c, "window");

@@ -354,6 +354,14 @@ const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape) {
     return used ? PyArray_DATA(used) : NULL;
 }
 
+const int32_t *rf_in_int32_or_none(rf_call *c, const char *name, const char *shape) {
+    if (next_is_none(c)) return c->next++, NULL;
+    PyArrayObject *given = next_integers(c, name, shape);
+    if (!given) return NULL;
+    PyArrayObject *used = hold(c, given, plain(given, NPY_INT32, 0), name);
+    return used ? PyArray_DATA(used) : NULL;
+}
+
 static void check_integers(rf_call *c, const char *name, size_t limit, const int64_t *ignore) {
     if (c->failed) return;
     const rf_array *array = array_named(c, name);

@@ -103,6 +103,7 @@ const void *rf_in_fixed(rf_call *c, const char *name, const char *shape, rf_stor
 const int64_t *rf_in_ids(rf_call *c, const char *name, const char *shape);
 void rf_check_ids(rf_call *c, const char *name, size_t limit);
 void rf_check_labels(rf_call *c, const char *name, size_t limit, int64_t ignore);
+const int32_t *rf_in_int32_or_none(rf_call *c, const char *name, const char *shape);
 const uint8_t *rf_in_mask_or_none(rf_call *c, const char *name, const char *shape);
 
 /* Results: the argument is the array to write to, or None for a new array. With `_over` it may be
@@ -185,13 +186,13 @@ int rf_check_shape(rf_call *c, PyObject *array, int ndim, const Py_ssize_t *dims
 int rf_dims_of(const rf_call *c, const char *shape, Py_ssize_t *dims);
 int rf_has_axis(const rf_call *c, const char *letter);
 
-/* The size of a letter, 0 if it is not defined (then the call has failed, or its array is None);
-   the product of two sizes, SIZE_MAX if it overflows. */
+/* The size of a letter, 0 if it is not defined (then the call has failed, or its array is None). */
 size_t rf_size(const rf_call *c, const char *letter);
 /* Fails unless the size of one letter divides that of another, and both axes are there or missing.
  */
 void rf_check_divides(rf_call *c, const char *part, const char *whole);
 
+/* The product of two sizes, SIZE_MAX if it overflows. */
 size_t rf_product(size_t a, size_t b);
 
 /* Call `op` of the table of this call's type. */

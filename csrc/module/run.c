@@ -52,7 +52,7 @@ int rf_run_init(void) {
 static int poll(rf_run *run) {
     rf_call *c = (rf_call *)run;
     const int64_t time = rf_milliseconds();
-    if (time < c->next_poll) return 0;
+    if (time < c->next_poll || atomic_load(&run->stop)) return 0;
     PyEval_RestoreThread(c->thread);
     if (PyErr_CheckSignals() < 0) atomic_store(&run->stop, 1);
     c->thread = PyEval_SaveThread();

@@ -4,13 +4,21 @@
 #include <limits.h>
 #include <math.h>
 
+/* Is there an error of a conversion? Others, as KeyboardInterrupt in __float__, end the call. */
+static int is_unsuitable(rf_call *c) {
+    if (!PyErr_Occurred()) return 0;
+    c->failed = 1;
+    return PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError) ||
+           PyErr_ExceptionMatches(PyExc_OverflowError);
+}
+
 double rf_double(rf_call *c, const char *name) {
     PyObject *argument = rf_next(c, name);
     if (!argument) return 0;
     const double value = PyFloat_AsDouble(argument);
-    if (value == -1 && PyErr_Occurred())
+    if (is_unsuitable(c))
         RF_FAIL(c, PyExc_TypeError, "%s must be a number, got %R", name, argument);
-    else if (!isfinite(value))
+    else if (!c->failed && !isfinite(value))
         RF_FAIL(c, PyExc_ValueError, "%s must be a finite number, got %R", name, argument);
     return value;
 }
@@ -31,7 +39,8 @@ static uint64_t bits_of(rf_call *c, const char *name, const char *range, int is_
     PyObject *number = argument ? PyNumber_Index(argument) : NULL;
     if (!argument) return 0;
     if (!number) {
-        RF_FAIL(c, PyExc_TypeError, "%s must be an integer%s, got %R", name, range, argument);
+        if (is_unsuitable(c))
+            RF_FAIL(c, PyExc_TypeError, "%s must be an integer%s, got %R", name, range, argument);
         return 0;
     }
     const uint64_t value = is_signed ? (uint64_t)PyLong_AsLongLong(number)

@@ -99,7 +99,7 @@ rf_attention rf_attention_of(rf_call *c, const char **query, const char **keys, 
     PyObject *spec = rf_next(c, "spec"), *fields = fields_of(c, spec);
     a.scope = fields ? scope_field(c, fields) : RF_FULL;
     const int hashes = a.scope == RF_CHUNK || a.scope == RF_BUCKET;
-    *query = "q";
+    *query = "q", *keys = *mask = "";
     if (!fields) return a;
     a.m = count_field(c, fields, FIELD_chunk_length, 1, 1);
     a.before = count_field(c, fields, FIELD_num_chunks_before, 0, 0);

@@ -1,6 +1,6 @@
 /* The core for float on AVX-512 with AMX's bfloat16 tiles. */
 #if !defined(__AVX512BF16__) || !(defined(__AMX_BF16__) || defined(__AMXBF16__))
-#error "built without its flags: see ISA_FLAGS in setup.py"
+#error "built without its flags: see csrc/variants/flags.mk"
 #endif
 #define RF_AMX 1
 #define RF_REAL float

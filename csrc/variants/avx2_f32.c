@@ -1,6 +1,6 @@
 /* The core for float on AVX2 and FMA. */
 #if !defined(__AVX2__) || !defined(__FMA__)
-#error "built without its flags: see ISA_FLAGS in setup.py"
+#error "built without its flags: see csrc/variants/flags.mk"
 #endif
 #define RF_REAL float
 #define RF_OPS rf_ops_f32

@@ -1,6 +1,6 @@
 /* The core for float on NEON, which every 64-bit ARM has. */
 #if !defined(__aarch64__)
-#error "built without its flags: see ISA_FLAGS in setup.py"
+#error "built without its flags: see csrc/variants/flags.mk"
 #endif
 #define RF_REAL float
 #define RF_OPS rf_ops_f32

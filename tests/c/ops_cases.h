@@ -89,7 +89,29 @@ static void check_precision(const problem *p, runner *run_case, rf_precision pre
     }
 }
 
+static size_t polls_left;
+
+static int stop_when_none_is_left(rf_run *run) {
+    if (polls_left == 0) atomic_store(&run->stop, 1);
+    polls_left -= polls_left > 0;
+    return 0;
+}
+
+/* A run that is stopped, early or late, stays within its arrays, whatever its scratch holds. */
+static void check_stopping(const problem *p, runner *run_case) {
+    const size_t polls = below(below(2) ? 3 : 100);
+    for (size_t i = 0; rf_core_at(i); i++)
+        for (int workers = 1; workers <= 3; workers += 2) {
+            rf_run run = {.workers = workers, .poll = stop_when_none_is_left};
+            results unspecified = {0};
+            polls_left = polls;
+            run_case(ops_of(rf_core_at(i)), &run, p, &unspecified);
+            checks++;
+        }
+}
+
 static void check_case(const problem *p, runner *run_case) {
+    check_stopping(p, run_case);
     check_precision(p, run_case, RF_HIGHEST);
     if (sizeof(real) == 4) {
         check_precision(p, run_case, RF_HIGH);
