@@ -46,20 +46,20 @@ def run_all(module, options, data, machine, kept, folder):
     chosen = choose(grid, options.only)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / RUNS
-    done = {run["name"]: run for run in kept if fits(run, grid, about)} | saved(file, grid, about)
+    done = {run["name"]: run for run in kept if fits(run, grid, about)}
     for number, (name, settings) in enumerate(grid.items(), 1):
+        done |= saved(file, grid, about)  # other processes may share the folder
         if name in done or name not in chosen:
             continue
         print(f"[{number}/{len(grid)}] {name}", file=sys.stderr, flush=True)
         place = folder / name.replace(",", "").replace(" ", "-")
         result = module.run(settings, data, place)
-        finished = saved(file, grid, about)  # another process may share the folder
-        finished[name] = {
+        line = {
             "name": name, "settings": settings, "data": about, "machine": machine, "result": result
         }  # fmt: skip
-        lines = "".join(json.dumps(line) + "\n" for line in finished.values())
-        write_atomically(file, lambda part, lines=lines: part.write_text(lines))
-        done |= finished
+        with open(file, "ab", buffering=0) as lines:
+            lines.write(json.dumps(line).encode() + b"\n")  # at once: no other line is lost
+    done |= saved(file, grid, about)
     if missing := [name for name in grid if name not in done]:
         return f"not run yet: {'; '.join(missing)}"
     machines = [done[name]["machine"] for name in grid]

@@ -32,7 +32,14 @@ from reformer_c.models.presets import DROPOUTS
 from reformer_c.training.averaging import average_models
 from reformer_c.training.bleu import bleu, check_bleu
 from reformer_c.training.evaluation import evaluate_pairs
-from reformer_c.training.pairs import Pairs, TextPair, encode_pairs, end_token_of, read_pairs
+from reformer_c.training.pairs import (
+    Pairs,
+    TextPair,
+    bytes_per_target,
+    encode_pairs,
+    end_token_of,
+    read_pairs,
+)
 from reformer_c.training.state import kept_models
 
 from .language import of
@@ -171,12 +178,11 @@ def run(settings, data, folder):
     model, tokenizer = make_model(settings, data.tokenizer), data.tokenizer
 
     def batches(pairs, **more):
-        size = sum(len(pair.target.encode()) for pair in pairs)
         sources, targets = encode_pairs(pairs, tokenizer)
         return Pairs(
             sources, targets, batch_tokens=settings["batch_tokens"],
-            pad_token_id=tokenizer.pad_token_id, bytes_per_token=size / sum(map(len, targets)),
-            **more,
+            pad_token_id=tokenizer.pad_token_id,
+            bytes_per_token=bytes_per_target(pairs, sources, targets, more.get("length")), **more,
         )  # fmt: skip
 
     validated = batches(data.validated, order="sequential")

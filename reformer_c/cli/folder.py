@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from ..files.atomic import finish_checkpoint
 from ..files.checkpoint import local_folder
 from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import (
@@ -55,7 +53,6 @@ def open_folder(folder: str, tokenizer: str | None) -> tuple[Any, Any]:
 
 def open_model(folder: str) -> Any:
     """The model of a folder, of the class that its config.json names."""
-    finish_checkpoint(Path(folder))
     return CLASSES.get(_class_name(folder), ReformerModelWithLMHead).from_pretrained(folder)
 
 

@@ -15,7 +15,15 @@ from ..text.folders import check_vocabulary
 from ..training.bleu import bleu, check_bleu
 from ..training.evaluation import evaluate_pairs
 from ..training.examples import Progress, no_progress
-from ..training.pairs import Pairs, TextPair, encode_pairs, encode_source, end_token_of, read_pairs
+from ..training.pairs import (
+    Pairs,
+    TextPair,
+    bytes_per_target,
+    encode_pairs,
+    encode_source,
+    end_token_of,
+    read_pairs,
+)
 from ..training.progress import show_count
 from ..training.state import config_differences
 from .folder import check_length, open_tokenizer
@@ -67,12 +75,11 @@ def _pairs(
     order: str = "sequential",
 ) -> Pairs:  # fmt: skip
     sources, targets = encode_pairs(pairs, tokenizer)
-    size = sum(len(pair.target.encode("utf-8")) for pair in pairs)
     return Pairs(
         sources, targets, batch=getattr(options, "batch", None),
         batch_tokens=getattr(options, "batch_tokens", None), length=length, order=order,
         seed=options.seed, pad_token_id=tokenizer.pad_token_id or 0,
-        bytes_per_token=max(1, size) / sum(map(len, targets)),
+        bytes_per_token=bytes_per_target(pairs, sources, targets, length),
     )  # fmt: skip
 
 
@@ -194,6 +201,8 @@ def evaluate_translation(
         f"{'bleu':20} {score:.2f}\n{'bits per byte':20} {loss.bits_per_byte:.4f}\n"
         f"{len(pairs):,} pairs, {seconds:.1f} s, {signature}"
     )
+    if data.left_out:
+        text += f"\nbits per byte: without {data.left_out:,} pairs that are too long"
     values = {"bleu": score, "bleu_signature": signature, "loss": loss.loss}
     values |= {"bits_per_byte": loss.bits_per_byte, "pairs": len(pairs), "seconds": seconds}
     return values, text

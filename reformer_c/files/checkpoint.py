@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import ops
 from ..checks import requires_extra
+from .atomic import finish_checkpoint
 from .pickled import iterate_torch_file
 
 __all__ = [
@@ -320,6 +321,7 @@ def local_folder(
     folder = as_path(name)
     text = os.fspath(name)
     if text and folder.is_dir():
+        finish_checkpoint(folder)
         return folder
     if not HUB_NAME.fullmatch(text):
         raise FileNotFoundError(f"folder: there is no folder {text!r}")

@@ -74,12 +74,7 @@ class TrainingLog:
     def write(self, values: Mapping[str, Any]) -> None:
         """Append the line of one step; None and values that JSON cannot represent are omitted."""
         assert self._file is not None, "call begin first"
-        line = {
-            name: value
-            for name, value in values.items()
-            if value is not None and (not isinstance(value, float) or math.isfinite(value))
-        }
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(_representable(values)) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -104,6 +99,15 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     lines = _complete_lines(Path(path).read_text(encoding="utf-8"))
     return [_parse(line, path) for line in lines]
+
+
+def _representable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that JSON can represent, also of inner objects."""
+    return {
+        name: _representable(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None and (not isinstance(value, float) or math.isfinite(value))
+    }
 
 
 def _parse(line: str, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,8 @@ class MaskedLanguageModel:
     ) -> dict[str, float]:
         """The accuracy, loss and perplexity of masked tokens, in windows that do not overlap.
 
-        The same seed masks the same tokens.
+        The same seed masks the same tokens of a window, at least one, whatever the model and the
+        other texts.
         """
         windows = [
             np.asarray(text[start : start + self.length], np.int64)
@@ -139,9 +141,9 @@ class MaskedLanguageModel:
         ]
         loss, right, count = 0.0, 0, 0
         tokens = max(1, LOGITS // model.config.vocab_size)
-        for step, (_, ids) in enumerate(batches_of(windows, tokens, progress=progress)):
-            rng = np.random.default_rng((seed, step))
-            masked, labels = mask_tokens(ids, self.mask_token_id, self.replacements, rng)
+        for _, batch in batches_of(windows, tokens, progress=progress):
+            rows = [self._masked(ids[None], seed) for ids in batch]
+            masked, labels = (np.concatenate(side) for side in zip(*rows, strict=True))
             places = labels != IGNORE
             logits = model(masked, rng=seed).logits[places]
             new = len(logits)
@@ -151,6 +153,10 @@ class MaskedLanguageModel:
         loss /= count
         # exp of a huge loss overflows
         return {"accuracy": right / count, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    def _masked(self, ids: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((seed, zlib.crc32(ids.tobytes())))
+        return mask_tokens(ids, self.mask_token_id, self.replacements, rng)
 
     def encode(self, record: Record) -> np.ndarray:
         """The token ids (t,) of a record's text, which has at least one mask."""

@@ -18,8 +18,8 @@ from .examples import padded, padded_ids
 from .records import parse_json, read_utf8
 from .texts import texts_of
 
-__all__ = ["Pairs", "TextPair", "encode_pairs", "encode_source", "end_token_of", "read_lines",
-           "read_pairs"]  # fmt: skip
+__all__ = ["Pairs", "TextPair", "bytes_per_target", "encode_pairs", "encode_source",
+           "end_token_of", "read_lines", "read_pairs"]  # fmt: skip
 
 # pairs of a batch
 BATCH = 16
@@ -177,6 +177,29 @@ def encode_pairs(
         for side in zip(*pairs, strict=True)
     )
     return sources, targets
+
+
+def bytes_per_target(
+    pairs: Sequence[TextPair],
+    sources: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    length: int | None = None,
+) -> float:
+    """Bytes of text per token of the targets, of pairs of which neither side is longer than
+    `length` tokens.
+
+    Examples
+    --------
+    >>> pairs = [TextPair("a", "bcd"), TextPair("e", "f")]
+    >>> bytes_per_target(pairs, *encode_pairs(pairs, ByteTokenizer()), length=2)
+    0.5
+    """
+    texts, tokens = 0, 0
+    for pair, source, target in zip(pairs, sources, targets, strict=True):
+        if length is None or max(len(source), len(target)) <= length:
+            texts += len(pair.target.encode("utf-8"))
+            tokens += len(target)
+    return max(1, texts) / max(1, tokens)
 
 
 class Pairs(Data):

@@ -64,16 +64,23 @@ def save_run(folder: Path, model: Any, optimizer: Optimizer, state: Mapping[str,
 
 
 def keep_model(folder: Path, model: Any, step: int, limit: int) -> None:
-    """Save the model of a step below the folder, and remove all but the last `limit` of them."""
+    """Save the model of a step below the folder, and remove all but the last `limit` up to it.
+
+    Models of later steps are those of another run.
+    """
     model.save_pretrained(folder / f"{KEPT}{step}")
-    for old in kept_models(folder)[:-limit]:
+    for old in [path for path in kept_models(folder) if _step_of(path) <= step][:-limit]:
         shutil.rmtree(old)
 
 
 def kept_models(folder: Path) -> list[Path]:
     """The folders that `keep_model` made, in the order of their steps."""
     found = [path for path in folder.glob(f"{KEPT}*") if path.name[len(KEPT) :].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[len(KEPT) :]))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(kept: Path) -> int:
+    return int(kept.name[len(KEPT) :])
 
 
 def restore_run(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..checks import NamedAttributes, integer, names_keywords, positive
-from ..files.atomic import check_writable
+from ..files.writable import check_writable
 from ..runtime import peak_memory
 from ..text.tables import html_pairs
 from .accumulation import Accumulated, accumulate, arguments_of
@@ -163,7 +163,7 @@ class Trainer(NamedAttributes):
 
     If the loss of any other step, a gradient or a parameter is NaN or infinite, the loop ends with
     ``FloatingPointError``, which names the step and the parameter. The state saved then, or later,
-    is the one before that step.
+    is the one before that step; with a parameter that is not finite, none is saved.
 
     Examples
     --------
@@ -327,7 +327,10 @@ class Trainer(NamedAttributes):
     def measure_held_out(self) -> float | Mapping[str, float]:
         """The result of `evaluate` as a report has it: bits per byte, or metrics by name."""
         found = self.evaluate()
-        return found.bits_per_byte if isinstance(found, Evaluation) else found
+        if isinstance(found, Evaluation):
+            return found.bits_per_byte
+        # NumPy's numbers are Python's in the log
+        return {name: getattr(value, "item", lambda x=value: x)() for name, value in found.items()}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model, the optimiser's state and the step, for `resume`.
@@ -345,7 +348,13 @@ class Trainer(NamedAttributes):
         ------
         OSError
             The folder cannot be written, or the disk is full; the last checkpoint is kept.
+        FloatingPointError
+            A parameter is not finite; the last checkpoint is kept.
         """
+        if (name := not_finite(self.model.parameters)) is not None:
+            raise FloatingPointError(
+                f"save: the parameter {name!r} is not finite after step {self.step + 1}"
+            )
         save_run(Path(folder), self.model, self.optimizer, self._state(self.step))
 
     def resume(self, folder: str | os.PathLike[str], *, allow: Collection[str] = ()) -> list[str]:
@@ -420,6 +429,7 @@ class Trainer(NamedAttributes):
 
     def _take_step_or_save(self) -> StepReport:
         """Take a step and log it; if that fails, save the last finite state."""
+        before = self.step
         try:
             report = self._take_step()
             if self._log is not None:
@@ -427,6 +437,10 @@ class Trainer(NamedAttributes):
             return report
         except (ArithmeticError, OSError):
             self._save_if_good()
+            raise
+        except Exception:
+            if self.step > before:  # in the evaluation, or in the log
+                self._save_if_good()
             raise
 
     def _save_if_good(self) -> None:

@@ -28,6 +28,7 @@ static struct {
 static size_t buffer_count;
 
 const char *what = "";
+int random_buffers;
 size_t checks;
 
 void fail(const char *message) {
@@ -35,11 +36,19 @@ void fail(const char *message) {
     exit(1);
 }
 
+/* Apart from draw(), whose cases may not depend on sizes of scratch. */
+static unsigned char random_byte(void) {
+    static uint64_t bits = 1;
+    bits = bits * 6364136223846793005u + 1442695040888963407u;
+    return (unsigned char)(bits >> 56);
+}
+
 void *buffer(size_t bytes) {
     unsigned char *start = aligned_alloc(64, (GUARD * 2 + bytes + 63) / 64 * 64);
     if (!start || buffer_count == MAX_BUFFERS) fail("out of memory");
     memset(start, 0xA5, GUARD);
     memset(start + GUARD, 0xFF, bytes);
+    for (size_t i = 0; i < bytes && random_buffers; i++) start[GUARD + i] = random_byte();
     memset(start + GUARD + bytes, 0xA5, GUARD);
     buffers[buffer_count].start = start;
     buffers[buffer_count++].bytes = bytes;

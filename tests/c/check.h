@@ -14,12 +14,13 @@
 
 enum { RESULTS = 8 }; // of a case, at most
 
-extern const char *what; // the current case, for messages
-extern size_t checks;    // results that were compared
+extern const char *what;   // the current case, for messages
+extern size_t checks;      // results that were compared
+extern int random_buffers; // do new buffers hold random bytes instead of NaN?
 
 void fail(const char *message);
 
-/* `bytes` bytes of NaN, 64-byte aligned, between guards. */
+/* `bytes` bytes of NaN, or random ones, 64-byte aligned, between guards. */
 void *buffer(size_t bytes);
 
 /* Check all guards, and free all buffers. */

@@ -105,7 +105,9 @@ static void check_stopping(const problem *p, runner *run_case) {
             rf_run run = {.workers = workers, .poll = stop_when_none_is_left};
             results unspecified = {0};
             polls_left = polls;
+            random_buffers = 1;
             run_case(ops_of(rf_core_at(i)), &run, p, &unspecified);
+            random_buffers = 0;
             checks++;
         }
 }

@@ -280,6 +280,16 @@ def test_translate_refuses_another_model(tmp_path, capsys):
 # ---- evaluate, info ----
 
 
+def test_bits_per_byte_are_those_of_the_pairs_that_are_not_left_out(trained, pairs, capsys):
+    command = ["evaluate", trained, f"{pairs}/all.tsv", "--length", "8"]
+    found = []
+    for more in ("", "a\t" + "é" * 6 + "\n"):
+        (pairs / "all.tsv").write_text("ab\tcd\n" * 4 + more, encoding="utf-8")
+        found.append(run(command, capsys))
+    assert found[0][1] == found[1][1]
+    assert found[1][3] == "bits per byte: without 1 pairs that are too long"
+
+
 def test_evaluate_prints_bleu_and_the_loss(trained, pairs, capsys):
     sacrebleu = pytest.importorskip("sacrebleu")
     translated = run(["translate", trained, "--text-file", f"{pairs}/pairs.de"], capsys)

@@ -55,6 +55,17 @@ def test_a_model_comes_back_bit_for_bit(tmp_path, dtype, positions):
     assert np.array_equal(back(ids, rng=0).logits, model(ids, rng=0).logits)
 
 
+def test_opening_a_folder_completes_a_save_that_was_killed(tmp_path, model):
+    folder = tmp_path / "model"
+    old = ReformerModelWithLMHead(model.config, rng=9)
+    old.save_pretrained(folder)
+    model.save_pretrained(folder / ".saved")
+    os.replace(folder / ".saved" / "config.json", folder / "config.json")
+    opened = ReformerModelWithLMHead.from_pretrained(folder)
+    assert same(opened.parameters, model.parameters)
+    assert not (folder / ".saved").exists()
+
+
 def test_the_folder_holds_what_transformers_looks_for(tmp_path, model):
     model.save_pretrained(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [

@@ -1,5 +1,6 @@
 """Masked language modelling: which tokens are masked, the metrics, and what fills a mask."""
 
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,10 +73,9 @@ def test_metrics_are_those_of_the_masked_tokens(model):
     texts = [TEXT[:42], TEXT[50:60]]
     found = TASK.evaluate(model, texts, seed=3)
     losses, right, count = [], 0, []
-    for step, text in enumerate([texts[1], texts[0]]):  # in the order of lengths
-        masked, labels = mask_tokens(
-            text[None], 1, TASK.replacements, np.random.default_rng((3, step))
-        )
+    for text in texts:
+        rng = np.random.default_rng((3, zlib.crc32(text.astype(np.int64).tobytes())))
+        masked, labels = mask_tokens(text[None], 1, TASK.replacements, rng)
         output = model(masked, labels=labels, rng=3)
         losses.append(output.loss)
         count.append(np.count_nonzero(labels != IGNORE))
@@ -87,6 +87,26 @@ def test_metrics_are_those_of_the_masked_tokens(model):
     for threads in (1, 3):
         with rc.num_threads(threads):
             assert TASK.evaluate(model, texts, seed=3) == found
+
+
+def test_masks_of_a_text_depend_neither_on_other_texts_nor_on_the_model(model):
+    seen = []
+
+    class Spy:
+        def __init__(self, vocab_size):
+            self.config = SimpleNamespace(vocab_size=vocab_size)
+
+        def __call__(self, ids, rng):
+            seen.extend(row.tolist() for row in ids)
+            return SimpleNamespace(logits=np.zeros((*ids.shape, 258)))
+
+    text = TEXT[:42]
+    for vocab_size, texts in ((258, [text]), (2**21, [TEXT[60:102], text])):
+        seen.clear()
+        TASK.evaluate(Spy(vocab_size), texts)
+        if len(texts) == 1:
+            alone = list(seen)
+    assert all(row in seen for row in alone)
 
 
 def test_a_model_learns_masked_tokens(model):

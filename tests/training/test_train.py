@@ -30,7 +30,7 @@ from reformer_c.training.log import read_log
 from reformer_c.training.optim import Adafactor, AdamW
 from reformer_c.training.progress import describe, show_progress
 from reformer_c.training.schedules import schedules
-from reformer_c.training.state import has_checkpoint
+from reformer_c.training.state import has_checkpoint, kept_models
 from reformer_c.training.train import Trainer
 
 # import paths for the programs that tests start
@@ -602,12 +602,43 @@ def test_an_update_that_overflows_is_named_and_never_saved(tmp_path):
     trainer.model.parameters["unused"][...] = 1e308  # its decay alone overflows
     with pytest.raises(FloatingPointError, match="step 3: the parameter 'unused' is not finite"):
         next(reports)
+    with pytest.raises(FloatingPointError, match=r"^save: the parameter 'unused' is not finite"):
+        trainer.save(tmp_path)
     resumed = make()
     resumed.resume(tmp_path)
     assert resumed.step == 2
 
 
+def test_an_evaluation_that_fails_leaves_the_step_that_was_taken(tmp_path):
+    def fails(model, *, seed):
+        raise KeyError("labels")
+
+    with pytest.raises(KeyError):
+        run(make(folder=tmp_path, held_out=fails, evaluate_every=3))
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert resumed.step == 3
+
+
+def test_models_that_are_kept_are_the_last_of_the_run(tmp_path):
+    model = rc.ReformerModelWithLMHead(small_config(vocab_size=258), rng=0)
+    for step in (3, 50, 60):  # of an earlier run
+        model.save_pretrained(tmp_path / f"checkpoint-{step}")
+    data = Windows(TEXT, 32)
+    list(Trainer(model, data, steps=6, folder=tmp_path, save_every=2, keep=2))
+    found = [path.name for path in kept_models(tmp_path)]
+    assert found == [f"checkpoint-{step}" for step in (4, 6, 50, 60)]
+
+
 # ---- the log ----
+
+
+def test_the_log_has_numpys_numbers_and_leaves_out_what_json_has_not(tmp_path):
+    def held_out(model, *, seed):
+        return {"accuracy": np.float32(0.5), "right": np.int64(3), "loss": np.nan}
+
+    run(make(steps=1, held_out=held_out, evaluate_every=1, log=tmp_path / "log"))
+    assert read_log(tmp_path / "log")[0]["held_out"] == {"accuracy": 0.5, "right": 3}
 
 
 def test_the_log_has_a_line_for_each_step_of_a_run_that_was_resumed(tmp_path):
