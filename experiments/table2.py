@@ -201,8 +201,7 @@ def train(model, length, settings, folder):
     if (folder / DONE).is_file():
         return json.loads((folder / DONE).read_text())
     # one round sometimes misses the key; eight rounds find it
-    judge = "LSH-8" if name.startswith("LSH") else name
-    judged = partial(accuracy, model, judge, length, texts=8, seed=settings["seed"] + 1)
+    judged = partial(accuracy, model, judge_of(name), length, texts=8, seed=settings["seed"] + 1)
     share = judged()
     attend(model, name, length)
     # a run that was killed before its results were saved may have reached the target
@@ -319,8 +318,14 @@ def show(runs):
         reached, last = list(run["result"].items())[-1]
         steps = ", ".join(f"{row['steps']:,} at {n}" for n, row in run["result"].items())
         share = 100 * last["accuracy"]
-        lines.append(f"- {label(run)}: steps {steps}; {share:.1f} % with itself at {reached}")
+        judge = judge_of(run["settings"]["trained"])
+        lines.append(f"- {label(run)}: steps {steps}; {share:.1f} % with {judge} at {reached}")
     return "\n".join(lines)
+
+
+def judge_of(name):
+    """The attention that a layer is judged with: 8 rounds if it hashes."""
+    return "LSH-8" if name.startswith("LSH") else name
 
 
 def label(run):
