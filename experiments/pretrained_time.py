@@ -121,7 +121,7 @@ def of_pytorch(q, k, v):
 
 
 def fastest(call, settings):
-    """Seconds of the fastest call: of `repeats`, or of as many as fit into a time."""
+    """Seconds of the fastest call: of `repeats` + 1, or of those that end within a time, and one."""
     found, began = [], perf_counter()
     while len(found) <= settings["repeats"]:
         start = perf_counter()

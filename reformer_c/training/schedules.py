@@ -33,7 +33,7 @@ def _constant(*, warmup: int = 0) -> Schedule:
     Parameters
     ----------
     warmup : int
-        Steps of linear increase from 0.
+        Steps of linear increase; the first has 1 / warmup.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def _linear(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     steps : int
         After which the factor is `floor`.
     warmup : int
-        Steps of linear increase from 0.
+        Steps of linear increase; the first has 1 / warmup.
     floor : float
         The last factor, in [0, 1].
 
@@ -84,7 +84,7 @@ def _cosine(steps: int, *, warmup: int = 0, floor: float = 0.0) -> Schedule:
     steps : int
         After which the factor is `floor`.
     warmup : int
-        Steps of linear increase from 0.
+        Steps of linear increase; the first has 1 / warmup.
     floor : float
         The last factor, in [0, 1].
 
@@ -108,7 +108,7 @@ def _rsqrt(*, warmup: int = 1) -> Schedule:
     Parameters
     ----------
     warmup : int
-        Steps of linear increase from 0.
+        Steps of linear increase; the first has 1 / warmup.
 
     Returns
     -------
