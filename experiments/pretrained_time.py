@@ -121,7 +121,7 @@ def of_pytorch(q, k, v):
 
 
 def fastest(call, settings):
-    """Seconds of the fastest call: of `repeats` + 1, or of those that end within a time, and one."""
+    """Seconds of the fastest call of `repeats` + 1, or of the first that exceeds a time in all."""
     found, began = [], perf_counter()
     while len(found) <= settings["repeats"]:
         start = perf_counter()
