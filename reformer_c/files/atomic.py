@@ -46,14 +46,19 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def finish_checkpoint(folder: Path) -> None:
-    """Complete the moves of a save that was killed after its rename, if any."""
+    """Complete the moves of a save that was killed after its rename, if any.
+
+    Another process may do the same at this moment, the one that saves or one that opens the folder:
+    what it has moved is not missing.
+    """
     commit = folder / COMMIT
     if not commit.is_dir():
         return
-    with suppress(FileNotFoundError):  # another process, which opens the folder, does the same
-        for file in sorted(commit.iterdir()):
-            os.replace(file, folder / file.name)
-        _sync_folder(folder)
+    for name in sorted(os.listdir(commit)):
+        with suppress(FileNotFoundError):
+            os.replace(commit / name, folder / name)
+    _sync_folder(folder)
+    with suppress(OSError):  # or it holds the next save
         commit.rmdir()
 
 

@@ -987,6 +987,25 @@ def test_a_save_that_was_killed_among_its_moves_is_finished(tmp_path, monkeypatc
     assert not (tmp_path / ".saved").exists()
 
 
+def test_a_process_that_opens_the_folder_may_finish_a_save(tmp_path, monkeypatch):
+    trainer = make(steps=4)
+    next(iter(trainer))
+    replace = os.replace
+
+    def twice(source, target):
+        replace(source, target)
+        if os.path.dirname(source).endswith(".saved"):
+            replace(source, target)
+
+    monkeypatch.setattr(os, "replace", twice)
+    for _ in range(2):
+        trainer.save(tmp_path)
+    assert not (tmp_path / ".saved").exists()
+    resumed = make()
+    resumed.resume(tmp_path)
+    assert resumed.step == 1
+
+
 def test_a_folder_without_the_library_that_writes_it_is_refused_before_training(
     tmp_path, monkeypatch
 ):
