@@ -197,8 +197,8 @@ def _train_data(add: Callable[..., Any]) -> None:
     add("--channels", type=int, choices=(1, 3),
         help="of pictures: 1 reads them as grey, 3 as colours (3)")  # fmt: skip
     add("--length", **COUNT,
-        help=f"tokens per sequence ({LENGTH}; with --whole-files the longest file; of "
-        f"examples the longest, at most {LENGTH})")  # fmt: skip
+        help=f"tokens per sequence ({LENGTH}, or the positions of --from or --config; with "
+        f"--whole-files the longest file; of examples the longest, at most {LENGTH})")  # fmt: skip
     add("--tokenizer", metavar="DIR|FILE", help=f"{TOKENIZER} (DIR's of --save, or else bytes)")
     add("--batch", **COUNT, help="sequences per micro-batch (1; 16 of examples)")
     add("--batch-tokens", **COUNT,

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..models.config import ReformerConfig
 from ..models.encoder_decoder import ReformerEncoderDecoder
 from ..models.model import (
     ReformerForMaskedLM,
@@ -24,10 +23,16 @@ from ..training.masking import Masked, MaskedLanguageModel
 from ..training.progress import show_count
 from ..training.question_answering import QuestionAnswering
 from ..training.records import Record, read_records
-from .arguments import LENGTH
 from .folder import check_length, open_tokenizer
 from .prepared import Prepared
-from .train_data import default_tokenizer, hold_out, read_data, read_tokenizer, token_fields
+from .train_data import (
+    default_tokenizer,
+    hold_out,
+    read_data,
+    read_tokenizer,
+    row_length,
+    token_fields,
+)
 from .train_model import create_or_open, fix_num_buckets, make_config, make_model
 from .translation import evaluate_translation, prepare_translation
 from .values import given, option
@@ -66,7 +71,7 @@ def _prepare_classification(folder: Path | None, options: Namespace) -> Prepared
         least = 2 if problem == PROBLEMS["single-label"] else 1
         if len(labels) < least:
             raise ValueError(f"FILE must have at least {least} labels in {column!r}, got {labels}")
-    task = Classification(tokenizer, problem, labels, _longest(options), **columns)
+    task = Classification(tokenizer, problem, labels, row_length(options), **columns)
     train, held = task.examples(records), task.examples(held_out)
     data = _examples(train, tokenizer, options)
     fields = {
@@ -101,7 +106,7 @@ def _prepare_masked(folder: Path | None, options: Namespace) -> Prepared:
 def _prepare_questions(folder: Path | None, options: Namespace) -> Prepared:
     records, held_out = _read_examples(options, "question", "context")
     tokenizer = read_tokenizer(folder, options) or default_tokenizer(folder, options)
-    task = QuestionAnswering(tokenizer, _longest(options))
+    task = QuestionAnswering(tokenizer, row_length(options))
     questions, held = task.questions(records), task.questions(held_out)
     data = _examples(task.examples(questions), tokenizer, options)
     fields, extra = {"num_labels": 2}, {}
@@ -117,13 +122,6 @@ def _prepare_questions(folder: Path | None, options: Namespace) -> Prepared:
     if len(data) > len(questions):
         summary += f"\n{len(data):,} windows of at most {data.length:,} tokens"
     return Prepared(model, data, _measure(task, held), tokenizer, summary)
-
-
-def _longest(options: Namespace) -> int:
-    """The most tokens of a row."""
-    if options.length is None and options.start is not None:
-        return min(LENGTH, ReformerConfig.from_pretrained(options.start).num_positions)
-    return options.length or LENGTH
 
 
 def _read_examples(options: Namespace, *columns: str) -> tuple[list[Record], list[Record]]:

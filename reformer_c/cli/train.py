@@ -56,7 +56,7 @@ def run(options: Namespace) -> None:
         # --steps may be raised, which changes the schedule from here on
         derived = ["schedule.steps", *(["schedule.warmup"] if options.warmup is None else [])]
         for changed in trainer.resume(folder, allow=derived):
-            show(f"resumed: {changed}")
+            show(f"resumed: {changed} in {str(folder)!r}")
     if run.tokenizer is not None and folder is not None:
         # before the first step, so that every checkpoint has it
         save_tokenizer(run.tokenizer, folder)

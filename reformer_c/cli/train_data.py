@@ -20,7 +20,7 @@ from .folder import consistent_tokenizer, no_tokenizer
 from .values import given
 
 __all__ = ["TrainingData", "default_tokenizer", "held_out_share", "hold_out", "read_data",
-           "read_tokenizer", "token_fields"]  # fmt: skip
+           "read_tokenizer", "row_length", "token_fields"]  # fmt: skip
 
 
 class TrainingData(NamedTuple):
@@ -63,7 +63,7 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
     }
     data: Windows | Sequences
     if not options.whole_files:
-        data = Windows(train, options.length or LENGTH, batch=options.batch or 1, **common)
+        data = Windows(train, row_length(options), batch=options.batch or 1, **common)
     elif (options.batch or 1) > 1:
         raise ValueError("--batch must be 1 with --whole-files; --accumulate N uses N files a step")
     elif short := [len(tokens) for tokens in train if len(tokens) < 2]:
@@ -75,6 +75,16 @@ def read_data(folder: Path | None, options: Namespace) -> TrainingData:
         data = Sequences(train, options.length, **common)
     held_out_bytes = _bytes_per_token([part for part, _ in pairs], held_out, tokenizer, options)
     return TrainingData(data, held_out, held_out_bytes, tokenizer, token_fields(tokenizer))
+
+
+def row_length(options: Namespace) -> int:
+    """The most tokens of a row: without --length, as many as the given model has positions for."""
+    if options.length is not None:
+        return int(options.length)
+    most = dict(options.set).get("max_position_embeddings", LENGTH)
+    if options.start is not None:
+        most = ReformerConfig.from_pretrained(options.start).num_positions
+    return max(1, min(LENGTH, most - options.offset))
 
 
 def read_tokenizer(folder: Path | None, options: Namespace) -> Any:

@@ -229,8 +229,8 @@ def tune_lsh(
     """
     q = four_axes("q", q)
     keys, mask = keys_and_mask(q, k, attention_mask)
-    target = number("recall", recall, 0.0, 1.0)
-    if target == 0.0:
+    target = number("recall", recall)
+    if not 0.0 < target <= 1.0:
         raise ValueError(f"recall must be a number > 0 and <= 1, got {recall!r}")
     is_causal = flag("is_causal", is_causal)
     scale = None if scale is None else number("scale", scale)

@@ -425,6 +425,13 @@ def test_a_language_model_is_trained_further(tmp_path, reviews, capsys):
     few = ["--set", "max_position_embeddings=16"]
     assert main([*command, *SMALL, *few]) == 1
     assert "--length must be at most the 16 positions of the model" in capsys.readouterr().err
+    # without --length, these positions are the length
+    command = ["train", reviews, "--steps", "1", "--threads", "1"]
+    for model, positions in ((["--from", second], 32), ([*SMALL, *few], 16)):
+        assert main([*command, *model, "--save", str(tmp_path / "third")]) == 0
+        state = json.loads((tmp_path / "third" / "trainer_state.json").read_text())
+        assert state["data"]["length"] == positions
+        shutil.rmtree(tmp_path / "third")
 
 
 def test_a_masked_language_model_becomes_a_causal_one(tmp_path, reviews):
