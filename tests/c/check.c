@@ -36,11 +36,14 @@ void fail(const char *message) {
     exit(1);
 }
 
-/* Apart from draw(), whose cases may not depend on sizes of scratch. */
-static unsigned char random_byte(void) {
+/* With numbers other than those of draw(), whose cases may not depend on sizes of scratch. */
+static void fill_randomly(unsigned char *start, size_t bytes) {
     static uint64_t bits = 1;
-    bits = bits * 6364136223846793005u + 1442695040888963407u;
-    return (unsigned char)(bits >> 56);
+    for (size_t i = 0; i < bytes; i += sizeof bits) {
+        bits = bits * 6364136223846793005u + 1442695040888963407u;
+        const uint64_t mixed = bits ^ bits >> 29;
+        memcpy(start + i, &mixed, bytes - i < sizeof mixed ? bytes - i : sizeof mixed);
+    }
 }
 
 void *buffer(size_t bytes) {
@@ -48,7 +51,7 @@ void *buffer(size_t bytes) {
     if (!start || buffer_count == MAX_BUFFERS) fail("out of memory");
     memset(start, 0xA5, GUARD);
     memset(start + GUARD, 0xFF, bytes);
-    for (size_t i = 0; i < bytes && random_buffers; i++) start[GUARD + i] = random_byte();
+    if (random_buffers) fill_randomly(start + GUARD, bytes);
     memset(start + GUARD + bytes, 0xA5, GUARD);
     buffers[buffer_count].start = start;
     buffers[buffer_count++].bytes = bytes;
