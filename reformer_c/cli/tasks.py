@@ -98,8 +98,7 @@ def _prepare_masked(folder: Path | None, options: Namespace) -> Prepared:
     task = MaskedLanguageModel(texts.tokenizer, texts.train.length)
     data = Masked(texts.train, task)
     model = make_model(folder, texts, options, ReformerForMaskedLM, **FIELDS)
-    count, held = (sum(map(len, part)) for part in (data.tokens, texts.held_out))
-    summary = f"{count:,} tokens to train on, {held:,} held out; {task.mask_token} is the mask"
+    summary = f"{texts.summary}\n{task.mask_token} is the mask"
     return Prepared(model, data, _measure(task, texts.held_out), texts.tokenizer, summary)
 
 

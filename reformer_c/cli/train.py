@@ -90,8 +90,7 @@ def _prepare(folder: Path | None, options: Namespace) -> Prepared:
             "--bytes-per-token must be given with .npy files, for losses in bits per byte; or "
             "--tokenizer, if the tokens were made by one: DIR, FILE or bytes"
         )
-    count, held = (sum(map(len, texts)) for texts in (data.tokens, held_out))
-    summary = f"{count:,} tokens to train on, {held:,} held out"
+    summary = found.summary
     if data.bytes_per_token != 1.0:
         summary += f"\n{tokenizer or 'tokens'}, {data.bytes_per_token:.2f} bytes each"
     ratio = held_out_bytes if held_out else None

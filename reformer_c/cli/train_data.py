@@ -34,6 +34,16 @@ class TrainingData(NamedTuple):
     tokenizer: Any
     fields: dict[str, Any]
 
+    @property
+    def summary(self) -> str:
+        """How many tokens there are to train on, and held out."""
+        least = self.train.length if isinstance(self.train, Windows) else 0
+        count = sum(len(part) for part in self.train.tokens if len(part) >= least)
+        text = f"{count:,} tokens to train on, {sum(map(len, self.held_out)):,} held out"
+        if isinstance(self.train, Windows) and self.train.left_out:
+            text += f"\n{self.train.left_out:,} texts of fewer than {least:,} tokens are left out"
+        return text
+
 
 def read_data(folder: Path | None, options: Namespace) -> TrainingData:
     """Read and tokenize the files; `folder` is where the model is saved."""

@@ -115,6 +115,11 @@ class Windows(Data):
     bytes_per_token : float
         Bytes of text per token, for losses in bits per byte; 1 for bytes.
 
+    Attributes
+    ----------
+    left_out : int
+        The number of arrays of fewer than `length` tokens, which no window can have.
+
     Raises
     ------
     TypeError, ValueError
@@ -136,6 +141,7 @@ class Windows(Data):
     array([[39, 40, 41, 42]])
     """
 
+    left_out: int
     # valid starts of windows, and non-overlapping windows, within each array
     _starts: np.ndarray
     _full: np.ndarray
@@ -163,6 +169,7 @@ class Windows(Data):
                 f"length must be at most {longest}, the tokens of the longest text, "
                 f"got {self.length}"
             )
+        self.left_out = sum(len(part) < self.length for part in self.tokens)
         self._starts = np.cumsum([max(0, len(part) - self.length + 1) for part in self.tokens])
         self._full = np.cumsum([len(part) // self.length for part in self.tokens])
 

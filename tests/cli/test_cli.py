@@ -436,6 +436,16 @@ def test_token_arrays_and_whole_files_are_trained_on(text, tmp_path, capsys):
         assert "tokens to train on" in capsys.readouterr().out
 
 
+def test_arrays_shorter_than_a_window_are_counted(tmp_path, capsys):
+    for name, length in (("a", 20), ("b", 9), ("c", 40)):
+        np.save(tmp_path / f"{name}.npy", np.arange(length))
+    command = ["train", str(tmp_path), *SMALL, "--length", "16", "--steps", "1", "--held-out", "0"]
+    assert main([*command, "--bytes-per-token", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "60 tokens to train on, 0 held out\n" in printed
+    assert "\n1 texts of fewer than 16 tokens are left out\n" in printed
+
+
 @pytest.mark.parametrize("words", [["--whole-files"], []])
 def test_held_out_text_of_several_files_is_read_file_by_file(words, text, tmp_path, capsys):
     files = [tmp_path / f"{name}.txt" for name in "ab"]

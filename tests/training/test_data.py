@@ -142,6 +142,13 @@ def test_a_window_may_be_the_whole_text():
 
 
 @pytest.mark.parametrize("order", ["random", "sequential"])
+def test_texts_shorter_than_a_window_are_left_out_and_counted(order):
+    data = Windows([np.full(9, 1), np.full(3, 2), np.full(4, 3)], length=4, order=order)
+    assert data.left_out == 1
+    assert {int(x) for step in range(50) for x in data.batch(step).flat} == {1, 3}
+
+
+@pytest.mark.parametrize("order", ["random", "sequential"])
 def test_windows_never_reach_from_one_array_into_the_next(order):
     parts = [np.arange(12), np.arange(100, 103), np.arange(200, 225), np.arange(0)]
     windows = Windows(parts, 10, batch=3, order=order)
