@@ -91,7 +91,7 @@ def row_length(options: Namespace) -> int:
     """The most tokens of a row: without --length, as many as the given model has positions for."""
     if options.length is not None:
         return int(options.length)
-    most = dict(options.set).get("max_position_embeddings", LENGTH)
+    most: int = dict(options.set).get("max_position_embeddings", LENGTH)
     if options.start is not None:
         most = ReformerConfig.from_pretrained(options.start).num_positions
     return max(1, min(LENGTH, most - options.offset))
