@@ -91,10 +91,10 @@ def row_length(options: Namespace) -> int:
     """The most tokens of a row: without --length, as many as the given model has positions for."""
     if options.length is not None:
         return int(options.length)
-    most: int = dict(options.set).get("max_position_embeddings", LENGTH)
+    most = dict(options.set).get("max_position_embeddings", LENGTH)
     if options.start is not None:
         most = ReformerConfig.from_pretrained(options.start).num_positions
-    return max(1, min(LENGTH, most - options.offset))
+    return max(1, min(LENGTH, int(most) - int(options.offset)))
 
 
 def read_tokenizer(folder: Path | None, options: Namespace) -> Any:
