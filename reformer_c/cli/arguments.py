@@ -152,7 +152,7 @@ def _parser() -> tuple[ArgumentParser, Mapping[str, ArgumentParser]]:
             epilog=f"example: reformer-c {name} {example}",
         )  # fmt: skip
         command.set_defaults(parser=command)
-        if name != "bench":  # its figures do not depend on the seed
+        if name not in ("average", "bench"):  # nothing in them is random
             command.add_argument("--seed", **WHOLE, default=0, help="of all random numbers (0)")
         command.add_argument("--threads", **COUNT, help="threads to use (default: all)")
         add_arguments(command)
