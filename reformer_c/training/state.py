@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -64,19 +65,20 @@ def save_run(folder: Path, model: Any, optimizer: Optimizer, state: Mapping[str,
 
 
 def keep_model(folder: Path, model: Any, step: int, limit: int) -> None:
-    """Save the model of a step below the folder, and remove all but the last `limit` up to it.
-
-    Models of later steps are those of another run.
-    """
+    """Save the model of a step below the folder, and remove all but the last `limit` of them."""
     model.save_pretrained(folder / f"{KEPT}{step}")
-    for old in [path for path in kept_models(folder) if _step_of(path) <= step][:-limit]:
+    for old in kept_models(folder)[:-limit]:
         shutil.rmtree(old)
 
 
 def kept_models(folder: Path) -> list[Path]:
-    """The folders that `keep_model` made, in the order of their steps."""
+    """The folders that `keep_model` made, in the order of their steps.
+
+    Those of steps after the checkpoint's are another run's.
+    """
+    last = read_state(folder)["step"] if has_checkpoint(folder) else math.inf
     found = [path for path in folder.glob(f"{KEPT}*") if path.name[len(KEPT) :].isdecimal()]
-    return sorted(found, key=_step_of)
+    return sorted((path for path in found if _step_of(path) <= last), key=_step_of)
 
 
 def _step_of(kept: Path) -> int:

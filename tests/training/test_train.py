@@ -626,8 +626,8 @@ def test_models_that_are_kept_are_the_last_of_the_run(tmp_path):
         model.save_pretrained(tmp_path / f"checkpoint-{step}")
     data = Windows(TEXT, 32)
     list(Trainer(model, data, steps=6, folder=tmp_path, save_every=2, keep=2))
-    found = [path.name for path in kept_models(tmp_path)]
-    assert found == [f"checkpoint-{step}" for step in (4, 6, 50, 60)]
+    assert [path.name for path in kept_models(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
+    assert (tmp_path / "checkpoint-60").is_dir()
 
 
 # ---- the log ----
