@@ -469,7 +469,7 @@ static ALWAYS_INLINE void prefetch_flush(prefetch_queue *queue, size_t n) {
    product_lines() themselves. */
 #define ROUNDED_FLUSH 16
 
-/* Lines that a rounded product of so many rows prefetches, at most. */
+/* The most cache lines that one product of `rows` rows of rounded operands prefetches. */
 static inline size_t product_lines(size_t rows) {
     return 32 * rows / MASKED_ROWS;
 }

@@ -329,8 +329,8 @@ class Trainer(NamedAttributes):
         found = self.evaluate()
         if isinstance(found, Evaluation):
             return found.bits_per_byte
-        # NumPy's numbers are Python's in the log
-        return {name: getattr(value, "item", lambda x=value: x)() for name, value in found.items()}
+        # JSON, as in the log, has no numbers of NumPy
+        return {name: x.item() if isinstance(x, np.generic) else x for name, x in found.items()}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model, the optimiser's state and the step, for `resume`.
@@ -352,9 +352,7 @@ class Trainer(NamedAttributes):
             A parameter is not finite; the last checkpoint is kept.
         """
         if (name := not_finite(self.model.parameters)) is not None:
-            raise FloatingPointError(
-                f"save: the parameter {name!r} is not finite after step {self.step + 1}"
-            )
+            raise FloatingPointError(f"save: the parameter {name!r} is not finite")
         save_run(Path(folder), self.model, self.optimizer, self._state(self.step))
 
     def resume(self, folder: str | os.PathLike[str], *, allow: Collection[str] = ()) -> list[str]:

@@ -525,7 +525,7 @@ def test_what_differs_from_the_saved_run_is_said(trained, text, capsys):
     assert "--steps must be at least the 4 of the run that resumes" in capsys.readouterr().err
     # a finished run may be extended, and its schedule with it
     assert main(command[:-2]) == 0
-    assert "resumed: schedule.steps is 5 here and 4 in " in capsys.readouterr().out
+    assert f"resumed: schedule.steps is 5 here and 4 in {trained!r}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [[], ["--set", "apply_lm_head_bias=false"]])

@@ -89,7 +89,7 @@ def test_metrics_are_those_of_the_masked_tokens(model):
             assert TASK.evaluate(model, texts, seed=3) == found
 
 
-def test_masks_of_a_text_depend_neither_on_other_texts_nor_on_the_model(model):
+def test_masks_of_a_text_depend_neither_on_other_texts_nor_on_the_model():
     seen = []
 
     class Spy:
